@@ -1,0 +1,54 @@
+package bridge
+
+import (
+	"testing"
+	"unsafe"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// kept makes the arrays of the tests escape to the heap, which does not move: the
+// bridge is made for memory that Go does not own.
+var kept []any
+
+func address[T any](s []T) uintptr {
+	kept = append(kept, s)
+	return uintptr(unsafe.Pointer(unsafe.SliceData(s)))
+}
+
+func TestRewardLoss(t *testing.T) {
+	chosen, rejected, delta := []float32{1, 2}, []float32{0, 3}, []float32{4, 5}
+	loss, gradChosen, gradRejected := make([]float32, 1), make([]float32, 2), make([]float32, 2)
+	ok, err := RewardLoss(4, 2, address(loss), address(gradChosen), address(gradRejected),
+		address(chosen), address(rejected), address(delta), 0, 0, 0, false)
+	require.NoError(t, err)
+	assert.True(t, ok)
+	assert.NotZero(t, loss[0])
+	assert.Equal(t, gradChosen[1], -gradRejected[1])
+
+	losses := make([]float32, 2)
+	_, err = RewardLoss(4, 2, address(losses), 0, 0, address(chosen), address(rejected), address(delta), 0, 0, 2, false)
+	require.NoError(t, err)
+	assert.InDelta(t, loss[0], (losses[0]+losses[1])/2, 1e-6)
+}
+
+// Each kind of error carries the prefix of its Python exception, and a panic does
+// not leave the bridge.
+func TestErrors(t *testing.T) {
+	_, err := RewardLoss(3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, false)
+	assert.EqualError(t, err, "TypeError: dtype code is 3, must be 4 (float32) or 8 (float64)")
+	delta := []float64{-1}
+	_, err = RewardLoss(8, 1, address(delta), 0, 0, address(delta), address(delta), address(delta), 0, 0, 0, false)
+	assert.EqualError(t, err, "ValueError: delta[0] is -1, must be greater than 0")
+	one := []float64{1}
+	ok, err := RewardLoss(8, 1, 0, 0, 0, address(one), address(one), address(one), 0, 0, 0, false) // no place for the loss
+	assert.False(t, ok)
+	assert.ErrorContains(t, err, "RuntimeError: pcrm: internal error, please report it: runtime error: index out of range")
+	_, err = Deltas(2, 1, 0, 0, 1, 1, 1, 0, 0)
+	assert.ErrorContains(t, err, "TypeError: dtype code is 2")
+	_, err = Fit(1, address(one), address(one), 0, 3, 0, 1)
+	assert.ErrorContains(t, err, "ValueError: target_alike is 0")
+	_, err = LengthRatios(1, 0, 0, 0, 0, 0, 0, 0, -1)
+	assert.ErrorContains(t, err, "ValueError: chosen_ids have 0 offsets")
+}

@@ -1,0 +1,165 @@
+package pcrm
+
+import (
+	"math"
+	"slices"
+)
+
+// Float is what scores, similarities and deltas may be made of.
+type Float interface{ float32 | float64 }
+
+// Constraint maps the prior similarity s of two responses to the ceiling delta
+// of their margin (arXiv 2404.00978, section 3.2):
+//
+//	delta(s) = beta1/(s+beta2) + beta3, clipped to [Floor, Cap]
+//
+// s has no unit and lies in [0, 1]; delta is in units of the score. The curve is
+// monotone in s, so a constraint is usable exactly when delta is positive at both
+// ends, which [Constraint.Validate] checks.
+type Constraint struct {
+	Beta1, Beta2, Beta3 float64
+
+	// Floor and Cap clip delta. Zero means none: delta must be positive anyway,
+	// and a cap of zero would forbid every margin.
+	Floor, Cap float64
+}
+
+// Fixed returns the constraint whose delta is the same for every pair. +Inf is
+// allowed and gives the Bradley-Terry loss.
+func Fixed(delta float64) Constraint {
+	// beta2 = 1 keeps 0/(s+beta2) from being 0/0 at s = 0.
+	return Constraint{Beta2: 1, Beta3: delta}
+}
+
+// Delta returns delta(s) for one similarity. It checks nothing: see [Constraint.Validate]
+// and [Deltas]. NaN gives NaN.
+func (c Constraint) Delta(s float64) float64 {
+	d := c.Beta1/(s+c.Beta2) + c.Beta3
+	if d < c.Floor && c.Floor != 0 {
+		return c.Floor
+	}
+	if d > c.Cap && c.Cap != 0 {
+		return c.Cap
+	}
+	return d
+}
+
+// Target returns delta(s)/2, the margin at which the loss of such a pair is least.
+func (c Constraint) Target(s float64) float64 { return c.Delta(s) / 2 }
+
+// Validate reports whether delta is a positive number for every s in [0, 1].
+//
+// Errors: a NaN or infinite beta1 or beta2, a NaN beta3, beta2 < 0, a floor or cap
+// that is NaN or negative, floor > cap, delta(0) <= 0 or delta(1) <= 0. beta3 and
+// cap may be +Inf.
+func (c Constraint) Validate() error {
+	for _, p := range []struct {
+		name     string
+		value    float64
+		infinite bool
+		least    float64
+	}{
+		{"beta1", c.Beta1, false, math.Inf(-1)},
+		{"beta2", c.Beta2, false, 0},
+		{"beta3", c.Beta3, true, math.Inf(-1)},
+		{"floor", c.Floor, false, 0},
+		{"cap", c.Cap, true, 0},
+	} {
+		switch {
+		case math.IsNaN(p.value):
+			return argErr(p.name, -1, "is NaN, must be a number")
+		case math.IsInf(p.value, -1) || math.IsInf(p.value, 1) && !p.infinite:
+			return argErr(p.name, -1, "is %v, must be finite", p.value)
+		case p.value < p.least:
+			return argErr(p.name, -1, "is %v, must be at least %v", p.value, p.least)
+		}
+	}
+	if c.Cap != 0 && c.Floor > c.Cap {
+		return argErr("floor", -1, "is %v, must not be greater than cap, which is %v", c.Floor, c.Cap)
+	}
+	for _, s := range []float64{0, 1} {
+		// Not d <= 0: with beta1 = beta2 = 0 the curve is NaN at s = 0.
+		if d := c.Delta(s); !(d > 0) {
+			return argErr("delta", -1, "is %v at similarity %v, must be greater than 0 on all of [0, 1]: "+
+				"a ceiling of zero or less rewards ties and reversals", d, s)
+		}
+	}
+	return nil
+}
+
+// Deltas writes delta(s) of every similarity to dst, in float64 rounded once.
+//
+// Errors: a constraint that fails [Constraint.Validate], slices of different
+// lengths, a similarity outside [0, 1] or NaN (named by its index); dst is then
+// undefined. Empty slices are allowed.
+func Deltas[F Float](dst, s []F, c Constraint) error {
+	if len(dst) != len(s) {
+		return argErr("dst", -1, "has %d elements, similarities have %d", len(dst), len(s))
+	}
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	for i, v := range s {
+		if !(v >= 0 && v <= 1) {
+			return argErr("similarities", i, "is %v, must be in [0, 1]", v)
+		}
+		dst[i] = F(c.Delta(float64(v)))
+	}
+	return nil
+}
+
+// beta2OfFit keeps the curve finite at s = 0; it is the value of every published setting.
+const beta2OfFit = 0.001
+
+// Fit returns the constraint whose target margin delta/2 is targetAlike at the
+// hi quantile of the similarities and targetUnlike at the lo quantile:
+//
+//	beta1 = 2 (targetUnlike - targetAlike) / (1/(s_lo+beta2) - 1/(s_hi+beta2))
+//	beta3 = 2 targetAlike - beta1/(s_hi+beta2)
+//
+// with beta2 = 0.001, floor = 2 targetAlike and cap = 2 targetUnlike, which keep
+// delta positive and bounded outside the two quantiles. Quantiles interpolate
+// linearly (NumPy's default).
+//
+// Errors: no similarities, one outside [0, 1], quantiles that are not
+// 0 <= lo < hi <= 1, targets that are not 0 < targetAlike < targetUnlike < +Inf,
+// and similarities whose two quantiles are equal: no curve has two targets there.
+func Fit[F Float](similarities []F, targetAlike, targetUnlike, lo, hi float64) (Constraint, error) {
+	switch {
+	case !(targetAlike > 0):
+		return Constraint{}, argErr("target_alike", -1, "is %v, must be greater than 0", targetAlike)
+	case !(targetUnlike > targetAlike) || math.IsInf(targetUnlike, 1):
+		return Constraint{}, argErr("target_unlike", -1, "is %v, must be finite and greater than target_alike, which is %v", targetUnlike, targetAlike)
+	case !(0 <= lo && lo < hi && hi <= 1):
+		return Constraint{}, argErr("quantiles", -1, "are (%v, %v), must be 0 <= low < high <= 1", lo, hi)
+	case len(similarities) == 0:
+		return Constraint{}, argErr("similarities", -1, "are empty, must be at least one number")
+	}
+	sorted := make([]float64, len(similarities))
+	for i, v := range similarities {
+		if !(v >= 0 && v <= 1) {
+			return Constraint{}, argErr("similarities", i, "is %v, must be in [0, 1]", v)
+		}
+		sorted[i] = float64(v)
+	}
+	slices.Sort(sorted)
+	sLo, sHi := quantile(sorted, lo), quantile(sorted, hi)
+	if sLo == sHi {
+		return Constraint{}, argErr("similarities", -1, "have the same value, %v, at both quantiles %v and %v: "+
+			"this prior does not tell pairs apart, use a fixed delta", sLo, lo, hi)
+	}
+	c := Constraint{Beta2: beta2OfFit, Floor: 2 * targetAlike, Cap: 2 * targetUnlike}
+	c.Beta1 = 2 * (targetUnlike - targetAlike) / (1/(sLo+c.Beta2) - 1/(sHi+c.Beta2))
+	c.Beta3 = 2*targetAlike - c.Beta1/(sHi+c.Beta2)
+	return c, nil
+}
+
+// quantile interpolates linearly between the two order statistics around p(n-1).
+func quantile(sorted []float64, p float64) float64 {
+	at := p * float64(len(sorted)-1)
+	i := int(at)
+	if i+1 == len(sorted) {
+		return sorted[i]
+	}
+	return sorted[i] + (at-float64(i))*(sorted[i+1]-sorted[i])
+}

@@ -1,0 +1,117 @@
+package pcrm_test
+
+import (
+	"math"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pcrm-project/pcrm/pcrm"
+)
+
+func TestConstraintDelta(t *testing.T) {
+	alpaca := pcrm.Constraint{Beta1: 10, Beta2: 0.001, Beta3: -5}
+	for s, want := range map[float64]float64{1: 4.99, 0.9: 6.10, 0.7: 9.27, 0.5: 14.96, 0: 9995} {
+		assert.InDelta(t, want, alpaca.Delta(s), 0.005, "s=%v", s)
+		assert.Equal(t, alpaca.Delta(s)/2, alpaca.Target(s))
+	}
+	clipped := pcrm.Constraint{Beta1: 10, Beta2: 0.001, Beta3: -5, Floor: 6, Cap: 9}
+	assert.Equal(t, 6.0, clipped.Delta(1))
+	assert.Equal(t, 9.0, clipped.Delta(0))
+	assert.InDelta(t, 6.10, clipped.Delta(0.9), 0.005)
+	assert.Equal(t, 4.5, pcrm.Fixed(4.5).Delta(0))
+	assert.Equal(t, 4.5, pcrm.Fixed(4.5).Delta(1))
+	assert.Equal(t, inf, pcrm.Fixed(inf).Delta(0.3))
+	assert.True(t, math.IsNaN(alpaca.Delta(math.NaN())))
+}
+
+func TestConstraintValidate(t *testing.T) {
+	good := pcrm.Constraint{Beta1: 10, Beta2: 0.001, Beta3: -5}
+	require.NoError(t, good.Validate())
+	require.NoError(t, pcrm.Fixed(inf).Validate())
+	require.NoError(t, pcrm.Constraint{Beta1: 10, Beta2: 0, Beta3: -5}.Validate(), "delta(0) = +Inf is unconstrained")
+	require.NoError(t, pcrm.Constraint{Beta1: 10, Beta2: 0.001, Beta3: -20, Floor: 2}.Validate(), "the floor saves the far end")
+	ends := " on all of [0, 1]: a ceiling of zero or less rewards ties and reversals"
+	for message, c := range map[string]pcrm.Constraint{
+		"delta is -10.009990009990009 at similarity 1, must be greater than 0" + ends: {Beta1: 10, Beta2: 0.001, Beta3: -20},
+		"delta is -1 at similarity 0, must be greater than 0" + ends:                  {Beta1: -2, Beta2: 1, Beta3: 1},
+		"delta is NaN at similarity 0, must be greater than 0" + ends:                 {Beta3: 5},
+		"beta1 is NaN, must be a number":                                              {Beta1: math.NaN()},
+		"beta1 is +Inf, must be finite":                                               {Beta1: inf},
+		"beta2 is -1, must be at least 0":                                             {Beta1: 10, Beta2: -1},
+		"beta3 is -Inf, must be finite":                                               {Beta2: 1, Beta3: -inf},
+		"floor is -1, must be at least 0":                                             {Beta2: 1, Beta3: 4, Floor: -1},
+		"floor is 5, must not be greater than cap, which is 4":                        {Beta2: 1, Beta3: 4, Floor: 5, Cap: 4},
+	} {
+		assert.EqualError(t, c.Validate(), message)
+	}
+}
+
+func TestDeltas(t *testing.T) {
+	c := pcrm.Constraint{Beta1: 10, Beta2: 0.001, Beta3: -5}
+	dst := make([]float32, 3)
+	require.NoError(t, pcrm.Deltas(dst, []float32{0, 0.5, 1}, c))
+	for i, s := range []float64{0, 0.5, 1} {
+		assert.Equal(t, float32(c.Delta(s)), dst[i])
+	}
+	require.NoError(t, pcrm.Deltas(nil, []float32{}, c))
+	assert.EqualError(t, pcrm.Deltas(dst, []float32{0, 0.5, 1.5}, c), "similarities[2] is 1.5, must be in [0, 1]")
+	assert.EqualError(t, pcrm.Deltas(dst, []float32{0, float32(math.NaN()), 1}, c), "similarities[1] is NaN, must be in [0, 1]")
+	assert.EqualError(t, pcrm.Deltas(dst, []float32{0}, c), "dst has 3 elements, similarities have 1")
+	assert.Error(t, pcrm.Deltas(dst, dst, pcrm.Constraint{}))
+}
+
+func TestFitReachesItsTargets(t *testing.T) {
+	var s []float64
+	for i := range 101 {
+		s = append(s, float64(i)/100)
+	}
+	c, err := pcrm.Fit(s, 1, 3, 0.05, 0.95)
+	require.NoError(t, err)
+	require.NoError(t, c.Validate())
+	assert.InDelta(t, 1, c.Target(0.95), 1e-12)
+	assert.InDelta(t, 3, c.Target(0.05), 1e-12)
+	assert.Equal(t, 1.0, c.Target(1), "floor")
+	assert.Equal(t, 3.0, c.Target(0), "cap")
+	assert.Equal(t, 0.001, c.Beta2)
+}
+
+func TestFitErrors(t *testing.T) {
+	s := []float64{0.1, 0.9}
+	for _, c := range []struct {
+		s                     []float64
+		alike, unlike, lo, hi float64
+		message               string
+	}{
+		{s, 0, 3, 0.05, 0.95, "target_alike is 0, must be greater than 0"},
+		{s, 3, 3, 0.05, 0.95, "target_unlike is 3, must be finite and greater than target_alike, which is 3"},
+		{s, 1, inf, 0.05, 0.95, "target_unlike is +Inf, must be finite and greater than target_alike, which is 1"},
+		{s, 1, 3, 0.5, 0.5, "quantiles are (0.5, 0.5), must be 0 <= low < high <= 1"},
+		{nil, 1, 3, 0.05, 0.95, "similarities are empty, must be at least one number"},
+		{[]float64{0.5, 2}, 1, 3, 0.05, 0.95, "similarities[1] is 2, must be in [0, 1]"},
+		{[]float64{0.5, 0.5}, 1, 3, 0.05, 0.95, "similarities have the same value, 0.5, at both quantiles 0.05 and 0.95: this prior does not tell pairs apart, use a fixed delta"},
+	} {
+		_, err := pcrm.Fit(c.s, c.alike, c.unlike, c.lo, c.hi)
+		assert.EqualError(t, err, c.message)
+	}
+}
+
+func TestPresets(t *testing.T) {
+	p, err := pcrm.LookupPreset("alpaca/length_ratio")
+	require.NoError(t, err)
+	assert.Equal(t, pcrm.Constraint{Beta1: 10, Beta2: 0.001, Beta3: -5}, p.Constraint)
+	assert.Equal(t, "length_ratio", p.Prior)
+	for _, name := range []string{"alpaca", "tldr"} {
+		for _, prior := range []string{"length_ratio", "cosine", "fixed"} {
+			p, err := pcrm.LookupPreset(name + "/" + prior)
+			require.NoError(t, err)
+			assert.Equal(t, prior, p.Prior)
+			assert.NoError(t, p.Constraint.Validate())
+			// The paper's deltas at s = 1 are all close to 5 (4.5 to 5).
+			assert.InDelta(t, 4.75, p.Constraint.Delta(1), 0.3, p.Name)
+		}
+	}
+	_, err = pcrm.LookupPreset("alpaca/typo")
+	assert.ErrorContains(t, err, `preset is "alpaca/typo", must be one of alpaca/cosine, alpaca/fixed, alpaca/length_ratio, dpo/`)
+}

@@ -1,0 +1,125 @@
+package pcrm_test
+
+import (
+	"encoding/json"
+	"math"
+	"os"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pcrm-project/pcrm/pcrm"
+)
+
+// golden holds the cases of tests/golden, which mpmath computed with 60 digits.
+type golden struct {
+	Cases struct {
+		Delta []struct {
+			Similarity, Beta1, Beta2, Beta3, Delta float64
+		}
+		Pair []struct {
+			Margin         float64
+			Delta          *float64 // nil is unconstrained
+			LabelSmoothing float64  `json:"label_smoothing"`
+			Loss, Grad     float64
+		}
+		RewardBatch []struct {
+			Chosen, Rejected, Delta  []float64
+			CenterRewardsCoefficient float64 `json:"center_rewards_coefficient"`
+			Loss                     float64
+			GradChosen               []float64 `json:"grad_chosen"`
+			GradRejected             []float64 `json:"grad_rejected"`
+		} `json:"reward_batch"`
+		LengthRatio []struct {
+			ChosenIDs   []int64 `json:"chosen_ids"`
+			RejectedIDs []int64 `json:"rejected_ids"`
+			Ratio       float64
+		} `json:"length_ratio"`
+		Span []struct {
+			ChosenIDs   []int64 `json:"chosen_ids"`
+			RejectedIDs []int64 `json:"rejected_ids"`
+			PadTokenID  int64   `json:"pad_token_id"`
+			Start, End  int
+		}
+	}
+}
+
+func readGolden(t testing.TB) golden {
+	data, err := os.ReadFile("../tests/golden/vectors.json")
+	require.NoError(t, err)
+	var g golden
+	require.NoError(t, json.Unmarshal(data, &g))
+	return g
+}
+
+// closeTo asserts |got-want| <= relative*|want| + absolute.
+func closeTo(t testing.TB, want, got, relative, absolute float64, msg ...any) {
+	t.Helper()
+	assert.InDelta(t, want, got, relative*math.Abs(want)+absolute, msg...)
+}
+
+func TestGoldenDelta(t *testing.T) {
+	for _, c := range readGolden(t).Cases.Delta {
+		got := pcrm.Constraint{Beta1: c.Beta1, Beta2: c.Beta2, Beta3: c.Beta3}.Delta(c.Similarity)
+		// beta1/(s+beta2) and beta3 cancel: the error is that of the larger one.
+		closeTo(t, c.Delta, got, 0, 1e-15*(math.Abs(c.Beta3)+math.Abs(c.Delta)))
+	}
+}
+
+func TestGoldenPair(t *testing.T) {
+	cases := readGolden(t).Cases.Pair
+	require.Greater(t, len(cases), 400)
+	for _, c := range cases {
+		delta := math.Inf(1)
+		if c.Delta != nil {
+			delta = *c.Delta
+		}
+		loss, grad := pcrm.PairLoss(c.Margin, delta, c.LabelSmoothing)
+		closeTo(t, c.Loss, loss, 1e-12, 0, "%+v", c)
+		// The gradient is a difference of two numbers up to 1: near its zero it has
+		// their rounding, 2 ulp of 1, and no relative precision.
+		closeTo(t, c.Grad, grad, 1e-12, 4.5e-16, "%+v", c)
+	}
+}
+
+func TestGoldenRewardBatch(t *testing.T) {
+	t.Run("float64", func(t *testing.T) { goldenRewardBatch[float64](t, 1e-12) })
+	t.Run("float32", func(t *testing.T) { goldenRewardBatch[float32](t, 2e-6) })
+}
+
+func goldenRewardBatch[F pcrm.Float](t *testing.T, tolerance float64) {
+	for _, c := range readGolden(t).Cases.RewardBatch {
+		n := len(c.Chosen)
+		gradChosen, gradRejected := make([]F, n), make([]F, n)
+		loss, err := pcrm.RewardLoss(nil, gradChosen, gradRejected, to[F](c.Chosen), to[F](c.Rejected), to[F](c.Delta),
+			pcrm.RewardOptions{CenterRewardsCoefficient: c.CenterRewardsCoefficient})
+		require.NoError(t, err)
+		closeTo(t, c.Loss, loss, tolerance, 0)
+		for i := range n {
+			// Scores are exact in float32: the absolute part is the rounding of the
+			// gradient's terms, which are at most 1/n.
+			closeTo(t, c.GradChosen[i], float64(gradChosen[i]), tolerance, 1e-15/float64(n))
+			closeTo(t, c.GradRejected[i], float64(gradRejected[i]), tolerance, 1e-15/float64(n))
+		}
+	}
+}
+
+func to[F pcrm.Float](x []float64) []F {
+	out := make([]F, len(x))
+	for i, v := range x {
+		out[i] = F(v)
+	}
+	return out
+}
+
+func TestGoldenLengthRatio(t *testing.T) {
+	for i, c := range readGolden(t).Cases.LengthRatio {
+		assert.Equal(t, c.Ratio, pcrm.LengthRatio(c.ChosenIDs, c.RejectedIDs, pcrm.NoPad), "case %d", i)
+	}
+	// The span cases are the same responses in padded rows: the ratio must not change.
+	g := readGolden(t)
+	for i, c := range g.Cases.Span {
+		assert.Equal(t, g.Cases.LengthRatio[i].Ratio, pcrm.LengthRatio(c.ChosenIDs, c.RejectedIDs, c.PadTokenID), "padded case %d", i)
+	}
+}
