@@ -1,0 +1,20 @@
+"""Reward-model and DPO training whose score margins stay where the data says they should.
+
+The loss of a pair with margin m = r_w - r_l and constraint delta is
+
+    L(m) = -log sigmoid(m) - log sigmoid(delta - m)
+
+where delta is a function of how alike the two responses are ("Prior Constraints-based
+Reward Model Training for Aligning Large Language Models", arXiv 2404.00978). Start with
+`PCRMLoss` in a loop of your own, `pcrm.functional` for the bare functions, or `pcrm.trl`
+for TRL's trainers.
+"""
+
+from importlib.metadata import version
+
+from . import backends, functional, priors
+from .constraint import Constraint
+from .losses import PCRMLoss
+
+__version__ = version("pcrm")
+__all__ = ["Constraint", "PCRMLoss", "__version__", "backends", "functional", "priors"]

@@ -1,0 +1,132 @@
+"""Which code computes: the Go core or plain torch.
+
+    auto   Go for tensors on the CPU, torch elsewhere (the default)
+    go     Go; an error where it cannot serve
+    torch  the readable torch reference, on any device
+
+The choice holds for the whole process. The environment variable `PCRM_BACKEND` sets it
+at start.
+
+After a fork the child computes with torch whatever was chosen, if its parent had used
+Go: a Go runtime does not survive a fork, and a call into it would hang for ever. So
+DataLoader workers and `datasets.map(num_proc=...)` work, with the same results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+NAMES = ("auto", "go", "torch")
+
+_NATIVE_FOLDER = Path(__file__).parent / "_native"
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{source} is {name!r}, must be one of {', '.join(NAMES)}")
+    return name
+
+
+_backend = _checked(os.environ.get("PCRM_BACKEND", "auto"), "PCRM_BACKEND")
+_native: ModuleType | None = None
+_loaded_in = 0  # the process that loaded _native; 0 is no process
+_unavailable: str | None = None  # why there is no native library, once that is known
+
+
+def get_backend() -> str:
+    """The name that was set: `auto`, `go` or `torch`."""
+    return _backend
+
+
+def set_backend(name: str) -> None:
+    """Choose the code that computes from now on, in the whole process.
+
+    Raises:
+        ValueError: the name is not one of `auto`, `go`, `torch`.
+        RuntimeError: `go` was asked for and the native library is not there; the message
+            says why.
+    """
+    global _backend
+    _checked(name, "backend")
+    if name == "go" and _load() is None:
+        raise RuntimeError(f"backend 'go' is not available: {_unavailable}")
+    _backend = name
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """`set_backend` for the length of a `with` block."""
+    before = _backend
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(before)
+
+
+def _load() -> ModuleType | None:
+    """The native library, loaded on first use; None where there is none."""
+    global _native, _loaded_in, _unavailable
+    if _native is None and _unavailable is None:
+        try:
+            _native = importlib.import_module("pcrm._native._bridge")
+            _loaded_in = os.getpid()
+        except ImportError as error:
+            _unavailable = str(error)
+            with contextlib.suppress(OSError, ValueError):
+                info = json.loads((_NATIVE_FOLDER / "build_info.json").read_text())
+                _unavailable = info["reason"] or _unavailable
+    return _native
+
+
+def native() -> ModuleType | None:
+    """The native library if the chosen backend is to use it on the CPU, else None.
+
+    Warns once, with the reason, where `auto` has to do without.
+
+    Raises:
+        RuntimeError: the backend is `go` and the native library is not there.
+    """
+    if _backend == "torch":
+        return None
+    if _native is not None:
+        return _native if _loaded_in == os.getpid() else None
+    reported = _unavailable is not None
+    if _load() is None:
+        if _backend == "go":
+            raise RuntimeError(f"backend 'go' is not available: {_unavailable}")
+        if not reported:
+            warnings.warn(f"pcrm computes with torch, not with its Go core: {_unavailable}", RuntimeWarning, stacklevel=3)
+    return _native
+
+
+def native_for(name: str, tensor: torch.Tensor) -> ModuleType | None:
+    """`native()` for work on that tensor: None where it does not lie on the CPU.
+
+    Raises:
+        ValueError: the backend is `go` and the tensor, called `name` in the message, lies
+            on another device.
+    """
+    if tensor.is_cpu:
+        return native()
+    if _backend == "go":
+        raise ValueError(f"backend 'go' computes on the CPU, {name} is on {tensor.device}: use 'auto' or 'torch'")
+    return None
+
+
+_EXCEPTIONS = {"ValueError": ValueError, "TypeError": TypeError, "RuntimeError": RuntimeError}
+
+
+def exception_of(error: RuntimeError) -> Exception:
+    """The exception that the bridge meant: it puts the name before the message."""
+    name, _, message = str(error).partition(": ")
+    return _EXCEPTIONS[name](message) if name in _EXCEPTIONS else error

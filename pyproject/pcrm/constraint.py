@@ -1,0 +1,230 @@
+"""The constraint: how large a margin two responses may have, given how alike they are."""
+
+from __future__ import annotations
+
+import functools
+import math
+import tomllib
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from . import backends, reference
+
+T = TypeVar("T", float, torch.Tensor, Any)
+
+
+@functools.cache
+def presets() -> dict[str, dict[str, Any]]:
+    """The published settings by name: `prior` and the betas, or `delta` for a fixed one."""
+    return tomllib.loads((backends._NATIVE_FOLDER / "presets.toml").read_text())
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """delta(s) = beta1 / (s + beta2) + beta3, clipped to [floor, cap].
+
+    s in [0, 1] is the prior similarity of the two responses and delta, in units of the
+    score, the ceiling of their margin; the margin's target is delta / 2. Alike responses
+    get a small ceiling, unlike ones a large one (arXiv 2404.00978, section 3.2).
+
+    Args:
+        beta1: Scale of the curve. Finite.
+        beta2: Offset of the similarity, at least 0 and finite.
+        beta3: Offset of delta; +inf makes every pair unconstrained.
+        floor: Least delta, greater than 0; None for none.
+        cap: Greatest delta, greater than 0; None for none.
+
+    Raises:
+        TypeError: an argument is not a number.
+        ValueError: an argument is out of its range, or delta is not greater than 0
+            somewhere on [0, 1] (the curve is monotone, so both ends are looked at): a
+            ceiling of 0 or less rewards ties and reversals.
+    """
+
+    beta1: float
+    beta2: float
+    beta3: float
+    floor: float | None = None
+    cap: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2", "beta3", "floor", "cap"):
+            value = getattr(self, name)
+            if value is None and name in ("floor", "cap"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} is {value!r}, must be a number")
+            if math.isnan(value):
+                raise ValueError(f"{name} is nan, must be a number")
+            if value == -math.inf or (value == math.inf and name not in ("beta3", "cap")):
+                raise ValueError(f"{name} is {value}, must be finite")
+            object.__setattr__(self, name, float(value))
+        if self.beta2 < 0:
+            raise ValueError(f"beta2 is {self.beta2:g}, must be at least 0")
+        for name in ("floor", "cap"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} is {value:g}, must be greater than 0")
+        if self.floor is not None and self.cap is not None and self.floor > self.cap:
+            raise ValueError(f"floor is {self.floor:g}, must not be greater than cap, which is {self.cap:g}")
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        for s, delta in zip((0, 1), self._reference(ends).tolist(), strict=True):
+            if not delta > 0:
+                raise ValueError(
+                    f"delta is {delta:g} at similarity {s}, must be greater than 0 on all of [0, 1]: "
+                    "a ceiling of zero or less rewards ties and reversals"
+                )
+
+    @classmethod
+    def fixed(cls, delta: float) -> Constraint:
+        """The same delta for every pair; `math.inf` gives the Bradley-Terry loss."""
+        if isinstance(delta, bool) or not isinstance(delta, (int, float)):
+            raise TypeError(f"delta is {delta!r}, must be a number")
+        if not delta > 0:
+            raise ValueError(f"delta is {delta}, must be greater than 0")
+        # beta2 = 1 keeps 0 / (s + beta2) from being 0 / 0 at s = 0.
+        return cls(0.0, 1.0, delta)
+
+    @classmethod
+    def preset(cls, name: str) -> Constraint:
+        """A published setting, such as `alpaca/length_ratio`.
+
+        Raises:
+            ValueError: there is no preset of that name; the message lists them.
+        """
+        row = presets().get(name)
+        if row is None:
+            raise ValueError(f"preset is {name!r}, must be one of {', '.join(sorted(presets()))}")
+        return cls.fixed(row["delta"]) if "delta" in row else cls(row["beta1"], row["beta2"], row["beta3"])
+
+    @classmethod
+    def fit(
+        cls,
+        similarities: Any,
+        *,
+        target_alike: float,
+        target_unlike: float,
+        quantiles: tuple[float, float] = (0.05, 0.95),
+    ) -> Constraint:
+        """The constraint with the margins that you want on the data that you have.
+
+        Its target delta / 2 is `target_alike` at the upper quantile of the similarities and
+        `target_unlike` at the lower one:
+
+            beta1 = 2 (target_unlike - target_alike) / (1/(s_low + beta2) - 1/(s_high + beta2))
+            beta3 = 2 target_alike - beta1 / (s_high + beta2)
+
+        with beta2 = 0.001, floor = 2 target_alike and cap = 2 target_unlike, which keep
+        delta positive and bounded outside the quantiles.
+
+        Args:
+            similarities: The priors of the training pairs, in [0, 1]: a sequence, an array
+                or a tensor of one dimension.
+            target_alike: The margin wanted for alike pairs, greater than 0.
+            target_unlike: The margin wanted for unlike pairs, greater than `target_alike`.
+            quantiles: Which similarities count as unlike and as alike.
+
+        Raises:
+            ValueError: no similarities, or one outside [0, 1] (named by its index); targets
+                or quantiles out of order; the same similarity at both quantiles.
+        """
+        s = torch.as_tensor(similarities, dtype=torch.float64).detach().cpu().contiguous()
+        low, high = quantiles
+        if s.dim() != 1:
+            raise ValueError(f"similarities have shape {tuple(s.shape)}, must have one dimension")
+        if not target_alike > 0:
+            raise ValueError(f"target_alike is {target_alike}, must be greater than 0")
+        if not target_alike < target_unlike < math.inf:
+            raise ValueError(
+                f"target_unlike is {target_unlike}, must be finite and greater than target_alike, which is {target_alike}"
+            )
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"quantiles are ({low}, {high}), must be 0 <= low < high <= 1")
+        if s.numel() == 0:
+            raise ValueError("similarities are empty, must be at least one number")
+        check_similarities(s)
+        native = backends.native()
+        if native is None:
+            return cls(*reference.fit(s, target_alike, target_unlike, low, high))
+        fitted = torch.empty(5, dtype=torch.float64)
+        try:
+            native.bridge_Fit(s.numel(), fitted.data_ptr(), s.data_ptr(), target_alike, target_unlike, low, high)
+        except RuntimeError as error:
+            raise backends.exception_of(error) from None
+        return cls(*fitted.tolist())
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether delta is the same for every pair, so that no prior is needed."""
+        return self.beta1 == 0
+
+    def delta(self, s: T) -> T:
+        """delta(s), of the type of s.
+
+        Args:
+            s: Similarities in [0, 1]: a float, a NumPy array or a tensor of any shape.
+                A tensor of float16 or bfloat16 gives float32, as delta needs more digits
+                than these have. No gradient flows through it.
+
+        Raises:
+            TypeError: s holds no floating-point numbers.
+            ValueError: a similarity is NaN or outside [0, 1], named by its index (checked on
+                the CPU; elsewhere the check would stall the device).
+        """
+        if isinstance(s, torch.Tensor):
+            return self._delta(s)
+        if isinstance(s, (int, float)):
+            return self._delta(torch.tensor([s], dtype=torch.float64)).item()
+        import numpy as np
+
+        if not isinstance(s, (np.ndarray, np.generic)):
+            raise TypeError(f"s is a {type(s).__name__}, must be a float, a NumPy array or a tensor")
+        result = self._delta(torch.from_numpy(np.ascontiguousarray(s))).numpy().reshape(s.shape)
+        return result if isinstance(s, np.ndarray) else result[()]
+
+    def target(self, s: T) -> T:
+        """delta(s) / 2, the margin at which the loss of such a pair is least."""
+        return self.delta(s) / 2
+
+    def _reference(self, s: torch.Tensor) -> torch.Tensor:
+        return reference.delta(s, self.beta1, self.beta2, self.beta3, self.floor, self.cap)
+
+    def _delta(self, s: torch.Tensor) -> torch.Tensor:
+        if not s.is_floating_point():
+            raise TypeError(f"similarities have dtype {s.dtype}, must be floating point")
+        s = s.detach()
+        if s.dtype not in (torch.float32, torch.float64):
+            s = s.float()
+        if torch.compiler.is_compiling():
+            return self._reference(s)
+        native = backends.native_for("s", s)
+        if native is None:
+            if s.is_cpu:
+                check_similarities(s)
+            return self._reference(s)
+        s = s.contiguous()
+        result = torch.empty_like(s)
+        try:
+            native.bridge_Deltas(
+                s.element_size(),
+                s.numel(),
+                result.data_ptr(),
+                s.data_ptr(),
+                self.beta1,
+                self.beta2,
+                self.beta3,
+                self.floor or 0.0,  # 0 is Go's word for none
+                self.cap or 0.0,
+            )
+        except RuntimeError as error:
+            raise backends.exception_of(error) from None
+        return result
+
+
+def check_similarities(s: torch.Tensor, name: str = "similarities") -> None:
+    """Refuse a similarity that is NaN or outside [0, 1]: a ValueError names the first one."""
+    good = (s >= 0) & (s <= 1)
+    if not good.all():
+        index = int((~good).flatten().nonzero()[0])
+        raise ValueError(f"{name}[{index}] is {s.flatten()[index].item():g}, must be in [0, 1]")

@@ -1,0 +1,12 @@
+"""The part of the build that pyproject.toml cannot say: the Go extension."""
+
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+sys.path.insert(0, str(Path(__file__).parent / "buildtools"))
+from pcrm_build import BuildNative  # noqa: E402
+
+# optional: where it cannot be built, setuptools must not look for the file.
+setup(ext_modules=[Extension("pcrm._native._bridge", [], optional=True)], cmdclass={"build_ext": BuildNative})
