@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 sys.path.insert(0, str(Path(__file__).parent / "buildtools"))
-from pcrm_build import BuildNative  # noqa: E402
+from pcrm_build import BuildNative
 
 # optional: where it cannot be built, setuptools must not look for the file.
 setup(ext_modules=[Extension("pcrm._native._bridge", [], optional=True)], cmdclass={"build_ext": BuildNative})

@@ -100,7 +100,7 @@ def _go() -> str:
         import go  # pyright: ignore[reportMissingImports]  # installed by the hooks above
     except ImportError:
         raise RuntimeError(f"no Go {GO_MINIMUM[0]}.{GO_MINIMUM[1]} or newer on PATH, and no {GO_PACKAGE}") from None
-    return str(Path(go.__file__).parent / "bin" / "go")
+    return str(Path(str(go.__file__)).parent / "bin" / "go")
 
 
 def _cc() -> str:
@@ -192,7 +192,10 @@ class BuildNative(build_ext):
                     raise
                 reason = f"building it failed: {error}"
         if reason is not None:
-            print(f"warning: pcrm is installed without its native extension ({reason}): it computes with torch", file=sys.stderr)
+            print(
+                f"warning: pcrm is installed without its native extension ({reason}): it computes with torch",
+                file=sys.stderr,
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         (target.parent / "build_info.json").write_text(json.dumps({"native": reason is None, "reason": reason}) + "\n")
         # The one table of presets, which Go embeds: Python reads its copy.

@@ -105,7 +105,9 @@ def native() -> ModuleType | None:
         if _backend == "go":
             raise RuntimeError(f"backend 'go' is not available: {_unavailable}")
         if not reported:
-            warnings.warn(f"pcrm computes with torch, not with its Go core: {_unavailable}", RuntimeWarning, stacklevel=3)
+            warnings.warn(
+                f"pcrm computes with torch, not with its Go core: {_unavailable}", RuntimeWarning, stacklevel=3
+            )
     return _native
 
 

@@ -6,13 +6,11 @@ import functools
 import math
 import tomllib
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, overload
 
 import torch
 
 from . import backends, reference
-
-T = TypeVar("T", float, torch.Tensor, Any)
 
 
 @functools.cache
@@ -159,7 +157,13 @@ class Constraint:
         """Whether delta is the same for every pair, so that no prior is needed."""
         return self.beta1 == 0
 
-    def delta(self, s: T) -> T:
+    @overload
+    def delta(self, s: float) -> float: ...
+    @overload
+    def delta(self, s: torch.Tensor) -> torch.Tensor: ...
+    @overload
+    def delta(self, s: Any) -> Any: ...
+    def delta(self, s: Any) -> Any:
         """delta(s), of the type of s.
 
         Args:
@@ -183,7 +187,13 @@ class Constraint:
         result = self._delta(torch.from_numpy(np.ascontiguousarray(s))).numpy().reshape(s.shape)
         return result if isinstance(s, np.ndarray) else result[()]
 
-    def target(self, s: T) -> T:
+    @overload
+    def target(self, s: float) -> float: ...
+    @overload
+    def target(self, s: torch.Tensor) -> torch.Tensor: ...
+    @overload
+    def target(self, s: Any) -> Any: ...
+    def target(self, s: Any) -> Any:
         """delta(s) / 2, the margin at which the loss of such a pair is least."""
         return self.delta(s) / 2
 

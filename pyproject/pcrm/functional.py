@@ -148,7 +148,7 @@ class _RewardLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradients = _scaled(ctx.saved_tensors, grad_loss, ctx.dtype)
         if torch.is_grad_enabled():  # create_graph=True: whoever differentiates again gets a clear error
-            gradients = _Twice.apply(*gradients)
+            gradients = _Twice.apply(*(g.detach().requires_grad_() for g in gradients))
         return (None, *gradients, None, None, None, None, None)  # pyright: ignore[reportGeneralTypeIssues]
 
 
@@ -180,21 +180,27 @@ def _reward_loss_op(
     reduction: int,
     check_finite: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    settings = (label_smoothing, center_rewards_coefficient)
     native = backends.native()
     if native is not None:
-        # An operator's outputs may share no memory.
-        loss, *gradients = _reward_loss(
-            native, chosen, rejected, delta, *settings, reduction, check_finite, gradient=True
+        loss, by_chosen, by_rejected = _reward_loss(
+            native,
+            chosen,
+            rejected,
+            delta,
+            label_smoothing,
+            center_rewards_coefficient,
+            reduction,
+            check_finite,
+            gradient=True,
         )
-        return loss, gradients[0].clone(), gradients[1].clone()
+        return loss, by_chosen.clone(), by_rejected.clone()  # an operator's outputs may share no memory
     _check_values(chosen, rejected, delta, check_finite)
+    name = next(name for name, code in _REDUCTIONS.items() if code == reduction)
     with torch.enable_grad():
-        scores = [x.detach().to(delta.dtype).requires_grad_() for x in (chosen, rejected)]
-        name = next(name for name, code in _REDUCTIONS.items() if code == reduction)
-        loss = reference.reward_loss(*scores, delta, *settings, name)
-        gradients = torch.autograd.grad(loss.sum(), scores)
-    return loss.detach(), *gradients
+        w, l = (x.detach().to(delta.dtype).requires_grad_() for x in (chosen, rejected))  # noqa: E741
+        loss = reference.reward_loss(w, l, delta, label_smoothing, center_rewards_coefficient, name)
+        by_chosen, by_rejected = torch.autograd.grad(loss.sum(), (w, l))
+    return loss.detach(), by_chosen, by_rejected
 
 
 @_reward_loss_op.register_fake
@@ -228,7 +234,9 @@ def _check_scores(chosen: Tensor, rejected: Tensor) -> None:
         if x.dim() != 1:
             raise ValueError(f"{name} has shape {tuple(x.shape)}, must be (B,): squeeze the last dimension of (B, 1)")
     if chosen.shape != rejected.shape:
-        raise ValueError(f"rejected_rewards has shape {tuple(rejected.shape)}, chosen_rewards has {tuple(chosen.shape)}")
+        raise ValueError(
+            f"rejected_rewards has shape {tuple(rejected.shape)}, chosen_rewards has {tuple(chosen.shape)}"
+        )
     if chosen.dtype != rejected.dtype:
         raise TypeError(f"rejected_rewards has dtype {rejected.dtype}, chosen_rewards has {chosen.dtype}")
     if chosen.device != rejected.device:
@@ -270,7 +278,9 @@ def _check_values(chosen: Tensor, rejected: Tensor, delta: Tensor, check_finite:
     """
     checks = [("delta", delta, delta > 0, "greater than 0")] if delta.is_cpu else []
     if check_finite:
-        checks += [(n, x, x.isfinite(), "finite") for n, x in (("chosen_rewards", chosen), ("rejected_rewards", rejected))]
+        checks += [
+            (n, x, x.isfinite(), "finite") for n, x in (("chosen_rewards", chosen), ("rejected_rewards", rejected))
+        ]
     for name, x, good, wanted in checks:
         if not good.all():
             index = int((~good).nonzero()[0])

@@ -49,8 +49,11 @@ class PCRMArguments:
 
     pcrm_prior: str = field(
         default="length_ratio",
-        metadata={"help": "Similarity of two responses: 'length_ratio' of their token ids, 'fixed' for one delta, "
-                  "'column' for the data set's column 'prior'.", "choices": PRIORS},
+        metadata={
+            "help": "Similarity of two responses: 'length_ratio' of their token ids, 'fixed' for one delta, "
+            "'column' for the data set's column 'prior'.",
+            "choices": PRIORS,
+        },
     )
     pcrm_preset: str | None = field(
         default=None, metadata={"help": "A published setting, 'alpaca/length_ratio' by default."}
@@ -81,12 +84,18 @@ class PCRMArguments:
             constraint = Constraint.preset(preset)
             of = presets()[preset]["prior"]
             if of != self.pcrm_prior and (fixed or self.pcrm_prior == "length_ratio" or of == "fixed"):
-                raise ValueError(f"pcrm_preset is {preset!r}, which is for the prior {of!r}, and pcrm_prior is {self.pcrm_prior!r}")
+                raise ValueError(
+                    f"pcrm_preset is {preset!r}, which is for the prior {of!r}, and pcrm_prior is {self.pcrm_prior!r}"
+                )
         if not fixed:
             if self.pcrm_delta is not None:
-                raise ValueError(f"pcrm_delta is {self.pcrm_delta}, which pcrm_prior={self.pcrm_prior!r} does not use: set pcrm_prior='fixed'")
+                raise ValueError(
+                    f"pcrm_delta is {self.pcrm_delta}, which pcrm_prior={self.pcrm_prior!r} does not use: set pcrm_prior='fixed'"
+                )
             constraint = Constraint.preset(preset or "alpaca/length_ratio")
-            return Constraint(**{"beta1": constraint.beta1, "beta2": constraint.beta2, "beta3": constraint.beta3} | curve)
+            return Constraint(
+                **{"beta1": constraint.beta1, "beta2": constraint.beta2, "beta3": constraint.beta3} | curve
+            )
         if curve:
             raise ValueError(f"pcrm_{next(iter(curve))} is set, which pcrm_prior='fixed' does not use: set pcrm_delta")
         if self.pcrm_delta is not None:
@@ -167,13 +176,16 @@ class PCRMRewardTrainer(RewardTrainer):
         if not isinstance(args, PCRMRewardConfig):
             raise TypeError(f"args is a {type(args).__name__}, must be a PCRMRewardConfig")
         self.constraint = args.pcrm_constraint()
+        self._center = args.center_rewards_coefficient or 0.0
         super().__init__(model, args, **kwargs)
         self.data_collator = _PriorCollator(self.data_collator)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         columns = get_dataset_column_names(dataset)
         if args.pcrm_prior == "column" and columns and "prior" not in columns:
-            raise ValueError(f"the {dataset_name} data set has no column 'prior', which pcrm_prior='column' needs: it has {', '.join(columns)}")
+            raise ValueError(
+                f"the {dataset_name} data set has no column 'prior', which pcrm_prior='column' needs: it has {', '.join(columns)}"
+            )
         if "prior" in columns and hasattr(dataset, "num_rows"):  # an iterable one is looked at batch by batch
             _prior_tensor(list(dataset["prior"]))
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
@@ -192,26 +204,31 @@ class PCRMRewardTrainer(RewardTrainer):
         delta = self.constraint.delta(prior)
         # TRL's own pass for its metrics; its loss is not used and costs no second forward.
         _, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        rewards = outputs.logits.squeeze(-1)
+        rewards: torch.Tensor = outputs.logits.squeeze(-1)  # pyright: ignore[reportAttributeAccessIssue]
         if rewards.dtype != torch.float64:
             rewards = rewards.float()  # the difference of two bfloat16 scores has few digits left
         chosen, rejected = rewards.chunk(2)
+        # Half of the column each way moves their difference by all of it, and their sum,
+        # which is centered, not at all.
+        shift = 0.0 if margin is None else self._unconstrained(margin) / 2
         loss = pcrm_loss(
-            chosen if margin is None else self._shifted(chosen, margin),
-            rejected,
+            chosen - shift,
+            rejected + shift,
             delta,
+            center_rewards_coefficient=self._center,
         )
-        center = self.args.center_rewards_coefficient
-        if center is not None:
-            loss = loss + center * ((chosen + rejected) ** 2).mean()
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if model.training else "eval"
         with torch.no_grad():
             over = (chosen - rejected > delta).float().mean()
             for name, value in (("pcrm/delta", delta.mean()), ("pcrm/violation", over)):
-                self._metrics[mode][name].append(self.accelerator.gather_for_metrics(value).mean().item())
+                gathered: Any = self.accelerator.gather_for_metrics(value)
+                self._metrics[mode][name].append(gathered.mean().item())
         return (loss, outputs) if return_outputs else loss
 
-    def _shifted(self, chosen: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:
+    def _unconstrained(self, margin: torch.Tensor) -> torch.Tensor:
         if self.constraint.delta(1.0) < math.inf:
-            raise ValueError("the data set has a column 'margin', which moves the margin that the constraint bounds: remove it, or train with pcrm_prior='fixed' and pcrm_delta=inf")
-        return chosen - margin
+            raise ValueError(
+                "the data set has a column 'margin', which moves the margin that the constraint bounds: "
+                "remove it, or train with pcrm_prior='fixed' and pcrm_delta=inf"
+            )
+        return margin

@@ -15,7 +15,15 @@ def bridge_RewardLoss(
     checkFinite: bool,
 ) -> bool: ...
 def bridge_Deltas(
-    dtype: int, n: int, dst: int, similarities: int, beta1: float, beta2: float, beta3: float, floor: float, ceiling: float
+    dtype: int,
+    n: int,
+    dst: int,
+    similarities: int,
+    beta1: float,
+    beta2: float,
+    beta3: float,
+    floor: float,
+    ceiling: float,
 ) -> bool: ...
 def bridge_Fit(
     n: int, dst: int, similarities: int, targetAlike: float, targetUnlike: float, low: float, high: float

@@ -1,0 +1,112 @@
+"""The reward model of the demo: a small one made from nothing, or a checkpoint of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+_CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+
+
+def make_tokenizer(texts: Iterable[str]) -> Any:
+    """A byte-level BPE tokenizer with 2,000 tokens, trained on the texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    fast.chat_template = _CHAT_TEMPLATE
+    return fast
+
+
+def make_model(tokenizer: Any, max_length: int, seed: int) -> Any:
+    """A Llama with two layers of width 64 and a scalar head, randomly initialized."""
+    torch.manual_seed(seed)
+    return LlamaForSequenceClassification(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=max_length,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            num_labels=1,  # pyright: ignore[reportCallIssue]
+        )
+    )
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = _CHAT_TEMPLATE
+    return tokenizer
+
+
+def load_model(path: str | Path, seed: int) -> Any:
+    torch.manual_seed(seed)  # a checkpoint without a scalar head gets a random one
+    return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
+
+
+class Encoder:
+    """Prompt and response as token ids of at most `max_length`: the prompt is cut at its beginning."""
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def pair(self, row: dict[str, Any]) -> tuple[list[int], list[int]]:
+        prompt = self.tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
+        end = self.tokenizer.eos_token_id
+        if end is None:
+            end = self.tokenizer.sep_token_id
+        responses = [
+            (self.tokenizer(row[key], add_special_tokens=False)["input_ids"] + ([] if end is None else [end]))[
+                : self.max_length
+            ]
+            for key in ("chosen", "rejected")
+        ]
+        # Both get the same piece of the prompt, so that they differ in the response alone.
+        room = self.max_length - max(map(len, responses))
+        prompt = prompt[max(0, len(prompt) - room) :]
+        return prompt + responses[0], prompt + responses[1]
+
+
+@torch.no_grad()
+def score(
+    model: Any, sequences: list[list[int]], pad_token_id: int, batch_size: int = 64, progress: str = ""
+) -> torch.Tensor:
+    """The reward of each sequence, float64, on the CPU."""
+    model.eval()
+    # By length, so that a batch pads little; equal sequences are scored once.
+    unique = sorted({tuple(s) for s in sequences}, key=len)
+    scores: dict[tuple[int, ...], float] = {}
+    for start in tqdm(range(0, len(unique), batch_size), desc=progress, leave=False, disable=None):
+        batch = unique[start : start + batch_size]
+        width = len(batch[-1])
+        ids = torch.tensor([[*s, *[pad_token_id] * (width - len(s))] for s in batch])
+        mask = torch.arange(width) < torch.tensor([[len(s)] for s in batch])
+        rewards = model(input_ids=ids, attention_mask=mask.long()).logits.squeeze(-1)
+        scores.update(zip(batch, rewards.tolist(), strict=True))
+    return torch.tensor([scores[tuple(s)] for s in sequences], dtype=torch.float64)

@@ -1,0 +1,54 @@
+"""The picture: every held-out pair's margin against its prior, before and after the constraint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display is needed, and none may be there
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from ..constraint import Constraint
+
+_COLORS = ("#b3541e", "#1f6f8b")  # apart in lightness too, for print and for color-blind eyes
+
+
+def plot_margins(
+    path: Path, prior: np.ndarray, margins: dict[str, np.ndarray], constraint: Constraint, subtitle: str
+) -> None:
+    """Write margin against prior for two models side by side, all pairs, with the target delta/2."""
+    s = np.linspace(0, 1, 400)
+    delta = constraint.delta(s)
+    low, high = (f(f(m) for m in margins.values()) for f in (min, max))
+    pad = 0.05 * (max(high, delta.max()) - min(low, 0))
+    limits = (min(low, 0) - pad, max(high, delta.max()) + pad)
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.6), sharey=True, width_ratios=(1, 1, 0.42), layout="constrained")
+    for ax, (name, margin), color in zip(axes, margins.items(), _COLORS, strict=False):
+        ax.axhline(0, color="0.75", linewidth=0.8, zorder=1)
+        ax.fill_between(s, delta, limits[1], color="0.93", zorder=0, linewidth=0)
+        ax.scatter(prior, margin, s=9, alpha=0.35, color=color, linewidths=0, zorder=2, rasterized=True)
+        ax.plot(s, delta, color="0.35", linewidth=1, linestyle="--", zorder=3, label="ceiling  $\\delta(s)$")
+        ax.plot(s, delta / 2, color="black", linewidth=1.6, zorder=3, label="target  $\\delta(s)/2$")
+        over = float((margin > constraint.delta(prior)).mean())
+        ax.set_title(f"{name}: sd {margin.std():.2f}, {over:.1%} over the ceiling", fontsize=11)
+        ax.set_xlabel("prior similarity $s$ of the two responses")
+        ax.set_xlim(-0.02, 1.02)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylim(*limits)
+    axes[0].set_ylabel("margin, chosen minus rejected score")
+    axes[0].legend(loc="lower left", frameon=False, fontsize=9)
+    bins = np.linspace(*limits, 50)
+    for (name, margin), color in zip(margins.items(), _COLORS, strict=False):
+        axes[2].hist(margin, bins=list(bins), orientation="horizontal", color=color, alpha=0.25, histtype="stepfilled")
+        axes[2].hist(
+            margin, bins=list(bins), orientation="horizontal", color=color, histtype="step", linewidth=1.4, label=name
+        )
+    axes[2].set_xlabel("pairs")
+    axes[2].spines[["top", "right"]].set_visible(False)
+    axes[2].legend(frameon=False, fontsize=9)
+    figure.suptitle(subtitle, fontsize=10, color="0.3")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

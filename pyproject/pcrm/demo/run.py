@@ -1,0 +1,189 @@
+"""Trains the models of the demo and writes what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, TrainerCallback
+from transformers.utils import logging
+
+from .. import priors
+from ..constraint import Constraint
+from ..trl import PCRMRewardConfig, PCRMRewardTrainer
+from . import data, metrics, model, plot, world
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the trained models: a folder whose settings differ is trained anew."""
+
+    data: str | None = None
+    model: str | None = None
+    preset: str = "alpaca/length_ratio"
+    target_alike: float = 1.0
+    target_unlike: float = 3.0
+    pairs: int = 3000
+    held_out: int = 1000
+    epochs: float = 5.0
+    learning_rate: float | None = None
+    batch_size: int = 16
+    max_length: int = 256
+    seed: int = 0
+
+
+def run(settings: Settings, out: Path) -> dict[str, Any]:
+    """Train plain, constrained and preset models, print the table, write the picture.
+
+    In `out`: a folder a model, `margins.png`, `summary.json`. A second call goes on where a
+    killed one stopped: models that are there with the same settings are kept.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    logging.disable_progress_bar()  # of writing a model of one megabyte
+    rows = (
+        data.read_preferences(settings.data)
+        if settings.data
+        else world.generate(settings.pairs + settings.held_out, settings.seed)
+    )
+    rows = [data.with_prompt(row) for row in rows]
+    train, held_out = data.split_by_prompt(rows, settings.pairs, settings.held_out, settings.seed)
+    if settings.model:
+        tokenizer = model.load_tokenizer(settings.model)
+    else:
+        tokenizer = model.make_tokenizer(text for row in train for text in data.texts(row))
+    train, held_out = ([data.as_text(row, tokenizer) for row in part] for part in (train, held_out))
+    encoder = model.Encoder(tokenizer, settings.max_length)
+    train_ids, held_out_ids = ([encoder.pair(row) for row in part] for part in (train, held_out))
+    similarities, prior = (priors.length_ratio(*map(list, zip(*ids, strict=True))) for ids in (train_ids, held_out_ids))
+    constraint = Constraint.fit(similarities, target_alike=settings.target_alike, target_unlike=settings.target_unlike)
+    models = {"plain": None, "constrained": constraint, settings.preset: Constraint.preset(settings.preset)}
+
+    print(
+        f"{len(train)} pairs to train on, {len(held_out)} held out; length-ratio prior, median {similarities.median():.2f}"
+    )
+    print(f"constrained: {describe(constraint)}\n{settings.preset}: {describe(models[settings.preset])}\n")
+    results, margins = {}, {}
+    for number, (name, of) in enumerate(models.items(), 1):
+        folder = out / name.replace("/", "-")
+        print(f"[{number}/{len(models)}] {name}", flush=True)
+        trained = _train(settings, folder, tokenizer, train_ids, of)
+        chosen, rejected = (
+            model.score(trained, list(side), tokenizer.pad_token_id, progress="scoring").numpy()
+            for side in zip(*held_out_ids, strict=True)
+        )
+        results[name] = metrics.evaluate(held_out, chosen, rejected, constraint.delta(prior).numpy())
+        margins[name] = chosen - rejected
+
+    source = Path(settings.data).name if settings.data else "generated pairs with a known true reward"
+    plot.plot_margins(
+        out / "margins.png",
+        prior.numpy(),
+        {name: margins[name] for name in ("plain", "constrained")},
+        constraint,
+        f"{len(held_out)} held-out pairs: {source}",
+    )
+    summary = {
+        "settings": dataclasses.asdict(settings),
+        "train_pairs": len(train),
+        "held_out_pairs": len(held_out),
+        "constraints": {name: None if c is None else dataclasses.asdict(c) for name, c in models.items()},
+        "ceiling": "constrained",
+        "models": results,
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"\n{metrics.table(results)}\n\nThe ceiling is the constrained model's. All numbers are of held-out prompts.")
+    print(f"{out}: margins.png, summary.json and the models")
+    return summary
+
+
+class _Bar(TrainerCallback):
+    """A progress bar and nothing else: the table says the rest."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar = tqdm(total=state.max_steps, desc="    training", unit="step", disable=None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
+def describe(constraint: Constraint | None) -> str:
+    """A constraint in one line, with its targets at both ends."""
+    if constraint is None:
+        return "no constraint"
+    clip = "".join(f", {n} {v:g}" for n in ("floor", "cap") if (v := getattr(constraint, n)) is not None)
+    return (
+        f"delta = {constraint.beta1:.3g}/(s + {constraint.beta2:g}) {'+' if constraint.beta3 >= 0 else '-'} {abs(constraint.beta3):.3g}{clip}; "
+        f"target margin {constraint.target(1.0):.3g} at s = 1, {constraint.target(0.5):.3g} at 0.5, {constraint.target(0.0):.3g} at 0"
+    )
+
+
+def _train(
+    settings: Settings,
+    folder: Path,
+    tokenizer: Any,
+    ids: list[tuple[list[int], list[int]]],
+    constraint: Constraint | None,
+) -> Any:
+    """The reward model of that folder: trained into it, or loaded if it is there already."""
+    marker = folder / "demo.json"
+    recipe = dataclasses.asdict(settings) | {
+        "constraint": None if constraint is None else dataclasses.asdict(constraint)
+    }
+    if marker.is_file() and json.loads(marker.read_text()) == recipe:
+        print("    kept: it was trained before with the same settings")
+        return model.load_model(folder, settings.seed)
+    if constraint is None:
+        fields: dict[str, Any] = {"pcrm_prior": "fixed", "pcrm_delta": math.inf}
+    else:
+        fields = {f"pcrm_{name}": value for name, value in dataclasses.asdict(constraint).items()}
+    reward_model = (
+        model.load_model(settings.model, settings.seed)
+        if settings.model
+        else model.make_model(tokenizer, settings.max_length, settings.seed)
+    )
+    scratch = folder.with_name(folder.name + ".part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of names that TRL and transformers change between them
+        args = PCRMRewardConfig(
+            output_dir=str(scratch),
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate or (2e-5 if settings.model else 1e-3),
+            max_length=None,  # the encoder has cut them
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            seed=settings.seed,
+            disable_tqdm=True,  # the bar is _Bar's
+            **fields,
+        )
+    columns = dict(zip(("chosen_ids", "rejected_ids"), map(list, zip(*ids, strict=True)), strict=True))
+    trainer = PCRMRewardTrainer(
+        reward_model,
+        args,
+        train_dataset=Dataset.from_dict(columns),
+        processing_class=tokenizer,
+        callbacks=[_Bar()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trainer.save_model(str(scratch))
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+    marker.write_text(json.dumps(recipe))  # last: without it the folder counts as not there
+    return reward_model

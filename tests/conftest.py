@@ -1,0 +1,70 @@
+"""What all tests share: an offline environment, both backends, tiny models made on the spot."""
+
+import os
+
+# Before transformers and TRL are imported: no test asks a hub or draws a bar.
+os.environ.update(CI="1", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import pcrm
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(params=["go", "torch"])
+def backend(request):
+    with pcrm.backends.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(scope="session")
+def golden():
+    return json.loads((ROOT / "tests" / "golden" / "vectors.json").read_text())["cases"]
+
+
+@pytest.fixture(scope="session")
+def real_pairs():
+    """The path of real human preferences, which lie beside the project on some machines."""
+    path = SHARED_DATA / "tldr_train_pairs.jsonl.gz"
+    if not path.is_file():
+        pytest.skip(f"{path.relative_to(ROOT.parent)} is not beside this checkout")
+    return path
+
+
+@pytest.fixture(scope="session")
+def rows():
+    from pcrm.demo.world import generate
+
+    return generate(64, seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, rows):
+    """The folder of a tiny random reward model with its tokenizer."""
+    from pcrm.demo.model import make_tokenizer
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = make_tokenizer(r["prompt"] + r["chosen"] + r["rejected"] for r in rows)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        num_labels=1,
+    )
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

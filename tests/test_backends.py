@@ -1,0 +1,161 @@
+"""Which code computes: the choice, forks, and machines without the native library."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from pcrm.functional import pcrm_loss
+
+import pcrm
+from pcrm import backends
+
+
+def python(code, **env):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | env
+    )
+
+
+def test_choice():
+    assert backends.get_backend() == "auto"
+    with backends.use_backend("torch"):
+        assert backends.get_backend() == "torch" and backends.native() is None
+    assert backends.get_backend() == "auto" and backends.native() is not None
+    with pytest.raises(ValueError, match="backend is 'cpu', must be one of auto, go, torch"):
+        backends.set_backend("cpu")
+
+
+def test_environment():
+    out = python("import pcrm; print(pcrm.backends.get_backend())", PCRM_BACKEND="torch")
+    assert out.stdout.strip() == "torch", out.stderr
+    out = python("import pcrm", PCRM_BACKEND="gpu")
+    assert "ValueError: PCRM_BACKEND is 'gpu', must be one of auto, go, torch" in out.stderr
+
+
+def test_import_loads_no_native_library():
+    """So that a process may fork, and use it in the child."""
+    code = "import sys, pcrm; assert 'pcrm._native._bridge' not in sys.modules"
+    assert python(code).returncode == 0
+
+
+def compute(_=None):
+    """A loss, a delta and a prior, in whichever process this runs."""
+    chosen = torch.tensor([1.0, 2.0], requires_grad=True)
+    prior = pcrm.priors.length_ratio([[1, 2, 3], [1]], [[1, 9], [1]])
+    delta = pcrm.Constraint.preset("alpaca/length_ratio").delta(prior)
+    loss = pcrm_loss(chosen, torch.zeros(2), delta)
+    loss.backward()
+    served = "torch" if backends.native() is None else "go"
+    return {"served": served, "numbers": [*prior.tolist(), loss.item(), *chosen.grad.tolist()]}
+
+
+def test_fork_after_use():
+    """The child takes the torch path, whatever was chosen, and does not hang."""
+    with backends.use_backend("go"):
+        parent = compute()
+        assert parent["served"] == "go"
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(writer, json.dumps(compute()).encode())
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as answer:
+            got = json.loads(answer.read())
+        assert os.waitpid(child, 0)[1] == 0
+    assert got["served"] == "torch"
+    assert got["numbers"] == pytest.approx(parent["numbers"], rel=1e-6)
+    assert got["numbers"][:2] == parent["numbers"][:2], "the prior has the same bits"
+
+
+def test_first_use_in_a_forked_child():
+    code = """
+import os, sys, pcrm
+sys.path.insert(0, "tests")
+from test_backends import compute
+child = os.fork()
+if child == 0:
+    os._exit(0 if compute()["served"] == "go" else 3)
+assert os.waitpid(child, 0)[1] == 0
+assert compute()["served"] == "go"
+"""
+    out = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(os.path.dirname(__file__)), timeout=120)
+    assert out.returncode == 0
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        assert torch.utils.data.get_worker_info() is not None
+        return torch.tensor(compute()["numbers"])
+
+
+def test_data_loader_workers_after_use():
+    want = compute()
+    loader = torch.utils.data.DataLoader(
+        Pairs(), num_workers=2, batch_size=4, multiprocessing_context="fork", timeout=60
+    )
+    for batch in loader:
+        torch.testing.assert_close(batch, torch.tensor(want["numbers"]).expand(4, -1))
+
+
+def test_datasets_map_after_use():
+    from datasets import Dataset
+
+    want = compute()["numbers"]
+    rows = Dataset.from_dict({"i": list(range(8))}).map(compute, num_proc=2)
+    assert set(rows["served"]) == {"torch"}
+    for numbers in rows["numbers"]:
+        assert numbers == pytest.approx(want, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def without_native(tmp_path_factory):
+    """The package as it is where the extension could not be built."""
+    folder = tmp_path_factory.mktemp("no-native")
+    shutil.copytree(
+        os.path.dirname(pcrm.__file__), folder / "pcrm", ignore=shutil.ignore_patterns("_bridge*.so", "__pycache__")
+    )
+    info = {"native": False, "reason": "the native extension is built on Linux, and this is beos"}
+    (folder / "pcrm" / "_native" / "build_info.json").write_text(json.dumps(info))
+    return str(folder)
+
+
+def test_without_native_library_torch_computes_and_says_so_once(without_native):
+    code = """
+import warnings, torch
+warnings.simplefilter("always")
+import pcrm
+assert "no-native" in pcrm.__file__
+from pcrm.functional import pcrm_loss
+for _ in range(3):
+    x = torch.ones(2, requires_grad=True)
+    pcrm_loss(x, torch.zeros(2), pcrm.Constraint.preset("alpaca/length_ratio").delta(torch.ones(2))).backward()
+print(pcrm.priors.length_ratio([[1, 2]], [[1]]), pcrm.Constraint.fit([0.1, 0.9], target_alike=1, target_unlike=3))
+"""
+    out = python(code, PYTHONPATH=without_native)
+    assert out.returncode == 0, out.stderr
+    assert out.stderr.count("RuntimeWarning") == 1
+    assert "pcrm computes with torch, not with its Go core: the native extension is built on Linux" in out.stderr
+
+
+def test_without_native_library_go_is_an_error(without_native):
+    out = python("import pcrm; pcrm.backends.set_backend('go')", PYTHONPATH=without_native)
+    assert "RuntimeError: backend 'go' is not available: the native extension is built on Linux" in out.stderr
+    out = python("import pcrm; pcrm.priors.length_ratio([[1]], [[1]])", PYTHONPATH=without_native, PCRM_BACKEND="go")
+    assert "RuntimeError: backend 'go' is not available" in out.stderr
+
+
+def test_threads():
+    """The GIL is released during a call: four threads at once get what one gets."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    want = compute()["numbers"]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(r["numbers"] == want for r in pool.map(compute, range(400)))

@@ -1,0 +1,186 @@
+"""`pcrm demo`: the whole way from a file of preferences to a table and a picture."""
+
+import gzip
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from pcrm.demo import data, metrics, model, world
+from scipy.stats import spearmanr
+
+import pcrm
+from pcrm import cli
+
+SMALL = ["--pairs", "48", "--held-out", "16", "--epochs", "1", "--max-length", "48"]
+
+
+def demo(out, *arguments):
+    return cli.main(["demo", "--out", str(out), *SMALL, *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    assert demo(out) == 0
+    return out
+
+
+def test_writes_models_table_and_picture(finished, capsys):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert list(summary["models"]) == ["plain", "constrained", "alpaca/length_ratio"]
+    for numbers in summary["models"].values():
+        assert numbers.keys() == metrics.LABELS.keys()
+        assert all(isinstance(v, float) and math.isfinite(v) for v in numbers.values())
+    assert summary["constraints"]["plain"] is None and summary["constraints"]["constrained"]["floor"] == 2
+    png = (finished / "margins.png").read_bytes()
+    assert png.startswith(b"\x89PNG") and len(png) > 20_000
+    for name in ("plain", "constrained", "alpaca-length_ratio"):
+        loaded = model.load_model(finished / name, seed=0)
+        assert loaded.config.num_labels == 1
+
+
+def test_models_differ_by_the_loss_alone(finished):
+    """They start from the same weights and see the same pairs in the same order."""
+    plain, constrained = (model.load_model(finished / n, 0).state_dict() for n in ("plain", "constrained"))
+    gap = max((plain[k] - constrained[k]).abs().max().item() for k in plain)
+    assert 0 < gap < 0.1
+
+
+def test_goes_on_where_it_was_killed(finished, capsys):
+    before = (finished / "summary.json").read_text()
+    (finished / "constrained" / "demo.json").unlink()  # as a kill before its end leaves it
+    assert demo(finished) == 0
+    assert capsys.readouterr().out.count("kept: it was trained before") == 2
+    again = json.loads((finished / "summary.json").read_text())
+    for name, numbers in json.loads(before)["models"].items():
+        assert again["models"][name] == pytest.approx(numbers, rel=1e-4, abs=1e-4)
+
+
+def test_formats(tmp_path, tiny, capsys):
+    """TRL's formats, plain and conversational, with and without a prompt, and a checkpoint."""
+    rows = world.generate(64, seed=1)
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "plain.parquet")
+    with gzip.open(tmp_path / "implicit.jsonl.gz", "wt") as file:
+        for r in rows:
+            user, *answers = (
+                {"role": role, "content": r[k]}
+                for role, k in (("user", "prompt"), ("assistant", "chosen"), ("assistant", "rejected"))
+            )
+            file.write(json.dumps({"chosen": [user, answers[0]], "rejected": [user, answers[1]]}) + "\n")
+    assert demo(tmp_path / "a", "--data", tmp_path / "plain.parquet") == 0
+    assert demo(tmp_path / "b", "--data", tmp_path / "implicit.jsonl.gz", "--model", tiny) == 0
+    summary = json.loads((tmp_path / "b" / "summary.json").read_text())
+    assert summary["models"]["plain"]["spearman_rating"] is None, "no ratings, no correlation"
+    assert demo(tmp_path / "c", "--data", tmp_path / "implicit.jsonl.gz") == 0
+
+
+def test_real_preferences(tmp_path, real_pairs):
+    assert demo(tmp_path, "--data", real_pairs, "--max-length", 64) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["train_pairs"] == 48
+    assert summary["models"]["constrained"]["margin_sd"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.jsonl", None, "missing.jsonl: no such file"),
+        ("bad.csv", b"a,b", "bad.csv: must end in .jsonl, .jsonl.gz or .parquet"),
+        ("bad.jsonl", b'{"chosen": "a", "rejected": "b"}\n{"chosen": \n', "bad.jsonl, line 2: is not JSON"),
+        ("latin.jsonl", b'{"chosen": "\xe9", "rejected": "b"}\n', "latin.jsonl, line 1: is not JSON"),
+        (
+            "keys.jsonl",
+            b'\n{"chosen": "a", "reject": "b"}\n',
+            "keys.jsonl, line 2: has no rejected, its keys are chosen, reject",
+        ),
+        ("list.jsonl", b"[1]\n", "list.jsonl, line 1: is a list, must be an object"),
+        (
+            "type.jsonl",
+            b'{"chosen": "a", "rejected": 3}\n',
+            "type.jsonl, line 1: rejected is neither a text nor a list of messages",
+        ),
+        ("mixed.jsonl", b'{"chosen": "a", "rejected": []}\n', "mixed.jsonl, line 1: chosen is a str, rejected a list"),
+        ("empty.jsonl", b"", "empty.jsonl: holds no rows"),
+        ("one.jsonl", b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n' * 9, "all rows have the same prompt"),
+        ("cut.jsonl.gz", gzip.compress(b'{"chosen": "a", "rejected": "b"}\n' * 999)[:40], "cut.jsonl.gz, after line "),
+        ("no.jsonl.gz", b"plain", "no.jsonl.gz, after line 0: Not a gzipped file"),
+        ("bad.parquet", b"nonsense", "bad.parquet: "),
+    ],
+)
+def test_bad_files(tmp_path, capsys, name, content, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    assert demo(tmp_path / "out", "--data", path) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_bad_arguments(tmp_path, capsys):
+    assert demo(tmp_path, "--preset", "alpaca/typo") == 1
+    assert "preset is 'alpaca/typo', must be one of" in capsys.readouterr().err
+    assert demo(tmp_path, "--target-alike", "3", "--target-unlike", "1") == 1
+    assert "target_unlike is 1.0, must be finite and greater than target_alike, which is 3.0" in capsys.readouterr().err
+
+
+def test_world():
+    rows = world.generate(300, seed=3)
+    assert rows == world.generate(300, seed=3) != world.generate(300, seed=4)
+    assert len(rows) == 300
+    gap = np.array([r["rating_chosen"] - r["rating_rejected"] for r in rows])
+    # Choices follow the true reward, noisily: the share that does is what Bradley-Terry says
+    # of these gaps, within four standard errors.
+    p = 1 / (1 + np.exp(-np.abs(gap)))
+    ties = gap == 0
+    assert abs((gap[~ties] > 0).mean() - p[~ties].mean()) < 4 * 0.5 / math.sqrt((~ties).sum())
+
+
+def test_split_keeps_prompts_apart():
+    rows = world.generate(200, seed=0)
+    train, held_out = data.split_by_prompt(rows, 100, 40, seed=0)
+    assert len(train) == 100 and 40 <= len(held_out) < 50
+    assert not {r["prompt"] for r in train} & {r["prompt"] for r in held_out}
+
+
+def test_calibration_error():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(0, 2, 200_000)
+    labels = np.where(rng.random(truth.size) < 1 / (1 + np.exp(-truth)), 1, -1)
+    honest = metrics.calibration_error(truth * labels)
+    assert honest < 0.01
+    assert metrics.calibration_error(3 * truth * labels) > 0.1, "sure of itself"
+    assert metrics.calibration_error(np.array([50.0, -50.0])) == pytest.approx(0.5)
+
+
+def test_spearman_by_prompt():
+    rows = [
+        {"prompt": "p", "chosen": c, "rejected": r, "rating_chosen": rc, "rating_rejected": rr}
+        for c, r, rc, rr in (("a", "b", 3, 1), ("a", "c", 3, 2), ("d", "b", 0, 1))
+    ]
+    scores = {"a": 2.0, "b": 1.5, "c": 1.0, "d": -1.0}
+    got = metrics.spearman_by_prompt(
+        rows, np.array([scores[r["chosen"]] for r in rows]), np.array([scores[r["rejected"]] for r in rows])
+    )
+    assert got == pytest.approx(spearmanr([2.0, 1.5, 1.0, -1.0], [3, 1, 2, 0])[0])
+
+
+def test_encoder_cuts_the_prompt_at_its_beginning(tiny):
+    tokenizer = model.load_tokenizer(tiny)
+    row = {"prompt": "one two three four five six seven eight", "chosen": " yes", "rejected": " no, not at all"}
+    whole = model.Encoder(tokenizer, 1000).pair(row)
+    cut = model.Encoder(tokenizer, len(whole[1]) - 3).pair(row)
+    assert cut[0] == whole[0][3:] and cut[1] == whole[1][3:]
+    assert len(model.Encoder(tokenizer, 3).pair(row)[1]) == 3
+    # The prior does not see the difference.
+    assert torch.equal(*(pcrm.priors.length_ratio([a], [b]) for a, b in (whole, cut)))
+
+
+def test_console_script():
+    out = subprocess.run([sys.executable, "-m", "pcrm.cli", "demo", "--help"], capture_output=True, text=True)
+    assert out.returncode == 0 and "--target-unlike" in out.stdout

@@ -1,0 +1,323 @@
+"""`pcrm_loss`: its gradient, where it stands in a graph, what it takes and what it refuses."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pcrm.functional import pcrm_loss
+from torch.nn.functional import logsigmoid
+
+import pcrm
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def batch(n=8, dtype=torch.float64, seed=0, requires_grad=True):
+    g = torch.Generator().manual_seed(seed)
+    chosen, rejected = (4 * torch.randn(n, generator=g, dtype=torch.float64) for _ in range(2))
+    delta = 1 + 20 * torch.rand(n, generator=g, dtype=torch.float64)
+    delta[::3] = math.inf
+    return *(x.to(dtype).requires_grad_(requires_grad) for x in (chosen, rejected)), delta.to(
+        torch.float32 if dtype.itemsize < 4 else dtype
+    )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_gradcheck(backend, reduction, smoothing):
+    chosen, rejected, delta = batch()
+    # Smoothing adds e * delta to the loss, so an infinite delta that is not excepted would show.
+    assert torch.autograd.gradcheck(
+        lambda a, b: pcrm_loss(
+            a, b, delta, label_smoothing=smoothing, center_rewards_coefficient=0.01, reduction=reduction
+        ),
+        (chosen, rejected),
+    )
+
+
+@given(
+    st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50), st.floats(1e-3, 1e3)), min_size=1, max_size=40),
+    st.sampled_from([0.0, 0.1, 0.49]),
+    st.sampled_from([0.0, 0.01]),
+    st.sampled_from(["mean", "sum", "none"]),
+)
+@settings(max_examples=150, deadline=None)
+def test_go_equals_torch(pairs, smoothing, center, reduction):
+    results = []
+    for name in ("go", "torch"):
+        chosen, rejected, delta = (torch.tensor(x, dtype=torch.float64) for x in zip(*pairs, strict=True))
+        chosen.requires_grad_(), rejected.requires_grad_()
+        with pcrm.backends.use_backend(name):
+            loss = pcrm_loss(
+                chosen,
+                rejected,
+                delta,
+                label_smoothing=smoothing,
+                center_rewards_coefficient=center,
+                reduction=reduction,
+            )
+            loss.sum().backward()
+        results.append((loss.detach(), chosen.grad, rejected.grad))
+    for go, reference in zip(*results, strict=True):
+        # Gradients are differences of numbers up to 1, times the pull of the centering.
+        torch.testing.assert_close(go, reference, rtol=1e-12, atol=1e-14)
+
+
+def test_infinite_delta_is_bradley_terry(backend):
+    chosen, rejected, _ = batch(50)
+    loss = pcrm_loss(chosen, rejected, math.inf)
+    torch.testing.assert_close(loss, -logsigmoid(chosen - rejected).mean(), rtol=1e-14, atol=0)
+    got = torch.autograd.grad(loss, (chosen, rejected))
+    want = torch.autograd.grad(-logsigmoid(chosen - rejected).mean(), (chosen, rejected))
+    torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-17)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_not_the_last_layer(backend, reduction):
+    """Another gradient than 1 comes in, and the scores come from a layer."""
+    weight = torch.tensor([0.7, -0.3], dtype=torch.float64, requires_grad=True)
+    features, other, delta = (*(x.detach() for x in batch()[:2]), batch()[2])
+
+    def model(loss):
+        scores = torch.stack([features, other]).T @ weight, torch.stack([other, features.sin()]).T @ weight
+        return (loss(*scores, delta, reduction=reduction) ** 2 * 3).sum()
+
+    def readable(a, b, d, reduction):
+        loss = -logsigmoid(a - b) - logsigmoid(torch.where(d < math.inf, d - (a - b), math.inf))
+        return loss.mean() if reduction == "mean" else loss
+
+    (got,) = torch.autograd.grad(model(pcrm_loss), weight)
+    (want,) = torch.autograd.grad(model(readable), weight)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes(backend, dtype):
+    chosen, rejected, delta = batch(64, dtype)
+    loss = pcrm_loss(chosen, rejected, delta)
+    loss.backward()
+    computed_in = torch.float64 if dtype == torch.float64 else torch.float32
+    assert loss.dtype == computed_in
+    assert chosen.grad.dtype == rejected.grad.dtype == dtype
+    exact = [x.detach().double().requires_grad_() for x in (chosen, rejected)]
+    with pcrm.backends.use_backend("torch"):
+        reference = pcrm_loss(*exact, delta.double())
+        reference.backward()
+    # The loss has the rounding of the type that computes, the gradient that of its own.
+    torch.testing.assert_close(loss.double(), reference, rtol=4 * torch.finfo(computed_in).eps, atol=0)
+    for got, want in zip((chosen, rejected), exact, strict=True):
+        torch.testing.assert_close(
+            got.grad.double(),
+            want.grad,
+            rtol=torch.finfo(dtype).eps,
+            atol=4 * torch.finfo(computed_in).eps / 64 + torch.finfo(dtype).smallest_normal,
+        )
+
+
+def test_memory_layouts(backend):
+    chosen, rejected, delta = (x.detach() for x in batch(6))
+    want = pcrm_loss(chosen, rejected, delta)
+    wide = torch.zeros(6, 3, dtype=torch.float64)
+    wide[:, 1] = chosen
+    strided = wide[:, 1].requires_grad_()
+    assert not strided.is_contiguous()
+    got = pcrm_loss(strided, rejected.flip(0).flip(0), delta)
+    assert torch.equal(got, want)
+    got.backward()
+    # One number seen six times, which no gradient may be added up wrongly for.
+    one = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    pcrm_loss(one.expand(6), rejected, delta[1].expand(6), reduction="sum").backward()
+    six = torch.full((6,), 0.5, dtype=torch.float64, requires_grad=True)
+    pcrm_loss(six, rejected, torch.full((6,), delta[1].item(), dtype=torch.float64), reduction="sum").backward()
+    torch.testing.assert_close(one.grad, six.grad.sum())
+
+
+def test_one_side_needs_no_gradient(backend):
+    chosen, rejected, delta = batch()
+    both = torch.autograd.grad(pcrm_loss(chosen, rejected, delta), (chosen, rejected))
+    assert torch.equal(torch.autograd.grad(pcrm_loss(chosen, rejected.detach(), delta), chosen)[0], both[0])
+    assert torch.equal(torch.autograd.grad(pcrm_loss(chosen.detach(), rejected, delta), rejected)[0], both[1])
+    assert not pcrm_loss(chosen.detach(), rejected.detach(), delta).requires_grad
+    with torch.no_grad():
+        assert not pcrm_loss(chosen, rejected, delta).requires_grad
+
+
+def test_one_delta_for_all(backend):
+    chosen, rejected, _ = batch()
+    want = pcrm_loss(chosen, rejected, torch.full((8,), 4.5, dtype=torch.float64))
+    assert torch.equal(pcrm_loss(chosen, rejected, 4.5), want)
+    assert torch.equal(pcrm_loss(chosen, rejected, torch.tensor(4.5)), want)
+
+
+def test_nan_and_infinities_propagate(backend):
+    """NaN comes through the extension too: it was not compiled with -ffast-math."""
+    chosen = torch.tensor([math.nan, math.inf, -math.inf, 1.0], requires_grad=True)
+    loss = pcrm_loss(chosen, torch.zeros(4), 4.0, reduction="none")
+    assert loss.isnan().tolist() == [True, False, False, False]
+    assert loss[1:3].tolist() == [math.inf, math.inf]
+    loss.sum().backward()
+    assert chosen.grad.isnan().tolist() == [True, False, False, False]
+    assert chosen.grad[1:3].tolist() == [1.0, -1.0]
+    assert pcrm_loss(chosen, torch.zeros(4), 4.0).isnan()
+
+
+def test_double_backward_is_a_clear_error():
+    chosen, rejected, delta = batch()
+    with pcrm.backends.use_backend("go"):
+        (grad,) = torch.autograd.grad(pcrm_loss(chosen, rejected, delta), chosen, create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivatives"):
+            grad.sum().backward()
+    with pcrm.backends.use_backend("torch"):
+        assert torch.autograd.gradgradcheck(lambda a, b: pcrm_loss(a, b, delta), (chosen, rejected))
+
+
+def _compiled(compiler, backend_name, reduction="mean"):
+    torch.compiler.reset()
+
+    def function(chosen, rejected, delta):
+        return 3 * pcrm_loss(2 * chosen, rejected, delta, center_rewards_coefficient=0.01, reduction=reduction)
+
+    with pcrm.backends.use_backend(backend_name):
+        chosen, rejected, delta = batch(33, torch.float32)
+        results = []
+        for f in (function, torch.compile(function, fullgraph=True, backend=compiler)):
+            loss = f(chosen, rejected, delta)
+            results.append((loss.detach(), *torch.autograd.grad(loss.sum(), (chosen, rejected))))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compile_without_graph_break(backend, reduction):
+    _compiled("aot_eager", backend, reduction)
+
+
+def test_compile_with_inductor(backend):
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        pytest.skip("inductor needs a C++ compiler, and there is none")
+    _compiled("inductor", backend)
+
+
+def test_compiled_double_backward_is_a_clear_error():
+    chosen, rejected, delta = batch()
+    with pcrm.backends.use_backend("go"):
+        op = pcrm.functional._reward_loss_op(chosen, rejected, delta, 0.0, 0.0, 0, False)
+        (grad,) = torch.autograd.grad(op[0], chosen, create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivatives"):
+            grad.sum().backward()
+
+
+def test_operator_is_what_torch_expects():
+    """Its fake, its schema and its autograd registration, by torch's own checks.
+
+    Not `test_aot_dispatch_dynamic`, which sends a gradient into every output: two of ours
+    are gradients, and refuse it. The compile tests above cover what it looks at.
+    """
+    chosen, rejected, delta = batch()
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    for arguments in ((0.1, 0.01, 0, False), (0.0, 0.0, 2, False)):
+        torch.library.opcheck(
+            torch.ops.pcrm.reward_loss.default, (chosen, rejected, delta, *arguments), test_utils=checks
+        )
+
+
+def test_other_devices_take_the_torch_path():
+    """`meta` stands for any device that the native code does not serve."""
+    chosen, rejected, delta = (x.detach().to("meta") for x in batch())
+    with pcrm.backends.use_backend("auto"):
+        loss = pcrm_loss(chosen.requires_grad_(), rejected, delta)
+        loss.backward()
+    assert loss.device.type == chosen.grad.device.type == "meta"
+    assert pcrm.Constraint(10, 0.001, -5).delta(delta).device.type == "meta"
+    with (
+        pcrm.backends.use_backend("go"),
+        pytest.raises(ValueError, match="'go' computes on the CPU, chosen_rewards is on meta"),
+    ):
+        pcrm_loss(chosen, rejected, delta)
+
+
+ONE, TWO = torch.ones(1), torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments", "options"),
+    [
+        (TypeError, "chosen_rewards is a list, must be a torch.Tensor", ([1.0], ONE, 4.0), {}),
+        (TypeError, "rejected_rewards has dtype torch.int64, must be float32", (ONE, ONE.long(), 4.0), {}),
+        (
+            TypeError,
+            "rejected_rewards has dtype torch.float64, chosen_rewards has torch.float32",
+            (ONE, ONE.double(), 4.0),
+            {},
+        ),
+        (ValueError, r"chosen_rewards has shape \(2, 1\), must be \(B,\)", (TWO[:, None], TWO, 4.0), {}),
+        (ValueError, r"rejected_rewards has shape \(2, 1\), must be \(B,\)", (TWO, TWO[:, None], 4.0), {}),
+        (ValueError, r"rejected_rewards has shape \(1,\), chosen_rewards has \(2,\)", (TWO, ONE, 4.0), {}),
+        (ValueError, "rejected_rewards is on meta, chosen_rewards is on cpu", (ONE, ONE.to("meta"), 4.0), {}),
+        (ValueError, "chosen_rewards is empty", (ONE[:0], ONE[:0], 4.0), {}),
+        (TypeError, "delta is a str, must be", (ONE, ONE, "4"), {}),
+        (TypeError, "delta has dtype torch.int64, must be floating point", (ONE, ONE, ONE.long()), {}),
+        (ValueError, r"delta has shape \(2,\), must be \(1,\) or one number", (ONE, ONE, TWO), {}),
+        (ValueError, r"delta has shape \(2, 1\), must be \(2,\) or one number", (TWO, TWO, TWO[:, None]), {}),
+        (ValueError, "delta is on meta, chosen_rewards is on cpu", (ONE, ONE, ONE.to("meta")), {}),
+        (ValueError, "delta requires a gradient", (ONE, ONE, torch.ones(1, requires_grad=True)), {}),
+        (ValueError, r"delta\[1\] is -3, must be greater than 0", (TWO, TWO, torch.tensor([1.0, -3.0])), {}),
+        (ValueError, r"delta\[0\] is 0, must be greater than 0", (TWO, TWO, 0.0), {}),
+        (ValueError, r"(?i)delta\[1\] is nan, must be greater than 0", (TWO, TWO, torch.tensor([1.0, math.nan])), {}),
+        (ValueError, r"label_smoothing is 0.5, must be in \[0, 0.5\)", (ONE, ONE, 4.0), {"label_smoothing": 0.5}),
+        (ValueError, "label_smoothing is -0.1", (ONE, ONE, 4.0), {"label_smoothing": -0.1}),
+        (ValueError, "center_rewards_coefficient is -1", (ONE, ONE, 4.0), {"center_rewards_coefficient": -1}),
+        (
+            ValueError,
+            "reduction is 'average', must be one of mean, sum, none",
+            (ONE, ONE, 4.0),
+            {"reduction": "average"},
+        ),
+        (
+            ValueError,
+            r"(?i)chosen_rewards\[1\] is \+?inf, must be finite",
+            (torch.tensor([0.0, math.inf]), TWO, 4.0),
+            {"check_finite": True},
+        ),
+        (
+            ValueError,
+            r"(?i)rejected_rewards\[0\] is nan, must be finite",
+            (TWO, torch.tensor([math.nan, 0.0]), 4.0),
+            {"check_finite": True},
+        ),
+    ],
+)
+def test_bad_input(backend, error, message, arguments, options):
+    with pytest.raises(error, match=message):
+        pcrm_loss(*arguments, **options)
+
+
+def test_module(backend):
+    chosen, rejected, _ = batch(3, torch.float32)
+    constraint = pcrm.Constraint.preset("alpaca/length_ratio")
+    prior = torch.tensor([0.0, 0.5, 1.0])
+    loss_fn = pcrm.PCRMLoss(constraint, center_rewards_coefficient=0.01, reduction="sum")
+    want = pcrm_loss(chosen, rejected, constraint.delta(prior), center_rewards_coefficient=0.01, reduction="sum")
+    assert torch.equal(loss_fn(chosen, rejected, prior), want)
+    assert torch.equal(loss_fn(chosen, rejected, prior.tolist()), want)
+    assert "beta1=10.0" in repr(loss_fn) and "reduction='sum'" in repr(loss_fn)
+    fixed = pcrm.PCRMLoss(pcrm.Constraint.fixed(4.5))
+    assert torch.equal(fixed(chosen, rejected), pcrm_loss(chosen, rejected, 4.5))
+    with pytest.raises(ValueError, match="prior is missing"):
+        loss_fn(chosen, rejected)
+    with pytest.raises(ValueError, match=r"similarities\[1\] is 1.5, must be in \[0, 1\]"):
+        loss_fn(chosen, rejected, torch.tensor([0.0, 1.5, 1.0]))
+    with pytest.raises(ValueError, match=r"delta has shape \(2,\), must be \(3,\)"):
+        loss_fn(chosen, rejected, prior[:2])
+    with pytest.raises(TypeError, match="constraint is a float"):
+        pcrm.PCRMLoss(4.5)
+    nan = torch.tensor([math.nan, 0.0, 0.0])
+    with pytest.raises(ValueError, match=r"(?i)chosen_rewards\[0\] is nan"):
+        pcrm.PCRMLoss(constraint, check_finite=True)(nan, rejected, prior)

@@ -1,0 +1,67 @@
+"""The extension itself: what it links, how it loads, what it does to the process."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+from elftools.elf.dynamic import DynamicSection
+from elftools.elf.elffile import ELFFile
+
+from pcrm import backends
+
+
+@pytest.fixture(scope="module")
+def extension():
+    return importlib.util.find_spec("pcrm._native._bridge").origin
+
+
+def dynamic(path):
+    with open(path, "rb") as file:
+        section = next(s for s in ELFFile(file).iter_sections() if isinstance(s, DynamicSection))
+        return [(t.entry.d_tag, getattr(t, "needed", "")) for t in section.iter_tags()]
+
+
+def test_links_nothing_but_libc(extension):
+    tags = dynamic(extension)
+    needed = {name.split(".so")[0] for tag, name in tags if tag == "DT_NEEDED"}
+    assert needed <= {"libc", "libm", "libdl", "libpthread", "ld-linux-x86-64", "ld-linux-aarch64"}, needed
+    assert not {"DT_RPATH", "DT_RUNPATH"} & {tag for tag, _ in tags}
+
+
+def test_size(extension):
+    with open(extension, "rb") as file:
+        assert file.seek(0, 2) < 4 * 2**20
+
+
+def test_imports_quickly():
+    """Under 50 ms: the least of five processes, as a loaded machine only adds to it."""
+    # Without torch, which `import pcrm` brings: the extension alone.
+    spec = importlib.util.find_spec("pcrm._native._bridge")
+    code = (
+        "import importlib.util as u, time; t = time.perf_counter();"
+        f"s = u.spec_from_file_location('_bridge', {spec.origin!r}); u.module_from_spec(s);"
+        "print(time.perf_counter() - t)"
+    )
+    times = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(5)]
+    assert min(times) < 0.05, times
+
+
+def test_leaves_the_floating_point_mode_alone():
+    """-Ofast would have linked code that flushes denormals to zero in the whole process."""
+    assert backends.native() is not None
+    denormal = torch.tensor([1e-310], dtype=torch.float64)
+    assert (denormal * 1).item() == 1e-310
+    assert float("1e-310") / 2 != 0
+
+
+def test_errors_carry_their_kind():
+    native = backends.native()
+    with pytest.raises(RuntimeError, match="TypeError: dtype code is 3") as caught:
+        native.bridge_Deltas(3, 1, 0, 0, 1.0, 1.0, 1.0, 0.0, 0.0)
+    assert isinstance(backends.exception_of(caught.value), TypeError)
+    with pytest.raises(RuntimeError) as caught:  # a panic in Go: no place for the result
+        native.bridge_RewardLoss(4, 1, 0, 0, 0, *[torch.ones(1).data_ptr()] * 3, 0.0, 0.0, 0, False)
+    assert "internal error, please report it" in str(backends.exception_of(caught.value))
+    assert str(backends.exception_of(RuntimeError("something else"))) == "something else"
