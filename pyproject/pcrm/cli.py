@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         ("target-unlike", float, 3.0, "target margin of unlike pairs"),
         ("pairs", int, 3000, "pairs to train on, at most"),
         ("held-out", int, 1000, "pairs to hold out, at most"),
-        ("epochs", float, 5.0, "passes over the pairs"),
+        ("epochs", float, 6.0, "passes over the pairs"),
         ("learning-rate", float, None, "1e-3, or 2e-5 with --model"),
         ("batch-size", int, 16, "pairs a step"),
         ("max-length", int, 256, "tokens of prompt and response; longer prompts lose their beginning"),

@@ -33,7 +33,7 @@ class Settings:
     target_unlike: float = 3.0
     pairs: int = 3000
     held_out: int = 1000
-    epochs: float = 5.0
+    epochs: float = 6.0
     learning_rate: float | None = None
     batch_size: int = 16
     max_length: int = 256
