@@ -35,7 +35,7 @@ func TestLengthRatios(t *testing.T) {
 	chosen, rejected := []int64{1, 2, 3, 7, 8}, []int64{1, 9, 7, 8}
 	require.NoError(t, pcrm.LengthRatios(dst, chosen, []int64{0, 3, 5}, rejected, []int64{0, 2, 4}, pcrm.NoPad))
 	assert.Equal(t, []float32{0.5, 1}, dst)
-	require.NoError(t, pcrm.LengthRatios([]float32{}, nil, []int64{0}, nil, []int64{0}, pcrm.NoPad))
+	require.NoError(t, pcrm.LengthRatios([]float32{}, []int32(nil), []int64{0}, nil, []int64{0}, pcrm.NoPad))
 	for message, offsets := range map[string][]int64{
 		"chosen_ids have 2 offsets, 2 rows need 3":       {0, 5},
 		"chosen_ids[2] has offset 6, must be in [3, 5]":  {0, 3, 6},
