@@ -277,16 +277,17 @@ func settingError(name string, data []byte, table string, err error) error {
 	if !errors.As(err, &argument) {
 		return err
 	}
-	at := argErr(table+"."+argument.Argument, -1, "%s", argument.Reason)
 	lines := keyLines(data)
+	line := lines[table]
 	// What is wrong may come of several keys, or of one that is not there: delta
 	// itself is where the betas put it.
 	for _, key := range []string{argument.Argument, "beta3", "beta1", "beta2", "floor", "cap", "low", "high", "preset", "prior"} {
-		if line, ok := lines[table+"."+key]; ok {
-			return atLine(name, line, at)
+		if at, ok := lines[table+"."+key]; ok {
+			line = at
+			break
 		}
 	}
-	return fmt.Errorf("%s: %w", name, at)
+	return atLine(name, line, argErr(table+"."+argument.Argument, -1, "%s", argument.Reason))
 }
 
 func atLine(name string, line int, err error) error {

@@ -134,7 +134,7 @@ func FuzzParseConfig(f *testing.F) {
 		"constraint = {prior = 'fixed', delta = inf}\ndpo.beta = 1e-3",
 		"[loss]\nlabel_smoothing = 0.1\ncenter_rewards_coefficient = 0.01\n",
 		"[constraint]\n'beta1' = nan", "[constraint.beta1]\nx = 1", "[[constraint]]", "\ufeff[loss]", "a.b.c = [1, {d = 2}]",
-		"[con\u017ftraint]\n\u017feed = 1\nprior = 'random'\nlow = -1",
+		"['con\u017ftraint']\n'\u017feed' = 1\nprior = 'random'\nlow = -1",
 	} {
 		f.Add([]byte(document))
 	}

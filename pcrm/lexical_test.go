@@ -200,17 +200,6 @@ func TestLexicalIsPinned(t *testing.T) {
 	assert.Equal(t, 0.42861624874036724, s)
 }
 
-func TestLexicalAllocatesNothing(t *testing.T) {
-	a := strings.Repeat("prior constraints ", 10)
-	assert.Zero(t, testing.AllocsPerRun(100, func() { _, _ = pcrm.Lexical(a, a[5:], pcrm.LexicalOptions{}) }))
-	chosen, chosenOffsets := column[int32](texts(200))
-	dst := make([]float32, 200)
-	perRow := testing.AllocsPerRun(100, func() {
-		_ = pcrm.Lexicals(dst, chosen, chosenOffsets, chosen, chosenOffsets, pcrm.LexicalOptions{})
-	})
-	assert.Less(t, perRow, 20.0, "what the goroutines share")
-}
-
 func FuzzLexical(f *testing.F) {
 	f.Add("", "", false, 0, 0)
 	f.Add("The cat", " the\tCAT ", true, 1, 2)

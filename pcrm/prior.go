@@ -33,18 +33,14 @@ func LengthRatio[I Int](chosen, rejected []I, padToken I) float64 {
 // the shorter one where they do not.
 func commonPrefix[I Int](a, b []I) int {
 	n := min(len(a), len(b))
-	k := 0
-	// Arrays compare as memory: several elements at a time.
-	for k+prefixBlock <= n && *(*[prefixBlock]I)(a[k:]) == *(*[prefixBlock]I)(b[k:]) {
-		k += prefixBlock
+	b = b[:n]
+	for k, id := range a[:n] {
+		if id != b[k] {
+			return k
+		}
 	}
-	for k < n && a[k] == b[k] {
-		k++
-	}
-	return k
+	return n
 }
-
-const prefixBlock = 32
 
 func responseLength[I Int](ids []I, padToken I) int {
 	if padToken != NoPad {
@@ -89,7 +85,7 @@ func eachPair[F Float, I, O Int](dst []F, chosen []I, chosenOffsets []O, rejecte
 // raggedGrain returns how many rows of their mean length hold some 64 Ki values: a
 // worker then has a task of ten microseconds or more.
 func raggedGrain(rows, values int) int {
-	return 1 + int(float64(rows)*(1<<16)/float64(values+1))
+	return 1 + int(min(1, (1<<16)/float64(values+1))*float64(rows))
 }
 
 func checkOffsets[O Int](name string, rows, values int, offsets []O) error {
