@@ -22,3 +22,24 @@ func TestLexicalScratchIsReused(t *testing.T) {
 		}))
 	}
 }
+
+// What a larger comparison left in the table must not be seen by a smaller one.
+func TestLexicalScratchIsClean(t *testing.T) {
+	o := LexicalOptions{MinN: 1, MaxN: 5}
+	var x lexical
+	compare := func(a, b string) float64 {
+		x.a, x.b = normalise(x.a[:0], a), normalise(x.b[:0], b)
+		return x.cosine(o)
+	}
+	for i := range 200 {
+		a, b := strings.Repeat(string(rune('a'+i)), 3)+"xyz", "xy"+string(rune('b'+i))
+		used := x
+		x = lexical{}
+		want := compare(a, b)
+		x = used
+		for range 2 {
+			assert.Equal(t, want, compare(a, b), "%s %s", a, b)
+		}
+		compare(strings.Repeat(a, 50), b)
+	}
+}
