@@ -14,10 +14,14 @@ func (h Float16) Float64() float64 {
 		}
 		return math.Inf(1 - int(h>>15)*2)
 	}
+	return float64(h.finite())
+}
+
+// finite is Float64 but for infinities and NaNs, which it takes for larger numbers.
+func (h Float16) finite() float32 {
 	// The exponent and fraction land in the float32's places with a bias too small
 	// by 127-15, which the product restores, subnormals included: both are exact.
-	sign := uint32(h&0x8000) << 16
-	return float64(math.Float32frombits(sign|uint32(h&0x7fff)<<13) * 0x1p112)
+	return math.Float32frombits(uint32(h&0x8000)<<16|uint32(h&0x7fff)<<13) * 0x1p112
 }
 
 // Element is what an embedding may be made of.
@@ -109,7 +113,7 @@ func embeddingError[E Element](a, b []E, row int) error {
 func cosine[E Element](a, b []E) float64 {
 	ab, aa, bb := products(a, b)
 	// Outside of this range aa*bb or a square has overflowed or lost digits, which
-	// takes float64 elements: scale by powers of two, which rounds nothing.
+	// takes float64 elements: scaling by powers of two rounds nothing that matters.
 	if !(aa > 0x1p-500 && aa < 0x1p500 && bb > 0x1p-500 && bb < 0x1p500) {
 		ma, mb := magnitude(a), magnitude(b)
 		if !(ma > 0 && ma <= math.MaxFloat64 && mb > 0 && mb <= math.MaxFloat64) {
@@ -137,8 +141,6 @@ func magnitude[E Element](x []E) float64 {
 	return m
 }
 
-// wide converts an element to float64. The compiler resolves the switch for each
-// element type where float32 and float64 have shapes of their own.
 func wide[E Element](v E) float64 {
 	if h, ok := any(v).(Float16); ok {
 		return h.Float64()
@@ -150,24 +152,56 @@ func wide[E Element](v E) float64 {
 //
 //	for i := range a { ab += a[i]*b[i]; aa += a[i]*a[i]; bb += b[i]*b[i] }
 //
-// in float64, with two sums each: one would wait for its last addition, and more
-// leave no register for the products.
+// in float64. It asks once what the elements are, which wide would do for each.
 func products[E Element](a, b []E) (ab, aa, bb float64) {
+	switch x := any(a).(type) {
+	case []float32:
+		return floatProducts(x, any(b).([]float32))
+	case []float64:
+		return floatProducts(x, any(b).([]float64))
+	}
+	return halfProducts(any(a).([]Float16), any(b).([]Float16))
+}
+
+// floatProducts has two sums each: one would wait for its last addition, and more
+// leave no register for the products.
+func floatProducts[F Float](a, b []F) (ab, aa, bb float64) {
 	var ab1, aa1, bb1 float64
-	b = b[:len(a)]
-	i := 0
-	for ; i+1 < len(a); i += 2 {
-		x0, x1 := wide(a[i]), wide(a[i+1])
-		y0, y1 := wide(b[i]), wide(b[i+1])
+	for len(a) >= 2 && len(b) >= 2 {
+		x0, x1, y0, y1 := float64(a[0]), float64(a[1]), float64(b[0]), float64(b[1])
 		ab, ab1 = ab+x0*y0, ab1+x1*y1
 		aa, aa1 = aa+x0*x0, aa1+x1*x1
 		bb, bb1 = bb+y0*y0, bb1+y1*y1
+		a, b = a[2:], b[2:]
 	}
-	if i < len(a) {
-		x, y := wide(a[i]), wide(b[i])
+	if len(a) > 0 {
+		x, y := float64(a[0]), float64(b[0])
 		ab, aa, bb = ab+x*y, aa+x*x, bb+y*y
 	}
 	return ab + ab1, aa + aa1, bb + bb1
+}
+
+// halfProducts converts some elements at a time. All are NaN where one element is an
+// infinity or a NaN.
+func halfProducts(a, b []Float16) (ab, aa, bb float64) {
+	var x, y [128]float32
+	var special Float16 // its highest bit is that of an exponent of ones plus one
+	for len(a) > 0 {
+		n := min(len(a), len(x))
+		for i, h := range a[:n] {
+			g := b[i]
+			x[i&127], y[i&127] = h.finite(), g.finite()
+			special |= (h&0x7c00 + 0x400) | (g&0x7c00 + 0x400)
+		}
+		ab1, aa1, bb1 := floatProducts(x[:n], y[:n])
+		ab, aa, bb = ab+ab1, aa+aa1, bb+bb1
+		a, b = a[n:], b[n:]
+	}
+	if special&0x8000 != 0 {
+		nan := math.NaN()
+		return nan, nan, nan
+	}
+	return ab, aa, bb
 }
 
 // scaledProducts is products of a*sa and b*sb.
