@@ -36,7 +36,7 @@ func convert(err *error) {
 	}
 	var argument *pcrm.ArgumentError
 	if errors.As(*err, &argument) {
-		*err = errors.New(valueError + argument.Error())
+		*err = errors.New(valueError + (*err).Error())
 	}
 }
 

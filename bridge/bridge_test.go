@@ -1,11 +1,14 @@
 package bridge
 
 import (
+	"fmt"
 	"testing"
 	"unsafe"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/pcrm-project/pcrm/pcrm"
 )
 
 // kept makes the arrays of the tests escape to the heap, which does not move: the
@@ -45,6 +48,9 @@ func TestErrors(t *testing.T) {
 	ok, err := RewardLoss(8, 1, 0, 0, 0, address(one), address(one), address(one), 0, 0, 0, false) // no place for the loss
 	assert.False(t, ok)
 	assert.ErrorContains(t, err, "RuntimeError: pcrm: internal error, please report it: runtime error: index out of range")
+	err = fmt.Errorf("pcrm.toml:3: %w", &pcrm.ArgumentError{Argument: "delta", Index: -1, Reason: "is 0"})
+	convert(&err)
+	assert.EqualError(t, err, "ValueError: pcrm.toml:3: delta is 0", "what is around an ArgumentError stays")
 	_, err = Deltas(2, 1, 0, 0, 1, 1, 1, 0, 0)
 	assert.ErrorContains(t, err, "TypeError: dtype code is 2")
 	_, err = Fit(1, address(one), address(one), 0, 3, 0, 1)

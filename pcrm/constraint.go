@@ -16,12 +16,22 @@ type Float interface{ float32 | float64 }
 // s has no unit and lies in [0, 1]; delta is in units of the score. The curve is
 // monotone in s, so a constraint is usable exactly when delta is positive at both
 // ends, which [Constraint.Validate] checks.
+//
+// A random constraint (see [Random]) has Low and High instead, and a number u in
+// the place of s, which [RandomUniform] makes of a pair and Seed:
+//
+//	delta(u) = low + (high-low)*u
 type Constraint struct {
 	Beta1, Beta2, Beta3 float64
 
 	// Floor and Cap clip delta. Zero means none: delta must be positive anyway,
 	// and a cap of zero would forbid every margin.
 	Floor, Cap float64
+
+	// Low and High bound a random delta; both zero means that the constraint is the
+	// curve. Seed is where its randomness begins: another seed, other deltas.
+	Low, High float64
+	Seed      uint64
 }
 
 // Fixed returns the constraint whose delta is the same for every pair. +Inf is
@@ -31,9 +41,23 @@ func Fixed(delta float64) Constraint {
 	return Constraint{Beta2: 1, Beta3: delta}
 }
 
-// Delta returns delta(s) for one similarity. It checks nothing: see [Constraint.Validate]
-// and [Deltas]. NaN gives NaN.
+// Random returns the constraint whose delta is uniform in [low, high), drawn for
+// each pair from what the pair is: the same in every epoch, batch and process
+// (arXiv 2404.00978, section 4: U(4, 5) and U(5, 6)).
+func Random(low, high float64, seed uint64) Constraint {
+	return Constraint{Low: low, High: high, Seed: seed}
+}
+
+// IsRandom reports whether Delta wants a [RandomUniform] and no similarity.
+func (c Constraint) IsRandom() bool { return c.Low != 0 || c.High != 0 }
+
+// Delta returns delta(s) for one similarity, or delta(u) for one random number. It
+// checks nothing: see [Constraint.Validate] and [Deltas]. NaN gives NaN.
 func (c Constraint) Delta(s float64) float64 {
+	if c.IsRandom() {
+		// The conversion keeps a platform with fused multiply-add from rounding once.
+		return c.Low + float64((c.High-c.Low)*s)
+	}
 	d := c.Beta1/(s+c.Beta2) + c.Beta3
 	if d < c.Floor && c.Floor != 0 {
 		return c.Floor
@@ -51,8 +75,12 @@ func (c Constraint) Target(s float64) float64 { return c.Delta(s) / 2 }
 //
 // Errors: a NaN or infinite beta1 or beta2, a NaN beta3, beta2 < 0, a floor or cap
 // that is NaN or negative, floor > cap, delta(0) <= 0 or delta(1) <= 0. beta3 and
-// cap may be +Inf.
+// cap may be +Inf. A random constraint: not 0 < low <= high < +Inf, or a beta, a
+// floor or a cap, which it has no use for.
 func (c Constraint) Validate() error {
+	if c.IsRandom() {
+		return c.validateRandom()
+	}
 	for _, p := range []struct {
 		name     string
 		value    float64
@@ -87,7 +115,23 @@ func (c Constraint) Validate() error {
 	return nil
 }
 
-// Deltas writes delta(s) of every similarity to dst, in float64 rounded once.
+func (c Constraint) validateRandom() error {
+	curve := c
+	curve.Low, curve.High, curve.Seed = 0, 0, 0
+	switch {
+	case !(c.Low > 0) || math.IsInf(c.Low, 1):
+		return argErr("low", -1, "is %v, must be finite and greater than 0: "+
+			"a ceiling of zero or less rewards ties and reversals", c.Low)
+	case !(c.High >= c.Low) || math.IsInf(c.High, 1):
+		return argErr("high", -1, "is %v, must be finite and at least low, which is %v", c.High, c.Low)
+	case curve != Constraint{}:
+		return argErr("low", -1, "is %v and high is %v, but a random constraint has no beta1, beta2, beta3, floor or cap", c.Low, c.High)
+	}
+	return nil
+}
+
+// Deltas writes delta(s) of every similarity to dst, in float64 rounded once; for a
+// random constraint, s holds the numbers that [RandomUniforms] writes.
 //
 // Errors: a constraint that fails [Constraint.Validate], slices of different
 // lengths, a similarity outside [0, 1] or NaN (named by its index); dst is then

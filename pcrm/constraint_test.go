@@ -48,6 +48,37 @@ func TestConstraintValidate(t *testing.T) {
 	}
 }
 
+func TestRandomConstraint(t *testing.T) {
+	c := pcrm.Random(4, 5, 7)
+	require.NoError(t, c.Validate())
+	assert.True(t, c.IsRandom())
+	assert.False(t, pcrm.Fixed(4).IsRandom())
+	for u, want := range map[float64]float64{0: 4, 0.25: 4.25, 1: 5} {
+		assert.Equal(t, want, c.Delta(u))
+		assert.Equal(t, want/2, c.Target(u))
+	}
+	assert.True(t, math.IsNaN(c.Delta(math.NaN())))
+	require.NoError(t, pcrm.Random(4, 4, 0).Validate(), "a range of one number")
+	dst := make([]float64, 2)
+	require.NoError(t, pcrm.Deltas(dst, []float64{0, 0.5}, c))
+	assert.Equal(t, []float64{4, 4.5}, dst)
+
+	for message, c := range map[string]pcrm.Constraint{
+		"low is 0, must be finite and greater than 0: a ceiling of zero or less rewards ties and reversals":    pcrm.Random(0, 1, 0),
+		"low is NaN, must be finite and greater than 0: a ceiling of zero or less rewards ties and reversals":  pcrm.Random(math.NaN(), 1, 0),
+		"low is +Inf, must be finite and greater than 0: a ceiling of zero or less rewards ties and reversals": pcrm.Random(inf, inf, 0),
+		"high is 3, must be finite and at least low, which is 4":                                               pcrm.Random(4, 3, 0),
+		"high is NaN, must be finite and at least low, which is 4":                                             pcrm.Random(4, math.NaN(), 0),
+		"high is +Inf, must be finite and at least low, which is 4":                                            pcrm.Random(4, inf, 0),
+		"low is 4 and high is 5, but a random constraint has no beta1, beta2, beta3, floor or cap":             {Low: 4, High: 5, Cap: 4.5},
+	} {
+		err := c.Validate()
+		assert.EqualError(t, err, message)
+		var argument *pcrm.ArgumentError
+		assert.ErrorAs(t, err, &argument)
+	}
+}
+
 func TestDeltas(t *testing.T) {
 	c := pcrm.Constraint{Beta1: 10, Beta2: 0.001, Beta3: -5}
 	dst := make([]float32, 3)
@@ -103,15 +134,15 @@ func TestPresets(t *testing.T) {
 	assert.Equal(t, pcrm.Constraint{Beta1: 10, Beta2: 0.001, Beta3: -5}, p.Constraint)
 	assert.Equal(t, "length_ratio", p.Prior)
 	for _, name := range []string{"alpaca", "tldr"} {
-		for _, prior := range []string{"length_ratio", "cosine", "fixed"} {
+		for _, prior := range []string{"length_ratio", "cosine", "fixed", "random"} {
 			p, err := pcrm.LookupPreset(name + "/" + prior)
 			require.NoError(t, err)
 			assert.Equal(t, prior, p.Prior)
 			assert.NoError(t, p.Constraint.Validate())
-			// The paper's deltas at s = 1 are all close to 5 (4.5 to 5).
-			assert.InDelta(t, 4.75, p.Constraint.Delta(1), 0.3, p.Name)
+			// The paper's deltas at s = 1 are all close to 5, the random ones around 4.5 or 5.5.
+			assert.InDelta(t, 5, p.Constraint.Delta(1), 1, p.Name)
 		}
 	}
 	_, err = pcrm.LookupPreset("alpaca/typo")
-	assert.ErrorContains(t, err, `preset is "alpaca/typo", must be one of alpaca/cosine, alpaca/fixed, alpaca/length_ratio, dpo/`)
+	assert.ErrorContains(t, err, `preset is "alpaca/typo", must be one of alpaca/cosine, alpaca/fixed, alpaca/length_ratio, alpaca/random, dpo/`)
 }

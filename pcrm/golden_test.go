@@ -42,6 +42,10 @@ type golden struct {
 			PadTokenID  int64   `json:"pad_token_id"`
 			Start, End  int
 		}
+		Cosine []struct {
+			A, B            []float64
+			Cosine, Angular float64
+		}
 	}
 }
 

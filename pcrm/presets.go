@@ -16,7 +16,7 @@ var presetsTOML string
 // Preset is a published setting: a constraint and the prior it was chosen for.
 type Preset struct {
 	Name       string
-	Prior      string // "length_ratio", "cosine" or "fixed"
+	Prior      string // "length_ratio", "cosine", "fixed" or "random"
 	Constraint Constraint
 }
 
@@ -24,14 +24,14 @@ var presets = sync.OnceValues(func() (map[string]Preset, error) {
 	var rows map[string]struct {
 		Prior               string
 		Beta1, Beta2, Beta3 float64
-		Delta               float64
+		Delta, Low, High    float64
 	}
 	if err := toml.NewDecoder(strings.NewReader(presetsTOML)).DisallowUnknownFields().Decode(&rows); err != nil {
 		return nil, err
 	}
 	table := make(map[string]Preset, len(rows))
 	for name, row := range rows {
-		c := Constraint{Beta1: row.Beta1, Beta2: row.Beta2, Beta3: row.Beta3}
+		c := Constraint{Beta1: row.Beta1, Beta2: row.Beta2, Beta3: row.Beta3, Low: row.Low, High: row.High}
 		if row.Prior == "fixed" {
 			c = Fixed(row.Delta)
 		}

@@ -4,6 +4,9 @@ package pcrm
 // a negative id.
 const NoPad = -1
 
+// Int is what token ids and the offsets of ragged columns may be made of.
+type Int interface{ int32 | int64 }
+
 // LengthRatio is the prior similarity of two responses by their lengths in tokens,
 // after the tokens that they share at the start (arXiv 2404.00978, section 3.2.1):
 //
@@ -17,11 +20,8 @@ const NoPad = -1
 //
 // (The authors' script gives 0 to identical responses in a padded row; s = 1 is
 // what their definition says.)
-func LengthRatio(chosen, rejected []int64, padToken int64) float64 {
-	k := 0
-	for k < len(chosen) && k < len(rejected) && chosen[k] == rejected[k] {
-		k++
-	}
+func LengthRatio[I Int](chosen, rejected []I, padToken I) float64 {
+	k := commonPrefix(chosen, rejected)
 	a, b := responseLength(chosen[k:], padToken), responseLength(rejected[k:], padToken)
 	if a == b {
 		return 1
@@ -29,7 +29,20 @@ func LengthRatio(chosen, rejected []int64, padToken int64) float64 {
 	return float64(min(a, b)) / float64(max(a, b))
 }
 
-func responseLength(ids []int64, padToken int64) int {
+// commonPrefix returns the first index at which two responses differ, the length of
+// the shorter one where they do not.
+func commonPrefix[I Int](a, b []I) int {
+	n := min(len(a), len(b))
+	b = b[:n]
+	for k, id := range a[:n] {
+		if id != b[k] {
+			return k
+		}
+	}
+	return n
+}
+
+func responseLength[I Int](ids []I, padToken I) int {
 	if padToken != NoPad {
 		for i, id := range ids {
 			if id == padToken {
@@ -42,33 +55,46 @@ func responseLength(ids []int64, padToken int64) int {
 
 // LengthRatios writes the [LengthRatio] of each pair of rows to dst, rounded once.
 // Row i of a ragged column is values[offsets[i]:offsets[i+1]], the layout of an
-// Arrow list array; a padded matrix has the offsets 0, width, 2*width, ...
+// Arrow list array (int32) or large list array (int64); a padded matrix has the
+// offsets 0, width, 2*width, ...
 //
 // Errors, each an [*ArgumentError]: offsets whose length is not len(dst)+1, that
 // descend or leave their values.
-func LengthRatios[F Float](dst []F, chosen, chosenOffsets, rejected, rejectedOffsets []int64, padToken int64) error {
+func LengthRatios[F Float, I, O Int](dst []F, chosen []I, chosenOffsets []O, rejected []I, rejectedOffsets []O, padToken I) error {
+	return eachPair(dst, chosen, chosenOffsets, rejected, rejectedOffsets, func(c, r []I) float64 {
+		return LengthRatio(c, r, padToken)
+	})
+}
+
+// eachPair writes f of each pair of rows to dst.
+func eachPair[F Float, I, O Int](dst []F, chosen []I, chosenOffsets []O, rejected []I, rejectedOffsets []O, f func(c, r []I) float64) error {
 	if err := checkOffsets("chosen_ids", len(dst), len(chosen), chosenOffsets); err != nil {
 		return err
 	}
 	if err := checkOffsets("rejected_ids", len(dst), len(rejected), rejectedOffsets); err != nil {
 		return err
 	}
-	for i := range dst {
-		dst[i] = F(LengthRatio(
-			chosen[chosenOffsets[i]:chosenOffsets[i+1]],
-			rejected[rejectedOffsets[i]:rejectedOffsets[i+1]],
-			padToken))
-	}
+	parallelRows(len(dst), raggedGrain(len(dst), len(chosen)+len(rejected)), func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			dst[i] = F(f(chosen[chosenOffsets[i]:chosenOffsets[i+1]], rejected[rejectedOffsets[i]:rejectedOffsets[i+1]]))
+		}
+	})
 	return nil
 }
 
-func checkOffsets(name string, rows, values int, offsets []int64) error {
+// raggedGrain returns how many rows of their mean length hold some 64 Ki values: a
+// worker then has a task of ten microseconds or more.
+func raggedGrain(rows, values int) int {
+	return 1 + int(min(1, (1<<16)/float64(values+1))*float64(rows))
+}
+
+func checkOffsets[O Int](name string, rows, values int, offsets []O) error {
 	if len(offsets) != rows+1 {
 		return argErr(name, -1, "have %d offsets, %d rows need %d", len(offsets), rows, rows+1)
 	}
-	last := int64(0)
+	last := O(0)
 	for i, o := range offsets {
-		if o < last || o > int64(values) {
+		if o < last || int64(o) > int64(values) {
 			return argErr(name, i, "has offset %d, must be in [%d, %d]", o, last, values)
 		}
 		last = o

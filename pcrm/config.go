@@ -1,0 +1,326 @@
+package pcrm
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/pelletier/go-toml/v2/unstable"
+)
+
+// Priors are the names that a prior may have. "column" is the user's own numbers;
+// "fixed" and "random" need no similarity.
+var Priors = []string{"length_ratio", "cosine", "lexical", "column", "fixed", "random"}
+
+// Config is what a pcrm.toml says, with every default filled in.
+type Config struct {
+	Prior      string // one of Priors
+	Constraint Constraint
+
+	Form                     string // "pair" or "token"
+	LabelSmoothing           float64
+	CenterRewardsCoefficient float64
+
+	DPOBeta float64
+}
+
+// settings is the file as it is written; nil is a key that is not there.
+type settings struct {
+	Constraint struct {
+		Prior  *string  `toml:"prior"`
+		Preset *string  `toml:"preset"`
+		Beta1  *float64 `toml:"beta1"`
+		Beta2  *float64 `toml:"beta2"`
+		Beta3  *float64 `toml:"beta3"`
+		Floor  *float64 `toml:"floor"`
+		Cap    *float64 `toml:"cap"`
+		Delta  *float64 `toml:"delta"`
+		Low    *float64 `toml:"low"`
+		High   *float64 `toml:"high"`
+		Seed   *uint64  `toml:"seed"`
+	} `toml:"constraint"`
+	Loss struct {
+		Form                     string  `toml:"form"`
+		LabelSmoothing           float64 `toml:"label_smoothing"`
+		CenterRewardsCoefficient float64 `toml:"center_rewards_coefficient"`
+	} `toml:"loss"`
+	DPO struct {
+		Beta float64 `toml:"beta"`
+	} `toml:"dpo"`
+}
+
+// LoadConfig reads a TOML file and parses it with [ParseConfig]. A file that cannot
+// be read is an [*os.PathError].
+func LoadConfig(path string) (Config, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, err
+	}
+	return ParseConfig(path, data)
+}
+
+// ParseConfig reads the settings of a training run. All of them are optional:
+//
+//	[constraint]
+//	prior = "length_ratio"          # one of Priors
+//	preset = "alpaca/length_ratio"  # a published setting, see LookupPreset
+//	beta1 = 10.0                    # each overrides the preset's
+//	beta2 = 0.001
+//	beta3 = -5.0
+//	floor = 2.0                     # least and greatest delta; cap may be inf
+//	cap = 12.0
+//	delta = 4.5                     # of prior = "fixed"; may be inf
+//	low = 4.0                       # of prior = "random"
+//	high = 5.0
+//	seed = 0
+//
+//	[loss]
+//	form = "pair"                   # or "token"
+//	label_smoothing = 0.0
+//	center_rewards_coefficient = 0.0
+//
+//	[dpo]
+//	beta = 0.1
+//
+// The prior is that of the preset, where only a preset is given. Without a preset
+// it is the one of AlpacaFarm for the prior. The priors "lexical" and "column" have
+// no published setting and need all three betas.
+//
+// Errors, each wrapping an [*ArgumentError] and beginning with name and line: a
+// document that is no TOML, an unknown key, a value of the wrong type or out of
+// range, a preset of another prior, and settings that the prior or the form has no
+// use for.
+func ParseConfig(name string, data []byte) (Config, error) {
+	var s settings
+	s.Loss.Form, s.DPO.Beta = "pair", 0.1
+	if err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&s); err != nil {
+		return Config{}, decodingError(name, err)
+	}
+	c := Config{
+		Form:                     s.Loss.Form,
+		LabelSmoothing:           s.Loss.LabelSmoothing,
+		CenterRewardsCoefficient: s.Loss.CenterRewardsCoefficient,
+		DPOBeta:                  s.DPO.Beta,
+	}
+	var err error
+	if c.Prior, c.Constraint, err = s.constraint(); err != nil {
+		return Config{}, settingError(name, data, "constraint", err)
+	}
+	if err := c.checkLoss(); err != nil {
+		return Config{}, settingError(name, data, "loss", err)
+	}
+	if !(c.DPOBeta > 0 && c.DPOBeta <= math.MaxFloat64) {
+		return Config{}, settingError(name, data, "dpo", argErr("beta", -1, "is %v, must be finite and greater than 0", c.DPOBeta))
+	}
+	return c, nil
+}
+
+// constraint makes the prior and the constraint of the [constraint] table.
+func (s *settings) constraint() (prior string, c Constraint, err error) {
+	in := &s.Constraint
+	prior = "length_ratio"
+	if in.Preset != nil {
+		p, err := LookupPreset(*in.Preset)
+		if err != nil {
+			return "", c, err
+		}
+		prior = p.Prior
+	}
+	if in.Prior != nil {
+		if !slices.Contains(Priors, *in.Prior) {
+			return "", c, argErr("prior", -1, "is %q, must be one of %s", *in.Prior, strings.Join(Priors, ", "))
+		}
+		if in.Preset != nil && *in.Prior != prior {
+			return "", c, argErr("preset", -1, "is %q, which is for the prior %q, but prior is %q", *in.Preset, prior, *in.Prior)
+		}
+		prior = *in.Prior
+	}
+	curve := prior != "fixed" && prior != "random"
+	published := prior != "lexical" && prior != "column"
+	if published {
+		preset := "alpaca/" + prior
+		if in.Preset != nil {
+			preset = *in.Preset
+		}
+		p, err := LookupPreset(preset)
+		if err != nil {
+			return "", c, err
+		}
+		c = p.Constraint
+	}
+	for _, key := range []struct {
+		name   string
+		value  *float64
+		to     *float64
+		usable bool
+		needed bool
+	}{
+		{"beta1", in.Beta1, &c.Beta1, curve, !published},
+		{"beta2", in.Beta2, &c.Beta2, curve, !published},
+		{"beta3", in.Beta3, &c.Beta3, curve, !published},
+		{"floor", in.Floor, &c.Floor, curve, false},
+		{"cap", in.Cap, &c.Cap, curve, false},
+		{"delta", in.Delta, &c.Beta3, prior == "fixed", false}, // see Fixed
+		{"low", in.Low, &c.Low, prior == "random", false},
+		{"high", in.High, &c.High, prior == "random", false},
+	} {
+		switch {
+		case key.value == nil && key.needed:
+			return "", c, argErr(key.name, -1, "is missing: the prior %q has no published setting, it needs beta1, beta2 and beta3", prior)
+		case key.value == nil:
+		case !key.usable:
+			return "", c, argErr(key.name, -1, "is %v, but the prior %q has no use for it", *key.value, prior)
+		default:
+			*key.to = *key.value
+		}
+	}
+	switch {
+	case in.Seed != nil && prior != "random":
+		err = argErr("seed", -1, "is %d, but the prior %q has no use for it", *in.Seed, prior)
+	case in.Cap != nil && *in.Cap == 0:
+		err = argErr("cap", -1, "is 0, must be greater than 0") // in a Constraint it means none
+	case prior == "fixed" && !(c.Beta3 > 0):
+		err = argErr("delta", -1, "is %v, must be greater than 0", c.Beta3)
+	case prior == "random":
+		if in.Seed != nil {
+			c.Seed = *in.Seed
+		}
+		err = c.validateRandom()
+	default:
+		err = c.Validate()
+	}
+	return prior, c, err
+}
+
+func (c *Config) checkLoss() error {
+	if c.Form != "pair" && c.Form != "token" {
+		return argErr("form", -1, "is %q, must be pair or token", c.Form)
+	}
+	o := RewardOptions{LabelSmoothing: c.LabelSmoothing, CenterRewardsCoefficient: c.CenterRewardsCoefficient}
+	if err := o.validate(); err != nil {
+		return err
+	}
+	if c.Form == "token" {
+		if c.LabelSmoothing != 0 {
+			return argErr("label_smoothing", -1, "is %v, but the form \"token\" has no use for it", c.LabelSmoothing)
+		}
+		if c.CenterRewardsCoefficient != 0 {
+			return argErr("center_rewards_coefficient", -1, "is %v, but the form \"token\" has no use for it", c.CenterRewardsCoefficient)
+		}
+	}
+	return nil
+}
+
+// decodingError names file, line and key of what go-toml refused.
+func decodingError(name string, err error) error {
+	var unknown *toml.StrictMissingError
+	if errors.As(err, &unknown) {
+		all := make([]error, len(unknown.Errors))
+		for i, e := range unknown.Errors {
+			line, _ := e.Position()
+			all[i] = atLine(name, line, argErr(strings.Join(e.Key(), "."), -1, "is not a key, %s", knownKeys(e.Key())))
+		}
+		return errors.Join(all...)
+	}
+	var bad *toml.DecodeError
+	if !errors.As(err, &bad) {
+		return err
+	}
+	line, _ := bad.Position()
+	reason := strings.TrimPrefix(bad.Error(), "toml: ")
+	if len(bad.Key()) == 0 {
+		return atLine(name, line, argErr("TOML", -1, "is malformed: %s", reason))
+	}
+	// "cannot decode TOML string into struct field X of type float64" names what no
+	// user knows.
+	if is, goType, ok := strings.Cut(reason, " into struct field "); ok {
+		goType = goType[strings.LastIndex(goType, " ")+1:]
+		kinds := map[string]string{"float64": "a number", "uint64": "an integer of 0 or more", "string": "a string"}
+		must, ok := kinds[goType]
+		if !ok {
+			must = "a table"
+		}
+		reason = "is a " + strings.TrimPrefix(is, "cannot decode ") + ", must be " + must
+	} else {
+		reason = "cannot be read: " + reason
+	}
+	return atLine(name, line, argErr(strings.Join(bad.Key(), "."), -1, "%s", reason))
+}
+
+// knownKeys says what could stand in the place of an unknown key.
+func knownKeys(key []string) string {
+	where, t := "the tables are", reflect.TypeFor[settings]()
+	if len(key) > 1 {
+		for f := range t.Fields() {
+			if strings.EqualFold(f.Tag.Get("toml"), key[0]) {
+				where, t = "those of ["+f.Tag.Get("toml")+"] are", f.Type
+				break
+			}
+		}
+	}
+	var keys []string
+	for f := range t.Fields() {
+		keys = append(keys, f.Tag.Get("toml"))
+	}
+	return where + " " + strings.Join(keys, ", ")
+}
+
+// settingError names file, line and key of a value that was refused after decoding.
+func settingError(name string, data []byte, table string, err error) error {
+	var argument *ArgumentError
+	if !errors.As(err, &argument) {
+		return err
+	}
+	lines := keyLines(data)
+	line := lines[table]
+	// What is wrong may come of several keys, or of one that is not there: delta
+	// itself is where the betas put it.
+	for _, key := range []string{argument.Argument, "beta3", "beta1", "beta2", "floor", "cap", "low", "high", "preset", "prior"} {
+		if at, ok := lines[table+"."+key]; ok {
+			line = at
+			break
+		}
+	}
+	return atLine(name, line, argErr(table+"."+argument.Argument, -1, "%s", argument.Reason))
+}
+
+func atLine(name string, line int, err error) error {
+	return fmt.Errorf("%s:%d: %w", name, line, err)
+}
+
+// keyLines returns the line of every dotted key of a document that go-toml decoded,
+// in lower case, as go-toml matches keys.
+func keyLines(data []byte) map[string]int {
+	lines := map[string]int{}
+	var p unstable.Parser
+	p.Reset(data)
+	var enter func(table string, e *unstable.Node) string
+	enter = func(table string, e *unstable.Node) string {
+		path := table
+		for key := e.Key(); key.Next(); {
+			path = strings.TrimPrefix(path+"."+strings.ToLower(string(key.Node().Data)), ".")
+			lines[path] = p.Shape(key.Node().Raw).Start.Line
+		}
+		if e.Kind == unstable.KeyValue && e.Value().Kind == unstable.InlineTable {
+			for child := e.Value().Children(); child.Next(); {
+				enter(path, child.Node())
+			}
+		}
+		return path
+	}
+	table := ""
+	for p.NextExpression() {
+		if e := p.Expression(); e.Kind == unstable.KeyValue {
+			enter(table, e)
+		} else {
+			table = enter("", e)
+		}
+	}
+	return lines
+}

@@ -1,0 +1,152 @@
+package pcrm_test
+
+import (
+	"errors"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pcrm-project/pcrm/pcrm"
+)
+
+func TestParseConfig(t *testing.T) {
+	curve := func(beta1, beta3 float64) pcrm.Constraint {
+		return pcrm.Constraint{Beta1: beta1, Beta2: 0.001, Beta3: beta3}
+	}
+	defaults := pcrm.Config{Prior: "length_ratio", Constraint: curve(10, -5), Form: "pair", DPOBeta: 0.1}
+	with := func(prior string, c pcrm.Constraint) pcrm.Config {
+		config := defaults
+		config.Prior, config.Constraint = prior, c
+		return config
+	}
+	all := with("cosine", pcrm.Constraint{Beta1: 30, Beta2: 0.5, Beta3: 1, Floor: 2, Cap: math.Inf(1)})
+	all.LabelSmoothing, all.CenterRewardsCoefficient, all.DPOBeta = 0.1, 0.01, 0.5
+	token := defaults
+	token.Form = "token"
+	for document, want := range map[string]pcrm.Config{
+		"":                                         defaults,
+		"[constraint]\n[loss]\n[dpo]\n":            defaults,
+		"constraint.prior = 'length_ratio'":        defaults,
+		"[constraint]\nprior = 'cosine'":           with("cosine", curve(20, -15)),
+		"[constraint]\npreset = 'tldr/cosine'":     with("cosine", curve(30, -25)),
+		"[constraint]\nbeta3 = -4":                 with("length_ratio", curve(10, -4)),
+		"[constraint]\r\nfloor = 1\r\ncap = 9\r\n": with("length_ratio", pcrm.Constraint{Beta1: 10, Beta2: 0.001, Beta3: -5, Floor: 1, Cap: 9}),
+		"[constraint]\nprior = 'lexical'\nbeta1 = 6\nbeta2 = 0.001\nbeta3 = 0": with("lexical", curve(6, 0)),
+		"constraint = {prior = 'column', beta1 = 6, beta2 = 0.001, beta3 = 0}": with("column", curve(6, 0)),
+		"[constraint]\nprior = 'fixed'":                                        with("fixed", pcrm.Fixed(4.5)),
+		"[constraint]\nprior = 'fixed'\ndelta = inf":                           with("fixed", pcrm.Fixed(math.Inf(1))),
+		"[constraint]\npreset = 'tldr/fixed'":                                  with("fixed", pcrm.Fixed(5)),
+		"[constraint]\nprior = 'random'":                                       with("random", pcrm.Random(4, 5, 0)),
+		"[constraint]\npreset = 'tldr/random'\nseed = 3":                       with("random", pcrm.Random(5, 6, 3)),
+		"[constraint]\nprior = 'random'\nlow = 1\nhigh = 2.5":                  with("random", pcrm.Random(1, 2.5, 0)),
+		"[loss]\nform = 'token'":                                               token,
+		"[constraint]\nprior = 'cosine'\npreset = 'tldr/cosine'\nbeta2 = 0.5\nbeta3 = 1\nfloor = 2\ncap = +inf\n" +
+			"[loss]\nlabel_smoothing = 0.1\ncenter_rewards_coefficient = 0.01\n[dpo]\nbeta = 0.5\n": all,
+	} {
+		got, err := pcrm.ParseConfig("pcrm.toml", []byte(document))
+		require.NoError(t, err, document)
+		assert.Equal(t, want, got, document)
+	}
+}
+
+func TestParseConfigErrors(t *testing.T) {
+	const constraintKeys = ", those of [constraint] are prior, preset, beta1, beta2, beta3, floor, cap, delta, low, high, seed"
+	for document, message := range map[string]string{
+		// What is no TOML, or not of these tables.
+		"[constraint\n":                         "1: TOML is malformed: expected ']' to close table name",
+		"\n[constraint]\nbeta1 = 1\nbeta1 = 2":  "4: beta1 cannot be read: key beta1 is already defined",
+		"[constraint]\n# betas\nbeta4 = 1":      "3: constraint.beta4 is not a key" + constraintKeys,
+		"[constraint]\nloss.form = 'pair'":      "2: constraint.loss.form is not a key" + constraintKeys,
+		"\n[constrain]\nbeta1 = 1":              "2: constrain is not a key, the tables are constraint, loss, dpo",
+		"beta1 = 1":                             "1: beta1 is not a key, the tables are constraint, loss, dpo",
+		"[dpo]\nbta = 1\n[loss]\nfrom = 'pair'": "2: dpo.bta is not a key, those of [dpo] are beta\npcrm.toml:4: loss.from is not a key, those of [loss] are form, label_smoothing, center_rewards_coefficient",
+		// Types.
+		"[constraint]\nbeta1 = 'x'":                 "2: constraint.beta1 is a TOML string, must be a number",
+		"[constraint]\nprior = 3":                   "2: constraint.prior is a TOML integer, must be a string",
+		"[constraint]\nseed = 1.5":                  "2: constraint.seed is a TOML float, must be an integer of 0 or more",
+		"[constraint]\nprior = 'random'\nseed = -1": "3: constraint.seed cannot be read: negative integer value -1 cannot be stored in uint64",
+		"\nconstraint = 3":                          "2: constraint is a TOML integer, must be a table",
+		// Values.
+		"[constraint]\nbeta1 = nan":                           "2: constraint.beta1 is NaN, must be a number",
+		"[constraint]\nbeta2 = -1.0":                          "2: constraint.beta2 is -1, must be at least 0",
+		"[constraint]\nfloor = 5\ncap = 4":                    "2: constraint.floor is 5, must not be greater than cap, which is 4",
+		"[constraint]\ncap = 0":                               "2: constraint.cap is 0, must be greater than 0",
+		"[constraint]\nprior = 'length_ratio'\n\nbeta3 = -20": "4: constraint.delta is -10.009990009990009 at similarity 1, must be greater than 0 on all of [0, 1]: a ceiling of zero or less rewards ties and reversals",
+		"constraint = {beta1 = 4}":                            "1: constraint.delta is -1.0039960039960034 at similarity 1, must be greater than 0 on all of [0, 1]: a ceiling of zero or less rewards ties and reversals",
+		"[constraint]\nprior = 'fixed'\ndelta = -1":           "3: constraint.delta is -1, must be greater than 0",
+		"[constraint]\nprior = 'fixed'\ndelta = nan":          "3: constraint.delta is NaN, must be greater than 0",
+		"[constraint]\nprior = 'random'\nlow = 6":             "3: constraint.high is 5, must be finite and at least low, which is 6",
+		"[constraint]\nprior = 'random'\nlow = 0\nhigh = 0":   "3: constraint.low is 0, must be finite and greater than 0: a ceiling of zero or less rewards ties and reversals",
+		"[constraint]\nprior = 'length'":                      `2: constraint.prior is "length", must be one of length_ratio, cosine, lexical, column, fixed, random`,
+		"[Constraint]\nPrior = 'length'":                      `2: constraint.prior is "length", must be one of length_ratio, cosine, lexical, column, fixed, random`,
+		"[constraint]\npreset = 'alpaca'":                     `2: constraint.preset is "alpaca", must be one of alpaca/cosine, alpaca/fixed, alpaca/length_ratio, alpaca/random, dpo/cosine, dpo/length_ratio, tldr/cosine, tldr/fixed, tldr/length_ratio, tldr/random`,
+		"[loss]\nform = 'tokens'":                             `2: loss.form is "tokens", must be pair or token`,
+		"\n[loss]\nlabel_smoothing = 0.5":                     "3: loss.label_smoothing is 0.5, must be in [0, 0.5)",
+		"[loss]\ncenter_rewards_coefficient = inf":            "2: loss.center_rewards_coefficient is +Inf, must be at least 0 and finite",
+		"[dpo]\nbeta = 0":                                     "2: dpo.beta is 0, must be finite and greater than 0",
+		"[dpo]\n\nbeta = inf":                                 "3: dpo.beta is +Inf, must be finite and greater than 0",
+		// Contradictions.
+		"[constraint]\nprior = 'cosine'\npreset = 'tldr/fixed'": `3: constraint.preset is "tldr/fixed", which is for the prior "fixed", but prior is "cosine"`,
+		"[constraint]\nprior = 'fixed'\nbeta1 = 3":              `3: constraint.beta1 is 3, but the prior "fixed" has no use for it`,
+		"[constraint]\nprior = 'random'\nfloor = 3":             `3: constraint.floor is 3, but the prior "random" has no use for it`,
+		"[constraint]\ndelta = 3":                               `2: constraint.delta is 3, but the prior "length_ratio" has no use for it`,
+		"[constraint]\nprior = 'fixed'\nhigh = 3":               `3: constraint.high is 3, but the prior "fixed" has no use for it`,
+		"[constraint]\nseed = 3":                                `2: constraint.seed is 3, but the prior "length_ratio" has no use for it`,
+		"[constraint]\nprior = 'lexical'\nbeta1 = 3":            `3: constraint.beta2 is missing: the prior "lexical" has no published setting, it needs beta1, beta2 and beta3`,
+		"[loss]\nform = 'token'\nlabel_smoothing = 0.1":         `3: loss.label_smoothing is 0.1, but the form "token" has no use for it`,
+		"[loss]\nform = 'token'\ncenter_rewards_coefficient=1":  `3: loss.center_rewards_coefficient is 1, but the form "token" has no use for it`,
+	} {
+		got, err := pcrm.ParseConfig("pcrm.toml", []byte(document))
+		assert.EqualError(t, err, "pcrm.toml:"+message, document)
+		var argument *pcrm.ArgumentError
+		assert.ErrorAs(t, err, &argument, document)
+		assert.Zero(t, got, document)
+	}
+}
+
+func TestLoadConfig(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pcrm.toml")
+	_, err := pcrm.LoadConfig(path)
+	assert.ErrorIs(t, err, fs.ErrNotExist)
+	assert.ErrorContains(t, err, path)
+	require.NoError(t, os.WriteFile(path, []byte("[constraint]\npreset = 'tldr/cosine'\n"), 0o600))
+	config, err := pcrm.LoadConfig(path)
+	require.NoError(t, err)
+	assert.Equal(t, "cosine", config.Prior)
+	require.NoError(t, os.WriteFile(path, []byte("[dpo]\nbeta = -1\n"), 0o600))
+	_, err = pcrm.LoadConfig(path)
+	assert.EqualError(t, err, path+":2: dpo.beta is -1, must be finite and greater than 0")
+}
+
+// A configuration or an error with a line: never a panic, never a constraint that
+// no loss would take.
+func FuzzParseConfig(f *testing.F) {
+	for _, document := range []string{
+		"",
+		"[constraint]\nprior = \"lexical\"\nbeta1 = 10\nbeta2 = 0.001\nbeta3 = -5.0\nfloor = 2\ncap = inf\n",
+		"[constraint]\nprior = 'random'\nlow = 4\nhigh = 5\nseed = 7\n[loss]\nform = 'token'\n",
+		"constraint = {prior = 'fixed', delta = inf}\ndpo.beta = 1e-3",
+		"[loss]\nlabel_smoothing = 0.1\ncenter_rewards_coefficient = 0.01\n",
+		"[constraint]\n'beta1' = nan", "[constraint.beta1]\nx = 1", "[[constraint]]", "\ufeff[loss]", "a.b.c = [1, {d = 2}]",
+		"['con\u017ftraint']\n'\u017feed' = 1\nprior = 'random'\nlow = -1",
+	} {
+		f.Add([]byte(document))
+	}
+	f.Fuzz(func(t *testing.T, document []byte) {
+		config, err := pcrm.ParseConfig("x.toml", document)
+		if err != nil {
+			require.Regexp(t, `^x\.toml:[1-9]`, err.Error())
+			var argument *pcrm.ArgumentError
+			require.True(t, errors.As(err, &argument), "%v", err)
+			return
+		}
+		require.NoError(t, config.Constraint.Validate())
+		require.Equal(t, config.Prior == "random", config.Constraint.IsRandom())
+		require.Contains(t, pcrm.Priors, config.Prior)
+	})
+}
