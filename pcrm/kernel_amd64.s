@@ -16,235 +16,39 @@ TEXT ·rewardBlockAVX2F32(SB), NOSPLIT, $0-88
 	MOVQ         n+48(FP), CX
 	XORQ         R9, R9
 	VXORPS       X0, X0, X0
-	VBROADCASTSS one32<>+0(SB), Y1
+	VXORPS       X1, X1, X1
+	VBROADCASTSS one32<>+0(SB), Y2
 
 loop:
 	CMPQ         CX, $0x08
 	JLT          tail
-	VMOVUPS      (R8), Y2
-	VMINPS       Y1, Y2, Y1
-	VBROADCASTSS huge32<>+0(SB), Y3
-	VMINPS       Y2, Y3, Y2
-	VMOVUPS      (SI)(R9*1), Y3
-	VMOVUPS      (DI)(R9*1), Y5
-	VSUBPS       Y5, Y3, Y6
-	VSUBPS       Y3, Y6, Y7
-	VSUBPS       Y7, Y6, Y8
-	VSUBPS       Y8, Y3, Y3
-	VADDPS       Y5, Y7, Y7
-	VSUBPS       Y7, Y3, Y3
-	VSUBPS       Y2, Y6, Y5
-	VSUBPS       Y6, Y5, Y7
-	VSUBPS       Y7, Y5, Y8
-	VSUBPS       Y8, Y6, Y8
-	VADDPS       Y2, Y7, Y7
-	VSUBPS       Y7, Y8, Y8
-	VADDPS       Y3, Y8, Y8
-	VADDPS       Y8, Y5, Y2
-	VSUBPS       Y5, Y2, Y5
-	VSUBPS       Y5, Y8, Y8
-	VORPS        signBit32<>+0(SB), Y6, Y5
-	VBROADCASTSS expLeast32<>+0(SB), Y7
-	VMAXPS       Y5, Y7, Y5
-	VBROADCASTSS expMagic32<>+0(SB), Y7
-	VFMADD231PS  log2e32<>+0(SB), Y5, Y7
-	VSUBPS       expMagic32<>+0(SB), Y7, Y9
-	VFMADD231PS  minusLn2hi32<>+0(SB), Y9, Y5
-	VFMADD231PS  minusLn2lo32<>+0(SB), Y9, Y5
-	VPSLLD       $0x17, Y7, Y7
-	VBROADCASTSS exp0_32<>+0(SB), Y9
-	VFMADD213PS  exp1_32<>+0(SB), Y5, Y9
-	VFMADD213PS  exp2_32<>+0(SB), Y5, Y9
-	VFMADD213PS  exp3_32<>+0(SB), Y5, Y9
-	VFMADD213PS  exp4_32<>+0(SB), Y5, Y9
-	VMULPS       Y5, Y9, Y9
-	VFMADD213PS  Y5, Y5, Y9
-	VFMADD213PS  Y7, Y7, Y9
-	VBROADCASTSS signBit32<>+0(SB), Y5
-	VANDNPS      Y5, Y6, Y5
-	VXORPS       Y3, Y5, Y5
-	VFMADD213PS  Y9, Y9, Y5
-	VORPS        signBit32<>+0(SB), Y2, Y7
-	VBROADCASTSS expLeast32<>+0(SB), Y9
-	VMAXPS       Y7, Y9, Y7
-	VBROADCASTSS expMagic32<>+0(SB), Y9
-	VFMADD231PS  log2e32<>+0(SB), Y7, Y9
-	VSUBPS       expMagic32<>+0(SB), Y9, Y10
-	VFMADD231PS  minusLn2hi32<>+0(SB), Y10, Y7
-	VFMADD231PS  minusLn2lo32<>+0(SB), Y10, Y7
-	VPSLLD       $0x17, Y9, Y9
-	VBROADCASTSS exp0_32<>+0(SB), Y10
-	VFMADD213PS  exp1_32<>+0(SB), Y7, Y10
-	VFMADD213PS  exp2_32<>+0(SB), Y7, Y10
-	VFMADD213PS  exp3_32<>+0(SB), Y7, Y10
-	VFMADD213PS  exp4_32<>+0(SB), Y7, Y10
-	VMULPS       Y7, Y10, Y10
-	VFMADD213PS  Y7, Y7, Y10
-	VFMADD213PS  Y9, Y9, Y10
-	VBROADCASTSS signBit32<>+0(SB), Y7
-	VANDNPS      Y7, Y2, Y7
-	VXORPS       Y8, Y7, Y7
-	VFMADD213PS  Y10, Y10, Y7
-	VMULPS       Y5, Y7, Y9
-	VADDPS       Y5, Y7, Y10
-	VADDPS       Y9, Y10, Y10
-	VADDPS       two32<>+0(SB), Y10, Y11
-	VDIVPS       Y11, Y10, Y11
-	VMULPS       Y11, Y11, Y12
-	VBROADCASTSS atanh0_32<>+0(SB), Y13
-	VFMADD213PS  atanh1_32<>+0(SB), Y12, Y13
-	VFMADD213PS  atanh2_32<>+0(SB), Y12, Y13
-	VFMADD213PS  atanh3_32<>+0(SB), Y12, Y13
-	VFMADD213PS  atanh4_32<>+0(SB), Y12, Y13
-	VFMADD213PS  atanh5_32<>+0(SB), Y12, Y13
-	VFMADD213PS  atanh6_32<>+0(SB), Y12, Y13
-	VMULPS       Y12, Y13, Y13
-	VADDPS       Y11, Y11, Y11
-	VFMADD213PS  Y11, Y11, Y13
-	VBROADCASTSS signBit32<>+0(SB), Y11
-	VXORPS       Y6, Y11, Y11
-	VMAXPS       Y2, Y11, Y11
-	VXORPS       X4, X4, X4
-	VMAXPS       Y11, Y4, Y11
-	VADDPS       Y11, Y13, Y11
-	CMPL         smoothing+68(FP), $0x00
-	JE           smoothed
-	VMOVUPS      (R8), Y12
-	VCMPPS       $0x00, inf32<>+0(SB), Y12, Y13
-	VBLENDVPS    Y13, Y6, Y12, Y12
-	VBROADCASTSS smoothing+68(FP), Y13
-	VFMADD231PS  Y13, Y12, Y11
-
-smoothed:
-	CMPL         center+72(FP), $0x00
-	JE           centered
-	VMOVUPS      (DI)(R9*1), Y12
-	VMOVUPS      (SI)(R9*1), Y13
-	VADDPS       Y12, Y13, Y12
-	VBROADCASTSS center+72(FP), Y13
-	VMULPS       Y13, Y12, Y13
-	VFMADD231PS  Y13, Y12, Y11
-
-centered:
-	VCVTPS2PD    X11, Y12
-	VEXTRACTF128 $0x01, Y11, X13
-	VCVTPS2PD    X13, Y13
-	VADDPD       Y13, Y12, Y12
-	VADDPD       Y12, Y0, Y0
-	TESTQ        AX, AX
-	JZ           lossesDone
-	VMOVUPS      Y11, (AX)(R9*1)
-
-lossesDone:
-	TESTQ        DX, DX
-	JZ           gradDone
-	VBROADCASTSS one32<>+0(SB), Y11
-	VBLENDVPS    Y6, Y9, Y7, Y7
-	VBLENDVPS    Y2, Y7, Y11, Y7
-	VBLENDVPS    Y2, Y5, Y9, Y5
-	VBLENDVPS    Y6, one32<>+0(SB), Y5, Y5
-	VSUBPS       Y5, Y7, Y7
-	VADDPS       Y2, Y6, Y2
-	VADDPS       Y3, Y2, Y2
-	VADDPS       Y8, Y2, Y2
-	VBROADCASTSS signBit32<>+0(SB), Y3
-	VANDNPS      Y2, Y3, Y3
-	VCMPPS       $0x01, expm1Range32<>+0(SB), Y3, Y3
-	VBROADCASTSS exp0_32<>+0(SB), Y6
-	VFMADD213PS  exp1_32<>+0(SB), Y2, Y6
-	VFMADD213PS  exp2_32<>+0(SB), Y2, Y6
-	VFMADD213PS  exp3_32<>+0(SB), Y2, Y6
-	VFMADD213PS  exp4_32<>+0(SB), Y2, Y6
-	VMULPS       Y2, Y6, Y6
-	VFMADD213PS  Y2, Y2, Y6
-	VMULPS       Y6, Y5, Y5
-	VBLENDVPS    Y3, Y5, Y7, Y2
-	VADDPS       one32<>+0(SB), Y10, Y10
-	VDIVPS       Y10, Y2, Y2
-	CMPL         smoothing+68(FP), $0x00
-	JE           smoothedGrad
 	VMOVUPS      (R8), Y3
-	VCMPPS       $0x00, inf32<>+0(SB), Y3, Y3
-	VBROADCASTSS smoothing+68(FP), Y5
-	VXORPS       X4, X4, X4
-	VBLENDVPS    Y3, Y5, Y4, Y3
-	VADDPS       Y3, Y2, Y2
-
-smoothedGrad:
-	VBROADCASTSS scale+64(FP), Y3
-	VMULPS       Y3, Y2, Y2
-	VMOVUPS      (DI)(R9*1), Y5
-	VMOVUPS      (SI)(R9*1), Y6
-	VADDPS       Y5, Y6, Y5
-	VBROADCASTSS center+72(FP), Y6
-	VADDPS       Y6, Y6, Y6
-	VMULPS       Y3, Y6, Y6
-	VMULPS       Y6, Y5, Y5
-	VADDPS       Y2, Y5, Y3
-	VMOVUPS      Y3, (DX)(R9*1)
-	VSUBPS       Y2, Y5, Y2
-	VMOVUPS      Y2, (BX)(R9*1)
-
-gradDone:
-	ADDQ $0x20, R9
-	ADDQ step+56(FP), R8
-	SUBQ $0x08, CX
-	JMP  loop
-
-tail:
-	TESTQ        CX, CX
-	JZ           done
-	LEAQ         tailMask32<>+32(SB), R10
-	NEGQ         CX
-	VMOVUPS      (R10)(CX*4), Y2
-	VMASKMOVPS   (R8), Y2, Y3
-	VBROADCASTSS one32<>+0(SB), Y5
-	VBLENDVPS    Y2, Y3, Y5, Y3
-	VMINPS       Y1, Y3, Y1
-	VBROADCASTSS huge32<>+0(SB), Y5
-	VMINPS       Y3, Y5, Y3
-	VMASKMOVPS   (SI)(R9*1), Y2, Y5
-	VMASKMOVPS   (DI)(R9*1), Y2, Y6
-	VSUBPS       Y6, Y5, Y7
-	VSUBPS       Y5, Y7, Y8
+	VMINPS       Y2, Y3, Y2
+	VBROADCASTSS huge32<>+0(SB), Y4
+	VMINPS       Y3, Y4, Y3
+	VMOVUPS      (SI)(R9*1), Y4
+	VMOVUPS      (DI)(R9*1), Y6
+	VSUBPS       Y6, Y4, Y7
+	VSUBPS       Y4, Y7, Y8
 	VSUBPS       Y8, Y7, Y9
-	VSUBPS       Y9, Y5, Y5
+	VSUBPS       Y9, Y4, Y4
 	VADDPS       Y6, Y8, Y8
-	VSUBPS       Y8, Y5, Y5
+	VSUBPS       Y8, Y4, Y4
 	VSUBPS       Y3, Y7, Y6
 	VSUBPS       Y7, Y6, Y8
 	VSUBPS       Y8, Y6, Y9
 	VSUBPS       Y9, Y7, Y9
 	VADDPS       Y3, Y8, Y8
 	VSUBPS       Y8, Y9, Y9
-	VADDPS       Y5, Y9, Y9
+	VADDPS       Y4, Y9, Y9
 	VADDPS       Y9, Y6, Y3
 	VSUBPS       Y6, Y3, Y6
 	VSUBPS       Y6, Y9, Y9
-	VORPS        signBit32<>+0(SB), Y7, Y6
-	VBROADCASTSS expLeast32<>+0(SB), Y8
-	VMAXPS       Y6, Y8, Y6
-	VBROADCASTSS expMagic32<>+0(SB), Y8
-	VFMADD231PS  log2e32<>+0(SB), Y6, Y8
-	VSUBPS       expMagic32<>+0(SB), Y8, Y10
-	VFMADD231PS  minusLn2hi32<>+0(SB), Y10, Y6
-	VFMADD231PS  minusLn2lo32<>+0(SB), Y10, Y6
-	VPSLLD       $0x17, Y8, Y8
-	VBROADCASTSS exp0_32<>+0(SB), Y10
-	VFMADD213PS  exp1_32<>+0(SB), Y6, Y10
-	VFMADD213PS  exp2_32<>+0(SB), Y6, Y10
-	VFMADD213PS  exp3_32<>+0(SB), Y6, Y10
-	VFMADD213PS  exp4_32<>+0(SB), Y6, Y10
-	VMULPS       Y6, Y10, Y10
-	VFMADD213PS  Y6, Y6, Y10
-	VFMADD213PS  Y8, Y8, Y10
-	VBROADCASTSS signBit32<>+0(SB), Y6
-	VANDNPS      Y6, Y7, Y6
-	VXORPS       Y5, Y6, Y6
-	VFMADD213PS  Y10, Y10, Y6
-	VORPS        signBit32<>+0(SB), Y3, Y8
-	VBROADCASTSS expLeast32<>+0(SB), Y10
-	VMAXPS       Y8, Y10, Y8
+	VADDPS       Y3, Y7, Y6
+	VADDPS       Y4, Y6, Y6
+	VADDPS       Y9, Y6, Y6
+	VORPS        signBit32<>+0(SB), Y7, Y8
+	VMAXPS       expLeast32<>+0(SB), Y8, Y8
 	VBROADCASTSS expMagic32<>+0(SB), Y10
 	VFMADD231PS  log2e32<>+0(SB), Y8, Y10
 	VSUBPS       expMagic32<>+0(SB), Y10, Y11
@@ -260,118 +64,324 @@ tail:
 	VFMADD213PS  Y8, Y8, Y11
 	VFMADD213PS  Y10, Y10, Y11
 	VBROADCASTSS signBit32<>+0(SB), Y8
-	VANDNPS      Y8, Y3, Y8
-	VXORPS       Y9, Y8, Y8
+	VANDNPS      Y8, Y7, Y8
+	VXORPS       Y4, Y8, Y8
 	VFMADD213PS  Y11, Y11, Y8
-	VMULPS       Y6, Y8, Y10
-	VADDPS       Y6, Y8, Y11
-	VADDPS       Y10, Y11, Y11
-	VADDPS       two32<>+0(SB), Y11, Y12
-	VDIVPS       Y12, Y11, Y12
-	VMULPS       Y12, Y12, Y13
-	VBROADCASTSS atanh0_32<>+0(SB), Y14
-	VFMADD213PS  atanh1_32<>+0(SB), Y13, Y14
-	VFMADD213PS  atanh2_32<>+0(SB), Y13, Y14
-	VFMADD213PS  atanh3_32<>+0(SB), Y13, Y14
-	VFMADD213PS  atanh4_32<>+0(SB), Y13, Y14
-	VFMADD213PS  atanh5_32<>+0(SB), Y13, Y14
-	VFMADD213PS  atanh6_32<>+0(SB), Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VADDPS       Y12, Y12, Y12
-	VFMADD213PS  Y12, Y12, Y14
+	VORPS        signBit32<>+0(SB), Y3, Y4
+	VMAXPS       expLeast32<>+0(SB), Y4, Y4
+	VBROADCASTSS expMagic32<>+0(SB), Y10
+	VFMADD231PS  log2e32<>+0(SB), Y4, Y10
+	VSUBPS       expMagic32<>+0(SB), Y10, Y11
+	VFMADD231PS  minusLn2hi32<>+0(SB), Y11, Y4
+	VFMADD231PS  minusLn2lo32<>+0(SB), Y11, Y4
+	VPSLLD       $0x17, Y10, Y10
+	VBROADCASTSS exp0_32<>+0(SB), Y11
+	VFMADD213PS  exp1_32<>+0(SB), Y4, Y11
+	VFMADD213PS  exp2_32<>+0(SB), Y4, Y11
+	VFMADD213PS  exp3_32<>+0(SB), Y4, Y11
+	VFMADD213PS  exp4_32<>+0(SB), Y4, Y11
+	VMULPS       Y4, Y11, Y11
+	VFMADD213PS  Y4, Y4, Y11
+	VFMADD213PS  Y10, Y10, Y11
+	VBROADCASTSS signBit32<>+0(SB), Y4
+	VANDNPS      Y4, Y3, Y4
+	VXORPS       Y9, Y4, Y4
+	VFMADD213PS  Y11, Y11, Y4
+	VADDPS       Y8, Y4, Y9
+	VFMADD231PS  Y8, Y4, Y9
+	VADDPS       two32<>+0(SB), Y9, Y10
+	VDIVPS       Y10, Y9, Y10
+	VMULPS       Y10, Y10, Y11
+	VBROADCASTSS atanh0_32<>+0(SB), Y12
+	VFMADD213PS  atanh1_32<>+0(SB), Y11, Y12
+	VFMADD213PS  atanh2_32<>+0(SB), Y11, Y12
+	VFMADD213PS  atanh3_32<>+0(SB), Y11, Y12
+	VFMADD213PS  atanh4_32<>+0(SB), Y11, Y12
+	VFMADD213PS  atanh5_32<>+0(SB), Y11, Y12
+	VFMADD213PS  atanh6_32<>+0(SB), Y11, Y12
+	VFMADD213PS  two32<>+0(SB), Y11, Y12
+	VBROADCASTSS signBit32<>+0(SB), Y11
+	VXORPS       Y7, Y11, Y11
+	VMAXPS       Y3, Y11, Y11
+	VXORPS       X5, X5, X5
+	VMAXPS       Y11, Y5, Y11
+	VFMADD231PS  Y12, Y10, Y11
+	CMPL         smoothing+68(FP), $0x00
+	JE           smoothed
+	VMOVUPS      (R8), Y10
+	VCMPPS       $0x00, inf32<>+0(SB), Y10, Y12
+	VBLENDVPS    Y12, Y7, Y10, Y10
+	VBROADCASTSS smoothing+68(FP), Y12
+	VFMADD231PS  Y12, Y10, Y11
+
+smoothed:
+	CMPL         center+72(FP), $0x00
+	JE           centered
+	VMOVUPS      (DI)(R9*1), Y10
+	VMOVUPS      (SI)(R9*1), Y12
+	VADDPS       Y10, Y12, Y10
+	VBROADCASTSS center+72(FP), Y12
+	VMULPS       Y12, Y10, Y12
+	VFMADD231PS  Y12, Y10, Y11
+
+centered:
+	TESTQ   AX, AX
+	JZ      lossesDone
+	VMOVUPS Y11, (AX)(R9*1)
+
+lossesDone:
+	VADDPS       Y11, Y1, Y1
+	TESTQ        DX, DX
+	JZ           gradDone
+	VSUBPS       Y8, Y4, Y10
+	VBROADCASTSS signBit32<>+0(SB), Y11
+	VANDNPS      Y6, Y11, Y11
+	VCMPPS       $0x01, expm1Range32<>+0(SB), Y11, Y11
+	VBROADCASTSS exp0_32<>+0(SB), Y12
+	VFMADD213PS  exp1_32<>+0(SB), Y6, Y12
+	VFMADD213PS  exp2_32<>+0(SB), Y6, Y12
+	VFMADD213PS  exp3_32<>+0(SB), Y6, Y12
+	VFMADD213PS  exp4_32<>+0(SB), Y6, Y12
+	VMULPS       Y6, Y12, Y12
+	VFMADD213PS  Y6, Y6, Y12
+	VMULPS       Y8, Y12, Y12
+	VBLENDVPS    Y11, Y12, Y10, Y6
+	VFNMADD213PS one32<>+0(SB), Y8, Y4
+	VBROADCASTSS signBit32<>+0(SB), Y8
+	VANDPS       Y7, Y8, Y8
+	VXORPS       Y4, Y8, Y8
+	VXORPS       Y7, Y3, Y3
+	VBLENDVPS    Y3, Y6, Y8, Y3
+	VADDPS       one32<>+0(SB), Y9, Y9
+	VDIVPS       Y9, Y3, Y3
+	CMPL         smoothing+68(FP), $0x00
+	JE           smoothedGrad
+	VMOVUPS      (R8), Y4
+	VCMPPS       $0x00, inf32<>+0(SB), Y4, Y4
+	VBROADCASTSS smoothing+68(FP), Y6
+	VXORPS       X5, X5, X5
+	VBLENDVPS    Y4, Y6, Y5, Y4
+	VADDPS       Y4, Y3, Y3
+
+smoothedGrad:
+	VBROADCASTSS scale+64(FP), Y4
+	VMULPS       Y4, Y3, Y3
+	VBROADCASTSS signBit32<>+0(SB), Y6
+	VXORPS       Y3, Y6, Y6
+	CMPL         center+72(FP), $0x00
+	JE           centeredGrad
+	VMOVUPS      (DI)(R9*1), Y7
+	VMOVUPS      (SI)(R9*1), Y8
+	VADDPS       Y7, Y8, Y7
+	VBROADCASTSS center+72(FP), Y8
+	VADDPS       Y8, Y8, Y8
+	VMULPS       Y4, Y8, Y8
+	VMULPS       Y8, Y7, Y7
+	VADDPS       Y7, Y3, Y3
+	VADDPS       Y7, Y6, Y6
+
+centeredGrad:
+	VMOVUPS Y3, (DX)(R9*1)
+	VMOVUPS Y6, (BX)(R9*1)
+
+gradDone:
+	ADDQ         $0x20, R9
+	ADDQ         step+56(FP), R8
+	SUBQ         $0x08, CX
+	TESTQ        $0x000000ff, R9
+	JNZ          loop
+	VCVTPS2PD    X1, Y3
+	VEXTRACTF128 $0x01, Y1, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y3, Y3
+	VADDPD       Y3, Y0, Y0
+	VXORPS       Y1, Y1, Y1
+	JMP          loop
+
+tail:
+	TESTQ        CX, CX
+	JZ           done
+	LEAQ         tailMask32<>+32(SB), R10
+	NEGQ         CX
+	VMOVUPS      (R10)(CX*4), Y3
+	VMASKMOVPS   (R8), Y3, Y4
+	VBROADCASTSS one32<>+0(SB), Y6
+	VBLENDVPS    Y3, Y4, Y6, Y4
+	VMINPS       Y2, Y4, Y2
+	VBROADCASTSS huge32<>+0(SB), Y6
+	VMINPS       Y4, Y6, Y4
+	VMASKMOVPS   (SI)(R9*1), Y3, Y6
+	VMASKMOVPS   (DI)(R9*1), Y3, Y7
+	VSUBPS       Y7, Y6, Y8
+	VSUBPS       Y6, Y8, Y9
+	VSUBPS       Y9, Y8, Y10
+	VSUBPS       Y10, Y6, Y6
+	VADDPS       Y7, Y9, Y9
+	VSUBPS       Y9, Y6, Y6
+	VSUBPS       Y4, Y8, Y7
+	VSUBPS       Y8, Y7, Y9
+	VSUBPS       Y9, Y7, Y10
+	VSUBPS       Y10, Y8, Y10
+	VADDPS       Y4, Y9, Y9
+	VSUBPS       Y9, Y10, Y10
+	VADDPS       Y6, Y10, Y10
+	VADDPS       Y10, Y7, Y4
+	VSUBPS       Y7, Y4, Y7
+	VSUBPS       Y7, Y10, Y10
+	VADDPS       Y4, Y8, Y7
+	VADDPS       Y6, Y7, Y7
+	VADDPS       Y10, Y7, Y7
+	VORPS        signBit32<>+0(SB), Y8, Y9
+	VMAXPS       expLeast32<>+0(SB), Y9, Y9
+	VBROADCASTSS expMagic32<>+0(SB), Y11
+	VFMADD231PS  log2e32<>+0(SB), Y9, Y11
+	VSUBPS       expMagic32<>+0(SB), Y11, Y12
+	VFMADD231PS  minusLn2hi32<>+0(SB), Y12, Y9
+	VFMADD231PS  minusLn2lo32<>+0(SB), Y12, Y9
+	VPSLLD       $0x17, Y11, Y11
+	VBROADCASTSS exp0_32<>+0(SB), Y12
+	VFMADD213PS  exp1_32<>+0(SB), Y9, Y12
+	VFMADD213PS  exp2_32<>+0(SB), Y9, Y12
+	VFMADD213PS  exp3_32<>+0(SB), Y9, Y12
+	VFMADD213PS  exp4_32<>+0(SB), Y9, Y12
+	VMULPS       Y9, Y12, Y12
+	VFMADD213PS  Y9, Y9, Y12
+	VFMADD213PS  Y11, Y11, Y12
+	VBROADCASTSS signBit32<>+0(SB), Y9
+	VANDNPS      Y9, Y8, Y9
+	VXORPS       Y6, Y9, Y9
+	VFMADD213PS  Y12, Y12, Y9
+	VORPS        signBit32<>+0(SB), Y4, Y6
+	VMAXPS       expLeast32<>+0(SB), Y6, Y6
+	VBROADCASTSS expMagic32<>+0(SB), Y11
+	VFMADD231PS  log2e32<>+0(SB), Y6, Y11
+	VSUBPS       expMagic32<>+0(SB), Y11, Y12
+	VFMADD231PS  minusLn2hi32<>+0(SB), Y12, Y6
+	VFMADD231PS  minusLn2lo32<>+0(SB), Y12, Y6
+	VPSLLD       $0x17, Y11, Y11
+	VBROADCASTSS exp0_32<>+0(SB), Y12
+	VFMADD213PS  exp1_32<>+0(SB), Y6, Y12
+	VFMADD213PS  exp2_32<>+0(SB), Y6, Y12
+	VFMADD213PS  exp3_32<>+0(SB), Y6, Y12
+	VFMADD213PS  exp4_32<>+0(SB), Y6, Y12
+	VMULPS       Y6, Y12, Y12
+	VFMADD213PS  Y6, Y6, Y12
+	VFMADD213PS  Y11, Y11, Y12
+	VBROADCASTSS signBit32<>+0(SB), Y6
+	VANDNPS      Y6, Y4, Y6
+	VXORPS       Y10, Y6, Y6
+	VFMADD213PS  Y12, Y12, Y6
+	VADDPS       Y9, Y6, Y10
+	VFMADD231PS  Y9, Y6, Y10
+	VADDPS       two32<>+0(SB), Y10, Y11
+	VDIVPS       Y11, Y10, Y11
+	VMULPS       Y11, Y11, Y12
+	VBROADCASTSS atanh0_32<>+0(SB), Y13
+	VFMADD213PS  atanh1_32<>+0(SB), Y12, Y13
+	VFMADD213PS  atanh2_32<>+0(SB), Y12, Y13
+	VFMADD213PS  atanh3_32<>+0(SB), Y12, Y13
+	VFMADD213PS  atanh4_32<>+0(SB), Y12, Y13
+	VFMADD213PS  atanh5_32<>+0(SB), Y12, Y13
+	VFMADD213PS  atanh6_32<>+0(SB), Y12, Y13
+	VFMADD213PS  two32<>+0(SB), Y12, Y13
 	VBROADCASTSS signBit32<>+0(SB), Y12
-	VXORPS       Y7, Y12, Y12
-	VMAXPS       Y3, Y12, Y12
-	VXORPS       X4, X4, X4
-	VMAXPS       Y12, Y4, Y12
-	VADDPS       Y12, Y14, Y12
+	VXORPS       Y8, Y12, Y12
+	VMAXPS       Y4, Y12, Y12
+	VXORPS       X5, X5, X5
+	VMAXPS       Y12, Y5, Y12
+	VFMADD231PS  Y13, Y11, Y12
 	CMPL         smoothing+68(FP), $0x00
 	JE           smoothedtail
-	VMASKMOVPS   (R8), Y2, Y13
-	VBROADCASTSS one32<>+0(SB), Y14
-	VBLENDVPS    Y2, Y13, Y14, Y13
-	VCMPPS       $0x00, inf32<>+0(SB), Y13, Y14
-	VBLENDVPS    Y14, Y7, Y13, Y13
-	VBROADCASTSS smoothing+68(FP), Y14
-	VFMADD231PS  Y14, Y13, Y12
+	VMASKMOVPS   (R8), Y3, Y11
+	VBROADCASTSS one32<>+0(SB), Y13
+	VBLENDVPS    Y3, Y11, Y13, Y11
+	VCMPPS       $0x00, inf32<>+0(SB), Y11, Y13
+	VBLENDVPS    Y13, Y8, Y11, Y11
+	VBROADCASTSS smoothing+68(FP), Y13
+	VFMADD231PS  Y13, Y11, Y12
 
 smoothedtail:
 	CMPL         center+72(FP), $0x00
 	JE           centeredtail
-	VMASKMOVPS   (DI)(R9*1), Y2, Y13
-	VMASKMOVPS   (SI)(R9*1), Y2, Y14
-	VADDPS       Y13, Y14, Y13
-	VBROADCASTSS center+72(FP), Y14
-	VMULPS       Y14, Y13, Y14
-	VFMADD231PS  Y14, Y13, Y12
+	VMASKMOVPS   (DI)(R9*1), Y3, Y11
+	VMASKMOVPS   (SI)(R9*1), Y3, Y13
+	VADDPS       Y11, Y13, Y11
+	VBROADCASTSS center+72(FP), Y13
+	VMULPS       Y13, Y11, Y13
+	VFMADD231PS  Y13, Y11, Y12
 
 centeredtail:
-	VANDPS       Y2, Y12, Y12
-	VCVTPS2PD    X12, Y13
-	VEXTRACTF128 $0x01, Y12, X14
-	VCVTPS2PD    X14, Y14
-	VADDPD       Y14, Y13, Y13
-	VADDPD       Y13, Y0, Y0
-	TESTQ        AX, AX
-	JZ           lossesDonetail
-	VMASKMOVPS   Y12, Y2, (AX)(R9*1)
+	TESTQ      AX, AX
+	JZ         lossesDonetail
+	VMASKMOVPS Y12, Y3, (AX)(R9*1)
 
 lossesDonetail:
+	VANDPS       Y3, Y12, Y12
+	VADDPS       Y12, Y1, Y1
 	TESTQ        DX, DX
 	JZ           gradDonetail
-	VBROADCASTSS one32<>+0(SB), Y12
-	VBLENDVPS    Y7, Y10, Y8, Y8
-	VBLENDVPS    Y3, Y8, Y12, Y8
-	VBLENDVPS    Y3, Y6, Y10, Y6
-	VBLENDVPS    Y7, one32<>+0(SB), Y6, Y6
-	VSUBPS       Y6, Y8, Y8
-	VADDPS       Y3, Y7, Y3
-	VADDPS       Y5, Y3, Y3
-	VADDPS       Y9, Y3, Y3
-	VBROADCASTSS signBit32<>+0(SB), Y5
-	VANDNPS      Y3, Y5, Y5
-	VCMPPS       $0x01, expm1Range32<>+0(SB), Y5, Y5
-	VBROADCASTSS exp0_32<>+0(SB), Y7
-	VFMADD213PS  exp1_32<>+0(SB), Y3, Y7
-	VFMADD213PS  exp2_32<>+0(SB), Y3, Y7
-	VFMADD213PS  exp3_32<>+0(SB), Y3, Y7
-	VFMADD213PS  exp4_32<>+0(SB), Y3, Y7
-	VMULPS       Y3, Y7, Y7
-	VFMADD213PS  Y3, Y3, Y7
-	VMULPS       Y7, Y6, Y6
-	VBLENDVPS    Y5, Y6, Y8, Y3
-	VADDPS       one32<>+0(SB), Y11, Y11
-	VDIVPS       Y11, Y3, Y3
+	VSUBPS       Y9, Y6, Y11
+	VBROADCASTSS signBit32<>+0(SB), Y12
+	VANDNPS      Y7, Y12, Y12
+	VCMPPS       $0x01, expm1Range32<>+0(SB), Y12, Y12
+	VBROADCASTSS exp0_32<>+0(SB), Y13
+	VFMADD213PS  exp1_32<>+0(SB), Y7, Y13
+	VFMADD213PS  exp2_32<>+0(SB), Y7, Y13
+	VFMADD213PS  exp3_32<>+0(SB), Y7, Y13
+	VFMADD213PS  exp4_32<>+0(SB), Y7, Y13
+	VMULPS       Y7, Y13, Y13
+	VFMADD213PS  Y7, Y7, Y13
+	VMULPS       Y9, Y13, Y13
+	VBLENDVPS    Y12, Y13, Y11, Y7
+	VFNMADD213PS one32<>+0(SB), Y9, Y6
+	VBROADCASTSS signBit32<>+0(SB), Y9
+	VANDPS       Y8, Y9, Y9
+	VXORPS       Y6, Y9, Y9
+	VXORPS       Y8, Y4, Y4
+	VBLENDVPS    Y4, Y7, Y9, Y4
+	VADDPS       one32<>+0(SB), Y10, Y10
+	VDIVPS       Y10, Y4, Y4
 	CMPL         smoothing+68(FP), $0x00
 	JE           smoothedGradtail
-	VMASKMOVPS   (R8), Y2, Y5
-	VBROADCASTSS one32<>+0(SB), Y6
-	VBLENDVPS    Y2, Y5, Y6, Y5
-	VCMPPS       $0x00, inf32<>+0(SB), Y5, Y5
-	VBROADCASTSS smoothing+68(FP), Y6
-	VXORPS       X4, X4, X4
-	VBLENDVPS    Y5, Y6, Y4, Y5
-	VADDPS       Y5, Y3, Y3
+	VMASKMOVPS   (R8), Y3, Y6
+	VBROADCASTSS one32<>+0(SB), Y7
+	VBLENDVPS    Y3, Y6, Y7, Y6
+	VCMPPS       $0x00, inf32<>+0(SB), Y6, Y6
+	VBROADCASTSS smoothing+68(FP), Y7
+	VXORPS       X5, X5, X5
+	VBLENDVPS    Y6, Y7, Y5, Y6
+	VADDPS       Y6, Y4, Y4
 
 smoothedGradtail:
-	VBROADCASTSS scale+64(FP), Y5
-	VMULPS       Y5, Y3, Y3
-	VMASKMOVPS   (DI)(R9*1), Y2, Y6
-	VMASKMOVPS   (SI)(R9*1), Y2, Y7
-	VADDPS       Y6, Y7, Y6
-	VBROADCASTSS center+72(FP), Y7
-	VADDPS       Y7, Y7, Y7
-	VMULPS       Y5, Y7, Y7
-	VMULPS       Y7, Y6, Y6
-	VADDPS       Y3, Y6, Y5
-	VMASKMOVPS   Y5, Y2, (DX)(R9*1)
-	VSUBPS       Y3, Y6, Y3
-	VMASKMOVPS   Y3, Y2, (BX)(R9*1)
+	VBROADCASTSS scale+64(FP), Y6
+	VMULPS       Y6, Y4, Y4
+	VBROADCASTSS signBit32<>+0(SB), Y7
+	VXORPS       Y4, Y7, Y7
+	CMPL         center+72(FP), $0x00
+	JE           centeredGradtail
+	VMASKMOVPS   (DI)(R9*1), Y3, Y8
+	VMASKMOVPS   (SI)(R9*1), Y3, Y9
+	VADDPS       Y8, Y9, Y8
+	VBROADCASTSS center+72(FP), Y9
+	VADDPS       Y9, Y9, Y9
+	VMULPS       Y6, Y9, Y9
+	VMULPS       Y9, Y8, Y8
+	VADDPS       Y8, Y4, Y4
+	VADDPS       Y8, Y7, Y7
+
+centeredGradtail:
+	VMASKMOVPS Y4, Y3, (DX)(R9*1)
+	VMASKMOVPS Y7, Y3, (BX)(R9*1)
 
 gradDonetail:
 done:
-	VXORPS       X4, X4, X4
-	VCMPPS       $0x0a, Y4, Y1, Y1
+	VCVTPS2PD    X1, Y3
+	VEXTRACTF128 $0x01, Y1, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y3, Y3
+	VADDPD       Y3, Y0, Y0
+	VXORPS       X5, X5, X5
+	VCMPPS       $0x0a, Y5, Y2, Y1
 	VMOVMSKPS    Y1, AX
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPD       X1, X0, X0
@@ -397,6 +407,16 @@ DATA one32<>+24(SB)/4, $0x3f800000
 DATA one32<>+28(SB)/4, $0x3f800000
 GLOBL one32<>(SB), RODATA|NOPTR, $32
 
+DATA inf32<>+0(SB)/4, $0x7f800000
+DATA inf32<>+4(SB)/4, $0x7f800000
+DATA inf32<>+8(SB)/4, $0x7f800000
+DATA inf32<>+12(SB)/4, $0x7f800000
+DATA inf32<>+16(SB)/4, $0x7f800000
+DATA inf32<>+20(SB)/4, $0x7f800000
+DATA inf32<>+24(SB)/4, $0x7f800000
+DATA inf32<>+28(SB)/4, $0x7f800000
+GLOBL inf32<>(SB), RODATA|NOPTR, $32
+
 DATA signBit32<>+0(SB)/4, $0x80000000
 DATA signBit32<>+4(SB)/4, $0x80000000
 DATA signBit32<>+8(SB)/4, $0x80000000
@@ -407,14 +427,14 @@ DATA signBit32<>+24(SB)/4, $0x80000000
 DATA signBit32<>+28(SB)/4, $0x80000000
 GLOBL signBit32<>(SB), RODATA|NOPTR, $32
 
-DATA huge32<>+0(SB)/4, $0x7e800000
-DATA huge32<>+4(SB)/4, $0x7e800000
-DATA huge32<>+8(SB)/4, $0x7e800000
-DATA huge32<>+12(SB)/4, $0x7e800000
-DATA huge32<>+16(SB)/4, $0x7e800000
-DATA huge32<>+20(SB)/4, $0x7e800000
-DATA huge32<>+24(SB)/4, $0x7e800000
-DATA huge32<>+28(SB)/4, $0x7e800000
+DATA huge32<>+0(SB)/4, $0x7f7fffff
+DATA huge32<>+4(SB)/4, $0x7f7fffff
+DATA huge32<>+8(SB)/4, $0x7f7fffff
+DATA huge32<>+12(SB)/4, $0x7f7fffff
+DATA huge32<>+16(SB)/4, $0x7f7fffff
+DATA huge32<>+20(SB)/4, $0x7f7fffff
+DATA huge32<>+24(SB)/4, $0x7f7fffff
+DATA huge32<>+28(SB)/4, $0x7f7fffff
 GLOBL huge32<>(SB), RODATA|NOPTR, $32
 
 DATA expLeast32<>+0(SB)/4, $0xc2b00000
@@ -527,85 +547,75 @@ DATA two32<>+24(SB)/4, $0x40000000
 DATA two32<>+28(SB)/4, $0x40000000
 GLOBL two32<>(SB), RODATA|NOPTR, $32
 
-DATA atanh0_32<>+0(SB)/4, $0x3e7831e2
-DATA atanh0_32<>+4(SB)/4, $0x3e7831e2
-DATA atanh0_32<>+8(SB)/4, $0x3e7831e2
-DATA atanh0_32<>+12(SB)/4, $0x3e7831e2
-DATA atanh0_32<>+16(SB)/4, $0x3e7831e2
-DATA atanh0_32<>+20(SB)/4, $0x3e7831e2
-DATA atanh0_32<>+24(SB)/4, $0x3e7831e2
-DATA atanh0_32<>+28(SB)/4, $0x3e7831e2
+DATA atanh0_32<>+0(SB)/4, $0x3ef831e2
+DATA atanh0_32<>+4(SB)/4, $0x3ef831e2
+DATA atanh0_32<>+8(SB)/4, $0x3ef831e2
+DATA atanh0_32<>+12(SB)/4, $0x3ef831e2
+DATA atanh0_32<>+16(SB)/4, $0x3ef831e2
+DATA atanh0_32<>+20(SB)/4, $0x3ef831e2
+DATA atanh0_32<>+24(SB)/4, $0x3ef831e2
+DATA atanh0_32<>+28(SB)/4, $0x3ef831e2
 GLOBL atanh0_32<>(SB), RODATA|NOPTR, $32
 
-DATA atanh1_32<>+0(SB)/4, $0xbd02b763
-DATA atanh1_32<>+4(SB)/4, $0xbd02b763
-DATA atanh1_32<>+8(SB)/4, $0xbd02b763
-DATA atanh1_32<>+12(SB)/4, $0xbd02b763
-DATA atanh1_32<>+16(SB)/4, $0xbd02b763
-DATA atanh1_32<>+20(SB)/4, $0xbd02b763
-DATA atanh1_32<>+24(SB)/4, $0xbd02b763
-DATA atanh1_32<>+28(SB)/4, $0xbd02b763
+DATA atanh1_32<>+0(SB)/4, $0xbd82b763
+DATA atanh1_32<>+4(SB)/4, $0xbd82b763
+DATA atanh1_32<>+8(SB)/4, $0xbd82b763
+DATA atanh1_32<>+12(SB)/4, $0xbd82b763
+DATA atanh1_32<>+16(SB)/4, $0xbd82b763
+DATA atanh1_32<>+20(SB)/4, $0xbd82b763
+DATA atanh1_32<>+24(SB)/4, $0xbd82b763
+DATA atanh1_32<>+28(SB)/4, $0xbd82b763
 GLOBL atanh1_32<>(SB), RODATA|NOPTR, $32
 
-DATA atanh2_32<>+0(SB)/4, $0x3df70e7e
-DATA atanh2_32<>+4(SB)/4, $0x3df70e7e
-DATA atanh2_32<>+8(SB)/4, $0x3df70e7e
-DATA atanh2_32<>+12(SB)/4, $0x3df70e7e
-DATA atanh2_32<>+16(SB)/4, $0x3df70e7e
-DATA atanh2_32<>+20(SB)/4, $0x3df70e7e
-DATA atanh2_32<>+24(SB)/4, $0x3df70e7e
-DATA atanh2_32<>+28(SB)/4, $0x3df70e7e
+DATA atanh2_32<>+0(SB)/4, $0x3e770e7e
+DATA atanh2_32<>+4(SB)/4, $0x3e770e7e
+DATA atanh2_32<>+8(SB)/4, $0x3e770e7e
+DATA atanh2_32<>+12(SB)/4, $0x3e770e7e
+DATA atanh2_32<>+16(SB)/4, $0x3e770e7e
+DATA atanh2_32<>+20(SB)/4, $0x3e770e7e
+DATA atanh2_32<>+24(SB)/4, $0x3e770e7e
+DATA atanh2_32<>+28(SB)/4, $0x3e770e7e
 GLOBL atanh2_32<>(SB), RODATA|NOPTR, $32
 
-DATA atanh3_32<>+0(SB)/4, $0x3ddb69c9
-DATA atanh3_32<>+4(SB)/4, $0x3ddb69c9
-DATA atanh3_32<>+8(SB)/4, $0x3ddb69c9
-DATA atanh3_32<>+12(SB)/4, $0x3ddb69c9
-DATA atanh3_32<>+16(SB)/4, $0x3ddb69c9
-DATA atanh3_32<>+20(SB)/4, $0x3ddb69c9
-DATA atanh3_32<>+24(SB)/4, $0x3ddb69c9
-DATA atanh3_32<>+28(SB)/4, $0x3ddb69c9
+DATA atanh3_32<>+0(SB)/4, $0x3e5b69c9
+DATA atanh3_32<>+4(SB)/4, $0x3e5b69c9
+DATA atanh3_32<>+8(SB)/4, $0x3e5b69c9
+DATA atanh3_32<>+12(SB)/4, $0x3e5b69c9
+DATA atanh3_32<>+16(SB)/4, $0x3e5b69c9
+DATA atanh3_32<>+20(SB)/4, $0x3e5b69c9
+DATA atanh3_32<>+24(SB)/4, $0x3e5b69c9
+DATA atanh3_32<>+28(SB)/4, $0x3e5b69c9
 GLOBL atanh3_32<>(SB), RODATA|NOPTR, $32
 
-DATA atanh4_32<>+0(SB)/4, $0x3e1289db
-DATA atanh4_32<>+4(SB)/4, $0x3e1289db
-DATA atanh4_32<>+8(SB)/4, $0x3e1289db
-DATA atanh4_32<>+12(SB)/4, $0x3e1289db
-DATA atanh4_32<>+16(SB)/4, $0x3e1289db
-DATA atanh4_32<>+20(SB)/4, $0x3e1289db
-DATA atanh4_32<>+24(SB)/4, $0x3e1289db
-DATA atanh4_32<>+28(SB)/4, $0x3e1289db
+DATA atanh4_32<>+0(SB)/4, $0x3e9289db
+DATA atanh4_32<>+4(SB)/4, $0x3e9289db
+DATA atanh4_32<>+8(SB)/4, $0x3e9289db
+DATA atanh4_32<>+12(SB)/4, $0x3e9289db
+DATA atanh4_32<>+16(SB)/4, $0x3e9289db
+DATA atanh4_32<>+20(SB)/4, $0x3e9289db
+DATA atanh4_32<>+24(SB)/4, $0x3e9289db
+DATA atanh4_32<>+28(SB)/4, $0x3e9289db
 GLOBL atanh4_32<>(SB), RODATA|NOPTR, $32
 
-DATA atanh5_32<>+0(SB)/4, $0x3e4ccb52
-DATA atanh5_32<>+4(SB)/4, $0x3e4ccb52
-DATA atanh5_32<>+8(SB)/4, $0x3e4ccb52
-DATA atanh5_32<>+12(SB)/4, $0x3e4ccb52
-DATA atanh5_32<>+16(SB)/4, $0x3e4ccb52
-DATA atanh5_32<>+20(SB)/4, $0x3e4ccb52
-DATA atanh5_32<>+24(SB)/4, $0x3e4ccb52
-DATA atanh5_32<>+28(SB)/4, $0x3e4ccb52
+DATA atanh5_32<>+0(SB)/4, $0x3ecccb52
+DATA atanh5_32<>+4(SB)/4, $0x3ecccb52
+DATA atanh5_32<>+8(SB)/4, $0x3ecccb52
+DATA atanh5_32<>+12(SB)/4, $0x3ecccb52
+DATA atanh5_32<>+16(SB)/4, $0x3ecccb52
+DATA atanh5_32<>+20(SB)/4, $0x3ecccb52
+DATA atanh5_32<>+24(SB)/4, $0x3ecccb52
+DATA atanh5_32<>+28(SB)/4, $0x3ecccb52
 GLOBL atanh5_32<>(SB), RODATA|NOPTR, $32
 
-DATA atanh6_32<>+0(SB)/4, $0x3eaaaaab
-DATA atanh6_32<>+4(SB)/4, $0x3eaaaaab
-DATA atanh6_32<>+8(SB)/4, $0x3eaaaaab
-DATA atanh6_32<>+12(SB)/4, $0x3eaaaaab
-DATA atanh6_32<>+16(SB)/4, $0x3eaaaaab
-DATA atanh6_32<>+20(SB)/4, $0x3eaaaaab
-DATA atanh6_32<>+24(SB)/4, $0x3eaaaaab
-DATA atanh6_32<>+28(SB)/4, $0x3eaaaaab
+DATA atanh6_32<>+0(SB)/4, $0x3f2aaaab
+DATA atanh6_32<>+4(SB)/4, $0x3f2aaaab
+DATA atanh6_32<>+8(SB)/4, $0x3f2aaaab
+DATA atanh6_32<>+12(SB)/4, $0x3f2aaaab
+DATA atanh6_32<>+16(SB)/4, $0x3f2aaaab
+DATA atanh6_32<>+20(SB)/4, $0x3f2aaaab
+DATA atanh6_32<>+24(SB)/4, $0x3f2aaaab
+DATA atanh6_32<>+28(SB)/4, $0x3f2aaaab
 GLOBL atanh6_32<>(SB), RODATA|NOPTR, $32
-
-DATA inf32<>+0(SB)/4, $0x7f800000
-DATA inf32<>+4(SB)/4, $0x7f800000
-DATA inf32<>+8(SB)/4, $0x7f800000
-DATA inf32<>+12(SB)/4, $0x7f800000
-DATA inf32<>+16(SB)/4, $0x7f800000
-DATA inf32<>+20(SB)/4, $0x7f800000
-DATA inf32<>+24(SB)/4, $0x7f800000
-DATA inf32<>+28(SB)/4, $0x7f800000
-GLOBL inf32<>(SB), RODATA|NOPTR, $32
 
 DATA expm1Range32<>+0(SB)/4, $0x3eae147b
 DATA expm1Range32<>+4(SB)/4, $0x3eae147b
@@ -639,173 +649,22 @@ TEXT ·rewardBlockAVX2F64(SB), NOSPLIT, $0-96
 	MOVQ         n+48(FP), CX
 	XORQ         R9, R9
 	VXORPS       X0, X0, X0
-	VBROADCASTSD one64<>+0(SB), Y1
+	VXORPS       X1, X1, X1
+	VBROADCASTSD one64<>+0(SB), Y2
 
 loop:
 	CMPQ         CX, $0x04
 	JLT          tail
-	VMOVUPS      (R8), Y2
-	VMINPD       Y1, Y2, Y1
-	VBROADCASTSD huge64<>+0(SB), Y3
-	VMINPD       Y2, Y3, Y2
-	VMOVUPS      (SI)(R9*1), Y3
-	VMOVUPS      (DI)(R9*1), Y5
-	VSUBPD       Y5, Y3, Y3
-	VSUBPD       Y2, Y3, Y2
-	VORPD        signBit64<>+0(SB), Y3, Y5
-	VBROADCASTSD expLeast64<>+0(SB), Y6
-	VMAXPD       Y5, Y6, Y5
-	VBROADCASTSD expMagic64<>+0(SB), Y6
-	VFMADD231PD  log2e64<>+0(SB), Y5, Y6
-	VSUBPD       expMagic64<>+0(SB), Y6, Y7
-	VFMADD231PD  minusLn2hi64<>+0(SB), Y7, Y5
-	VFMADD231PD  minusLn2lo64<>+0(SB), Y7, Y5
-	VPSLLQ       $0x34, Y6, Y6
-	VBROADCASTSD exp0_64<>+0(SB), Y7
-	VFMADD213PD  exp1_64<>+0(SB), Y5, Y7
-	VFMADD213PD  exp2_64<>+0(SB), Y5, Y7
-	VFMADD213PD  exp3_64<>+0(SB), Y5, Y7
-	VFMADD213PD  exp4_64<>+0(SB), Y5, Y7
-	VFMADD213PD  exp5_64<>+0(SB), Y5, Y7
-	VFMADD213PD  exp6_64<>+0(SB), Y5, Y7
-	VFMADD213PD  exp7_64<>+0(SB), Y5, Y7
-	VFMADD213PD  exp8_64<>+0(SB), Y5, Y7
-	VMULPD       Y5, Y7, Y7
-	VFMADD213PD  Y5, Y5, Y7
-	VFMADD213PD  Y6, Y6, Y7
-	VORPD        signBit64<>+0(SB), Y2, Y5
-	VBROADCASTSD expLeast64<>+0(SB), Y6
-	VMAXPD       Y5, Y6, Y5
-	VBROADCASTSD expMagic64<>+0(SB), Y6
-	VFMADD231PD  log2e64<>+0(SB), Y5, Y6
-	VSUBPD       expMagic64<>+0(SB), Y6, Y8
-	VFMADD231PD  minusLn2hi64<>+0(SB), Y8, Y5
-	VFMADD231PD  minusLn2lo64<>+0(SB), Y8, Y5
-	VPSLLQ       $0x34, Y6, Y6
-	VBROADCASTSD exp0_64<>+0(SB), Y8
-	VFMADD213PD  exp1_64<>+0(SB), Y5, Y8
-	VFMADD213PD  exp2_64<>+0(SB), Y5, Y8
-	VFMADD213PD  exp3_64<>+0(SB), Y5, Y8
-	VFMADD213PD  exp4_64<>+0(SB), Y5, Y8
-	VFMADD213PD  exp5_64<>+0(SB), Y5, Y8
-	VFMADD213PD  exp6_64<>+0(SB), Y5, Y8
-	VFMADD213PD  exp7_64<>+0(SB), Y5, Y8
-	VFMADD213PD  exp8_64<>+0(SB), Y5, Y8
-	VMULPD       Y5, Y8, Y8
-	VFMADD213PD  Y5, Y5, Y8
-	VFMADD213PD  Y6, Y6, Y8
-	VMULPD       Y7, Y8, Y5
-	VADDPD       Y7, Y8, Y6
-	VADDPD       Y5, Y6, Y6
-	VADDPD       two64<>+0(SB), Y6, Y9
-	VDIVPD       Y9, Y6, Y9
-	VMULPD       Y9, Y9, Y10
-	VBROADCASTSD atanh0_64<>+0(SB), Y11
-	VFMADD213PD  atanh1_64<>+0(SB), Y10, Y11
-	VFMADD213PD  atanh2_64<>+0(SB), Y10, Y11
-	VFMADD213PD  atanh3_64<>+0(SB), Y10, Y11
-	VFMADD213PD  atanh4_64<>+0(SB), Y10, Y11
-	VFMADD213PD  atanh5_64<>+0(SB), Y10, Y11
-	VFMADD213PD  atanh6_64<>+0(SB), Y10, Y11
-	VFMADD213PD  atanh7_64<>+0(SB), Y10, Y11
-	VFMADD213PD  atanh8_64<>+0(SB), Y10, Y11
-	VFMADD213PD  atanh9_64<>+0(SB), Y10, Y11
-	VFMADD213PD  atanh10_64<>+0(SB), Y10, Y11
-	VFMADD213PD  atanh11_64<>+0(SB), Y10, Y11
-	VFMADD213PD  atanh12_64<>+0(SB), Y10, Y11
-	VMULPD       Y10, Y11, Y11
-	VADDPD       Y9, Y9, Y9
-	VFMADD213PD  Y9, Y9, Y11
-	VBROADCASTSD signBit64<>+0(SB), Y9
-	VXORPD       Y3, Y9, Y9
-	VMAXPD       Y2, Y9, Y9
-	VXORPS       X4, X4, X4
-	VMAXPD       Y9, Y4, Y9
-	VADDPD       Y9, Y11, Y9
-	CMPQ         smoothing+72(FP), $0x00
-	JE           smoothed
-	VMOVUPS      (R8), Y10
-	VCMPPD       $0x00, inf64<>+0(SB), Y10, Y11
-	VBLENDVPD    Y11, Y3, Y10, Y10
-	VBROADCASTSD smoothing+72(FP), Y11
-	VFMADD231PD  Y11, Y10, Y9
-
-smoothed:
-	CMPQ         center+80(FP), $0x00
-	JE           centered
-	VMOVUPS      (DI)(R9*1), Y10
-	VMOVUPS      (SI)(R9*1), Y11
-	VADDPD       Y10, Y11, Y10
-	VBROADCASTSD center+80(FP), Y11
-	VMULPD       Y11, Y10, Y11
-	VFMADD231PD  Y11, Y10, Y9
-
-centered:
-	VADDPD  Y9, Y0, Y0
-	TESTQ   AX, AX
-	JZ      lossesDone
-	VMOVUPS Y9, (AX)(R9*1)
-
-lossesDone:
-	TESTQ        DX, DX
-	JZ           gradDone
-	VBROADCASTSD one64<>+0(SB), Y9
-	VBLENDVPD    Y3, Y5, Y8, Y8
-	VBLENDVPD    Y2, Y8, Y9, Y8
-	VBLENDVPD    Y2, Y7, Y5, Y2
-	VBLENDVPD    Y3, one64<>+0(SB), Y2, Y2
-	VSUBPD       Y2, Y8, Y2
-	VADDPD       one64<>+0(SB), Y6, Y6
-	VDIVPD       Y6, Y2, Y2
-	CMPQ         smoothing+72(FP), $0x00
-	JE           smoothedGrad
 	VMOVUPS      (R8), Y3
-	VCMPPD       $0x00, inf64<>+0(SB), Y3, Y3
-	VBROADCASTSD smoothing+72(FP), Y5
-	VXORPS       X4, X4, X4
-	VBLENDVPD    Y3, Y5, Y4, Y3
-	VADDPD       Y3, Y2, Y2
-
-smoothedGrad:
-	VBROADCASTSD scale+64(FP), Y3
-	VMULPD       Y3, Y2, Y2
-	VMOVUPS      (DI)(R9*1), Y5
-	VMOVUPS      (SI)(R9*1), Y6
-	VADDPD       Y5, Y6, Y5
-	VBROADCASTSD center+80(FP), Y6
-	VADDPD       Y6, Y6, Y6
-	VMULPD       Y3, Y6, Y6
-	VMULPD       Y6, Y5, Y5
-	VADDPD       Y2, Y5, Y3
-	VMOVUPS      Y3, (DX)(R9*1)
-	VSUBPD       Y2, Y5, Y2
-	VMOVUPS      Y2, (BX)(R9*1)
-
-gradDone:
-	ADDQ $0x20, R9
-	ADDQ step+56(FP), R8
-	SUBQ $0x04, CX
-	JMP  loop
-
-tail:
-	TESTQ        CX, CX
-	JZ           done
-	LEAQ         tailMask64<>+32(SB), R10
-	NEGQ         CX
-	VMOVUPS      (R10)(CX*8), Y2
-	VMASKMOVPD   (R8), Y2, Y3
-	VBROADCASTSD one64<>+0(SB), Y5
-	VBLENDVPD    Y2, Y3, Y5, Y3
-	VMINPD       Y1, Y3, Y1
-	VBROADCASTSD huge64<>+0(SB), Y5
-	VMINPD       Y3, Y5, Y3
-	VMASKMOVPD   (SI)(R9*1), Y2, Y5
-	VMASKMOVPD   (DI)(R9*1), Y2, Y6
-	VSUBPD       Y6, Y5, Y5
-	VSUBPD       Y3, Y5, Y3
-	VORPD        signBit64<>+0(SB), Y5, Y6
-	VBROADCASTSD expLeast64<>+0(SB), Y7
-	VMAXPD       Y6, Y7, Y6
+	VMINPD       Y2, Y3, Y2
+	VBROADCASTSD huge64<>+0(SB), Y4
+	VMINPD       Y3, Y4, Y3
+	VMOVUPS      (SI)(R9*1), Y4
+	VMOVUPS      (DI)(R9*1), Y6
+	VSUBPD       Y6, Y4, Y4
+	VSUBPD       Y3, Y4, Y3
+	VORPD        signBit64<>+0(SB), Y4, Y6
+	VMAXPD       expLeast64<>+0(SB), Y6, Y6
 	VBROADCASTSD expMagic64<>+0(SB), Y7
 	VFMADD231PD  log2e64<>+0(SB), Y6, Y7
 	VSUBPD       expMagic64<>+0(SB), Y7, Y8
@@ -825,8 +684,7 @@ tail:
 	VFMADD213PD  Y6, Y6, Y8
 	VFMADD213PD  Y7, Y7, Y8
 	VORPD        signBit64<>+0(SB), Y3, Y6
-	VBROADCASTSD expLeast64<>+0(SB), Y7
-	VMAXPD       Y6, Y7, Y6
+	VMAXPD       expLeast64<>+0(SB), Y6, Y6
 	VBROADCASTSD expMagic64<>+0(SB), Y7
 	VFMADD231PD  log2e64<>+0(SB), Y6, Y7
 	VSUBPD       expMagic64<>+0(SB), Y7, Y9
@@ -845,12 +703,168 @@ tail:
 	VMULPD       Y6, Y9, Y9
 	VFMADD213PD  Y6, Y6, Y9
 	VFMADD213PD  Y7, Y7, Y9
-	VMULPD       Y8, Y9, Y6
-	VADDPD       Y8, Y9, Y7
-	VADDPD       Y6, Y7, Y7
-	VADDPD       two64<>+0(SB), Y7, Y10
-	VDIVPD       Y10, Y7, Y10
-	VMULPD       Y10, Y10, Y11
+	VADDPD       Y8, Y9, Y6
+	VFMADD231PD  Y8, Y9, Y6
+	VADDPD       two64<>+0(SB), Y6, Y7
+	VDIVPD       Y7, Y6, Y7
+	VMULPD       Y7, Y7, Y10
+	VBROADCASTSD atanh0_64<>+0(SB), Y11
+	VFMADD213PD  atanh1_64<>+0(SB), Y10, Y11
+	VFMADD213PD  atanh2_64<>+0(SB), Y10, Y11
+	VFMADD213PD  atanh3_64<>+0(SB), Y10, Y11
+	VFMADD213PD  atanh4_64<>+0(SB), Y10, Y11
+	VFMADD213PD  atanh5_64<>+0(SB), Y10, Y11
+	VFMADD213PD  atanh6_64<>+0(SB), Y10, Y11
+	VFMADD213PD  atanh7_64<>+0(SB), Y10, Y11
+	VFMADD213PD  atanh8_64<>+0(SB), Y10, Y11
+	VFMADD213PD  atanh9_64<>+0(SB), Y10, Y11
+	VFMADD213PD  atanh10_64<>+0(SB), Y10, Y11
+	VFMADD213PD  atanh11_64<>+0(SB), Y10, Y11
+	VFMADD213PD  atanh12_64<>+0(SB), Y10, Y11
+	VFMADD213PD  two64<>+0(SB), Y10, Y11
+	VBROADCASTSD signBit64<>+0(SB), Y10
+	VXORPD       Y4, Y10, Y10
+	VMAXPD       Y3, Y10, Y10
+	VXORPS       X5, X5, X5
+	VMAXPD       Y10, Y5, Y10
+	VFMADD231PD  Y11, Y7, Y10
+	CMPQ         smoothing+72(FP), $0x00
+	JE           smoothed
+	VMOVUPS      (R8), Y7
+	VCMPPD       $0x00, inf64<>+0(SB), Y7, Y11
+	VBLENDVPD    Y11, Y4, Y7, Y7
+	VBROADCASTSD smoothing+72(FP), Y11
+	VFMADD231PD  Y11, Y7, Y10
+
+smoothed:
+	CMPQ         center+80(FP), $0x00
+	JE           centered
+	VMOVUPS      (DI)(R9*1), Y7
+	VMOVUPS      (SI)(R9*1), Y11
+	VADDPD       Y7, Y11, Y7
+	VBROADCASTSD center+80(FP), Y11
+	VMULPD       Y11, Y7, Y11
+	VFMADD231PD  Y11, Y7, Y10
+
+centered:
+	TESTQ   AX, AX
+	JZ      lossesDone
+	VMOVUPS Y10, (AX)(R9*1)
+
+lossesDone:
+	VADDPD       Y10, Y1, Y1
+	TESTQ        DX, DX
+	JZ           gradDone
+	VSUBPD       Y8, Y9, Y7
+	VFNMADD213PD one64<>+0(SB), Y8, Y9
+	VBROADCASTSD signBit64<>+0(SB), Y8
+	VANDPD       Y4, Y8, Y8
+	VXORPD       Y9, Y8, Y8
+	VXORPD       Y4, Y3, Y3
+	VBLENDVPD    Y3, Y7, Y8, Y3
+	VADDPD       one64<>+0(SB), Y6, Y6
+	VDIVPD       Y6, Y3, Y3
+	CMPQ         smoothing+72(FP), $0x00
+	JE           smoothedGrad
+	VMOVUPS      (R8), Y4
+	VCMPPD       $0x00, inf64<>+0(SB), Y4, Y4
+	VBROADCASTSD smoothing+72(FP), Y6
+	VXORPS       X5, X5, X5
+	VBLENDVPD    Y4, Y6, Y5, Y4
+	VADDPD       Y4, Y3, Y3
+
+smoothedGrad:
+	VBROADCASTSD scale+64(FP), Y4
+	VMULPD       Y4, Y3, Y3
+	VBROADCASTSD signBit64<>+0(SB), Y6
+	VXORPD       Y3, Y6, Y6
+	CMPQ         center+80(FP), $0x00
+	JE           centeredGrad
+	VMOVUPS      (DI)(R9*1), Y7
+	VMOVUPS      (SI)(R9*1), Y8
+	VADDPD       Y7, Y8, Y7
+	VBROADCASTSD center+80(FP), Y8
+	VADDPD       Y8, Y8, Y8
+	VMULPD       Y4, Y8, Y8
+	VMULPD       Y8, Y7, Y7
+	VADDPD       Y7, Y3, Y3
+	VADDPD       Y7, Y6, Y6
+
+centeredGrad:
+	VMOVUPS Y3, (DX)(R9*1)
+	VMOVUPS Y6, (BX)(R9*1)
+
+gradDone:
+	ADDQ   $0x20, R9
+	ADDQ   step+56(FP), R8
+	SUBQ   $0x04, CX
+	TESTQ  $0x000000ff, R9
+	JNZ    loop
+	VADDPD Y1, Y0, Y0
+	VXORPD Y1, Y1, Y1
+	JMP    loop
+
+tail:
+	TESTQ        CX, CX
+	JZ           done
+	LEAQ         tailMask64<>+32(SB), R10
+	NEGQ         CX
+	VMOVUPS      (R10)(CX*8), Y3
+	VMASKMOVPD   (R8), Y3, Y4
+	VBROADCASTSD one64<>+0(SB), Y6
+	VBLENDVPD    Y3, Y4, Y6, Y4
+	VMINPD       Y2, Y4, Y2
+	VBROADCASTSD huge64<>+0(SB), Y6
+	VMINPD       Y4, Y6, Y4
+	VMASKMOVPD   (SI)(R9*1), Y3, Y6
+	VMASKMOVPD   (DI)(R9*1), Y3, Y7
+	VSUBPD       Y7, Y6, Y6
+	VSUBPD       Y4, Y6, Y4
+	VORPD        signBit64<>+0(SB), Y6, Y7
+	VMAXPD       expLeast64<>+0(SB), Y7, Y7
+	VBROADCASTSD expMagic64<>+0(SB), Y8
+	VFMADD231PD  log2e64<>+0(SB), Y7, Y8
+	VSUBPD       expMagic64<>+0(SB), Y8, Y9
+	VFMADD231PD  minusLn2hi64<>+0(SB), Y9, Y7
+	VFMADD231PD  minusLn2lo64<>+0(SB), Y9, Y7
+	VPSLLQ       $0x34, Y8, Y8
+	VBROADCASTSD exp0_64<>+0(SB), Y9
+	VFMADD213PD  exp1_64<>+0(SB), Y7, Y9
+	VFMADD213PD  exp2_64<>+0(SB), Y7, Y9
+	VFMADD213PD  exp3_64<>+0(SB), Y7, Y9
+	VFMADD213PD  exp4_64<>+0(SB), Y7, Y9
+	VFMADD213PD  exp5_64<>+0(SB), Y7, Y9
+	VFMADD213PD  exp6_64<>+0(SB), Y7, Y9
+	VFMADD213PD  exp7_64<>+0(SB), Y7, Y9
+	VFMADD213PD  exp8_64<>+0(SB), Y7, Y9
+	VMULPD       Y7, Y9, Y9
+	VFMADD213PD  Y7, Y7, Y9
+	VFMADD213PD  Y8, Y8, Y9
+	VORPD        signBit64<>+0(SB), Y4, Y7
+	VMAXPD       expLeast64<>+0(SB), Y7, Y7
+	VBROADCASTSD expMagic64<>+0(SB), Y8
+	VFMADD231PD  log2e64<>+0(SB), Y7, Y8
+	VSUBPD       expMagic64<>+0(SB), Y8, Y10
+	VFMADD231PD  minusLn2hi64<>+0(SB), Y10, Y7
+	VFMADD231PD  minusLn2lo64<>+0(SB), Y10, Y7
+	VPSLLQ       $0x34, Y8, Y8
+	VBROADCASTSD exp0_64<>+0(SB), Y10
+	VFMADD213PD  exp1_64<>+0(SB), Y7, Y10
+	VFMADD213PD  exp2_64<>+0(SB), Y7, Y10
+	VFMADD213PD  exp3_64<>+0(SB), Y7, Y10
+	VFMADD213PD  exp4_64<>+0(SB), Y7, Y10
+	VFMADD213PD  exp5_64<>+0(SB), Y7, Y10
+	VFMADD213PD  exp6_64<>+0(SB), Y7, Y10
+	VFMADD213PD  exp7_64<>+0(SB), Y7, Y10
+	VFMADD213PD  exp8_64<>+0(SB), Y7, Y10
+	VMULPD       Y7, Y10, Y10
+	VFMADD213PD  Y7, Y7, Y10
+	VFMADD213PD  Y8, Y8, Y10
+	VADDPD       Y9, Y10, Y7
+	VFMADD231PD  Y9, Y10, Y7
+	VADDPD       two64<>+0(SB), Y7, Y8
+	VDIVPD       Y8, Y7, Y8
+	VMULPD       Y8, Y8, Y11
 	VBROADCASTSD atanh0_64<>+0(SB), Y12
 	VFMADD213PD  atanh1_64<>+0(SB), Y11, Y12
 	VFMADD213PD  atanh2_64<>+0(SB), Y11, Y12
@@ -864,83 +878,89 @@ tail:
 	VFMADD213PD  atanh10_64<>+0(SB), Y11, Y12
 	VFMADD213PD  atanh11_64<>+0(SB), Y11, Y12
 	VFMADD213PD  atanh12_64<>+0(SB), Y11, Y12
-	VMULPD       Y11, Y12, Y12
-	VADDPD       Y10, Y10, Y10
-	VFMADD213PD  Y10, Y10, Y12
-	VBROADCASTSD signBit64<>+0(SB), Y10
-	VXORPD       Y5, Y10, Y10
-	VMAXPD       Y3, Y10, Y10
-	VXORPS       X4, X4, X4
-	VMAXPD       Y10, Y4, Y10
-	VADDPD       Y10, Y12, Y10
+	VFMADD213PD  two64<>+0(SB), Y11, Y12
+	VBROADCASTSD signBit64<>+0(SB), Y11
+	VXORPD       Y6, Y11, Y11
+	VMAXPD       Y4, Y11, Y11
+	VXORPS       X5, X5, X5
+	VMAXPD       Y11, Y5, Y11
+	VFMADD231PD  Y12, Y8, Y11
 	CMPQ         smoothing+72(FP), $0x00
 	JE           smoothedtail
-	VMASKMOVPD   (R8), Y2, Y11
+	VMASKMOVPD   (R8), Y3, Y8
 	VBROADCASTSD one64<>+0(SB), Y12
-	VBLENDVPD    Y2, Y11, Y12, Y11
-	VCMPPD       $0x00, inf64<>+0(SB), Y11, Y12
-	VBLENDVPD    Y12, Y5, Y11, Y11
+	VBLENDVPD    Y3, Y8, Y12, Y8
+	VCMPPD       $0x00, inf64<>+0(SB), Y8, Y12
+	VBLENDVPD    Y12, Y6, Y8, Y8
 	VBROADCASTSD smoothing+72(FP), Y12
-	VFMADD231PD  Y12, Y11, Y10
+	VFMADD231PD  Y12, Y8, Y11
 
 smoothedtail:
 	CMPQ         center+80(FP), $0x00
 	JE           centeredtail
-	VMASKMOVPD   (DI)(R9*1), Y2, Y11
-	VMASKMOVPD   (SI)(R9*1), Y2, Y12
-	VADDPD       Y11, Y12, Y11
+	VMASKMOVPD   (DI)(R9*1), Y3, Y8
+	VMASKMOVPD   (SI)(R9*1), Y3, Y12
+	VADDPD       Y8, Y12, Y8
 	VBROADCASTSD center+80(FP), Y12
-	VMULPD       Y12, Y11, Y12
-	VFMADD231PD  Y12, Y11, Y10
+	VMULPD       Y12, Y8, Y12
+	VFMADD231PD  Y12, Y8, Y11
 
 centeredtail:
-	VANDPS     Y2, Y10, Y10
-	VADDPD     Y10, Y0, Y0
 	TESTQ      AX, AX
 	JZ         lossesDonetail
-	VMASKMOVPD Y10, Y2, (AX)(R9*1)
+	VMASKMOVPD Y11, Y3, (AX)(R9*1)
 
 lossesDonetail:
+	VANDPD       Y3, Y11, Y11
+	VADDPD       Y11, Y1, Y1
 	TESTQ        DX, DX
 	JZ           gradDonetail
-	VBROADCASTSD one64<>+0(SB), Y10
-	VBLENDVPD    Y5, Y6, Y9, Y9
-	VBLENDVPD    Y3, Y9, Y10, Y9
-	VBLENDVPD    Y3, Y8, Y6, Y3
-	VBLENDVPD    Y5, one64<>+0(SB), Y3, Y3
-	VSUBPD       Y3, Y9, Y3
+	VSUBPD       Y9, Y10, Y8
+	VFNMADD213PD one64<>+0(SB), Y9, Y10
+	VBROADCASTSD signBit64<>+0(SB), Y9
+	VANDPD       Y6, Y9, Y9
+	VXORPD       Y10, Y9, Y9
+	VXORPD       Y6, Y4, Y4
+	VBLENDVPD    Y4, Y8, Y9, Y4
 	VADDPD       one64<>+0(SB), Y7, Y7
-	VDIVPD       Y7, Y3, Y3
+	VDIVPD       Y7, Y4, Y4
 	CMPQ         smoothing+72(FP), $0x00
 	JE           smoothedGradtail
-	VMASKMOVPD   (R8), Y2, Y5
-	VBROADCASTSD one64<>+0(SB), Y6
-	VBLENDVPD    Y2, Y5, Y6, Y5
-	VCMPPD       $0x00, inf64<>+0(SB), Y5, Y5
-	VBROADCASTSD smoothing+72(FP), Y6
-	VXORPS       X4, X4, X4
-	VBLENDVPD    Y5, Y6, Y4, Y5
-	VADDPD       Y5, Y3, Y3
+	VMASKMOVPD   (R8), Y3, Y6
+	VBROADCASTSD one64<>+0(SB), Y7
+	VBLENDVPD    Y3, Y6, Y7, Y6
+	VCMPPD       $0x00, inf64<>+0(SB), Y6, Y6
+	VBROADCASTSD smoothing+72(FP), Y7
+	VXORPS       X5, X5, X5
+	VBLENDVPD    Y6, Y7, Y5, Y6
+	VADDPD       Y6, Y4, Y4
 
 smoothedGradtail:
-	VBROADCASTSD scale+64(FP), Y5
-	VMULPD       Y5, Y3, Y3
-	VMASKMOVPD   (DI)(R9*1), Y2, Y6
-	VMASKMOVPD   (SI)(R9*1), Y2, Y7
-	VADDPD       Y6, Y7, Y6
-	VBROADCASTSD center+80(FP), Y7
-	VADDPD       Y7, Y7, Y7
-	VMULPD       Y5, Y7, Y7
-	VMULPD       Y7, Y6, Y6
-	VADDPD       Y3, Y6, Y5
-	VMASKMOVPD   Y5, Y2, (DX)(R9*1)
-	VSUBPD       Y3, Y6, Y3
-	VMASKMOVPD   Y3, Y2, (BX)(R9*1)
+	VBROADCASTSD scale+64(FP), Y6
+	VMULPD       Y6, Y4, Y4
+	VBROADCASTSD signBit64<>+0(SB), Y7
+	VXORPD       Y4, Y7, Y7
+	CMPQ         center+80(FP), $0x00
+	JE           centeredGradtail
+	VMASKMOVPD   (DI)(R9*1), Y3, Y8
+	VMASKMOVPD   (SI)(R9*1), Y3, Y9
+	VADDPD       Y8, Y9, Y8
+	VBROADCASTSD center+80(FP), Y9
+	VADDPD       Y9, Y9, Y9
+	VMULPD       Y6, Y9, Y9
+	VMULPD       Y9, Y8, Y8
+	VADDPD       Y8, Y4, Y4
+	VADDPD       Y8, Y7, Y7
+
+centeredGradtail:
+	VMASKMOVPD Y4, Y3, (DX)(R9*1)
+	VMASKMOVPD Y7, Y3, (BX)(R9*1)
 
 gradDonetail:
 done:
-	VXORPS       X4, X4, X4
-	VCMPPD       $0x0a, Y4, Y1, Y1
+	VADDPD       Y1, Y0, Y0
+	VXORPS       X5, X5, X5
+	VCMPPD       $0x0a, Y5, Y2, Y1
 	VMOVMSKPD    Y1, AX
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPD       X1, X0, X0
@@ -962,22 +982,28 @@ DATA one64<>+16(SB)/8, $0x3ff0000000000000
 DATA one64<>+24(SB)/8, $0x3ff0000000000000
 GLOBL one64<>(SB), RODATA|NOPTR, $32
 
+DATA inf64<>+0(SB)/8, $0x7ff0000000000000
+DATA inf64<>+8(SB)/8, $0x7ff0000000000000
+DATA inf64<>+16(SB)/8, $0x7ff0000000000000
+DATA inf64<>+24(SB)/8, $0x7ff0000000000000
+GLOBL inf64<>(SB), RODATA|NOPTR, $32
+
 DATA signBit64<>+0(SB)/8, $0x8000000000000000
 DATA signBit64<>+8(SB)/8, $0x8000000000000000
 DATA signBit64<>+16(SB)/8, $0x8000000000000000
 DATA signBit64<>+24(SB)/8, $0x8000000000000000
 GLOBL signBit64<>(SB), RODATA|NOPTR, $32
 
-DATA huge64<>+0(SB)/8, $0x7fd0000000000000
-DATA huge64<>+8(SB)/8, $0x7fd0000000000000
-DATA huge64<>+16(SB)/8, $0x7fd0000000000000
-DATA huge64<>+24(SB)/8, $0x7fd0000000000000
+DATA huge64<>+0(SB)/8, $0x7fefffffffffffff
+DATA huge64<>+8(SB)/8, $0x7fefffffffffffff
+DATA huge64<>+16(SB)/8, $0x7fefffffffffffff
+DATA huge64<>+24(SB)/8, $0x7fefffffffffffff
 GLOBL huge64<>(SB), RODATA|NOPTR, $32
 
-DATA expLeast64<>+0(SB)/8, $0xc0862c0000000000
-DATA expLeast64<>+8(SB)/8, $0xc0862c0000000000
-DATA expLeast64<>+16(SB)/8, $0xc0862c0000000000
-DATA expLeast64<>+24(SB)/8, $0xc0862c0000000000
+DATA expLeast64<>+0(SB)/8, $0xc086280000000000
+DATA expLeast64<>+8(SB)/8, $0xc086280000000000
+DATA expLeast64<>+16(SB)/8, $0xc086280000000000
+DATA expLeast64<>+24(SB)/8, $0xc086280000000000
 GLOBL expLeast64<>(SB), RODATA|NOPTR, $32
 
 DATA expMagic64<>+0(SB)/8, $0x43380000000003ff
@@ -998,10 +1024,10 @@ DATA minusLn2hi64<>+16(SB)/8, $0xbfe62e42fee00000
 DATA minusLn2hi64<>+24(SB)/8, $0xbfe62e42fee00000
 GLOBL minusLn2hi64<>(SB), RODATA|NOPTR, $32
 
-DATA minusLn2lo64<>+0(SB)/8, $0xbdea39ef00000000
-DATA minusLn2lo64<>+8(SB)/8, $0xbdea39ef00000000
-DATA minusLn2lo64<>+16(SB)/8, $0xbdea39ef00000000
-DATA minusLn2lo64<>+24(SB)/8, $0xbdea39ef00000000
+DATA minusLn2lo64<>+0(SB)/8, $0xbdea39ef35793c76
+DATA minusLn2lo64<>+8(SB)/8, $0xbdea39ef35793c76
+DATA minusLn2lo64<>+16(SB)/8, $0xbdea39ef35793c76
+DATA minusLn2lo64<>+24(SB)/8, $0xbdea39ef35793c76
 GLOBL minusLn2lo64<>(SB), RODATA|NOPTR, $32
 
 DATA exp0_64<>+0(SB)/8, $0x3e9288060f149570
@@ -1064,89 +1090,83 @@ DATA two64<>+16(SB)/8, $0x4000000000000000
 DATA two64<>+24(SB)/8, $0x4000000000000000
 GLOBL two64<>(SB), RODATA|NOPTR, $32
 
-DATA atanh0_64<>+0(SB)/8, $0x3fde05a7f9faf5db
-DATA atanh0_64<>+8(SB)/8, $0x3fde05a7f9faf5db
-DATA atanh0_64<>+16(SB)/8, $0x3fde05a7f9faf5db
-DATA atanh0_64<>+24(SB)/8, $0x3fde05a7f9faf5db
+DATA atanh0_64<>+0(SB)/8, $0x3fee05a7f9faf5db
+DATA atanh0_64<>+8(SB)/8, $0x3fee05a7f9faf5db
+DATA atanh0_64<>+16(SB)/8, $0x3fee05a7f9faf5db
+DATA atanh0_64<>+24(SB)/8, $0x3fee05a7f9faf5db
 GLOBL atanh0_64<>(SB), RODATA|NOPTR, $32
 
-DATA atanh1_64<>+0(SB)/8, $0xbfe3215f87722cbb
-DATA atanh1_64<>+8(SB)/8, $0xbfe3215f87722cbb
-DATA atanh1_64<>+16(SB)/8, $0xbfe3215f87722cbb
-DATA atanh1_64<>+24(SB)/8, $0xbfe3215f87722cbb
+DATA atanh1_64<>+0(SB)/8, $0xbff3215f87722cbb
+DATA atanh1_64<>+8(SB)/8, $0xbff3215f87722cbb
+DATA atanh1_64<>+16(SB)/8, $0xbff3215f87722cbb
+DATA atanh1_64<>+24(SB)/8, $0xbff3215f87722cbb
 GLOBL atanh1_64<>(SB), RODATA|NOPTR, $32
 
-DATA atanh2_64<>+0(SB)/8, $0x3fe00bdca99cf463
-DATA atanh2_64<>+8(SB)/8, $0x3fe00bdca99cf463
-DATA atanh2_64<>+16(SB)/8, $0x3fe00bdca99cf463
-DATA atanh2_64<>+24(SB)/8, $0x3fe00bdca99cf463
+DATA atanh2_64<>+0(SB)/8, $0x3ff00bdca99cf463
+DATA atanh2_64<>+8(SB)/8, $0x3ff00bdca99cf463
+DATA atanh2_64<>+16(SB)/8, $0x3ff00bdca99cf463
+DATA atanh2_64<>+24(SB)/8, $0x3ff00bdca99cf463
 GLOBL atanh2_64<>(SB), RODATA|NOPTR, $32
 
-DATA atanh3_64<>+0(SB)/8, $0xbfc33ed285c385ce
-DATA atanh3_64<>+8(SB)/8, $0xbfc33ed285c385ce
-DATA atanh3_64<>+16(SB)/8, $0xbfc33ed285c385ce
-DATA atanh3_64<>+24(SB)/8, $0xbfc33ed285c385ce
+DATA atanh3_64<>+0(SB)/8, $0xbfd33ed285c385ce
+DATA atanh3_64<>+8(SB)/8, $0xbfd33ed285c385ce
+DATA atanh3_64<>+16(SB)/8, $0xbfd33ed285c385ce
+DATA atanh3_64<>+24(SB)/8, $0xbfd33ed285c385ce
 GLOBL atanh3_64<>(SB), RODATA|NOPTR, $32
 
-DATA atanh4_64<>+0(SB)/8, $0x3fbbc014e954c67b
-DATA atanh4_64<>+8(SB)/8, $0x3fbbc014e954c67b
-DATA atanh4_64<>+16(SB)/8, $0x3fbbc014e954c67b
-DATA atanh4_64<>+24(SB)/8, $0x3fbbc014e954c67b
+DATA atanh4_64<>+0(SB)/8, $0x3fcbc014e954c67b
+DATA atanh4_64<>+8(SB)/8, $0x3fcbc014e954c67b
+DATA atanh4_64<>+16(SB)/8, $0x3fcbc014e954c67b
+DATA atanh4_64<>+24(SB)/8, $0x3fcbc014e954c67b
 GLOBL atanh4_64<>(SB), RODATA|NOPTR, $32
 
-DATA atanh5_64<>+0(SB)/8, $0x3fa8b61e11ec1a13
-DATA atanh5_64<>+8(SB)/8, $0x3fa8b61e11ec1a13
-DATA atanh5_64<>+16(SB)/8, $0x3fa8b61e11ec1a13
-DATA atanh5_64<>+24(SB)/8, $0x3fa8b61e11ec1a13
+DATA atanh5_64<>+0(SB)/8, $0x3fb8b61e11ec1a13
+DATA atanh5_64<>+8(SB)/8, $0x3fb8b61e11ec1a13
+DATA atanh5_64<>+16(SB)/8, $0x3fb8b61e11ec1a13
+DATA atanh5_64<>+24(SB)/8, $0x3fb8b61e11ec1a13
 GLOBL atanh5_64<>(SB), RODATA|NOPTR, $32
 
-DATA atanh6_64<>+0(SB)/8, $0x3fb1697faf2d7e1e
-DATA atanh6_64<>+8(SB)/8, $0x3fb1697faf2d7e1e
-DATA atanh6_64<>+16(SB)/8, $0x3fb1697faf2d7e1e
-DATA atanh6_64<>+24(SB)/8, $0x3fb1697faf2d7e1e
+DATA atanh6_64<>+0(SB)/8, $0x3fc1697faf2d7e1e
+DATA atanh6_64<>+8(SB)/8, $0x3fc1697faf2d7e1e
+DATA atanh6_64<>+16(SB)/8, $0x3fc1697faf2d7e1e
+DATA atanh6_64<>+24(SB)/8, $0x3fc1697faf2d7e1e
 GLOBL atanh6_64<>(SB), RODATA|NOPTR, $32
 
-DATA atanh7_64<>+0(SB)/8, $0x3fb3a9bbb71c1c62
-DATA atanh7_64<>+8(SB)/8, $0x3fb3a9bbb71c1c62
-DATA atanh7_64<>+16(SB)/8, $0x3fb3a9bbb71c1c62
-DATA atanh7_64<>+24(SB)/8, $0x3fb3a9bbb71c1c62
+DATA atanh7_64<>+0(SB)/8, $0x3fc3a9bbb71c1c62
+DATA atanh7_64<>+8(SB)/8, $0x3fc3a9bbb71c1c62
+DATA atanh7_64<>+16(SB)/8, $0x3fc3a9bbb71c1c62
+DATA atanh7_64<>+24(SB)/8, $0x3fc3a9bbb71c1c62
 GLOBL atanh7_64<>(SB), RODATA|NOPTR, $32
 
-DATA atanh8_64<>+0(SB)/8, $0x3fb746391fdda2e1
-DATA atanh8_64<>+8(SB)/8, $0x3fb746391fdda2e1
-DATA atanh8_64<>+16(SB)/8, $0x3fb746391fdda2e1
-DATA atanh8_64<>+24(SB)/8, $0x3fb746391fdda2e1
+DATA atanh8_64<>+0(SB)/8, $0x3fc746391fdda2e1
+DATA atanh8_64<>+8(SB)/8, $0x3fc746391fdda2e1
+DATA atanh8_64<>+16(SB)/8, $0x3fc746391fdda2e1
+DATA atanh8_64<>+24(SB)/8, $0x3fc746391fdda2e1
 GLOBL atanh8_64<>(SB), RODATA|NOPTR, $32
 
-DATA atanh9_64<>+0(SB)/8, $0x3fbc71c3cc70d5d5
-DATA atanh9_64<>+8(SB)/8, $0x3fbc71c3cc70d5d5
-DATA atanh9_64<>+16(SB)/8, $0x3fbc71c3cc70d5d5
-DATA atanh9_64<>+24(SB)/8, $0x3fbc71c3cc70d5d5
+DATA atanh9_64<>+0(SB)/8, $0x3fcc71c3cc70d5d5
+DATA atanh9_64<>+8(SB)/8, $0x3fcc71c3cc70d5d5
+DATA atanh9_64<>+16(SB)/8, $0x3fcc71c3cc70d5d5
+DATA atanh9_64<>+24(SB)/8, $0x3fcc71c3cc70d5d5
 GLOBL atanh9_64<>(SB), RODATA|NOPTR, $32
 
-DATA atanh10_64<>+0(SB)/8, $0x3fc24924994a1be3
-DATA atanh10_64<>+8(SB)/8, $0x3fc24924994a1be3
-DATA atanh10_64<>+16(SB)/8, $0x3fc24924994a1be3
-DATA atanh10_64<>+24(SB)/8, $0x3fc24924994a1be3
+DATA atanh10_64<>+0(SB)/8, $0x3fd24924994a1be3
+DATA atanh10_64<>+8(SB)/8, $0x3fd24924994a1be3
+DATA atanh10_64<>+16(SB)/8, $0x3fd24924994a1be3
+DATA atanh10_64<>+24(SB)/8, $0x3fd24924994a1be3
 GLOBL atanh10_64<>(SB), RODATA|NOPTR, $32
 
-DATA atanh11_64<>+0(SB)/8, $0x3fc99999998e03db
-DATA atanh11_64<>+8(SB)/8, $0x3fc99999998e03db
-DATA atanh11_64<>+16(SB)/8, $0x3fc99999998e03db
-DATA atanh11_64<>+24(SB)/8, $0x3fc99999998e03db
+DATA atanh11_64<>+0(SB)/8, $0x3fd99999998e03db
+DATA atanh11_64<>+8(SB)/8, $0x3fd99999998e03db
+DATA atanh11_64<>+16(SB)/8, $0x3fd99999998e03db
+DATA atanh11_64<>+24(SB)/8, $0x3fd99999998e03db
 GLOBL atanh11_64<>(SB), RODATA|NOPTR, $32
 
-DATA atanh12_64<>+0(SB)/8, $0x3fd55555555556ea
-DATA atanh12_64<>+8(SB)/8, $0x3fd55555555556ea
-DATA atanh12_64<>+16(SB)/8, $0x3fd55555555556ea
-DATA atanh12_64<>+24(SB)/8, $0x3fd55555555556ea
+DATA atanh12_64<>+0(SB)/8, $0x3fe55555555556ea
+DATA atanh12_64<>+8(SB)/8, $0x3fe55555555556ea
+DATA atanh12_64<>+16(SB)/8, $0x3fe55555555556ea
+DATA atanh12_64<>+24(SB)/8, $0x3fe55555555556ea
 GLOBL atanh12_64<>(SB), RODATA|NOPTR, $32
-
-DATA inf64<>+0(SB)/8, $0x7ff0000000000000
-DATA inf64<>+8(SB)/8, $0x7ff0000000000000
-DATA inf64<>+16(SB)/8, $0x7ff0000000000000
-DATA inf64<>+24(SB)/8, $0x7ff0000000000000
-GLOBL inf64<>(SB), RODATA|NOPTR, $32
 
 DATA tailMask64<>+0(SB)/8, $0xffffffffffffffff
 DATA tailMask64<>+8(SB)/8, $0xffffffffffffffff
@@ -1170,182 +1190,180 @@ TEXT ·rewardBlockAVX512F32(SB), NOSPLIT, $0-88
 	MOVQ         n+48(FP), CX
 	XORQ         R9, R9
 	VXORPS       X0, X0, X0
-	VBROADCASTSS one32<>+0(SB), Z1
+	VXORPS       X1, X1, X1
+	VBROADCASTSS one32<>+0(SB), Z2
 
 loop:
 	CMPQ             CX, $0x10
 	JLT              tail
-	VMOVUPS          (R8), Z2
-	VMINPS           Z1, Z2, Z1
-	VBROADCASTSS     huge32<>+0(SB), Z3
+	VMOVUPS          (R8), Z3
 	VMINPS           Z2, Z3, Z2
-	VMOVUPS          (SI)(R9*1), Z3
-	VMOVUPS          (DI)(R9*1), Z22
-	VSUBPS           Z22, Z3, Z23
-	VSUBPS           Z3, Z23, Z24
-	VSUBPS           Z24, Z23, Z25
-	VSUBPS           Z25, Z3, Z3
-	VADDPS           Z22, Z24, Z24
-	VSUBPS           Z24, Z3, Z3
-	VSUBPS           Z2, Z23, Z22
-	VSUBPS           Z23, Z22, Z24
-	VSUBPS           Z24, Z22, Z25
-	VSUBPS           Z25, Z23, Z25
-	VADDPS           Z2, Z24, Z24
-	VSUBPS           Z24, Z25, Z25
-	VADDPS           Z3, Z25, Z25
-	VADDPS           Z25, Z22, Z2
-	VSUBPS           Z22, Z2, Z22
-	VSUBPS           Z22, Z25, Z25
-	VORPS.BCST       signBit32<>+0(SB), Z23, Z22
-	VBROADCASTSS     expLeast32<>+0(SB), Z24
-	VMAXPS           Z22, Z24, Z22
-	VBROADCASTSS     expMagic32<>+0(SB), Z24
-	VFMADD231PS.BCST log2e32<>+0(SB), Z22, Z24
-	VSUBPS.BCST      expMagic32<>+0(SB), Z24, Z26
-	VFMADD231PS.BCST minusLn2hi32<>+0(SB), Z26, Z22
-	VFMADD231PS.BCST minusLn2lo32<>+0(SB), Z26, Z22
-	VPSLLD           $0x17, Z24, Z24
-	VBROADCASTSS     exp0_32<>+0(SB), Z26
-	VFMADD213PS.BCST exp1_32<>+0(SB), Z22, Z26
-	VFMADD213PS.BCST exp2_32<>+0(SB), Z22, Z26
-	VFMADD213PS.BCST exp3_32<>+0(SB), Z22, Z26
-	VFMADD213PS.BCST exp4_32<>+0(SB), Z22, Z26
-	VMULPS           Z22, Z26, Z26
-	VFMADD213PS      Z22, Z22, Z26
-	VFMADD213PS      Z24, Z24, Z26
+	VBROADCASTSS     huge32<>+0(SB), Z4
+	VMINPS           Z3, Z4, Z3
+	VMOVUPS          (SI)(R9*1), Z4
+	VMOVUPS          (DI)(R9*1), Z17
+	VSUBPS           Z17, Z4, Z18
+	VSUBPS           Z4, Z18, Z19
+	VSUBPS           Z19, Z18, Z20
+	VSUBPS           Z20, Z4, Z4
+	VADDPS           Z17, Z19, Z19
+	VSUBPS           Z19, Z4, Z4
+	VSUBPS           Z3, Z18, Z17
+	VSUBPS           Z18, Z17, Z19
+	VSUBPS           Z19, Z17, Z20
+	VSUBPS           Z20, Z18, Z20
+	VADDPS           Z3, Z19, Z19
+	VSUBPS           Z19, Z20, Z20
+	VADDPS           Z4, Z20, Z20
+	VADDPS           Z20, Z17, Z3
+	VSUBPS           Z17, Z3, Z17
+	VSUBPS           Z17, Z20, Z20
+	VADDPS           Z3, Z18, Z17
+	VADDPS           Z4, Z17, Z17
+	VADDPS           Z20, Z17, Z17
+	VRANGEPS.BCST    $0x0e, expBound32<>+0(SB), Z18, Z19
+	VBROADCASTSS     expMagic32<>+0(SB), Z21
+	VFMADD231PS.BCST log2e32<>+0(SB), Z19, Z21
+	VSUBPS.BCST      expMagic32<>+0(SB), Z21, Z22
+	VFMADD231PS.BCST minusLn2hi32<>+0(SB), Z22, Z19
+	VFMADD231PS.BCST minusLn2lo32<>+0(SB), Z22, Z19
+	VPSLLD           $0x17, Z21, Z21
+	VBROADCASTSS     exp0_32<>+0(SB), Z22
+	VFMADD213PS.BCST exp1_32<>+0(SB), Z19, Z22
+	VFMADD213PS.BCST exp2_32<>+0(SB), Z19, Z22
+	VFMADD213PS.BCST exp3_32<>+0(SB), Z19, Z22
+	VFMADD213PS.BCST exp4_32<>+0(SB), Z19, Z22
+	VMULPS           Z19, Z22, Z22
+	VFMADD213PS      Z19, Z19, Z22
+	VFMADD213PS      Z21, Z21, Z22
+	VPTERNLOGD.BCST  $0xd2, signBit32<>+0(SB), Z18, Z4
+	VFMADD213PS      Z22, Z22, Z4
+	VRANGEPS.BCST    $0x0e, expBound32<>+0(SB), Z3, Z19
+	VBROADCASTSS     expMagic32<>+0(SB), Z21
+	VFMADD231PS.BCST log2e32<>+0(SB), Z19, Z21
+	VSUBPS.BCST      expMagic32<>+0(SB), Z21, Z22
+	VFMADD231PS.BCST minusLn2hi32<>+0(SB), Z22, Z19
+	VFMADD231PS.BCST minusLn2lo32<>+0(SB), Z22, Z19
+	VPSLLD           $0x17, Z21, Z21
+	VBROADCASTSS     exp0_32<>+0(SB), Z22
+	VFMADD213PS.BCST exp1_32<>+0(SB), Z19, Z22
+	VFMADD213PS.BCST exp2_32<>+0(SB), Z19, Z22
+	VFMADD213PS.BCST exp3_32<>+0(SB), Z19, Z22
+	VFMADD213PS.BCST exp4_32<>+0(SB), Z19, Z22
+	VMULPS           Z19, Z22, Z22
+	VFMADD213PS      Z19, Z19, Z22
+	VFMADD213PS      Z21, Z21, Z22
+	VPTERNLOGD.BCST  $0xd2, signBit32<>+0(SB), Z3, Z20
+	VFMADD213PS      Z22, Z22, Z20
+	VADDPS           Z4, Z20, Z19
+	VFMADD231PS      Z4, Z20, Z19
+	VADDPS.BCST      two32<>+0(SB), Z19, Z21
+	VDIVPS           Z21, Z19, Z21
+	VMULPS           Z21, Z21, Z22
+	VBROADCASTSS     atanh0_32<>+0(SB), Z23
+	VFMADD213PS.BCST atanh1_32<>+0(SB), Z22, Z23
+	VFMADD213PS.BCST atanh2_32<>+0(SB), Z22, Z23
+	VFMADD213PS.BCST atanh3_32<>+0(SB), Z22, Z23
+	VFMADD213PS.BCST atanh4_32<>+0(SB), Z22, Z23
+	VFMADD213PS.BCST atanh5_32<>+0(SB), Z22, Z23
+	VFMADD213PS.BCST atanh6_32<>+0(SB), Z22, Z23
+	VFMADD213PS.BCST two32<>+0(SB), Z22, Z23
 	VBROADCASTSS     signBit32<>+0(SB), Z22
-	VANDNPS          Z22, Z23, Z22
-	VXORPS           Z3, Z22, Z22
-	VFMADD213PS      Z26, Z26, Z22
-	VORPS.BCST       signBit32<>+0(SB), Z2, Z24
-	VBROADCASTSS     expLeast32<>+0(SB), Z26
-	VMAXPS           Z24, Z26, Z24
-	VBROADCASTSS     expMagic32<>+0(SB), Z26
-	VFMADD231PS.BCST log2e32<>+0(SB), Z24, Z26
-	VSUBPS.BCST      expMagic32<>+0(SB), Z26, Z27
-	VFMADD231PS.BCST minusLn2hi32<>+0(SB), Z27, Z24
-	VFMADD231PS.BCST minusLn2lo32<>+0(SB), Z27, Z24
-	VPSLLD           $0x17, Z26, Z26
-	VBROADCASTSS     exp0_32<>+0(SB), Z27
-	VFMADD213PS.BCST exp1_32<>+0(SB), Z24, Z27
-	VFMADD213PS.BCST exp2_32<>+0(SB), Z24, Z27
-	VFMADD213PS.BCST exp3_32<>+0(SB), Z24, Z27
-	VFMADD213PS.BCST exp4_32<>+0(SB), Z24, Z27
-	VMULPS           Z24, Z27, Z27
-	VFMADD213PS      Z24, Z24, Z27
-	VFMADD213PS      Z26, Z26, Z27
-	VBROADCASTSS     signBit32<>+0(SB), Z24
-	VANDNPS          Z24, Z2, Z24
-	VXORPS           Z25, Z24, Z24
-	VFMADD213PS      Z27, Z27, Z24
-	VMULPS           Z22, Z24, Z26
-	VADDPS           Z22, Z24, Z27
-	VADDPS           Z26, Z27, Z27
-	VADDPS.BCST      two32<>+0(SB), Z27, Z28
-	VDIVPS           Z28, Z27, Z28
-	VMULPS           Z28, Z28, Z29
-	VBROADCASTSS     atanh0_32<>+0(SB), Z30
-	VFMADD213PS.BCST atanh1_32<>+0(SB), Z29, Z30
-	VFMADD213PS.BCST atanh2_32<>+0(SB), Z29, Z30
-	VFMADD213PS.BCST atanh3_32<>+0(SB), Z29, Z30
-	VFMADD213PS.BCST atanh4_32<>+0(SB), Z29, Z30
-	VFMADD213PS.BCST atanh5_32<>+0(SB), Z29, Z30
-	VFMADD213PS.BCST atanh6_32<>+0(SB), Z29, Z30
-	VMULPS           Z29, Z30, Z30
-	VADDPS           Z28, Z28, Z28
-	VFMADD213PS      Z28, Z28, Z30
-	VBROADCASTSS     signBit32<>+0(SB), Z28
-	VXORPS           Z23, Z28, Z28
-	VMAXPS           Z2, Z28, Z28
-	VXORPS           X4, X4, X4
-	VMAXPS           Z28, Z4, Z28
-	VADDPS           Z28, Z30, Z28
+	VXORPS           Z18, Z22, Z22
+	VMAXPS           Z3, Z22, Z22
+	VXORPS           X5, X5, X5
+	VMAXPS           Z22, Z5, Z22
+	VFMADD231PS      Z23, Z21, Z22
 	CMPL             smoothing+68(FP), $0x00
 	JE               smoothed
-	VMOVUPS          (R8), Z29
-	VCMPPS.BCST      $0x00, inf32<>+0(SB), Z29, K1
-	VBLENDMPS        Z23, Z29, K1, Z5
-	VBROADCASTSS     smoothing+68(FP), Z29
-	VFMADD231PS      Z29, Z5, Z28
+	VMOVUPS          (R8), Z21
+	VCMPPS.BCST      $0x00, inf32<>+0(SB), Z21, K1
+	VBLENDMPS        Z18, Z21, K1, Z6
+	VBROADCASTSS     smoothing+68(FP), Z21
+	VFMADD231PS      Z21, Z6, Z22
 
 smoothed:
 	CMPL         center+72(FP), $0x00
 	JE           centered
-	VMOVUPS      (DI)(R9*1), Z29
-	VMOVUPS      (SI)(R9*1), Z30
-	VADDPS       Z29, Z30, Z29
-	VBROADCASTSS center+72(FP), Z30
-	VMULPS       Z30, Z29, Z30
-	VFMADD231PS  Z30, Z29, Z28
+	VMOVUPS      (DI)(R9*1), Z21
+	VMOVUPS      (SI)(R9*1), Z23
+	VADDPS       Z21, Z23, Z21
+	VBROADCASTSS center+72(FP), Z23
+	VMULPS       Z23, Z21, Z23
+	VFMADD231PS  Z23, Z21, Z22
 
 centered:
-	VCVTPS2PD     Y28, Z29
-	VEXTRACTF64X4 $0x01, Z28, Y30
-	VCVTPS2PD     Y30, Z30
-	VADDPD        Z30, Z29, Z29
-	VADDPD        Z29, Z0, Z0
-	TESTQ         AX, AX
-	JZ            lossesDone
-	VMOVUPS       Z28, (AX)(R9*1)
+	TESTQ   AX, AX
+	JZ      lossesDone
+	VMOVUPS Z22, (AX)(R9*1)
 
 lossesDone:
-	TESTQ            DX, DX
-	JZ               gradDone
-	VPMOVD2M         Z23, K1
-	VPMOVD2M         Z2, K2
-	VBROADCASTSS     one32<>+0(SB), Z28
-	VBLENDMPS        Z26, Z24, K1, Z6
-	VBLENDMPS        Z6, Z28, K2, Z7
-	VBLENDMPS        Z22, Z26, K2, Z8
-	VBLENDMPS.BCST   one32<>+0(SB), Z8, K1, Z9
-	VSUBPS           Z9, Z7, Z22
-	VADDPS           Z2, Z23, Z2
-	VADDPS           Z3, Z2, Z2
-	VADDPS           Z25, Z2, Z2
-	VBROADCASTSS     signBit32<>+0(SB), Z3
-	VANDNPS          Z2, Z3, Z3
-	VCMPPS.BCST      $0x01, expm1Range32<>+0(SB), Z3, K1
-	VBROADCASTSS     exp0_32<>+0(SB), Z3
-	VFMADD213PS.BCST exp1_32<>+0(SB), Z2, Z3
-	VFMADD213PS.BCST exp2_32<>+0(SB), Z2, Z3
-	VFMADD213PS.BCST exp3_32<>+0(SB), Z2, Z3
-	VFMADD213PS.BCST exp4_32<>+0(SB), Z2, Z3
-	VMULPS           Z2, Z3, Z3
-	VFMADD213PS      Z2, Z2, Z3
-	VMULPS           Z3, Z9, Z9
-	VBLENDMPS        Z9, Z22, K1, Z10
-	VADDPS.BCST      one32<>+0(SB), Z27, Z27
-	VDIVPS           Z27, Z10, Z10
-	CMPL             smoothing+68(FP), $0x00
-	JE               smoothedGrad
-	VMOVUPS          (R8), Z2
-	VCMPPS.BCST      $0x00, inf32<>+0(SB), Z2, K1
-	VBROADCASTSS     smoothing+68(FP), Z2
-	VXORPS           X4, X4, X4
-	VBLENDMPS        Z2, Z4, K1, Z11
-	VADDPS           Z11, Z10, Z10
+	VADDPS            Z22, Z1, Z1
+	TESTQ             DX, DX
+	JZ                gradDone
+	VSUBPS            Z4, Z20, Z21
+	VBROADCASTSS      signBit32<>+0(SB), Z22
+	VANDNPS           Z17, Z22, Z22
+	VCMPPS.BCST       $0x01, expm1Range32<>+0(SB), Z22, K1
+	VBROADCASTSS      exp0_32<>+0(SB), Z22
+	VFMADD213PS.BCST  exp1_32<>+0(SB), Z17, Z22
+	VFMADD213PS.BCST  exp2_32<>+0(SB), Z17, Z22
+	VFMADD213PS.BCST  exp3_32<>+0(SB), Z17, Z22
+	VFMADD213PS.BCST  exp4_32<>+0(SB), Z17, Z22
+	VMULPS            Z17, Z22, Z22
+	VFMADD213PS       Z17, Z17, Z22
+	VMULPS            Z4, Z22, Z22
+	VBLENDMPS         Z22, Z21, K1, Z7
+	VFNMADD213PS.BCST one32<>+0(SB), Z4, Z20
+	VPTERNLOGD.BCST   $0x78, signBit32<>+0(SB), Z18, Z20
+	VXORPS            Z18, Z3, Z3
+	VPMOVD2M          Z3, K1
+	VBLENDMPS         Z7, Z20, K1, Z8
+	VADDPS.BCST       one32<>+0(SB), Z19, Z19
+	VDIVPS            Z19, Z8, Z8
+	CMPL              smoothing+68(FP), $0x00
+	JE                smoothedGrad
+	VMOVUPS           (R8), Z3
+	VCMPPS.BCST       $0x00, inf32<>+0(SB), Z3, K1
+	VBROADCASTSS      smoothing+68(FP), Z3
+	VXORPS            X5, X5, X5
+	VBLENDMPS         Z3, Z5, K1, Z9
+	VADDPS            Z9, Z8, Z8
 
 smoothedGrad:
-	VBROADCASTSS scale+64(FP), Z2
-	VMULPS       Z2, Z10, Z10
-	VMOVUPS      (DI)(R9*1), Z3
-	VMOVUPS      (SI)(R9*1), Z22
-	VADDPS       Z3, Z22, Z3
-	VBROADCASTSS center+72(FP), Z22
-	VADDPS       Z22, Z22, Z22
-	VMULPS       Z2, Z22, Z22
-	VMULPS       Z22, Z3, Z3
-	VADDPS       Z10, Z3, Z2
-	VMOVUPS      Z2, (DX)(R9*1)
-	VSUBPS       Z10, Z3, Z2
-	VMOVUPS      Z2, (BX)(R9*1)
+	VBROADCASTSS scale+64(FP), Z3
+	VMULPS       Z3, Z8, Z8
+	VBROADCASTSS signBit32<>+0(SB), Z4
+	VXORPS       Z8, Z4, Z4
+	CMPL         center+72(FP), $0x00
+	JE           centeredGrad
+	VMOVUPS      (DI)(R9*1), Z17
+	VMOVUPS      (SI)(R9*1), Z18
+	VADDPS       Z17, Z18, Z17
+	VBROADCASTSS center+72(FP), Z18
+	VADDPS       Z18, Z18, Z18
+	VMULPS       Z3, Z18, Z18
+	VMULPS       Z18, Z17, Z17
+	VADDPS       Z17, Z8, Z8
+	VADDPS       Z17, Z4, Z4
+
+centeredGrad:
+	VMOVUPS Z8, (DX)(R9*1)
+	VMOVUPS Z4, (BX)(R9*1)
 
 gradDone:
-	ADDQ $0x40, R9
-	ADDQ step+56(FP), R8
-	SUBQ $0x10, CX
-	JMP  loop
+	ADDQ          $0x40, R9
+	ADDQ          step+56(FP), R8
+	SUBQ          $0x10, CX
+	TESTQ         $0x000001ff, R9
+	JNZ           loop
+	VCVTPS2PD     Y1, Z3
+	VEXTRACTF64X4 $0x01, Z1, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z3, Z3
+	VADDPD        Z3, Z0, Z0
+	VXORPS        Z1, Z1, Z1
+	JMP           loop
 
 tail:
 	TESTQ            CX, CX
@@ -1354,183 +1372,177 @@ tail:
 	SHLQ             CL, R10
 	DECQ             R10
 	KMOVW            R10, K1
-	VMOVUPS.Z        (R8), K1, Z2
-	VBROADCASTSS     one32<>+0(SB), Z3
-	VBLENDMPS        Z2, Z3, K1, Z12
-	VMINPS           Z1, Z12, Z1
-	VBROADCASTSS     huge32<>+0(SB), Z2
-	VMINPS           Z12, Z2, Z2
-	VMOVUPS.Z        (SI)(R9*1), K1, Z3
-	VMOVUPS.Z        (DI)(R9*1), K1, Z5
-	VSUBPS           Z5, Z3, Z6
-	VSUBPS           Z3, Z6, Z7
+	VMOVUPS.Z        (R8), K1, Z3
+	VBROADCASTSS     one32<>+0(SB), Z4
+	VBLENDMPS        Z3, Z4, K1, Z10
+	VMINPS           Z2, Z10, Z2
+	VBROADCASTSS     huge32<>+0(SB), Z3
+	VMINPS           Z10, Z3, Z3
+	VMOVUPS.Z        (SI)(R9*1), K1, Z4
+	VMOVUPS.Z        (DI)(R9*1), K1, Z6
+	VSUBPS           Z6, Z4, Z7
+	VSUBPS           Z4, Z7, Z8
+	VSUBPS           Z8, Z7, Z9
+	VSUBPS           Z9, Z4, Z4
+	VADDPS           Z6, Z8, Z8
+	VSUBPS           Z8, Z4, Z4
+	VSUBPS           Z3, Z7, Z6
 	VSUBPS           Z7, Z6, Z8
-	VSUBPS           Z8, Z3, Z3
-	VADDPS           Z5, Z7, Z7
-	VSUBPS           Z7, Z3, Z3
-	VSUBPS           Z2, Z6, Z5
-	VSUBPS           Z6, Z5, Z7
-	VSUBPS           Z7, Z5, Z8
-	VSUBPS           Z8, Z6, Z8
-	VADDPS           Z2, Z7, Z7
-	VSUBPS           Z7, Z8, Z8
+	VSUBPS           Z8, Z6, Z9
+	VSUBPS           Z9, Z7, Z9
 	VADDPS           Z3, Z8, Z8
-	VADDPS           Z8, Z5, Z2
-	VSUBPS           Z5, Z2, Z5
-	VSUBPS           Z5, Z8, Z8
-	VORPS.BCST       signBit32<>+0(SB), Z6, Z5
-	VBROADCASTSS     expLeast32<>+0(SB), Z7
-	VMAXPS           Z5, Z7, Z5
-	VBROADCASTSS     expMagic32<>+0(SB), Z7
-	VFMADD231PS.BCST log2e32<>+0(SB), Z5, Z7
-	VSUBPS.BCST      expMagic32<>+0(SB), Z7, Z9
-	VFMADD231PS.BCST minusLn2hi32<>+0(SB), Z9, Z5
-	VFMADD231PS.BCST minusLn2lo32<>+0(SB), Z9, Z5
-	VPSLLD           $0x17, Z7, Z7
-	VBROADCASTSS     exp0_32<>+0(SB), Z9
-	VFMADD213PS.BCST exp1_32<>+0(SB), Z5, Z9
-	VFMADD213PS.BCST exp2_32<>+0(SB), Z5, Z9
-	VFMADD213PS.BCST exp3_32<>+0(SB), Z5, Z9
-	VFMADD213PS.BCST exp4_32<>+0(SB), Z5, Z9
-	VMULPS           Z5, Z9, Z9
-	VFMADD213PS      Z5, Z5, Z9
-	VFMADD213PS      Z7, Z7, Z9
-	VBROADCASTSS     signBit32<>+0(SB), Z5
-	VANDNPS          Z5, Z6, Z5
-	VXORPS           Z3, Z5, Z5
-	VFMADD213PS      Z9, Z9, Z5
-	VORPS.BCST       signBit32<>+0(SB), Z2, Z7
-	VBROADCASTSS     expLeast32<>+0(SB), Z9
-	VMAXPS           Z7, Z9, Z7
-	VBROADCASTSS     expMagic32<>+0(SB), Z9
-	VFMADD231PS.BCST log2e32<>+0(SB), Z7, Z9
-	VSUBPS.BCST      expMagic32<>+0(SB), Z9, Z10
-	VFMADD231PS.BCST minusLn2hi32<>+0(SB), Z10, Z7
-	VFMADD231PS.BCST minusLn2lo32<>+0(SB), Z10, Z7
-	VPSLLD           $0x17, Z9, Z9
-	VBROADCASTSS     exp0_32<>+0(SB), Z10
-	VFMADD213PS.BCST exp1_32<>+0(SB), Z7, Z10
-	VFMADD213PS.BCST exp2_32<>+0(SB), Z7, Z10
-	VFMADD213PS.BCST exp3_32<>+0(SB), Z7, Z10
-	VFMADD213PS.BCST exp4_32<>+0(SB), Z7, Z10
-	VMULPS           Z7, Z10, Z10
-	VFMADD213PS      Z7, Z7, Z10
-	VFMADD213PS      Z9, Z9, Z10
-	VBROADCASTSS     signBit32<>+0(SB), Z7
-	VANDNPS          Z7, Z2, Z7
-	VXORPS           Z8, Z7, Z7
-	VFMADD213PS      Z10, Z10, Z7
-	VMULPS           Z5, Z7, Z9
-	VADDPS           Z5, Z7, Z10
-	VADDPS           Z9, Z10, Z10
-	VADDPS.BCST      two32<>+0(SB), Z10, Z11
-	VDIVPS           Z11, Z10, Z11
-	VMULPS           Z11, Z11, Z12
-	VBROADCASTSS     atanh0_32<>+0(SB), Z22
-	VFMADD213PS.BCST atanh1_32<>+0(SB), Z12, Z22
-	VFMADD213PS.BCST atanh2_32<>+0(SB), Z12, Z22
-	VFMADD213PS.BCST atanh3_32<>+0(SB), Z12, Z22
-	VFMADD213PS.BCST atanh4_32<>+0(SB), Z12, Z22
-	VFMADD213PS.BCST atanh5_32<>+0(SB), Z12, Z22
-	VFMADD213PS.BCST atanh6_32<>+0(SB), Z12, Z22
-	VMULPS           Z12, Z22, Z22
-	VADDPS           Z11, Z11, Z11
-	VFMADD213PS      Z11, Z11, Z22
-	VBROADCASTSS     signBit32<>+0(SB), Z11
-	VXORPS           Z6, Z11, Z11
-	VMAXPS           Z2, Z11, Z11
-	VXORPS           X4, X4, X4
-	VMAXPS           Z11, Z4, Z11
-	VADDPS           Z11, Z22, Z11
+	VSUBPS           Z8, Z9, Z9
+	VADDPS           Z4, Z9, Z9
+	VADDPS           Z9, Z6, Z3
+	VSUBPS           Z6, Z3, Z6
+	VSUBPS           Z6, Z9, Z9
+	VADDPS           Z3, Z7, Z6
+	VADDPS           Z4, Z6, Z6
+	VADDPS           Z9, Z6, Z6
+	VRANGEPS.BCST    $0x0e, expBound32<>+0(SB), Z7, Z8
+	VBROADCASTSS     expMagic32<>+0(SB), Z10
+	VFMADD231PS.BCST log2e32<>+0(SB), Z8, Z10
+	VSUBPS.BCST      expMagic32<>+0(SB), Z10, Z17
+	VFMADD231PS.BCST minusLn2hi32<>+0(SB), Z17, Z8
+	VFMADD231PS.BCST minusLn2lo32<>+0(SB), Z17, Z8
+	VPSLLD           $0x17, Z10, Z10
+	VBROADCASTSS     exp0_32<>+0(SB), Z17
+	VFMADD213PS.BCST exp1_32<>+0(SB), Z8, Z17
+	VFMADD213PS.BCST exp2_32<>+0(SB), Z8, Z17
+	VFMADD213PS.BCST exp3_32<>+0(SB), Z8, Z17
+	VFMADD213PS.BCST exp4_32<>+0(SB), Z8, Z17
+	VMULPS           Z8, Z17, Z17
+	VFMADD213PS      Z8, Z8, Z17
+	VFMADD213PS      Z10, Z10, Z17
+	VPTERNLOGD.BCST  $0xd2, signBit32<>+0(SB), Z7, Z4
+	VFMADD213PS      Z17, Z17, Z4
+	VRANGEPS.BCST    $0x0e, expBound32<>+0(SB), Z3, Z8
+	VBROADCASTSS     expMagic32<>+0(SB), Z10
+	VFMADD231PS.BCST log2e32<>+0(SB), Z8, Z10
+	VSUBPS.BCST      expMagic32<>+0(SB), Z10, Z17
+	VFMADD231PS.BCST minusLn2hi32<>+0(SB), Z17, Z8
+	VFMADD231PS.BCST minusLn2lo32<>+0(SB), Z17, Z8
+	VPSLLD           $0x17, Z10, Z10
+	VBROADCASTSS     exp0_32<>+0(SB), Z17
+	VFMADD213PS.BCST exp1_32<>+0(SB), Z8, Z17
+	VFMADD213PS.BCST exp2_32<>+0(SB), Z8, Z17
+	VFMADD213PS.BCST exp3_32<>+0(SB), Z8, Z17
+	VFMADD213PS.BCST exp4_32<>+0(SB), Z8, Z17
+	VMULPS           Z8, Z17, Z17
+	VFMADD213PS      Z8, Z8, Z17
+	VFMADD213PS      Z10, Z10, Z17
+	VPTERNLOGD.BCST  $0xd2, signBit32<>+0(SB), Z3, Z9
+	VFMADD213PS      Z17, Z17, Z9
+	VADDPS           Z4, Z9, Z8
+	VFMADD231PS      Z4, Z9, Z8
+	VADDPS.BCST      two32<>+0(SB), Z8, Z10
+	VDIVPS           Z10, Z8, Z10
+	VMULPS           Z10, Z10, Z17
+	VBROADCASTSS     atanh0_32<>+0(SB), Z18
+	VFMADD213PS.BCST atanh1_32<>+0(SB), Z17, Z18
+	VFMADD213PS.BCST atanh2_32<>+0(SB), Z17, Z18
+	VFMADD213PS.BCST atanh3_32<>+0(SB), Z17, Z18
+	VFMADD213PS.BCST atanh4_32<>+0(SB), Z17, Z18
+	VFMADD213PS.BCST atanh5_32<>+0(SB), Z17, Z18
+	VFMADD213PS.BCST atanh6_32<>+0(SB), Z17, Z18
+	VFMADD213PS.BCST two32<>+0(SB), Z17, Z18
+	VBROADCASTSS     signBit32<>+0(SB), Z17
+	VXORPS           Z7, Z17, Z17
+	VMAXPS           Z3, Z17, Z17
+	VXORPS           X5, X5, X5
+	VMAXPS           Z17, Z5, Z17
+	VFMADD231PS      Z18, Z10, Z17
 	CMPL             smoothing+68(FP), $0x00
 	JE               smoothedtail
-	VMOVUPS.Z        (R8), K1, Z12
-	VBROADCASTSS     one32<>+0(SB), Z22
-	VBLENDMPS        Z12, Z22, K1, Z13
-	VCMPPS.BCST      $0x00, inf32<>+0(SB), Z13, K2
-	VBLENDMPS        Z6, Z13, K2, Z14
-	VBROADCASTSS     smoothing+68(FP), Z12
-	VFMADD231PS      Z12, Z14, Z11
+	VMOVUPS.Z        (R8), K1, Z10
+	VBROADCASTSS     one32<>+0(SB), Z18
+	VBLENDMPS        Z10, Z18, K1, Z11
+	VCMPPS.BCST      $0x00, inf32<>+0(SB), Z11, K2
+	VBLENDMPS        Z7, Z11, K2, Z12
+	VBROADCASTSS     smoothing+68(FP), Z10
+	VFMADD231PS      Z10, Z12, Z17
 
 smoothedtail:
 	CMPL         center+72(FP), $0x00
 	JE           centeredtail
-	VMOVUPS.Z    (DI)(R9*1), K1, Z12
-	VMOVUPS.Z    (SI)(R9*1), K1, Z13
-	VADDPS       Z12, Z13, Z12
-	VBROADCASTSS center+72(FP), Z13
-	VMULPS       Z13, Z12, Z13
-	VFMADD231PS  Z13, Z12, Z11
+	VMOVUPS.Z    (DI)(R9*1), K1, Z10
+	VMOVUPS.Z    (SI)(R9*1), K1, Z11
+	VADDPS       Z10, Z11, Z10
+	VBROADCASTSS center+72(FP), Z11
+	VMULPS       Z11, Z10, Z11
+	VFMADD231PS  Z11, Z10, Z17
 
 centeredtail:
-	VMOVUPS.Z     Z11, K1, Z11
-	VCVTPS2PD     Y11, Z12
-	VEXTRACTF64X4 $0x01, Z11, Y13
-	VCVTPS2PD     Y13, Z13
-	VADDPD        Z13, Z12, Z12
-	VADDPD        Z12, Z0, Z0
-	TESTQ         AX, AX
-	JZ            lossesDonetail
-	VMOVUPS       Z11, K1, (AX)(R9*1)
+	TESTQ   AX, AX
+	JZ      lossesDonetail
+	VMOVUPS Z17, K1, (AX)(R9*1)
 
 lossesDonetail:
-	TESTQ            DX, DX
-	JZ               gradDonetail
-	VPMOVD2M         Z6, K2
-	VPMOVD2M         Z2, K3
-	VBROADCASTSS     one32<>+0(SB), Z11
-	VBLENDMPS        Z9, Z7, K2, Z15
-	VBLENDMPS        Z15, Z11, K3, Z16
-	VBLENDMPS        Z5, Z9, K3, Z17
-	VBLENDMPS.BCST   one32<>+0(SB), Z17, K2, Z18
-	VSUBPS           Z18, Z16, Z5
-	VADDPS           Z2, Z6, Z2
-	VADDPS           Z3, Z2, Z2
-	VADDPS           Z8, Z2, Z2
-	VBROADCASTSS     signBit32<>+0(SB), Z3
-	VANDNPS          Z2, Z3, Z3
-	VCMPPS.BCST      $0x01, expm1Range32<>+0(SB), Z3, K2
-	VBROADCASTSS     exp0_32<>+0(SB), Z3
-	VFMADD213PS.BCST exp1_32<>+0(SB), Z2, Z3
-	VFMADD213PS.BCST exp2_32<>+0(SB), Z2, Z3
-	VFMADD213PS.BCST exp3_32<>+0(SB), Z2, Z3
-	VFMADD213PS.BCST exp4_32<>+0(SB), Z2, Z3
-	VMULPS           Z2, Z3, Z3
-	VFMADD213PS      Z2, Z2, Z3
-	VMULPS           Z3, Z18, Z18
-	VBLENDMPS        Z18, Z5, K2, Z19
-	VADDPS.BCST      one32<>+0(SB), Z10, Z10
-	VDIVPS           Z10, Z19, Z19
-	CMPL             smoothing+68(FP), $0x00
-	JE               smoothedGradtail
-	VMOVUPS.Z        (R8), K1, Z2
-	VBROADCASTSS     one32<>+0(SB), Z3
-	VBLENDMPS        Z2, Z3, K1, Z20
-	VCMPPS.BCST      $0x00, inf32<>+0(SB), Z20, K2
-	VBROADCASTSS     smoothing+68(FP), Z2
-	VXORPS           X4, X4, X4
-	VBLENDMPS        Z2, Z4, K2, Z21
-	VADDPS           Z21, Z19, Z19
+	VMOVUPS.Z         Z17, K1, Z17
+	VADDPS            Z17, Z1, Z1
+	TESTQ             DX, DX
+	JZ                gradDonetail
+	VSUBPS            Z4, Z9, Z10
+	VBROADCASTSS      signBit32<>+0(SB), Z11
+	VANDNPS           Z6, Z11, Z11
+	VCMPPS.BCST       $0x01, expm1Range32<>+0(SB), Z11, K2
+	VBROADCASTSS      exp0_32<>+0(SB), Z11
+	VFMADD213PS.BCST  exp1_32<>+0(SB), Z6, Z11
+	VFMADD213PS.BCST  exp2_32<>+0(SB), Z6, Z11
+	VFMADD213PS.BCST  exp3_32<>+0(SB), Z6, Z11
+	VFMADD213PS.BCST  exp4_32<>+0(SB), Z6, Z11
+	VMULPS            Z6, Z11, Z11
+	VFMADD213PS       Z6, Z6, Z11
+	VMULPS            Z4, Z11, Z11
+	VBLENDMPS         Z11, Z10, K2, Z13
+	VFNMADD213PS.BCST one32<>+0(SB), Z4, Z9
+	VPTERNLOGD.BCST   $0x78, signBit32<>+0(SB), Z7, Z9
+	VXORPS            Z7, Z3, Z3
+	VPMOVD2M          Z3, K2
+	VBLENDMPS         Z13, Z9, K2, Z14
+	VADDPS.BCST       one32<>+0(SB), Z8, Z8
+	VDIVPS            Z8, Z14, Z14
+	CMPL              smoothing+68(FP), $0x00
+	JE                smoothedGradtail
+	VMOVUPS.Z         (R8), K1, Z3
+	VBROADCASTSS      one32<>+0(SB), Z4
+	VBLENDMPS         Z3, Z4, K1, Z15
+	VCMPPS.BCST       $0x00, inf32<>+0(SB), Z15, K2
+	VBROADCASTSS      smoothing+68(FP), Z3
+	VXORPS            X5, X5, X5
+	VBLENDMPS         Z3, Z5, K2, Z16
+	VADDPS            Z16, Z14, Z14
 
 smoothedGradtail:
-	VBROADCASTSS scale+64(FP), Z2
-	VMULPS       Z2, Z19, Z19
-	VMOVUPS.Z    (DI)(R9*1), K1, Z3
-	VMOVUPS.Z    (SI)(R9*1), K1, Z5
-	VADDPS       Z3, Z5, Z3
-	VBROADCASTSS center+72(FP), Z5
-	VADDPS       Z5, Z5, Z5
-	VMULPS       Z2, Z5, Z5
-	VMULPS       Z5, Z3, Z3
-	VADDPS       Z19, Z3, Z2
-	VMOVUPS      Z2, K1, (DX)(R9*1)
-	VSUBPS       Z19, Z3, Z2
-	VMOVUPS      Z2, K1, (BX)(R9*1)
+	VBROADCASTSS scale+64(FP), Z3
+	VMULPS       Z3, Z14, Z14
+	VBROADCASTSS signBit32<>+0(SB), Z4
+	VXORPS       Z14, Z4, Z4
+	CMPL         center+72(FP), $0x00
+	JE           centeredGradtail
+	VMOVUPS.Z    (DI)(R9*1), K1, Z6
+	VMOVUPS.Z    (SI)(R9*1), K1, Z7
+	VADDPS       Z6, Z7, Z6
+	VBROADCASTSS center+72(FP), Z7
+	VADDPS       Z7, Z7, Z7
+	VMULPS       Z3, Z7, Z7
+	VMULPS       Z7, Z6, Z6
+	VADDPS       Z6, Z14, Z14
+	VADDPS       Z6, Z4, Z4
+
+centeredGradtail:
+	VMOVUPS Z14, K1, (DX)(R9*1)
+	VMOVUPS Z4, K1, (BX)(R9*1)
 
 gradDonetail:
 done:
-	VXORPS        X4, X4, X4
-	VCMPPS        $0x0a, Z4, Z1, K1
+	VCVTPS2PD     Y1, Z3
+	VEXTRACTF64X4 $0x01, Z1, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z3, Z3
+	VADDPD        Z3, Z0, Z0
+	VXORPS        X5, X5, X5
+	VCMPPS        $0x0a, Z5, Z2, K1
 	KMOVW         K1, AX
 	VEXTRACTF64X4 $0x01, Z0, Y1
 	VADDPD        Y1, Y0, Y0
@@ -1548,6 +1560,16 @@ done:
 return:
 	RET
 
+DATA expBound32<>+0(SB)/4, $0x42b00000
+DATA expBound32<>+4(SB)/4, $0x42b00000
+DATA expBound32<>+8(SB)/4, $0x42b00000
+DATA expBound32<>+12(SB)/4, $0x42b00000
+DATA expBound32<>+16(SB)/4, $0x42b00000
+DATA expBound32<>+20(SB)/4, $0x42b00000
+DATA expBound32<>+24(SB)/4, $0x42b00000
+DATA expBound32<>+28(SB)/4, $0x42b00000
+GLOBL expBound32<>(SB), RODATA|NOPTR, $32
+
 // func rewardBlockAVX512F64(losses *float64, gradChosen *float64, gradRejected *float64, chosen *float64, rejected *float64, delta *float64, n int, step int, scale float64, smoothing float64, center float64) (sum float64)
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·rewardBlockAVX512F64(SB), NOSPLIT, $0-96
@@ -1560,155 +1582,157 @@ TEXT ·rewardBlockAVX512F64(SB), NOSPLIT, $0-96
 	MOVQ         n+48(FP), CX
 	XORQ         R9, R9
 	VXORPS       X0, X0, X0
-	VBROADCASTSD one64<>+0(SB), Z1
+	VXORPS       X1, X1, X1
+	VBROADCASTSD one64<>+0(SB), Z2
 
 loop:
 	CMPQ             CX, $0x08
 	JLT              tail
-	VMOVUPS          (R8), Z2
-	VMINPD           Z1, Z2, Z1
-	VBROADCASTSD     huge64<>+0(SB), Z3
+	VMOVUPS          (R8), Z3
 	VMINPD           Z2, Z3, Z2
-	VMOVUPS          (SI)(R9*1), Z3
-	VMOVUPS          (DI)(R9*1), Z20
-	VSUBPD           Z20, Z3, Z3
-	VSUBPD           Z2, Z3, Z2
-	VORPD.BCST       signBit64<>+0(SB), Z3, Z20
-	VBROADCASTSD     expLeast64<>+0(SB), Z21
-	VMAXPD           Z20, Z21, Z20
-	VBROADCASTSD     expMagic64<>+0(SB), Z21
-	VFMADD231PD.BCST log2e64<>+0(SB), Z20, Z21
-	VSUBPD.BCST      expMagic64<>+0(SB), Z21, Z22
-	VFMADD231PD.BCST minusLn2hi64<>+0(SB), Z22, Z20
-	VFMADD231PD.BCST minusLn2lo64<>+0(SB), Z22, Z20
-	VPSLLQ           $0x34, Z21, Z21
-	VBROADCASTSD     exp0_64<>+0(SB), Z22
-	VFMADD213PD.BCST exp1_64<>+0(SB), Z20, Z22
-	VFMADD213PD.BCST exp2_64<>+0(SB), Z20, Z22
-	VFMADD213PD.BCST exp3_64<>+0(SB), Z20, Z22
-	VFMADD213PD.BCST exp4_64<>+0(SB), Z20, Z22
-	VFMADD213PD.BCST exp5_64<>+0(SB), Z20, Z22
-	VFMADD213PD.BCST exp6_64<>+0(SB), Z20, Z22
-	VFMADD213PD.BCST exp7_64<>+0(SB), Z20, Z22
-	VFMADD213PD.BCST exp8_64<>+0(SB), Z20, Z22
-	VMULPD           Z20, Z22, Z22
-	VFMADD213PD      Z20, Z20, Z22
-	VFMADD213PD      Z21, Z21, Z22
-	VORPD.BCST       signBit64<>+0(SB), Z2, Z20
-	VBROADCASTSD     expLeast64<>+0(SB), Z21
-	VMAXPD           Z20, Z21, Z20
-	VBROADCASTSD     expMagic64<>+0(SB), Z21
-	VFMADD231PD.BCST log2e64<>+0(SB), Z20, Z21
-	VSUBPD.BCST      expMagic64<>+0(SB), Z21, Z23
-	VFMADD231PD.BCST minusLn2hi64<>+0(SB), Z23, Z20
-	VFMADD231PD.BCST minusLn2lo64<>+0(SB), Z23, Z20
-	VPSLLQ           $0x34, Z21, Z21
-	VBROADCASTSD     exp0_64<>+0(SB), Z23
-	VFMADD213PD.BCST exp1_64<>+0(SB), Z20, Z23
-	VFMADD213PD.BCST exp2_64<>+0(SB), Z20, Z23
-	VFMADD213PD.BCST exp3_64<>+0(SB), Z20, Z23
-	VFMADD213PD.BCST exp4_64<>+0(SB), Z20, Z23
-	VFMADD213PD.BCST exp5_64<>+0(SB), Z20, Z23
-	VFMADD213PD.BCST exp6_64<>+0(SB), Z20, Z23
-	VFMADD213PD.BCST exp7_64<>+0(SB), Z20, Z23
-	VFMADD213PD.BCST exp8_64<>+0(SB), Z20, Z23
-	VMULPD           Z20, Z23, Z23
-	VFMADD213PD      Z20, Z20, Z23
-	VFMADD213PD      Z21, Z21, Z23
-	VMULPD           Z22, Z23, Z20
-	VADDPD           Z22, Z23, Z21
-	VADDPD           Z20, Z21, Z21
-	VADDPD.BCST      two64<>+0(SB), Z21, Z24
-	VDIVPD           Z24, Z21, Z24
-	VMULPD           Z24, Z24, Z25
-	VBROADCASTSD     atanh0_64<>+0(SB), Z26
-	VFMADD213PD.BCST atanh1_64<>+0(SB), Z25, Z26
-	VFMADD213PD.BCST atanh2_64<>+0(SB), Z25, Z26
-	VFMADD213PD.BCST atanh3_64<>+0(SB), Z25, Z26
-	VFMADD213PD.BCST atanh4_64<>+0(SB), Z25, Z26
-	VFMADD213PD.BCST atanh5_64<>+0(SB), Z25, Z26
-	VFMADD213PD.BCST atanh6_64<>+0(SB), Z25, Z26
-	VFMADD213PD.BCST atanh7_64<>+0(SB), Z25, Z26
-	VFMADD213PD.BCST atanh8_64<>+0(SB), Z25, Z26
-	VFMADD213PD.BCST atanh9_64<>+0(SB), Z25, Z26
-	VFMADD213PD.BCST atanh10_64<>+0(SB), Z25, Z26
-	VFMADD213PD.BCST atanh11_64<>+0(SB), Z25, Z26
-	VFMADD213PD.BCST atanh12_64<>+0(SB), Z25, Z26
-	VMULPD           Z25, Z26, Z26
-	VADDPD           Z24, Z24, Z24
-	VFMADD213PD      Z24, Z24, Z26
-	VBROADCASTSD     signBit64<>+0(SB), Z24
-	VXORPD           Z3, Z24, Z24
-	VMAXPD           Z2, Z24, Z24
-	VXORPS           X4, X4, X4
-	VMAXPD           Z24, Z4, Z24
-	VADDPD           Z24, Z26, Z24
+	VBROADCASTSD     huge64<>+0(SB), Z4
+	VMINPD           Z3, Z4, Z3
+	VMOVUPS          (SI)(R9*1), Z4
+	VMOVUPS          (DI)(R9*1), Z15
+	VSUBPD           Z15, Z4, Z4
+	VSUBPD           Z3, Z4, Z3
+	VRANGEPD.BCST    $0x0e, expBound64<>+0(SB), Z4, Z15
+	VBROADCASTSD     expMagic64<>+0(SB), Z16
+	VFMADD231PD.BCST log2e64<>+0(SB), Z15, Z16
+	VSUBPD.BCST      expMagic64<>+0(SB), Z16, Z17
+	VFMADD231PD.BCST minusLn2hi64<>+0(SB), Z17, Z15
+	VFMADD231PD.BCST minusLn2lo64<>+0(SB), Z17, Z15
+	VPSLLQ           $0x34, Z16, Z16
+	VBROADCASTSD     exp0_64<>+0(SB), Z17
+	VFMADD213PD.BCST exp1_64<>+0(SB), Z15, Z17
+	VFMADD213PD.BCST exp2_64<>+0(SB), Z15, Z17
+	VFMADD213PD.BCST exp3_64<>+0(SB), Z15, Z17
+	VFMADD213PD.BCST exp4_64<>+0(SB), Z15, Z17
+	VFMADD213PD.BCST exp5_64<>+0(SB), Z15, Z17
+	VFMADD213PD.BCST exp6_64<>+0(SB), Z15, Z17
+	VFMADD213PD.BCST exp7_64<>+0(SB), Z15, Z17
+	VFMADD213PD.BCST exp8_64<>+0(SB), Z15, Z17
+	VMULPD           Z15, Z17, Z17
+	VFMADD213PD      Z15, Z15, Z17
+	VFMADD213PD      Z16, Z16, Z17
+	VRANGEPD.BCST    $0x0e, expBound64<>+0(SB), Z3, Z15
+	VBROADCASTSD     expMagic64<>+0(SB), Z16
+	VFMADD231PD.BCST log2e64<>+0(SB), Z15, Z16
+	VSUBPD.BCST      expMagic64<>+0(SB), Z16, Z18
+	VFMADD231PD.BCST minusLn2hi64<>+0(SB), Z18, Z15
+	VFMADD231PD.BCST minusLn2lo64<>+0(SB), Z18, Z15
+	VPSLLQ           $0x34, Z16, Z16
+	VBROADCASTSD     exp0_64<>+0(SB), Z18
+	VFMADD213PD.BCST exp1_64<>+0(SB), Z15, Z18
+	VFMADD213PD.BCST exp2_64<>+0(SB), Z15, Z18
+	VFMADD213PD.BCST exp3_64<>+0(SB), Z15, Z18
+	VFMADD213PD.BCST exp4_64<>+0(SB), Z15, Z18
+	VFMADD213PD.BCST exp5_64<>+0(SB), Z15, Z18
+	VFMADD213PD.BCST exp6_64<>+0(SB), Z15, Z18
+	VFMADD213PD.BCST exp7_64<>+0(SB), Z15, Z18
+	VFMADD213PD.BCST exp8_64<>+0(SB), Z15, Z18
+	VMULPD           Z15, Z18, Z18
+	VFMADD213PD      Z15, Z15, Z18
+	VFMADD213PD      Z16, Z16, Z18
+	VADDPD           Z17, Z18, Z15
+	VFMADD231PD      Z17, Z18, Z15
+	VADDPD.BCST      two64<>+0(SB), Z15, Z16
+	VDIVPD           Z16, Z15, Z16
+	VMULPD           Z16, Z16, Z19
+	VBROADCASTSD     atanh0_64<>+0(SB), Z20
+	VFMADD213PD.BCST atanh1_64<>+0(SB), Z19, Z20
+	VFMADD213PD.BCST atanh2_64<>+0(SB), Z19, Z20
+	VFMADD213PD.BCST atanh3_64<>+0(SB), Z19, Z20
+	VFMADD213PD.BCST atanh4_64<>+0(SB), Z19, Z20
+	VFMADD213PD.BCST atanh5_64<>+0(SB), Z19, Z20
+	VFMADD213PD.BCST atanh6_64<>+0(SB), Z19, Z20
+	VFMADD213PD.BCST atanh7_64<>+0(SB), Z19, Z20
+	VFMADD213PD.BCST atanh8_64<>+0(SB), Z19, Z20
+	VFMADD213PD.BCST atanh9_64<>+0(SB), Z19, Z20
+	VFMADD213PD.BCST atanh10_64<>+0(SB), Z19, Z20
+	VFMADD213PD.BCST atanh11_64<>+0(SB), Z19, Z20
+	VFMADD213PD.BCST atanh12_64<>+0(SB), Z19, Z20
+	VFMADD213PD.BCST two64<>+0(SB), Z19, Z20
+	VBROADCASTSD     signBit64<>+0(SB), Z19
+	VXORPD           Z4, Z19, Z19
+	VMAXPD           Z3, Z19, Z19
+	VXORPS           X5, X5, X5
+	VMAXPD           Z19, Z5, Z19
+	VFMADD231PD      Z20, Z16, Z19
 	CMPQ             smoothing+72(FP), $0x00
 	JE               smoothed
-	VMOVUPS          (R8), Z25
-	VCMPPD.BCST      $0x00, inf64<>+0(SB), Z25, K1
-	VBLENDMPD        Z3, Z25, K1, Z5
-	VBROADCASTSD     smoothing+72(FP), Z25
-	VFMADD231PD      Z25, Z5, Z24
+	VMOVUPS          (R8), Z16
+	VCMPPD.BCST      $0x00, inf64<>+0(SB), Z16, K1
+	VBLENDMPD        Z4, Z16, K1, Z6
+	VBROADCASTSD     smoothing+72(FP), Z16
+	VFMADD231PD      Z16, Z6, Z19
 
 smoothed:
 	CMPQ         center+80(FP), $0x00
 	JE           centered
-	VMOVUPS      (DI)(R9*1), Z25
-	VMOVUPS      (SI)(R9*1), Z26
-	VADDPD       Z25, Z26, Z25
-	VBROADCASTSD center+80(FP), Z26
-	VMULPD       Z26, Z25, Z26
-	VFMADD231PD  Z26, Z25, Z24
+	VMOVUPS      (DI)(R9*1), Z16
+	VMOVUPS      (SI)(R9*1), Z20
+	VADDPD       Z16, Z20, Z16
+	VBROADCASTSD center+80(FP), Z20
+	VMULPD       Z20, Z16, Z20
+	VFMADD231PD  Z20, Z16, Z19
 
 centered:
-	VADDPD  Z24, Z0, Z0
 	TESTQ   AX, AX
 	JZ      lossesDone
-	VMOVUPS Z24, (AX)(R9*1)
+	VMOVUPS Z19, (AX)(R9*1)
 
 lossesDone:
-	TESTQ          DX, DX
-	JZ             gradDone
-	VPMOVQ2M       Z3, K1
-	VPMOVQ2M       Z2, K2
-	VBROADCASTSD   one64<>+0(SB), Z2
-	VBLENDMPD      Z20, Z23, K1, Z6
-	VBLENDMPD      Z6, Z2, K2, Z7
-	VBLENDMPD      Z22, Z20, K2, Z8
-	VBLENDMPD.BCST one64<>+0(SB), Z8, K1, Z9
-	VSUBPD         Z9, Z7, Z2
-	VADDPD.BCST    one64<>+0(SB), Z21, Z21
-	VDIVPD         Z21, Z2, Z2
-	CMPQ           smoothing+72(FP), $0x00
-	JE             smoothedGrad
-	VMOVUPS        (R8), Z3
-	VCMPPD.BCST    $0x00, inf64<>+0(SB), Z3, K1
-	VBROADCASTSD   smoothing+72(FP), Z3
-	VXORPS         X4, X4, X4
-	VBLENDMPD      Z3, Z4, K1, Z10
-	VADDPD         Z10, Z2, Z2
+	VADDPD            Z19, Z1, Z1
+	TESTQ             DX, DX
+	JZ                gradDone
+	VSUBPD            Z17, Z18, Z16
+	VFNMADD213PD.BCST one64<>+0(SB), Z17, Z18
+	VPTERNLOGQ.BCST   $0x78, signBit64<>+0(SB), Z4, Z18
+	VXORPD            Z4, Z3, Z3
+	VPMOVQ2M          Z3, K1
+	VBLENDMPD         Z16, Z18, K1, Z7
+	VADDPD.BCST       one64<>+0(SB), Z15, Z15
+	VDIVPD            Z15, Z7, Z7
+	CMPQ              smoothing+72(FP), $0x00
+	JE                smoothedGrad
+	VMOVUPS           (R8), Z3
+	VCMPPD.BCST       $0x00, inf64<>+0(SB), Z3, K1
+	VBROADCASTSD      smoothing+72(FP), Z3
+	VXORPS            X5, X5, X5
+	VBLENDMPD         Z3, Z5, K1, Z8
+	VADDPD            Z8, Z7, Z7
 
 smoothedGrad:
 	VBROADCASTSD scale+64(FP), Z3
-	VMULPD       Z3, Z2, Z2
-	VMOVUPS      (DI)(R9*1), Z20
-	VMOVUPS      (SI)(R9*1), Z21
-	VADDPD       Z20, Z21, Z20
-	VBROADCASTSD center+80(FP), Z21
-	VADDPD       Z21, Z21, Z21
-	VMULPD       Z3, Z21, Z21
-	VMULPD       Z21, Z20, Z20
-	VADDPD       Z2, Z20, Z3
-	VMOVUPS      Z3, (DX)(R9*1)
-	VSUBPD       Z2, Z20, Z2
-	VMOVUPS      Z2, (BX)(R9*1)
+	VMULPD       Z3, Z7, Z7
+	VBROADCASTSD signBit64<>+0(SB), Z4
+	VXORPD       Z7, Z4, Z4
+	CMPQ         center+80(FP), $0x00
+	JE           centeredGrad
+	VMOVUPS      (DI)(R9*1), Z15
+	VMOVUPS      (SI)(R9*1), Z16
+	VADDPD       Z15, Z16, Z15
+	VBROADCASTSD center+80(FP), Z16
+	VADDPD       Z16, Z16, Z16
+	VMULPD       Z3, Z16, Z16
+	VMULPD       Z16, Z15, Z15
+	VADDPD       Z15, Z7, Z7
+	VADDPD       Z15, Z4, Z4
+
+centeredGrad:
+	VMOVUPS Z7, (DX)(R9*1)
+	VMOVUPS Z4, (BX)(R9*1)
 
 gradDone:
-	ADDQ $0x40, R9
-	ADDQ step+56(FP), R8
-	SUBQ $0x08, CX
-	JMP  loop
+	ADDQ   $0x40, R9
+	ADDQ   step+56(FP), R8
+	SUBQ   $0x08, CX
+	TESTQ  $0x000001ff, R9
+	JNZ    loop
+	VADDPD Z1, Z0, Z0
+	VXORPD Z1, Z1, Z1
+	JMP    loop
 
 tail:
 	TESTQ            CX, CX
@@ -1717,156 +1741,154 @@ tail:
 	SHLQ             CL, R10
 	DECQ             R10
 	KMOVW            R10, K1
-	VMOVUPD.Z        (R8), K1, Z2
-	VBROADCASTSD     one64<>+0(SB), Z3
-	VBLENDMPD        Z2, Z3, K1, Z11
-	VMINPD           Z1, Z11, Z1
-	VBROADCASTSD     huge64<>+0(SB), Z2
-	VMINPD           Z11, Z2, Z2
-	VMOVUPD.Z        (SI)(R9*1), K1, Z3
-	VMOVUPD.Z        (DI)(R9*1), K1, Z5
-	VSUBPD           Z5, Z3, Z3
-	VSUBPD           Z2, Z3, Z2
-	VORPD.BCST       signBit64<>+0(SB), Z3, Z5
-	VBROADCASTSD     expLeast64<>+0(SB), Z6
-	VMAXPD           Z5, Z6, Z5
-	VBROADCASTSD     expMagic64<>+0(SB), Z6
-	VFMADD231PD.BCST log2e64<>+0(SB), Z5, Z6
-	VSUBPD.BCST      expMagic64<>+0(SB), Z6, Z7
-	VFMADD231PD.BCST minusLn2hi64<>+0(SB), Z7, Z5
-	VFMADD231PD.BCST minusLn2lo64<>+0(SB), Z7, Z5
-	VPSLLQ           $0x34, Z6, Z6
-	VBROADCASTSD     exp0_64<>+0(SB), Z7
-	VFMADD213PD.BCST exp1_64<>+0(SB), Z5, Z7
-	VFMADD213PD.BCST exp2_64<>+0(SB), Z5, Z7
-	VFMADD213PD.BCST exp3_64<>+0(SB), Z5, Z7
-	VFMADD213PD.BCST exp4_64<>+0(SB), Z5, Z7
-	VFMADD213PD.BCST exp5_64<>+0(SB), Z5, Z7
-	VFMADD213PD.BCST exp6_64<>+0(SB), Z5, Z7
-	VFMADD213PD.BCST exp7_64<>+0(SB), Z5, Z7
-	VFMADD213PD.BCST exp8_64<>+0(SB), Z5, Z7
-	VMULPD           Z5, Z7, Z7
-	VFMADD213PD      Z5, Z5, Z7
-	VFMADD213PD      Z6, Z6, Z7
-	VORPD.BCST       signBit64<>+0(SB), Z2, Z5
-	VBROADCASTSD     expLeast64<>+0(SB), Z6
-	VMAXPD           Z5, Z6, Z5
-	VBROADCASTSD     expMagic64<>+0(SB), Z6
-	VFMADD231PD.BCST log2e64<>+0(SB), Z5, Z6
-	VSUBPD.BCST      expMagic64<>+0(SB), Z6, Z8
-	VFMADD231PD.BCST minusLn2hi64<>+0(SB), Z8, Z5
-	VFMADD231PD.BCST minusLn2lo64<>+0(SB), Z8, Z5
-	VPSLLQ           $0x34, Z6, Z6
+	VMOVUPD.Z        (R8), K1, Z3
+	VBROADCASTSD     one64<>+0(SB), Z4
+	VBLENDMPD        Z3, Z4, K1, Z9
+	VMINPD           Z2, Z9, Z2
+	VBROADCASTSD     huge64<>+0(SB), Z3
+	VMINPD           Z9, Z3, Z3
+	VMOVUPD.Z        (SI)(R9*1), K1, Z4
+	VMOVUPD.Z        (DI)(R9*1), K1, Z6
+	VSUBPD           Z6, Z4, Z4
+	VSUBPD           Z3, Z4, Z3
+	VRANGEPD.BCST    $0x0e, expBound64<>+0(SB), Z4, Z6
+	VBROADCASTSD     expMagic64<>+0(SB), Z7
+	VFMADD231PD.BCST log2e64<>+0(SB), Z6, Z7
+	VSUBPD.BCST      expMagic64<>+0(SB), Z7, Z8
+	VFMADD231PD.BCST minusLn2hi64<>+0(SB), Z8, Z6
+	VFMADD231PD.BCST minusLn2lo64<>+0(SB), Z8, Z6
+	VPSLLQ           $0x34, Z7, Z7
 	VBROADCASTSD     exp0_64<>+0(SB), Z8
-	VFMADD213PD.BCST exp1_64<>+0(SB), Z5, Z8
-	VFMADD213PD.BCST exp2_64<>+0(SB), Z5, Z8
-	VFMADD213PD.BCST exp3_64<>+0(SB), Z5, Z8
-	VFMADD213PD.BCST exp4_64<>+0(SB), Z5, Z8
-	VFMADD213PD.BCST exp5_64<>+0(SB), Z5, Z8
-	VFMADD213PD.BCST exp6_64<>+0(SB), Z5, Z8
-	VFMADD213PD.BCST exp7_64<>+0(SB), Z5, Z8
-	VFMADD213PD.BCST exp8_64<>+0(SB), Z5, Z8
-	VMULPD           Z5, Z8, Z8
-	VFMADD213PD      Z5, Z5, Z8
+	VFMADD213PD.BCST exp1_64<>+0(SB), Z6, Z8
+	VFMADD213PD.BCST exp2_64<>+0(SB), Z6, Z8
+	VFMADD213PD.BCST exp3_64<>+0(SB), Z6, Z8
+	VFMADD213PD.BCST exp4_64<>+0(SB), Z6, Z8
+	VFMADD213PD.BCST exp5_64<>+0(SB), Z6, Z8
+	VFMADD213PD.BCST exp6_64<>+0(SB), Z6, Z8
+	VFMADD213PD.BCST exp7_64<>+0(SB), Z6, Z8
+	VFMADD213PD.BCST exp8_64<>+0(SB), Z6, Z8
+	VMULPD           Z6, Z8, Z8
 	VFMADD213PD      Z6, Z6, Z8
-	VMULPD           Z7, Z8, Z5
-	VADDPD           Z7, Z8, Z6
-	VADDPD           Z5, Z6, Z6
-	VADDPD.BCST      two64<>+0(SB), Z6, Z9
-	VDIVPD           Z9, Z6, Z9
-	VMULPD           Z9, Z9, Z10
-	VBROADCASTSD     atanh0_64<>+0(SB), Z11
-	VFMADD213PD.BCST atanh1_64<>+0(SB), Z10, Z11
-	VFMADD213PD.BCST atanh2_64<>+0(SB), Z10, Z11
-	VFMADD213PD.BCST atanh3_64<>+0(SB), Z10, Z11
-	VFMADD213PD.BCST atanh4_64<>+0(SB), Z10, Z11
-	VFMADD213PD.BCST atanh5_64<>+0(SB), Z10, Z11
-	VFMADD213PD.BCST atanh6_64<>+0(SB), Z10, Z11
-	VFMADD213PD.BCST atanh7_64<>+0(SB), Z10, Z11
-	VFMADD213PD.BCST atanh8_64<>+0(SB), Z10, Z11
-	VFMADD213PD.BCST atanh9_64<>+0(SB), Z10, Z11
-	VFMADD213PD.BCST atanh10_64<>+0(SB), Z10, Z11
-	VFMADD213PD.BCST atanh11_64<>+0(SB), Z10, Z11
-	VFMADD213PD.BCST atanh12_64<>+0(SB), Z10, Z11
-	VMULPD           Z10, Z11, Z11
-	VADDPD           Z9, Z9, Z9
-	VFMADD213PD      Z9, Z9, Z11
-	VBROADCASTSD     signBit64<>+0(SB), Z9
-	VXORPD           Z3, Z9, Z9
-	VMAXPD           Z2, Z9, Z9
-	VXORPS           X4, X4, X4
-	VMAXPD           Z9, Z4, Z9
-	VADDPD           Z9, Z11, Z9
+	VFMADD213PD      Z7, Z7, Z8
+	VRANGEPD.BCST    $0x0e, expBound64<>+0(SB), Z3, Z6
+	VBROADCASTSD     expMagic64<>+0(SB), Z7
+	VFMADD231PD.BCST log2e64<>+0(SB), Z6, Z7
+	VSUBPD.BCST      expMagic64<>+0(SB), Z7, Z9
+	VFMADD231PD.BCST minusLn2hi64<>+0(SB), Z9, Z6
+	VFMADD231PD.BCST minusLn2lo64<>+0(SB), Z9, Z6
+	VPSLLQ           $0x34, Z7, Z7
+	VBROADCASTSD     exp0_64<>+0(SB), Z9
+	VFMADD213PD.BCST exp1_64<>+0(SB), Z6, Z9
+	VFMADD213PD.BCST exp2_64<>+0(SB), Z6, Z9
+	VFMADD213PD.BCST exp3_64<>+0(SB), Z6, Z9
+	VFMADD213PD.BCST exp4_64<>+0(SB), Z6, Z9
+	VFMADD213PD.BCST exp5_64<>+0(SB), Z6, Z9
+	VFMADD213PD.BCST exp6_64<>+0(SB), Z6, Z9
+	VFMADD213PD.BCST exp7_64<>+0(SB), Z6, Z9
+	VFMADD213PD.BCST exp8_64<>+0(SB), Z6, Z9
+	VMULPD           Z6, Z9, Z9
+	VFMADD213PD      Z6, Z6, Z9
+	VFMADD213PD      Z7, Z7, Z9
+	VADDPD           Z8, Z9, Z6
+	VFMADD231PD      Z8, Z9, Z6
+	VADDPD.BCST      two64<>+0(SB), Z6, Z7
+	VDIVPD           Z7, Z6, Z7
+	VMULPD           Z7, Z7, Z15
+	VBROADCASTSD     atanh0_64<>+0(SB), Z16
+	VFMADD213PD.BCST atanh1_64<>+0(SB), Z15, Z16
+	VFMADD213PD.BCST atanh2_64<>+0(SB), Z15, Z16
+	VFMADD213PD.BCST atanh3_64<>+0(SB), Z15, Z16
+	VFMADD213PD.BCST atanh4_64<>+0(SB), Z15, Z16
+	VFMADD213PD.BCST atanh5_64<>+0(SB), Z15, Z16
+	VFMADD213PD.BCST atanh6_64<>+0(SB), Z15, Z16
+	VFMADD213PD.BCST atanh7_64<>+0(SB), Z15, Z16
+	VFMADD213PD.BCST atanh8_64<>+0(SB), Z15, Z16
+	VFMADD213PD.BCST atanh9_64<>+0(SB), Z15, Z16
+	VFMADD213PD.BCST atanh10_64<>+0(SB), Z15, Z16
+	VFMADD213PD.BCST atanh11_64<>+0(SB), Z15, Z16
+	VFMADD213PD.BCST atanh12_64<>+0(SB), Z15, Z16
+	VFMADD213PD.BCST two64<>+0(SB), Z15, Z16
+	VBROADCASTSD     signBit64<>+0(SB), Z15
+	VXORPD           Z4, Z15, Z15
+	VMAXPD           Z3, Z15, Z15
+	VXORPS           X5, X5, X5
+	VMAXPD           Z15, Z5, Z15
+	VFMADD231PD      Z16, Z7, Z15
 	CMPQ             smoothing+72(FP), $0x00
 	JE               smoothedtail
-	VMOVUPD.Z        (R8), K1, Z10
-	VBROADCASTSD     one64<>+0(SB), Z11
-	VBLENDMPD        Z10, Z11, K1, Z12
-	VCMPPD.BCST      $0x00, inf64<>+0(SB), Z12, K2
-	VBLENDMPD        Z3, Z12, K2, Z13
-	VBROADCASTSD     smoothing+72(FP), Z10
-	VFMADD231PD      Z10, Z13, Z9
+	VMOVUPD.Z        (R8), K1, Z7
+	VBROADCASTSD     one64<>+0(SB), Z16
+	VBLENDMPD        Z7, Z16, K1, Z10
+	VCMPPD.BCST      $0x00, inf64<>+0(SB), Z10, K2
+	VBLENDMPD        Z4, Z10, K2, Z11
+	VBROADCASTSD     smoothing+72(FP), Z7
+	VFMADD231PD      Z7, Z11, Z15
 
 smoothedtail:
 	CMPQ         center+80(FP), $0x00
 	JE           centeredtail
-	VMOVUPD.Z    (DI)(R9*1), K1, Z10
-	VMOVUPD.Z    (SI)(R9*1), K1, Z11
-	VADDPD       Z10, Z11, Z10
-	VBROADCASTSD center+80(FP), Z11
-	VMULPD       Z11, Z10, Z11
-	VFMADD231PD  Z11, Z10, Z9
+	VMOVUPD.Z    (DI)(R9*1), K1, Z7
+	VMOVUPD.Z    (SI)(R9*1), K1, Z10
+	VADDPD       Z7, Z10, Z7
+	VBROADCASTSD center+80(FP), Z10
+	VMULPD       Z10, Z7, Z10
+	VFMADD231PD  Z10, Z7, Z15
 
 centeredtail:
-	VMOVUPD.Z Z9, K1, Z9
-	VADDPD    Z9, Z0, Z0
-	TESTQ     AX, AX
-	JZ        lossesDonetail
-	VMOVUPD   Z9, K1, (AX)(R9*1)
+	TESTQ   AX, AX
+	JZ      lossesDonetail
+	VMOVUPD Z15, K1, (AX)(R9*1)
 
 lossesDonetail:
-	TESTQ          DX, DX
-	JZ             gradDonetail
-	VPMOVQ2M       Z3, K2
-	VPMOVQ2M       Z2, K3
-	VBROADCASTSD   one64<>+0(SB), Z2
-	VBLENDMPD      Z5, Z8, K2, Z14
-	VBLENDMPD      Z14, Z2, K3, Z15
-	VBLENDMPD      Z7, Z5, K3, Z16
-	VBLENDMPD.BCST one64<>+0(SB), Z16, K2, Z17
-	VSUBPD         Z17, Z15, Z2
-	VADDPD.BCST    one64<>+0(SB), Z6, Z6
-	VDIVPD         Z6, Z2, Z2
-	CMPQ           smoothing+72(FP), $0x00
-	JE             smoothedGradtail
-	VMOVUPD.Z      (R8), K1, Z3
-	VBROADCASTSD   one64<>+0(SB), Z5
-	VBLENDMPD      Z3, Z5, K1, Z18
-	VCMPPD.BCST    $0x00, inf64<>+0(SB), Z18, K2
-	VBROADCASTSD   smoothing+72(FP), Z3
-	VXORPS         X4, X4, X4
-	VBLENDMPD      Z3, Z4, K2, Z19
-	VADDPD         Z19, Z2, Z2
+	VMOVUPD.Z         Z15, K1, Z15
+	VADDPD            Z15, Z1, Z1
+	TESTQ             DX, DX
+	JZ                gradDonetail
+	VSUBPD            Z8, Z9, Z7
+	VFNMADD213PD.BCST one64<>+0(SB), Z8, Z9
+	VPTERNLOGQ.BCST   $0x78, signBit64<>+0(SB), Z4, Z9
+	VXORPD            Z4, Z3, Z3
+	VPMOVQ2M          Z3, K2
+	VBLENDMPD         Z7, Z9, K2, Z12
+	VADDPD.BCST       one64<>+0(SB), Z6, Z6
+	VDIVPD            Z6, Z12, Z12
+	CMPQ              smoothing+72(FP), $0x00
+	JE                smoothedGradtail
+	VMOVUPD.Z         (R8), K1, Z3
+	VBROADCASTSD      one64<>+0(SB), Z4
+	VBLENDMPD         Z3, Z4, K1, Z13
+	VCMPPD.BCST       $0x00, inf64<>+0(SB), Z13, K2
+	VBROADCASTSD      smoothing+72(FP), Z3
+	VXORPS            X5, X5, X5
+	VBLENDMPD         Z3, Z5, K2, Z14
+	VADDPD            Z14, Z12, Z12
 
 smoothedGradtail:
 	VBROADCASTSD scale+64(FP), Z3
-	VMULPD       Z3, Z2, Z2
-	VMOVUPD.Z    (DI)(R9*1), K1, Z5
-	VMOVUPD.Z    (SI)(R9*1), K1, Z6
-	VADDPD       Z5, Z6, Z5
-	VBROADCASTSD center+80(FP), Z6
-	VADDPD       Z6, Z6, Z6
-	VMULPD       Z3, Z6, Z6
-	VMULPD       Z6, Z5, Z5
-	VADDPD       Z2, Z5, Z3
-	VMOVUPD      Z3, K1, (DX)(R9*1)
-	VSUBPD       Z2, Z5, Z2
-	VMOVUPD      Z2, K1, (BX)(R9*1)
+	VMULPD       Z3, Z12, Z12
+	VBROADCASTSD signBit64<>+0(SB), Z4
+	VXORPD       Z12, Z4, Z4
+	CMPQ         center+80(FP), $0x00
+	JE           centeredGradtail
+	VMOVUPD.Z    (DI)(R9*1), K1, Z6
+	VMOVUPD.Z    (SI)(R9*1), K1, Z7
+	VADDPD       Z6, Z7, Z6
+	VBROADCASTSD center+80(FP), Z7
+	VADDPD       Z7, Z7, Z7
+	VMULPD       Z3, Z7, Z7
+	VMULPD       Z7, Z6, Z6
+	VADDPD       Z6, Z12, Z12
+	VADDPD       Z6, Z4, Z4
+
+centeredGradtail:
+	VMOVUPD Z12, K1, (DX)(R9*1)
+	VMOVUPD Z4, K1, (BX)(R9*1)
 
 gradDonetail:
 done:
-	VXORPS        X4, X4, X4
-	VCMPPD        $0x0a, Z4, Z1, K1
+	VADDPD        Z1, Z0, Z0
+	VXORPS        X5, X5, X5
+	VCMPPD        $0x0a, Z5, Z2, K1
 	KMOVW         K1, AX
 	VEXTRACTF64X4 $0x01, Z0, Y1
 	VADDPD        Y1, Y0, Y0
@@ -1883,6 +1905,12 @@ done:
 
 return:
 	RET
+
+DATA expBound64<>+0(SB)/8, $0x4086280000000000
+DATA expBound64<>+8(SB)/8, $0x4086280000000000
+DATA expBound64<>+16(SB)/8, $0x4086280000000000
+DATA expBound64<>+24(SB)/8, $0x4086280000000000
+GLOBL expBound64<>(SB), RODATA|NOPTR, $32
 
 // func firstDifferenceAVX2(a *int64, b *int64, n int) int
 // Requires: AVX, AVX2

@@ -35,12 +35,12 @@ var (
 	exp64 = []float64{2.7613852100963253e-07, 2.7625169883520667e-06, 2.480153630713628e-05, 0.00019841208634639135,
 		0.0013888888905922382, 0.00833333335377842, 0.04166666666665131, 0.1666666666664823, 0.5}
 
-	// p in atanh(z) = z + z t p(t) with t = z^2 <= 0.36: 1.3e-8 and 1.1e-14.
-	atanh32 = []float64{0.24237778782844543, -0.03191317245364189, 0.12063311040401459, 0.1071353629231453,
-		0.14310400187969208, 0.19999435544013977, 0.3333333432674408}
-	atanh64 = []float64{0.46909522449626956, -0.5978238721303549, 0.5014479935413302, -0.15035468608316055,
-		0.10839968391953818, 0.048264445960786294, 0.06801603342818693, 0.07680867405370997, 0.09091527011845414,
-		0.1111109136698681, 0.14285714611852915, 0.19999999997892712, 0.3333333333333558}
+	// p in 2 atanh(z) = z (2 + t p(t)) with t = z^2 <= 0.36: 1.3e-8 and 1.1e-14.
+	atanh32 = []float64{0.48475557565689087, -0.06382634490728378, 0.24126622080802917, 0.2142707258462906,
+		0.28620800375938416, 0.39998871088027954, 0.6666666865348816}
+	atanh64 = []float64{0.9381904489925391, -1.1956477442607099, 1.0028959870826604, -0.3007093721663211,
+		0.21679936783907636, 0.09652889192157259, 0.13603206685637387, 0.15361734810741995, 0.18183054023690828,
+		0.2222218273397362, 0.2857142922370583, 0.39999999995785424, 0.6666666666667116}
 )
 
 // kernel is the state of one instance while its body is written.
@@ -105,21 +105,24 @@ type instruction func(...operand.Op)
 
 // Single and double precision, and the forms whose first operand is broadcast.
 var instructions = map[string][4]instruction{
-	"ADD":      {VADDPS, VADDPD, VADDPS_BCST, VADDPD_BCST},
-	"SUB":      {VSUBPS, VSUBPD, VSUBPS_BCST, VSUBPD_BCST},
-	"MUL":      {VMULPS, VMULPD, VMULPS_BCST, VMULPD_BCST},
-	"DIV":      {VDIVPS, VDIVPD, VDIVPS_BCST, VDIVPD_BCST},
-	"MAX":      {VMAXPS, VMAXPD, VMAXPS_BCST, VMAXPD_BCST},
-	"MIN":      {VMINPS, VMINPD, VMINPS_BCST, VMINPD_BCST},
-	"AND":      {VANDPS, VANDPD, VANDPS_BCST, VANDPD_BCST},
-	"ANDN":     {VANDNPS, VANDNPD, VANDNPS_BCST, VANDNPD_BCST},
-	"OR":       {VORPS, VORPD, VORPS_BCST, VORPD_BCST},
-	"XOR":      {VXORPS, VXORPD, VXORPS_BCST, VXORPD_BCST},
-	"FMADD213": {VFMADD213PS, VFMADD213PD, VFMADD213PS_BCST, VFMADD213PD_BCST},
-	"FMADD231": {VFMADD231PS, VFMADD231PD, VFMADD231PS_BCST, VFMADD231PD_BCST},
-	"CMP":      {VCMPPS, VCMPPD, VCMPPS_BCST, VCMPPD_BCST},
-	"BLENDM":   {VBLENDMPS, VBLENDMPD, VBLENDMPS_BCST, VBLENDMPD_BCST},
-	"SHL":      {VPSLLD, VPSLLQ},
+	"ADD":       {VADDPS, VADDPD, VADDPS_BCST, VADDPD_BCST},
+	"SUB":       {VSUBPS, VSUBPD, VSUBPS_BCST, VSUBPD_BCST},
+	"MUL":       {VMULPS, VMULPD, VMULPS_BCST, VMULPD_BCST},
+	"DIV":       {VDIVPS, VDIVPD, VDIVPS_BCST, VDIVPD_BCST},
+	"MAX":       {VMAXPS, VMAXPD, VMAXPS_BCST, VMAXPD_BCST},
+	"MIN":       {VMINPS, VMINPD, VMINPS_BCST, VMINPD_BCST},
+	"AND":       {VANDPS, VANDPD, VANDPS_BCST, VANDPD_BCST},
+	"ANDN":      {VANDNPS, VANDNPD, VANDNPS_BCST, VANDNPD_BCST},
+	"OR":        {VORPS, VORPD, VORPS_BCST, VORPD_BCST},
+	"XOR":       {VXORPS, VXORPD, VXORPS_BCST, VXORPD_BCST},
+	"FMADD213":  {VFMADD213PS, VFMADD213PD, VFMADD213PS_BCST, VFMADD213PD_BCST},
+	"FMADD231":  {VFMADD231PS, VFMADD231PD, VFMADD231PS_BCST, VFMADD231PD_BCST},
+	"FNMADD213": {VFNMADD213PS, VFNMADD213PD, VFNMADD213PS_BCST, VFNMADD213PD_BCST},
+	"CMP":       {VCMPPS, VCMPPD, VCMPPS_BCST, VCMPPD_BCST},
+	"BLENDM":    {VBLENDMPS, VBLENDMPD, VBLENDMPS_BCST, VBLENDMPD_BCST},
+	"SHL":       {VPSLLD, VPSLLQ},
+	"RANGE":     {nil, nil, VRANGEPS_BCST, VRANGEPD_BCST},
+	"TERNLOG":   {nil, nil, VPTERNLOGD_BCST, VPTERNLOGQ_BCST},
 }
 
 func (k *kernel) do(name string, args ...operand.Op) {
@@ -266,17 +269,22 @@ func (k *kernel) polynomial(name string, x reg.VecVirtual, single, double []floa
 	return p
 }
 
-// exponential returns exp(x) for x <= 0, 0 where it is under about 2^-126 (2^-1022),
-// NaN for NaN.
+// exponential returns exp(-|x|), 0 where it is under about 2^-126 (2^-1022).
 func (k *kernel) exponential(x reg.VecVirtual) reg.VecVirtual {
-	least, shift, bias := -88.0, 23, 127.0
-	ln2hi := float64(float32(0.693145751953125)) // 15 bits: n*ln2hi is exact
+	// With the bound n below is -127 (-1023), whose power of two is made as 0.
+	bound, shift, bias := 88.0, 23, 127.0
+	ln2hi, ln2lo := 0.693145751953125, 1.4286068203094172e-06 // 15 bits: n*ln2hi is exact
 	if k.double {
-		least, shift, bias = -709.5, 52, 1023
-		ln2hi = 6.93147180369123816490e-01 // 33 bits
+		bound, shift, bias = 709, 52, 1023
+		ln2hi, ln2lo = 6.93147180369123816490e-01, 1.90821492927058770002e-10 // 32 bits
 	}
-	// MAX and MIN return their first operand when one is NaN, so x goes there.
-	x = k.new("MAX", x, k.load(k.constant("expLeast", least)))
+	if k.wide {
+		const minAbsNegative = operand.U8(0xe)
+		x = k.new("RANGE", minAbsNegative, k.constant("expBound", bound), x)
+	} else {
+		x = k.new("OR", k.constant("signBit", math.Copysign(0, -1)), x)
+		k.do("MAX", k.constant("expLeast", -bound), x, x)
+	}
 	// Adding 1.5*2^shift leaves round(x/ln2) in the low bits of the sum; bias with it
 	// makes those bits the exponent of 2^n, which is 0 for the least n.
 	magic := k.constant("expMagic", 1.5*math.Ldexp(1, shift)+bias)
@@ -284,7 +292,7 @@ func (k *kernel) exponential(x reg.VecVirtual) reg.VecVirtual {
 	k.do("FMADD231", k.constant("log2e", math.Log2E), x, t)
 	n := k.new("SUB", magic, t)
 	k.do("FMADD231", k.constant("minusLn2hi", -ln2hi), n, x)
-	k.do("FMADD231", k.constant("minusLn2lo", ln2hi-math.Ln2), n, x)
+	k.do("FMADD231", k.constant("minusLn2lo", -ln2lo), n, x)
 	k.do("SHL", operand.U8(shift), t, t)
 	p := k.expm1(x)
 	k.do("FMADD213", t, t, p) // (exp(r)-1) 2^n + 2^n: one rounding
@@ -308,6 +316,29 @@ func (k *kernel) twoSub(a, b reg.VecVirtual) (hi, lo reg.VecVirtual) {
 	k.do("ADD", b, bb, bb)
 	k.do("SUB", bb, lo, lo)
 	return hi, lo
+}
+
+// flip returns v with its sign changed where that of by is set, or where it is not.
+// It overwrites v on AVX-512, where three operands are one instruction.
+func (k *kernel) flip(v, by reg.VecVirtual, set bool) reg.VecVirtual {
+	signBit := k.constant("signBit", math.Copysign(0, -1))
+	if k.wide {
+		const xorAnd, xorAndNot = operand.U8(0x78), operand.U8(0xd2)
+		table := xorAndNot
+		if set {
+			table = xorAnd
+		}
+		k.do("TERNLOG", table, signBit, by, v)
+		return v
+	}
+	s := k.load(signBit)
+	if set {
+		k.do("AND", by, s, s)
+	} else {
+		k.do("ANDN", s, by, s)
+	}
+	k.do("XOR", v, s, s)
+	return s
 }
 
 func (k *kernel) reward() {
@@ -346,26 +377,30 @@ func (k *kernel) reward() {
 	XORQ(at, at)
 	mem := func(p string) operand.Mem { return operand.Mem{Base: pointer[p], Index: at, Scale: 1} }
 
-	acc := k.vec()
-	VXORPS(acc.AsX(), acc.AsX(), acc.AsX())
+	acc, few := k.zero(), k.zero()
 	least := k.load(k.constant("one", 1))
 
 	Label("loop")
 	CMPQ(n, operand.Imm(uint64(k.bytes()/k.elem())))
 	JLT(operand.LabelRef("tail"))
-	k.body("", pointer, mem, acc, least)
+	k.body("", pointer, mem, few, least)
 	ADDQ(operand.Imm(uint64(k.bytes())), at)
 	ADDQ(k.scalar("step"), pointer["delta"])
 	SUBQ(operand.Imm(uint64(k.bytes()/k.elem())), n)
+	TESTQ(operand.U32(8*k.bytes()-1), at)
+	JNZ(operand.LabelRef("loop"))
+	k.flush(few, acc)
+	k.do("XOR", few, few, few)
 	JMP(operand.LabelRef("loop"))
 
 	Label("tail")
 	TESTQ(n, n)
 	JZ(operand.LabelRef("done"))
 	k.setTail(n)
-	k.body("tail", pointer, mem, acc, least)
+	k.body("tail", pointer, mem, few, least)
 
 	Label("done")
+	k.flush(few, acc)
 	result, err := ReturnIndex(0).Resolve()
 	if err != nil {
 		panic(err)
@@ -440,16 +475,19 @@ func (k *kernel) setTail(n reg.Register) {
 
 // body writes the code for one vector of pairs.
 //
-// It uses a/b = exp(2m-delta) for the two parts a-b of the gradient's numerator:
+// With u = exp(-|m|), v = exp(-|over|), over = m-delta and s = u+v+uv, the loss is
 //
-//	0 <= m < delta:  g (1+u)(1+v) = v - u     with u = exp(-|m|), v = exp(-|m-delta|)
-//	m < 0:           g (1+u)(1+v) = uv - 1
-//	m >= delta:      g (1+u)(1+v) = 1 - uv
+//	max(-m, over, 0) + log1p(u) + log1p(v),  the logarithms being log1p(s) = 2 atanh(s/(2+s)), s <= 3,
 //
-// and log1p(u) + log1p(v) = log1p(u+v+uv) = 2 atanh(s/(2+s)) with s = u+v+uv <= 3.
-func (k *kernel) body(label string, pointer map[string]reg.Register, mem func(string) operand.Mem, acc, least reg.VecVirtual) {
+// and the derivative g, over the denominator (1+u)(1+v) = 1+s,
+//
+//	v - u      for 0 <= m < delta, also u expm1(2m-delta)
+//	uv - 1     for m < 0
+//	1 - uv     for m >= delta
+func (k *kernel) body(label string, pointer map[string]reg.Register, mem func(string) operand.Mem, few, least reg.VecVirtual) {
 	single := !k.double
 	one := k.constant("one", 1)
+	infinity := k.constant("inf", math.Inf(1))
 	signBit := k.constant("signBit", math.Copysign(0, -1))
 
 	readDelta := func() reg.VecVirtual {
@@ -459,18 +497,35 @@ func (k *kernel) body(label string, pointer map[string]reg.Register, mem func(st
 		}
 		return d
 	}
-
-	// The margin m and how far it is over the ceiling. In float32 both carry their
-	// rounding error, because exp makes an absolute error a relative one.
-	var m, mLow, over, overLow, h reg.VecVirtual
-	d := readDelta()
-	k.do("MIN", least, d, least) // a NaN shows in the sum
-	// +Inf would make NaN of the error; from 2^126 on v is 0 anyway.
-	huge := 126
-	if k.double {
-		huge = 1022
+	// ifSet jumps over code that a scalar argument of 0 makes needless.
+	ifSet := func(argument, label string, code func()) {
+		if single {
+			CMPL(k.scalar(argument), operand.Imm(0))
+		} else {
+			CMPQ(k.scalar(argument), operand.Imm(0))
+		}
+		JE(operand.LabelRef(label))
+		code()
+		Label(label)
 	}
-	d = k.new("MIN", d, k.load(k.constant("huge", math.Ldexp(1, huge))))
+	ifGiven := func(destination, label string, code func()) {
+		TESTQ(pointer[destination], pointer[destination])
+		JZ(operand.LabelRef(label))
+		code()
+		Label(label)
+	}
+
+	// m and over carry their rounding errors in float32, because exp makes an absolute
+	// error a relative one and because g is a difference near its zero.
+	var m, mLow, over, overLow reg.VecVirtual
+	d := readDelta()
+	k.do("MIN", least, d, least) // the first operand wins over a NaN, which the sum shows
+	// +Inf would make NaN of the error, and of so large a delta v is 0 anyway.
+	huge := math.MaxFloat64
+	if single {
+		huge = math.MaxFloat32
+	}
+	d = k.new("MIN", d, k.load(k.constant("huge", huge)))
 	chosen, rejected := k.read(mem("chosen")), k.read(mem("rejected"))
 	if single {
 		m, mLow = k.twoSub(chosen, rejected)
@@ -485,140 +540,116 @@ func (k *kernel) body(label string, pointer map[string]reg.Register, mem func(st
 		m = k.new("SUB", rejected, chosen)
 		over = k.new("SUB", d, m)
 	}
-
-	// u = exp(-|m|), to which the low part of m is a factor 1 -+ mLow.
+	h := m
+	if single { // 2m - delta, before the low parts are used up
+		h = k.new("ADD", over, m)
+		k.do("ADD", mLow, h, h)
+		k.do("ADD", overLow, h, h)
+	}
 	exponential := func(x, low reg.VecVirtual) reg.VecVirtual {
-		e := k.exponential(k.new("OR", signBit, x))
-		if single {
-			s := k.load(signBit)
-			k.do("ANDN", s, x, s)
-			k.do("XOR", low, s, s)
-			k.do("FMADD213", e, e, s)
-			return s
+		e := k.exponential(x)
+		if single { // exp(-|x+low|) = exp(-|x|) (1 -+ low)
+			low = k.flip(low, x, false)
+			k.do("FMADD213", e, e, low)
+			return low
 		}
 		return e
 	}
 	u := exponential(m, mLow)
 	v := exponential(over, overLow)
-	uv := k.new("MUL", u, v)
 	s := k.new("ADD", u, v)
-	k.do("ADD", uv, s, s)
+	k.do("FMADD231", u, v, s)
 
-	// loss = max(-m, over, 0) + log1p(s): the first two are never positive together.
 	z := k.new("ADD", k.constant("two", 2), s)
 	k.do("DIV", z, s, z)
 	t := k.new("MUL", z, z)
 	p := k.polynomial("atanh", t, atanh32, atanh64)
-	k.do("MUL", t, p, p)
-	k.do("ADD", z, z, z)
-	k.do("FMADD213", z, z, p)
-	linear := k.load(signBit)
-	k.do("XOR", m, linear, linear)
-	k.do("MAX", over, linear, linear)
-	k.do("MAX", linear, k.zero(), linear)
-	loss := k.new("ADD", linear, p)
+	k.do("FMADD213", k.constant("two", 2), t, p)
+	loss := k.load(signBit)
+	k.do("XOR", m, loss, loss)
+	k.do("MAX", over, loss, loss)
+	k.do("MAX", loss, k.zero(), loss)
+	k.do("FMADD231", p, z, loss)
 
-	hasSmoothing := operand.LabelRef("smoothed" + label)
-	if single {
-		CMPL(k.scalar("smoothing"), operand.Imm(0))
-	} else {
-		CMPQ(k.scalar("smoothing"), operand.Imm(0))
-	}
-	JE(hasSmoothing)
-	{ // e*delta, or e*m where there is no delta
+	ifSet("smoothing", "smoothed"+label, func() { // e*delta, or e*m where there is no delta
 		d := readDelta()
-		free := k.compare(equal, k.constant("inf", math.Inf(1)), d)
-		d = k.choose(free, m, d)
+		d = k.choose(k.compare(equal, infinity, d), m, d)
 		k.do("FMADD231", k.load(k.scalar("smoothing")), d, loss)
-	}
-	Label("smoothed" + label)
-
-	if single {
-		CMPL(k.scalar("center"), operand.Imm(0))
-	} else {
-		CMPQ(k.scalar("center"), operand.Imm(0))
-	}
-	JE(operand.LabelRef("centered" + label))
-	{
+	})
+	ifSet("center", "centered"+label, func() {
 		total := k.new("ADD", k.read(mem("rejected")), k.read(mem("chosen")))
 		c := k.new("MUL", k.load(k.scalar("center")), total)
 		k.do("FMADD231", c, total, loss)
+	})
+	ifGiven("losses", "lossesDone"+label, func() { k.write(loss, mem("losses")) })
+	switch {
+	case k.tail == nil:
+	case k.wide && k.double:
+		VMOVUPD_Z(loss, k.tail, loss)
+	case k.wide:
+		VMOVUPS_Z(loss, k.tail, loss)
+	default:
+		k.do("AND", k.tail, loss, loss)
 	}
-	Label("centered" + label)
+	k.do("ADD", loss, few, few)
 
-	k.accumulate(loss, acc)
-	TESTQ(pointer["losses"], pointer["losses"])
-	JZ(operand.LabelRef("lossesDone" + label))
-	k.write(loss, mem("losses"))
-	Label("lossesDone" + label)
-
-	TESTQ(pointer["gradChosen"], pointer["gradChosen"])
-	JZ(operand.LabelRef("gradDone" + label))
-	low, under := k.sign(m), k.sign(over)
-	ones := k.load(one)
-	a := k.choose(under, k.choose(low, uv, v), ones)
-	b := k.choose(low, one, k.choose(under, u, uv))
-	g := k.new("SUB", b, a)
-	if single {
-		// Near the target a and b cancel: b expm1(2m-delta) keeps the precision.
-		h = k.new("ADD", over, m)
-		k.do("ADD", mLow, h, h)
-		k.do("ADD", overLow, h, h)
-		size := k.load(signBit)
-		k.do("ANDN", h, size, size)
-		near := k.compare(less, k.constant("expm1Range", 0.34), size)
-		k.do("MUL", k.expm1(h), b, b)
-		g = k.choose(near, b, g)
-	}
-	k.do("ADD", one, s, s)
-	k.do("DIV", s, g, g)
-	if single {
-		CMPL(k.scalar("smoothing"), operand.Imm(0))
-	} else {
-		CMPQ(k.scalar("smoothing"), operand.Imm(0))
-	}
-	JE(operand.LabelRef("smoothedGrad" + label))
-	{
-		free := k.compare(equal, k.constant("inf", math.Inf(1)), readDelta())
-		e := k.choose(free, k.load(k.scalar("smoothing")), k.zero())
-		k.do("ADD", e, g, g)
-	}
-	Label("smoothedGrad" + label)
-	scale := k.load(k.scalar("scale"))
-	k.do("MUL", scale, g, g)
-	pull := k.new("ADD", k.read(mem("rejected")), k.read(mem("chosen")))
-	center := k.load(k.scalar("center"))
-	k.do("ADD", center, center, center)
-	k.do("MUL", scale, center, center)
-	k.do("MUL", center, pull, pull)
-	k.write(k.new("ADD", g, pull), mem("gradChosen"))
-	k.write(k.new("SUB", g, pull), mem("gradRejected"))
-	Label("gradDone" + label)
+	ifGiven("gradChosen", "gradDone"+label, func() {
+		inside := k.new("SUB", u, v)
+		if single {
+			near := k.compare(less, k.constant("expm1Range", 0.34), k.absolute(h))
+			e := k.expm1(h)
+			k.do("MUL", u, e, e)
+			inside = k.choose(near, e, inside)
+		}
+		k.do("FNMADD213", one, u, v) // 1 - uv
+		outside := k.flip(v, m, true)
+		between := k.sign(k.new("XOR", m, over))
+		g := k.choose(between, inside, outside)
+		k.do("ADD", one, s, s)
+		k.do("DIV", s, g, g)
+		ifSet("smoothing", "smoothedGrad"+label, func() {
+			free := k.compare(equal, infinity, readDelta())
+			k.do("ADD", k.choose(free, k.load(k.scalar("smoothing")), k.zero()), g, g)
+		})
+		scale := k.load(k.scalar("scale"))
+		k.do("MUL", scale, g, g)
+		negative := k.load(signBit)
+		k.do("XOR", g, negative, negative)
+		ifSet("center", "centeredGrad"+label, func() {
+			pull := k.new("ADD", k.read(mem("rejected")), k.read(mem("chosen")))
+			center := k.load(k.scalar("center"))
+			k.do("ADD", center, center, center)
+			k.do("MUL", scale, center, center)
+			k.do("MUL", center, pull, pull)
+			k.do("ADD", pull, g, g)
+			k.do("ADD", pull, negative, negative)
+		})
+		k.write(g, mem("gradChosen"))
+		k.write(negative, mem("gradRejected"))
+	})
 }
 
-// accumulate adds the losses to acc, in float64 for both precisions.
-func (k *kernel) accumulate(loss, acc reg.VecVirtual) {
-	if k.tail != nil {
-		if k.wide && k.double {
-			VMOVUPD_Z(loss, k.tail, loss)
-		} else if k.wide {
-			VMOVUPS_Z(loss, k.tail, loss)
-		} else {
-			VANDPS(k.tail, loss, loss)
-		}
-	}
+func (k *kernel) absolute(x reg.VecVirtual) reg.VecVirtual {
+	s := k.load(k.constant("signBit", math.Copysign(0, -1)))
+	k.do("ANDN", x, s, s)
+	return s
+}
+
+// flush adds few, the sums of at most 9 losses, to acc, which is float64 for both
+// precisions.
+func (k *kernel) flush(few, acc reg.VecVirtual) {
 	if k.double {
-		VADDPD(loss, acc, acc)
+		VADDPD(few, acc, acc)
 		return
 	}
 	low, high := k.vec(), k.vec()
 	if k.wide {
-		VCVTPS2PD(loss.AsY(), low)
-		VEXTRACTF64X4(operand.Imm(1), loss, high.AsY())
+		VCVTPS2PD(few.AsY(), low)
+		VEXTRACTF64X4(operand.Imm(1), few, high.AsY())
 		VCVTPS2PD(high.AsY(), high)
 	} else {
-		VCVTPS2PD(loss.AsX(), low)
-		VEXTRACTF128(operand.Imm(1), loss, high.AsX())
+		VCVTPS2PD(few.AsX(), low)
+		VEXTRACTF128(operand.Imm(1), few, high.AsX())
 		VCVTPS2PD(high.AsX(), high)
 	}
 	VADDPD(high, low, low)
