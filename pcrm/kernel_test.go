@@ -13,49 +13,52 @@ import (
 
 // bounds are what a SIMD kernel may err against the reference in float64, derived
 // operation by operation with eps = 2^-24 (2^-53), the error of one rounding, and
-// the error of the polynomials (see internal/asmgen).
+// the errors of the polynomials, exp and log (see internal/asmgen).
 //
-//	u, v   range reduction 1/4, polynomial 1/4 and its last steps 1/3, 2^n 1, low part 1: 3 eps
-//	s      u+v+uv: of u and v at most 4, two roundings: 6 eps
-//	loss   log1p has condition <= 1: 6; z = s/(2+s): 2; 2+t p(t): 2.5; the last sum 1:
-//	       12 eps of log1p, 2 of max(-m, over); e*delta and centering: 5 of theirs. All
-//	       terms are positive (-m + e*m loses one more): 13 eps of the loss
-//	sum    at most 8 losses are added in float32: 8 eps more
-//	g      |h| = |2m-delta| >= 0.34: v-u >= 0.28 max(u, v), so 2*3 eps become 18;
-//	       near: u expm1(h) has 8. Denominator 1+s: 6.5, scale: 2: 27 eps of g.
-//	       Outside of [0, delta] 1-uv >= min(1, delta)/1.2 has an error of 7 eps.
+//	u, v   range reduction 1/4, last steps of the polynomial 1/3, 2^n 1, low part 1:
+//	       3 eps + exp; and in float32 |x|/22 eps of ln 2, the same for both: ln2
+//	s      u+v+uv: 4/3 of these, two roundings: 6 eps
+//	loss   log1p has condition <= 1: 6; z = s/(2+s): 2; p(t): 2; the last sum 1: 11 of
+//	       log1p, 2 of max(-m, over), 5 of e*delta and of centering. All terms are
+//	       positive (-m + e*m loses one more): 12 eps + 4/3 (exp + ln2) + log
+//	sum    at most 9 losses are added in float32: 8 eps more
+//	g      |h| = |2m-delta| >= 0.34: v-u >= 0.28 max(u, v), so 2 (3 eps + exp) become
+//	       18 eps + 6 exp; near: u expm1(h) has 8 + 2 exp. Denominator 1+s: 6.5,
+//	       scale: 2: 27 eps + 7 exp + ln2.
+//	       Outside of [0, delta] 1-uv >= min(1, delta)/1.6 has 7 eps + 2 exp + 2 ln2.
+//
+// In float32 that is 1.1e-6 of a loss and, with delta >= 0.34, 2e-6 of a gradient.
 //
 // Underflow: u and v are 0 under 2^-126 (2^-1022), which loses as much.
 //
 // float64 does not carry the low parts, but neither does the reference, which has
 // the same m and over: there only v-u has an error that is absolute, 2*3 eps.
-type bounds struct{ eps, exp, log, least float64 }
+type bounds struct{ eps, exp, log, ln2, least float64 }
 
 func boundsOf[F Float]() bounds {
 	if unsafe.Sizeof(F(0)) == 4 {
-		return bounds{0x1p-24, 1.1e-8, 1.3e-8, 0x1p-125}
+		return bounds{0x1p-24, 1.1e-8, 1.3e-8, 4 * 0x1p-24, 0x1p-125}
 	}
-	return bounds{0x1p-53, 1.2e-15, 1.1e-14, 0x1p-1021}
+	return bounds{0x1p-53, 1.2e-15, 1.1e-14, 0, 0x1p-1021}
 }
 
 func (b bounds) loss(loss float64) float64 {
-	return (13*b.eps+2*b.exp+b.log)*loss + b.least
+	return (12*b.eps+(b.exp+b.ln2)*4/3+b.log)*loss + b.least
 }
 
 func (b bounds) grad(g, pull, delta float64, s settings) float64 {
+	relative := 27*b.eps + 7*b.exp + b.ln2
+	if delta < 0.34 {
+		relative += (7*b.eps + 2*b.exp + 2*b.ln2) * 1.6 / delta
+	}
 	free := 0.0
-	if math.IsInf(delta, 1) { // g = e - sigmoid(-m) cancels at its zero
+	if math.IsInf(delta, 1) { // g = e - sigmoid(-m): each part is at most |g|+e
 		free = s.smoothing
 	}
-	relative := 27*b.eps + 8*b.exp + 10*(b.eps+b.exp)/math.Min(1, delta)*1.2
-	if delta >= 0.34 {
-		relative = 27*b.eps + 8*b.exp
-	}
 	absolute := 0x1p-52 // the reference's own: a difference of two numbers up to 1
-	if b.eps < 0x1p-50 {
+	if b.ln2 == 0 { // float64
 		absolute += 2 * (3*b.eps + b.exp)
 	}
-	// g includes e already: of the two parts that made it one is at most |g|+e.
 	return (relative*(math.Abs(g)+2*free)+absolute+6*b.eps*math.Abs(pull))*s.scale + b.least
 }
 
