@@ -91,7 +91,7 @@ func DPOLoss[F Float](losses, gradChosen, gradRejected, chosenRewards, rejectedR
 	j.chosen, j.rejected, j.delta = policyChosen, policyRejected, delta
 	j.referenceChosen, j.referenceRejected, j.beta = referenceChosen, referenceRejected, o.Beta
 	j.settings = ro.settings(n)
-	if total, ok := j.run((n + dpoPairs - 1) / dpoPairs); ok {
+	if total, ok := j.run((n+dpoPairs-1)/dpoPairs, n); ok {
 		return total * j.scale, nil
 	}
 	for i, d := range delta {

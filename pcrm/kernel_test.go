@@ -56,7 +56,7 @@ func (b bounds) grad(g, pull, delta float64, s settings) float64 {
 		free = s.smoothing
 	}
 	absolute := 0x1p-52 // the reference's own: a difference of two numbers up to 1
-	if b.ln2 == 0 { // float64
+	if b.ln2 == 0 {     // float64
 		absolute += 2 * (3*b.eps + b.exp)
 	}
 	return (relative*(math.Abs(g)+2*free)+absolute+6*b.eps*math.Abs(pull))*s.scale + b.least

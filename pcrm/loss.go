@@ -150,7 +150,7 @@ func RewardLoss[F Float](losses, gradChosen, gradRejected, chosen, rejected, del
 	j.losses, j.gradChosen, j.gradRejected = losses, gradChosen, gradRejected
 	j.chosen, j.rejected, j.delta = chosen, rejected, delta
 	j.settings = o.settings(n)
-	if total, ok := j.run((n + blockPairs - 1) / blockPairs); ok {
+	if total, ok := j.run((n+blockPairs-1)/blockPairs, n); ok {
 		return total * j.scale, nil
 	}
 	for i, d := range delta {

@@ -7,9 +7,10 @@ import (
 	"unsafe"
 )
 
-// parallelBlocks is how many blocks a batch must have before a second thread pays:
-// waking one costs some microseconds, which is what a block of SIMD work takes.
-const parallelBlocks = 4
+// parallelPairs is how many pairs a batch must have before a second thread pays: it
+// takes some tens of microseconds to wake, in which SIMD does so many. The scalar
+// kernels need as long for an eighth.
+const parallelPairs = 1 << 16
 
 var numThreads atomic.Int32
 
@@ -87,8 +88,8 @@ func (j *job[F]) release() {
 	}
 }
 
-// run does all blocks and returns the sum of their sums.
-func (j *job[F]) run(blocks int) (total float64, ok bool) {
+// run does all blocks, of so many pairs together, and returns the sum of their sums.
+func (j *job[F]) run(blocks, pairs int) (total float64, ok bool) {
 	if cap(j.sums) < blocks {
 		j.sums = make([]float64, blocks)
 	}
@@ -96,7 +97,10 @@ func (j *job[F]) run(blocks int) (total float64, ok bool) {
 	j.blocks = blocks
 	j.next.Store(0)
 	j.failed.Store(false)
-	if blocks >= parallelBlocks {
+	if tier(currentTier.Load()) == scalarTier {
+		pairs *= 8
+	}
+	if pairs >= parallelPairs {
 		threads := int(numThreads.Load())
 		if threads == 0 {
 			threads = runtime.GOMAXPROCS(0)

@@ -121,7 +121,7 @@ func TokenLoss[F Float](losses, gradChosen, gradRejected, chosen, rejected []F, 
 	j.settings = o.settings(rows)
 	j.width = n / rows
 	j.rows = max(1, blockPairs/j.width)
-	if total, ok := j.run((rows + j.rows - 1) / j.rows); ok {
+	if total, ok := j.run((rows+j.rows-1)/j.rows, n); ok {
 		return total * j.scale, nil
 	}
 	for i, d := range delta {
