@@ -28,11 +28,11 @@ func Span(chosen, rejected []int64, padToken int64) (start, end int) {
 	if start == width {
 		return max(width-1, 0), width
 	}
-	return start, start + max(responseEnd(chosen, start, padToken), responseEnd(rejected, start, padToken))
+	return start, start + max(tokensFrom(chosen, start, padToken), tokensFrom(rejected, start, padToken))
 }
 
-// responseEnd is how many tokens of a row from start on are the response.
-func responseEnd(ids []int64, start int, padToken int64) int {
+// tokensFrom counts the tokens of a response from start on.
+func tokensFrom(ids []int64, start int, padToken int64) int {
 	if start >= len(ids) {
 		return 0
 	}
