@@ -102,8 +102,9 @@ func DPOLoss[F Float](losses, gradChosen, gradRejected, chosenRewards, rejectedR
 	return 0, errChanged
 }
 
-// dpoPairs is the block of the DPO form: its buffers are 12 KiB of stack.
-const dpoPairs = 256
+// dpoPairs is the block of the DPO form, whose batches are small: more buffer would
+// take longer to clear than such a batch to compute.
+const dpoPairs = 64
 
 // dpo does block b: rewards in float64, through the float64 kernel.
 func (j *job[F]) dpo(b int) (float64, bool) {

@@ -35,7 +35,7 @@ func TestDPOLossIsTheDocumentedLoop(t *testing.T) {
 }
 
 func dpoLoop[F pcrm.Float](t *testing.T, tolerance float64) {
-	for _, n := range []int{1, 2, 255, 256, 257, 2000} {
+	for _, n := range []int{1, 2, 63, 64, 65, 2000} {
 		x, delta := logps(n)
 		for _, reduction := range []pcrm.Reduction{pcrm.Mean, pcrm.Sum, pcrm.None} {
 			o := pcrm.DPOOptions{Beta: 0.1, LabelSmoothing: 0.1, Reduction: reduction, CheckFinite: true}

@@ -67,8 +67,8 @@ func PairLoss(margin, delta, labelSmoothing float64) (loss, grad float64) {
 	return loss, grad
 }
 
-// RewardOptions are the settings of [RewardLoss] and [TokenLoss]. The zero value is the mean of
-// the plain losses.
+// RewardOptions are the settings of [RewardLoss] and [TokenLoss]. The zero value is
+// the mean of the plain losses.
 type RewardOptions struct {
 	Reduction Reduction
 
