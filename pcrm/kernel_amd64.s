@@ -14,12 +14,13 @@ TEXT ·rewardBlockAVX2F32(SB), NOSPLIT, $0-88
 	MOVQ         rejected+32(FP), DI
 	MOVQ         delta+40(FP), R8
 	MOVQ         n+48(FP), CX
+	MOVQ         step+56(FP), R10
 	XORQ         R9, R9
-	VXORPS       X0, X0, X0
-	VXORPS       X1, X1, X1
+	VBROADCASTSS zero32<>+0(SB), Y0
+	VBROADCASTSS zero32<>+0(SB), Y1
 	VBROADCASTSS one32<>+0(SB), Y2
 
-loop:
+once:
 	CMPQ         CX, $0x08
 	JLT          tail
 	VMOVUPS      (R8), Y3
@@ -27,25 +28,212 @@ loop:
 	VBROADCASTSS huge32<>+0(SB), Y4
 	VMINPS       Y3, Y4, Y3
 	VMOVUPS      (SI)(R9*1), Y4
-	VMOVUPS      (DI)(R9*1), Y6
-	VSUBPS       Y6, Y4, Y7
-	VSUBPS       Y4, Y7, Y8
-	VSUBPS       Y8, Y7, Y9
-	VSUBPS       Y9, Y4, Y4
-	VADDPS       Y6, Y8, Y8
+	VMOVUPS      (DI)(R9*1), Y5
+	VSUBPS       Y5, Y4, Y6
+	VSUBPS       Y4, Y6, Y7
+	VSUBPS       Y7, Y6, Y8
 	VSUBPS       Y8, Y4, Y4
-	VSUBPS       Y3, Y7, Y6
+	VADDPS       Y5, Y7, Y7
+	VSUBPS       Y7, Y4, Y4
+	VSUBPS       Y3, Y6, Y5
+	VSUBPS       Y6, Y5, Y7
+	VSUBPS       Y7, Y5, Y8
+	VSUBPS       Y8, Y6, Y8
+	VADDPS       Y3, Y7, Y7
+	VSUBPS       Y7, Y8, Y8
+	VADDPS       Y4, Y8, Y8
+	VADDPS       Y8, Y5, Y3
+	VSUBPS       Y5, Y3, Y5
+	VSUBPS       Y5, Y8, Y8
+	VADDPS       Y3, Y6, Y5
+	VADDPS       Y4, Y5, Y5
+	VADDPS       Y8, Y5, Y5
+	VORPS        signBit32<>+0(SB), Y6, Y7
+	VMAXPS       expLeast32<>+0(SB), Y7, Y7
+	VBROADCASTSS expMagic32<>+0(SB), Y9
+	VFMADD231PS  log2e32<>+0(SB), Y7, Y9
+	VSUBPS       expMagic32<>+0(SB), Y9, Y10
+	VFMADD231PS  minusLn232<>+0(SB), Y10, Y7
+	VPSLLD       $0x17, Y9, Y9
+	VMULPS       Y7, Y7, Y10
+	VBROADCASTSS exp0_32<>+0(SB), Y11
+	VBROADCASTSS exp1_32<>+0(SB), Y12
+	VFMADD213PS  exp2_32<>+0(SB), Y10, Y11
+	VFMADD213PS  exp3_32<>+0(SB), Y10, Y12
+	VFMADD213PS  exp4_32<>+0(SB), Y10, Y11
+	VFMADD213PS  Y11, Y7, Y12
+	VFMADD213PS  Y7, Y10, Y12
+	VFMADD213PS  Y9, Y9, Y12
+	VBROADCASTSS signBit32<>+0(SB), Y7
+	VANDNPS      Y7, Y6, Y7
+	VXORPS       Y4, Y7, Y7
+	VFMADD213PS  Y12, Y12, Y7
+	VORPS        signBit32<>+0(SB), Y3, Y4
+	VMAXPS       expLeast32<>+0(SB), Y4, Y4
+	VBROADCASTSS expMagic32<>+0(SB), Y9
+	VFMADD231PS  log2e32<>+0(SB), Y4, Y9
+	VSUBPS       expMagic32<>+0(SB), Y9, Y10
+	VFMADD231PS  minusLn232<>+0(SB), Y10, Y4
+	VPSLLD       $0x17, Y9, Y9
+	VMULPS       Y4, Y4, Y10
+	VBROADCASTSS exp0_32<>+0(SB), Y11
+	VBROADCASTSS exp1_32<>+0(SB), Y12
+	VFMADD213PS  exp2_32<>+0(SB), Y10, Y11
+	VFMADD213PS  exp3_32<>+0(SB), Y10, Y12
+	VFMADD213PS  exp4_32<>+0(SB), Y10, Y11
+	VFMADD213PS  Y11, Y4, Y12
+	VFMADD213PS  Y4, Y10, Y12
+	VFMADD213PS  Y9, Y9, Y12
+	VBROADCASTSS signBit32<>+0(SB), Y4
+	VANDNPS      Y4, Y3, Y4
+	VXORPS       Y8, Y4, Y4
+	VFMADD213PS  Y12, Y12, Y4
+	VADDPS       Y7, Y4, Y8
+	VFMADD231PS  Y7, Y4, Y8
+	VADDPS       two32<>+0(SB), Y8, Y9
+	VDIVPS       Y9, Y8, Y9
+	VMULPS       Y9, Y9, Y10
+	VMULPS       Y10, Y10, Y11
+	VBROADCASTSS atanh0_32<>+0(SB), Y12
+	VBROADCASTSS atanh1_32<>+0(SB), Y13
+	VFMADD213PS  atanh2_32<>+0(SB), Y11, Y12
+	VFMADD213PS  atanh3_32<>+0(SB), Y11, Y13
+	VFMADD213PS  atanh4_32<>+0(SB), Y11, Y12
+	VFMADD213PS  atanh5_32<>+0(SB), Y11, Y13
+	VFMADD213PS  atanh6_32<>+0(SB), Y11, Y12
+	VFMADD213PS  atanh7_32<>+0(SB), Y11, Y13
+	VFMADD213PS  Y13, Y10, Y12
+	VBROADCASTSS signBit32<>+0(SB), Y10
+	VXORPS       Y6, Y10, Y10
+	VMAXPS       Y3, Y10, Y10
+	VBROADCASTSS zero32<>+0(SB), Y11
+	VMAXPS       Y10, Y11, Y10
+	VFMADD231PS  Y12, Y9, Y10
+	CMPL         smoothing+68(FP), $0x00
+	JE           smoothedonce
+	VMOVUPS      (R8), Y9
+	VCMPPS       $0x00, inf32<>+0(SB), Y9, Y11
+	VBLENDVPS    Y11, Y6, Y9, Y9
+	VBROADCASTSS smoothing+68(FP), Y11
+	VFMADD231PS  Y11, Y9, Y10
+
+smoothedonce:
+	CMPL         center+72(FP), $0x00
+	JE           centeredonce
+	VMOVUPS      (DI)(R9*1), Y9
+	VMOVUPS      (SI)(R9*1), Y11
+	VADDPS       Y9, Y11, Y9
+	VBROADCASTSS center+72(FP), Y11
+	VMULPS       Y11, Y9, Y11
+	VFMADD231PS  Y11, Y9, Y10
+
+centeredonce:
+	TESTQ   AX, AX
+	JZ      lossesDoneonce
+	VMOVUPS Y10, (AX)(R9*1)
+
+lossesDoneonce:
+	VADDPS       Y10, Y1, Y1
+	TESTQ        DX, DX
+	JZ           gradDoneonce
+	VSUBPS       Y7, Y4, Y9
+	VBROADCASTSS signBit32<>+0(SB), Y10
+	VANDNPS      Y5, Y10, Y10
+	VCMPPS       $0x01, expm1Range32<>+0(SB), Y10, Y10
+	VMULPS       Y5, Y5, Y11
+	VBROADCASTSS exp0_32<>+0(SB), Y12
+	VBROADCASTSS exp1_32<>+0(SB), Y13
+	VFMADD213PS  exp2_32<>+0(SB), Y11, Y12
+	VFMADD213PS  exp3_32<>+0(SB), Y11, Y13
+	VFMADD213PS  exp4_32<>+0(SB), Y11, Y12
+	VFMADD213PS  Y12, Y5, Y13
+	VFMADD213PS  Y5, Y11, Y13
+	VMULPS       Y7, Y13, Y13
+	VBLENDVPS    Y10, Y13, Y9, Y9
+	VFNMADD213PS one32<>+0(SB), Y7, Y4
+	VBROADCASTSS signBit32<>+0(SB), Y5
+	VANDPS       Y6, Y5, Y5
+	VXORPS       Y4, Y5, Y5
+	VXORPS       Y6, Y3, Y3
+	VBLENDVPS    Y3, Y9, Y5, Y5
+	VADDPS       one32<>+0(SB), Y8, Y8
+	VDIVPS       Y8, Y5, Y5
+	CMPL         smoothing+68(FP), $0x00
+	JE           smoothedGradonce
+	VMOVUPS      (R8), Y3
+	VCMPPS       $0x00, inf32<>+0(SB), Y3, Y3
+	VBROADCASTSS smoothing+68(FP), Y4
+	VBROADCASTSS zero32<>+0(SB), Y6
+	VBLENDVPS    Y3, Y4, Y6, Y6
+	VADDPS       Y6, Y5, Y5
+
+smoothedGradonce:
+	VBROADCASTSS scale+64(FP), Y3
+	VMULPS       Y3, Y5, Y5
+	VBROADCASTSS signBit32<>+0(SB), Y4
+	VXORPS       Y5, Y4, Y4
+	CMPL         center+72(FP), $0x00
+	JE           centeredGradonce
+	VMOVUPS      (DI)(R9*1), Y6
+	VMOVUPS      (SI)(R9*1), Y7
+	VADDPS       Y6, Y7, Y6
+	VBROADCASTSS center+72(FP), Y7
+	VADDPS       Y7, Y7, Y7
+	VMULPS       Y3, Y7, Y7
+	VMULPS       Y7, Y6, Y6
+	VADDPS       Y6, Y5, Y5
+	VADDPS       Y6, Y4, Y4
+
+centeredGradonce:
+	VMOVUPS Y5, (DX)(R9*1)
+	VMOVUPS Y4, (BX)(R9*1)
+
+gradDoneonce:
+	ADDQ         $0x20, R9
+	ADDQ         R10, R8
+	SUBQ         $0x08, CX
+	TESTQ        $0x000000ff, R9
+	JNZ          once
+	VCVTPS2PD    X1, Y3
+	VEXTRACTF128 $0x01, Y1, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y3, Y3
+	VADDPD       Y3, Y0, Y0
+	VXORPS       Y1, Y1, Y1
+	JMP          once
+
+tail:
+	TESTQ        CX, CX
+	JZ           done
+	LEAQ         tailMask32<>+32(SB), R10
+	NEGQ         CX
+	VMOVUPS      (R10)(CX*4), Y3
+	VMASKMOVPS   (R8), Y3, Y4
+	VBROADCASTSS one32<>+0(SB), Y5
+	VBLENDVPS    Y3, Y4, Y5, Y5
+	VMINPS       Y2, Y5, Y2
+	VBROADCASTSS huge32<>+0(SB), Y4
+	VMINPS       Y5, Y4, Y4
+	VMASKMOVPS   (SI)(R9*1), Y3, Y5
+	VMASKMOVPS   (DI)(R9*1), Y3, Y6
+	VSUBPS       Y6, Y5, Y7
+	VSUBPS       Y5, Y7, Y8
+	VSUBPS       Y8, Y7, Y9
+	VSUBPS       Y9, Y5, Y5
+	VADDPS       Y6, Y8, Y8
+	VSUBPS       Y8, Y5, Y5
+	VSUBPS       Y4, Y7, Y6
 	VSUBPS       Y7, Y6, Y8
 	VSUBPS       Y8, Y6, Y9
 	VSUBPS       Y9, Y7, Y9
-	VADDPS       Y3, Y8, Y8
+	VADDPS       Y4, Y8, Y8
 	VSUBPS       Y8, Y9, Y9
-	VADDPS       Y4, Y9, Y9
-	VADDPS       Y9, Y6, Y3
-	VSUBPS       Y6, Y3, Y6
+	VADDPS       Y5, Y9, Y9
+	VADDPS       Y9, Y6, Y4
+	VSUBPS       Y6, Y4, Y6
 	VSUBPS       Y6, Y9, Y9
-	VADDPS       Y3, Y7, Y6
-	VADDPS       Y4, Y6, Y6
+	VADDPS       Y4, Y7, Y6
+	VADDPS       Y5, Y6, Y6
 	VADDPS       Y9, Y6, Y6
 	VORPS        signBit32<>+0(SB), Y7, Y8
 	VMAXPS       expLeast32<>+0(SB), Y8, Y8
@@ -65,30 +253,30 @@ loop:
 	VFMADD213PS  Y10, Y10, Y13
 	VBROADCASTSS signBit32<>+0(SB), Y8
 	VANDNPS      Y8, Y7, Y8
-	VXORPS       Y4, Y8, Y8
+	VXORPS       Y5, Y8, Y8
 	VFMADD213PS  Y13, Y13, Y8
-	VORPS        signBit32<>+0(SB), Y3, Y4
-	VMAXPS       expLeast32<>+0(SB), Y4, Y4
+	VORPS        signBit32<>+0(SB), Y4, Y5
+	VMAXPS       expLeast32<>+0(SB), Y5, Y5
 	VBROADCASTSS expMagic32<>+0(SB), Y10
-	VFMADD231PS  log2e32<>+0(SB), Y4, Y10
+	VFMADD231PS  log2e32<>+0(SB), Y5, Y10
 	VSUBPS       expMagic32<>+0(SB), Y10, Y11
-	VFMADD231PS  minusLn232<>+0(SB), Y11, Y4
+	VFMADD231PS  minusLn232<>+0(SB), Y11, Y5
 	VPSLLD       $0x17, Y10, Y10
-	VMULPS       Y4, Y4, Y11
+	VMULPS       Y5, Y5, Y11
 	VBROADCASTSS exp0_32<>+0(SB), Y12
 	VBROADCASTSS exp1_32<>+0(SB), Y13
 	VFMADD213PS  exp2_32<>+0(SB), Y11, Y12
 	VFMADD213PS  exp3_32<>+0(SB), Y11, Y13
 	VFMADD213PS  exp4_32<>+0(SB), Y11, Y12
-	VFMADD213PS  Y12, Y4, Y13
-	VFMADD213PS  Y4, Y11, Y13
+	VFMADD213PS  Y12, Y5, Y13
+	VFMADD213PS  Y5, Y11, Y13
 	VFMADD213PS  Y10, Y10, Y13
-	VBROADCASTSS signBit32<>+0(SB), Y4
-	VANDNPS      Y4, Y3, Y4
-	VXORPS       Y9, Y4, Y4
-	VFMADD213PS  Y13, Y13, Y4
-	VADDPS       Y8, Y4, Y9
-	VFMADD231PS  Y8, Y4, Y9
+	VBROADCASTSS signBit32<>+0(SB), Y5
+	VANDNPS      Y5, Y4, Y5
+	VXORPS       Y9, Y5, Y5
+	VFMADD213PS  Y13, Y13, Y5
+	VADDPS       Y8, Y5, Y9
+	VFMADD231PS  Y8, Y5, Y9
 	VADDPS       two32<>+0(SB), Y9, Y10
 	VDIVPS       Y10, Y9, Y10
 	VMULPS       Y10, Y10, Y11
@@ -104,38 +292,41 @@ loop:
 	VFMADD213PS  Y14, Y11, Y13
 	VBROADCASTSS signBit32<>+0(SB), Y11
 	VXORPS       Y7, Y11, Y11
-	VMAXPS       Y3, Y11, Y11
-	VXORPS       X5, X5, X5
-	VMAXPS       Y11, Y5, Y11
+	VMAXPS       Y4, Y11, Y11
+	VBROADCASTSS zero32<>+0(SB), Y12
+	VMAXPS       Y11, Y12, Y11
 	VFMADD231PS  Y13, Y10, Y11
 	CMPL         smoothing+68(FP), $0x00
-	JE           smoothed
-	VMOVUPS      (R8), Y10
-	VCMPPS       $0x00, inf32<>+0(SB), Y10, Y12
-	VBLENDVPS    Y12, Y7, Y10, Y10
-	VBROADCASTSS smoothing+68(FP), Y12
-	VFMADD231PS  Y12, Y10, Y11
+	JE           smoothedtail
+	VMASKMOVPS   (R8), Y3, Y10
+	VBROADCASTSS one32<>+0(SB), Y12
+	VBLENDVPS    Y3, Y10, Y12, Y12
+	VCMPPS       $0x00, inf32<>+0(SB), Y12, Y10
+	VBLENDVPS    Y10, Y7, Y12, Y12
+	VBROADCASTSS smoothing+68(FP), Y10
+	VFMADD231PS  Y10, Y12, Y11
 
-smoothed:
+smoothedtail:
 	CMPL         center+72(FP), $0x00
-	JE           centered
-	VMOVUPS      (DI)(R9*1), Y10
-	VMOVUPS      (SI)(R9*1), Y12
+	JE           centeredtail
+	VMASKMOVPS   (DI)(R9*1), Y3, Y10
+	VMASKMOVPS   (SI)(R9*1), Y3, Y12
 	VADDPS       Y10, Y12, Y10
 	VBROADCASTSS center+72(FP), Y12
 	VMULPS       Y12, Y10, Y12
 	VFMADD231PS  Y12, Y10, Y11
 
-centered:
-	TESTQ   AX, AX
-	JZ      lossesDone
-	VMOVUPS Y11, (AX)(R9*1)
+centeredtail:
+	TESTQ      AX, AX
+	JZ         lossesDonetail
+	VMASKMOVPS Y11, Y3, (AX)(R9*1)
 
-lossesDone:
+lossesDonetail:
+	VANDPS       Y3, Y11, Y11
 	VADDPS       Y11, Y1, Y1
 	TESTQ        DX, DX
-	JZ           gradDone
-	VSUBPS       Y8, Y4, Y10
+	JZ           gradDonetail
+	VSUBPS       Y8, Y5, Y10
 	VBROADCASTSS signBit32<>+0(SB), Y11
 	VANDNPS      Y6, Y11, Y11
 	VCMPPS       $0x01, expm1Range32<>+0(SB), Y11, Y11
@@ -148,236 +339,46 @@ lossesDone:
 	VFMADD213PS  Y13, Y6, Y14
 	VFMADD213PS  Y6, Y12, Y14
 	VMULPS       Y8, Y14, Y14
-	VBLENDVPS    Y11, Y14, Y10, Y6
-	VFNMADD213PS one32<>+0(SB), Y8, Y4
-	VBROADCASTSS signBit32<>+0(SB), Y8
-	VANDPS       Y7, Y8, Y8
-	VXORPS       Y4, Y8, Y8
-	VXORPS       Y7, Y3, Y3
-	VBLENDVPS    Y3, Y6, Y8, Y3
-	VADDPS       one32<>+0(SB), Y9, Y9
-	VDIVPS       Y9, Y3, Y3
-	CMPL         smoothing+68(FP), $0x00
-	JE           smoothedGrad
-	VMOVUPS      (R8), Y4
-	VCMPPS       $0x00, inf32<>+0(SB), Y4, Y4
-	VBROADCASTSS smoothing+68(FP), Y6
-	VXORPS       X5, X5, X5
-	VBLENDVPS    Y4, Y6, Y5, Y4
-	VADDPS       Y4, Y3, Y3
-
-smoothedGrad:
-	VBROADCASTSS scale+64(FP), Y4
-	VMULPS       Y4, Y3, Y3
+	VBLENDVPS    Y11, Y14, Y10, Y10
+	VFNMADD213PS one32<>+0(SB), Y8, Y5
 	VBROADCASTSS signBit32<>+0(SB), Y6
-	VXORPS       Y3, Y6, Y6
+	VANDPS       Y7, Y6, Y6
+	VXORPS       Y5, Y6, Y6
+	VXORPS       Y7, Y4, Y4
+	VBLENDVPS    Y4, Y10, Y6, Y6
+	VADDPS       one32<>+0(SB), Y9, Y9
+	VDIVPS       Y9, Y6, Y6
+	CMPL         smoothing+68(FP), $0x00
+	JE           smoothedGradtail
+	VMASKMOVPS   (R8), Y3, Y4
+	VBROADCASTSS one32<>+0(SB), Y5
+	VBLENDVPS    Y3, Y4, Y5, Y5
+	VCMPPS       $0x00, inf32<>+0(SB), Y5, Y4
+	VBROADCASTSS smoothing+68(FP), Y5
+	VBROADCASTSS zero32<>+0(SB), Y7
+	VBLENDVPS    Y4, Y5, Y7, Y7
+	VADDPS       Y7, Y6, Y6
+
+smoothedGradtail:
+	VBROADCASTSS scale+64(FP), Y4
+	VMULPS       Y4, Y6, Y6
+	VBROADCASTSS signBit32<>+0(SB), Y5
+	VXORPS       Y6, Y5, Y5
 	CMPL         center+72(FP), $0x00
-	JE           centeredGrad
-	VMOVUPS      (DI)(R9*1), Y7
-	VMOVUPS      (SI)(R9*1), Y8
+	JE           centeredGradtail
+	VMASKMOVPS   (DI)(R9*1), Y3, Y7
+	VMASKMOVPS   (SI)(R9*1), Y3, Y8
 	VADDPS       Y7, Y8, Y7
 	VBROADCASTSS center+72(FP), Y8
 	VADDPS       Y8, Y8, Y8
 	VMULPS       Y4, Y8, Y8
 	VMULPS       Y8, Y7, Y7
-	VADDPS       Y7, Y3, Y3
 	VADDPS       Y7, Y6, Y6
-
-centeredGrad:
-	VMOVUPS Y3, (DX)(R9*1)
-	VMOVUPS Y6, (BX)(R9*1)
-
-gradDone:
-	ADDQ         $0x20, R9
-	ADDQ         step+56(FP), R8
-	SUBQ         $0x08, CX
-	TESTQ        $0x000000ff, R9
-	JNZ          loop
-	VCVTPS2PD    X1, Y3
-	VEXTRACTF128 $0x01, Y1, X1
-	VCVTPS2PD    X1, Y1
-	VADDPD       Y1, Y3, Y3
-	VADDPD       Y3, Y0, Y0
-	VXORPS       Y1, Y1, Y1
-	JMP          loop
-
-tail:
-	TESTQ        CX, CX
-	JZ           done
-	LEAQ         tailMask32<>+32(SB), R10
-	NEGQ         CX
-	VMOVUPS      (R10)(CX*4), Y3
-	VMASKMOVPS   (R8), Y3, Y4
-	VBROADCASTSS one32<>+0(SB), Y6
-	VBLENDVPS    Y3, Y4, Y6, Y4
-	VMINPS       Y2, Y4, Y2
-	VBROADCASTSS huge32<>+0(SB), Y6
-	VMINPS       Y4, Y6, Y4
-	VMASKMOVPS   (SI)(R9*1), Y3, Y6
-	VMASKMOVPS   (DI)(R9*1), Y3, Y7
-	VSUBPS       Y7, Y6, Y8
-	VSUBPS       Y6, Y8, Y9
-	VSUBPS       Y9, Y8, Y10
-	VSUBPS       Y10, Y6, Y6
-	VADDPS       Y7, Y9, Y9
-	VSUBPS       Y9, Y6, Y6
-	VSUBPS       Y4, Y8, Y7
-	VSUBPS       Y8, Y7, Y9
-	VSUBPS       Y9, Y7, Y10
-	VSUBPS       Y10, Y8, Y10
-	VADDPS       Y4, Y9, Y9
-	VSUBPS       Y9, Y10, Y10
-	VADDPS       Y6, Y10, Y10
-	VADDPS       Y10, Y7, Y4
-	VSUBPS       Y7, Y4, Y7
-	VSUBPS       Y7, Y10, Y10
-	VADDPS       Y4, Y8, Y7
-	VADDPS       Y6, Y7, Y7
-	VADDPS       Y10, Y7, Y7
-	VORPS        signBit32<>+0(SB), Y8, Y9
-	VMAXPS       expLeast32<>+0(SB), Y9, Y9
-	VBROADCASTSS expMagic32<>+0(SB), Y11
-	VFMADD231PS  log2e32<>+0(SB), Y9, Y11
-	VSUBPS       expMagic32<>+0(SB), Y11, Y12
-	VFMADD231PS  minusLn232<>+0(SB), Y12, Y9
-	VPSLLD       $0x17, Y11, Y11
-	VMULPS       Y9, Y9, Y12
-	VBROADCASTSS exp0_32<>+0(SB), Y13
-	VBROADCASTSS exp1_32<>+0(SB), Y14
-	VFMADD213PS  exp2_32<>+0(SB), Y12, Y13
-	VFMADD213PS  exp3_32<>+0(SB), Y12, Y14
-	VFMADD213PS  exp4_32<>+0(SB), Y12, Y13
-	VFMADD213PS  Y13, Y9, Y14
-	VFMADD213PS  Y9, Y12, Y14
-	VFMADD213PS  Y11, Y11, Y14
-	VBROADCASTSS signBit32<>+0(SB), Y9
-	VANDNPS      Y9, Y8, Y9
-	VXORPS       Y6, Y9, Y9
-	VFMADD213PS  Y14, Y14, Y9
-	VORPS        signBit32<>+0(SB), Y4, Y6
-	VMAXPS       expLeast32<>+0(SB), Y6, Y6
-	VBROADCASTSS expMagic32<>+0(SB), Y11
-	VFMADD231PS  log2e32<>+0(SB), Y6, Y11
-	VSUBPS       expMagic32<>+0(SB), Y11, Y12
-	VFMADD231PS  minusLn232<>+0(SB), Y12, Y6
-	VPSLLD       $0x17, Y11, Y11
-	VMULPS       Y6, Y6, Y12
-	VBROADCASTSS exp0_32<>+0(SB), Y13
-	VBROADCASTSS exp1_32<>+0(SB), Y14
-	VFMADD213PS  exp2_32<>+0(SB), Y12, Y13
-	VFMADD213PS  exp3_32<>+0(SB), Y12, Y14
-	VFMADD213PS  exp4_32<>+0(SB), Y12, Y13
-	VFMADD213PS  Y13, Y6, Y14
-	VFMADD213PS  Y6, Y12, Y14
-	VFMADD213PS  Y11, Y11, Y14
-	VBROADCASTSS signBit32<>+0(SB), Y6
-	VANDNPS      Y6, Y4, Y6
-	VXORPS       Y10, Y6, Y6
-	VFMADD213PS  Y14, Y14, Y6
-	VADDPS       Y9, Y6, Y10
-	VFMADD231PS  Y9, Y6, Y10
-	VADDPS       two32<>+0(SB), Y10, Y11
-	VDIVPS       Y11, Y10, Y11
-	VMULPS       Y11, Y11, Y12
-	VMULPS       Y12, Y12, Y13
-	VBROADCASTSS atanh0_32<>+0(SB), Y14
-	VBROADCASTSS atanh1_32<>+0(SB), Y15
-	VFMADD213PS  atanh2_32<>+0(SB), Y13, Y14
-	VFMADD213PS  atanh3_32<>+0(SB), Y13, Y15
-	VFMADD213PS  atanh4_32<>+0(SB), Y13, Y14
-	VFMADD213PS  atanh5_32<>+0(SB), Y13, Y15
-	VFMADD213PS  atanh6_32<>+0(SB), Y13, Y14
-	VFMADD213PS  atanh7_32<>+0(SB), Y13, Y15
-	VFMADD213PS  Y15, Y12, Y14
-	VBROADCASTSS signBit32<>+0(SB), Y12
-	VXORPS       Y8, Y12, Y12
-	VMAXPS       Y4, Y12, Y12
-	VXORPS       X5, X5, X5
-	VMAXPS       Y12, Y5, Y12
-	VFMADD231PS  Y14, Y11, Y12
-	CMPL         smoothing+68(FP), $0x00
-	JE           smoothedtail
-	VMASKMOVPS   (R8), Y3, Y11
-	VBROADCASTSS one32<>+0(SB), Y13
-	VBLENDVPS    Y3, Y11, Y13, Y11
-	VCMPPS       $0x00, inf32<>+0(SB), Y11, Y13
-	VBLENDVPS    Y13, Y8, Y11, Y11
-	VBROADCASTSS smoothing+68(FP), Y13
-	VFMADD231PS  Y13, Y11, Y12
-
-smoothedtail:
-	CMPL         center+72(FP), $0x00
-	JE           centeredtail
-	VMASKMOVPS   (DI)(R9*1), Y3, Y11
-	VMASKMOVPS   (SI)(R9*1), Y3, Y13
-	VADDPS       Y11, Y13, Y11
-	VBROADCASTSS center+72(FP), Y13
-	VMULPS       Y13, Y11, Y13
-	VFMADD231PS  Y13, Y11, Y12
-
-centeredtail:
-	TESTQ      AX, AX
-	JZ         lossesDonetail
-	VMASKMOVPS Y12, Y3, (AX)(R9*1)
-
-lossesDonetail:
-	VANDPS       Y3, Y12, Y12
-	VADDPS       Y12, Y1, Y1
-	TESTQ        DX, DX
-	JZ           gradDonetail
-	VSUBPS       Y9, Y6, Y11
-	VBROADCASTSS signBit32<>+0(SB), Y12
-	VANDNPS      Y7, Y12, Y12
-	VCMPPS       $0x01, expm1Range32<>+0(SB), Y12, Y12
-	VMULPS       Y7, Y7, Y13
-	VBROADCASTSS exp0_32<>+0(SB), Y14
-	VBROADCASTSS exp1_32<>+0(SB), Y15
-	VFMADD213PS  exp2_32<>+0(SB), Y13, Y14
-	VFMADD213PS  exp3_32<>+0(SB), Y13, Y15
-	VFMADD213PS  exp4_32<>+0(SB), Y13, Y14
-	VFMADD213PS  Y14, Y7, Y15
-	VFMADD213PS  Y7, Y13, Y15
-	VMULPS       Y9, Y15, Y15
-	VBLENDVPS    Y12, Y15, Y11, Y7
-	VFNMADD213PS one32<>+0(SB), Y9, Y6
-	VBROADCASTSS signBit32<>+0(SB), Y9
-	VANDPS       Y8, Y9, Y9
-	VXORPS       Y6, Y9, Y9
-	VXORPS       Y8, Y4, Y4
-	VBLENDVPS    Y4, Y7, Y9, Y4
-	VADDPS       one32<>+0(SB), Y10, Y10
-	VDIVPS       Y10, Y4, Y4
-	CMPL         smoothing+68(FP), $0x00
-	JE           smoothedGradtail
-	VMASKMOVPS   (R8), Y3, Y6
-	VBROADCASTSS one32<>+0(SB), Y7
-	VBLENDVPS    Y3, Y6, Y7, Y6
-	VCMPPS       $0x00, inf32<>+0(SB), Y6, Y6
-	VBROADCASTSS smoothing+68(FP), Y7
-	VXORPS       X5, X5, X5
-	VBLENDVPS    Y6, Y7, Y5, Y6
-	VADDPS       Y6, Y4, Y4
-
-smoothedGradtail:
-	VBROADCASTSS scale+64(FP), Y6
-	VMULPS       Y6, Y4, Y4
-	VBROADCASTSS signBit32<>+0(SB), Y7
-	VXORPS       Y4, Y7, Y7
-	CMPL         center+72(FP), $0x00
-	JE           centeredGradtail
-	VMASKMOVPS   (DI)(R9*1), Y3, Y8
-	VMASKMOVPS   (SI)(R9*1), Y3, Y9
-	VADDPS       Y8, Y9, Y8
-	VBROADCASTSS center+72(FP), Y9
-	VADDPS       Y9, Y9, Y9
-	VMULPS       Y6, Y9, Y9
-	VMULPS       Y9, Y8, Y8
-	VADDPS       Y8, Y4, Y4
-	VADDPS       Y8, Y7, Y7
+	VADDPS       Y7, Y5, Y5
 
 centeredGradtail:
-	VMASKMOVPS Y4, Y3, (DX)(R9*1)
-	VMASKMOVPS Y7, Y3, (BX)(R9*1)
+	VMASKMOVPS Y6, Y3, (DX)(R9*1)
+	VMASKMOVPS Y5, Y3, (BX)(R9*1)
 
 gradDonetail:
 done:
@@ -386,8 +387,8 @@ done:
 	VCVTPS2PD    X1, Y1
 	VADDPD       Y1, Y3, Y3
 	VADDPD       Y3, Y0, Y0
-	VXORPS       X5, X5, X5
-	VCMPPS       $0x0a, Y5, Y2, Y1
+	VBROADCASTSS zero32<>+0(SB), Y1
+	VCMPPS       $0x0a, Y1, Y2, Y1
 	VMOVMSKPS    Y1, AX
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPD       X1, X0, X0
@@ -402,6 +403,16 @@ done:
 
 return:
 	RET
+
+DATA zero32<>+0(SB)/4, $0x00000000
+DATA zero32<>+4(SB)/4, $0x00000000
+DATA zero32<>+8(SB)/4, $0x00000000
+DATA zero32<>+12(SB)/4, $0x00000000
+DATA zero32<>+16(SB)/4, $0x00000000
+DATA zero32<>+20(SB)/4, $0x00000000
+DATA zero32<>+24(SB)/4, $0x00000000
+DATA zero32<>+28(SB)/4, $0x00000000
+GLOBL zero32<>(SB), RODATA|NOPTR, $32
 
 DATA one32<>+0(SB)/4, $0x3f800000
 DATA one32<>+4(SB)/4, $0x3f800000
@@ -653,12 +664,13 @@ TEXT ·rewardBlockAVX2F64(SB), NOSPLIT, $0-96
 	MOVQ         rejected+32(FP), DI
 	MOVQ         delta+40(FP), R8
 	MOVQ         n+48(FP), CX
+	MOVQ         step+56(FP), R10
 	XORQ         R9, R9
-	VXORPS       X0, X0, X0
-	VXORPS       X1, X1, X1
+	VBROADCASTSD zero64<>+0(SB), Y0
+	VBROADCASTSD zero64<>+0(SB), Y1
 	VBROADCASTSD one64<>+0(SB), Y2
 
-loop:
+once:
 	CMPQ         CX, $0x04
 	JLT          tail
 	VMOVUPS      (R8), Y3
@@ -666,10 +678,171 @@ loop:
 	VBROADCASTSD huge64<>+0(SB), Y4
 	VMINPD       Y3, Y4, Y3
 	VMOVUPS      (SI)(R9*1), Y4
-	VMOVUPS      (DI)(R9*1), Y6
-	VSUBPD       Y6, Y4, Y4
+	VMOVUPS      (DI)(R9*1), Y5
+	VSUBPD       Y5, Y4, Y4
 	VSUBPD       Y3, Y4, Y3
-	VORPD        signBit64<>+0(SB), Y4, Y6
+	VORPD        signBit64<>+0(SB), Y4, Y5
+	VMAXPD       expLeast64<>+0(SB), Y5, Y5
+	VBROADCASTSD expMagic64<>+0(SB), Y6
+	VFMADD231PD  log2e64<>+0(SB), Y5, Y6
+	VSUBPD       expMagic64<>+0(SB), Y6, Y7
+	VFMADD231PD  minusLn264<>+0(SB), Y7, Y5
+	VFMADD231PD  minusLn2low64<>+0(SB), Y7, Y5
+	VPSLLQ       $0x34, Y6, Y6
+	VMULPD       Y5, Y5, Y7
+	VBROADCASTSD exp0_64<>+0(SB), Y8
+	VBROADCASTSD exp1_64<>+0(SB), Y9
+	VFMADD213PD  exp2_64<>+0(SB), Y7, Y8
+	VFMADD213PD  exp3_64<>+0(SB), Y7, Y9
+	VFMADD213PD  exp4_64<>+0(SB), Y7, Y8
+	VFMADD213PD  exp5_64<>+0(SB), Y7, Y9
+	VFMADD213PD  exp6_64<>+0(SB), Y7, Y8
+	VFMADD213PD  exp7_64<>+0(SB), Y7, Y9
+	VFMADD213PD  exp8_64<>+0(SB), Y7, Y8
+	VFMADD213PD  Y8, Y5, Y9
+	VFMADD213PD  Y5, Y7, Y9
+	VFMADD213PD  Y6, Y6, Y9
+	VORPD        signBit64<>+0(SB), Y3, Y5
+	VMAXPD       expLeast64<>+0(SB), Y5, Y5
+	VBROADCASTSD expMagic64<>+0(SB), Y6
+	VFMADD231PD  log2e64<>+0(SB), Y5, Y6
+	VSUBPD       expMagic64<>+0(SB), Y6, Y7
+	VFMADD231PD  minusLn264<>+0(SB), Y7, Y5
+	VFMADD231PD  minusLn2low64<>+0(SB), Y7, Y5
+	VPSLLQ       $0x34, Y6, Y6
+	VMULPD       Y5, Y5, Y7
+	VBROADCASTSD exp0_64<>+0(SB), Y8
+	VBROADCASTSD exp1_64<>+0(SB), Y10
+	VFMADD213PD  exp2_64<>+0(SB), Y7, Y8
+	VFMADD213PD  exp3_64<>+0(SB), Y7, Y10
+	VFMADD213PD  exp4_64<>+0(SB), Y7, Y8
+	VFMADD213PD  exp5_64<>+0(SB), Y7, Y10
+	VFMADD213PD  exp6_64<>+0(SB), Y7, Y8
+	VFMADD213PD  exp7_64<>+0(SB), Y7, Y10
+	VFMADD213PD  exp8_64<>+0(SB), Y7, Y8
+	VFMADD213PD  Y8, Y5, Y10
+	VFMADD213PD  Y5, Y7, Y10
+	VFMADD213PD  Y6, Y6, Y10
+	VADDPD       Y9, Y10, Y5
+	VFMADD231PD  Y9, Y10, Y5
+	VADDPD       two64<>+0(SB), Y5, Y6
+	VDIVPD       Y6, Y5, Y6
+	VMULPD       Y6, Y6, Y7
+	VMULPD       Y7, Y7, Y8
+	VBROADCASTSD atanh0_64<>+0(SB), Y11
+	VBROADCASTSD atanh1_64<>+0(SB), Y12
+	VFMADD213PD  atanh2_64<>+0(SB), Y8, Y11
+	VFMADD213PD  atanh3_64<>+0(SB), Y8, Y12
+	VFMADD213PD  atanh4_64<>+0(SB), Y8, Y11
+	VFMADD213PD  atanh5_64<>+0(SB), Y8, Y12
+	VFMADD213PD  atanh6_64<>+0(SB), Y8, Y11
+	VFMADD213PD  atanh7_64<>+0(SB), Y8, Y12
+	VFMADD213PD  atanh8_64<>+0(SB), Y8, Y11
+	VFMADD213PD  atanh9_64<>+0(SB), Y8, Y12
+	VFMADD213PD  atanh10_64<>+0(SB), Y8, Y11
+	VFMADD213PD  atanh11_64<>+0(SB), Y8, Y12
+	VFMADD213PD  atanh12_64<>+0(SB), Y8, Y11
+	VFMADD213PD  atanh13_64<>+0(SB), Y8, Y12
+	VFMADD213PD  Y12, Y7, Y11
+	VBROADCASTSD signBit64<>+0(SB), Y7
+	VXORPD       Y4, Y7, Y7
+	VMAXPD       Y3, Y7, Y7
+	VBROADCASTSD zero64<>+0(SB), Y8
+	VMAXPD       Y7, Y8, Y7
+	VFMADD231PD  Y11, Y6, Y7
+	CMPQ         smoothing+72(FP), $0x00
+	JE           smoothedonce
+	VMOVUPS      (R8), Y6
+	VCMPPD       $0x00, inf64<>+0(SB), Y6, Y8
+	VBLENDVPD    Y8, Y4, Y6, Y6
+	VBROADCASTSD smoothing+72(FP), Y8
+	VFMADD231PD  Y8, Y6, Y7
+
+smoothedonce:
+	CMPQ         center+80(FP), $0x00
+	JE           centeredonce
+	VMOVUPS      (DI)(R9*1), Y6
+	VMOVUPS      (SI)(R9*1), Y8
+	VADDPD       Y6, Y8, Y6
+	VBROADCASTSD center+80(FP), Y8
+	VMULPD       Y8, Y6, Y8
+	VFMADD231PD  Y8, Y6, Y7
+
+centeredonce:
+	TESTQ   AX, AX
+	JZ      lossesDoneonce
+	VMOVUPS Y7, (AX)(R9*1)
+
+lossesDoneonce:
+	VADDPD       Y7, Y1, Y1
+	TESTQ        DX, DX
+	JZ           gradDoneonce
+	VSUBPD       Y9, Y10, Y6
+	VFNMADD213PD one64<>+0(SB), Y9, Y10
+	VBROADCASTSD signBit64<>+0(SB), Y7
+	VANDPD       Y4, Y7, Y7
+	VXORPD       Y10, Y7, Y7
+	VXORPD       Y4, Y3, Y3
+	VBLENDVPD    Y3, Y6, Y7, Y7
+	VADDPD       one64<>+0(SB), Y5, Y5
+	VDIVPD       Y5, Y7, Y7
+	CMPQ         smoothing+72(FP), $0x00
+	JE           smoothedGradonce
+	VMOVUPS      (R8), Y3
+	VCMPPD       $0x00, inf64<>+0(SB), Y3, Y3
+	VBROADCASTSD smoothing+72(FP), Y4
+	VBROADCASTSD zero64<>+0(SB), Y5
+	VBLENDVPD    Y3, Y4, Y5, Y5
+	VADDPD       Y5, Y7, Y7
+
+smoothedGradonce:
+	VBROADCASTSD scale+64(FP), Y3
+	VMULPD       Y3, Y7, Y7
+	VBROADCASTSD signBit64<>+0(SB), Y4
+	VXORPD       Y7, Y4, Y4
+	CMPQ         center+80(FP), $0x00
+	JE           centeredGradonce
+	VMOVUPS      (DI)(R9*1), Y5
+	VMOVUPS      (SI)(R9*1), Y6
+	VADDPD       Y5, Y6, Y5
+	VBROADCASTSD center+80(FP), Y6
+	VADDPD       Y6, Y6, Y6
+	VMULPD       Y3, Y6, Y6
+	VMULPD       Y6, Y5, Y5
+	VADDPD       Y5, Y7, Y7
+	VADDPD       Y5, Y4, Y4
+
+centeredGradonce:
+	VMOVUPS Y7, (DX)(R9*1)
+	VMOVUPS Y4, (BX)(R9*1)
+
+gradDoneonce:
+	ADDQ   $0x20, R9
+	ADDQ   R10, R8
+	SUBQ   $0x04, CX
+	TESTQ  $0x000000ff, R9
+	JNZ    once
+	VADDPD Y1, Y0, Y0
+	VXORPD Y1, Y1, Y1
+	JMP    once
+
+tail:
+	TESTQ        CX, CX
+	JZ           done
+	LEAQ         tailMask64<>+32(SB), R10
+	NEGQ         CX
+	VMOVUPS      (R10)(CX*8), Y3
+	VMASKMOVPD   (R8), Y3, Y4
+	VBROADCASTSD one64<>+0(SB), Y5
+	VBLENDVPD    Y3, Y4, Y5, Y5
+	VMINPD       Y2, Y5, Y2
+	VBROADCASTSD huge64<>+0(SB), Y4
+	VMINPD       Y5, Y4, Y4
+	VMASKMOVPD   (SI)(R9*1), Y3, Y5
+	VMASKMOVPD   (DI)(R9*1), Y3, Y6
+	VSUBPD       Y6, Y5, Y5
+	VSUBPD       Y4, Y5, Y4
+	VORPD        signBit64<>+0(SB), Y5, Y6
 	VMAXPD       expLeast64<>+0(SB), Y6, Y6
 	VBROADCASTSD expMagic64<>+0(SB), Y7
 	VFMADD231PD  log2e64<>+0(SB), Y6, Y7
@@ -690,7 +863,7 @@ loop:
 	VFMADD213PD  Y9, Y6, Y10
 	VFMADD213PD  Y6, Y8, Y10
 	VFMADD213PD  Y7, Y7, Y10
-	VORPD        signBit64<>+0(SB), Y3, Y6
+	VORPD        signBit64<>+0(SB), Y4, Y6
 	VMAXPD       expLeast64<>+0(SB), Y6, Y6
 	VBROADCASTSD expMagic64<>+0(SB), Y7
 	VFMADD231PD  log2e64<>+0(SB), Y6, Y7
@@ -733,248 +906,87 @@ loop:
 	VFMADD213PD  atanh13_64<>+0(SB), Y9, Y13
 	VFMADD213PD  Y13, Y8, Y12
 	VBROADCASTSD signBit64<>+0(SB), Y8
-	VXORPD       Y4, Y8, Y8
-	VMAXPD       Y3, Y8, Y8
-	VXORPS       X5, X5, X5
-	VMAXPD       Y8, Y5, Y8
+	VXORPD       Y5, Y8, Y8
+	VMAXPD       Y4, Y8, Y8
+	VBROADCASTSD zero64<>+0(SB), Y9
+	VMAXPD       Y8, Y9, Y8
 	VFMADD231PD  Y12, Y7, Y8
 	CMPQ         smoothing+72(FP), $0x00
-	JE           smoothed
-	VMOVUPS      (R8), Y7
-	VCMPPD       $0x00, inf64<>+0(SB), Y7, Y9
-	VBLENDVPD    Y9, Y4, Y7, Y7
-	VBROADCASTSD smoothing+72(FP), Y9
-	VFMADD231PD  Y9, Y7, Y8
+	JE           smoothedtail
+	VMASKMOVPD   (R8), Y3, Y7
+	VBROADCASTSD one64<>+0(SB), Y9
+	VBLENDVPD    Y3, Y7, Y9, Y9
+	VCMPPD       $0x00, inf64<>+0(SB), Y9, Y7
+	VBLENDVPD    Y7, Y5, Y9, Y9
+	VBROADCASTSD smoothing+72(FP), Y7
+	VFMADD231PD  Y7, Y9, Y8
 
-smoothed:
+smoothedtail:
 	CMPQ         center+80(FP), $0x00
-	JE           centered
-	VMOVUPS      (DI)(R9*1), Y7
-	VMOVUPS      (SI)(R9*1), Y9
+	JE           centeredtail
+	VMASKMOVPD   (DI)(R9*1), Y3, Y7
+	VMASKMOVPD   (SI)(R9*1), Y3, Y9
 	VADDPD       Y7, Y9, Y7
 	VBROADCASTSD center+80(FP), Y9
 	VMULPD       Y9, Y7, Y9
 	VFMADD231PD  Y9, Y7, Y8
 
-centered:
-	TESTQ   AX, AX
-	JZ      lossesDone
-	VMOVUPS Y8, (AX)(R9*1)
-
-lossesDone:
-	VADDPD       Y8, Y1, Y1
-	TESTQ        DX, DX
-	JZ           gradDone
-	VSUBPD       Y10, Y11, Y7
-	VFNMADD213PD one64<>+0(SB), Y10, Y11
-	VBROADCASTSD signBit64<>+0(SB), Y8
-	VANDPD       Y4, Y8, Y8
-	VXORPD       Y11, Y8, Y8
-	VXORPD       Y4, Y3, Y3
-	VBLENDVPD    Y3, Y7, Y8, Y3
-	VADDPD       one64<>+0(SB), Y6, Y6
-	VDIVPD       Y6, Y3, Y3
-	CMPQ         smoothing+72(FP), $0x00
-	JE           smoothedGrad
-	VMOVUPS      (R8), Y4
-	VCMPPD       $0x00, inf64<>+0(SB), Y4, Y4
-	VBROADCASTSD smoothing+72(FP), Y6
-	VXORPS       X5, X5, X5
-	VBLENDVPD    Y4, Y6, Y5, Y4
-	VADDPD       Y4, Y3, Y3
-
-smoothedGrad:
-	VBROADCASTSD scale+64(FP), Y4
-	VMULPD       Y4, Y3, Y3
-	VBROADCASTSD signBit64<>+0(SB), Y6
-	VXORPD       Y3, Y6, Y6
-	CMPQ         center+80(FP), $0x00
-	JE           centeredGrad
-	VMOVUPS      (DI)(R9*1), Y7
-	VMOVUPS      (SI)(R9*1), Y8
-	VADDPD       Y7, Y8, Y7
-	VBROADCASTSD center+80(FP), Y8
-	VADDPD       Y8, Y8, Y8
-	VMULPD       Y4, Y8, Y8
-	VMULPD       Y8, Y7, Y7
-	VADDPD       Y7, Y3, Y3
-	VADDPD       Y7, Y6, Y6
-
-centeredGrad:
-	VMOVUPS Y3, (DX)(R9*1)
-	VMOVUPS Y6, (BX)(R9*1)
-
-gradDone:
-	ADDQ   $0x20, R9
-	ADDQ   step+56(FP), R8
-	SUBQ   $0x04, CX
-	TESTQ  $0x000000ff, R9
-	JNZ    loop
-	VADDPD Y1, Y0, Y0
-	VXORPD Y1, Y1, Y1
-	JMP    loop
-
-tail:
-	TESTQ        CX, CX
-	JZ           done
-	LEAQ         tailMask64<>+32(SB), R10
-	NEGQ         CX
-	VMOVUPS      (R10)(CX*8), Y3
-	VMASKMOVPD   (R8), Y3, Y4
-	VBROADCASTSD one64<>+0(SB), Y6
-	VBLENDVPD    Y3, Y4, Y6, Y4
-	VMINPD       Y2, Y4, Y2
-	VBROADCASTSD huge64<>+0(SB), Y6
-	VMINPD       Y4, Y6, Y4
-	VMASKMOVPD   (SI)(R9*1), Y3, Y6
-	VMASKMOVPD   (DI)(R9*1), Y3, Y7
-	VSUBPD       Y7, Y6, Y6
-	VSUBPD       Y4, Y6, Y4
-	VORPD        signBit64<>+0(SB), Y6, Y7
-	VMAXPD       expLeast64<>+0(SB), Y7, Y7
-	VBROADCASTSD expMagic64<>+0(SB), Y8
-	VFMADD231PD  log2e64<>+0(SB), Y7, Y8
-	VSUBPD       expMagic64<>+0(SB), Y8, Y9
-	VFMADD231PD  minusLn264<>+0(SB), Y9, Y7
-	VFMADD231PD  minusLn2low64<>+0(SB), Y9, Y7
-	VPSLLQ       $0x34, Y8, Y8
-	VMULPD       Y7, Y7, Y9
-	VBROADCASTSD exp0_64<>+0(SB), Y10
-	VBROADCASTSD exp1_64<>+0(SB), Y11
-	VFMADD213PD  exp2_64<>+0(SB), Y9, Y10
-	VFMADD213PD  exp3_64<>+0(SB), Y9, Y11
-	VFMADD213PD  exp4_64<>+0(SB), Y9, Y10
-	VFMADD213PD  exp5_64<>+0(SB), Y9, Y11
-	VFMADD213PD  exp6_64<>+0(SB), Y9, Y10
-	VFMADD213PD  exp7_64<>+0(SB), Y9, Y11
-	VFMADD213PD  exp8_64<>+0(SB), Y9, Y10
-	VFMADD213PD  Y10, Y7, Y11
-	VFMADD213PD  Y7, Y9, Y11
-	VFMADD213PD  Y8, Y8, Y11
-	VORPD        signBit64<>+0(SB), Y4, Y7
-	VMAXPD       expLeast64<>+0(SB), Y7, Y7
-	VBROADCASTSD expMagic64<>+0(SB), Y8
-	VFMADD231PD  log2e64<>+0(SB), Y7, Y8
-	VSUBPD       expMagic64<>+0(SB), Y8, Y9
-	VFMADD231PD  minusLn264<>+0(SB), Y9, Y7
-	VFMADD231PD  minusLn2low64<>+0(SB), Y9, Y7
-	VPSLLQ       $0x34, Y8, Y8
-	VMULPD       Y7, Y7, Y9
-	VBROADCASTSD exp0_64<>+0(SB), Y10
-	VBROADCASTSD exp1_64<>+0(SB), Y12
-	VFMADD213PD  exp2_64<>+0(SB), Y9, Y10
-	VFMADD213PD  exp3_64<>+0(SB), Y9, Y12
-	VFMADD213PD  exp4_64<>+0(SB), Y9, Y10
-	VFMADD213PD  exp5_64<>+0(SB), Y9, Y12
-	VFMADD213PD  exp6_64<>+0(SB), Y9, Y10
-	VFMADD213PD  exp7_64<>+0(SB), Y9, Y12
-	VFMADD213PD  exp8_64<>+0(SB), Y9, Y10
-	VFMADD213PD  Y10, Y7, Y12
-	VFMADD213PD  Y7, Y9, Y12
-	VFMADD213PD  Y8, Y8, Y12
-	VADDPD       Y11, Y12, Y7
-	VFMADD231PD  Y11, Y12, Y7
-	VADDPD       two64<>+0(SB), Y7, Y8
-	VDIVPD       Y8, Y7, Y8
-	VMULPD       Y8, Y8, Y9
-	VMULPD       Y9, Y9, Y10
-	VBROADCASTSD atanh0_64<>+0(SB), Y13
-	VBROADCASTSD atanh1_64<>+0(SB), Y14
-	VFMADD213PD  atanh2_64<>+0(SB), Y10, Y13
-	VFMADD213PD  atanh3_64<>+0(SB), Y10, Y14
-	VFMADD213PD  atanh4_64<>+0(SB), Y10, Y13
-	VFMADD213PD  atanh5_64<>+0(SB), Y10, Y14
-	VFMADD213PD  atanh6_64<>+0(SB), Y10, Y13
-	VFMADD213PD  atanh7_64<>+0(SB), Y10, Y14
-	VFMADD213PD  atanh8_64<>+0(SB), Y10, Y13
-	VFMADD213PD  atanh9_64<>+0(SB), Y10, Y14
-	VFMADD213PD  atanh10_64<>+0(SB), Y10, Y13
-	VFMADD213PD  atanh11_64<>+0(SB), Y10, Y14
-	VFMADD213PD  atanh12_64<>+0(SB), Y10, Y13
-	VFMADD213PD  atanh13_64<>+0(SB), Y10, Y14
-	VFMADD213PD  Y14, Y9, Y13
-	VBROADCASTSD signBit64<>+0(SB), Y9
-	VXORPD       Y6, Y9, Y9
-	VMAXPD       Y4, Y9, Y9
-	VXORPS       X5, X5, X5
-	VMAXPD       Y9, Y5, Y9
-	VFMADD231PD  Y13, Y8, Y9
-	CMPQ         smoothing+72(FP), $0x00
-	JE           smoothedtail
-	VMASKMOVPD   (R8), Y3, Y8
-	VBROADCASTSD one64<>+0(SB), Y10
-	VBLENDVPD    Y3, Y8, Y10, Y8
-	VCMPPD       $0x00, inf64<>+0(SB), Y8, Y10
-	VBLENDVPD    Y10, Y6, Y8, Y8
-	VBROADCASTSD smoothing+72(FP), Y10
-	VFMADD231PD  Y10, Y8, Y9
-
-smoothedtail:
-	CMPQ         center+80(FP), $0x00
-	JE           centeredtail
-	VMASKMOVPD   (DI)(R9*1), Y3, Y8
-	VMASKMOVPD   (SI)(R9*1), Y3, Y10
-	VADDPD       Y8, Y10, Y8
-	VBROADCASTSD center+80(FP), Y10
-	VMULPD       Y10, Y8, Y10
-	VFMADD231PD  Y10, Y8, Y9
-
 centeredtail:
 	TESTQ      AX, AX
 	JZ         lossesDonetail
-	VMASKMOVPD Y9, Y3, (AX)(R9*1)
+	VMASKMOVPD Y8, Y3, (AX)(R9*1)
 
 lossesDonetail:
-	VANDPD       Y3, Y9, Y9
-	VADDPD       Y9, Y1, Y1
+	VANDPD       Y3, Y8, Y8
+	VADDPD       Y8, Y1, Y1
 	TESTQ        DX, DX
 	JZ           gradDonetail
-	VSUBPD       Y11, Y12, Y8
-	VFNMADD213PD one64<>+0(SB), Y11, Y12
-	VBROADCASTSD signBit64<>+0(SB), Y9
-	VANDPD       Y6, Y9, Y9
-	VXORPD       Y12, Y9, Y9
-	VXORPD       Y6, Y4, Y4
-	VBLENDVPD    Y4, Y8, Y9, Y4
-	VADDPD       one64<>+0(SB), Y7, Y7
-	VDIVPD       Y7, Y4, Y4
+	VSUBPD       Y10, Y11, Y7
+	VFNMADD213PD one64<>+0(SB), Y10, Y11
+	VBROADCASTSD signBit64<>+0(SB), Y8
+	VANDPD       Y5, Y8, Y8
+	VXORPD       Y11, Y8, Y8
+	VXORPD       Y5, Y4, Y4
+	VBLENDVPD    Y4, Y7, Y8, Y8
+	VADDPD       one64<>+0(SB), Y6, Y6
+	VDIVPD       Y6, Y8, Y8
 	CMPQ         smoothing+72(FP), $0x00
 	JE           smoothedGradtail
-	VMASKMOVPD   (R8), Y3, Y6
-	VBROADCASTSD one64<>+0(SB), Y7
-	VBLENDVPD    Y3, Y6, Y7, Y6
-	VCMPPD       $0x00, inf64<>+0(SB), Y6, Y6
-	VBROADCASTSD smoothing+72(FP), Y7
-	VXORPS       X5, X5, X5
-	VBLENDVPD    Y6, Y7, Y5, Y6
-	VADDPD       Y6, Y4, Y4
+	VMASKMOVPD   (R8), Y3, Y4
+	VBROADCASTSD one64<>+0(SB), Y5
+	VBLENDVPD    Y3, Y4, Y5, Y5
+	VCMPPD       $0x00, inf64<>+0(SB), Y5, Y4
+	VBROADCASTSD smoothing+72(FP), Y5
+	VBROADCASTSD zero64<>+0(SB), Y6
+	VBLENDVPD    Y4, Y5, Y6, Y6
+	VADDPD       Y6, Y8, Y8
 
 smoothedGradtail:
-	VBROADCASTSD scale+64(FP), Y6
-	VMULPD       Y6, Y4, Y4
-	VBROADCASTSD signBit64<>+0(SB), Y7
-	VXORPD       Y4, Y7, Y7
+	VBROADCASTSD scale+64(FP), Y4
+	VMULPD       Y4, Y8, Y8
+	VBROADCASTSD signBit64<>+0(SB), Y5
+	VXORPD       Y8, Y5, Y5
 	CMPQ         center+80(FP), $0x00
 	JE           centeredGradtail
-	VMASKMOVPD   (DI)(R9*1), Y3, Y8
-	VMASKMOVPD   (SI)(R9*1), Y3, Y9
-	VADDPD       Y8, Y9, Y8
-	VBROADCASTSD center+80(FP), Y9
-	VADDPD       Y9, Y9, Y9
-	VMULPD       Y6, Y9, Y9
-	VMULPD       Y9, Y8, Y8
-	VADDPD       Y8, Y4, Y4
-	VADDPD       Y8, Y7, Y7
+	VMASKMOVPD   (DI)(R9*1), Y3, Y6
+	VMASKMOVPD   (SI)(R9*1), Y3, Y7
+	VADDPD       Y6, Y7, Y6
+	VBROADCASTSD center+80(FP), Y7
+	VADDPD       Y7, Y7, Y7
+	VMULPD       Y4, Y7, Y7
+	VMULPD       Y7, Y6, Y6
+	VADDPD       Y6, Y8, Y8
+	VADDPD       Y6, Y5, Y5
 
 centeredGradtail:
-	VMASKMOVPD Y4, Y3, (DX)(R9*1)
-	VMASKMOVPD Y7, Y3, (BX)(R9*1)
+	VMASKMOVPD Y8, Y3, (DX)(R9*1)
+	VMASKMOVPD Y5, Y3, (BX)(R9*1)
 
 gradDonetail:
 done:
 	VADDPD       Y1, Y0, Y0
-	VXORPS       X5, X5, X5
-	VCMPPD       $0x0a, Y5, Y2, Y1
+	VBROADCASTSD zero64<>+0(SB), Y1
+	VCMPPD       $0x0a, Y1, Y2, Y1
 	VMOVMSKPD    Y1, AX
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPD       X1, X0, X0
@@ -989,6 +1001,12 @@ done:
 
 return:
 	RET
+
+DATA zero64<>+0(SB)/8, $0x0000000000000000
+DATA zero64<>+8(SB)/8, $0x0000000000000000
+DATA zero64<>+16(SB)/8, $0x0000000000000000
+DATA zero64<>+24(SB)/8, $0x0000000000000000
+GLOBL zero64<>(SB), RODATA|NOPTR, $32
 
 DATA one64<>+0(SB)/8, $0x3ff0000000000000
 DATA one64<>+8(SB)/8, $0x3ff0000000000000
@@ -1208,12 +1226,324 @@ TEXT ·rewardBlockAVX512F32(SB), NOSPLIT, $0-88
 	MOVQ         rejected+32(FP), DI
 	MOVQ         delta+40(FP), R8
 	MOVQ         n+48(FP), CX
+	MOVQ         step+56(FP), R10
 	XORQ         R9, R9
-	VXORPS       X0, X0, X0
-	VXORPS       X1, X1, X1
+	VBROADCASTSS zero32<>+0(SB), Z0
+	VBROADCASTSS zero32<>+0(SB), Z1
 	VBROADCASTSS one32<>+0(SB), Z2
 
-loop:
+twice:
+	CMPQ             CX, $0x20
+	JLT              once
+	VMOVUPS          (R8), Z3
+	VMOVUPS          (R8)(R10*1), Z4
+	VMINPS           Z2, Z3, Z2
+	VMINPS           Z2, Z4, Z2
+	VBROADCASTSS     huge32<>+0(SB), Z5
+	VBROADCASTSS     huge32<>+0(SB), Z6
+	VMINPS           Z3, Z5, Z3
+	VMINPS           Z4, Z6, Z4
+	VMOVUPS          (SI)(R9*1), Z5
+	VMOVUPS          64(SI)(R9*1), Z6
+	VMOVUPS          (DI)(R9*1), Z7
+	VMOVUPS          64(DI)(R9*1), Z8
+	VSUBPS           Z7, Z5, Z9
+	VSUBPS           Z8, Z6, Z10
+	VSUBPS           Z5, Z9, Z11
+	VSUBPS           Z6, Z10, Z12
+	VSUBPS           Z11, Z9, Z13
+	VSUBPS           Z12, Z10, Z14
+	VSUBPS           Z13, Z5, Z5
+	VSUBPS           Z14, Z6, Z6
+	VADDPS           Z7, Z11, Z11
+	VADDPS           Z8, Z12, Z12
+	VSUBPS           Z11, Z5, Z5
+	VSUBPS           Z12, Z6, Z6
+	VSUBPS           Z3, Z9, Z7
+	VSUBPS           Z4, Z10, Z8
+	VSUBPS           Z9, Z7, Z11
+	VSUBPS           Z10, Z8, Z12
+	VSUBPS           Z11, Z7, Z13
+	VSUBPS           Z12, Z8, Z14
+	VSUBPS           Z13, Z9, Z13
+	VSUBPS           Z14, Z10, Z14
+	VADDPS           Z3, Z11, Z11
+	VADDPS           Z4, Z12, Z12
+	VSUBPS           Z11, Z13, Z13
+	VSUBPS           Z12, Z14, Z14
+	VADDPS           Z5, Z13, Z13
+	VADDPS           Z6, Z14, Z14
+	VADDPS           Z13, Z7, Z3
+	VADDPS           Z14, Z8, Z4
+	VSUBPS           Z7, Z3, Z7
+	VSUBPS           Z8, Z4, Z8
+	VSUBPS           Z7, Z13, Z13
+	VSUBPS           Z8, Z14, Z14
+	VADDPS           Z3, Z9, Z7
+	VADDPS           Z4, Z10, Z8
+	VADDPS           Z5, Z7, Z7
+	VADDPS           Z6, Z8, Z8
+	VADDPS           Z13, Z7, Z7
+	VADDPS           Z14, Z8, Z8
+	VRANGEPS.BCST    $0x0e, expBound32<>+0(SB), Z9, Z11
+	VRANGEPS.BCST    $0x0e, expBound32<>+0(SB), Z10, Z12
+	VBROADCASTSS     expMagic32<>+0(SB), Z15
+	VBROADCASTSS     expMagic32<>+0(SB), Z16
+	VFMADD231PS.BCST log2e32<>+0(SB), Z11, Z15
+	VFMADD231PS.BCST log2e32<>+0(SB), Z12, Z16
+	VSUBPS.BCST      expMagic32<>+0(SB), Z15, Z17
+	VSUBPS.BCST      expMagic32<>+0(SB), Z16, Z18
+	VFMADD231PS.BCST minusLn232<>+0(SB), Z17, Z11
+	VFMADD231PS.BCST minusLn232<>+0(SB), Z18, Z12
+	VPSLLD           $0x17, Z15, Z15
+	VPSLLD           $0x17, Z16, Z16
+	VMULPS           Z11, Z11, Z17
+	VMULPS           Z12, Z12, Z18
+	VBROADCASTSS     exp0_32<>+0(SB), Z19
+	VBROADCASTSS     exp0_32<>+0(SB), Z20
+	VBROADCASTSS     exp1_32<>+0(SB), Z21
+	VBROADCASTSS     exp1_32<>+0(SB), Z22
+	VFMADD213PS.BCST exp2_32<>+0(SB), Z17, Z19
+	VFMADD213PS.BCST exp2_32<>+0(SB), Z18, Z20
+	VFMADD213PS.BCST exp3_32<>+0(SB), Z17, Z21
+	VFMADD213PS.BCST exp3_32<>+0(SB), Z18, Z22
+	VFMADD213PS.BCST exp4_32<>+0(SB), Z17, Z19
+	VFMADD213PS.BCST exp4_32<>+0(SB), Z18, Z20
+	VFMADD213PS      Z19, Z11, Z21
+	VFMADD213PS      Z20, Z12, Z22
+	VFMADD213PS      Z11, Z17, Z21
+	VFMADD213PS      Z12, Z18, Z22
+	VFMADD213PS      Z15, Z15, Z21
+	VFMADD213PS      Z16, Z16, Z22
+	VPTERNLOGD.BCST  $0xd2, signBit32<>+0(SB), Z9, Z5
+	VPTERNLOGD.BCST  $0xd2, signBit32<>+0(SB), Z10, Z6
+	VFMADD213PS      Z21, Z21, Z5
+	VFMADD213PS      Z22, Z22, Z6
+	VRANGEPS.BCST    $0x0e, expBound32<>+0(SB), Z3, Z11
+	VRANGEPS.BCST    $0x0e, expBound32<>+0(SB), Z4, Z12
+	VBROADCASTSS     expMagic32<>+0(SB), Z15
+	VBROADCASTSS     expMagic32<>+0(SB), Z16
+	VFMADD231PS.BCST log2e32<>+0(SB), Z11, Z15
+	VFMADD231PS.BCST log2e32<>+0(SB), Z12, Z16
+	VSUBPS.BCST      expMagic32<>+0(SB), Z15, Z17
+	VSUBPS.BCST      expMagic32<>+0(SB), Z16, Z18
+	VFMADD231PS.BCST minusLn232<>+0(SB), Z17, Z11
+	VFMADD231PS.BCST minusLn232<>+0(SB), Z18, Z12
+	VPSLLD           $0x17, Z15, Z15
+	VPSLLD           $0x17, Z16, Z16
+	VMULPS           Z11, Z11, Z17
+	VMULPS           Z12, Z12, Z18
+	VBROADCASTSS     exp0_32<>+0(SB), Z19
+	VBROADCASTSS     exp0_32<>+0(SB), Z20
+	VBROADCASTSS     exp1_32<>+0(SB), Z21
+	VBROADCASTSS     exp1_32<>+0(SB), Z22
+	VFMADD213PS.BCST exp2_32<>+0(SB), Z17, Z19
+	VFMADD213PS.BCST exp2_32<>+0(SB), Z18, Z20
+	VFMADD213PS.BCST exp3_32<>+0(SB), Z17, Z21
+	VFMADD213PS.BCST exp3_32<>+0(SB), Z18, Z22
+	VFMADD213PS.BCST exp4_32<>+0(SB), Z17, Z19
+	VFMADD213PS.BCST exp4_32<>+0(SB), Z18, Z20
+	VFMADD213PS      Z19, Z11, Z21
+	VFMADD213PS      Z20, Z12, Z22
+	VFMADD213PS      Z11, Z17, Z21
+	VFMADD213PS      Z12, Z18, Z22
+	VFMADD213PS      Z15, Z15, Z21
+	VFMADD213PS      Z16, Z16, Z22
+	VPTERNLOGD.BCST  $0xd2, signBit32<>+0(SB), Z3, Z13
+	VPTERNLOGD.BCST  $0xd2, signBit32<>+0(SB), Z4, Z14
+	VFMADD213PS      Z21, Z21, Z13
+	VFMADD213PS      Z22, Z22, Z14
+	VADDPS           Z5, Z13, Z11
+	VADDPS           Z6, Z14, Z12
+	VFMADD231PS      Z5, Z13, Z11
+	VFMADD231PS      Z6, Z14, Z12
+	VADDPS.BCST      two32<>+0(SB), Z11, Z15
+	VADDPS.BCST      two32<>+0(SB), Z12, Z16
+	VDIVPS           Z15, Z11, Z15
+	VDIVPS           Z16, Z12, Z16
+	VMULPS           Z15, Z15, Z17
+	VMULPS           Z16, Z16, Z18
+	VMULPS           Z17, Z17, Z19
+	VMULPS           Z18, Z18, Z20
+	VBROADCASTSS     atanh0_32<>+0(SB), Z21
+	VBROADCASTSS     atanh0_32<>+0(SB), Z22
+	VBROADCASTSS     atanh1_32<>+0(SB), Z23
+	VBROADCASTSS     atanh1_32<>+0(SB), Z24
+	VFMADD213PS.BCST atanh2_32<>+0(SB), Z19, Z21
+	VFMADD213PS.BCST atanh2_32<>+0(SB), Z20, Z22
+	VFMADD213PS.BCST atanh3_32<>+0(SB), Z19, Z23
+	VFMADD213PS.BCST atanh3_32<>+0(SB), Z20, Z24
+	VFMADD213PS.BCST atanh4_32<>+0(SB), Z19, Z21
+	VFMADD213PS.BCST atanh4_32<>+0(SB), Z20, Z22
+	VFMADD213PS.BCST atanh5_32<>+0(SB), Z19, Z23
+	VFMADD213PS.BCST atanh5_32<>+0(SB), Z20, Z24
+	VFMADD213PS.BCST atanh6_32<>+0(SB), Z19, Z21
+	VFMADD213PS.BCST atanh6_32<>+0(SB), Z20, Z22
+	VFMADD213PS.BCST atanh7_32<>+0(SB), Z19, Z23
+	VFMADD213PS.BCST atanh7_32<>+0(SB), Z20, Z24
+	VFMADD213PS      Z23, Z17, Z21
+	VFMADD213PS      Z24, Z18, Z22
+	VBROADCASTSS     signBit32<>+0(SB), Z17
+	VBROADCASTSS     signBit32<>+0(SB), Z18
+	VXORPS           Z9, Z17, Z17
+	VXORPS           Z10, Z18, Z18
+	VMAXPS           Z3, Z17, Z17
+	VMAXPS           Z4, Z18, Z18
+	VBROADCASTSS     zero32<>+0(SB), Z19
+	VBROADCASTSS     zero32<>+0(SB), Z20
+	VMAXPS           Z17, Z19, Z17
+	VMAXPS           Z18, Z20, Z18
+	VFMADD231PS      Z21, Z15, Z17
+	VFMADD231PS      Z22, Z16, Z18
+	CMPL             smoothing+68(FP), $0x00
+	JE               smoothedtwice
+	VMOVUPS          (R8), Z15
+	VMOVUPS          (R8)(R10*1), Z16
+	VCMPPS.BCST      $0x00, inf32<>+0(SB), Z15, K1
+	VCMPPS.BCST      $0x00, inf32<>+0(SB), Z16, K2
+	VMOVAPS          Z9, K1, Z15
+	VMOVAPS          Z10, K2, Z16
+	VBROADCASTSS     smoothing+68(FP), Z19
+	VBROADCASTSS     smoothing+68(FP), Z20
+	VFMADD231PS      Z19, Z15, Z17
+	VFMADD231PS      Z20, Z16, Z18
+
+smoothedtwice:
+	CMPL         center+72(FP), $0x00
+	JE           centeredtwice
+	VMOVUPS      (DI)(R9*1), Z15
+	VMOVUPS      64(DI)(R9*1), Z16
+	VMOVUPS      (SI)(R9*1), Z19
+	VMOVUPS      64(SI)(R9*1), Z20
+	VADDPS       Z15, Z19, Z15
+	VADDPS       Z16, Z20, Z16
+	VBROADCASTSS center+72(FP), Z19
+	VBROADCASTSS center+72(FP), Z20
+	VMULPS       Z19, Z15, Z19
+	VMULPS       Z20, Z16, Z20
+	VFMADD231PS  Z19, Z15, Z17
+	VFMADD231PS  Z20, Z16, Z18
+
+centeredtwice:
+	TESTQ   AX, AX
+	JZ      lossesDonetwice
+	VMOVUPS Z17, (AX)(R9*1)
+	VMOVUPS Z18, 64(AX)(R9*1)
+
+lossesDonetwice:
+	VADDPS            Z17, Z1, Z1
+	VADDPS            Z18, Z1, Z1
+	TESTQ             DX, DX
+	JZ                gradDonetwice
+	VSUBPS            Z5, Z13, Z15
+	VSUBPS            Z6, Z14, Z16
+	VBROADCASTSS      signBit32<>+0(SB), Z17
+	VBROADCASTSS      signBit32<>+0(SB), Z18
+	VANDNPS           Z7, Z17, Z17
+	VANDNPS           Z8, Z18, Z18
+	VCMPPS.BCST       $0x01, expm1Range32<>+0(SB), Z17, K1
+	VCMPPS.BCST       $0x01, expm1Range32<>+0(SB), Z18, K2
+	VMULPS            Z7, Z7, Z17
+	VMULPS            Z8, Z8, Z18
+	VBROADCASTSS      exp0_32<>+0(SB), Z19
+	VBROADCASTSS      exp0_32<>+0(SB), Z20
+	VBROADCASTSS      exp1_32<>+0(SB), Z21
+	VBROADCASTSS      exp1_32<>+0(SB), Z22
+	VFMADD213PS.BCST  exp2_32<>+0(SB), Z17, Z19
+	VFMADD213PS.BCST  exp2_32<>+0(SB), Z18, Z20
+	VFMADD213PS.BCST  exp3_32<>+0(SB), Z17, Z21
+	VFMADD213PS.BCST  exp3_32<>+0(SB), Z18, Z22
+	VFMADD213PS.BCST  exp4_32<>+0(SB), Z17, Z19
+	VFMADD213PS.BCST  exp4_32<>+0(SB), Z18, Z20
+	VFMADD213PS       Z19, Z7, Z21
+	VFMADD213PS       Z20, Z8, Z22
+	VFMADD213PS       Z7, Z17, Z21
+	VFMADD213PS       Z8, Z18, Z22
+	VMULPS            Z5, Z21, Z21
+	VMULPS            Z6, Z22, Z22
+	VMOVAPS           Z21, K1, Z15
+	VMOVAPS           Z22, K2, Z16
+	VFNMADD213PS.BCST one32<>+0(SB), Z5, Z13
+	VFNMADD213PS.BCST one32<>+0(SB), Z6, Z14
+	VPTERNLOGD.BCST   $0x78, signBit32<>+0(SB), Z9, Z13
+	VPTERNLOGD.BCST   $0x78, signBit32<>+0(SB), Z10, Z14
+	VXORPS            Z9, Z3, Z3
+	VXORPS            Z10, Z4, Z4
+	VPMOVD2M          Z3, K1
+	VPMOVD2M          Z4, K2
+	VMOVAPS           Z15, K1, Z13
+	VMOVAPS           Z16, K2, Z14
+	VADDPS.BCST       one32<>+0(SB), Z11, Z11
+	VADDPS.BCST       one32<>+0(SB), Z12, Z12
+	VDIVPS            Z11, Z13, Z13
+	VDIVPS            Z12, Z14, Z14
+	CMPL              smoothing+68(FP), $0x00
+	JE                smoothedGradtwice
+	VMOVUPS           (R8), Z3
+	VMOVUPS           (R8)(R10*1), Z4
+	VCMPPS.BCST       $0x00, inf32<>+0(SB), Z3, K1
+	VCMPPS.BCST       $0x00, inf32<>+0(SB), Z4, K2
+	VBROADCASTSS      smoothing+68(FP), Z3
+	VBROADCASTSS      smoothing+68(FP), Z4
+	VBROADCASTSS      zero32<>+0(SB), Z5
+	VBROADCASTSS      zero32<>+0(SB), Z6
+	VMOVAPS           Z3, K1, Z5
+	VMOVAPS           Z4, K2, Z6
+	VADDPS            Z5, Z13, Z13
+	VADDPS            Z6, Z14, Z14
+
+smoothedGradtwice:
+	VBROADCASTSS scale+64(FP), Z3
+	VBROADCASTSS scale+64(FP), Z4
+	VMULPS       Z3, Z13, Z13
+	VMULPS       Z4, Z14, Z14
+	VBROADCASTSS signBit32<>+0(SB), Z5
+	VBROADCASTSS signBit32<>+0(SB), Z6
+	VXORPS       Z13, Z5, Z5
+	VXORPS       Z14, Z6, Z6
+	CMPL         center+72(FP), $0x00
+	JE           centeredGradtwice
+	VMOVUPS      (DI)(R9*1), Z7
+	VMOVUPS      64(DI)(R9*1), Z8
+	VMOVUPS      (SI)(R9*1), Z9
+	VMOVUPS      64(SI)(R9*1), Z10
+	VADDPS       Z7, Z9, Z7
+	VADDPS       Z8, Z10, Z8
+	VBROADCASTSS center+72(FP), Z9
+	VBROADCASTSS center+72(FP), Z10
+	VADDPS       Z9, Z9, Z9
+	VADDPS       Z10, Z10, Z10
+	VMULPS       Z3, Z9, Z9
+	VMULPS       Z4, Z10, Z10
+	VMULPS       Z9, Z7, Z7
+	VMULPS       Z10, Z8, Z8
+	VADDPS       Z7, Z13, Z13
+	VADDPS       Z8, Z14, Z14
+	VADDPS       Z7, Z5, Z5
+	VADDPS       Z8, Z6, Z6
+
+centeredGradtwice:
+	VMOVUPS Z13, (DX)(R9*1)
+	VMOVUPS Z14, 64(DX)(R9*1)
+	VMOVUPS Z5, (BX)(R9*1)
+	VMOVUPS Z6, 64(BX)(R9*1)
+
+gradDonetwice:
+	ADDQ          $0x80, R9
+	ADDQ          R10, R8
+	ADDQ          R10, R8
+	SUBQ          $0x20, CX
+	TESTQ         $0x000001ff, R9
+	JNZ           twice
+	VCVTPS2PD     Y1, Z3
+	VEXTRACTF64X4 $0x01, Z1, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z3, Z3
+	VADDPD        Z3, Z0, Z0
+	VXORPS        Z1, Z1, Z1
+	JMP           twice
+
+once:
 	CMPQ             CX, $0x10
 	JLT              tail
 	VMOVUPS          (R8), Z3
@@ -1221,172 +1551,172 @@ loop:
 	VBROADCASTSS     huge32<>+0(SB), Z4
 	VMINPS           Z3, Z4, Z3
 	VMOVUPS          (SI)(R9*1), Z4
-	VMOVUPS          (DI)(R9*1), Z17
-	VSUBPS           Z17, Z4, Z18
-	VSUBPS           Z4, Z18, Z19
-	VSUBPS           Z19, Z18, Z20
-	VSUBPS           Z20, Z4, Z4
-	VADDPS           Z17, Z19, Z19
-	VSUBPS           Z19, Z4, Z4
-	VSUBPS           Z3, Z18, Z17
-	VSUBPS           Z18, Z17, Z19
-	VSUBPS           Z19, Z17, Z20
-	VSUBPS           Z20, Z18, Z20
-	VADDPS           Z3, Z19, Z19
-	VSUBPS           Z19, Z20, Z20
-	VADDPS           Z4, Z20, Z20
-	VADDPS           Z20, Z17, Z3
-	VSUBPS           Z17, Z3, Z17
-	VSUBPS           Z17, Z20, Z20
-	VADDPS           Z3, Z18, Z17
-	VADDPS           Z4, Z17, Z17
-	VADDPS           Z20, Z17, Z17
-	VRANGEPS.BCST    $0x0e, expBound32<>+0(SB), Z18, Z19
-	VBROADCASTSS     expMagic32<>+0(SB), Z21
-	VFMADD231PS.BCST log2e32<>+0(SB), Z19, Z21
-	VSUBPS.BCST      expMagic32<>+0(SB), Z21, Z22
-	VFMADD231PS.BCST minusLn232<>+0(SB), Z22, Z19
-	VPSLLD           $0x17, Z21, Z21
-	VMULPS           Z19, Z19, Z22
-	VBROADCASTSS     exp0_32<>+0(SB), Z23
-	VBROADCASTSS     exp1_32<>+0(SB), Z24
-	VFMADD213PS.BCST exp2_32<>+0(SB), Z22, Z23
-	VFMADD213PS.BCST exp3_32<>+0(SB), Z22, Z24
-	VFMADD213PS.BCST exp4_32<>+0(SB), Z22, Z23
-	VFMADD213PS      Z23, Z19, Z24
-	VFMADD213PS      Z19, Z22, Z24
-	VFMADD213PS      Z21, Z21, Z24
-	VPTERNLOGD.BCST  $0xd2, signBit32<>+0(SB), Z18, Z4
-	VFMADD213PS      Z24, Z24, Z4
-	VRANGEPS.BCST    $0x0e, expBound32<>+0(SB), Z3, Z19
-	VBROADCASTSS     expMagic32<>+0(SB), Z21
-	VFMADD231PS.BCST log2e32<>+0(SB), Z19, Z21
-	VSUBPS.BCST      expMagic32<>+0(SB), Z21, Z22
-	VFMADD231PS.BCST minusLn232<>+0(SB), Z22, Z19
-	VPSLLD           $0x17, Z21, Z21
-	VMULPS           Z19, Z19, Z22
-	VBROADCASTSS     exp0_32<>+0(SB), Z23
-	VBROADCASTSS     exp1_32<>+0(SB), Z24
-	VFMADD213PS.BCST exp2_32<>+0(SB), Z22, Z23
-	VFMADD213PS.BCST exp3_32<>+0(SB), Z22, Z24
-	VFMADD213PS.BCST exp4_32<>+0(SB), Z22, Z23
-	VFMADD213PS      Z23, Z19, Z24
-	VFMADD213PS      Z19, Z22, Z24
-	VFMADD213PS      Z21, Z21, Z24
-	VPTERNLOGD.BCST  $0xd2, signBit32<>+0(SB), Z3, Z20
-	VFMADD213PS      Z24, Z24, Z20
-	VADDPS           Z4, Z20, Z19
-	VFMADD231PS      Z4, Z20, Z19
-	VADDPS.BCST      two32<>+0(SB), Z19, Z21
-	VDIVPS           Z21, Z19, Z21
-	VMULPS           Z21, Z21, Z22
-	VMULPS           Z22, Z22, Z23
-	VBROADCASTSS     atanh0_32<>+0(SB), Z24
-	VBROADCASTSS     atanh1_32<>+0(SB), Z25
-	VFMADD213PS.BCST atanh2_32<>+0(SB), Z23, Z24
-	VFMADD213PS.BCST atanh3_32<>+0(SB), Z23, Z25
-	VFMADD213PS.BCST atanh4_32<>+0(SB), Z23, Z24
-	VFMADD213PS.BCST atanh5_32<>+0(SB), Z23, Z25
-	VFMADD213PS.BCST atanh6_32<>+0(SB), Z23, Z24
-	VFMADD213PS.BCST atanh7_32<>+0(SB), Z23, Z25
-	VFMADD213PS      Z25, Z22, Z24
-	VBROADCASTSS     signBit32<>+0(SB), Z22
-	VXORPS           Z18, Z22, Z22
-	VMAXPS           Z3, Z22, Z22
-	VXORPS           X5, X5, X5
-	VMAXPS           Z22, Z5, Z22
-	VFMADD231PS      Z24, Z21, Z22
+	VMOVUPS          (DI)(R9*1), Z5
+	VSUBPS           Z5, Z4, Z6
+	VSUBPS           Z4, Z6, Z7
+	VSUBPS           Z7, Z6, Z8
+	VSUBPS           Z8, Z4, Z4
+	VADDPS           Z5, Z7, Z7
+	VSUBPS           Z7, Z4, Z4
+	VSUBPS           Z3, Z6, Z5
+	VSUBPS           Z6, Z5, Z7
+	VSUBPS           Z7, Z5, Z8
+	VSUBPS           Z8, Z6, Z8
+	VADDPS           Z3, Z7, Z7
+	VSUBPS           Z7, Z8, Z8
+	VADDPS           Z4, Z8, Z8
+	VADDPS           Z8, Z5, Z3
+	VSUBPS           Z5, Z3, Z5
+	VSUBPS           Z5, Z8, Z8
+	VADDPS           Z3, Z6, Z5
+	VADDPS           Z4, Z5, Z5
+	VADDPS           Z8, Z5, Z5
+	VRANGEPS.BCST    $0x0e, expBound32<>+0(SB), Z6, Z7
+	VBROADCASTSS     expMagic32<>+0(SB), Z9
+	VFMADD231PS.BCST log2e32<>+0(SB), Z7, Z9
+	VSUBPS.BCST      expMagic32<>+0(SB), Z9, Z10
+	VFMADD231PS.BCST minusLn232<>+0(SB), Z10, Z7
+	VPSLLD           $0x17, Z9, Z9
+	VMULPS           Z7, Z7, Z10
+	VBROADCASTSS     exp0_32<>+0(SB), Z11
+	VBROADCASTSS     exp1_32<>+0(SB), Z12
+	VFMADD213PS.BCST exp2_32<>+0(SB), Z10, Z11
+	VFMADD213PS.BCST exp3_32<>+0(SB), Z10, Z12
+	VFMADD213PS.BCST exp4_32<>+0(SB), Z10, Z11
+	VFMADD213PS      Z11, Z7, Z12
+	VFMADD213PS      Z7, Z10, Z12
+	VFMADD213PS      Z9, Z9, Z12
+	VPTERNLOGD.BCST  $0xd2, signBit32<>+0(SB), Z6, Z4
+	VFMADD213PS      Z12, Z12, Z4
+	VRANGEPS.BCST    $0x0e, expBound32<>+0(SB), Z3, Z7
+	VBROADCASTSS     expMagic32<>+0(SB), Z9
+	VFMADD231PS.BCST log2e32<>+0(SB), Z7, Z9
+	VSUBPS.BCST      expMagic32<>+0(SB), Z9, Z10
+	VFMADD231PS.BCST minusLn232<>+0(SB), Z10, Z7
+	VPSLLD           $0x17, Z9, Z9
+	VMULPS           Z7, Z7, Z10
+	VBROADCASTSS     exp0_32<>+0(SB), Z11
+	VBROADCASTSS     exp1_32<>+0(SB), Z12
+	VFMADD213PS.BCST exp2_32<>+0(SB), Z10, Z11
+	VFMADD213PS.BCST exp3_32<>+0(SB), Z10, Z12
+	VFMADD213PS.BCST exp4_32<>+0(SB), Z10, Z11
+	VFMADD213PS      Z11, Z7, Z12
+	VFMADD213PS      Z7, Z10, Z12
+	VFMADD213PS      Z9, Z9, Z12
+	VPTERNLOGD.BCST  $0xd2, signBit32<>+0(SB), Z3, Z8
+	VFMADD213PS      Z12, Z12, Z8
+	VADDPS           Z4, Z8, Z7
+	VFMADD231PS      Z4, Z8, Z7
+	VADDPS.BCST      two32<>+0(SB), Z7, Z9
+	VDIVPS           Z9, Z7, Z9
+	VMULPS           Z9, Z9, Z10
+	VMULPS           Z10, Z10, Z11
+	VBROADCASTSS     atanh0_32<>+0(SB), Z12
+	VBROADCASTSS     atanh1_32<>+0(SB), Z13
+	VFMADD213PS.BCST atanh2_32<>+0(SB), Z11, Z12
+	VFMADD213PS.BCST atanh3_32<>+0(SB), Z11, Z13
+	VFMADD213PS.BCST atanh4_32<>+0(SB), Z11, Z12
+	VFMADD213PS.BCST atanh5_32<>+0(SB), Z11, Z13
+	VFMADD213PS.BCST atanh6_32<>+0(SB), Z11, Z12
+	VFMADD213PS.BCST atanh7_32<>+0(SB), Z11, Z13
+	VFMADD213PS      Z13, Z10, Z12
+	VBROADCASTSS     signBit32<>+0(SB), Z10
+	VXORPS           Z6, Z10, Z10
+	VMAXPS           Z3, Z10, Z10
+	VBROADCASTSS     zero32<>+0(SB), Z11
+	VMAXPS           Z10, Z11, Z10
+	VFMADD231PS      Z12, Z9, Z10
 	CMPL             smoothing+68(FP), $0x00
-	JE               smoothed
-	VMOVUPS          (R8), Z21
-	VCMPPS.BCST      $0x00, inf32<>+0(SB), Z21, K1
-	VBLENDMPS        Z18, Z21, K1, Z6
-	VBROADCASTSS     smoothing+68(FP), Z21
-	VFMADD231PS      Z21, Z6, Z22
+	JE               smoothedonce
+	VMOVUPS          (R8), Z9
+	VCMPPS.BCST      $0x00, inf32<>+0(SB), Z9, K1
+	VMOVAPS          Z6, K1, Z9
+	VBROADCASTSS     smoothing+68(FP), Z11
+	VFMADD231PS      Z11, Z9, Z10
 
-smoothed:
+smoothedonce:
 	CMPL         center+72(FP), $0x00
-	JE           centered
-	VMOVUPS      (DI)(R9*1), Z21
-	VMOVUPS      (SI)(R9*1), Z23
-	VADDPS       Z21, Z23, Z21
-	VBROADCASTSS center+72(FP), Z23
-	VMULPS       Z23, Z21, Z23
-	VFMADD231PS  Z23, Z21, Z22
+	JE           centeredonce
+	VMOVUPS      (DI)(R9*1), Z9
+	VMOVUPS      (SI)(R9*1), Z11
+	VADDPS       Z9, Z11, Z9
+	VBROADCASTSS center+72(FP), Z11
+	VMULPS       Z11, Z9, Z11
+	VFMADD231PS  Z11, Z9, Z10
 
-centered:
+centeredonce:
 	TESTQ   AX, AX
-	JZ      lossesDone
-	VMOVUPS Z22, (AX)(R9*1)
+	JZ      lossesDoneonce
+	VMOVUPS Z10, (AX)(R9*1)
 
-lossesDone:
-	VADDPS            Z22, Z1, Z1
+lossesDoneonce:
+	VADDPS            Z10, Z1, Z1
 	TESTQ             DX, DX
-	JZ                gradDone
-	VSUBPS            Z4, Z20, Z21
-	VBROADCASTSS      signBit32<>+0(SB), Z22
-	VANDNPS           Z17, Z22, Z22
-	VCMPPS.BCST       $0x01, expm1Range32<>+0(SB), Z22, K1
-	VMULPS            Z17, Z17, Z22
-	VBROADCASTSS      exp0_32<>+0(SB), Z23
-	VBROADCASTSS      exp1_32<>+0(SB), Z24
-	VFMADD213PS.BCST  exp2_32<>+0(SB), Z22, Z23
-	VFMADD213PS.BCST  exp3_32<>+0(SB), Z22, Z24
-	VFMADD213PS.BCST  exp4_32<>+0(SB), Z22, Z23
-	VFMADD213PS       Z23, Z17, Z24
-	VFMADD213PS       Z17, Z22, Z24
-	VMULPS            Z4, Z24, Z24
-	VBLENDMPS         Z24, Z21, K1, Z7
-	VFNMADD213PS.BCST one32<>+0(SB), Z4, Z20
-	VPTERNLOGD.BCST   $0x78, signBit32<>+0(SB), Z18, Z20
-	VXORPS            Z18, Z3, Z3
+	JZ                gradDoneonce
+	VSUBPS            Z4, Z8, Z9
+	VBROADCASTSS      signBit32<>+0(SB), Z10
+	VANDNPS           Z5, Z10, Z10
+	VCMPPS.BCST       $0x01, expm1Range32<>+0(SB), Z10, K1
+	VMULPS            Z5, Z5, Z10
+	VBROADCASTSS      exp0_32<>+0(SB), Z11
+	VBROADCASTSS      exp1_32<>+0(SB), Z12
+	VFMADD213PS.BCST  exp2_32<>+0(SB), Z10, Z11
+	VFMADD213PS.BCST  exp3_32<>+0(SB), Z10, Z12
+	VFMADD213PS.BCST  exp4_32<>+0(SB), Z10, Z11
+	VFMADD213PS       Z11, Z5, Z12
+	VFMADD213PS       Z5, Z10, Z12
+	VMULPS            Z4, Z12, Z12
+	VMOVAPS           Z12, K1, Z9
+	VFNMADD213PS.BCST one32<>+0(SB), Z4, Z8
+	VPTERNLOGD.BCST   $0x78, signBit32<>+0(SB), Z6, Z8
+	VXORPS            Z6, Z3, Z3
 	VPMOVD2M          Z3, K1
-	VBLENDMPS         Z7, Z20, K1, Z8
-	VADDPS.BCST       one32<>+0(SB), Z19, Z19
-	VDIVPS            Z19, Z8, Z8
+	VMOVAPS           Z9, K1, Z8
+	VADDPS.BCST       one32<>+0(SB), Z7, Z7
+	VDIVPS            Z7, Z8, Z8
 	CMPL              smoothing+68(FP), $0x00
-	JE                smoothedGrad
+	JE                smoothedGradonce
 	VMOVUPS           (R8), Z3
 	VCMPPS.BCST       $0x00, inf32<>+0(SB), Z3, K1
 	VBROADCASTSS      smoothing+68(FP), Z3
-	VXORPS            X5, X5, X5
-	VBLENDMPS         Z3, Z5, K1, Z9
-	VADDPS            Z9, Z8, Z8
+	VBROADCASTSS      zero32<>+0(SB), Z4
+	VMOVAPS           Z3, K1, Z4
+	VADDPS            Z4, Z8, Z8
 
-smoothedGrad:
+smoothedGradonce:
 	VBROADCASTSS scale+64(FP), Z3
 	VMULPS       Z3, Z8, Z8
 	VBROADCASTSS signBit32<>+0(SB), Z4
 	VXORPS       Z8, Z4, Z4
 	CMPL         center+72(FP), $0x00
-	JE           centeredGrad
-	VMOVUPS      (DI)(R9*1), Z17
-	VMOVUPS      (SI)(R9*1), Z18
-	VADDPS       Z17, Z18, Z17
-	VBROADCASTSS center+72(FP), Z18
-	VADDPS       Z18, Z18, Z18
-	VMULPS       Z3, Z18, Z18
-	VMULPS       Z18, Z17, Z17
-	VADDPS       Z17, Z8, Z8
-	VADDPS       Z17, Z4, Z4
+	JE           centeredGradonce
+	VMOVUPS      (DI)(R9*1), Z5
+	VMOVUPS      (SI)(R9*1), Z6
+	VADDPS       Z5, Z6, Z5
+	VBROADCASTSS center+72(FP), Z6
+	VADDPS       Z6, Z6, Z6
+	VMULPS       Z3, Z6, Z6
+	VMULPS       Z6, Z5, Z5
+	VADDPS       Z5, Z8, Z8
+	VADDPS       Z5, Z4, Z4
 
-centeredGrad:
+centeredGradonce:
 	VMOVUPS Z8, (DX)(R9*1)
 	VMOVUPS Z4, (BX)(R9*1)
 
-gradDone:
+gradDoneonce:
 	ADDQ          $0x40, R9
-	ADDQ          step+56(FP), R8
+	ADDQ          R10, R8
 	SUBQ          $0x10, CX
 	TESTQ         $0x000001ff, R9
-	JNZ           loop
+	JNZ           once
 	VCVTPS2PD     Y1, Z3
 	VEXTRACTF64X4 $0x01, Z1, Y1
 	VCVTPS2PD     Y1, Z1
 	VADDPD        Z1, Z3, Z3
 	VADDPD        Z3, Z0, Z0
 	VXORPS        Z1, Z1, Z1
-	JMP           loop
+	JMP           once
 
 tail:
 	TESTQ            CX, CX
@@ -1397,167 +1727,167 @@ tail:
 	KMOVW            R10, K1
 	VMOVUPS.Z        (R8), K1, Z3
 	VBROADCASTSS     one32<>+0(SB), Z4
-	VBLENDMPS        Z3, Z4, K1, Z10
-	VMINPS           Z2, Z10, Z2
+	VMOVAPS          Z3, K1, Z4
+	VMINPS           Z2, Z4, Z2
 	VBROADCASTSS     huge32<>+0(SB), Z3
-	VMINPS           Z10, Z3, Z3
+	VMINPS           Z4, Z3, Z3
 	VMOVUPS.Z        (SI)(R9*1), K1, Z4
-	VMOVUPS.Z        (DI)(R9*1), K1, Z6
-	VSUBPS           Z6, Z4, Z7
-	VSUBPS           Z4, Z7, Z8
-	VSUBPS           Z8, Z7, Z9
-	VSUBPS           Z9, Z4, Z4
-	VADDPS           Z6, Z8, Z8
-	VSUBPS           Z8, Z4, Z4
-	VSUBPS           Z3, Z7, Z6
+	VMOVUPS.Z        (DI)(R9*1), K1, Z5
+	VSUBPS           Z5, Z4, Z6
+	VSUBPS           Z4, Z6, Z7
 	VSUBPS           Z7, Z6, Z8
-	VSUBPS           Z8, Z6, Z9
-	VSUBPS           Z9, Z7, Z9
-	VADDPS           Z3, Z8, Z8
-	VSUBPS           Z8, Z9, Z9
-	VADDPS           Z4, Z9, Z9
-	VADDPS           Z9, Z6, Z3
-	VSUBPS           Z6, Z3, Z6
-	VSUBPS           Z6, Z9, Z9
-	VADDPS           Z3, Z7, Z6
-	VADDPS           Z4, Z6, Z6
-	VADDPS           Z9, Z6, Z6
-	VRANGEPS.BCST    $0x0e, expBound32<>+0(SB), Z7, Z8
-	VBROADCASTSS     expMagic32<>+0(SB), Z10
-	VFMADD231PS.BCST log2e32<>+0(SB), Z8, Z10
-	VSUBPS.BCST      expMagic32<>+0(SB), Z10, Z17
-	VFMADD231PS.BCST minusLn232<>+0(SB), Z17, Z8
-	VPSLLD           $0x17, Z10, Z10
-	VMULPS           Z8, Z8, Z17
-	VBROADCASTSS     exp0_32<>+0(SB), Z18
-	VBROADCASTSS     exp1_32<>+0(SB), Z19
-	VFMADD213PS.BCST exp2_32<>+0(SB), Z17, Z18
-	VFMADD213PS.BCST exp3_32<>+0(SB), Z17, Z19
-	VFMADD213PS.BCST exp4_32<>+0(SB), Z17, Z18
-	VFMADD213PS      Z18, Z8, Z19
-	VFMADD213PS      Z8, Z17, Z19
-	VFMADD213PS      Z10, Z10, Z19
-	VPTERNLOGD.BCST  $0xd2, signBit32<>+0(SB), Z7, Z4
-	VFMADD213PS      Z19, Z19, Z4
-	VRANGEPS.BCST    $0x0e, expBound32<>+0(SB), Z3, Z8
-	VBROADCASTSS     expMagic32<>+0(SB), Z10
-	VFMADD231PS.BCST log2e32<>+0(SB), Z8, Z10
-	VSUBPS.BCST      expMagic32<>+0(SB), Z10, Z17
-	VFMADD231PS.BCST minusLn232<>+0(SB), Z17, Z8
-	VPSLLD           $0x17, Z10, Z10
-	VMULPS           Z8, Z8, Z17
-	VBROADCASTSS     exp0_32<>+0(SB), Z18
-	VBROADCASTSS     exp1_32<>+0(SB), Z19
-	VFMADD213PS.BCST exp2_32<>+0(SB), Z17, Z18
-	VFMADD213PS.BCST exp3_32<>+0(SB), Z17, Z19
-	VFMADD213PS.BCST exp4_32<>+0(SB), Z17, Z18
-	VFMADD213PS      Z18, Z8, Z19
-	VFMADD213PS      Z8, Z17, Z19
-	VFMADD213PS      Z10, Z10, Z19
-	VPTERNLOGD.BCST  $0xd2, signBit32<>+0(SB), Z3, Z9
-	VFMADD213PS      Z19, Z19, Z9
-	VADDPS           Z4, Z9, Z8
-	VFMADD231PS      Z4, Z9, Z8
-	VADDPS.BCST      two32<>+0(SB), Z8, Z10
-	VDIVPS           Z10, Z8, Z10
-	VMULPS           Z10, Z10, Z17
-	VMULPS           Z17, Z17, Z18
-	VBROADCASTSS     atanh0_32<>+0(SB), Z19
-	VBROADCASTSS     atanh1_32<>+0(SB), Z20
-	VFMADD213PS.BCST atanh2_32<>+0(SB), Z18, Z19
-	VFMADD213PS.BCST atanh3_32<>+0(SB), Z18, Z20
-	VFMADD213PS.BCST atanh4_32<>+0(SB), Z18, Z19
-	VFMADD213PS.BCST atanh5_32<>+0(SB), Z18, Z20
-	VFMADD213PS.BCST atanh6_32<>+0(SB), Z18, Z19
-	VFMADD213PS.BCST atanh7_32<>+0(SB), Z18, Z20
-	VFMADD213PS      Z20, Z17, Z19
-	VBROADCASTSS     signBit32<>+0(SB), Z17
-	VXORPS           Z7, Z17, Z17
-	VMAXPS           Z3, Z17, Z17
-	VXORPS           X5, X5, X5
-	VMAXPS           Z17, Z5, Z17
-	VFMADD231PS      Z19, Z10, Z17
+	VSUBPS           Z8, Z4, Z4
+	VADDPS           Z5, Z7, Z7
+	VSUBPS           Z7, Z4, Z4
+	VSUBPS           Z3, Z6, Z5
+	VSUBPS           Z6, Z5, Z7
+	VSUBPS           Z7, Z5, Z8
+	VSUBPS           Z8, Z6, Z8
+	VADDPS           Z3, Z7, Z7
+	VSUBPS           Z7, Z8, Z8
+	VADDPS           Z4, Z8, Z8
+	VADDPS           Z8, Z5, Z3
+	VSUBPS           Z5, Z3, Z5
+	VSUBPS           Z5, Z8, Z8
+	VADDPS           Z3, Z6, Z5
+	VADDPS           Z4, Z5, Z5
+	VADDPS           Z8, Z5, Z5
+	VRANGEPS.BCST    $0x0e, expBound32<>+0(SB), Z6, Z7
+	VBROADCASTSS     expMagic32<>+0(SB), Z9
+	VFMADD231PS.BCST log2e32<>+0(SB), Z7, Z9
+	VSUBPS.BCST      expMagic32<>+0(SB), Z9, Z10
+	VFMADD231PS.BCST minusLn232<>+0(SB), Z10, Z7
+	VPSLLD           $0x17, Z9, Z9
+	VMULPS           Z7, Z7, Z10
+	VBROADCASTSS     exp0_32<>+0(SB), Z11
+	VBROADCASTSS     exp1_32<>+0(SB), Z12
+	VFMADD213PS.BCST exp2_32<>+0(SB), Z10, Z11
+	VFMADD213PS.BCST exp3_32<>+0(SB), Z10, Z12
+	VFMADD213PS.BCST exp4_32<>+0(SB), Z10, Z11
+	VFMADD213PS      Z11, Z7, Z12
+	VFMADD213PS      Z7, Z10, Z12
+	VFMADD213PS      Z9, Z9, Z12
+	VPTERNLOGD.BCST  $0xd2, signBit32<>+0(SB), Z6, Z4
+	VFMADD213PS      Z12, Z12, Z4
+	VRANGEPS.BCST    $0x0e, expBound32<>+0(SB), Z3, Z7
+	VBROADCASTSS     expMagic32<>+0(SB), Z9
+	VFMADD231PS.BCST log2e32<>+0(SB), Z7, Z9
+	VSUBPS.BCST      expMagic32<>+0(SB), Z9, Z10
+	VFMADD231PS.BCST minusLn232<>+0(SB), Z10, Z7
+	VPSLLD           $0x17, Z9, Z9
+	VMULPS           Z7, Z7, Z10
+	VBROADCASTSS     exp0_32<>+0(SB), Z11
+	VBROADCASTSS     exp1_32<>+0(SB), Z12
+	VFMADD213PS.BCST exp2_32<>+0(SB), Z10, Z11
+	VFMADD213PS.BCST exp3_32<>+0(SB), Z10, Z12
+	VFMADD213PS.BCST exp4_32<>+0(SB), Z10, Z11
+	VFMADD213PS      Z11, Z7, Z12
+	VFMADD213PS      Z7, Z10, Z12
+	VFMADD213PS      Z9, Z9, Z12
+	VPTERNLOGD.BCST  $0xd2, signBit32<>+0(SB), Z3, Z8
+	VFMADD213PS      Z12, Z12, Z8
+	VADDPS           Z4, Z8, Z7
+	VFMADD231PS      Z4, Z8, Z7
+	VADDPS.BCST      two32<>+0(SB), Z7, Z9
+	VDIVPS           Z9, Z7, Z9
+	VMULPS           Z9, Z9, Z10
+	VMULPS           Z10, Z10, Z11
+	VBROADCASTSS     atanh0_32<>+0(SB), Z12
+	VBROADCASTSS     atanh1_32<>+0(SB), Z13
+	VFMADD213PS.BCST atanh2_32<>+0(SB), Z11, Z12
+	VFMADD213PS.BCST atanh3_32<>+0(SB), Z11, Z13
+	VFMADD213PS.BCST atanh4_32<>+0(SB), Z11, Z12
+	VFMADD213PS.BCST atanh5_32<>+0(SB), Z11, Z13
+	VFMADD213PS.BCST atanh6_32<>+0(SB), Z11, Z12
+	VFMADD213PS.BCST atanh7_32<>+0(SB), Z11, Z13
+	VFMADD213PS      Z13, Z10, Z12
+	VBROADCASTSS     signBit32<>+0(SB), Z10
+	VXORPS           Z6, Z10, Z10
+	VMAXPS           Z3, Z10, Z10
+	VBROADCASTSS     zero32<>+0(SB), Z11
+	VMAXPS           Z10, Z11, Z10
+	VFMADD231PS      Z12, Z9, Z10
 	CMPL             smoothing+68(FP), $0x00
 	JE               smoothedtail
-	VMOVUPS.Z        (R8), K1, Z10
-	VBROADCASTSS     one32<>+0(SB), Z18
-	VBLENDMPS        Z10, Z18, K1, Z11
+	VMOVUPS.Z        (R8), K1, Z9
+	VBROADCASTSS     one32<>+0(SB), Z11
+	VMOVAPS          Z9, K1, Z11
 	VCMPPS.BCST      $0x00, inf32<>+0(SB), Z11, K2
-	VBLENDMPS        Z7, Z11, K2, Z12
-	VBROADCASTSS     smoothing+68(FP), Z10
-	VFMADD231PS      Z10, Z12, Z17
+	VMOVAPS          Z6, K2, Z11
+	VBROADCASTSS     smoothing+68(FP), Z9
+	VFMADD231PS      Z9, Z11, Z10
 
 smoothedtail:
 	CMPL         center+72(FP), $0x00
 	JE           centeredtail
-	VMOVUPS.Z    (DI)(R9*1), K1, Z10
+	VMOVUPS.Z    (DI)(R9*1), K1, Z9
 	VMOVUPS.Z    (SI)(R9*1), K1, Z11
-	VADDPS       Z10, Z11, Z10
+	VADDPS       Z9, Z11, Z9
 	VBROADCASTSS center+72(FP), Z11
-	VMULPS       Z11, Z10, Z11
-	VFMADD231PS  Z11, Z10, Z17
+	VMULPS       Z11, Z9, Z11
+	VFMADD231PS  Z11, Z9, Z10
 
 centeredtail:
 	TESTQ   AX, AX
 	JZ      lossesDonetail
-	VMOVUPS Z17, K1, (AX)(R9*1)
+	VMOVUPS Z10, K1, (AX)(R9*1)
 
 lossesDonetail:
-	VMOVUPS.Z         Z17, K1, Z17
-	VADDPS            Z17, Z1, Z1
+	VMOVUPS.Z         Z10, K1, Z10
+	VADDPS            Z10, Z1, Z1
 	TESTQ             DX, DX
 	JZ                gradDonetail
-	VSUBPS            Z4, Z9, Z10
-	VBROADCASTSS      signBit32<>+0(SB), Z11
-	VANDNPS           Z6, Z11, Z11
-	VCMPPS.BCST       $0x01, expm1Range32<>+0(SB), Z11, K2
-	VMULPS            Z6, Z6, Z11
-	VBROADCASTSS      exp0_32<>+0(SB), Z12
-	VBROADCASTSS      exp1_32<>+0(SB), Z17
-	VFMADD213PS.BCST  exp2_32<>+0(SB), Z11, Z12
-	VFMADD213PS.BCST  exp3_32<>+0(SB), Z11, Z17
-	VFMADD213PS.BCST  exp4_32<>+0(SB), Z11, Z12
-	VFMADD213PS       Z12, Z6, Z17
-	VFMADD213PS       Z6, Z11, Z17
-	VMULPS            Z4, Z17, Z17
-	VBLENDMPS         Z17, Z10, K2, Z13
-	VFNMADD213PS.BCST one32<>+0(SB), Z4, Z9
-	VPTERNLOGD.BCST   $0x78, signBit32<>+0(SB), Z7, Z9
-	VXORPS            Z7, Z3, Z3
+	VSUBPS            Z4, Z8, Z9
+	VBROADCASTSS      signBit32<>+0(SB), Z10
+	VANDNPS           Z5, Z10, Z10
+	VCMPPS.BCST       $0x01, expm1Range32<>+0(SB), Z10, K2
+	VMULPS            Z5, Z5, Z10
+	VBROADCASTSS      exp0_32<>+0(SB), Z11
+	VBROADCASTSS      exp1_32<>+0(SB), Z12
+	VFMADD213PS.BCST  exp2_32<>+0(SB), Z10, Z11
+	VFMADD213PS.BCST  exp3_32<>+0(SB), Z10, Z12
+	VFMADD213PS.BCST  exp4_32<>+0(SB), Z10, Z11
+	VFMADD213PS       Z11, Z5, Z12
+	VFMADD213PS       Z5, Z10, Z12
+	VMULPS            Z4, Z12, Z12
+	VMOVAPS           Z12, K2, Z9
+	VFNMADD213PS.BCST one32<>+0(SB), Z4, Z8
+	VPTERNLOGD.BCST   $0x78, signBit32<>+0(SB), Z6, Z8
+	VXORPS            Z6, Z3, Z3
 	VPMOVD2M          Z3, K2
-	VBLENDMPS         Z13, Z9, K2, Z14
-	VADDPS.BCST       one32<>+0(SB), Z8, Z8
-	VDIVPS            Z8, Z14, Z14
+	VMOVAPS           Z9, K2, Z8
+	VADDPS.BCST       one32<>+0(SB), Z7, Z7
+	VDIVPS            Z7, Z8, Z8
 	CMPL              smoothing+68(FP), $0x00
 	JE                smoothedGradtail
 	VMOVUPS.Z         (R8), K1, Z3
 	VBROADCASTSS      one32<>+0(SB), Z4
-	VBLENDMPS         Z3, Z4, K1, Z15
-	VCMPPS.BCST       $0x00, inf32<>+0(SB), Z15, K2
+	VMOVAPS           Z3, K1, Z4
+	VCMPPS.BCST       $0x00, inf32<>+0(SB), Z4, K2
 	VBROADCASTSS      smoothing+68(FP), Z3
-	VXORPS            X5, X5, X5
-	VBLENDMPS         Z3, Z5, K2, Z16
-	VADDPS            Z16, Z14, Z14
+	VBROADCASTSS      zero32<>+0(SB), Z4
+	VMOVAPS           Z3, K2, Z4
+	VADDPS            Z4, Z8, Z8
 
 smoothedGradtail:
 	VBROADCASTSS scale+64(FP), Z3
-	VMULPS       Z3, Z14, Z14
+	VMULPS       Z3, Z8, Z8
 	VBROADCASTSS signBit32<>+0(SB), Z4
-	VXORPS       Z14, Z4, Z4
+	VXORPS       Z8, Z4, Z4
 	CMPL         center+72(FP), $0x00
 	JE           centeredGradtail
-	VMOVUPS.Z    (DI)(R9*1), K1, Z6
-	VMOVUPS.Z    (SI)(R9*1), K1, Z7
-	VADDPS       Z6, Z7, Z6
-	VBROADCASTSS center+72(FP), Z7
-	VADDPS       Z7, Z7, Z7
-	VMULPS       Z3, Z7, Z7
-	VMULPS       Z7, Z6, Z6
-	VADDPS       Z6, Z14, Z14
-	VADDPS       Z6, Z4, Z4
+	VMOVUPS.Z    (DI)(R9*1), K1, Z5
+	VMOVUPS.Z    (SI)(R9*1), K1, Z6
+	VADDPS       Z5, Z6, Z5
+	VBROADCASTSS center+72(FP), Z6
+	VADDPS       Z6, Z6, Z6
+	VMULPS       Z3, Z6, Z6
+	VMULPS       Z6, Z5, Z5
+	VADDPS       Z5, Z8, Z8
+	VADDPS       Z5, Z4, Z4
 
 centeredGradtail:
-	VMOVUPS Z14, K1, (DX)(R9*1)
+	VMOVUPS Z8, K1, (DX)(R9*1)
 	VMOVUPS Z4, K1, (BX)(R9*1)
 
 gradDonetail:
@@ -1567,8 +1897,8 @@ done:
 	VCVTPS2PD     Y1, Z1
 	VADDPD        Z1, Z3, Z3
 	VADDPD        Z3, Z0, Z0
-	VXORPS        X5, X5, X5
-	VCMPPS        $0x0a, Z5, Z2, K1
+	VBROADCASTSS  zero32<>+0(SB), Z1
+	VCMPPS        $0x0a, Z1, Z2, K1
 	KMOVW         K1, AX
 	VEXTRACTF64X4 $0x01, Z0, Y1
 	VADDPD        Y1, Y0, Y0
@@ -1606,12 +1936,284 @@ TEXT ·rewardBlockAVX512F64(SB), NOSPLIT, $0-96
 	MOVQ         rejected+32(FP), DI
 	MOVQ         delta+40(FP), R8
 	MOVQ         n+48(FP), CX
+	MOVQ         step+56(FP), R10
 	XORQ         R9, R9
-	VXORPS       X0, X0, X0
-	VXORPS       X1, X1, X1
+	VBROADCASTSD zero64<>+0(SB), Z0
+	VBROADCASTSD zero64<>+0(SB), Z1
 	VBROADCASTSD one64<>+0(SB), Z2
 
-loop:
+twice:
+	CMPQ             CX, $0x10
+	JLT              once
+	VMOVUPS          (R8), Z3
+	VMOVUPS          (R8)(R10*1), Z4
+	VMINPD           Z2, Z3, Z2
+	VMINPD           Z2, Z4, Z2
+	VBROADCASTSD     huge64<>+0(SB), Z5
+	VBROADCASTSD     huge64<>+0(SB), Z6
+	VMINPD           Z3, Z5, Z3
+	VMINPD           Z4, Z6, Z4
+	VMOVUPS          (SI)(R9*1), Z5
+	VMOVUPS          64(SI)(R9*1), Z6
+	VMOVUPS          (DI)(R9*1), Z7
+	VMOVUPS          64(DI)(R9*1), Z8
+	VSUBPD           Z7, Z5, Z5
+	VSUBPD           Z8, Z6, Z6
+	VSUBPD           Z3, Z5, Z3
+	VSUBPD           Z4, Z6, Z4
+	VRANGEPD.BCST    $0x0e, expBound64<>+0(SB), Z5, Z7
+	VRANGEPD.BCST    $0x0e, expBound64<>+0(SB), Z6, Z8
+	VBROADCASTSD     expMagic64<>+0(SB), Z9
+	VBROADCASTSD     expMagic64<>+0(SB), Z10
+	VFMADD231PD.BCST log2e64<>+0(SB), Z7, Z9
+	VFMADD231PD.BCST log2e64<>+0(SB), Z8, Z10
+	VSUBPD.BCST      expMagic64<>+0(SB), Z9, Z11
+	VSUBPD.BCST      expMagic64<>+0(SB), Z10, Z12
+	VFMADD231PD.BCST minusLn264<>+0(SB), Z11, Z7
+	VFMADD231PD.BCST minusLn264<>+0(SB), Z12, Z8
+	VFMADD231PD.BCST minusLn2low64<>+0(SB), Z11, Z7
+	VFMADD231PD.BCST minusLn2low64<>+0(SB), Z12, Z8
+	VPSLLQ           $0x34, Z9, Z9
+	VPSLLQ           $0x34, Z10, Z10
+	VMULPD           Z7, Z7, Z11
+	VMULPD           Z8, Z8, Z12
+	VBROADCASTSD     exp0_64<>+0(SB), Z13
+	VBROADCASTSD     exp0_64<>+0(SB), Z14
+	VBROADCASTSD     exp1_64<>+0(SB), Z15
+	VBROADCASTSD     exp1_64<>+0(SB), Z16
+	VFMADD213PD.BCST exp2_64<>+0(SB), Z11, Z13
+	VFMADD213PD.BCST exp2_64<>+0(SB), Z12, Z14
+	VFMADD213PD.BCST exp3_64<>+0(SB), Z11, Z15
+	VFMADD213PD.BCST exp3_64<>+0(SB), Z12, Z16
+	VFMADD213PD.BCST exp4_64<>+0(SB), Z11, Z13
+	VFMADD213PD.BCST exp4_64<>+0(SB), Z12, Z14
+	VFMADD213PD.BCST exp5_64<>+0(SB), Z11, Z15
+	VFMADD213PD.BCST exp5_64<>+0(SB), Z12, Z16
+	VFMADD213PD.BCST exp6_64<>+0(SB), Z11, Z13
+	VFMADD213PD.BCST exp6_64<>+0(SB), Z12, Z14
+	VFMADD213PD.BCST exp7_64<>+0(SB), Z11, Z15
+	VFMADD213PD.BCST exp7_64<>+0(SB), Z12, Z16
+	VFMADD213PD.BCST exp8_64<>+0(SB), Z11, Z13
+	VFMADD213PD.BCST exp8_64<>+0(SB), Z12, Z14
+	VFMADD213PD      Z13, Z7, Z15
+	VFMADD213PD      Z14, Z8, Z16
+	VFMADD213PD      Z7, Z11, Z15
+	VFMADD213PD      Z8, Z12, Z16
+	VFMADD213PD      Z9, Z9, Z15
+	VFMADD213PD      Z10, Z10, Z16
+	VRANGEPD.BCST    $0x0e, expBound64<>+0(SB), Z3, Z7
+	VRANGEPD.BCST    $0x0e, expBound64<>+0(SB), Z4, Z8
+	VBROADCASTSD     expMagic64<>+0(SB), Z9
+	VBROADCASTSD     expMagic64<>+0(SB), Z10
+	VFMADD231PD.BCST log2e64<>+0(SB), Z7, Z9
+	VFMADD231PD.BCST log2e64<>+0(SB), Z8, Z10
+	VSUBPD.BCST      expMagic64<>+0(SB), Z9, Z11
+	VSUBPD.BCST      expMagic64<>+0(SB), Z10, Z12
+	VFMADD231PD.BCST minusLn264<>+0(SB), Z11, Z7
+	VFMADD231PD.BCST minusLn264<>+0(SB), Z12, Z8
+	VFMADD231PD.BCST minusLn2low64<>+0(SB), Z11, Z7
+	VFMADD231PD.BCST minusLn2low64<>+0(SB), Z12, Z8
+	VPSLLQ           $0x34, Z9, Z9
+	VPSLLQ           $0x34, Z10, Z10
+	VMULPD           Z7, Z7, Z11
+	VMULPD           Z8, Z8, Z12
+	VBROADCASTSD     exp0_64<>+0(SB), Z13
+	VBROADCASTSD     exp0_64<>+0(SB), Z14
+	VBROADCASTSD     exp1_64<>+0(SB), Z17
+	VBROADCASTSD     exp1_64<>+0(SB), Z18
+	VFMADD213PD.BCST exp2_64<>+0(SB), Z11, Z13
+	VFMADD213PD.BCST exp2_64<>+0(SB), Z12, Z14
+	VFMADD213PD.BCST exp3_64<>+0(SB), Z11, Z17
+	VFMADD213PD.BCST exp3_64<>+0(SB), Z12, Z18
+	VFMADD213PD.BCST exp4_64<>+0(SB), Z11, Z13
+	VFMADD213PD.BCST exp4_64<>+0(SB), Z12, Z14
+	VFMADD213PD.BCST exp5_64<>+0(SB), Z11, Z17
+	VFMADD213PD.BCST exp5_64<>+0(SB), Z12, Z18
+	VFMADD213PD.BCST exp6_64<>+0(SB), Z11, Z13
+	VFMADD213PD.BCST exp6_64<>+0(SB), Z12, Z14
+	VFMADD213PD.BCST exp7_64<>+0(SB), Z11, Z17
+	VFMADD213PD.BCST exp7_64<>+0(SB), Z12, Z18
+	VFMADD213PD.BCST exp8_64<>+0(SB), Z11, Z13
+	VFMADD213PD.BCST exp8_64<>+0(SB), Z12, Z14
+	VFMADD213PD      Z13, Z7, Z17
+	VFMADD213PD      Z14, Z8, Z18
+	VFMADD213PD      Z7, Z11, Z17
+	VFMADD213PD      Z8, Z12, Z18
+	VFMADD213PD      Z9, Z9, Z17
+	VFMADD213PD      Z10, Z10, Z18
+	VADDPD           Z15, Z17, Z7
+	VADDPD           Z16, Z18, Z8
+	VFMADD231PD      Z15, Z17, Z7
+	VFMADD231PD      Z16, Z18, Z8
+	VADDPD.BCST      two64<>+0(SB), Z7, Z9
+	VADDPD.BCST      two64<>+0(SB), Z8, Z10
+	VDIVPD           Z9, Z7, Z9
+	VDIVPD           Z10, Z8, Z10
+	VMULPD           Z9, Z9, Z11
+	VMULPD           Z10, Z10, Z12
+	VMULPD           Z11, Z11, Z13
+	VMULPD           Z12, Z12, Z14
+	VBROADCASTSD     atanh0_64<>+0(SB), Z19
+	VBROADCASTSD     atanh0_64<>+0(SB), Z20
+	VBROADCASTSD     atanh1_64<>+0(SB), Z21
+	VBROADCASTSD     atanh1_64<>+0(SB), Z22
+	VFMADD213PD.BCST atanh2_64<>+0(SB), Z13, Z19
+	VFMADD213PD.BCST atanh2_64<>+0(SB), Z14, Z20
+	VFMADD213PD.BCST atanh3_64<>+0(SB), Z13, Z21
+	VFMADD213PD.BCST atanh3_64<>+0(SB), Z14, Z22
+	VFMADD213PD.BCST atanh4_64<>+0(SB), Z13, Z19
+	VFMADD213PD.BCST atanh4_64<>+0(SB), Z14, Z20
+	VFMADD213PD.BCST atanh5_64<>+0(SB), Z13, Z21
+	VFMADD213PD.BCST atanh5_64<>+0(SB), Z14, Z22
+	VFMADD213PD.BCST atanh6_64<>+0(SB), Z13, Z19
+	VFMADD213PD.BCST atanh6_64<>+0(SB), Z14, Z20
+	VFMADD213PD.BCST atanh7_64<>+0(SB), Z13, Z21
+	VFMADD213PD.BCST atanh7_64<>+0(SB), Z14, Z22
+	VFMADD213PD.BCST atanh8_64<>+0(SB), Z13, Z19
+	VFMADD213PD.BCST atanh8_64<>+0(SB), Z14, Z20
+	VFMADD213PD.BCST atanh9_64<>+0(SB), Z13, Z21
+	VFMADD213PD.BCST atanh9_64<>+0(SB), Z14, Z22
+	VFMADD213PD.BCST atanh10_64<>+0(SB), Z13, Z19
+	VFMADD213PD.BCST atanh10_64<>+0(SB), Z14, Z20
+	VFMADD213PD.BCST atanh11_64<>+0(SB), Z13, Z21
+	VFMADD213PD.BCST atanh11_64<>+0(SB), Z14, Z22
+	VFMADD213PD.BCST atanh12_64<>+0(SB), Z13, Z19
+	VFMADD213PD.BCST atanh12_64<>+0(SB), Z14, Z20
+	VFMADD213PD.BCST atanh13_64<>+0(SB), Z13, Z21
+	VFMADD213PD.BCST atanh13_64<>+0(SB), Z14, Z22
+	VFMADD213PD      Z21, Z11, Z19
+	VFMADD213PD      Z22, Z12, Z20
+	VBROADCASTSD     signBit64<>+0(SB), Z11
+	VBROADCASTSD     signBit64<>+0(SB), Z12
+	VXORPD           Z5, Z11, Z11
+	VXORPD           Z6, Z12, Z12
+	VMAXPD           Z3, Z11, Z11
+	VMAXPD           Z4, Z12, Z12
+	VBROADCASTSD     zero64<>+0(SB), Z13
+	VBROADCASTSD     zero64<>+0(SB), Z14
+	VMAXPD           Z11, Z13, Z11
+	VMAXPD           Z12, Z14, Z12
+	VFMADD231PD      Z19, Z9, Z11
+	VFMADD231PD      Z20, Z10, Z12
+	CMPQ             smoothing+72(FP), $0x00
+	JE               smoothedtwice
+	VMOVUPS          (R8), Z9
+	VMOVUPS          (R8)(R10*1), Z10
+	VCMPPD.BCST      $0x00, inf64<>+0(SB), Z9, K1
+	VCMPPD.BCST      $0x00, inf64<>+0(SB), Z10, K2
+	VMOVAPD          Z5, K1, Z9
+	VMOVAPD          Z6, K2, Z10
+	VBROADCASTSD     smoothing+72(FP), Z13
+	VBROADCASTSD     smoothing+72(FP), Z14
+	VFMADD231PD      Z13, Z9, Z11
+	VFMADD231PD      Z14, Z10, Z12
+
+smoothedtwice:
+	CMPQ         center+80(FP), $0x00
+	JE           centeredtwice
+	VMOVUPS      (DI)(R9*1), Z9
+	VMOVUPS      64(DI)(R9*1), Z10
+	VMOVUPS      (SI)(R9*1), Z13
+	VMOVUPS      64(SI)(R9*1), Z14
+	VADDPD       Z9, Z13, Z9
+	VADDPD       Z10, Z14, Z10
+	VBROADCASTSD center+80(FP), Z13
+	VBROADCASTSD center+80(FP), Z14
+	VMULPD       Z13, Z9, Z13
+	VMULPD       Z14, Z10, Z14
+	VFMADD231PD  Z13, Z9, Z11
+	VFMADD231PD  Z14, Z10, Z12
+
+centeredtwice:
+	TESTQ   AX, AX
+	JZ      lossesDonetwice
+	VMOVUPS Z11, (AX)(R9*1)
+	VMOVUPS Z12, 64(AX)(R9*1)
+
+lossesDonetwice:
+	VADDPD            Z11, Z1, Z1
+	VADDPD            Z12, Z1, Z1
+	TESTQ             DX, DX
+	JZ                gradDonetwice
+	VSUBPD            Z15, Z17, Z9
+	VSUBPD            Z16, Z18, Z10
+	VFNMADD213PD.BCST one64<>+0(SB), Z15, Z17
+	VFNMADD213PD.BCST one64<>+0(SB), Z16, Z18
+	VPTERNLOGQ.BCST   $0x78, signBit64<>+0(SB), Z5, Z17
+	VPTERNLOGQ.BCST   $0x78, signBit64<>+0(SB), Z6, Z18
+	VXORPD            Z5, Z3, Z3
+	VXORPD            Z6, Z4, Z4
+	VPMOVQ2M          Z3, K1
+	VPMOVQ2M          Z4, K2
+	VMOVAPD           Z9, K1, Z17
+	VMOVAPD           Z10, K2, Z18
+	VADDPD.BCST       one64<>+0(SB), Z7, Z7
+	VADDPD.BCST       one64<>+0(SB), Z8, Z8
+	VDIVPD            Z7, Z17, Z17
+	VDIVPD            Z8, Z18, Z18
+	CMPQ              smoothing+72(FP), $0x00
+	JE                smoothedGradtwice
+	VMOVUPS           (R8), Z3
+	VMOVUPS           (R8)(R10*1), Z4
+	VCMPPD.BCST       $0x00, inf64<>+0(SB), Z3, K1
+	VCMPPD.BCST       $0x00, inf64<>+0(SB), Z4, K2
+	VBROADCASTSD      smoothing+72(FP), Z3
+	VBROADCASTSD      smoothing+72(FP), Z4
+	VBROADCASTSD      zero64<>+0(SB), Z5
+	VBROADCASTSD      zero64<>+0(SB), Z6
+	VMOVAPD           Z3, K1, Z5
+	VMOVAPD           Z4, K2, Z6
+	VADDPD            Z5, Z17, Z17
+	VADDPD            Z6, Z18, Z18
+
+smoothedGradtwice:
+	VBROADCASTSD scale+64(FP), Z3
+	VBROADCASTSD scale+64(FP), Z4
+	VMULPD       Z3, Z17, Z17
+	VMULPD       Z4, Z18, Z18
+	VBROADCASTSD signBit64<>+0(SB), Z5
+	VBROADCASTSD signBit64<>+0(SB), Z6
+	VXORPD       Z17, Z5, Z5
+	VXORPD       Z18, Z6, Z6
+	CMPQ         center+80(FP), $0x00
+	JE           centeredGradtwice
+	VMOVUPS      (DI)(R9*1), Z7
+	VMOVUPS      64(DI)(R9*1), Z8
+	VMOVUPS      (SI)(R9*1), Z9
+	VMOVUPS      64(SI)(R9*1), Z10
+	VADDPD       Z7, Z9, Z7
+	VADDPD       Z8, Z10, Z8
+	VBROADCASTSD center+80(FP), Z9
+	VBROADCASTSD center+80(FP), Z10
+	VADDPD       Z9, Z9, Z9
+	VADDPD       Z10, Z10, Z10
+	VMULPD       Z3, Z9, Z9
+	VMULPD       Z4, Z10, Z10
+	VMULPD       Z9, Z7, Z7
+	VMULPD       Z10, Z8, Z8
+	VADDPD       Z7, Z17, Z17
+	VADDPD       Z8, Z18, Z18
+	VADDPD       Z7, Z5, Z5
+	VADDPD       Z8, Z6, Z6
+
+centeredGradtwice:
+	VMOVUPS Z17, (DX)(R9*1)
+	VMOVUPS Z18, 64(DX)(R9*1)
+	VMOVUPS Z5, (BX)(R9*1)
+	VMOVUPS Z6, 64(BX)(R9*1)
+
+gradDonetwice:
+	ADDQ   $0x80, R9
+	ADDQ   R10, R8
+	ADDQ   R10, R8
+	SUBQ   $0x10, CX
+	TESTQ  $0x000001ff, R9
+	JNZ    twice
+	VADDPD Z1, Z0, Z0
+	VXORPD Z1, Z1, Z1
+	JMP    twice
+
+once:
 	CMPQ             CX, $0x08
 	JLT              tail
 	VMOVUPS          (R8), Z3
@@ -1619,150 +2221,150 @@ loop:
 	VBROADCASTSD     huge64<>+0(SB), Z4
 	VMINPD           Z3, Z4, Z3
 	VMOVUPS          (SI)(R9*1), Z4
-	VMOVUPS          (DI)(R9*1), Z15
-	VSUBPD           Z15, Z4, Z4
+	VMOVUPS          (DI)(R9*1), Z5
+	VSUBPD           Z5, Z4, Z4
 	VSUBPD           Z3, Z4, Z3
-	VRANGEPD.BCST    $0x0e, expBound64<>+0(SB), Z4, Z15
-	VBROADCASTSD     expMagic64<>+0(SB), Z16
-	VFMADD231PD.BCST log2e64<>+0(SB), Z15, Z16
-	VSUBPD.BCST      expMagic64<>+0(SB), Z16, Z17
-	VFMADD231PD.BCST minusLn264<>+0(SB), Z17, Z15
-	VFMADD231PD.BCST minusLn2low64<>+0(SB), Z17, Z15
-	VPSLLQ           $0x34, Z16, Z16
-	VMULPD           Z15, Z15, Z17
-	VBROADCASTSD     exp0_64<>+0(SB), Z18
-	VBROADCASTSD     exp1_64<>+0(SB), Z19
-	VFMADD213PD.BCST exp2_64<>+0(SB), Z17, Z18
-	VFMADD213PD.BCST exp3_64<>+0(SB), Z17, Z19
-	VFMADD213PD.BCST exp4_64<>+0(SB), Z17, Z18
-	VFMADD213PD.BCST exp5_64<>+0(SB), Z17, Z19
-	VFMADD213PD.BCST exp6_64<>+0(SB), Z17, Z18
-	VFMADD213PD.BCST exp7_64<>+0(SB), Z17, Z19
-	VFMADD213PD.BCST exp8_64<>+0(SB), Z17, Z18
-	VFMADD213PD      Z18, Z15, Z19
-	VFMADD213PD      Z15, Z17, Z19
-	VFMADD213PD      Z16, Z16, Z19
-	VRANGEPD.BCST    $0x0e, expBound64<>+0(SB), Z3, Z15
-	VBROADCASTSD     expMagic64<>+0(SB), Z16
-	VFMADD231PD.BCST log2e64<>+0(SB), Z15, Z16
-	VSUBPD.BCST      expMagic64<>+0(SB), Z16, Z17
-	VFMADD231PD.BCST minusLn264<>+0(SB), Z17, Z15
-	VFMADD231PD.BCST minusLn2low64<>+0(SB), Z17, Z15
-	VPSLLQ           $0x34, Z16, Z16
-	VMULPD           Z15, Z15, Z17
-	VBROADCASTSD     exp0_64<>+0(SB), Z18
-	VBROADCASTSD     exp1_64<>+0(SB), Z20
-	VFMADD213PD.BCST exp2_64<>+0(SB), Z17, Z18
-	VFMADD213PD.BCST exp3_64<>+0(SB), Z17, Z20
-	VFMADD213PD.BCST exp4_64<>+0(SB), Z17, Z18
-	VFMADD213PD.BCST exp5_64<>+0(SB), Z17, Z20
-	VFMADD213PD.BCST exp6_64<>+0(SB), Z17, Z18
-	VFMADD213PD.BCST exp7_64<>+0(SB), Z17, Z20
-	VFMADD213PD.BCST exp8_64<>+0(SB), Z17, Z18
-	VFMADD213PD      Z18, Z15, Z20
-	VFMADD213PD      Z15, Z17, Z20
-	VFMADD213PD      Z16, Z16, Z20
-	VADDPD           Z19, Z20, Z15
-	VFMADD231PD      Z19, Z20, Z15
-	VADDPD.BCST      two64<>+0(SB), Z15, Z16
-	VDIVPD           Z16, Z15, Z16
-	VMULPD           Z16, Z16, Z17
-	VMULPD           Z17, Z17, Z18
-	VBROADCASTSD     atanh0_64<>+0(SB), Z21
-	VBROADCASTSD     atanh1_64<>+0(SB), Z22
-	VFMADD213PD.BCST atanh2_64<>+0(SB), Z18, Z21
-	VFMADD213PD.BCST atanh3_64<>+0(SB), Z18, Z22
-	VFMADD213PD.BCST atanh4_64<>+0(SB), Z18, Z21
-	VFMADD213PD.BCST atanh5_64<>+0(SB), Z18, Z22
-	VFMADD213PD.BCST atanh6_64<>+0(SB), Z18, Z21
-	VFMADD213PD.BCST atanh7_64<>+0(SB), Z18, Z22
-	VFMADD213PD.BCST atanh8_64<>+0(SB), Z18, Z21
-	VFMADD213PD.BCST atanh9_64<>+0(SB), Z18, Z22
-	VFMADD213PD.BCST atanh10_64<>+0(SB), Z18, Z21
-	VFMADD213PD.BCST atanh11_64<>+0(SB), Z18, Z22
-	VFMADD213PD.BCST atanh12_64<>+0(SB), Z18, Z21
-	VFMADD213PD.BCST atanh13_64<>+0(SB), Z18, Z22
-	VFMADD213PD      Z22, Z17, Z21
-	VBROADCASTSD     signBit64<>+0(SB), Z17
-	VXORPD           Z4, Z17, Z17
-	VMAXPD           Z3, Z17, Z17
-	VXORPS           X5, X5, X5
-	VMAXPD           Z17, Z5, Z17
-	VFMADD231PD      Z21, Z16, Z17
+	VRANGEPD.BCST    $0x0e, expBound64<>+0(SB), Z4, Z5
+	VBROADCASTSD     expMagic64<>+0(SB), Z6
+	VFMADD231PD.BCST log2e64<>+0(SB), Z5, Z6
+	VSUBPD.BCST      expMagic64<>+0(SB), Z6, Z7
+	VFMADD231PD.BCST minusLn264<>+0(SB), Z7, Z5
+	VFMADD231PD.BCST minusLn2low64<>+0(SB), Z7, Z5
+	VPSLLQ           $0x34, Z6, Z6
+	VMULPD           Z5, Z5, Z7
+	VBROADCASTSD     exp0_64<>+0(SB), Z8
+	VBROADCASTSD     exp1_64<>+0(SB), Z9
+	VFMADD213PD.BCST exp2_64<>+0(SB), Z7, Z8
+	VFMADD213PD.BCST exp3_64<>+0(SB), Z7, Z9
+	VFMADD213PD.BCST exp4_64<>+0(SB), Z7, Z8
+	VFMADD213PD.BCST exp5_64<>+0(SB), Z7, Z9
+	VFMADD213PD.BCST exp6_64<>+0(SB), Z7, Z8
+	VFMADD213PD.BCST exp7_64<>+0(SB), Z7, Z9
+	VFMADD213PD.BCST exp8_64<>+0(SB), Z7, Z8
+	VFMADD213PD      Z8, Z5, Z9
+	VFMADD213PD      Z5, Z7, Z9
+	VFMADD213PD      Z6, Z6, Z9
+	VRANGEPD.BCST    $0x0e, expBound64<>+0(SB), Z3, Z5
+	VBROADCASTSD     expMagic64<>+0(SB), Z6
+	VFMADD231PD.BCST log2e64<>+0(SB), Z5, Z6
+	VSUBPD.BCST      expMagic64<>+0(SB), Z6, Z7
+	VFMADD231PD.BCST minusLn264<>+0(SB), Z7, Z5
+	VFMADD231PD.BCST minusLn2low64<>+0(SB), Z7, Z5
+	VPSLLQ           $0x34, Z6, Z6
+	VMULPD           Z5, Z5, Z7
+	VBROADCASTSD     exp0_64<>+0(SB), Z8
+	VBROADCASTSD     exp1_64<>+0(SB), Z10
+	VFMADD213PD.BCST exp2_64<>+0(SB), Z7, Z8
+	VFMADD213PD.BCST exp3_64<>+0(SB), Z7, Z10
+	VFMADD213PD.BCST exp4_64<>+0(SB), Z7, Z8
+	VFMADD213PD.BCST exp5_64<>+0(SB), Z7, Z10
+	VFMADD213PD.BCST exp6_64<>+0(SB), Z7, Z8
+	VFMADD213PD.BCST exp7_64<>+0(SB), Z7, Z10
+	VFMADD213PD.BCST exp8_64<>+0(SB), Z7, Z8
+	VFMADD213PD      Z8, Z5, Z10
+	VFMADD213PD      Z5, Z7, Z10
+	VFMADD213PD      Z6, Z6, Z10
+	VADDPD           Z9, Z10, Z5
+	VFMADD231PD      Z9, Z10, Z5
+	VADDPD.BCST      two64<>+0(SB), Z5, Z6
+	VDIVPD           Z6, Z5, Z6
+	VMULPD           Z6, Z6, Z7
+	VMULPD           Z7, Z7, Z8
+	VBROADCASTSD     atanh0_64<>+0(SB), Z11
+	VBROADCASTSD     atanh1_64<>+0(SB), Z12
+	VFMADD213PD.BCST atanh2_64<>+0(SB), Z8, Z11
+	VFMADD213PD.BCST atanh3_64<>+0(SB), Z8, Z12
+	VFMADD213PD.BCST atanh4_64<>+0(SB), Z8, Z11
+	VFMADD213PD.BCST atanh5_64<>+0(SB), Z8, Z12
+	VFMADD213PD.BCST atanh6_64<>+0(SB), Z8, Z11
+	VFMADD213PD.BCST atanh7_64<>+0(SB), Z8, Z12
+	VFMADD213PD.BCST atanh8_64<>+0(SB), Z8, Z11
+	VFMADD213PD.BCST atanh9_64<>+0(SB), Z8, Z12
+	VFMADD213PD.BCST atanh10_64<>+0(SB), Z8, Z11
+	VFMADD213PD.BCST atanh11_64<>+0(SB), Z8, Z12
+	VFMADD213PD.BCST atanh12_64<>+0(SB), Z8, Z11
+	VFMADD213PD.BCST atanh13_64<>+0(SB), Z8, Z12
+	VFMADD213PD      Z12, Z7, Z11
+	VBROADCASTSD     signBit64<>+0(SB), Z7
+	VXORPD           Z4, Z7, Z7
+	VMAXPD           Z3, Z7, Z7
+	VBROADCASTSD     zero64<>+0(SB), Z8
+	VMAXPD           Z7, Z8, Z7
+	VFMADD231PD      Z11, Z6, Z7
 	CMPQ             smoothing+72(FP), $0x00
-	JE               smoothed
-	VMOVUPS          (R8), Z16
-	VCMPPD.BCST      $0x00, inf64<>+0(SB), Z16, K1
-	VBLENDMPD        Z4, Z16, K1, Z6
-	VBROADCASTSD     smoothing+72(FP), Z16
-	VFMADD231PD      Z16, Z6, Z17
+	JE               smoothedonce
+	VMOVUPS          (R8), Z6
+	VCMPPD.BCST      $0x00, inf64<>+0(SB), Z6, K1
+	VMOVAPD          Z4, K1, Z6
+	VBROADCASTSD     smoothing+72(FP), Z8
+	VFMADD231PD      Z8, Z6, Z7
 
-smoothed:
+smoothedonce:
 	CMPQ         center+80(FP), $0x00
-	JE           centered
-	VMOVUPS      (DI)(R9*1), Z16
-	VMOVUPS      (SI)(R9*1), Z18
-	VADDPD       Z16, Z18, Z16
-	VBROADCASTSD center+80(FP), Z18
-	VMULPD       Z18, Z16, Z18
-	VFMADD231PD  Z18, Z16, Z17
+	JE           centeredonce
+	VMOVUPS      (DI)(R9*1), Z6
+	VMOVUPS      (SI)(R9*1), Z8
+	VADDPD       Z6, Z8, Z6
+	VBROADCASTSD center+80(FP), Z8
+	VMULPD       Z8, Z6, Z8
+	VFMADD231PD  Z8, Z6, Z7
 
-centered:
+centeredonce:
 	TESTQ   AX, AX
-	JZ      lossesDone
-	VMOVUPS Z17, (AX)(R9*1)
+	JZ      lossesDoneonce
+	VMOVUPS Z7, (AX)(R9*1)
 
-lossesDone:
-	VADDPD            Z17, Z1, Z1
+lossesDoneonce:
+	VADDPD            Z7, Z1, Z1
 	TESTQ             DX, DX
-	JZ                gradDone
-	VSUBPD            Z19, Z20, Z16
-	VFNMADD213PD.BCST one64<>+0(SB), Z19, Z20
-	VPTERNLOGQ.BCST   $0x78, signBit64<>+0(SB), Z4, Z20
+	JZ                gradDoneonce
+	VSUBPD            Z9, Z10, Z6
+	VFNMADD213PD.BCST one64<>+0(SB), Z9, Z10
+	VPTERNLOGQ.BCST   $0x78, signBit64<>+0(SB), Z4, Z10
 	VXORPD            Z4, Z3, Z3
 	VPMOVQ2M          Z3, K1
-	VBLENDMPD         Z16, Z20, K1, Z7
-	VADDPD.BCST       one64<>+0(SB), Z15, Z15
-	VDIVPD            Z15, Z7, Z7
+	VMOVAPD           Z6, K1, Z10
+	VADDPD.BCST       one64<>+0(SB), Z5, Z5
+	VDIVPD            Z5, Z10, Z10
 	CMPQ              smoothing+72(FP), $0x00
-	JE                smoothedGrad
+	JE                smoothedGradonce
 	VMOVUPS           (R8), Z3
 	VCMPPD.BCST       $0x00, inf64<>+0(SB), Z3, K1
 	VBROADCASTSD      smoothing+72(FP), Z3
-	VXORPS            X5, X5, X5
-	VBLENDMPD         Z3, Z5, K1, Z8
-	VADDPD            Z8, Z7, Z7
+	VBROADCASTSD      zero64<>+0(SB), Z4
+	VMOVAPD           Z3, K1, Z4
+	VADDPD            Z4, Z10, Z10
 
-smoothedGrad:
+smoothedGradonce:
 	VBROADCASTSD scale+64(FP), Z3
-	VMULPD       Z3, Z7, Z7
+	VMULPD       Z3, Z10, Z10
 	VBROADCASTSD signBit64<>+0(SB), Z4
-	VXORPD       Z7, Z4, Z4
+	VXORPD       Z10, Z4, Z4
 	CMPQ         center+80(FP), $0x00
-	JE           centeredGrad
-	VMOVUPS      (DI)(R9*1), Z15
-	VMOVUPS      (SI)(R9*1), Z16
-	VADDPD       Z15, Z16, Z15
-	VBROADCASTSD center+80(FP), Z16
-	VADDPD       Z16, Z16, Z16
-	VMULPD       Z3, Z16, Z16
-	VMULPD       Z16, Z15, Z15
-	VADDPD       Z15, Z7, Z7
-	VADDPD       Z15, Z4, Z4
+	JE           centeredGradonce
+	VMOVUPS      (DI)(R9*1), Z5
+	VMOVUPS      (SI)(R9*1), Z6
+	VADDPD       Z5, Z6, Z5
+	VBROADCASTSD center+80(FP), Z6
+	VADDPD       Z6, Z6, Z6
+	VMULPD       Z3, Z6, Z6
+	VMULPD       Z6, Z5, Z5
+	VADDPD       Z5, Z10, Z10
+	VADDPD       Z5, Z4, Z4
 
-centeredGrad:
-	VMOVUPS Z7, (DX)(R9*1)
+centeredGradonce:
+	VMOVUPS Z10, (DX)(R9*1)
 	VMOVUPS Z4, (BX)(R9*1)
 
-gradDone:
+gradDoneonce:
 	ADDQ   $0x40, R9
-	ADDQ   step+56(FP), R8
+	ADDQ   R10, R8
 	SUBQ   $0x08, CX
 	TESTQ  $0x000001ff, R9
-	JNZ    loop
+	JNZ    once
 	VADDPD Z1, Z0, Z0
 	VXORPD Z1, Z1, Z1
-	JMP    loop
+	JMP    once
 
 tail:
 	TESTQ            CX, CX
@@ -1773,156 +2375,156 @@ tail:
 	KMOVW            R10, K1
 	VMOVUPD.Z        (R8), K1, Z3
 	VBROADCASTSD     one64<>+0(SB), Z4
-	VBLENDMPD        Z3, Z4, K1, Z9
-	VMINPD           Z2, Z9, Z2
+	VMOVAPD          Z3, K1, Z4
+	VMINPD           Z2, Z4, Z2
 	VBROADCASTSD     huge64<>+0(SB), Z3
-	VMINPD           Z9, Z3, Z3
+	VMINPD           Z4, Z3, Z3
 	VMOVUPD.Z        (SI)(R9*1), K1, Z4
-	VMOVUPD.Z        (DI)(R9*1), K1, Z6
-	VSUBPD           Z6, Z4, Z4
+	VMOVUPD.Z        (DI)(R9*1), K1, Z5
+	VSUBPD           Z5, Z4, Z4
 	VSUBPD           Z3, Z4, Z3
-	VRANGEPD.BCST    $0x0e, expBound64<>+0(SB), Z4, Z6
-	VBROADCASTSD     expMagic64<>+0(SB), Z7
-	VFMADD231PD.BCST log2e64<>+0(SB), Z6, Z7
-	VSUBPD.BCST      expMagic64<>+0(SB), Z7, Z8
-	VFMADD231PD.BCST minusLn264<>+0(SB), Z8, Z6
-	VFMADD231PD.BCST minusLn2low64<>+0(SB), Z8, Z6
-	VPSLLQ           $0x34, Z7, Z7
-	VMULPD           Z6, Z6, Z8
-	VBROADCASTSD     exp0_64<>+0(SB), Z9
-	VBROADCASTSD     exp1_64<>+0(SB), Z15
-	VFMADD213PD.BCST exp2_64<>+0(SB), Z8, Z9
-	VFMADD213PD.BCST exp3_64<>+0(SB), Z8, Z15
-	VFMADD213PD.BCST exp4_64<>+0(SB), Z8, Z9
-	VFMADD213PD.BCST exp5_64<>+0(SB), Z8, Z15
-	VFMADD213PD.BCST exp6_64<>+0(SB), Z8, Z9
-	VFMADD213PD.BCST exp7_64<>+0(SB), Z8, Z15
-	VFMADD213PD.BCST exp8_64<>+0(SB), Z8, Z9
-	VFMADD213PD      Z9, Z6, Z15
-	VFMADD213PD      Z6, Z8, Z15
-	VFMADD213PD      Z7, Z7, Z15
-	VRANGEPD.BCST    $0x0e, expBound64<>+0(SB), Z3, Z6
-	VBROADCASTSD     expMagic64<>+0(SB), Z7
-	VFMADD231PD.BCST log2e64<>+0(SB), Z6, Z7
-	VSUBPD.BCST      expMagic64<>+0(SB), Z7, Z8
-	VFMADD231PD.BCST minusLn264<>+0(SB), Z8, Z6
-	VFMADD231PD.BCST minusLn2low64<>+0(SB), Z8, Z6
-	VPSLLQ           $0x34, Z7, Z7
-	VMULPD           Z6, Z6, Z8
-	VBROADCASTSD     exp0_64<>+0(SB), Z9
-	VBROADCASTSD     exp1_64<>+0(SB), Z16
-	VFMADD213PD.BCST exp2_64<>+0(SB), Z8, Z9
-	VFMADD213PD.BCST exp3_64<>+0(SB), Z8, Z16
-	VFMADD213PD.BCST exp4_64<>+0(SB), Z8, Z9
-	VFMADD213PD.BCST exp5_64<>+0(SB), Z8, Z16
-	VFMADD213PD.BCST exp6_64<>+0(SB), Z8, Z9
-	VFMADD213PD.BCST exp7_64<>+0(SB), Z8, Z16
-	VFMADD213PD.BCST exp8_64<>+0(SB), Z8, Z9
-	VFMADD213PD      Z9, Z6, Z16
-	VFMADD213PD      Z6, Z8, Z16
-	VFMADD213PD      Z7, Z7, Z16
-	VADDPD           Z15, Z16, Z6
-	VFMADD231PD      Z15, Z16, Z6
-	VADDPD.BCST      two64<>+0(SB), Z6, Z7
-	VDIVPD           Z7, Z6, Z7
+	VRANGEPD.BCST    $0x0e, expBound64<>+0(SB), Z4, Z5
+	VBROADCASTSD     expMagic64<>+0(SB), Z6
+	VFMADD231PD.BCST log2e64<>+0(SB), Z5, Z6
+	VSUBPD.BCST      expMagic64<>+0(SB), Z6, Z7
+	VFMADD231PD.BCST minusLn264<>+0(SB), Z7, Z5
+	VFMADD231PD.BCST minusLn2low64<>+0(SB), Z7, Z5
+	VPSLLQ           $0x34, Z6, Z6
+	VMULPD           Z5, Z5, Z7
+	VBROADCASTSD     exp0_64<>+0(SB), Z8
+	VBROADCASTSD     exp1_64<>+0(SB), Z9
+	VFMADD213PD.BCST exp2_64<>+0(SB), Z7, Z8
+	VFMADD213PD.BCST exp3_64<>+0(SB), Z7, Z9
+	VFMADD213PD.BCST exp4_64<>+0(SB), Z7, Z8
+	VFMADD213PD.BCST exp5_64<>+0(SB), Z7, Z9
+	VFMADD213PD.BCST exp6_64<>+0(SB), Z7, Z8
+	VFMADD213PD.BCST exp7_64<>+0(SB), Z7, Z9
+	VFMADD213PD.BCST exp8_64<>+0(SB), Z7, Z8
+	VFMADD213PD      Z8, Z5, Z9
+	VFMADD213PD      Z5, Z7, Z9
+	VFMADD213PD      Z6, Z6, Z9
+	VRANGEPD.BCST    $0x0e, expBound64<>+0(SB), Z3, Z5
+	VBROADCASTSD     expMagic64<>+0(SB), Z6
+	VFMADD231PD.BCST log2e64<>+0(SB), Z5, Z6
+	VSUBPD.BCST      expMagic64<>+0(SB), Z6, Z7
+	VFMADD231PD.BCST minusLn264<>+0(SB), Z7, Z5
+	VFMADD231PD.BCST minusLn2low64<>+0(SB), Z7, Z5
+	VPSLLQ           $0x34, Z6, Z6
+	VMULPD           Z5, Z5, Z7
+	VBROADCASTSD     exp0_64<>+0(SB), Z8
+	VBROADCASTSD     exp1_64<>+0(SB), Z10
+	VFMADD213PD.BCST exp2_64<>+0(SB), Z7, Z8
+	VFMADD213PD.BCST exp3_64<>+0(SB), Z7, Z10
+	VFMADD213PD.BCST exp4_64<>+0(SB), Z7, Z8
+	VFMADD213PD.BCST exp5_64<>+0(SB), Z7, Z10
+	VFMADD213PD.BCST exp6_64<>+0(SB), Z7, Z8
+	VFMADD213PD.BCST exp7_64<>+0(SB), Z7, Z10
+	VFMADD213PD.BCST exp8_64<>+0(SB), Z7, Z8
+	VFMADD213PD      Z8, Z5, Z10
+	VFMADD213PD      Z5, Z7, Z10
+	VFMADD213PD      Z6, Z6, Z10
+	VADDPD           Z9, Z10, Z5
+	VFMADD231PD      Z9, Z10, Z5
+	VADDPD.BCST      two64<>+0(SB), Z5, Z6
+	VDIVPD           Z6, Z5, Z6
+	VMULPD           Z6, Z6, Z7
 	VMULPD           Z7, Z7, Z8
-	VMULPD           Z8, Z8, Z9
-	VBROADCASTSD     atanh0_64<>+0(SB), Z17
-	VBROADCASTSD     atanh1_64<>+0(SB), Z18
-	VFMADD213PD.BCST atanh2_64<>+0(SB), Z9, Z17
-	VFMADD213PD.BCST atanh3_64<>+0(SB), Z9, Z18
-	VFMADD213PD.BCST atanh4_64<>+0(SB), Z9, Z17
-	VFMADD213PD.BCST atanh5_64<>+0(SB), Z9, Z18
-	VFMADD213PD.BCST atanh6_64<>+0(SB), Z9, Z17
-	VFMADD213PD.BCST atanh7_64<>+0(SB), Z9, Z18
-	VFMADD213PD.BCST atanh8_64<>+0(SB), Z9, Z17
-	VFMADD213PD.BCST atanh9_64<>+0(SB), Z9, Z18
-	VFMADD213PD.BCST atanh10_64<>+0(SB), Z9, Z17
-	VFMADD213PD.BCST atanh11_64<>+0(SB), Z9, Z18
-	VFMADD213PD.BCST atanh12_64<>+0(SB), Z9, Z17
-	VFMADD213PD.BCST atanh13_64<>+0(SB), Z9, Z18
-	VFMADD213PD      Z18, Z8, Z17
-	VBROADCASTSD     signBit64<>+0(SB), Z8
-	VXORPD           Z4, Z8, Z8
-	VMAXPD           Z3, Z8, Z8
-	VXORPS           X5, X5, X5
-	VMAXPD           Z8, Z5, Z8
-	VFMADD231PD      Z17, Z7, Z8
+	VBROADCASTSD     atanh0_64<>+0(SB), Z11
+	VBROADCASTSD     atanh1_64<>+0(SB), Z12
+	VFMADD213PD.BCST atanh2_64<>+0(SB), Z8, Z11
+	VFMADD213PD.BCST atanh3_64<>+0(SB), Z8, Z12
+	VFMADD213PD.BCST atanh4_64<>+0(SB), Z8, Z11
+	VFMADD213PD.BCST atanh5_64<>+0(SB), Z8, Z12
+	VFMADD213PD.BCST atanh6_64<>+0(SB), Z8, Z11
+	VFMADD213PD.BCST atanh7_64<>+0(SB), Z8, Z12
+	VFMADD213PD.BCST atanh8_64<>+0(SB), Z8, Z11
+	VFMADD213PD.BCST atanh9_64<>+0(SB), Z8, Z12
+	VFMADD213PD.BCST atanh10_64<>+0(SB), Z8, Z11
+	VFMADD213PD.BCST atanh11_64<>+0(SB), Z8, Z12
+	VFMADD213PD.BCST atanh12_64<>+0(SB), Z8, Z11
+	VFMADD213PD.BCST atanh13_64<>+0(SB), Z8, Z12
+	VFMADD213PD      Z12, Z7, Z11
+	VBROADCASTSD     signBit64<>+0(SB), Z7
+	VXORPD           Z4, Z7, Z7
+	VMAXPD           Z3, Z7, Z7
+	VBROADCASTSD     zero64<>+0(SB), Z8
+	VMAXPD           Z7, Z8, Z7
+	VFMADD231PD      Z11, Z6, Z7
 	CMPQ             smoothing+72(FP), $0x00
 	JE               smoothedtail
-	VMOVUPD.Z        (R8), K1, Z7
-	VBROADCASTSD     one64<>+0(SB), Z9
-	VBLENDMPD        Z7, Z9, K1, Z10
-	VCMPPD.BCST      $0x00, inf64<>+0(SB), Z10, K2
-	VBLENDMPD        Z4, Z10, K2, Z11
-	VBROADCASTSD     smoothing+72(FP), Z7
-	VFMADD231PD      Z7, Z11, Z8
+	VMOVUPD.Z        (R8), K1, Z6
+	VBROADCASTSD     one64<>+0(SB), Z8
+	VMOVAPD          Z6, K1, Z8
+	VCMPPD.BCST      $0x00, inf64<>+0(SB), Z8, K2
+	VMOVAPD          Z4, K2, Z8
+	VBROADCASTSD     smoothing+72(FP), Z6
+	VFMADD231PD      Z6, Z8, Z7
 
 smoothedtail:
 	CMPQ         center+80(FP), $0x00
 	JE           centeredtail
-	VMOVUPD.Z    (DI)(R9*1), K1, Z7
-	VMOVUPD.Z    (SI)(R9*1), K1, Z9
-	VADDPD       Z7, Z9, Z7
-	VBROADCASTSD center+80(FP), Z9
-	VMULPD       Z9, Z7, Z9
-	VFMADD231PD  Z9, Z7, Z8
+	VMOVUPD.Z    (DI)(R9*1), K1, Z6
+	VMOVUPD.Z    (SI)(R9*1), K1, Z8
+	VADDPD       Z6, Z8, Z6
+	VBROADCASTSD center+80(FP), Z8
+	VMULPD       Z8, Z6, Z8
+	VFMADD231PD  Z8, Z6, Z7
 
 centeredtail:
 	TESTQ   AX, AX
 	JZ      lossesDonetail
-	VMOVUPD Z8, K1, (AX)(R9*1)
+	VMOVUPD Z7, K1, (AX)(R9*1)
 
 lossesDonetail:
-	VMOVUPD.Z         Z8, K1, Z8
-	VADDPD            Z8, Z1, Z1
+	VMOVUPD.Z         Z7, K1, Z7
+	VADDPD            Z7, Z1, Z1
 	TESTQ             DX, DX
 	JZ                gradDonetail
-	VSUBPD            Z15, Z16, Z7
-	VFNMADD213PD.BCST one64<>+0(SB), Z15, Z16
-	VPTERNLOGQ.BCST   $0x78, signBit64<>+0(SB), Z4, Z16
+	VSUBPD            Z9, Z10, Z6
+	VFNMADD213PD.BCST one64<>+0(SB), Z9, Z10
+	VPTERNLOGQ.BCST   $0x78, signBit64<>+0(SB), Z4, Z10
 	VXORPD            Z4, Z3, Z3
 	VPMOVQ2M          Z3, K2
-	VBLENDMPD         Z7, Z16, K2, Z12
-	VADDPD.BCST       one64<>+0(SB), Z6, Z6
-	VDIVPD            Z6, Z12, Z12
+	VMOVAPD           Z6, K2, Z10
+	VADDPD.BCST       one64<>+0(SB), Z5, Z5
+	VDIVPD            Z5, Z10, Z10
 	CMPQ              smoothing+72(FP), $0x00
 	JE                smoothedGradtail
 	VMOVUPD.Z         (R8), K1, Z3
 	VBROADCASTSD      one64<>+0(SB), Z4
-	VBLENDMPD         Z3, Z4, K1, Z13
-	VCMPPD.BCST       $0x00, inf64<>+0(SB), Z13, K2
+	VMOVAPD           Z3, K1, Z4
+	VCMPPD.BCST       $0x00, inf64<>+0(SB), Z4, K2
 	VBROADCASTSD      smoothing+72(FP), Z3
-	VXORPS            X5, X5, X5
-	VBLENDMPD         Z3, Z5, K2, Z14
-	VADDPD            Z14, Z12, Z12
+	VBROADCASTSD      zero64<>+0(SB), Z4
+	VMOVAPD           Z3, K2, Z4
+	VADDPD            Z4, Z10, Z10
 
 smoothedGradtail:
 	VBROADCASTSD scale+64(FP), Z3
-	VMULPD       Z3, Z12, Z12
+	VMULPD       Z3, Z10, Z10
 	VBROADCASTSD signBit64<>+0(SB), Z4
-	VXORPD       Z12, Z4, Z4
+	VXORPD       Z10, Z4, Z4
 	CMPQ         center+80(FP), $0x00
 	JE           centeredGradtail
-	VMOVUPD.Z    (DI)(R9*1), K1, Z6
-	VMOVUPD.Z    (SI)(R9*1), K1, Z7
-	VADDPD       Z6, Z7, Z6
-	VBROADCASTSD center+80(FP), Z7
-	VADDPD       Z7, Z7, Z7
-	VMULPD       Z3, Z7, Z7
-	VMULPD       Z7, Z6, Z6
-	VADDPD       Z6, Z12, Z12
-	VADDPD       Z6, Z4, Z4
+	VMOVUPD.Z    (DI)(R9*1), K1, Z5
+	VMOVUPD.Z    (SI)(R9*1), K1, Z6
+	VADDPD       Z5, Z6, Z5
+	VBROADCASTSD center+80(FP), Z6
+	VADDPD       Z6, Z6, Z6
+	VMULPD       Z3, Z6, Z6
+	VMULPD       Z6, Z5, Z5
+	VADDPD       Z5, Z10, Z10
+	VADDPD       Z5, Z4, Z4
 
 centeredGradtail:
-	VMOVUPD Z12, K1, (DX)(R9*1)
+	VMOVUPD Z10, K1, (DX)(R9*1)
 	VMOVUPD Z4, K1, (BX)(R9*1)
 
 gradDonetail:
 done:
 	VADDPD        Z1, Z0, Z0
-	VXORPS        X5, X5, X5
-	VCMPPD        $0x0a, Z5, Z2, K1
+	VBROADCASTSD  zero64<>+0(SB), Z1
+	VCMPPD        $0x0a, Z1, Z2, K1
 	KMOVW         K1, AX
 	VEXTRACTF64X4 $0x01, Z0, Y1
 	VADDPD        Y1, Y0, Y0

@@ -7,6 +7,7 @@ package main
 
 import (
 	"fmt"
+	"iter"
 	"math"
 
 	. "github.com/mmcloughlin/avo/build"
@@ -18,7 +19,7 @@ func main() {
 	ConstraintExpr("amd64,!purego")
 	for _, wide := range []bool{false, true} {
 		for _, double := range []bool{false, true} {
-			(&kernel{wide: wide, double: double}).reward()
+			(&kernel{wide: wide, double: double, pause: func() {}}).reward()
 		}
 	}
 	firstDifference()
@@ -48,6 +49,28 @@ type kernel struct {
 	wide, double bool
 
 	tail operand.Op // the mask of the elements that exist, nil for a full vector
+
+	lane  int    // which of the vectors of one turn of the loop
+	pause func() // lets the other vector have its next instruction, where there is one
+}
+
+// interleave writes the same code for several vectors, an instruction of each in
+// turn: a processor that looks some hundred instructions ahead finds work in both.
+func (k *kernel) interleave(lanes int, write func(k *kernel)) {
+	var next []func() (struct{}, bool)
+	for lane := range lanes {
+		n, _ := iter.Pull(func(yield func(struct{}) bool) {
+			one := *k
+			one.lane, one.pause = lane, func() { yield(struct{}{}) }
+			write(&one)
+		})
+		next = append(next, n)
+	}
+	for ok := true; ok; {
+		for _, n := range next {
+			_, ok = n()
+		}
+	}
 }
 
 func (k *kernel) bytes() int {
@@ -119,7 +142,6 @@ var instructions = map[string][4]instruction{
 	"FMADD231":  {VFMADD231PS, VFMADD231PD, VFMADD231PS_BCST, VFMADD231PD_BCST},
 	"FNMADD213": {VFNMADD213PS, VFNMADD213PD, VFNMADD213PS_BCST, VFNMADD213PD_BCST},
 	"CMP":       {VCMPPS, VCMPPD, VCMPPS_BCST, VCMPPD_BCST},
-	"BLENDM":    {VBLENDMPS, VBLENDMPD, VBLENDMPS_BCST, VBLENDMPD_BCST},
 	"SHL":       {VPSLLD, VPSLLQ},
 	"RANGE":     {nil, nil, VRANGEPS_BCST, VRANGEPD_BCST},
 	"TERNLOG":   {nil, nil, VPTERNLOGD_BCST, VPTERNLOGQ_BCST},
@@ -139,6 +161,7 @@ func (k *kernel) do(name string, args ...operand.Op) {
 		}
 	}
 	instructions[name][form](args...)
+	k.pause()
 }
 
 // new appends an operation whose result is a new register.
@@ -159,12 +182,7 @@ func (k *kernel) load(c operand.Op) reg.VecVirtual {
 		c = t.Mem
 	}
 	broadcast(c, dst)
-	return dst
-}
-
-func (k *kernel) copy(v reg.VecVirtual) reg.VecVirtual {
-	dst := k.vec()
-	VMOVAPS(v, dst)
+	k.pause()
 	return dst
 }
 
@@ -191,6 +209,7 @@ func (k *kernel) read(m operand.Mem) reg.VecVirtual {
 	default:
 		VMASKMOVPS(m, k.tail, dst)
 	}
+	k.pause()
 	return dst
 }
 
@@ -207,6 +226,7 @@ func (k *kernel) write(v reg.VecVirtual, m operand.Mem) {
 	default:
 		VMASKMOVPS(v, k.tail, m)
 	}
+	k.pause()
 }
 
 // sign returns the mask of the elements whose sign bit is set.
@@ -220,6 +240,7 @@ func (k *kernel) sign(v reg.VecVirtual) operand.Op {
 	} else {
 		VPMOVD2M(v, mask)
 	}
+	k.pause()
 	return mask
 }
 
@@ -239,21 +260,20 @@ func (k *kernel) compare(predicate operand.U8, c operand.Op, v reg.VecVirtual) o
 	return mask
 }
 
-// choose returns yes where the mask is set, else no.
-func (k *kernel) choose(mask, yes operand.Op, no reg.VecVirtual) reg.VecVirtual {
-	if k.wide {
-		return k.new("BLENDM", yes, no, mask)
+// choose returns yes where the mask is set, else no, which it overwrites.
+func (k *kernel) choose(mask operand.Op, yes, no reg.VecVirtual) reg.VecVirtual {
+	switch {
+	case k.wide && k.double:
+		VMOVAPD(yes, mask, no)
+	case k.wide:
+		VMOVAPS(yes, mask, no)
+	case k.double:
+		VBLENDVPD(mask, yes, no, no)
+	default:
+		VBLENDVPS(mask, yes, no, no)
 	}
-	dst := k.vec()
-	if c, ok := yes.(constant); ok {
-		yes = c.Mem
-	}
-	if k.double {
-		VBLENDVPD(mask, yes, no, dst)
-	} else {
-		VBLENDVPS(mask, yes, no, dst)
-	}
-	return dst
+	k.pause()
+	return no
 }
 
 // polynomial is Horner's rule with fused operations, of the even and the odd powers
@@ -383,31 +403,38 @@ func (k *kernel) reward() {
 		pointer[p] = Load(Param(p), GP64())
 	}
 	n := Load(Param("n"), GP64())
+	pointer["step"] = Load(Param("step"), GP64())
 	at := GP64()
 	XORQ(at, at)
-	mem := func(p string) operand.Mem { return operand.Mem{Base: pointer[p], Index: at, Scale: 1} }
-
 	acc, few := k.zero(), k.zero()
 	least := k.load(k.constant("one", 1))
 
-	Label("loop")
-	CMPQ(n, operand.Imm(uint64(k.bytes()/k.elem())))
-	JLT(operand.LabelRef("tail"))
-	k.body("", pointer, mem, few, least)
-	ADDQ(operand.Imm(uint64(k.bytes())), at)
-	ADDQ(k.scalar("step"), pointer["delta"])
-	SUBQ(operand.Imm(uint64(k.bytes()/k.elem())), n)
-	TESTQ(operand.U32(8*k.bytes()-1), at)
-	JNZ(operand.LabelRef("loop"))
-	k.flush(few, acc)
-	k.do("XOR", few, few, few)
-	JMP(operand.LabelRef("loop"))
+	turn := func(label, end string, lanes int) {
+		Label(label)
+		CMPQ(n, operand.Imm(uint64(lanes*k.bytes()/k.elem())))
+		JLT(operand.LabelRef(end))
+		k.interleave(lanes, func(k *kernel) { k.body(label, pointer, at, few, least) })
+		ADDQ(operand.Imm(uint64(lanes*k.bytes())), at)
+		for range lanes {
+			ADDQ(pointer["step"], pointer["delta"])
+		}
+		SUBQ(operand.Imm(uint64(lanes*k.bytes()/k.elem())), n)
+		TESTQ(operand.U32(8*k.bytes()-1), at)
+		JNZ(operand.LabelRef(label))
+		k.flush(few, acc)
+		k.do("XOR", few, few, few)
+		JMP(operand.LabelRef(label))
+	}
+	if k.wide { // AVX2 has not the registers
+		turn("twice", "once", 2)
+	}
+	turn("once", "tail", 1)
 
 	Label("tail")
 	TESTQ(n, n)
 	JZ(operand.LabelRef("done"))
 	k.setTail(n)
-	k.body("tail", pointer, mem, few, least)
+	k.body("tail", pointer, at, few, least)
 
 	Label("done")
 	k.flush(few, acc)
@@ -447,11 +474,8 @@ func (k *kernel) reward() {
 	k.tail = nil
 }
 
-func (k *kernel) zero() reg.VecVirtual {
-	z := k.vec()
-	VXORPS(z.AsX(), z.AsX(), z.AsX())
-	return z
-}
+// zero is loaded because avo takes a register that is cleared by XOR for an input.
+func (k *kernel) zero() reg.VecVirtual { return k.load(k.constant("zero", 0)) }
 
 // setTail makes the mask of the last n elements.
 func (k *kernel) setTail(n reg.Register) {
@@ -494,35 +518,54 @@ func (k *kernel) setTail(n reg.Register) {
 //	v - u      for 0 <= m < delta, also u expm1(2m-delta)
 //	uv - 1     for m < 0
 //	1 - uv     for m >= delta
-func (k *kernel) body(label string, pointer map[string]reg.Register, mem func(string) operand.Mem, few, least reg.VecVirtual) {
+func (k *kernel) body(label string, pointer map[string]reg.Register, at reg.Register, few, least reg.VecVirtual) {
 	single := !k.double
 	one := k.constant("one", 1)
 	infinity := k.constant("inf", math.Inf(1))
 	signBit := k.constant("signBit", math.Copysign(0, -1))
 
+	mem := func(p string) operand.Mem {
+		return operand.Mem{Base: pointer[p], Index: at, Scale: 1, Disp: k.lane * k.bytes()}
+	}
 	readDelta := func() reg.VecVirtual {
-		d := k.read(operand.Mem{Base: pointer["delta"]})
+		m := operand.Mem{Base: pointer["delta"]}
+		if k.lane == 1 {
+			m.Index, m.Scale = pointer["step"], 1
+		}
+		d := k.read(m)
 		if k.tail != nil { // an element that does not exist is no bad delta
 			d = k.choose(k.tail, d, k.load(one))
 		}
 		return d
 	}
-	// ifSet jumps over code that a scalar argument of 0 makes needless.
-	ifSet := func(argument, label string, code func()) {
-		if single {
-			CMPL(k.scalar(argument), operand.Imm(0))
-		} else {
-			CMPQ(k.scalar(argument), operand.Imm(0))
+	// jumpOver surrounds code with a jump, once for all vectors of a turn.
+	jumpOver := func(label string, jump, code func()) {
+		if k.lane == 0 {
+			jump()
 		}
-		JE(operand.LabelRef(label))
+		k.pause()
 		code()
-		Label(label)
+		if k.lane == 0 {
+			Label(label)
+		}
+		k.pause()
+	}
+	// ifSet is for code that a scalar argument of 0 makes needless.
+	ifSet := func(argument, label string, code func()) {
+		jumpOver(label, func() {
+			if single {
+				CMPL(k.scalar(argument), operand.Imm(0))
+			} else {
+				CMPQ(k.scalar(argument), operand.Imm(0))
+			}
+			JE(operand.LabelRef(label))
+		}, code)
 	}
 	ifGiven := func(destination, label string, code func()) {
-		TESTQ(pointer[destination], pointer[destination])
-		JZ(operand.LabelRef(label))
-		code()
-		Label(label)
+		jumpOver(label, func() {
+			TESTQ(pointer[destination], pointer[destination])
+			JZ(operand.LabelRef(label))
+		}, code)
 	}
 
 	// m and over carry their rounding errors in float32, because exp makes an absolute
