@@ -2,15 +2,14 @@ package pcrm
 
 import (
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"unsafe"
 )
 
-// parallelPairs is how many pairs a batch must have before a second thread pays: it
-// takes some tens of microseconds to wake, in which SIMD does so many. The scalar
-// kernels need as long for an eighth.
-const parallelPairs = 1 << 16
+// parallelPairs is how many pairs a batch must have before a second thread pays.
+// Waking one takes some tens of microseconds, and SIMD does this many in 150; the
+// scalar kernels do an eighth in no less.
+const parallelPairs = 1 << 17
 
 var numThreads atomic.Int32
 
@@ -48,9 +47,16 @@ type job[F Float] struct {
 	sums   []float64 // of each block: added in order, whoever made them
 	next   atomic.Int64
 	failed atomic.Bool
-	wait   sync.WaitGroup
-	help   func() // work as a helper; kept, because a method value allocates
+
+	// A helper that wakes late must not be waited for: it may come as long as the job
+	// is not closed, and the job is used again when the last has looked.
+	helping atomic.Int64  // how many helpers are at work, and closed
+	done    chan struct{} // the last of them left after closing
+	holders atomic.Int32  // the caller and the helpers that were called
+	help    func()        // kept, because a method value allocates
 }
+
+const closed = 1 << 32
 
 var (
 	jobs32 = make(chan *job[float32], 16)
@@ -66,14 +72,15 @@ func jobs[F Float]() chan *job[F] {
 }
 
 func takeJob[F Float]() *job[F] {
+	var j *job[F]
 	select {
-	case j := <-jobs[F]():
-		return j
+	case j = <-jobs[F]():
 	default:
-		j := new(job[F])
-		j.help = func() { j.work(); j.wait.Done() }
-		return j
+		j = &job[F]{done: make(chan struct{}, 1)}
+		j.help = j.helper
 	}
+	j.holders.Store(1)
+	return j
 }
 
 // release gives the job back and forgets the caller's memory.
@@ -82,9 +89,29 @@ func (j *job[F]) release() {
 	j.chosenIDs, j.rejectedIDs = nil, nil
 	j.referenceChosen, j.referenceRejected, j.chosenRewards, j.rejectedRewards = nil, nil, nil, nil
 	j.form = pairForm
-	select {
-	case jobs[F]() <- j:
-	default:
+	j.drop()
+}
+
+// drop puts the job back when nobody holds it any more.
+func (j *job[F]) drop() {
+	if j.holders.Add(-1) == 0 {
+		select {
+		case jobs[F]() <- j:
+		default:
+		}
+	}
+}
+
+func (j *job[F]) helper() {
+	defer j.drop()
+	for n := j.helping.Load(); n < closed; n = j.helping.Load() {
+		if j.helping.CompareAndSwap(n, n+1) {
+			j.work()
+			if j.helping.Add(-1) == closed {
+				j.done <- struct{}{}
+			}
+			return
+		}
 	}
 }
 
@@ -97,6 +124,7 @@ func (j *job[F]) run(blocks, pairs int) (total float64, ok bool) {
 	j.blocks = blocks
 	j.next.Store(0)
 	j.failed.Store(false)
+	j.helping.Store(0)
 	if tier(currentTier.Load()) == scalarTier {
 		pairs *= 8
 	}
@@ -105,13 +133,16 @@ func (j *job[F]) run(blocks, pairs int) (total float64, ok bool) {
 		if threads == 0 {
 			threads = runtime.GOMAXPROCS(0)
 		}
-		for range min(threads, blocks) - 1 {
-			j.wait.Add(1)
+		helpers := min(threads, blocks) - 1
+		j.holders.Add(int32(helpers))
+		for range helpers {
 			go j.help()
 		}
 	}
 	j.work()
-	j.wait.Wait()
+	if j.helping.Add(closed) > closed {
+		<-j.done
+	}
 	for _, s := range j.sums {
 		total += s
 	}

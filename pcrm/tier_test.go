@@ -115,7 +115,7 @@ func TestConcurrentCalls(t *testing.T) {
 func TestLossesAllocateNothing(t *testing.T) {
 	for _, tier := range tiers() {
 		forceTier(t, tier)
-		for _, n := range []int{100, 100_000} {
+		for _, n := range []int{100, 150_000} {
 			allocatesNothing[float32](t, n)
 			allocatesNothing[float64](t, n)
 		}
