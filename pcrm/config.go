@@ -30,8 +30,8 @@ type Config struct {
 	DPOBeta float64
 }
 
-// settings is the file as it is written; nil is a key that is not there.
-type settings struct {
+// document is the file as it is written; nil is a key that is not there.
+type document struct {
 	Constraint struct {
 		Prior  *string  `toml:"prior"`
 		Preset *string  `toml:"preset"`
@@ -97,7 +97,7 @@ func LoadConfig(path string) (Config, error) {
 // range, a preset of another prior, and settings that the prior or the form has no
 // use for.
 func ParseConfig(name string, data []byte) (Config, error) {
-	var s settings
+	var s document
 	s.Loss.Form, s.DPO.Beta = "pair", 0.1
 	if err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&s); err != nil {
 		return Config{}, decodingError(name, err)
@@ -122,7 +122,7 @@ func ParseConfig(name string, data []byte) (Config, error) {
 }
 
 // constraint makes the prior and the constraint of the [constraint] table.
-func (s *settings) constraint() (prior string, c Constraint, err error) {
+func (s *document) constraint() (prior string, c Constraint, err error) {
 	in := &s.Constraint
 	prior = "length_ratio"
 	if in.Preset != nil {
@@ -255,7 +255,7 @@ func decodingError(name string, err error) error {
 
 // knownKeys says what could stand in the place of an unknown key.
 func knownKeys(key []string) string {
-	where, t := "the tables are", reflect.TypeFor[settings]()
+	where, t := "the tables are", reflect.TypeFor[document]()
 	if len(key) > 1 {
 		for f := range t.Fields() {
 			if strings.EqualFold(f.Tag.Get("toml"), key[0]) {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"math"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -46,6 +47,30 @@ type golden struct {
 			A, B            []float64
 			Cosine, Angular float64
 		}
+		TokenBatch []struct {
+			ChosenIDs       [][]int64   `json:"chosen_ids"`
+			RejectedIDs     [][]int64   `json:"rejected_ids"`
+			PadTokenID      int64       `json:"pad_token_id"`
+			ChosenRewards   [][]float64 `json:"chosen_rewards"`
+			RejectedRewards [][]float64 `json:"rejected_rewards"`
+			Delta           []float64
+			Loss            float64
+			GradChosen      [][]float64 `json:"grad_chosen"`
+		} `json:"token_batch"`
+		DPOBatch []struct {
+			PolicyChosen       []float64 `json:"policy_chosen_logps"`
+			PolicyRejected     []float64 `json:"policy_rejected_logps"`
+			ReferenceChosen    []float64 `json:"reference_chosen_logps"`
+			ReferenceRejected  []float64 `json:"reference_rejected_logps"`
+			Delta              []float64
+			Beta               float64
+			LabelSmoothing     float64 `json:"label_smoothing"`
+			Loss               float64
+			GradPolicyChosen   []float64 `json:"grad_policy_chosen"`
+			GradPolicyRejected []float64 `json:"grad_policy_rejected"`
+			ChosenRewards      []float64 `json:"chosen_rewards"`
+			RejectedRewards    []float64 `json:"rejected_rewards"`
+		} `json:"dpo_batch"`
 	}
 }
 
@@ -87,9 +112,60 @@ func TestGoldenPair(t *testing.T) {
 	}
 }
 
-func TestGoldenRewardBatch(t *testing.T) {
-	t.Run("float64", func(t *testing.T) { goldenRewardBatch[float64](t, 1e-12) })
-	t.Run("float32", func(t *testing.T) { goldenRewardBatch[float32](t, 2e-6) })
+// Every tier, in both precisions.
+func TestGoldenBatches(t *testing.T) {
+	for _, tier := range tiers() {
+		t.Run(tier, func(t *testing.T) {
+			forceTier(t, tier)
+			t.Run("reward/float64", func(t *testing.T) { goldenRewardBatch[float64](t, 1e-12) })
+			t.Run("reward/float32", func(t *testing.T) { goldenRewardBatch[float32](t, 2e-6) })
+			t.Run("token/float64", func(t *testing.T) { goldenTokenBatch[float64](t, 1e-12) })
+			t.Run("token/float32", func(t *testing.T) { goldenTokenBatch[float32](t, 2e-6) })
+			t.Run("dpo/float64", func(t *testing.T) { goldenDPOBatch[float64](t, 1e-12) })
+			t.Run("dpo/float32", func(t *testing.T) { goldenDPOBatch[float32](t, 2e-6) })
+		})
+	}
+}
+
+func goldenTokenBatch[F pcrm.Float](t *testing.T, tolerance float64) {
+	cases := readGolden(t).Cases.TokenBatch
+	require.NotEmpty(t, cases)
+	for _, c := range cases {
+		rows, width := len(c.Delta), len(c.ChosenIDs[0])
+		gradChosen, gradRejected := make([]F, rows*width), make([]F, rows*width)
+		for i := range gradChosen {
+			gradChosen[i], gradRejected[i] = 7, 7 // what lies outside the span is overwritten
+		}
+		loss, err := pcrm.TokenLoss(nil, gradChosen, gradRejected,
+			to[F](slices.Concat(c.ChosenRewards...)), to[F](slices.Concat(c.RejectedRewards...)),
+			slices.Concat(c.ChosenIDs...), slices.Concat(c.RejectedIDs...), to[F](c.Delta), c.PadTokenID, pcrm.RewardOptions{})
+		require.NoError(t, err)
+		closeTo(t, c.Loss, loss, tolerance, 0)
+		for i, want := range slices.Concat(c.GradChosen...) {
+			closeTo(t, want, float64(gradChosen[i]), tolerance, 1e-15/float64(rows), "%d", i)
+			closeTo(t, -want, float64(gradRejected[i]), tolerance, 1e-15/float64(rows), "%d", i)
+		}
+	}
+}
+
+func goldenDPOBatch[F pcrm.Float](t *testing.T, tolerance float64) {
+	cases := readGolden(t).Cases.DPOBatch
+	require.NotEmpty(t, cases)
+	for _, c := range cases {
+		n := len(c.Delta)
+		gradChosen, gradRejected, chosenRewards, rejectedRewards := make([]F, n), make([]F, n), make([]F, n), make([]F, n)
+		loss, err := pcrm.DPOLoss(nil, gradChosen, gradRejected, chosenRewards, rejectedRewards,
+			to[F](c.PolicyChosen), to[F](c.PolicyRejected), to[F](c.ReferenceChosen), to[F](c.ReferenceRejected), to[F](c.Delta),
+			pcrm.DPOOptions{Beta: c.Beta, LabelSmoothing: c.LabelSmoothing})
+		require.NoError(t, err)
+		closeTo(t, c.Loss, loss, tolerance, 0)
+		for i := range n {
+			closeTo(t, c.GradPolicyChosen[i], float64(gradChosen[i]), tolerance, 1e-16/float64(n))
+			closeTo(t, c.GradPolicyRejected[i], float64(gradRejected[i]), tolerance, 1e-16/float64(n))
+			closeTo(t, c.ChosenRewards[i], float64(chosenRewards[i]), tolerance, 0)
+			closeTo(t, c.RejectedRewards[i], float64(rejectedRewards[i]), tolerance, 0)
+		}
+	}
 }
 
 func goldenRewardBatch[F pcrm.Float](t *testing.T, tolerance float64) {
@@ -125,5 +201,19 @@ func TestGoldenLengthRatio(t *testing.T) {
 	g := readGolden(t)
 	for i, c := range g.Cases.Span {
 		assert.Equal(t, g.Cases.LengthRatio[i].Ratio, pcrm.LengthRatio(c.ChosenIDs, c.RejectedIDs, c.PadTokenID), "padded case %d", i)
+	}
+}
+
+func TestGoldenSpan(t *testing.T) {
+	cases := readGolden(t).Cases.Span
+	require.NotEmpty(t, cases)
+	for _, tier := range tiers() {
+		forceTier(t, tier)
+		for i, c := range cases {
+			start, end := pcrm.Span(c.ChosenIDs, c.RejectedIDs, c.PadTokenID)
+			assert.Equal(t, [2]int{c.Start, c.End}, [2]int{start, end}, "%s: case %d", tier, i)
+			start, end = pcrm.Span(c.RejectedIDs, c.ChosenIDs, c.PadTokenID)
+			assert.Equal(t, [2]int{c.Start, c.End}, [2]int{start, end}, "%s: case %d swapped", tier, i)
+		}
 	}
 }

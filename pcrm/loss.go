@@ -67,8 +67,8 @@ func PairLoss(margin, delta, labelSmoothing float64) (loss, grad float64) {
 	return loss, grad
 }
 
-// RewardOptions are the settings of [RewardLoss]. The zero value is the mean of
-// the plain losses.
+// RewardOptions are the settings of [RewardLoss] and [TokenLoss]. The zero value is
+// the mean of the plain losses.
 type RewardOptions struct {
 	Reduction Reduction
 
@@ -95,6 +95,15 @@ func (o RewardOptions) validate() error {
 		return argErr("center_rewards_coefficient", -1, "is %v, must be at least 0 and finite", o.CenterRewardsCoefficient)
 	}
 	return nil
+}
+
+// settings are the kernel's, for a batch whose mean is over n.
+func (o RewardOptions) settings(n int) settings {
+	s := settings{scale: 1, smoothing: o.LabelSmoothing, center: o.CenterRewardsCoefficient, checkFinite: o.CheckFinite}
+	if o.Reduction == Mean {
+		s.scale = 1 / float64(n)
+	}
+	return s
 }
 
 // RewardLoss is the loss of a batch of pairs and its gradient by both scores, in
@@ -127,65 +136,70 @@ func RewardLoss[F Float](losses, gradChosen, gradRejected, chosen, rejected, del
 	if n == 0 {
 		return 0, argErr("chosen_rewards", -1, "are empty, must be at least one score")
 	}
-	for _, s := range []struct {
-		name  string
-		len   int
-		given bool
-	}{
-		{"rejected_rewards", len(rejected), true},
-		{"delta", len(delta), true},
-		{"losses", len(losses), losses != nil || o.Reduction == None},
-		{"gradChosen", len(gradChosen), gradChosen != nil || gradRejected != nil},
-		{"gradRejected", len(gradRejected), gradRejected != nil || gradChosen != nil},
-	} {
-		if s.given && s.len != n {
-			return 0, argErr(s.name, -1, "has %d elements, chosen_rewards has %d", s.len, n)
+	if err := checkLengths("chosen_rewards", n,
+		sliceLength{"rejected_rewards", len(rejected), true},
+		sliceLength{"delta", len(delta), true},
+		sliceLength{"losses", len(losses), losses != nil || o.Reduction == None},
+		sliceLength{"gradChosen", len(gradChosen), gradChosen != nil || gradRejected != nil},
+		sliceLength{"gradRejected", len(gradRejected), gradRejected != nil || gradChosen != nil},
+	); err != nil {
+		return 0, err
+	}
+	j := takeJob[F]()
+	defer j.release()
+	j.losses, j.gradChosen, j.gradRejected = losses, gradChosen, gradRejected
+	j.chosen, j.rejected, j.delta = chosen, rejected, delta
+	j.settings = o.settings(n)
+	if total, ok := j.run((n+blockPairs-1)/blockPairs, n); ok {
+		return total * j.scale, nil
+	}
+	for i, d := range delta {
+		if err := checkDelta(i, d); err != nil {
+			return 0, err
+		}
+		if err := checkScores(chosen[i:i+1], rejected[i:i+1], i, o.CheckFinite); err != nil {
+			return 0, err
 		}
 	}
-	scale := 1.0
-	if o.Reduction == Mean {
-		scale = 1 / float64(n)
-	}
-	center := o.CenterRewardsCoefficient
-	total := 0.0
-	for start := 0; start < n; start += blockPairs {
-		block := 0.0
-		for i := start; i < min(start+blockPairs, n); i++ {
-			w, l, d := float64(chosen[i]), float64(rejected[i]), float64(delta[i])
-			if !(d > 0) {
-				return 0, argErr("delta", i, "is %v, must be greater than 0", d)
-			}
-			if o.CheckFinite {
-				if err := checkFinite("chosen_rewards", i, w); err != nil {
-					return 0, err
-				}
-				if err := checkFinite("rejected_rewards", i, l); err != nil {
-					return 0, err
-				}
-			}
-			loss, g := PairLoss(w-l, d, o.LabelSmoothing)
-			pull := 0.0
-			if center != 0 { // 0*inf would be NaN
-				loss += center * (w + l) * (w + l)
-				pull = 2 * center * (w + l)
-			}
-			block += loss
-			if losses != nil {
-				losses[i] = F(loss)
-			}
-			if gradChosen != nil {
-				gradChosen[i] = F((g + pull) * scale)
-				gradRejected[i] = F((pull - g) * scale)
-			}
-		}
-		total += block
-	}
-	return total * scale, nil
+	return 0, errChanged
 }
 
-func checkFinite(name string, i int, v float64) error {
-	if math.IsNaN(v) || math.IsInf(v, 0) {
-		return argErr(name, i, "is %v, must be finite", v)
+// errChanged is all that can be said when a kernel refused what now looks good.
+var errChanged = argErr("delta", -1, "or the scores were changed during the call")
+
+func checkDelta[F Float](i int, d F) error {
+	if !(d > 0) {
+		return argErr("delta", i, "is %v, must be greater than 0", d)
+	}
+	return nil
+}
+
+// checkScores names the first score that is not finite; its index counts from first.
+func checkScores[F Float](chosen, rejected []F, first int, wanted bool) error {
+	for i := range chosen {
+		if wanted && notFinite(float64(chosen[i])) {
+			return argErr("chosen_rewards", first+i, "is %v, must be finite", chosen[i])
+		}
+		if wanted && notFinite(float64(rejected[i])) {
+			return argErr("rejected_rewards", first+i, "is %v, must be finite", rejected[i])
+		}
+	}
+	return nil
+}
+
+type sliceLength struct {
+	name  string
+	len   int
+	given bool
+}
+
+// checkLengths reports the first of the given slices that has not n elements, as the
+// named one has.
+func checkLengths(name string, n int, slices ...sliceLength) error {
+	for _, s := range slices {
+		if s.given && s.len != n {
+			return argErr(s.name, -1, "has %d elements, %s has %d", s.len, name, n)
+		}
 	}
 	return nil
 }

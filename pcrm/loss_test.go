@@ -143,7 +143,7 @@ func documentedLoop[F pcrm.Float](t *testing.T, tolerance float64) {
 					t.Fatalf("n=%d pair %d: %v %v %v", n, i, losses[i], gradChosen[i], gradRejected[i])
 				}
 			}
-			assert.InEpsilon(t, want*scale, total, 1e-12)
+			assert.InEpsilon(t, want*scale, total, tolerance)
 		}
 	}
 }

@@ -1,18 +1,17 @@
 package pcrm
 
 import (
-	"runtime"
 	"sync"
 	"sync/atomic"
 )
 
 // parallelRows calls f on disjoint ranges that cover [0, n), each of grain rows or
-// fewer, on as many goroutines as there are processors. One range is done by the
+// fewer, on as many goroutines as [SetNumThreads] allows. One range is done by the
 // caller. A panic of f reaches the caller: in a goroutine of its own it would end
 // a process that the caller's recover was there to save.
 func parallelRows(n, grain int, f func(lo, hi int)) {
 	chunks := (n + grain - 1) / grain
-	workers := min(runtime.GOMAXPROCS(0), chunks)
+	workers := min(threadLimit(), chunks)
 	if workers <= 1 {
 		f(0, n)
 		return

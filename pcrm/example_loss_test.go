@@ -1,0 +1,52 @@
+package pcrm_test
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/pcrm-project/pcrm/pcrm"
+)
+
+// The first margin is over its target delta/2 = 2, the second under, and the third
+// pair has no constraint.
+func ExampleRewardLoss() {
+	chosen := []float32{3, 1, 1}
+	rejected := []float32{0, 0, 0}
+	delta := []float32{4, 4, float32(math.Inf(1))}
+	gradChosen, gradRejected := make([]float32, 3), make([]float32, 3)
+	loss, err := pcrm.RewardLoss(nil, gradChosen, gradRejected, chosen, rejected, delta, pcrm.RewardOptions{})
+	fmt.Printf("%.4f %.4f %.4f %v\n", loss, gradChosen, gradRejected, err)
+
+	_, err = pcrm.RewardLoss(nil, nil, nil, chosen, rejected, []float32{4, -1, 4}, pcrm.RewardOptions{})
+	fmt.Println(err)
+	// Output:
+	// 0.3457 [0.0738 -0.0738 -0.0896] [-0.0738 0.0738 0.0896] <nil>
+	// delta[1] is -1, must be greater than 0
+}
+
+// One pair of rows, 0 being the pad token: the gradient is 0 outside the span.
+func ExampleTokenLoss() {
+	chosenIDs, rejectedIDs := []int64{5, 8, 9, 7, 0}, []int64{5, 8, 3, 0, 0}
+	chosen, rejected := []float64{0, 0, 1, 2, 0}, []float64{0, 0, 0, 0, 0}
+	gradChosen, gradRejected := make([]float64, 5), make([]float64, 5)
+	loss, err := pcrm.TokenLoss(nil, gradChosen, gradRejected, chosen, rejected, chosenIDs, rejectedIDs,
+		[]float64{5}, 0, pcrm.RewardOptions{})
+	fmt.Printf("%.4f %.3f %v\n", loss, gradChosen, err)
+	// Output: 0.2535 [0.000 0.000 -0.125 -0.036 0.000] <nil>
+}
+
+func ExampleSpan() {
+	fmt.Println(pcrm.Span([]int64{5, 8, 9, 7, 0}, []int64{5, 8, 3, 0, 0}, 0))
+	// Output: 2 4
+}
+
+func ExampleDPOLoss() {
+	policyChosen, policyRejected := []float32{-40}, []float32{-60}
+	referenceChosen, referenceRejected := []float32{-50}, []float32{-55}
+	gradChosen, gradRejected := make([]float32, 1), make([]float32, 1)
+	chosenRewards, rejectedRewards := make([]float32, 1), make([]float32, 1)
+	loss, err := pcrm.DPOLoss(nil, gradChosen, gradRejected, chosenRewards, rejectedRewards,
+		policyChosen, policyRejected, referenceChosen, referenceRejected, []float32{5}, pcrm.DPOOptions{Beta: 0.1})
+	fmt.Printf("%.4f %.4f %.1f %.1f %v\n", loss, gradChosen, chosenRewards, rejectedRewards, err)
+	// Output: 0.2312 [-0.0153] [1.0] [-0.5] <nil>
+}

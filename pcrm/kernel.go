@@ -1,0 +1,104 @@
+package pcrm
+
+import (
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+)
+
+// tier is an implementation of the kernels. They have one signature and one
+// documented loop, so that each can be tested against the scalar one.
+type tier int32
+
+const (
+	scalarTier tier = iota
+	avx2Tier        // AVX2 and FMA
+	avx512Tier      // AVX-512 F and DQ
+)
+
+var tierNames = []string{"scalar", "avx2", "avx512"}
+
+var currentTier atomic.Int32
+
+func init() {
+	// A name that this machine does not know leaves the best tier: Tier tells.
+	if SetTier(os.Getenv("PCRM_TIER")) != nil {
+		currentTier.Store(int32(bestTier()))
+	}
+}
+
+// Tier returns the name of the kernels in use: "scalar", "avx2" or "avx512". The
+// fastest that the processor has is chosen at start, unless the environment
+// variable PCRM_TIER names another.
+func Tier() string { return tierNames[currentTier.Load()] }
+
+// SetTier chooses the kernels for all later calls: "scalar", "avx2", "avx512", or
+// "auto" for the fastest. It is for tests and diagnosis: the tiers differ in the
+// last digits only.
+//
+// Errors: a name that is none of these, or of a tier that this processor or build
+// does not have.
+func SetTier(name string) error {
+	names := tierNames[:bestTier()+1]
+	t := slices.Index(names, name)
+	if name == "auto" {
+		t = int(bestTier())
+	}
+	if t < 0 {
+		return argErr("tier", -1, "is %q, must be auto or, on this machine, one of %s", name, strings.Join(names, ", "))
+	}
+	currentTier.Store(int32(t))
+	return nil
+}
+
+// settings are the numbers that a kernel needs beside its slices.
+type settings struct {
+	scale, smoothing, center float64
+	checkFinite              bool
+}
+
+// rewardBlock is the one switch between the tiers. It is the loop in the
+// documentation of [RewardLoss]; losses may be nil, both gradients may be nil, and
+// a delta of one element serves all pairs. The sum is of the losses, unscaled. ok is
+// false, and the destinations undefined, when a delta is not greater than 0 or a
+// score is not what checkFinite asks for.
+//
+// SIMD takes the finite blocks; all that is special (NaN, infinities, overflow, bad
+// deltas) shows as a sum that is not finite and is left to the scalar loop.
+func rewardBlock[F Float](losses, gradChosen, gradRejected, chosen, rejected, delta []F, s settings) (sum float64, ok bool) {
+	if t := tier(currentTier.Load()); t != scalarTier {
+		if sum = simdBlock(t, losses, gradChosen, gradRejected, chosen, rejected, delta, s); sum-sum == 0 {
+			return sum, true
+		}
+	}
+	return scalarBlock(losses, gradChosen, gradRejected, chosen, rejected, delta, s)
+}
+
+// scalarBlock is the reference: the plain loop, in float64.
+func scalarBlock[F Float](losses, gradChosen, gradRejected, chosen, rejected, delta []F, s settings) (sum float64, ok bool) {
+	for i := range chosen {
+		w, l, d := float64(chosen[i]), float64(rejected[i]), float64(delta[min(i, len(delta)-1)])
+		if !(d > 0) || s.checkFinite && (notFinite(w) || notFinite(l)) {
+			return 0, false
+		}
+		loss, g := PairLoss(w-l, d, s.smoothing)
+		pull := 0.0
+		if s.center != 0 { // 0*inf would be NaN
+			loss += s.center * (w + l) * (w + l)
+			pull = 2 * s.center * (w + l)
+		}
+		sum += loss
+		if losses != nil {
+			losses[i] = F(loss)
+		}
+		if gradChosen != nil {
+			gradChosen[i] = F((g + pull) * s.scale)
+			gradRejected[i] = F((pull - g) * s.scale)
+		}
+	}
+	return sum, true
+}
+
+func notFinite(x float64) bool { return math.IsNaN(x) || math.IsInf(x, 0) }

@@ -1,0 +1,185 @@
+package pcrm
+
+import (
+	"runtime"
+	"sync/atomic"
+	"unsafe"
+)
+
+// parallelPairs is how many pairs a batch must have before a second thread pays.
+// Waking one takes some tens of microseconds, and SIMD does this many in 150; the
+// scalar kernels do an eighth in no less.
+const parallelPairs = 1 << 17
+
+var numThreads atomic.Int32
+
+// SetNumThreads limits how many threads one call may use; 0, the default, stands for
+// GOMAXPROCS. Results do not depend on it, to the last bit.
+func SetNumThreads(n int) { numThreads.Store(int32(max(n, 0))) }
+
+// threadLimit is what SetNumThreads said.
+func threadLimit() int {
+	if n := int(numThreads.Load()); n > 0 {
+		return n
+	}
+	return runtime.GOMAXPROCS(0)
+}
+
+// form says what a block of a job is.
+type form int
+
+const (
+	pairForm form = iota
+	tokenForm
+	dpoForm
+)
+
+// job is the work of one call, cut into blocks that threads take in turn. Jobs are
+// reused so that a call allocates nothing.
+type job[F Float] struct {
+	losses, gradChosen, gradRejected, chosen, rejected, delta []F
+	settings
+
+	form form
+
+	// The token form: a block is so many rows of so many tokens.
+	chosenIDs, rejectedIDs []int64
+	padToken               int64
+	width, rows            int
+
+	// The DPO form.
+	referenceChosen, referenceRejected, chosenRewards, rejectedRewards []F
+	beta                                                               float64
+
+	blocks int
+	sums   []float64 // of each block: added in order, whoever made them
+	next   atomic.Int64
+	failed atomic.Bool
+
+	// A helper that wakes late must not be waited for: it may come as long as the job
+	// is not closed, and the job is used again when the last has looked.
+	helping atomic.Int64  // how many helpers are at work, and closed
+	done    chan struct{} // the last of them left after closing
+	holders atomic.Int32  // the caller and the helpers that were called
+	help    func()        // kept, because a method value allocates
+}
+
+const closed = 1 << 32
+
+var (
+	jobs32 = make(chan *job[float32], 16)
+	jobs64 = make(chan *job[float64], 16)
+)
+
+func jobs[F Float]() chan *job[F] {
+	var c any = jobs32
+	if unsafe.Sizeof(F(0)) == 8 {
+		c = jobs64
+	}
+	return c.(chan *job[F])
+}
+
+func takeJob[F Float]() *job[F] {
+	var j *job[F]
+	select {
+	case j = <-jobs[F]():
+	default:
+		j = &job[F]{done: make(chan struct{}, 1)}
+		j.help = j.helper
+	}
+	j.holders.Store(1)
+	return j
+}
+
+// release gives the job back and forgets the caller's memory.
+func (j *job[F]) release() {
+	j.losses, j.gradChosen, j.gradRejected, j.chosen, j.rejected, j.delta = nil, nil, nil, nil, nil, nil
+	j.chosenIDs, j.rejectedIDs = nil, nil
+	j.referenceChosen, j.referenceRejected, j.chosenRewards, j.rejectedRewards = nil, nil, nil, nil
+	j.form = pairForm
+	j.drop()
+}
+
+// drop puts the job back when nobody holds it any more.
+func (j *job[F]) drop() {
+	if j.holders.Add(-1) == 0 {
+		select {
+		case jobs[F]() <- j:
+		default:
+		}
+	}
+}
+
+func (j *job[F]) helper() {
+	defer j.drop()
+	for n := j.helping.Load(); n < closed; n = j.helping.Load() {
+		if j.helping.CompareAndSwap(n, n+1) {
+			j.work()
+			if j.helping.Add(-1) == closed {
+				j.done <- struct{}{}
+			}
+			return
+		}
+	}
+}
+
+// run does all blocks, of so many pairs together, and returns the sum of their sums.
+func (j *job[F]) run(blocks, pairs int) (total float64, ok bool) {
+	if cap(j.sums) < blocks {
+		j.sums = make([]float64, blocks)
+	}
+	j.sums = j.sums[:blocks]
+	j.blocks = blocks
+	j.next.Store(0)
+	j.failed.Store(false)
+	j.helping.Store(0)
+	if tier(currentTier.Load()) == scalarTier {
+		pairs *= 8
+	}
+	if pairs >= parallelPairs {
+		helpers := min(threadLimit(), blocks) - 1
+		j.holders.Add(int32(helpers))
+		for range helpers {
+			go j.help()
+		}
+	}
+	j.work()
+	if j.helping.Add(closed) > closed {
+		<-j.done
+	}
+	for _, s := range j.sums {
+		total += s
+	}
+	return total, !j.failed.Load()
+}
+
+func (j *job[F]) work() {
+	for b := int(j.next.Add(1)) - 1; b < j.blocks; b = int(j.next.Add(1)) - 1 {
+		var ok bool
+		switch j.form {
+		case tokenForm:
+			j.sums[b], ok = j.tokenRows(b)
+		case dpoForm:
+			j.sums[b], ok = j.dpo(b)
+		default:
+			j.sums[b], ok = j.pairs(b)
+		}
+		if !ok {
+			j.failed.Store(true)
+		}
+	}
+}
+
+func (j *job[F]) pairs(b int) (float64, bool) {
+	from, to := b*blockPairs, min((b+1)*blockPairs, len(j.chosen))
+	return rewardBlock(part(j.losses, from, to), part(j.gradChosen, from, to), part(j.gradRejected, from, to),
+		j.chosen[from:to], j.rejected[from:to], j.delta[from:to], j.settings)
+}
+
+// part is s[from:to], and nil for nil.
+func part[T any](s []T, from, to int) []T {
+	if s == nil {
+		return nil
+	}
+	return s[from:to]
+}
