@@ -15,6 +15,7 @@ package bridge
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"unsafe"
 
 	"github.com/pcrm-project/pcrm/pcrm"
@@ -24,6 +25,7 @@ import (
 const (
 	valueError   = "ValueError: "
 	typeError    = "TypeError: "
+	osError      = "OSError: "
 	runtimeError = "RuntimeError: "
 )
 
@@ -78,22 +80,87 @@ func RewardLoss(dtype, n int64, loss, gradChosen, gradRejected, chosen, rejected
 }
 
 func rewardLoss[F pcrm.Float](n int64, loss, gradChosen, gradRejected, chosen, rejected, delta uintptr, o pcrm.RewardOptions) error {
-	var losses []F
-	if o.Reduction == pcrm.None {
-		losses = slice[F](loss, n)
+	return store[F](loss, n, o.Reduction, func(losses []F) (float64, error) {
+		return pcrm.RewardLoss(losses, slice[F](gradChosen, n), slice[F](gradRejected, n),
+			slice[F](chosen, n), slice[F](rejected, n), slice[F](delta, n), o)
+	})
+}
+
+// TokenLoss calls pcrm.TokenLoss on rows of width tokens: the scores and the int64
+// token ids are rows*width elements, delta is rows. loss is one element, or rows for
+// none; gradChosen and gradRejected may be 0.
+func TokenLoss(dtype, rows, width int64, loss, gradChosen, gradRejected, chosen, rejected, chosenIDs, rejectedIDs, delta uintptr,
+	padToken, reduction int64) (ok bool, err error) {
+	defer convert(&err)
+	o := pcrm.RewardOptions{Reduction: pcrm.Reduction(reduction)}
+	switch dtype {
+	case 4:
+		err = tokenLoss[float32](rows, width, loss, gradChosen, gradRejected, chosen, rejected, chosenIDs, rejectedIDs, delta, padToken, o)
+	case 8:
+		err = tokenLoss[float64](rows, width, loss, gradChosen, gradRejected, chosen, rejected, chosenIDs, rejectedIDs, delta, padToken, o)
+	default:
+		err = badDtype(dtype)
 	}
-	total, err := pcrm.RewardLoss(losses, slice[F](gradChosen, n), slice[F](gradRejected, n),
-		slice[F](chosen, n), slice[F](rejected, n), slice[F](delta, n), o)
-	if err == nil && o.Reduction != pcrm.None {
+	return err == nil, err
+}
+
+func tokenLoss[F pcrm.Float](rows, width int64, loss, gradChosen, gradRejected, chosen, rejected, chosenIDs, rejectedIDs, delta uintptr,
+	padToken int64, o pcrm.RewardOptions) error {
+	n := rows * width
+	return store[F](loss, rows, o.Reduction, func(losses []F) (float64, error) {
+		return pcrm.TokenLoss(losses, slice[F](gradChosen, n), slice[F](gradRejected, n), slice[F](chosen, n), slice[F](rejected, n),
+			slice[int64](chosenIDs, n), slice[int64](rejectedIDs, n), slice[F](delta, rows), padToken, o)
+	})
+}
+
+// DPOLoss calls pcrm.DPOLoss on n pairs. loss is one element, or n for none;
+// gradChosen and gradRejected may be 0.
+func DPOLoss(dtype, n int64, loss, gradChosen, gradRejected, chosenRewards, rejectedRewards,
+	policyChosen, policyRejected, referenceChosen, referenceRejected, delta uintptr,
+	beta, labelSmoothing float64, reduction int64) (ok bool, err error) {
+	defer convert(&err)
+	o := pcrm.DPOOptions{Beta: beta, LabelSmoothing: labelSmoothing, Reduction: pcrm.Reduction(reduction)}
+	switch dtype {
+	case 4:
+		err = dpoLoss[float32](n, loss, gradChosen, gradRejected, chosenRewards, rejectedRewards,
+			policyChosen, policyRejected, referenceChosen, referenceRejected, delta, o)
+	case 8:
+		err = dpoLoss[float64](n, loss, gradChosen, gradRejected, chosenRewards, rejectedRewards,
+			policyChosen, policyRejected, referenceChosen, referenceRejected, delta, o)
+	default:
+		err = badDtype(dtype)
+	}
+	return err == nil, err
+}
+
+func dpoLoss[F pcrm.Float](n int64, loss, gradChosen, gradRejected, chosenRewards, rejectedRewards,
+	policyChosen, policyRejected, referenceChosen, referenceRejected, delta uintptr, o pcrm.DPOOptions) error {
+	return store[F](loss, n, o.Reduction, func(losses []F) (float64, error) {
+		return pcrm.DPOLoss(losses, slice[F](gradChosen, n), slice[F](gradRejected, n), slice[F](chosenRewards, n), slice[F](rejectedRewards, n),
+			slice[F](policyChosen, n), slice[F](policyRejected, n), slice[F](referenceChosen, n), slice[F](referenceRejected, n),
+			slice[F](delta, n), o)
+	})
+}
+
+// store puts what a loss returns at an address: its value, or for none the n losses.
+func store[F pcrm.Float](loss uintptr, n int64, r pcrm.Reduction, compute func(losses []F) (float64, error)) error {
+	if r == pcrm.None {
+		_, err := compute(slice[F](loss, n))
+		return err
+	}
+	total, err := compute(nil)
+	if err == nil {
 		slice[F](loss, 1)[0] = F(total)
 	}
 	return err
 }
 
-// Deltas calls pcrm.Deltas on n similarities.
-func Deltas(dtype, n int64, dst, similarities uintptr, beta1, beta2, beta3, floor, ceiling float64) (ok bool, err error) {
+// Deltas calls pcrm.Deltas on n similarities. constraint is the address of the seven
+// float64 beta1, beta2, beta3, floor, cap, low, high.
+func Deltas(dtype, n int64, dst, similarities, constraint uintptr) (ok bool, err error) {
 	defer convert(&err)
-	c := pcrm.Constraint{Beta1: beta1, Beta2: beta2, Beta3: beta3, Floor: floor, Cap: ceiling}
+	p := slice[float64](constraint, 7)
+	c := pcrm.Constraint{Beta1: p[0], Beta2: p[1], Beta3: p[2], Floor: p[3], Cap: p[4], Low: p[5], High: p[6]}
 	switch dtype {
 	case 4:
 		err = pcrm.Deltas(slice[float32](dst, n), slice[float32](similarities, n), c)
@@ -116,13 +183,91 @@ func Fit(n int64, dst, similarities uintptr, targetAlike, targetUnlike, low, hig
 	return err == nil, err
 }
 
+// LoadConfig calls pcrm.LoadConfig. It writes beta1, beta2, beta3, floor, cap, low,
+// high, label_smoothing, center_rewards_coefficient and the beta of DPO to the ten
+// float64 at dst and the seed to the uint64 at seed, and returns prior and form, a
+// space between them.
+func LoadConfig(path string, dst, seed uintptr) (priorAndForm string, err error) {
+	defer convert(&err)
+	c, err := pcrm.LoadConfig(path)
+	if err != nil {
+		if _, missing := errors.AsType[*fs.PathError](err); missing {
+			err = errors.New(osError + err.Error())
+		}
+		return "", err
+	}
+	k := c.Constraint
+	copy(slice[float64](dst, 10), []float64{k.Beta1, k.Beta2, k.Beta3, k.Floor, k.Cap, k.Low, k.High,
+		c.LabelSmoothing, c.CenterRewardsCoefficient, c.DPOBeta})
+	slice[uint64](seed, 1)[0] = k.Seed
+	return c.Prior + " " + c.Form, nil
+}
+
 // LengthRatios calls pcrm.LengthRatios on n pairs of rows of int64 token ids and
 // writes float32. The offsets are n+1 int64 each; padToken -1 means no padding.
 func LengthRatios(n int64, dst, chosen, chosenOffsets uintptr, chosenLen int64,
-	rejected, rejectedOffsets uintptr, rejectedLen int64, padToken int64) (ok bool, err error) {
+	rejected, rejectedOffsets uintptr, rejectedLen, padToken int64) (ok bool, err error) {
 	defer convert(&err)
 	err = pcrm.LengthRatios(slice[float32](dst, n),
 		slice[int64](chosen, chosenLen), slice[int64](chosenOffsets, n+1),
 		slice[int64](rejected, rejectedLen), slice[int64](rejectedOffsets, n+1), padToken)
 	return err == nil, err
+}
+
+// RandomUniforms calls pcrm.RandomUniforms; its columns are those of LengthRatios.
+func RandomUniforms(n int64, dst uintptr, seed uint64, chosen, chosenOffsets uintptr, chosenLen int64,
+	rejected, rejectedOffsets uintptr, rejectedLen, padToken int64) (ok bool, err error) {
+	defer convert(&err)
+	err = pcrm.RandomUniforms(slice[float32](dst, n), seed,
+		slice[int64](chosen, chosenLen), slice[int64](chosenOffsets, n+1),
+		slice[int64](rejected, rejectedLen), slice[int64](rejectedOffsets, n+1), padToken)
+	return err == nil, err
+}
+
+// Cosines calls pcrm.Cosines on n pairs of rows of dim elements and writes float32,
+// for float64 rows float64. dtype is 2 for float16 too.
+func Cosines(dtype, n, dim int64, dst, a, b uintptr, angular bool) (ok bool, err error) {
+	defer convert(&err)
+	switch dtype {
+	case 2:
+		err = pcrm.Cosines(slice[float32](dst, n), slice[pcrm.Float16](a, n*dim), slice[pcrm.Float16](b, n*dim), int(dim), angular)
+	case 4:
+		err = pcrm.Cosines(slice[float32](dst, n), slice[float32](a, n*dim), slice[float32](b, n*dim), int(dim), angular)
+	case 8:
+		err = pcrm.Cosines(slice[float64](dst, n), slice[float64](a, n*dim), slice[float64](b, n*dim), int(dim), angular)
+	default:
+		err = badDtype(dtype)
+	}
+	return err == nil, err
+}
+
+// Lexicals calls pcrm.Lexicals on n pairs of UTF-8 texts and writes float32. The
+// offsets are n+1 int64 each.
+func Lexicals(n int64, dst, chosen, chosenOffsets uintptr, chosenLen int64,
+	rejected, rejectedOffsets uintptr, rejectedLen int64, words bool) (ok bool, err error) {
+	defer convert(&err)
+	err = pcrm.Lexicals(slice[float32](dst, n),
+		slice[byte](chosen, chosenLen), slice[int64](chosenOffsets, n+1),
+		slice[byte](rejected, rejectedLen), slice[int64](rejectedOffsets, n+1), pcrm.LexicalOptions{Words: words})
+	return err == nil, err
+}
+
+// SetNumThreads calls pcrm.SetNumThreads.
+func SetNumThreads(n int64) (ok bool, err error) {
+	defer convert(&err)
+	pcrm.SetNumThreads(int(n))
+	return true, nil
+}
+
+// SetTier calls pcrm.SetTier.
+func SetTier(name string) (ok bool, err error) {
+	defer convert(&err)
+	err = pcrm.SetTier(name)
+	return err == nil, err
+}
+
+// Tier calls pcrm.Tier.
+func Tier() (name string, err error) {
+	defer convert(&err)
+	return pcrm.Tier(), nil
 }

@@ -51,7 +51,7 @@ func TestErrors(t *testing.T) {
 	err = fmt.Errorf("pcrm.toml:3: %w", &pcrm.ArgumentError{Argument: "delta", Index: -1, Reason: "is 0"})
 	convert(&err)
 	assert.EqualError(t, err, "ValueError: pcrm.toml:3: delta is 0", "what is around an ArgumentError stays")
-	_, err = Deltas(2, 1, 0, 0, 1, 1, 1, 0, 0)
+	_, err = Deltas(2, 1, 0, 0, address(make([]float64, 7)))
 	assert.ErrorContains(t, err, "TypeError: dtype code is 2")
 	_, err = Fit(1, address(one), address(one), 0, 3, 0, 1)
 	assert.ErrorContains(t, err, "ValueError: target_alike is 0")

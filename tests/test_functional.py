@@ -144,6 +144,29 @@ def test_one_side_needs_no_gradient(backend):
         assert not pcrm_loss(chosen, rejected, delta).requires_grad
 
 
+def test_retained_graph(backend):
+    """Backward twice gives the same gradient twice, and without retain_graph an error."""
+    chosen, rejected, delta = batch()
+    loss = 3 * pcrm_loss(chosen, rejected, delta)
+    loss.backward(retain_graph=True)
+    once = chosen.grad.clone()
+    loss.backward(retain_graph=True)
+    torch.testing.assert_close(chosen.grad, 2 * once)
+    loss.backward()
+    torch.testing.assert_close(chosen.grad, 3 * once)
+    with pytest.raises(RuntimeError, match=r"a second time|gradient is gone"):
+        loss.backward()
+
+
+def test_gradients_do_not_share_memory(backend):
+    """Changing one in place, as clipping does, changes nothing else."""
+    chosen, rejected, delta = batch()
+    pcrm_loss(chosen, rejected, delta).backward()
+    before = rejected.grad.clone()
+    chosen.grad.zero_()
+    assert torch.equal(rejected.grad, before)
+
+
 def test_one_delta_for_all(backend):
     chosen, rejected, _ = batch()
     want = pcrm_loss(chosen, rejected, torch.full((8,), 4.5, dtype=torch.float64))
@@ -208,7 +231,7 @@ def test_compile_with_inductor(backend):
 def test_compiled_double_backward_is_a_clear_error():
     chosen, rejected, delta = batch()
     with pcrm.backends.use_backend("go"):
-        op = pcrm.functional._reward_loss_op(chosen, rejected, delta, 0.0, 0.0, 0, False)
+        op = torch.ops.pcrm.reward_loss(chosen, rejected, delta, 0.0, 0.0, 0, False)
         (grad,) = torch.autograd.grad(op[0], chosen, create_graph=True)
         with pytest.raises(RuntimeError, match="second derivatives"):
             grad.sum().backward()

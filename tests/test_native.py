@@ -59,9 +59,10 @@ def test_leaves_the_floating_point_mode_alone():
 def test_errors_carry_their_kind():
     native = backends.native()
     with pytest.raises(RuntimeError, match="TypeError: dtype code is 3") as caught:
-        native.bridge_Deltas(3, 1, 0, 0, 1.0, 1.0, 1.0, 0.0, 0.0)
+        native.bridge_Cosines(3, 1, 1, 0, 0, 0, True)
     assert isinstance(backends.exception_of(caught.value), TypeError)
+    one = torch.ones(1)
     with pytest.raises(RuntimeError) as caught:  # a panic in Go: no place for the result
-        native.bridge_RewardLoss(4, 1, 0, 0, 0, *[torch.ones(1).data_ptr()] * 3, 0.0, 0.0, 0, False)
+        native.bridge_RewardLoss(4, 1, 0, 0, 0, *[one.data_ptr()] * 3, 0.0, 0.0, 0, False)
     assert "internal error, please report it" in str(backends.exception_of(caught.value))
     assert str(backends.exception_of(RuntimeError("something else"))) == "something else"

@@ -69,3 +69,108 @@ def test_bad_rows():
             length_ratio([[1], [2]], [[1], ["x"]])
         with pytest.raises(TypeError, match=r"chosen_ids\[0\] is no sequence of integers"):
             length_ratio([3, 4], [[1], [2]])
+
+
+@given(st.lists(st.tuples(ids, ids), min_size=1, max_size=6), st.integers(0, 2**64 - 1), st.sampled_from([None, 0]))
+@settings(max_examples=200, deadline=None)
+def test_random_uniform_has_the_bits_of_python(pairs, seed, pad):
+    results = []
+    for name in ("go", "torch"):
+        with pcrm.backends.use_backend(name):
+            results.append(pcrm.priors.random_uniform(*zip(*pairs, strict=True), seed, pad_token_id=pad))
+    assert torch.equal(*results)
+    assert ((results[0] >= 0) & (results[0] < 1)).all()
+
+
+def test_random_uniform(backend):
+    u = pcrm.priors.random_uniform
+    assert u([[1, 2, 3]], [[1, 9]], 42).item() == 0.6613175272941589
+    # A pair's number does not depend on the batch around it, nor on padding.
+    rows = torch.randint(1, 100, (500, 6))
+    both = u(rows, rows.flip(1), 7)
+    assert torch.equal(u(rows[3:5], rows.flip(1)[3:5], 7), both[3:5])
+    padded = torch.nn.functional.pad(rows, (0, 3))
+    assert torch.equal(u(padded, rows.flip(1), 7, pad_token_id=0), both)
+    assert not torch.equal(u(rows, rows.flip(1), 8), both)
+    # Uniform: the Kolmogorov-Smirnov distance of 500 numbers is under 0.087 in 999 of 1000 cases.
+    assert (both.sort().values - torch.arange(500) / 500).abs().max() < 0.087
+    with pytest.raises(ValueError, match=r"seed is -1, must be in \[0, 2\*\*64\)"):
+        u(rows, rows, -1)
+
+
+def test_cosine_golden(backend, golden):
+    for c in golden["cosine"]:
+        for dtype, tolerance in ((torch.float64, 1e-7), (torch.float32, 1e-5)):
+            a, b = (torch.tensor([c[k]], dtype=dtype) for k in ("a", "b"))
+            # acos has an infinite slope at 1: a rounding of 1e-16 moves it by 1.5e-8, one of
+            # float32 does not count, as sums are in float64.
+            assert pcrm.priors.cosine(a, b).item() == pytest.approx(c["angular"], abs=tolerance)
+            raw = pcrm.priors.cosine(a, b, angular=False)
+            assert raw.item() == pytest.approx(
+                min(max(c["cosine"], 0), 1), abs=1e-15 if dtype == torch.float64 else 1e-7
+            )
+            assert raw.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_cosine_of_rows(backend, dtype):
+    g = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(300, 33, generator=g).to(dtype) for _ in range(2))
+    want = torch.nn.functional.cosine_similarity(a.double(), b.double()).clamp(0, 1)
+    got = pcrm.priors.cosine(a, b, angular=False)
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-7)
+    # torch adds up a row in another order where it lies otherwise.
+    torch.testing.assert_close(
+        pcrm.priors.cosine(a.T.contiguous().T, b, angular=False), got, rtol=0, atol=1e-15 if backend == "torch" else 0
+    )
+    assert (pcrm.priors.cosine(a, a) == 1).all() or backend == "torch"
+    assert pcrm.priors.cosine(a[:0], b[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "a", "b"),
+    [
+        (TypeError, r"a is torch\.int64, must be a floating-point tensor", torch.ones(1, 2).long(), torch.ones(1, 2)),
+        (TypeError, "b is list, must be a floating-point tensor", torch.ones(1, 2), [[1.0, 2.0]]),
+        (ValueError, r"a has shape \(2,\), must be \(B, D\)", torch.ones(2), torch.ones(2)),
+        (ValueError, r"b has shape \(2, 2\) on cpu, a has \(1, 2\)", torch.ones(1, 2), torch.ones(2, 2)),
+        (TypeError, r"b has dtype torch\.float64, a has torch\.float32", torch.ones(1, 2), torch.ones(1, 2).double()),
+        (ValueError, r"b\[1\]", torch.ones(3, 2), torch.tensor([[1.0, 2], [0, 0], [0, 0]])),
+        (ValueError, r"a\[2\]", torch.tensor([[1.0, 2], [1, 0], [0, float("nan")]]), torch.ones(3, 2)),
+    ],
+)
+def test_bad_cosine(backend, error, message, a, b):
+    with pytest.raises(error, match=message):
+        pcrm.priors.cosine(a, b)
+
+
+@given(st.lists(st.tuples(st.text(max_size=30), st.text(max_size=30)), min_size=1, max_size=5), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_lexical_has_the_bits_of_python(pairs, words):
+    """The Python twin's lower case knows the same Unicode where its table is as new as Go's."""
+    chosen, rejected = zip(*pairs, strict=True)
+    results = []
+    for name in ("go", "torch"):
+        with pcrm.backends.use_backend(name):
+            results.append(pcrm.priors.lexical(chosen, rejected, words=words))
+    assert torch.equal(*results)
+    assert ((results[0] >= 0) & (results[0] <= 1)).all()
+
+
+def test_lexical(backend):
+    got = pcrm.priors.lexical(
+        ["The tides  follow the Moon.", "a", "", "", "x", "Über Öl"],
+        ["the tides follow the moon.", "b", "", "a", "x\n", "über öl"],
+    )
+    assert got.tolist() == [1, 0, 1, 0, 1, 1]
+    near, far = pcrm.priors.lexical(
+        ["The moon pulls the sea."] * 2, ["The moon pulls at the sea.", "Bread needs yeast."]
+    )
+    assert 0.5 < near < 1 and far < 0.2
+    assert pcrm.priors.lexical(["a b c"], ["c a b"], words=True).item() == pytest.approx(4 / 5)
+    with pytest.raises(TypeError, match=r"rejected\[1\] is a int, must be a text"):
+        pcrm.priors.lexical(["a", "b"], ["a", 3])
+    with pytest.raises(ValueError, match="rejected has 1 texts, chosen has 2"):
+        pcrm.priors.lexical(["a", "b"], ["a"])
+    with pytest.raises(ValueError, match=r"chosen\[0\] is no valid Unicode"):
+        pcrm.priors.lexical(["\ud800"], ["a"])

@@ -102,9 +102,10 @@ def test_infinite_delta_is_the_stock_trainer(train, plain, monkeypatch, options)
 
 
 def test_adam_with_a_large_epsilon_too(train, conversational):
-    options = {"optim": "adamw_torch", "adam_epsilon": 1e-4, "learning_rate": 1e-2}
+    options = {"optim": "adamw_torch", "adam_epsilon": 1e-4, "learning_rate": 1e-3}
     stock = train(RewardTrainer, RewardConfig, data=conversational, **options)
     assert distance(train(data=conversational, **UNCONSTRAINED, **options), stock) < 5e-6
+    assert distance(train(data=conversational, pcrm_prior="fixed", pcrm_delta=0.2, **options), stock) > 1e-4
 
 
 def test_backends_train_the_same_model(train, plain):

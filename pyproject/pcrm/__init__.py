@@ -6,7 +6,7 @@ The loss of a pair with margin m = r_w - r_l and constraint delta is
 
 where delta is a function of how alike the two responses are ("Prior Constraints-based
 Reward Model Training for Aligning Large Language Models", arXiv 2404.00978). Start with
-`PCRMLoss` in a loop of your own, `pcrm.functional` for the bare functions, or `pcrm.trl`
+`PCRMLoss` or `PCRMDPOLoss` in a loop of your own, `pcrm.functional` for the bare functions, or `pcrm.trl`
 for TRL's trainers.
 """
 
@@ -14,7 +14,7 @@ from importlib.metadata import version
 
 from . import backends, functional, priors
 from .constraint import Constraint
-from .losses import PCRMLoss
+from .losses import PCRMDPOLoss, PCRMLoss
 
 __version__ = version("pcrm")
-__all__ = ["Constraint", "PCRMLoss", "__version__", "backends", "functional", "priors"]
+__all__ = ["Constraint", "PCRMDPOLoss", "PCRMLoss", "__version__", "backends", "functional", "priors"]

@@ -111,6 +111,36 @@ def native() -> ModuleType | None:
     return _native
 
 
+def library() -> ModuleType:
+    """The native library, for what has no torch twin, whatever backend is chosen.
+
+    Raises:
+        RuntimeError: it is not there, or this process is a forked child of one that used it.
+    """
+    if _load() is None:
+        raise RuntimeError(f"this needs pcrm's native library, which is not available: {_unavailable}")
+    if _loaded_in != os.getpid():
+        raise RuntimeError(
+            "this needs pcrm's native library, which cannot be used in a forked child of a process that used it"
+        )
+    return _native  # pyright: ignore[reportReturnType]
+
+
+def set_num_threads(n: int) -> None:
+    """Let a call of the Go core use at most n threads; 0, the default, is one a processor.
+
+    Small batches take one whatever is set. Results do not depend on it. It competes with
+    torch's own threads, so set it where the two must share.
+
+    Raises:
+        ValueError: n is negative.
+        RuntimeError: the native library is not there.
+    """
+    if n < 0:
+        raise ValueError(f"n is {n}, must be at least 0")
+    library().bridge_SetNumThreads(n)
+
+
 def native_for(name: str, tensor: torch.Tensor) -> ModuleType | None:
     """`native()` for work on that tensor: None where it does not lie on the CPU.
 
@@ -125,7 +155,7 @@ def native_for(name: str, tensor: torch.Tensor) -> ModuleType | None:
     return None
 
 
-_EXCEPTIONS = {"ValueError": ValueError, "TypeError": TypeError, "RuntimeError": RuntimeError}
+_EXCEPTIONS = {e.__name__: e for e in (ValueError, TypeError, OSError, RuntimeError)}
 
 
 def exception_of(error: RuntimeError) -> Exception:

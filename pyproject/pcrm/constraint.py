@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import tomllib
-from dataclasses import dataclass
+from array import array
+from dataclasses import dataclass, field
 from typing import Any, overload
 
 import torch
@@ -19,7 +21,7 @@ def presets() -> dict[str, dict[str, Any]]:
     return tomllib.loads((backends._NATIVE_FOLDER / "presets.toml").read_text())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Constraint:
     """delta(s) = beta1 / (s + beta2) + beta3, clipped to [floor, cap].
 
@@ -33,6 +35,7 @@ class Constraint:
         beta3: Offset of delta; +inf makes every pair unconstrained.
         floor: Least delta, greater than 0; None for none.
         cap: Greatest delta, greater than 0; None for none.
+        low, high, seed: Of a random constraint: see `random`, which sets them.
 
     Raises:
         TypeError: an argument is not a number.
@@ -46,19 +49,27 @@ class Constraint:
     beta3: float
     floor: float | None = None
     cap: float | None = None
+    low: float | None = field(default=None, kw_only=True)
+    high: float | None = field(default=None, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+
+    def __repr__(self) -> str:
+        names = ("low", "high", "seed") if self.is_random else ("beta1", "beta2", "beta3", "floor", "cap")
+        values = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return f"Constraint{'.random' if self.is_random else ''}({', '.join(f'{k}={v!r}' for k, v in values.items())})"
 
     def __post_init__(self) -> None:
+        if self.is_random:
+            self._check_random()
+            return
         for name in ("beta1", "beta2", "beta3", "floor", "cap"):
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
             if value is None and name in ("floor", "cap"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} is {value!r}, must be a number")
-            if math.isnan(value):
-                raise ValueError(f"{name} is nan, must be a number")
+            value = _check_number(name, value)
             if value == -math.inf or (value == math.inf and name not in ("beta3", "cap")):
                 raise ValueError(f"{name} is {value}, must be finite")
-            object.__setattr__(self, name, float(value))
+            object.__setattr__(self, name, value)
         if self.beta2 < 0:
             raise ValueError(f"beta2 is {self.beta2:g}, must be at least 0")
         for name in ("floor", "cap"):
@@ -74,12 +85,23 @@ class Constraint:
                     "a ceiling of zero or less rewards ties and reversals"
                 )
 
+    def _check_random(self) -> None:
+        low, high = _check_number("low", self.low), _check_number("high", self.high)
+        if not 0 < low < math.inf:
+            raise ValueError(f"low is {low:g}, must be finite and greater than 0")
+        if not low <= high < math.inf:
+            raise ValueError(f"high is {high:g}, must be finite and at least low, which is {low:g}")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed is {self.seed!r}, must be an integer in [0, 2**64)")
+        for name, value in (("low", low), ("high", high)):
+            object.__setattr__(self, name, value)
+
     @classmethod
     def fixed(cls, delta: float) -> Constraint:
         """The same delta for every pair; `math.inf` gives the Bradley-Terry loss."""
         if isinstance(delta, bool) or not isinstance(delta, (int, float)):
             raise TypeError(f"delta is {delta!r}, must be a number")
-        if not delta > 0:
+        if not delta > 0:  # NaN too
             raise ValueError(f"delta is {delta}, must be greater than 0")
         # beta2 = 1 keeps 0 / (s + beta2) from being 0 / 0 at s = 0.
         return cls(0.0, 1.0, delta)
@@ -94,7 +116,36 @@ class Constraint:
         row = presets().get(name)
         if row is None:
             raise ValueError(f"preset is {name!r}, must be one of {', '.join(sorted(presets()))}")
-        return cls.fixed(row["delta"]) if "delta" in row else cls(row["beta1"], row["beta2"], row["beta3"])
+        if row["prior"] == "fixed":
+            return cls.fixed(row["delta"])
+        if row["prior"] == "random":
+            return cls.random(row["low"], row["high"])
+        return cls(row["beta1"], row["beta2"], row["beta3"])
+
+    @classmethod
+    def random(cls, low: float, high: float, seed: int = 0) -> Constraint:
+        """A delta that is uniform in [low, high), drawn for each pair from what the pair is.
+
+        delta(u) = low + (high - low) * u, where u in [0, 1) stands in the place of the
+        similarity: `pcrm.priors.random_uniform` makes it of the seed and both responses'
+        ids, so that a pair has the same delta in every epoch, batch and process.
+
+        Raises:
+            ValueError: not 0 < low <= high < inf, or a seed outside [0, 2**64).
+        """
+        return cls(0.0, 0.0, 0.0, low=low, high=high, seed=seed)
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> Constraint:
+        """The constraint of a `pcrm.toml`, whose tables `pcrm.config.load_config` describes.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is no such file; the message names file, line and key.
+        """
+        from .config import load_config
+
+        return load_config(path).constraint
 
     @classmethod
     def fit(
@@ -155,7 +206,12 @@ class Constraint:
     @property
     def is_fixed(self) -> bool:
         """Whether delta is the same for every pair, so that no prior is needed."""
-        return self.beta1 == 0
+        return self.beta1 == 0 and not self.is_random
+
+    @property
+    def is_random(self) -> bool:
+        """Whether `delta` wants the numbers of `pcrm.priors.random_uniform`."""
+        return self.low is not None or self.high is not None
 
     @overload
     def delta(self, s: float) -> float: ...
@@ -198,7 +254,14 @@ class Constraint:
         return self.delta(s) / 2
 
     def _reference(self, s: torch.Tensor) -> torch.Tensor:
+        if self.is_random:
+            return reference.random_delta(s, self.low, self.high)  # pyright: ignore[reportArgumentType]
         return reference.delta(s, self.beta1, self.beta2, self.beta3, self.floor, self.cap)
+
+    @functools.cached_property
+    def _numbers(self) -> array[float]:
+        """What the bridge reads; 0 is Go's word for none."""
+        return array("d", [getattr(self, n) or 0.0 for n in ("beta1", "beta2", "beta3", "floor", "cap", "low", "high")])
 
     def _delta(self, s: torch.Tensor) -> torch.Tensor:
         if not s.is_floating_point():
@@ -217,19 +280,19 @@ class Constraint:
         result = torch.empty_like(s)
         try:
             native.bridge_Deltas(
-                s.element_size(),
-                s.numel(),
-                result.data_ptr(),
-                s.data_ptr(),
-                self.beta1,
-                self.beta2,
-                self.beta3,
-                self.floor or 0.0,  # 0 is Go's word for none
-                self.cap or 0.0,
+                s.element_size(), s.numel(), result.data_ptr(), s.data_ptr(), self._numbers.buffer_info()[0]
             )
         except RuntimeError as error:
             raise backends.exception_of(error) from None
         return result
+
+
+def _check_number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is {value!r}, must be a number")
+    if math.isnan(value):
+        raise ValueError(f"{name} is nan, must be a number")
+    return float(value)
 
 
 def check_similarities(s: torch.Tensor, name: str = "similarities") -> None:

@@ -8,6 +8,7 @@ matter; the results agree to rounding.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -26,11 +27,6 @@ _COMPUTE = {
     torch.bfloat16: torch.float32,
     torch.float16: torch.float32,
 }
-
-_TWICE = (
-    "the gradient of pcrm_loss was differentiated, which the Go backend does not support: "
-    "use pcrm.backends.use_backend('torch') for second derivatives"
-)
 
 
 def pcrm_loss(
@@ -80,49 +76,179 @@ def pcrm_loss(
             elsewhere it would stall the device) or that requires a gradient, an option out
             of its range, with `check_finite` a score that is not finite (named by its index).
     """
-    _check_scores(chosen_rewards, rejected_rewards)
-    _check_options(label_smoothing, center_rewards_coefficient, reduction)
-    delta = _delta_like(delta, chosen_rewards)
-    arguments = (chosen_rewards, rejected_rewards, delta, label_smoothing, center_rewards_coefficient)
+    _check_alike(("chosen_rewards", "rejected_rewards"), (chosen_rewards, rejected_rewards), 1)
+    code = _check_options(label_smoothing, reduction)
+    if not 0 <= center_rewards_coefficient < math.inf:
+        raise ValueError(f"center_rewards_coefficient is {center_rewards_coefficient}, must be at least 0 and finite")
+    delta = _delta_of(delta, chosen_rewards)
+    options = (float(label_smoothing), float(center_rewards_coefficient), code, check_finite)
     if torch.compiler.is_compiling():
-        if chosen_rewards.is_cpu and backends.get_backend() != "torch":
-            return _reward_loss_op(*arguments, _REDUCTIONS[reduction], check_finite)[0]
-        return reference.reward_loss(*arguments, reduction)
+        if _compiles_natively(chosen_rewards):
+            return _reward_op(chosen_rewards, rejected_rewards, delta, *options)[0]
+        return reference.reward_loss(chosen_rewards, rejected_rewards, delta, *options[:2], reduction)
     native = backends.native_for("chosen_rewards", chosen_rewards)
     if native is None:
-        _check_values(chosen_rewards, rejected_rewards, delta, check_finite)
-        return reference.reward_loss(*arguments, reduction)
-    code = _REDUCTIONS[reduction]
-    if torch.is_grad_enabled() and (chosen_rewards.requires_grad or rejected_rewards.requires_grad):
-        return _RewardLoss.apply(native, *arguments, code, check_finite)  # pyright: ignore[reportReturnType]
-    return _reward_loss(native, *arguments, code, check_finite, gradient=False)[0]
+        _check_delta(delta)
+        if check_finite:
+            _check_finite(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
+        return reference.reward_loss(chosen_rewards, rejected_rewards, delta, *options[:2], reduction)
+    return _with_gradient(chosen_rewards, rejected_rewards, _reward_loss, (native, delta, *options))
+
+
+def pcrm_token_loss(
+    chosen_rewards: Tensor,
+    rejected_rewards: Tensor,
+    chosen_ids: Tensor,
+    rejected_ids: Tensor,
+    delta: Tensor | float,
+    *,
+    pad_token_id: int,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """The loss in the form of the authors' released code, over the scores of all tokens.
+
+    The pair loss of `pcrm_loss` at every position from the first at which the two rows of
+    token ids differ to the end of the longer response, its mean over these positions, then
+    the mean over the pairs. A response ends at the first pad token at or after the first
+    difference; two equal rows are compared at their last position. Positions where the
+    shorter response is padded count, as they do in that code.
+
+    Args:
+        chosen_rewards: A score for each position, shape (B, L), of the dtypes of `pcrm_loss`.
+        rejected_rewards: The same of the other responses.
+        chosen_ids: Token ids of prompt and response, shape (B, L), int64 or int32, padded on
+            the right.
+        rejected_ids: The same of the other responses.
+        delta: The constraint of each pair, shape (B,), or one number for all.
+        pad_token_id: What ends a response, at least 0.
+        reduction: Over the pairs: "mean", "sum" or "none".
+
+    Returns:
+        The loss: a scalar, or shape (B,) for "none". The gradient is 0 outside the spans.
+
+    Raises:
+        TypeError, ValueError: as in `pcrm_loss`; ids of another shape, device or dtype; a
+            negative pad id.
+    """
+    _check_alike(("chosen_rewards", "rejected_rewards"), (chosen_rewards, rejected_rewards), 2)
+    for name, ids in (("chosen_ids", chosen_ids), ("rejected_ids", rejected_ids)):
+        if not isinstance(ids, Tensor):
+            raise TypeError(f"{name} is a {type(ids).__name__}, must be a torch.Tensor")
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"{name} has dtype {ids.dtype}, must be int64 or int32")
+        if ids.shape != chosen_rewards.shape:
+            raise ValueError(f"{name} has shape {tuple(ids.shape)}, chosen_rewards has {tuple(chosen_rewards.shape)}")
+        if ids.device != chosen_rewards.device:
+            raise ValueError(f"{name} is on {ids.device}, chosen_rewards is on {chosen_rewards.device}")
+    if pad_token_id < 0:
+        raise ValueError(f"pad_token_id is {pad_token_id}, must be at least 0")
+    code = _check_options(0.0, reduction)
+    delta = _delta_of(delta, chosen_rewards)
+    arguments = (chosen_ids, rejected_ids, delta, pad_token_id)
+    if torch.compiler.is_compiling():
+        if _compiles_natively(chosen_rewards):
+            return _token_op(chosen_rewards, rejected_rewards, *arguments, code)[0]
+        return reference.token_loss(chosen_rewards, rejected_rewards, *arguments, reduction)
+    native = backends.native_for("chosen_rewards", chosen_rewards)
+    if native is None:
+        _check_delta(delta)
+        return reference.token_loss(chosen_rewards, rejected_rewards, *arguments, reduction)
+    return _with_gradient(chosen_rewards, rejected_rewards, _token_loss, (native, *arguments, code))
+
+
+def pcrm_dpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    delta: Tensor | float,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The prior-constrained DPO loss.
+
+    The loss of `pcrm_loss` with the difference of the implicit rewards in the place of m:
+
+        z = beta * ((policy_chosen - reference_chosen) - (policy_rejected - reference_rejected))
+        L = -log sigmoid(z) - log sigmoid(delta - z)
+
+    (arXiv 2404.00978, section 3.3, on arXiv 2305.18290.) With delta = +inf it is DPO's own.
+
+    Args:
+        policy_chosen_logps: Log probability of each preferred response under the policy,
+            shape (B,), of the dtypes of `pcrm_loss`.
+        policy_rejected_logps: The same of the other responses.
+        reference_chosen_logps: The same under the reference; no gradient flows to it.
+        reference_rejected_logps: The same of the other responses.
+        delta: The constraint of each pair, shape (B,), or one number for all, in units of z.
+        beta: Scales log-probability ratios to rewards, greater than 0.
+        label_smoothing: As in `pcrm_loss`.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        The loss as in `pcrm_loss`, and the implicit rewards `beta * (policy - reference)` of
+        both responses, shape (B,), detached, in the loss's dtype.
+
+    Raises:
+        TypeError, ValueError: as in `pcrm_loss`; a beta that is not greater than 0 and finite.
+    """
+    names = ("policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps")
+    _check_alike(
+        names, (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps), 1
+    )
+    code = _check_options(label_smoothing, reduction)
+    if not 0 < beta < math.inf:
+        raise ValueError(f"beta is {beta}, must be greater than 0 and finite")
+    delta = _delta_of(delta, policy_chosen_logps, names[0])
+    policy = (policy_chosen_logps, policy_rejected_logps)
+    arguments = (reference_chosen_logps.detach(), reference_rejected_logps.detach(), delta, float(beta))
+    if torch.compiler.is_compiling():
+        if _compiles_natively(policy_chosen_logps):
+            loss, _, _, *rewards = _dpo_op(*policy, *arguments, float(label_smoothing), code)
+            return loss, *(r.detach() for r in rewards)
+        return reference.dpo_loss(*policy, *arguments, label_smoothing, reduction)
+    native = backends.native_for(names[0], policy_chosen_logps)
+    if native is None:
+        _check_delta(delta)
+        return reference.dpo_loss(*policy, *arguments, label_smoothing, reduction)
+    return _with_gradient(*policy, _dpo_loss, (native, *arguments, float(label_smoothing), code))
+
+
+# What Go computes. Each returns the loss, its gradients by the chosen and the rejected
+# argument, and what else there is. Without `gradient` these two are empty tensors, whose
+# address is 0: Go's word for none. empty_like is the fastest way to memory from Python.
+
+_NONE = torch.empty(0)
+_SCALARS = {dtype: torch.empty((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
 
 
 def _reward_loss(
-    native: Any,
+    gradient: bool,
     chosen: Tensor,
     rejected: Tensor,
+    native: Any,
     delta: Tensor,
     label_smoothing: float,
     center_rewards_coefficient: float,
     reduction: int,
     check_finite: bool,
-    gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss and, if wanted, its gradient by both scores, in delta's dtype, from Go."""
+) -> tuple[Tensor, ...]:
     dtype = delta.dtype
-    chosen, rejected = chosen.to(dtype).contiguous(), rejected.to(dtype).contiguous()
+    if chosen.dtype is not dtype:
+        chosen, rejected = chosen.to(dtype), rejected.to(dtype)
+    chosen, rejected = chosen.contiguous(), rejected.contiguous()
     n = chosen.numel()
-    loss = torch.empty(n if reduction == 2 else (), dtype=dtype)
-    gradients = torch.empty((2, n if gradient else 0), dtype=dtype)
-    at = gradients.data_ptr() if gradient else 0
+    loss = torch.empty_like(delta if reduction == 2 else _SCALARS[dtype])
+    by_chosen, by_rejected = (torch.empty_like(delta), torch.empty_like(delta)) if gradient else (_NONE, _NONE)
     try:
         native.bridge_RewardLoss(
-            dtype.itemsize,
+            delta.element_size(),
             n,
             loss.data_ptr(),
-            at,
-            at and at + n * dtype.itemsize,
+            by_chosen.data_ptr(),
+            by_rejected.data_ptr(),
             chosen.data_ptr(),
             rejected.data_ptr(),
             delta.data_ptr(),
@@ -133,27 +259,155 @@ def _reward_loss(
         )
     except RuntimeError as error:
         raise backends.exception_of(error) from None
-    return loss, gradients[0], gradients[1]
+    return loss, by_chosen, by_rejected
 
 
-class _RewardLoss(torch.autograd.Function):
+def _token_loss(
+    gradient: bool,
+    chosen: Tensor,
+    rejected: Tensor,
+    native: Any,
+    chosen_ids: Tensor,
+    rejected_ids: Tensor,
+    delta: Tensor,
+    pad_token_id: int,
+    reduction: int,
+) -> tuple[Tensor, ...]:
+    dtype = delta.dtype
+    chosen, rejected = chosen.to(dtype).contiguous(), rejected.to(dtype).contiguous()
+    chosen_ids, rejected_ids = chosen_ids.to(torch.int64).contiguous(), rejected_ids.to(torch.int64).contiguous()
+    rows, width = chosen.shape
+    loss = torch.empty_like(delta if reduction == 2 else _SCALARS[dtype])
+    by_chosen, by_rejected = (torch.empty_like(chosen), torch.empty_like(chosen)) if gradient else (_NONE, _NONE)
+    try:
+        native.bridge_TokenLoss(
+            dtype.itemsize,
+            rows,
+            width,
+            loss.data_ptr(),
+            by_chosen.data_ptr(),
+            by_rejected.data_ptr(),
+            chosen.data_ptr(),
+            rejected.data_ptr(),
+            chosen_ids.data_ptr(),
+            rejected_ids.data_ptr(),
+            delta.data_ptr(),
+            pad_token_id,
+            reduction,
+        )
+    except RuntimeError as error:
+        raise backends.exception_of(error) from None
+    return loss, by_chosen, by_rejected
+
+
+def _dpo_loss(
+    gradient: bool,
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    native: Any,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    delta: Tensor,
+    beta: float,
+    label_smoothing: float,
+    reduction: int,
+) -> tuple[Tensor, ...]:
+    dtype = delta.dtype
+    inputs = [x.to(dtype).contiguous() for x in (policy_chosen, policy_rejected, reference_chosen, reference_rejected)]
+    n = policy_chosen.numel()
+    loss = torch.empty_like(delta if reduction == 2 else _SCALARS[dtype])
+    by_chosen, by_rejected = (torch.empty_like(delta), torch.empty_like(delta)) if gradient else (_NONE, _NONE)
+    chosen_rewards, rejected_rewards = torch.empty_like(delta), torch.empty_like(delta)
+    try:
+        native.bridge_DPOLoss(
+            dtype.itemsize,
+            n,
+            loss.data_ptr(),
+            by_chosen.data_ptr(),
+            by_rejected.data_ptr(),
+            chosen_rewards.data_ptr(),
+            rejected_rewards.data_ptr(),
+            *(x.data_ptr() for x in inputs),
+            delta.data_ptr(),
+            beta,
+            label_smoothing,
+            reduction,
+        )
+    except RuntimeError as error:
+        raise backends.exception_of(error) from None
+    return loss, by_chosen, by_rejected, chosen_rewards, rejected_rewards
+
+
+def _with_gradient(chosen: Tensor, rejected: Tensor, compute: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """The loss, or the loss and what comes with it, of `compute(gradient, chosen, rejected,
+    *arguments)`; the gradients go to autograd.
+    """
+    if torch.is_grad_enabled() and (chosen.requires_grad or rejected.requires_grad):
+        return _Loss.apply(chosen, rejected, compute, arguments)
+    loss, _, _, *more = compute(False, chosen, rejected, *arguments)
+    return (loss, *more) if more else loss
+
+
+# Whether the graph of the backward pass that is running will be kept. Not known before
+# torch 2.5: then it may be.
+_graph_is_kept: Callable[[], bool] = getattr(
+    torch._C._autograd,  # pyright: ignore[reportAttributeAccessIssue]
+    "_get_current_graph_task_keep_graph",
+    lambda: True,
+)
+
+
+class _Loss(torch.autograd.Function):
+    """A loss whose gradient was computed with it. Every microsecond here is felt: at eight
+    pairs the loss itself takes one.
+    """
+
     @staticmethod
-    def forward(ctx: Any, native: Any, chosen: Tensor, rejected: Tensor, *settings: Any) -> Tensor:
-        loss, *gradients = _reward_loss(native, chosen, rejected, *settings, gradient=True)
-        ctx.save_for_backward(*gradients)
-        ctx.dtype = chosen.dtype
-        return loss
+    def forward(ctx: Any, chosen: Tensor, rejected: Tensor, compute: Callable[..., Any], arguments: tuple) -> Any:
+        loss, by_chosen, by_rejected, *more = compute(True, chosen, rejected, *arguments)
+        # Not save_for_backward: that is for tensors somebody else may change or want.
+        ctx.gradients, ctx.dtype = (by_chosen, by_rejected), chosen.dtype
+        if not more:
+            return loss
+        ctx.mark_non_differentiable(*more)
+        return loss, *more
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradients = _scaled(ctx.saved_tensors, grad_loss, ctx.dtype)
+    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "a pcrm loss was differentiated a second time: its gradient is gone, as the first time was "
+                "without retain_graph=True"
+            )
+        chosen, rejected = ctx.gradients
+        if _graph_is_kept():
+            chosen, rejected = _scaled(chosen, grad_loss, ctx.dtype), _scaled(rejected, grad_loss, ctx.dtype)
+        else:
+            # Nobody comes after us: the gradients can be given away, and scaled in place.
+            ctx.gradients = None
+            if grad_loss.dim() or grad_loss.item() != 1:  # on the CPU a look costs nothing
+                grad_loss = _aligned(grad_loss, chosen)
+                chosen, rejected = chosen.mul_(grad_loss), rejected.mul_(grad_loss)
+            if ctx.dtype is not chosen.dtype:
+                chosen, rejected = chosen.to(ctx.dtype), rejected.to(ctx.dtype)
         if torch.is_grad_enabled():  # create_graph=True: whoever differentiates again gets a clear error
-            gradients = _Twice.apply(*(g.detach().requires_grad_() for g in gradients))
-        return (None, *gradients, None, None, None, None, None)  # pyright: ignore[reportGeneralTypeIssues]
+            chosen, rejected = _Twice.apply(chosen.detach().requires_grad_(), rejected.detach().requires_grad_())
+        return chosen, rejected, None, None
 
 
-def _scaled(gradients: tuple[Tensor, ...], grad_loss: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    return tuple((g * grad_loss).to(dtype) for g in gradients)
+def _scaled(gradient: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
+    return (gradient * _aligned(grad_loss, gradient)).to(dtype)
+
+
+def _aligned(grad_loss: Tensor, gradient: Tensor) -> Tensor:
+    """The incoming gradient, a scalar or of shape (B,), for gradients of shape (B,) or (B, L)."""
+    return grad_loss[:, None] if 0 < grad_loss.dim() < gradient.dim() else grad_loss
+
+
+_TWICE = (
+    "the gradient of a pcrm loss was differentiated, which the Go backend does not support: "
+    "use pcrm.backends.use_backend('torch') for second derivatives"
+)
 
 
 class _Twice(torch.autograd.Function):
@@ -169,9 +423,40 @@ class _Twice(torch.autograd.Function):
 
 
 # torch.compile cannot look into an autograd.Function that calls native code; an operator
-# that it knows, with a fake that tells it the shapes, stays in the graph.
+# that it knows, with a fake that tells it the shapes, stays in the graph. Which backend
+# computes is decided when the operator runs: a compiled graph may run in a forked child.
+
+
+def _compiles_natively(tensor: Tensor) -> bool:
+    return tensor.is_cpu and backends.get_backend() != "torch"
+
+
+def _differentiated(
+    compute: Callable[..., Any],
+    plain: Callable[..., Any],
+    chosen: Tensor,
+    rejected: Tensor,
+    delta: Tensor,
+    *arguments: Any,
+) -> tuple[Tensor, ...]:
+    """Loss, both gradients and what else there is, from Go's `compute` or the torch `plain`."""
+    native = backends.native()
+    if native is not None:
+        return compute(True, chosen, rejected, native, *arguments)
+    _check_delta(delta)
+    with torch.enable_grad():
+        leaves = [x.detach().to(delta.dtype).requires_grad_() for x in (chosen, rejected)]
+        loss, *more = plain(*leaves, *arguments)
+        gradients = torch.autograd.grad(loss.sum(), leaves)
+    return loss.detach(), *gradients, *more
+
+
+def _name_of(reduction: int) -> str:
+    return next(name for name, code in _REDUCTIONS.items() if code == reduction)
+
+
 @torch.library.custom_op("pcrm::reward_loss", mutates_args=(), device_types="cpu")
-def _reward_loss_op(
+def _reward_op(
     chosen: Tensor,
     rejected: Tensor,
     delta: Tensor,
@@ -180,108 +465,175 @@ def _reward_loss_op(
     reduction: int,
     check_finite: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    native = backends.native()
-    if native is not None:
-        loss, by_chosen, by_rejected = _reward_loss(
-            native,
-            chosen,
-            rejected,
-            delta,
-            label_smoothing,
-            center_rewards_coefficient,
-            reduction,
-            check_finite,
-            gradient=True,
-        )
-        return loss, by_chosen.clone(), by_rejected.clone()  # an operator's outputs may share no memory
-    _check_values(chosen, rejected, delta, check_finite)
-    name = next(name for name, code in _REDUCTIONS.items() if code == reduction)
-    with torch.enable_grad():
-        w, l = (x.detach().to(delta.dtype).requires_grad_() for x in (chosen, rejected))  # noqa: E741
-        loss = reference.reward_loss(w, l, delta, label_smoothing, center_rewards_coefficient, name)
-        by_chosen, by_rejected = torch.autograd.grad(loss.sum(), (w, l))
-    return loss.detach(), by_chosen, by_rejected
+    if check_finite:
+        _check_finite(chosen_rewards=chosen, rejected_rewards=rejected)
+
+    def plain(w: Tensor, l: Tensor, delta: Tensor, e: float, c: float, r: int, _: bool) -> tuple[Tensor]:  # noqa: E741
+        return (reference.reward_loss(w, l, delta, e, c, _name_of(r)),)
+
+    options = (label_smoothing, center_rewards_coefficient, reduction, check_finite)
+    return _differentiated(_reward_loss, plain, chosen, rejected, delta, delta, *options)  # pyright: ignore[reportReturnType]
 
 
-@_reward_loss_op.register_fake
-def _(chosen, rejected, delta, label_smoothing, center_rewards_coefficient, reduction, check_finite):
+@torch.library.custom_op("pcrm::token_loss", mutates_args=(), device_types="cpu")
+def _token_op(
+    chosen: Tensor,
+    rejected: Tensor,
+    chosen_ids: Tensor,
+    rejected_ids: Tensor,
+    delta: Tensor,
+    pad_token_id: int,
+    reduction: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    def plain(w: Tensor, l: Tensor, ids_w: Tensor, ids_l: Tensor, delta: Tensor, pad: int, r: int) -> tuple[Tensor]:  # noqa: E741
+        return (reference.token_loss(w, l, ids_w, ids_l, delta, pad, _name_of(r)),)
+
+    arguments = (chosen_ids, rejected_ids, delta, pad_token_id, reduction)
+    return _differentiated(_token_loss, plain, chosen, rejected, delta, *arguments)  # pyright: ignore[reportReturnType]
+
+
+@torch.library.custom_op("pcrm::dpo_loss", mutates_args=(), device_types="cpu")
+def _dpo_op(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    delta: Tensor,
+    beta: float,
+    label_smoothing: float,
+    reduction: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def plain(
+        w: Tensor,
+        l: Tensor,  # noqa: E741
+        ref_w: Tensor,
+        ref_l: Tensor,
+        delta: Tensor,
+        beta: float,
+        e: float,
+        r: int,
+    ) -> tuple[Tensor, ...]:
+        return reference.dpo_loss(w, l, ref_w, ref_l, delta, beta, e, _name_of(r))
+
+    arguments = (reference_chosen, reference_rejected, delta, beta, label_smoothing, reduction)
+    return _differentiated(_dpo_loss, plain, policy_chosen, policy_rejected, delta, *arguments)  # pyright: ignore[reportReturnType]
+
+
+def _fake(chosen: Tensor, delta: Tensor, reduction: int, more: int = 0) -> tuple[Tensor, ...]:
     loss = delta.new_empty(delta.shape if reduction == 2 else ())
-    return loss, torch.empty_like(delta), torch.empty_like(delta)
+    return loss, *(delta.new_empty(chosen.shape) for _ in range(2 + more))
+
+
+@_reward_op.register_fake
+def _(chosen, rejected, delta, label_smoothing, center_rewards_coefficient, reduction, check_finite):
+    return _fake(chosen, delta, reduction)
+
+
+@_token_op.register_fake
+def _(chosen, rejected, chosen_ids, rejected_ids, delta, pad_token_id, reduction):
+    return _fake(chosen, delta, reduction)
+
+
+@_dpo_op.register_fake
+def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, delta, beta, label_smoothing, reduction):
+    return _fake(policy_chosen, delta, reduction, more=2)
 
 
 def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*output[1:])
+    ctx.save_for_backward(*output[1:3])
     ctx.dtype = inputs[0].dtype
+    ctx.others = len(inputs) - 2
     ctx.set_materialize_grads(False)
 
 
-def _scale_gradients(ctx: Any, grad_loss: Tensor | None, *grad_gradients: Tensor | None) -> tuple[Any, ...]:
-    if any(g is not None for g in grad_gradients):
+def _scale_gradients(ctx: Any, grad_loss: Tensor | None, *grad_outputs: Tensor | None) -> tuple[Any, ...]:
+    if any(g is not None for g in grad_outputs[:2]):
         raise RuntimeError(_TWICE)
-    gradients = (None, None) if grad_loss is None else _scaled(ctx.saved_tensors, grad_loss, ctx.dtype)
-    return (*gradients, None, None, None, None, None)
+    nothing = (None,) * ctx.others
+    if grad_loss is None:
+        return None, None, *nothing
+    return *(_scaled(g, grad_loss, ctx.dtype) for g in ctx.saved_tensors), *nothing
 
 
-_reward_loss_op.register_autograd(_scale_gradients, setup_context=_save_gradients)
+for _operator in (_reward_op, _token_op, _dpo_op):
+    _operator.register_autograd(_scale_gradients, setup_context=_save_gradients)
 
 
-def _check_scores(chosen: Tensor, rejected: Tensor) -> None:
-    for name, x in (("chosen_rewards", chosen), ("rejected_rewards", rejected)):
+def _check_alike(names: tuple[str, ...], tensors: tuple[Tensor, ...], dimensions: int) -> None:
+    """Refuse scores or log probabilities that are not tensors of one shape, dtype and device."""
+    first = tensors[0]
+    if _are_alike(tensors, dimensions):
+        return
+    for name, x in zip(names, tensors, strict=True):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} is a {type(x).__name__}, must be a torch.Tensor")
         if x.dtype not in _COMPUTE:
             raise TypeError(f"{name} has dtype {x.dtype}, must be float32, float64, bfloat16 or float16")
-        if x.dim() != 1:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}, must be (B,): squeeze the last dimension of (B, 1)")
-    if chosen.shape != rejected.shape:
-        raise ValueError(
-            f"rejected_rewards has shape {tuple(rejected.shape)}, chosen_rewards has {tuple(chosen.shape)}"
-        )
-    if chosen.dtype != rejected.dtype:
-        raise TypeError(f"rejected_rewards has dtype {rejected.dtype}, chosen_rewards has {chosen.dtype}")
-    if chosen.device != rejected.device:
-        raise ValueError(f"rejected_rewards is on {rejected.device}, chosen_rewards is on {chosen.device}")
-    if chosen.numel() == 0:
-        raise ValueError("chosen_rewards is empty, must hold at least one score")
+        if x.dim() != dimensions:
+            wanted = "(B,): squeeze the last dimension of (B, 1)" if dimensions == 1 else "(B, L)"
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, must be {wanted}")
+        if x.shape != first.shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, {names[0]} has {tuple(first.shape)}")
+        if x.dtype != first.dtype:
+            raise TypeError(f"{name} has dtype {x.dtype}, {names[0]} has {first.dtype}")
+        if x.device != first.device:
+            raise ValueError(f"{name} is on {x.device}, {names[0]} is on {first.device}")
+    raise ValueError(f"{names[0]} is empty, must hold at least one number")
 
 
-def _check_options(label_smoothing: float, center_rewards_coefficient: float, reduction: str) -> None:
+def _are_alike(tensors: tuple[Tensor, ...], dimensions: int) -> bool:
+    """Whether all is well, in as few looks as will do; if not, `_check_alike` says why."""
+    first = tensors[0]
+    if not isinstance(first, Tensor) or first.dtype not in _COMPUTE or first.dim() != dimensions or first.numel() == 0:
+        return False
+    shape, dtype, device = first.shape, first.dtype, first.device
+    for x in tensors[1:]:
+        if not isinstance(x, Tensor) or x.dtype is not dtype or x.shape != shape or x.device != device:
+            return False
+    return True
+
+
+def _check_options(label_smoothing: float, reduction: str) -> int:
+    """The bridge's code of the reduction."""
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing is {label_smoothing}, must be in [0, 0.5)")
-    if not 0 <= center_rewards_coefficient < math.inf:
-        raise ValueError(f"center_rewards_coefficient is {center_rewards_coefficient}, must be at least 0 and finite")
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}, must be one of {', '.join(_REDUCTIONS)}")
+    return _REDUCTIONS[reduction]
 
 
-def _delta_like(delta: Tensor | float, chosen: Tensor) -> Tensor:
-    """delta as a contiguous tensor of shape (B,) in the dtype that computes."""
-    dtype = _COMPUTE[chosen.dtype]
-    if isinstance(delta, (int, float)):
-        return torch.full_like(chosen, delta, dtype=dtype, memory_format=torch.contiguous_format)
+def _delta_of(delta: Tensor | float, scores: Tensor, name: str = "chosen_rewards") -> Tensor:
+    """`delta` as a contiguous tensor of shape (B,) in the dtype that computes."""
+    dtype = _COMPUTE[scores.dtype]
     if not isinstance(delta, Tensor):
-        raise TypeError(f"delta is a {type(delta).__name__}, must be a torch.Tensor or a float")
+        if not isinstance(delta, (int, float)):
+            raise TypeError(f"delta is a {type(delta).__name__}, must be a torch.Tensor or a float")
+        return torch.full(scores.shape[:1], delta, dtype=dtype, device=scores.device)
     if not delta.is_floating_point():
         raise TypeError(f"delta has dtype {delta.dtype}, must be floating point")
     if delta.requires_grad:
         raise ValueError("delta requires a gradient, but none flows through the constraint: pass delta.detach()")
-    if delta.shape not in (chosen.shape, ()):
-        raise ValueError(f"delta has shape {tuple(delta.shape)}, must be {tuple(chosen.shape)} or one number")
-    if delta.dim() and delta.device != chosen.device:
-        raise ValueError(f"delta is on {delta.device}, chosen_rewards is on {chosen.device}")
-    return delta.to(device=chosen.device, dtype=dtype).expand(chosen.shape).contiguous()
+    if delta.dim() == 0:
+        return delta.to(device=scores.device, dtype=dtype).expand(scores.shape[:1]).contiguous()
+    if delta.shape != scores.shape[:1]:
+        raise ValueError(f"delta has shape {tuple(delta.shape)}, must be {tuple(scores.shape[:1])} or one number")
+    if delta.device != scores.device:
+        raise ValueError(f"delta is on {delta.device}, {name} is on {scores.device}")
+    return (delta if delta.dtype is dtype else delta.to(dtype)).contiguous()
 
 
-def _check_values(chosen: Tensor, rejected: Tensor, delta: Tensor, check_finite: bool) -> None:
-    """What the Go core checks as it goes. On another device a look at a value stalls it,
-    so there only what was asked for is checked.
-    """
-    checks = [("delta", delta, delta > 0, "greater than 0")] if delta.is_cpu else []
-    if check_finite:
-        checks += [
-            (n, x, x.isfinite(), "finite") for n, x in (("chosen_rewards", chosen), ("rejected_rewards", rejected))
-        ]
-    for name, x, good, wanted in checks:
-        if not good.all():
-            index = int((~good).nonzero()[0])
-            raise ValueError(f"{name}[{index}] is {x[index].item():g}, must be {wanted}")
+def _check_delta(delta: Tensor) -> None:
+    """What the Go core checks as it goes. On another device a look at a value would stall it."""
+    if delta.is_cpu:
+        _check_where("delta", delta, delta > 0, "greater than 0")
+
+
+def _check_finite(**tensors: Tensor) -> None:
+    for name, x in tensors.items():
+        _check_where(name, x, x.isfinite(), "finite")
+
+
+def _check_where(name: str, x: Tensor, good: Tensor, wanted: str) -> None:
+    if not good.all():
+        index = int((~good).nonzero()[0])
+        raise ValueError(f"{name}[{index}] is {x[index].item():g}, must be {wanted}")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .constraint import Constraint
-from .functional import Reduction, pcrm_loss
+from .functional import Reduction, pcrm_dpo_loss, pcrm_loss
 
 
 class PCRMLoss(torch.nn.Module):
@@ -36,9 +36,7 @@ class PCRMLoss(torch.nn.Module):
         check_finite: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(constraint, Constraint):
-            raise TypeError(f"constraint is a {type(constraint).__name__}, must be a pcrm.Constraint")
-        self.constraint = constraint
+        self.constraint = _checked(constraint)
         self.settings: dict[str, Any] = {
             "label_smoothing": label_smoothing,
             "center_rewards_coefficient": center_rewards_coefficient,
@@ -58,13 +56,79 @@ class PCRMLoss(torch.nn.Module):
         Raises:
             TypeError, ValueError: as in `pcrm_loss` and `Constraint.delta`; a missing prior.
         """
-        if self.constraint.is_fixed:
-            delta: torch.Tensor | float = self.constraint.delta(1.0)
-        elif prior is None:
-            raise ValueError("prior is missing: only a fixed constraint needs none")
-        else:
-            delta = self.constraint.delta(torch.as_tensor(prior))
+        delta = _delta(self.constraint, prior)
         return pcrm_loss(chosen_rewards, rejected_rewards, delta, **self.settings)
 
     def extra_repr(self) -> str:
         return ", ".join([repr(self.constraint), *(f"{k}={v!r}" for k, v in self.settings.items() if v)])
+
+
+class PCRMDPOLoss(torch.nn.Module):
+    """The prior-constrained DPO loss.
+
+        >>> loss_fn = pcrm.PCRMDPOLoss(pcrm.Constraint.preset("dpo/length_ratio"), beta=0.1)
+        >>> loss, chosen_rewards, rejected_rewards = loss_fn(pc, pr, rc, rr, prior)
+
+    The formula and the settings are those of `pcrm.functional.pcrm_dpo_loss`, with
+    delta = constraint.delta(prior).
+
+    Args:
+        constraint: What turns a prior into a ceiling of the difference of implicit rewards.
+        beta, label_smoothing, reduction: As in `pcrm.functional.pcrm_dpo_loss`.
+    """
+
+    def __init__(
+        self,
+        constraint: Constraint,
+        beta: float = 0.1,
+        *,
+        label_smoothing: float = 0.0,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.constraint = _checked(constraint)
+        self.settings: dict[str, Any] = {"beta": beta, "label_smoothing": label_smoothing, "reduction": reduction}
+
+    def forward(
+        self,
+        policy_chosen_logps: torch.Tensor,
+        policy_rejected_logps: torch.Tensor,
+        reference_chosen_logps: torch.Tensor,
+        reference_rejected_logps: torch.Tensor,
+        prior: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The loss of a batch and its implicit rewards.
+
+        Args:
+            policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
+                reference_rejected_logps: Log probabilities of the responses, shape (B,).
+            prior: Similarities in [0, 1], shape (B,). Not needed for a fixed constraint.
+
+        Raises:
+            TypeError, ValueError: as in `pcrm_dpo_loss` and `Constraint.delta`; a missing prior.
+        """
+        return pcrm_dpo_loss(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            reference_chosen_logps,
+            reference_rejected_logps,
+            _delta(self.constraint, prior),
+            **self.settings,
+        )
+
+    def extra_repr(self) -> str:
+        return ", ".join([repr(self.constraint), *(f"{k}={v!r}" for k, v in self.settings.items() if v)])
+
+
+def _checked(constraint: Constraint) -> Constraint:
+    if not isinstance(constraint, Constraint):
+        raise TypeError(f"constraint is a {type(constraint).__name__}, must be a pcrm.Constraint")
+    return constraint
+
+
+def _delta(constraint: Constraint, prior: torch.Tensor | None) -> torch.Tensor | float:
+    if constraint.is_fixed:
+        return constraint.delta(1.0)
+    if prior is None:
+        raise ValueError("prior is missing: only a fixed constraint needs none")
+    return constraint.delta(torch.as_tensor(prior))

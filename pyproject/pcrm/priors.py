@@ -7,9 +7,8 @@ data set or in the collator.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
-from typing import Any
 
 import torch
 
@@ -41,6 +40,139 @@ def length_ratio(chosen_ids: Ids, rejected_ids: Ids, *, pad_token_id: int | None
         TypeError: ids that are no integers.
         ValueError: a tensor of another shape, different numbers of rows, a negative pad id.
     """
+    return _of_ids(chosen_ids, rejected_ids, pad_token_id, "bridge_LengthRatios", (), reference.length_ratio)
+
+
+def random_uniform(
+    chosen_ids: Ids, rejected_ids: Ids, seed: int = 0, *, pad_token_id: int | None = None
+) -> torch.Tensor:
+    """What a random constraint takes in the place of a similarity: uniform in [0, 1).
+
+    A hash of the seed and both rows of ids, so that a pair has the same number in every
+    batch, process and epoch and after a resume. The rows count whole, a common prompt
+    included, less the pad ids at their ends.
+
+    Args:
+        chosen_ids, rejected_ids, pad_token_id: As in `length_ratio`.
+        seed: In [0, 2**64).
+
+    Returns:
+        float32, shape (B,).
+
+    Raises:
+        TypeError, ValueError: as in `length_ratio`; a seed out of its range.
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed is {seed}, must be in [0, 2**64)")
+
+    def plain(chosen: Sequence[int], rejected: Sequence[int], pad: int | None) -> float:
+        return reference.random_uniform(seed, chosen, rejected, pad)
+
+    return _of_ids(chosen_ids, rejected_ids, pad_token_id, "bridge_RandomUniforms", (seed,), plain)
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor, angular: bool = True) -> torch.Tensor:
+    """Cosine of the embeddings of two responses, as an angle or raw.
+
+        c = a.b / (|a| |b|) clamped to [0, 1]
+        s = (pi - acos(c)) / pi, in [0.5, 1], or c itself where `angular` is False
+
+    (arXiv 2404.00978, section 3.2.2; the raw cosine is what the authors' DPO code takes.)
+
+    Args:
+        a: Embeddings of the chosen responses, shape (B, D), float16, bfloat16, float32 or
+            float64.
+        b: Those of the others, of the same shape, dtype and device.
+        angular: Whether to turn the cosine into an angle.
+
+    Returns:
+        Shape (B,), float64 for float64, else float32. No gradient flows through it.
+
+    Raises:
+        TypeError: no floating-point tensors, or different dtypes.
+        ValueError: another shape than (B, D), different shapes or devices; a row that is all
+            zeros or has a NaN, named by its index (looked at on the CPU).
+    """
+    for name, x in (("a", a), ("b", b)):
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            raise TypeError(
+                f"{name} is {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}, must be a floating-point tensor"
+            )
+        if x.dim() != 2 or x.shape[1] == 0:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, must be (B, D)")
+    if a.shape != b.shape or a.device != b.device:
+        raise ValueError(f"b has shape {tuple(b.shape)} on {b.device}, a has {tuple(a.shape)} on {a.device}")
+    if a.dtype != b.dtype:
+        raise TypeError(f"b has dtype {b.dtype}, a has {a.dtype}")
+    dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
+    a, b = a.detach(), b.detach()
+    native = backends.native_for("a", a)
+    if native is None:
+        if a.is_cpu:
+            for name, x in (("a", a), ("b", b)):
+                norm = x.double().norm(dim=1)
+                if not (good := (norm > 0) & norm.isfinite()).all():
+                    raise ValueError(
+                        f"{name}[{int((~good).nonzero()[0])}] has the norm {norm[~good][0].item():g}: it has no direction"
+                    )
+        return reference.cosine(a, b, angular).to(dtype)
+    if a.dtype == torch.bfloat16:
+        a, b = a.float(), b.float()
+    a, b = a.contiguous(), b.contiguous()
+    result = torch.empty(len(a), dtype=dtype)
+    try:
+        native.bridge_Cosines(a.element_size(), *a.shape, result.data_ptr(), a.data_ptr(), b.data_ptr(), angular)
+    except RuntimeError as error:
+        raise backends.exception_of(error) from None
+    return result
+
+
+def lexical(chosen: Sequence[str], rejected: Sequence[str], *, words: bool = False) -> torch.Tensor:
+    """Cosine of the n-gram counts of two responses, for machines with no encoder.
+
+        s = sum_g A[g] B[g] / sqrt(sum_g A[g]^2 sum_g B[g]^2)
+
+    over the n-grams of 3 to 5 characters, which need no idea of what a word is in the
+    language at hand, or of 1 and 2 words. Texts are compared in lower case with runs of
+    white space as one space. Equal texts have exactly 1, a text and an empty one 0. The Go
+    package's documentation of Lexical says it to the letter.
+
+    Args:
+        chosen: The texts of the preferred responses, B of them.
+        rejected: Those of the others.
+        words: Whether to take n-grams of words.
+
+    Returns:
+        float32, shape (B,).
+
+    Raises:
+        TypeError: an element is no text, named by its index.
+        ValueError: different numbers of texts; a text that is no valid Unicode.
+    """
+    if len(chosen) != len(rejected):
+        raise ValueError(f"rejected has {len(rejected)} texts, chosen has {len(chosen)}")
+    columns = [_Ragged.of_texts(*column) for column in (("chosen", chosen), ("rejected", rejected))]
+    native = backends.native()
+    if native is None:
+        pairs = zip(chosen, rejected, strict=True)
+        return torch.tensor([reference.lexical(a, b, words) for a, b in pairs], dtype=torch.float32)
+    result = torch.empty(len(chosen), dtype=torch.float32)
+    try:
+        native.bridge_Lexicals(len(chosen), result.data_ptr(), *columns[0].addresses, *columns[1].addresses, words)
+    except RuntimeError as error:
+        raise backends.exception_of(error) from None
+    return result
+
+
+def _of_ids(
+    chosen_ids: Ids,
+    rejected_ids: Ids,
+    pad_token_id: int | None,
+    function: str,
+    first: tuple[int, ...],
+    plain: Callable[..., float],
+) -> torch.Tensor:
+    """A number a pair of rows, by a function of the bridge or by its plain twin."""
     if pad_token_id is not None and pad_token_id < 0:
         raise ValueError(f"pad_token_id is {pad_token_id}, must be at least 0")
     _check_ids("chosen_ids", chosen_ids)
@@ -51,16 +183,13 @@ def length_ratio(chosen_ids: Ids, rejected_ids: Ids, *, pad_token_id: int | None
     device = chosen_ids.device if isinstance(chosen_ids, torch.Tensor) else None
     native = backends.native()
     if native is None:
-        rows = zip(_rows(chosen_ids), _rows(rejected_ids), strict=True)
-        return torch.tensor(
-            [reference.length_ratio(a, b, pad_token_id) for a, b in rows], dtype=torch.float32, device=device
-        )
+        rows = zip(_rows("chosen_ids", chosen_ids), _rows("rejected_ids", rejected_ids), strict=True)
+        return torch.tensor([plain(a, b, pad_token_id) for a, b in rows], dtype=torch.float32, device=device)
     result = torch.empty(n, dtype=torch.float32)
-    chosen, rejected = _Ragged("chosen_ids", chosen_ids), _Ragged("rejected_ids", rejected_ids)
+    chosen, rejected = _Ragged.of_ids("chosen_ids", chosen_ids), _Ragged.of_ids("rejected_ids", rejected_ids)
+    pad = -1 if pad_token_id is None else pad_token_id
     try:
-        native.bridge_LengthRatios(
-            n, result.data_ptr(), *chosen.addresses, *rejected.addresses, -1 if pad_token_id is None else pad_token_id
-        )
+        getattr(native, function)(n, result.data_ptr(), *first, *chosen.addresses, *rejected.addresses, pad)
     except RuntimeError as error:
         raise backends.exception_of(error) from None
     return result if device is None else result.to(device)
@@ -76,34 +205,44 @@ def _check_ids(name: str, ids: Ids) -> None:
         raise TypeError(f"{name} is a {type(ids).__name__}, must be a tensor or a sequence of sequences of ids")
 
 
-def _rows(ids: Ids) -> Sequence[Sequence[int]]:
-    return ids.tolist() if isinstance(ids, torch.Tensor) else ids
+def _rows(name: str, ids: Ids) -> Sequence[Sequence[int]]:
+    """The rows as lists; a TypeError names the first that holds no integers."""
+    if isinstance(ids, torch.Tensor):
+        return ids.tolist()
+    for i, row in enumerate(ids):
+        if not isinstance(row, Sequence) or not all(isinstance(x, int) for x in row):
+            raise TypeError(f"{name}[{i}] is no sequence of integers")
+    return ids
 
 
 class _Ragged:
-    """Rows of ids as Go reads them: values and offsets, kept alive together."""
+    """Rows as Go reads them: values and offsets, kept alive together."""
 
-    def __init__(self, name: str, ids: Ids) -> None:
+    def __init__(self, values: torch.Tensor | array[int], offsets: torch.Tensor | array[int]) -> None:
+        self.keep = (values, offsets)
+        addresses = (x.data_ptr() if isinstance(x, torch.Tensor) else x.buffer_info()[0] for x in self.keep)
+        self.addresses = (*addresses, len(values))
+
+    @classmethod
+    def of_ids(cls, name: str, ids: Ids) -> _Ragged:
         if isinstance(ids, torch.Tensor):
             rows, width = ids.shape
-            values = ids.detach().to("cpu", torch.int64).contiguous()
-            offsets = torch.arange(0, (rows + 1) * width, width) if width else torch.zeros(rows + 1, dtype=torch.int64)
-            self.keep: Any = (values, offsets)
-            self.addresses = (values.data_ptr(), offsets.data_ptr(), values.numel())
-            return
+            return cls(ids.detach().to("cpu", torch.int64).flatten(), torch.arange(rows + 1) * width)
         try:
             values = array("q", chain.from_iterable(ids))
         except TypeError:
-            raise _bad_row(name, ids) from None
-        offsets = array("q", accumulate(map(len, ids), initial=0))
-        self.keep = (values, offsets)
-        self.addresses = (values.buffer_info()[0], offsets.buffer_info()[0], len(values))
+            _rows(name, ids)
+            raise
+        return cls(values, array("q", accumulate(map(len, ids), initial=0)))
 
-
-def _bad_row(name: str, ids: Sequence[Any]) -> TypeError:
-    for i, row in enumerate(ids):
-        try:
-            array("q", row)
-        except TypeError as error:
-            return TypeError(f"{name}[{i}] is no sequence of integers: {error}")
-    return TypeError(f"{name} is no sequence of sequences of integers")
+    @classmethod
+    def of_texts(cls, name: str, texts: Sequence[str]) -> _Ragged:
+        encoded = []
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"{name}[{i}] is a {type(text).__name__}, must be a text")
+            try:
+                encoded.append(text.encode())
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{name}[{i}] is no valid Unicode: {error}") from None
+        return cls(array("B", b"".join(encoded)), array("q", accumulate(map(len, encoded), initial=0)))

@@ -8,12 +8,19 @@ are explained in the documentation of the Go package pcrm.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.nn.functional import logsigmoid  # not softplus, which is linear from 20 on and errs by 3.6e-11 at 21
 
 Tensor = torch.Tensor
+
+
+def random_delta(u: Tensor, low: float, high: float) -> Tensor:
+    """`low + (high - low) * u`."""
+    return low + (high - low) * u
 
 
 def delta(s: Tensor, beta1: float, beta2: float, beta3: float, floor: float | None, cap: float | None) -> Tensor:
@@ -51,7 +58,69 @@ def reward_loss(
     loss = pair_loss(chosen - rejected, delta, label_smoothing)
     if center_rewards_coefficient != 0:
         loss = loss + center_rewards_coefficient * (chosen + rejected) ** 2
+    return _reduced(loss, reduction)
+
+
+def _reduced(loss: Tensor, reduction: str) -> Tensor:
     return {"mean": loss.mean, "sum": loss.sum, "none": lambda: loss}[reduction]()
+
+
+def spans(chosen_ids: Tensor, rejected_ids: Tensor, pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """First and end position of the token form, (B,) each, for rows of ids of shape (B, L).
+
+    From the first difference to the end of the longer response; the last position where
+    the rows are equal.
+    """
+    width = chosen_ids.shape[1]
+    position = torch.arange(width, device=chosen_ids.device)
+
+    def first(where: Tensor) -> Tensor:
+        return torch.where(where, position, width).amin(1)
+
+    start = first(chosen_ids != rejected_ids)
+    end = torch.maximum(
+        *(first((ids == pad_token_id) & (position >= start[:, None])) for ids in (chosen_ids, rejected_ids))
+    )
+    equal = start == width
+    return torch.where(equal, width - 1, start), torch.where(equal, width, end)
+
+
+def token_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    chosen_ids: Tensor,
+    rejected_ids: Tensor,
+    delta: Tensor,
+    pad_token_id: int,
+    reduction: str,
+) -> Tensor:
+    """The mean pair loss over the span of each pair, reduced over the pairs."""
+    start, end = (x[:, None] for x in spans(chosen_ids, rejected_ids, pad_token_id))
+    position = torch.arange(chosen.shape[1], device=chosen.device)
+    inside = (position >= start) & (position < end)
+    # Zeros in the place of what is outside: a NaN there must not reach the gradient.
+    margin = torch.where(inside, chosen.to(delta.dtype) - rejected.to(delta.dtype), 0)
+    loss = torch.where(inside, pair_loss(margin, delta[:, None]), 0).sum(1) / (end - start).squeeze(1)
+    return _reduced(loss, reduction)
+
+
+def dpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    delta: Tensor,
+    beta: float,
+    label_smoothing: float,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The pair loss of the difference of the implicit rewards, and these rewards, detached."""
+    w, l, ref_w, ref_l = (  # noqa: E741
+        x.to(delta.dtype) for x in (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
+    )
+    chosen, rejected = beta * (w - ref_w), beta * (l - ref_l)
+    loss = pair_loss(beta * ((w - ref_w) - (l - ref_l)), delta, label_smoothing)
+    return _reduced(loss, reduction), chosen.detach(), rejected.detach()
 
 
 def fit(
@@ -86,3 +155,53 @@ def length_ratio(chosen: Sequence[int], rejected: Sequence[int], pad_token_id: i
 
     shorter, longer = sorted((length(chosen), length(rejected)))
     return 1.0 if shorter == longer else shorter / longer
+
+
+def random_uniform(seed: int, chosen: Sequence[int], rejected: Sequence[int], pad_token_id: int | None) -> float:
+    """A number in [0, 1) that is a hash of the seed and both rows of ids, less their padding.
+
+    The same 64-bit arithmetic as pcrm.RandomUniform in Go, which describes it.
+    """
+    wrap, factor = 2**64 - 1, 0x9E3779B97F4A7C15
+    rows = []
+    for ids in (chosen, rejected):
+        end = len(ids)
+        while end and ids[end - 1] == pad_token_id:
+            end -= 1
+        rows.append(ids[:end])
+    h = seed
+    for value in (*map(len, rows), *rows[0], *rows[1]):
+        h = (h ^ (value & wrap)) * factor & wrap
+        h ^= h >> 32
+    return ((h * factor & wrap) >> 40) / 2**24
+
+
+def cosine(a: Tensor, b: Tensor, angular: bool) -> Tensor:
+    """Cosine of each pair of rows, clamped to [0, 1], or (pi - acos) / pi of it."""
+    a, b = a.double(), b.double()
+    c = ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).clamp(0, 1)
+    return (math.pi - c.acos()) / math.pi if angular else c
+
+
+def lexical(chosen: str, rejected: str, words: bool) -> float:
+    """Cosine of the counts of all n-grams of two texts: 3 to 5 characters, or 1 to 2 words.
+
+    Lower case, runs of white space as one space, and one space at each end.
+    """
+    counts = [Counter(_grams(text, words)) for text in (chosen, rejected)]
+    if counts[0] == counts[1]:
+        return 1.0
+    dot = sum(n * counts[1][gram] for gram, n in counts[0].items())
+    squares = [sum(n * n for n in c.values()) for c in counts]
+    return dot / math.sqrt(squares[0] * squares[1]) if dot else 0.0
+
+
+def _grams(text: str, words: bool) -> Iterator[object]:
+    # c.lower()[0]: one code point for one, as Go's unicode.ToLower. And Go takes the
+    # separators 1c to 1f for letters.
+    tokens = re.split(r"[^\S\x1c-\x1f]+", "".join(c.lower()[0] for c in text))
+    tokens = [t for t in tokens if t]
+    units = tokens if words else " ".join(["", *tokens, ""]) if tokens else ""
+    for n in (1, 2) if words else (3, 4, 5):
+        for i in range(len(units) - n + 1):
+            yield tuple(units[i : i + n]) if words else units[i : i + n]

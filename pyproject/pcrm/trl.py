@@ -7,6 +7,7 @@ Everything else of a script stays as it is.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,7 +84,7 @@ class PCRMArguments:
         if preset is not None:
             constraint = Constraint.preset(preset)
             of = presets()[preset]["prior"]
-            if of != self.pcrm_prior and (fixed or self.pcrm_prior == "length_ratio" or of == "fixed"):
+            if of != self.pcrm_prior and (fixed or self.pcrm_prior == "length_ratio" or of in ("fixed", "random")):
                 raise ValueError(
                     f"pcrm_preset is {preset!r}, which is for the prior {of!r}, and pcrm_prior is {self.pcrm_prior!r}"
                 )
@@ -93,9 +94,7 @@ class PCRMArguments:
                     f"pcrm_delta is {self.pcrm_delta}, which pcrm_prior={self.pcrm_prior!r} does not use: set pcrm_prior='fixed'"
                 )
             constraint = Constraint.preset(preset or "alpaca/length_ratio")
-            return Constraint(
-                **{"beta1": constraint.beta1, "beta2": constraint.beta2, "beta3": constraint.beta3} | curve
-            )
+            return dataclasses.replace(constraint, **curve)
         if curve:
             raise ValueError(f"pcrm_{next(iter(curve))} is set, which pcrm_prior='fixed' does not use: set pcrm_delta")
         if self.pcrm_delta is not None:

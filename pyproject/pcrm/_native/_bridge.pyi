@@ -1,4 +1,4 @@
-# What bridge/bridge.go exports; addresses are integers, see there.
+# What bridge/bridge.go exports, which documents it. Addresses are integers.
 
 def bridge_RewardLoss(
     dtype: int,
@@ -14,20 +14,43 @@ def bridge_RewardLoss(
     reduction: int,
     checkFinite: bool,
 ) -> bool: ...
-def bridge_Deltas(
+def bridge_TokenLoss(
+    dtype: int,
+    rows: int,
+    width: int,
+    loss: int,
+    gradChosen: int,
+    gradRejected: int,
+    chosen: int,
+    rejected: int,
+    chosenIDs: int,
+    rejectedIDs: int,
+    delta: int,
+    padToken: int,
+    reduction: int,
+) -> bool: ...
+def bridge_DPOLoss(
     dtype: int,
     n: int,
-    dst: int,
-    similarities: int,
-    beta1: float,
-    beta2: float,
-    beta3: float,
-    floor: float,
-    ceiling: float,
+    loss: int,
+    gradChosen: int,
+    gradRejected: int,
+    chosenRewards: int,
+    rejectedRewards: int,
+    policyChosen: int,
+    policyRejected: int,
+    referenceChosen: int,
+    referenceRejected: int,
+    delta: int,
+    beta: float,
+    labelSmoothing: float,
+    reduction: int,
 ) -> bool: ...
+def bridge_Deltas(dtype: int, n: int, dst: int, similarities: int, constraint: int) -> bool: ...
 def bridge_Fit(
     n: int, dst: int, similarities: int, targetAlike: float, targetUnlike: float, low: float, high: float
 ) -> bool: ...
+def bridge_LoadConfig(path: str, dst: int, seed: int) -> str: ...
 def bridge_LengthRatios(
     n: int,
     dst: int,
@@ -39,3 +62,30 @@ def bridge_LengthRatios(
     rejectedLen: int,
     padToken: int,
 ) -> bool: ...
+def bridge_RandomUniforms(
+    n: int,
+    dst: int,
+    seed: int,
+    chosen: int,
+    chosenOffsets: int,
+    chosenLen: int,
+    rejected: int,
+    rejectedOffsets: int,
+    rejectedLen: int,
+    padToken: int,
+) -> bool: ...
+def bridge_Cosines(dtype: int, n: int, dim: int, dst: int, a: int, b: int, angular: bool) -> bool: ...
+def bridge_Lexicals(
+    n: int,
+    dst: int,
+    chosen: int,
+    chosenOffsets: int,
+    chosenLen: int,
+    rejected: int,
+    rejectedOffsets: int,
+    rejectedLen: int,
+    words: bool,
+) -> bool: ...
+def bridge_SetNumThreads(n: int) -> bool: ...
+def bridge_SetTier(name: str) -> bool: ...
+def bridge_Tier() -> str: ...

@@ -146,7 +146,7 @@ def _train(
     if constraint is None:
         fields: dict[str, Any] = {"pcrm_prior": "fixed", "pcrm_delta": math.inf}
     else:
-        fields = {f"pcrm_{name}": value for name, value in dataclasses.asdict(constraint).items()}
+        fields = {f"pcrm_{name}": getattr(constraint, name) for name in ("beta1", "beta2", "beta3", "floor", "cap")}
     reward_model = (
         model.load_model(settings.model, settings.seed)
         if settings.model

@@ -1,0 +1,103 @@
+"""`pcrm.toml`: what Go reads, as Python sees it."""
+
+import math
+
+import pytest
+from pcrm.config import load_config
+
+import pcrm
+
+
+def write(tmp_path, text):
+    path = tmp_path / "pcrm.toml"
+    path.write_text(text)
+    return path
+
+
+def test_everything(tmp_path):
+    path = write(
+        tmp_path,
+        """
+[constraint]
+prior = "column"
+beta1 = 12.0
+beta2 = 0.01
+beta3 = -4
+floor = 2.0
+cap = inf
+
+[loss]
+form = "pair"
+label_smoothing = 0.1
+center_rewards_coefficient = 0.01
+
+[dpo]
+beta = 0.2
+""",
+    )
+    config = load_config(path)
+    assert config.constraint == pcrm.Constraint.from_toml(str(path)) == pcrm.Constraint(12, 0.01, -4, 2, math.inf)
+    assert (config.prior, config.form) == ("column", "pair")
+    assert (config.label_smoothing, config.center_rewards_coefficient, config.dpo_beta) == (0.1, 0.01, 0.2)
+
+
+def test_defaults_and_kinds(tmp_path):
+    config = load_config(write(tmp_path, ""))
+    assert config.constraint == pcrm.Constraint.preset("alpaca/length_ratio") and config.dpo_beta == 0.1
+    assert load_config(
+        write(tmp_path, '[constraint]\nprior = "fixed"\ndelta = inf')
+    ).constraint == pcrm.Constraint.fixed(math.inf)
+    random = load_config(write(tmp_path, '[constraint]\nprior = "random"\nlow = 4.5\nhigh = 6\nseed = 7')).constraint
+    assert random == pcrm.Constraint.random(4.5, 6, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[constraint]\nbeta4 = 1", r"pcrm\.toml:2: constraint\.beta4 is not a key"),
+        ('[constraint]\n\nbeta1 = "x"', r"pcrm\.toml:3: constraint\.beta1 is a TOML string, must be a number"),
+        ("[constraint]\nbeta1 = 10\nbeta3 = -20", r"pcrm\.toml:3: constraint\.delta is -10\.0\d* at similarity 1"),
+        ("[constraint]\ndelta = 5", r"pcrm\.toml:2: constraint\.delta is 5, but the prior \"length_ratio\" has no use"),
+        ("[loss]\nlabel_smoothing = 0.7", r"pcrm\.toml:2: loss\.label_smoothing is 0\.7"),
+        ("[loss", r"pcrm\.toml:1: TOML is malformed"),
+    ],
+)
+def test_errors_name_file_line_and_key(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(OSError, match=r"none\.toml: no such file"):
+        pcrm.Constraint.from_toml(tmp_path / "none.toml")
+
+
+def test_random_constraint(backend):
+    c = pcrm.Constraint.random(4, 5, seed=3)
+    assert c.is_random and not c.is_fixed and repr(c) == "Constraint.random(low=4.0, high=5.0, seed=3)"
+    assert c.delta(0.0) == 4 and c.delta(0.25) == 4.25
+    assert pcrm.Constraint.preset("tldr/random") == pcrm.Constraint.random(5, 6)
+    for message, arguments in {
+        "low is 0, must be finite and greater than 0": (0, 1),
+        "high is 3, must be finite and at least low, which is 4": (4, 3),
+        "seed is -1": (4, 5, -1),
+        "high is nan": (4, math.nan),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            pcrm.Constraint.random(*arguments)
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
+def test_forked_child_is_told(tmp_path):
+    import os
+
+    path = write(tmp_path, "")
+    load_config(path)
+    child = os.fork()
+    if child == 0:
+        try:
+            load_config(path)
+        except RuntimeError as error:
+            os._exit(0 if "forked child" in str(error) else 4)
+        os._exit(5)
+    assert os.waitpid(child, 0)[1] == 0
