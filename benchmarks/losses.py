@@ -66,16 +66,17 @@ def tokens(rows: int, width: int) -> dict[str, Callable[[], None]]:
         for row in side:
             row[width - int(torch.randint(0, width // 3, ())) :] = 0
     delta = 1 + 9 * torch.rand(rows)
-    start, end = pcrm.reference.spans(*ids, 0)
+    chosen_ids, rejected_ids = ids.unbind()
+    start, end = pcrm.reference.spans(chosen_ids, rejected_ids, 0)
     position = torch.arange(width)
     inside = ((position >= start[:, None]) & (position < end[:, None])).float()
     length = (end - start).float()
     compiled = torch.compile(baselines.eager_tokens)
     losses = {
-        "pcrm": lambda: pcrm_token_loss(chosen, rejected, *ids, delta, pad_token_id=0),
+        "pcrm": lambda: pcrm_token_loss(chosen, rejected, chosen_ids, rejected_ids, delta, pad_token_id=0),
         "eager": lambda: baselines.eager_tokens(chosen, rejected, delta, inside, length),
         "compiled": lambda: compiled(chosen, rejected, delta, inside, length),
-        "loop": lambda: baselines.loop_tokens(chosen, rejected, *ids, delta, 0),
+        "loop": lambda: baselines.loop_tokens(chosen, rejected, chosen_ids, rejected_ids, delta, 0),
     }
     return {name: training_step(loss, chosen, rejected) for name, loss in losses.items()}
 

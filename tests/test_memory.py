@@ -1,0 +1,47 @@
+"""A million calls leave the process as large as it was."""
+
+import contextlib
+import gc
+
+import torch
+
+import pcrm
+
+
+def resident() -> int:
+    """Bytes of memory that the process has, by the kernel's own count."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def test_a_million_calls_keep_their_size():
+    """Under 1 MB, over all functions of the bridge, errors among them."""
+    native = pcrm.backends.library()
+    n = 8
+    chosen, rejected, delta, similarity = (torch.rand(n) for _ in range(4))
+    bad = -delta
+    loss, g, h = torch.empty(()), torch.empty(n), torch.empty(n)
+    ids = torch.randint(1, 9, (n, 4))
+    offsets = torch.arange(n + 1) * 4
+    numbers = torch.tensor([10, 0.001, -5, 0, 0, 0, 0], dtype=torch.float64)
+    ragged = (ids.data_ptr(), offsets.data_ptr(), ids.numel())
+    pairs = (chosen.data_ptr(), rejected.data_ptr())
+
+    def calls() -> None:
+        for _ in range(20_000):
+            native.bridge_RewardLoss(
+                4, n, loss.data_ptr(), g.data_ptr(), h.data_ptr(), *pairs, delta.data_ptr(), 0.0, 0.0, 0, False
+            )
+            native.bridge_Deltas(4, n, g.data_ptr(), similarity.data_ptr(), numbers.data_ptr())
+            native.bridge_LengthRatios(n, g.data_ptr(), *ragged, *ragged, -1)
+            native.bridge_Tier()
+            with contextlib.suppress(RuntimeError):
+                native.bridge_RewardLoss(4, n, loss.data_ptr(), 0, 0, *pairs, bad.data_ptr(), 0.0, 0.0, 0, False)
+
+    calls()  # what is made once
+    gc.collect()
+    before = resident()
+    for _ in range(10):
+        calls()
+    gc.collect()
+    assert resident() - before < 2**20
