@@ -192,6 +192,7 @@ class BuildNative(build_ext):
                     raise
                 reason = f"building it failed: {error}"
         if reason is not None:
+            target.unlink(missing_ok=True)  # of an earlier build in this folder
             print(
                 f"warning: pcrm is installed without its native extension ({reason}): it computes with torch",
                 file=sys.stderr,
