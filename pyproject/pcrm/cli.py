@@ -39,9 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, kind, default, text in (
         ("target-alike", float, 1.0, "target margin of alike pairs"),
         ("target-unlike", float, 3.0, "target margin of unlike pairs"),
-        ("pairs", int, 3000, "pairs to train on, at most"),
-        ("held-out", int, 1000, "pairs to hold out, at most"),
-        ("epochs", float, 6.0, "passes over the pairs"),
+        ("pairs", int, 5000, "pairs to train on, at most"),
+        ("held-out", int, 2000, "pairs to hold out, at most"),
+        ("epochs", float, 4.0, "passes over the pairs"),
         ("learning-rate", float, None, "1e-3, or 2e-5 with --model"),
         ("batch-size", int, 16, "pairs a step"),
         ("max-length", int, 256, "tokens of prompt and response; longer prompts lose their beginning"),

@@ -31,9 +31,9 @@ class Settings:
     preset: str = "alpaca/length_ratio"
     target_alike: float = 1.0
     target_unlike: float = 3.0
-    pairs: int = 3000
-    held_out: int = 1000
-    epochs: float = 6.0
+    pairs: int = 5000
+    held_out: int = 2000
+    epochs: float = 4.0
     learning_rate: float | None = None
     batch_size: int = 16
     max_length: int = 256
