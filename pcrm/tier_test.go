@@ -146,6 +146,12 @@ func allocatesNothing[F pcrm.Float](t *testing.T, n int) {
 		},
 	} {
 		require.NoError(t, f())
-		assert.Zero(t, testing.AllocsPerRun(10, func() { _ = f() }), "%s, %d", name, n)
+		// It counts the whole process, in which the runtime may allocate now and then: an
+		// allocation of ours would be there in every one of five counts.
+		least := 1.0
+		for i := 0; i < 5 && least > 0; i++ {
+			least = min(least, testing.AllocsPerRun(10, func() { _ = f() }))
+		}
+		assert.Zero(t, least, "%s, %d", name, n)
 	}
 }
