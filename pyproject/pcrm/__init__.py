@@ -15,6 +15,7 @@ from importlib.metadata import version
 from . import backends, functional, priors
 from .constraint import Constraint
 from .losses import PCRMDPOLoss, PCRMLoss
+from .tracing import trace
 
 __version__ = version("pcrm")
-__all__ = ["Constraint", "PCRMDPOLoss", "PCRMLoss", "__version__", "backends", "functional", "priors"]
+__all__ = ["Constraint", "PCRMDPOLoss", "PCRMLoss", "__version__", "backends", "functional", "priors", "trace"]

@@ -8,17 +8,18 @@ matter; the results agree to rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from . import backends, reference
+from . import backends, reference, tracing
 
 Tensor = torch.Tensor
 Reduction = Literal["mean", "sum", "none"]
 
-_REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}  # the codes of the bridge
+_NAMES = ("mean", "sum", "none")
+_REDUCTIONS = {name: code for code, name in enumerate(_NAMES)}  # the codes of the bridge
 
 # What each dtype of the scores is computed in, and what the loss is returned in.
 _COMPUTE = {
@@ -76,23 +77,13 @@ def pcrm_loss(
             elsewhere it would stall the device) or that requires a gradient, an option out
             of its range, with `check_finite` a score that is not finite (named by its index).
     """
-    _check_alike(("chosen_rewards", "rejected_rewards"), (chosen_rewards, rejected_rewards), 1)
+    _check_alike(_REWARDS, (chosen_rewards, rejected_rewards), 1)
     code = _check_options(label_smoothing, reduction)
     if not 0 <= center_rewards_coefficient < math.inf:
         raise ValueError(f"center_rewards_coefficient is {center_rewards_coefficient}, must be at least 0 and finite")
     delta = _delta_of(delta, chosen_rewards)
-    options = (float(label_smoothing), float(center_rewards_coefficient), code, check_finite)
-    if torch.compiler.is_compiling():
-        if _compiles_natively(chosen_rewards):
-            return _reward_op(chosen_rewards, rejected_rewards, delta, *options)[0]
-        return reference.reward_loss(chosen_rewards, rejected_rewards, delta, *options[:2], reduction)
-    native = backends.native_for("chosen_rewards", chosen_rewards)
-    if native is None:
-        _check_delta(delta)
-        if check_finite:
-            _check_finite(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
-        return reference.reward_loss(chosen_rewards, rejected_rewards, delta, *options[:2], reduction)
-    return _with_gradient(chosen_rewards, rejected_rewards, _reward_loss, (native, delta, *options))
+    arguments = (delta, float(label_smoothing), float(center_rewards_coefficient), code, check_finite)
+    return _evaluate(_PAIR, chosen_rewards, rejected_rewards, arguments)
 
 
 def pcrm_token_loss(
@@ -130,7 +121,7 @@ def pcrm_token_loss(
         TypeError, ValueError: as in `pcrm_loss`; ids of another shape, device or dtype; a
             negative pad id.
     """
-    _check_alike(("chosen_rewards", "rejected_rewards"), (chosen_rewards, rejected_rewards), 2)
+    _check_alike(_REWARDS, (chosen_rewards, rejected_rewards), 2)
     for name, ids in (("chosen_ids", chosen_ids), ("rejected_ids", rejected_ids)):
         if not isinstance(ids, Tensor):
             raise TypeError(f"{name} is a {type(ids).__name__}, must be a torch.Tensor")
@@ -144,16 +135,7 @@ def pcrm_token_loss(
         raise ValueError(f"pad_token_id is {pad_token_id}, must be at least 0")
     code = _check_options(0.0, reduction)
     delta = _delta_of(delta, chosen_rewards)
-    arguments = (chosen_ids, rejected_ids, delta, pad_token_id)
-    if torch.compiler.is_compiling():
-        if _compiles_natively(chosen_rewards):
-            return _token_op(chosen_rewards, rejected_rewards, *arguments, code)[0]
-        return reference.token_loss(chosen_rewards, rejected_rewards, *arguments, reduction)
-    native = backends.native_for("chosen_rewards", chosen_rewards)
-    if native is None:
-        _check_delta(delta)
-        return reference.token_loss(chosen_rewards, rejected_rewards, *arguments, reduction)
-    return _with_gradient(chosen_rewards, rejected_rewards, _token_loss, (native, *arguments, code))
+    return _evaluate(_TOKEN, chosen_rewards, rejected_rewards, (chosen_ids, rejected_ids, delta, pad_token_id, code))
 
 
 def pcrm_dpo_loss(
@@ -194,26 +176,16 @@ def pcrm_dpo_loss(
     Raises:
         TypeError, ValueError: as in `pcrm_loss`; a beta that is not greater than 0 and finite.
     """
-    names = ("policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps")
     _check_alike(
-        names, (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps), 1
+        _LOGPS, (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps), 1
     )
     code = _check_options(label_smoothing, reduction)
     if not 0 < beta < math.inf:
         raise ValueError(f"beta is {beta}, must be greater than 0 and finite")
-    delta = _delta_of(delta, policy_chosen_logps, names[0])
-    policy = (policy_chosen_logps, policy_rejected_logps)
-    arguments = (reference_chosen_logps.detach(), reference_rejected_logps.detach(), delta, float(beta))
-    if torch.compiler.is_compiling():
-        if _compiles_natively(policy_chosen_logps):
-            loss, _, _, *rewards = _dpo_op(*policy, *arguments, float(label_smoothing), code)
-            return loss, *(r.detach() for r in rewards)
-        return reference.dpo_loss(*policy, *arguments, label_smoothing, reduction)
-    native = backends.native_for(names[0], policy_chosen_logps)
-    if native is None:
-        _check_delta(delta)
-        return reference.dpo_loss(*policy, *arguments, label_smoothing, reduction)
-    return _with_gradient(*policy, _dpo_loss, (native, *arguments, float(label_smoothing), code))
+    delta = _delta_of(delta, policy_chosen_logps, _LOGPS[0])
+    reference_logps = (reference_chosen_logps.detach(), reference_rejected_logps.detach())
+    arguments = (*reference_logps, delta, float(beta), float(label_smoothing), code)
+    return _evaluate(_DPO, policy_chosen_logps, policy_rejected_logps, arguments)
 
 
 # What Go computes. Each returns the loss, its gradients by the chosen and the rejected
@@ -338,14 +310,115 @@ def _dpo_loss(
     return loss, by_chosen, by_rejected, chosen_rewards, rejected_rewards
 
 
-def _with_gradient(chosen: Tensor, rejected: Tensor, compute: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """The loss, or the loss and what comes with it, of `compute(gradient, chosen, rejected,
-    *arguments)`; the gradients go to autograd.
-    """
-    if torch.is_grad_enabled() and (chosen.requires_grad or rejected.requires_grad):
-        return _Loss.apply(chosen, rejected, compute, arguments)
-    loss, _, _, *more = compute(False, chosen, rejected, *arguments)
+# What torch computes: the same arguments, the loss and what else there is.
+
+
+def _plain_reward(w: Tensor, l: Tensor, delta: Tensor, e: float, c: float, r: int, check: bool) -> tuple[Tensor]:  # noqa: E741
+    if check and not torch.compiler.is_compiling():
+        _check_finite(chosen_rewards=w, rejected_rewards=l)
+    return (reference.reward_loss(w, l, delta, e, c, _NAMES[r]),)
+
+
+def _plain_token(w: Tensor, l: Tensor, ids_w: Tensor, ids_l: Tensor, delta: Tensor, pad: int, r: int) -> tuple[Tensor]:  # noqa: E741
+    return (reference.token_loss(w, l, ids_w, ids_l, delta, pad, _NAMES[r]),)
+
+
+def _plain_dpo(
+    w: Tensor,
+    l: Tensor,  # noqa: E741
+    ref_w: Tensor,
+    ref_l: Tensor,
+    delta: Tensor,
+    beta: float,
+    e: float,
+    r: int,
+) -> tuple[Tensor, ...]:
+    return reference.dpo_loss(w, l, ref_w, ref_l, delta, beta, e, _NAMES[r])
+
+
+class _Form(NamedTuple):
+    """A form of the loss: its two implementations, and the names of what they take and give."""
+
+    name: str
+    native: Callable[..., tuple[Tensor, ...]]
+    plain: Callable[..., tuple[Tensor, ...]]
+    scores: tuple[str, str]
+    arguments: tuple[str, ...]
+    more: tuple[str, ...] = ()
+
+
+_REWARDS = ("chosen_rewards", "rejected_rewards")
+_LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps")
+_PAIR = _Form(
+    "pair",
+    _reward_loss,
+    _plain_reward,
+    _REWARDS,
+    ("delta", "label_smoothing", "center_rewards_coefficient", "reduction", "check_finite"),
+)
+_TOKEN = _Form(
+    "token",
+    _token_loss,
+    _plain_token,
+    _REWARDS,
+    ("chosen_ids", "rejected_ids", "delta", "pad_token_id", "reduction"),
+)
+_DPO = _Form(
+    "dpo",
+    _dpo_loss,
+    _plain_dpo,
+    _LOGPS[:2],
+    (*_LOGPS[2:], "delta", "beta", "label_smoothing", "reduction"),
+    _REWARDS,
+)
+
+
+def _evaluate(form: _Form, chosen: Tensor, rejected: Tensor, arguments: tuple[Any, ...]) -> Any:
+    """The loss, or the loss and what comes with it, by the backend that serves these tensors."""
+    gradient = torch.is_grad_enabled() and (chosen.requires_grad or rejected.requires_grad)
+    if torch.compiler.is_compiling():
+        if chosen.is_cpu and backends.get_backend() != "torch":
+            loss, _, _, *more = _OPERATORS[form.name](chosen, rejected, *arguments)
+            more = [x.detach() for x in more]
+        else:
+            loss, *more = form.plain(chosen, rejected, *arguments)
+        return (loss, *more) if more else loss
+    native = backends.native_for(form.scores[0], chosen)
+    if native is None:
+        _check_delta(arguments[form.arguments.index("delta")])
+        loss, *more = form.plain(chosen, rejected, *arguments)
+        if gradient and tracing.current is not None and tracing.current.wants():
+            results = _plain_with_gradient(form, chosen, rejected, arguments)
+            _record(form, "torch", chosen, rejected, arguments, (loss, *results[1:]))
+    elif gradient:
+        return _Loss.apply(chosen, rejected, form, native, arguments)
+    else:
+        loss, _, _, *more = form.native(False, chosen, rejected, native, *arguments)
     return (loss, *more) if more else loss
+
+
+def _plain_with_gradient(
+    form: _Form, chosen: Tensor, rejected: Tensor, arguments: tuple[Any, ...]
+) -> tuple[Tensor, ...]:
+    """What `form.native` returns, from `form.plain`."""
+    dtype = _COMPUTE[chosen.dtype]
+    with torch.enable_grad():
+        leaves = [x.detach().to(dtype).requires_grad_() for x in (chosen, rejected)]
+        loss, *more = form.plain(*leaves, *arguments)
+        return loss.detach(), *torch.autograd.grad(loss.sum(), leaves), *more
+
+
+def _record(
+    form: _Form, backend: str, chosen: Tensor, rejected: Tensor, arguments: tuple[Any, ...], results: Sequence[Any]
+) -> None:
+    """Write a step to the trace."""
+    names = (*form.scores, *form.arguments, "loss", "grad_chosen", "grad_rejected", *form.more)
+    values = dict(zip(names, (chosen, rejected, *arguments, *results), strict=True))
+    tensors = {k: v.long() if k.endswith("_ids") else v for k, v in values.items() if isinstance(v, Tensor)}
+    settings = {k: v for k, v in values.items() if k not in tensors and k != "check_finite"}
+    settings |= {"backend": backend, "reduction": _NAMES[settings["reduction"]]}
+    assert tracing.current is not None
+    tracing.current.record(form.name, tensors, settings)
 
 
 # Whether the graph of the backward pass that is running will be kept. Not known before
@@ -363,8 +436,11 @@ class _Loss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, chosen: Tensor, rejected: Tensor, compute: Callable[..., Any], arguments: tuple) -> Any:
-        loss, by_chosen, by_rejected, *more = compute(True, chosen, rejected, *arguments)
+    def forward(ctx: Any, chosen: Tensor, rejected: Tensor, form: _Form, native: Any, arguments: tuple) -> Any:
+        results = form.native(True, chosen, rejected, native, *arguments)
+        if tracing.current is not None and tracing.current.wants():
+            _record(form, "go", chosen, rejected, arguments, results)
+        loss, by_chosen, by_rejected, *more = results
         # Not save_for_backward: that is for tensors somebody else may change or want.
         ctx.gradients, ctx.dtype = (by_chosen, by_rejected), chosen.dtype
         if not more:
@@ -392,7 +468,7 @@ class _Loss(torch.autograd.Function):
                 chosen, rejected = chosen.to(ctx.dtype), rejected.to(ctx.dtype)
         if torch.is_grad_enabled():  # create_graph=True: whoever differentiates again gets a clear error
             chosen, rejected = _Twice.apply(chosen.detach().requires_grad_(), rejected.detach().requires_grad_())
-        return chosen, rejected, None, None
+        return chosen, rejected, None, None, None
 
 
 def _scaled(gradient: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
@@ -427,32 +503,17 @@ class _Twice(torch.autograd.Function):
 # computes is decided when the operator runs: a compiled graph may run in a forked child.
 
 
-def _compiles_natively(tensor: Tensor) -> bool:
-    return tensor.is_cpu and backends.get_backend() != "torch"
-
-
-def _differentiated(
-    compute: Callable[..., Any],
-    plain: Callable[..., Any],
-    chosen: Tensor,
-    rejected: Tensor,
-    delta: Tensor,
-    *arguments: Any,
-) -> tuple[Tensor, ...]:
-    """Loss, both gradients and what else there is, from Go's `compute` or the torch `plain`."""
+def _differentiated(form: _Form, chosen: Tensor, rejected: Tensor, *arguments: Any) -> Any:
+    """Loss, both gradients and what else there is, by Go or by torch."""
     native = backends.native()
     if native is not None:
-        return compute(True, chosen, rejected, native, *arguments)
-    _check_delta(delta)
-    with torch.enable_grad():
-        leaves = [x.detach().to(delta.dtype).requires_grad_() for x in (chosen, rejected)]
-        loss, *more = plain(*leaves, *arguments)
-        gradients = torch.autograd.grad(loss.sum(), leaves)
-    return loss.detach(), *gradients, *more
-
-
-def _name_of(reduction: int) -> str:
-    return next(name for name, code in _REDUCTIONS.items() if code == reduction)
+        results = form.native(True, chosen, rejected, native, *arguments)
+    else:
+        _check_delta(arguments[form.arguments.index("delta")])
+        results = _plain_with_gradient(form, chosen, rejected, arguments)
+    if tracing.current is not None and tracing.current.wants():
+        _record(form, "torch" if native is None else "go", chosen, rejected, arguments, results)
+    return results
 
 
 @torch.library.custom_op("pcrm::reward_loss", mutates_args=(), device_types="cpu")
@@ -465,14 +526,8 @@ def _reward_op(
     reduction: int,
     check_finite: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if check_finite:
-        _check_finite(chosen_rewards=chosen, rejected_rewards=rejected)
-
-    def plain(w: Tensor, l: Tensor, delta: Tensor, e: float, c: float, r: int, _: bool) -> tuple[Tensor]:  # noqa: E741
-        return (reference.reward_loss(w, l, delta, e, c, _name_of(r)),)
-
     options = (label_smoothing, center_rewards_coefficient, reduction, check_finite)
-    return _differentiated(_reward_loss, plain, chosen, rejected, delta, delta, *options)  # pyright: ignore[reportReturnType]
+    return _differentiated(_PAIR, chosen, rejected, delta, *options)
 
 
 @torch.library.custom_op("pcrm::token_loss", mutates_args=(), device_types="cpu")
@@ -485,11 +540,7 @@ def _token_op(
     pad_token_id: int,
     reduction: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    def plain(w: Tensor, l: Tensor, ids_w: Tensor, ids_l: Tensor, delta: Tensor, pad: int, r: int) -> tuple[Tensor]:  # noqa: E741
-        return (reference.token_loss(w, l, ids_w, ids_l, delta, pad, _name_of(r)),)
-
-    arguments = (chosen_ids, rejected_ids, delta, pad_token_id, reduction)
-    return _differentiated(_token_loss, plain, chosen, rejected, delta, *arguments)  # pyright: ignore[reportReturnType]
+    return _differentiated(_TOKEN, chosen, rejected, chosen_ids, rejected_ids, delta, pad_token_id, reduction)
 
 
 @torch.library.custom_op("pcrm::dpo_loss", mutates_args=(), device_types="cpu")
@@ -503,20 +554,11 @@ def _dpo_op(
     label_smoothing: float,
     reduction: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    def plain(
-        w: Tensor,
-        l: Tensor,  # noqa: E741
-        ref_w: Tensor,
-        ref_l: Tensor,
-        delta: Tensor,
-        beta: float,
-        e: float,
-        r: int,
-    ) -> tuple[Tensor, ...]:
-        return reference.dpo_loss(w, l, ref_w, ref_l, delta, beta, e, _name_of(r))
-
     arguments = (reference_chosen, reference_rejected, delta, beta, label_smoothing, reduction)
-    return _differentiated(_dpo_loss, plain, policy_chosen, policy_rejected, delta, *arguments)  # pyright: ignore[reportReturnType]
+    return _differentiated(_DPO, policy_chosen, policy_rejected, *arguments)
+
+
+_OPERATORS: dict[str, Any] = {"pair": _reward_op, "token": _token_op, "dpo": _dpo_op}
 
 
 def _fake(chosen: Tensor, delta: Tensor, reduction: int, more: int = 0) -> tuple[Tensor, ...]:
@@ -555,7 +597,7 @@ def _scale_gradients(ctx: Any, grad_loss: Tensor | None, *grad_outputs: Tensor |
     return *(_scaled(g, grad_loss, ctx.dtype) for g in ctx.saved_tensors), *nothing
 
 
-for _operator in (_reward_op, _token_op, _dpo_op):
+for _operator in _OPERATORS.values():
     _operator.register_autograd(_scale_gradients, setup_context=_save_gradients)
 
 

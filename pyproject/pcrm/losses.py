@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from . import tracing
 from .constraint import Constraint
 from .functional import Reduction, pcrm_dpo_loss, pcrm_loss
 
@@ -56,7 +57,7 @@ class PCRMLoss(torch.nn.Module):
         Raises:
             TypeError, ValueError: as in `pcrm_loss` and `Constraint.delta`; a missing prior.
         """
-        delta = _delta(self.constraint, prior)
+        delta = delta_of(self.constraint, prior)
         return pcrm_loss(chosen_rewards, rejected_rewards, delta, **self.settings)
 
     def extra_repr(self) -> str:
@@ -112,7 +113,7 @@ class PCRMDPOLoss(torch.nn.Module):
             policy_rejected_logps,
             reference_chosen_logps,
             reference_rejected_logps,
-            _delta(self.constraint, prior),
+            delta_of(self.constraint, prior),
             **self.settings,
         )
 
@@ -126,9 +127,12 @@ def _checked(constraint: Constraint) -> Constraint:
     return constraint
 
 
-def _delta(constraint: Constraint, prior: torch.Tensor | None) -> torch.Tensor | float:
+def delta_of(constraint: Constraint, prior: torch.Tensor | None) -> torch.Tensor | float:
+    """The delta of a batch, noted for a trace of the loss that is called with it."""
+    prior = None if prior is None else torch.as_tensor(prior)
+    tracing.note(prior, constraint)
     if constraint.is_fixed:
         return constraint.delta(1.0)
     if prior is None:
         raise ValueError("prior is missing: only a fixed constraint needs none")
-    return constraint.delta(torch.as_tensor(prior))
+    return constraint.delta(prior)

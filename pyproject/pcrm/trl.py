@@ -16,7 +16,7 @@ import torch
 from trl import RewardConfig, RewardTrainer
 from trl.data_utils import get_dataset_column_names
 
-from . import priors
+from . import priors, tracing
 from .constraint import Constraint, check_similarities, presets
 from .functional import pcrm_loss
 
@@ -201,6 +201,7 @@ class PCRMRewardTrainer(RewardTrainer):
         prior = inputs.pop("prior")  # whatever stays reaches model(**inputs)
         margin = inputs.get("margin")
         delta = self.constraint.delta(prior)
+        tracing.note(prior, self.constraint)
         # TRL's own pass for its metrics; its loss is not used and costs no second forward.
         _, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         rewards: torch.Tensor = outputs.logits.squeeze(-1)  # pyright: ignore[reportAttributeAccessIssue]
