@@ -132,3 +132,52 @@ def test_bad_arguments(tmp_path):
     with pytest.raises(OSError, match="file"):
         pcrm.trace(tmp_path / "file")
     assert tracing.current is None
+
+
+def verify(folder):
+    out = subprocess.run([sys.executable, "-m", "pcrm.cli", "verify", str(folder)], capture_output=True, text=True)
+    return out.returncode, out.stdout + out.stderr
+
+
+def test_verify_what_was_traced(tmp_path, backend):
+    """Every form, dtype, reduction and option that the functions have."""
+    with pcrm.trace(tmp_path):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            for reduction in ("mean", "sum", "none"):
+                chosen, rejected, delta = batch(50, dtype)
+                options = {"label_smoothing": 0.1, "center_rewards_coefficient": 0.01, "reduction": reduction}
+                pcrm_loss(chosen, rejected, delta, **options)
+                pcrm_token_loss(*tokens(dtype=dtype), pad_token_id=0, reduction=reduction)
+                pcrm_dpo_loss(*logps(20, dtype=dtype), label_smoothing=0.1, reduction=reduction)
+        chosen, rejected, _ = batch(50, torch.float32)
+        for constraint in (
+            pcrm.Constraint(10, 0.001, -5, 6, 100),
+            pcrm.Constraint.random(4, 5),
+            pcrm.Constraint.fixed(math.inf),
+        ):
+            pcrm.PCRMLoss(constraint)(chosen, rejected, torch.rand(50))
+    code, text = verify(tmp_path)
+    assert code == 0, text
+    assert "39 files" in text and backend in text, text
+
+
+def test_verify_notices(tmp_path):
+    for name in ("good", "element", "missing", "short"):
+        with pcrm.trace(tmp_path / name):
+            pcrm_loss(*batch(9, torch.float32))
+    assert verify(tmp_path / "good")[0] == 0
+    from safetensors.torch import save_file
+
+    path = {name: tmp_path / name / files(tmp_path / name)[0] for name in ("element", "missing", "short")}
+    tensors, metadata = read(path["element"])
+    tensors["grad_chosen"][4] += 1e-3
+    save_file(tensors, path["element"], metadata)
+    tensors, metadata = read(path["missing"])
+    del tensors["delta"]
+    save_file(tensors, path["missing"], metadata)
+    path["short"].write_bytes(path["short"].read_bytes()[:-1])
+    for name, what in (("element", "grad_chosen"), ("missing", "delta"), ("short", "step00000000")):
+        code, text = verify(tmp_path / name)
+        assert code == 1 and what in text and "rank00000-step00000000.safetensors" in text, text
+    code, text = verify(tmp_path / "nothing")
+    assert code == 1 and "nothing" in text

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
 import pcrm
+from pcrm import cli
 
 
 @pytest.fixture
@@ -205,6 +206,15 @@ def test_data_loader_workers_and_processes(train, plain):
 def test_bfloat16_model(train, plain):
     history = train(data=plain, bf16=True).state.log_history
     assert all(math.isfinite(step["loss"]) for step in history[:10])
+
+
+@pytest.mark.parametrize("options", [{}, {"pcrm_prior": "fixed", "pcrm_delta": 4.5}, {"bf16": True}])
+def test_traced_run_is_verified(train, plain, tmp_path, backend, options):
+    """Gradient accumulation's calls are steps of their own."""
+    with pcrm.trace(tmp_path / "trace", every=2):
+        train(data=plain, gradient_accumulation_steps=2, **options)
+    assert len(list((tmp_path / "trace").iterdir())) == 10
+    assert cli.main(["verify", str(tmp_path / "trace")]) == 0
 
 
 def test_model_card_names_the_paper(train, plain, tmp_path):

@@ -1,8 +1,9 @@
-"""The command line: `pcrm demo`."""
+"""The command line: `pcrm demo` and `pcrm verify`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -50,9 +51,29 @@ def main(argv: list[str] | None = None) -> int:
         demo.add_argument(
             f"--{name}", type=kind, default=default, help=text if default is None else f"{text} (default: {default:g})"
         )
+    verify = commands.add_parser(
+        "verify",
+        help="recompute what a trace recorded",
+        description="Recomputes every step that pcrm.trace or PCRM_TRACE recorded, in float64, and reports the worst errors of "
+        "loss and gradient. Exits with 1 where one is beyond the tolerance of its dtype or a file is not what it should be.",
+    )
+    verify.add_argument("folder", metavar="DIR", help="the folder of the trace")
     args = vars(parser.parse_args(argv))
-    args.pop("command")
+    if args.pop("command") == "verify":
+        return _verify(args["folder"])
     return _demo(args.pop("out"), args)
+
+
+def _verify(folder: str) -> int:
+    from . import backends
+
+    try:
+        report = json.loads(backends.library().bridge_VerifyTrace(folder))
+    except RuntimeError as error:
+        print(f"pcrm verify: {backends.exception_of(error)}", file=sys.stderr)
+        return 1
+    print(report["text"])
+    return 0 if report["ok"] else 1
 
 
 def _demo(out: Path, settings: dict) -> int:
