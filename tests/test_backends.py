@@ -61,8 +61,10 @@ def test_fork_after_use():
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
-            os.write(writer, json.dumps(compute()).encode())
-            os._exit(0)
+            try:
+                os.write(writer, json.dumps(compute()).encode())
+            finally:  # whatever happens, this is not a second pytest
+                os._exit(0)
         os.close(writer)
         with os.fdopen(reader) as answer:
             got = json.loads(answer.read())

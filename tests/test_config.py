@@ -99,5 +99,6 @@ def test_forked_child_is_told(tmp_path):
             load_config(path)
         except RuntimeError as error:
             os._exit(0 if "forked child" in str(error) else 4)
-        os._exit(5)
+        finally:
+            os._exit(5)
     assert os.waitpid(child, 0)[1] == 0

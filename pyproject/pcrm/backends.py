@@ -19,9 +19,10 @@ import importlib
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -138,7 +139,7 @@ def set_num_threads(n: int) -> None:
     """
     if n < 0:
         raise ValueError(f"n is {n}, must be at least 0")
-    library().bridge_SetNumThreads(n)
+    call(library().bridge_SetNumThreads, n)
 
 
 def native_for(name: str, tensor: torch.Tensor) -> ModuleType | None:
@@ -158,7 +159,11 @@ def native_for(name: str, tensor: torch.Tensor) -> ModuleType | None:
 _EXCEPTIONS = {e.__name__: e for e in (ValueError, TypeError, OSError, RuntimeError)}
 
 
-def exception_of(error: RuntimeError) -> Exception:
-    """The exception that the bridge meant: it puts the name before the message."""
-    name, _, message = str(error).partition(": ")
-    return _EXCEPTIONS[name](message) if name in _EXCEPTIONS else error
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of the native library; its errors become the exceptions that they stand for."""
+    try:
+        return function(*arguments)
+    except RuntimeError as error:
+        # The bridge puts the exception's name before the message.
+        name, _, message = str(error).partition(": ")
+        raise (_EXCEPTIONS[name](message) if name in _EXCEPTIONS else error) from None

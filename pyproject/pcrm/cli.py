@@ -68,9 +68,9 @@ def _verify(folder: str) -> int:
     from . import backends
 
     try:
-        report = json.loads(backends.library().bridge_VerifyTrace(folder))
-    except RuntimeError as error:
-        print(f"pcrm verify: {backends.exception_of(error)}", file=sys.stderr)
+        report = json.loads(backends.call(backends.library().bridge_VerifyTrace, folder))
+    except (RuntimeError, ValueError, OSError) as error:
+        print(f"pcrm verify: {error}", file=sys.stderr)
         return 1
     print(report["text"])
     return 0 if report["ok"] else 1

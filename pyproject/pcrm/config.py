@@ -56,10 +56,9 @@ def load_config(path: str | os.PathLike[str]) -> Config:
     """
     native = backends.library()
     numbers, seed = array("d", bytes(80)), array("Q", [0])
-    try:
-        prior, form = native.bridge_LoadConfig(os.fspath(path), numbers.buffer_info()[0], seed.buffer_info()[0]).split()
-    except RuntimeError as error:
-        raise backends.exception_of(error) from None
+    prior, form = backends.call(
+        native.bridge_LoadConfig, os.fspath(path), numbers.buffer_info()[0], seed.buffer_info()[0]
+    ).split()
     beta1, beta2, beta3, floor, cap, low, high, *rest = numbers
     if prior == "random":
         constraint = Constraint.random(low, high, seed[0])

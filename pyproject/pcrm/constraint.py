@@ -197,10 +197,8 @@ class Constraint:
         if native is None:
             return cls(*reference.fit(s, target_alike, target_unlike, low, high))
         fitted = torch.empty(5, dtype=torch.float64)
-        try:
-            native.bridge_Fit(s.numel(), fitted.data_ptr(), s.data_ptr(), target_alike, target_unlike, low, high)
-        except RuntimeError as error:
-            raise backends.exception_of(error) from None
+        targets = (target_alike, target_unlike, low, high)
+        backends.call(native.bridge_Fit, s.numel(), fitted.data_ptr(), s.data_ptr(), *targets)
         return cls(*fitted.tolist())
 
     @property
@@ -278,12 +276,8 @@ class Constraint:
             return self._reference(s)
         s = s.contiguous()
         result = torch.empty_like(s)
-        try:
-            native.bridge_Deltas(
-                s.element_size(), s.numel(), result.data_ptr(), s.data_ptr(), self._numbers.buffer_info()[0]
-            )
-        except RuntimeError as error:
-            raise backends.exception_of(error) from None
+        addresses = (result.data_ptr(), s.data_ptr(), self._numbers.buffer_info()[0])
+        backends.call(native.bridge_Deltas, s.element_size(), s.numel(), *addresses)
         return result
 
 

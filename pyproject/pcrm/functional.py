@@ -214,23 +214,21 @@ def _reward_loss(
     n = chosen.numel()
     loss = torch.empty_like(delta if reduction == 2 else _SCALARS[dtype])
     by_chosen, by_rejected = (torch.empty_like(delta), torch.empty_like(delta)) if gradient else (_NONE, _NONE)
-    try:
-        native.bridge_RewardLoss(
-            delta.element_size(),
-            n,
-            loss.data_ptr(),
-            by_chosen.data_ptr(),
-            by_rejected.data_ptr(),
-            chosen.data_ptr(),
-            rejected.data_ptr(),
-            delta.data_ptr(),
-            label_smoothing,
-            center_rewards_coefficient,
-            reduction,
-            check_finite,
-        )
-    except RuntimeError as error:
-        raise backends.exception_of(error) from None
+    backends.call(
+        native.bridge_RewardLoss,
+        delta.element_size(),
+        n,
+        loss.data_ptr(),
+        by_chosen.data_ptr(),
+        by_rejected.data_ptr(),
+        chosen.data_ptr(),
+        rejected.data_ptr(),
+        delta.data_ptr(),
+        label_smoothing,
+        center_rewards_coefficient,
+        reduction,
+        check_finite,
+    )
     return loss, by_chosen, by_rejected
 
 
@@ -251,24 +249,22 @@ def _token_loss(
     rows, width = chosen.shape
     loss = torch.empty_like(delta if reduction == 2 else _SCALARS[dtype])
     by_chosen, by_rejected = (torch.empty_like(chosen), torch.empty_like(chosen)) if gradient else (_NONE, _NONE)
-    try:
-        native.bridge_TokenLoss(
-            dtype.itemsize,
-            rows,
-            width,
-            loss.data_ptr(),
-            by_chosen.data_ptr(),
-            by_rejected.data_ptr(),
-            chosen.data_ptr(),
-            rejected.data_ptr(),
-            chosen_ids.data_ptr(),
-            rejected_ids.data_ptr(),
-            delta.data_ptr(),
-            pad_token_id,
-            reduction,
-        )
-    except RuntimeError as error:
-        raise backends.exception_of(error) from None
+    backends.call(
+        native.bridge_TokenLoss,
+        dtype.itemsize,
+        rows,
+        width,
+        loss.data_ptr(),
+        by_chosen.data_ptr(),
+        by_rejected.data_ptr(),
+        chosen.data_ptr(),
+        rejected.data_ptr(),
+        chosen_ids.data_ptr(),
+        rejected_ids.data_ptr(),
+        delta.data_ptr(),
+        pad_token_id,
+        reduction,
+    )
     return loss, by_chosen, by_rejected
 
 
@@ -290,23 +286,21 @@ def _dpo_loss(
     loss = torch.empty_like(delta if reduction == 2 else _SCALARS[dtype])
     by_chosen, by_rejected = (torch.empty_like(delta), torch.empty_like(delta)) if gradient else (_NONE, _NONE)
     chosen_rewards, rejected_rewards = torch.empty_like(delta), torch.empty_like(delta)
-    try:
-        native.bridge_DPOLoss(
-            dtype.itemsize,
-            n,
-            loss.data_ptr(),
-            by_chosen.data_ptr(),
-            by_rejected.data_ptr(),
-            chosen_rewards.data_ptr(),
-            rejected_rewards.data_ptr(),
-            *(x.data_ptr() for x in inputs),
-            delta.data_ptr(),
-            beta,
-            label_smoothing,
-            reduction,
-        )
-    except RuntimeError as error:
-        raise backends.exception_of(error) from None
+    backends.call(
+        native.bridge_DPOLoss,
+        dtype.itemsize,
+        n,
+        loss.data_ptr(),
+        by_chosen.data_ptr(),
+        by_rejected.data_ptr(),
+        chosen_rewards.data_ptr(),
+        rejected_rewards.data_ptr(),
+        *(x.data_ptr() for x in inputs),
+        delta.data_ptr(),
+        beta,
+        label_smoothing,
+        reduction,
+    )
     return loss, by_chosen, by_rejected, chosen_rewards, rejected_rewards
 
 

@@ -120,10 +120,9 @@ def cosine(a: torch.Tensor, b: torch.Tensor, angular: bool = True) -> torch.Tens
         a, b = a.float(), b.float()
     a, b = a.contiguous(), b.contiguous()
     result = torch.empty(len(a), dtype=dtype)
-    try:
-        native.bridge_Cosines(a.element_size(), *a.shape, result.data_ptr(), a.data_ptr(), b.data_ptr(), angular)
-    except RuntimeError as error:
-        raise backends.exception_of(error) from None
+    backends.call(
+        native.bridge_Cosines, a.element_size(), *a.shape, result.data_ptr(), a.data_ptr(), b.data_ptr(), angular
+    )
     return result
 
 
@@ -157,10 +156,9 @@ def lexical(chosen: Sequence[str], rejected: Sequence[str], *, words: bool = Fal
         pairs = zip(chosen, rejected, strict=True)
         return torch.tensor([reference.lexical(a, b, words) for a, b in pairs], dtype=torch.float32)
     result = torch.empty(len(chosen), dtype=torch.float32)
-    try:
-        native.bridge_Lexicals(len(chosen), result.data_ptr(), *columns[0].addresses, *columns[1].addresses, words)
-    except RuntimeError as error:
-        raise backends.exception_of(error) from None
+    backends.call(
+        native.bridge_Lexicals, len(chosen), result.data_ptr(), *columns[0].addresses, *columns[1].addresses, words
+    )
     return result
 
 
@@ -188,10 +186,7 @@ def _of_ids(
     result = torch.empty(n, dtype=torch.float32)
     chosen, rejected = _Ragged.of_ids("chosen_ids", chosen_ids), _Ragged.of_ids("rejected_ids", rejected_ids)
     pad = -1 if pad_token_id is None else pad_token_id
-    try:
-        getattr(native, function)(n, result.data_ptr(), *first, *chosen.addresses, *rejected.addresses, pad)
-    except RuntimeError as error:
-        raise backends.exception_of(error) from None
+    backends.call(getattr(native, function), n, result.data_ptr(), *first, *chosen.addresses, *rejected.addresses, pad)
     return result if device is None else result.to(device)
 
 
