@@ -444,7 +444,11 @@ func (r *record) constraint() (*Constraint, error) {
 	}
 	decoder := json.NewDecoder(strings.NewReader(text))
 	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&c); err != nil {
+	err := decoder.Decode(&c)
+	if err == nil && decoder.More() {
+		err = errors.New("something follows the object")
+	}
+	if err != nil {
 		return nil, fmt.Errorf("metadata constraint is %q: %w", text, err)
 	}
 	k := &Constraint{Beta1: float64(c.Beta1), Beta2: float64(c.Beta2), Beta3: float64(c.Beta3), Floor: float64(c.Floor),

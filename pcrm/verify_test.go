@@ -360,6 +360,7 @@ func TestVerifyTraceBadFiles(t *testing.T) {
 		{"pair", `prior[1] is NaN, must be in [0, 1]`, func(f traced) { f.tensors["prior"].values[1] = math.NaN() }},
 		{"pair", `metadata constraint is "{\"gamma\":1}": json: unknown field "gamma"`, func(f traced) { f.metadata["constraint"] = `{"gamma":1}` }},
 		{"pair", `metadata constraint is "{\"beta1\":\"1\"}"`, func(f traced) { f.metadata["constraint"] = `{"beta1":"1"}` }},
+		{"pair", `metadata constraint is "{}{}": something follows the object`, func(f traced) { f.metadata["constraint"] = `{}{}` }},
 		{"pair", `metadata constraint: beta1 is +Inf, must be finite`, func(f traced) { f.metadata["constraint"] = `{"beta1":"inf"}` }},
 		{"pair", `metadata rank 0 and step 8 are of a file rank00000-step00000008.safetensors`, func(f traced) { f.metadata["step"] = "8" }},
 	} {
@@ -391,6 +392,26 @@ func TestVerifyTraceTruncated(t *testing.T) {
 		assert.True(t, strings.HasPrefix(report.Failures[0], f.name()+": "), report.Failures[0])
 		assert.False(t, report.OK())
 		assert.Contains(t, report.String(), "1 files, 0 pairs: 1 failures\n")
+	}
+}
+
+// Whichever byte of a file is not as it was written, there is a report and no panic.
+func TestVerifyTraceAnyByte(t *testing.T) {
+	dir := t.TempDir()
+	for _, form := range []string{"pair", "token", "dpo"} {
+		f := traceFor(form, "float32", "mean", 0, 0, true, 7)
+		data := f.bytes()
+		for i := range data {
+			data[i] ^= 0x40
+			require.NoError(t, os.WriteFile(filepath.Join(dir, f.name()), data, 0o600))
+			report, err := pcrm.VerifyTrace(dir)
+			require.NoError(t, err)
+			assert.Equal(t, 1, report.Files)
+			if i < 8 {
+				assert.False(t, report.OK(), "byte %d of the header's length", i)
+			}
+			data[i] ^= 0x40
+		}
 	}
 }
 
