@@ -29,8 +29,8 @@ test-tiers: $(VENV)/test
 # Each fuzz target for FUZZTIME; CI runs their seeds as tests.
 FUZZTIME ?= 20s
 fuzz: $(VENV)/test
-	@for target in $$(grep -ho 'func Fuzz[A-Za-z0-9]*' pcrm/*_test.go | cut -c6-); do \
-		$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x ./pcrm || exit 1; done
+	@for target in $$(grep -ro 'func Fuzz[A-Za-z0-9]*' --include='*_test.go' pcrm | sed 's|/[^/]*:func |:|'); do \
+		$(GO) test -run '^$$' -fuzz "^$${target#*:}$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x "./$${target%:*}" || exit 1; done
 
 bench: $(VENV)/test
 	$(BIN)/python benchmarks/losses.py

@@ -13,9 +13,11 @@
 package bridge
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"unsafe"
 
 	"github.com/pcrm-project/pcrm/pcrm"
@@ -191,16 +193,62 @@ func LoadConfig(path string, dst, seed uintptr) (priorAndForm string, err error)
 	defer convert(&err)
 	c, err := pcrm.LoadConfig(path)
 	if err != nil {
-		if _, missing := errors.AsType[*fs.PathError](err); missing {
-			err = errors.New(osError + err.Error())
-		}
-		return "", err
+		return "", fileError(err)
 	}
 	k := c.Constraint
 	copy(slice[float64](dst, 10), []float64{k.Beta1, k.Beta2, k.Beta3, k.Floor, k.Cap, k.Low, k.High,
 		c.LabelSmoothing, c.CenterRewardsCoefficient, c.DPOBeta})
 	slice[uint64](seed, 1)[0] = k.Seed
 	return c.Prior + " " + c.Form, nil
+}
+
+// VerifyTrace calls pcrm.VerifyTrace and returns its report as a JSON object: ok, files,
+// pairs, rows (a list of objects of form, dtype, backend, files, pairs, loss_error,
+// gradient_error, loss_tolerance and gradient_tolerance; an infinite error is null),
+// failures (a list of strings), failed (how many there are) and text, the table.
+func VerifyTrace(dir string) (report string, err error) {
+	defer convert(&err)
+	r, err := pcrm.VerifyTrace(dir)
+	if err != nil {
+		return "", fileError(err)
+	}
+	type row struct {
+		Form              string   `json:"form"`
+		Dtype             string   `json:"dtype"`
+		Backend           string   `json:"backend"`
+		Files             int      `json:"files"`
+		Pairs             int      `json:"pairs"`
+		LossError         *float64 `json:"loss_error"`
+		GradientError     *float64 `json:"gradient_error"`
+		LossTolerance     float64  `json:"loss_tolerance"`
+		GradientTolerance float64  `json:"gradient_tolerance"`
+	}
+	rows := make([]row, len(r.Rows))
+	for i, x := range r.Rows {
+		rows[i] = row{x.Form, x.Dtype, x.Backend, x.Files, x.Pairs, finite(x.LossError), finite(x.GradientError),
+			x.LossTolerance, x.GradientTolerance}
+	}
+	text, err := json.Marshal(map[string]any{
+		"ok": r.OK(), "files": r.Files, "pairs": r.Pairs, "rows": rows,
+		"failures": append([]string{}, r.Failures...), "failed": r.Failed, "text": r.String(),
+	})
+	return string(text), err
+}
+
+// finite is nil, JSON's null, for what JSON has no number for.
+func finite(x float64) *float64 {
+	if math.IsInf(x, 0) {
+		return nil
+	}
+	return &x
+}
+
+// fileError gives what the file system refused its prefix.
+func fileError(err error) error {
+	if _, refused := errors.AsType[*fs.PathError](err); refused {
+		return errors.New(osError + err.Error())
+	}
+	return err
 }
 
 // LengthRatios calls pcrm.LengthRatios on n pairs of rows of int64 token ids and

@@ -1,7 +1,11 @@
 package bridge
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"unsafe"
 
@@ -57,4 +61,52 @@ func TestErrors(t *testing.T) {
 	assert.ErrorContains(t, err, "ValueError: target_alike is 0")
 	_, err = LengthRatios(1, 0, 0, 0, 0, 0, 0, 0, -1)
 	assert.ErrorContains(t, err, "ValueError: chosen_ids have 0 offsets")
+}
+
+// A report is JSON, whose numbers are finite; failures and folders that are none are
+// told apart.
+func TestVerifyTrace(t *testing.T) {
+	const sample = "../pcrm/testdata/trace"
+	type report struct {
+		OK                   bool
+		Files, Pairs, Failed int
+		Rows                 []map[string]any
+		Failures             []string
+		Text                 string
+	}
+	verify := func(dir string) (r report) {
+		text, err := VerifyTrace(dir)
+		require.NoError(t, err)
+		require.NoError(t, json.Unmarshal([]byte(text), &r))
+		return r
+	}
+	good := verify(sample)
+	assert.True(t, good.OK)
+	assert.Equal(t, 3, good.Files)
+	assert.Equal(t, 27, good.Pairs)
+	assert.NotNil(t, good.Failures, "a list and not null")
+	assert.Contains(t, good.Text, "3 files, 27 pairs: ok")
+	require.Len(t, good.Rows, 3)
+	assert.Equal(t, "dpo float32 go", fmt.Sprint(good.Rows[0]["form"], " ", good.Rows[0]["dtype"], " ", good.Rows[0]["backend"]))
+	assert.Equal(t, 2e-6, good.Rows[0]["loss_tolerance"])
+	assert.LessOrEqual(t, good.Rows[0]["gradient_error"], 2e-6)
+
+	// The last tensor, in the order of the names, is rejected_rewards of the first form.
+	const name = "rank00000-step00000001.safetensors"
+	data, err := os.ReadFile(filepath.Join(sample, name))
+	require.NoError(t, err)
+	data = bytes.Clone(data)
+	copy(data[len(data)-4:], []byte{0, 0, 0x80, 0x7f}) // +Inf
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, name), data, 0o600))
+	bad := verify(dir)
+	assert.False(t, bad.OK)
+	assert.Equal(t, len(bad.Failures), bad.Failed)
+	assert.Contains(t, bad.Failures[0], name+": grad_chosen[8]: got ")
+	assert.Nil(t, bad.Rows[0]["loss_error"], "infinite")
+
+	_, err = VerifyTrace(filepath.Join(dir, "none"))
+	assert.ErrorContains(t, err, "OSError: open ")
+	_, err = VerifyTrace(t.TempDir())
+	assert.ErrorContains(t, err, "ValueError: trace folder ")
 }

@@ -59,6 +59,11 @@
 // any alignment and may overlap each other. Nothing outside the given slices is
 // read or written, and nothing is allocated.
 //
+// # Verification
+//
+// [VerifyTrace] recomputes what a training run recorded, whatever ran it. The package
+// pcrmtest tests another implementation of the loss by the properties that define it.
+//
 // # Source
 //
 // "Prior Constraints-based Reward Model Training for Aligning Large Language
