@@ -9,7 +9,8 @@ at start.
 
 After a fork the child computes with torch whatever was chosen, if its parent had used
 Go: a Go runtime does not survive a fork, and a call into it would hang for ever. So
-DataLoader workers and `datasets.map(num_proc=...)` work, with the same results.
+DataLoader workers and `datasets.map(num_proc=...)` work, with the same results. Torch then
+has one thread in that child, as in a DataLoader worker: its threads do not survive either.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def _checked(name: str, source: str) -> str:
 _backend = _checked(os.environ.get("PCRM_BACKEND", "auto"), "PCRM_BACKEND")
 _native: ModuleType | None = None
 _loaded_in = 0  # the process that loaded _native; 0 is no process
+_child = 0  # the forked child that has been prepared to compute with torch
 _unavailable: str | None = None  # why there is no native library, once that is known
 
 
@@ -100,7 +102,10 @@ def native() -> ModuleType | None:
     if _backend == "torch":
         return None
     if _native is not None:
-        return _native if _loaded_in == os.getpid() else None
+        if _loaded_in == os.getpid():
+            return _native
+        _in_forked_child()
+        return None
     reported = _unavailable is not None
     if _load() is None:
         if _backend == "go":
@@ -110,6 +115,19 @@ def native() -> ModuleType | None:
                 f"pcrm computes with torch, not with its Go core: {_unavailable}", RuntimeWarning, stacklevel=3
             )
     return _native
+
+
+def _in_forked_child() -> None:
+    """Keep torch from waiting for threads that the fork left behind.
+
+    logsigmoid opens an OpenMP region however small its tensor is, and libgomp hangs in one
+    if the parent ever had one. With one thread torch opens none: what DataLoader does in
+    its workers.
+    """
+    global _child
+    if _child != os.getpid():
+        _child = os.getpid()
+        torch.set_num_threads(1)
 
 
 def library() -> ModuleType:

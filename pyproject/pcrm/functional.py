@@ -411,6 +411,7 @@ def _record(
     tensors = {k: v.long() if k.endswith("_ids") else v for k, v in values.items() if isinstance(v, Tensor)}
     settings = {k: v for k, v in values.items() if k not in tensors and k != "check_finite"}
     settings |= {"backend": backend, "reduction": _NAMES[settings["reduction"]]}
+    settings = {"label_smoothing": 0.0, "center_rewards_coefficient": 0.0} | settings
     assert tracing.current is not None
     tracing.current.record(form.name, tensors, settings)
 

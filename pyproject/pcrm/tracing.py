@@ -102,7 +102,8 @@ class Trace:
                 }
             )
         if self.prior is not None:
-            tensors = tensors | {"prior": self.prior}
+            exact = self.prior.dtype in (torch.float32, torch.float64)
+            tensors = tensors | {"prior": self.prior if exact else self.prior.float()}
         self.prior = self.constraint = None
         # Each a copy of its own: safetensors refuses shared memory.
         columns = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items()}
