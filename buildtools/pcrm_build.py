@@ -167,7 +167,7 @@ def compile_native(work: Path, extension: Path) -> None:
     run(str(tools / "gopy"), "gen", "-output", str(generated), "-vm", sys.executable, "-no-make", "./bridge")
     _own_flags(generated / "bridge.go", include)
     run(str(tools / "goimports"), "-w", "bridge.go", cwd=generated)
-    build = [go, "build", "-buildmode=c-shared", "-ldflags=-s -w"]
+    build = [go, "build", "-buildmode=c-shared", "-ldflags=-s -w -extldflags=-s"]
     # First for the header that pybindgen's C file includes, then with that file.
     run(*build, "-o", "bridge_go.so", ".", cwd=generated)
     (generated / "bridge_go.so").unlink()
