@@ -126,7 +126,13 @@ def test_bad_arguments(tmp_path, capsys):
     assert demo(tmp_path, "--preset", "alpaca/typo") == 1
     assert "preset is 'alpaca/typo', must be one of" in capsys.readouterr().err
     assert demo(tmp_path, "--target-alike", "3", "--target-unlike", "1") == 1
-    assert "target_unlike is 1.0, must be finite and greater than target_alike, which is 3.0" in capsys.readouterr().err
+    assert "target_unlike is 1, must be finite and greater than target_alike, which is 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["pairs", "held-out", "batch-size", "epochs", "learning-rate", "max-length"])
+def test_bad_numbers(tmp_path, capsys, option):
+    assert demo(tmp_path, f"--{option}", "0") == 1
+    assert f"{option.replace('-', '_')} is 0" in capsys.readouterr().err
 
 
 def test_world():

@@ -186,14 +186,57 @@ def test_nan_and_infinities_propagate(backend):
     assert pcrm_loss(chosen, torch.zeros(4), 4.0).isnan()
 
 
-def test_double_backward_is_a_clear_error():
+@pytest.mark.parametrize("upstream", [False, True])
+def test_double_backward_is_a_clear_error(upstream):
+    """However it is asked for: a derivative that is silently zero would be worse than none."""
     chosen, rejected, delta = batch()
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     with pcrm.backends.use_backend("go"):
-        (grad,) = torch.autograd.grad(pcrm_loss(chosen, rejected, delta), chosen, create_graph=True)
+        (grad,) = torch.autograd.grad(scale * pcrm_loss(chosen, rejected, delta), chosen, create_graph=True)
         with pytest.raises(RuntimeError, match="second derivatives"):
-            grad.sum().backward()
+            if upstream:
+                torch.autograd.grad(grad.sum(), scale)
+            else:
+                torch.autograd.grad((chosen**2).sum() + 10 * grad.pow(2).sum(), chosen)
+        with pytest.raises(RuntimeError, match="second derivatives"):
+            torch.autograd.functional.hessian(lambda a: pcrm_loss(a, rejected.detach(), delta), chosen.detach())
     with pcrm.backends.use_backend("torch"):
         assert torch.autograd.gradgradcheck(lambda a, b: pcrm_loss(a, b, delta), (chosen, rejected))
+
+
+def test_transforms_take_the_torch_path():
+    """What looks into the computation gets one to look into, and the right numbers."""
+    chosen, rejected, delta = (x.detach() for x in batch())
+
+    def loss(a):
+        return pcrm_loss(a, rejected, delta)
+
+    with pcrm.backends.use_backend("torch"):
+        wanted = chosen.clone().requires_grad_()
+        loss(wanted).backward()
+        hessian = torch.autograd.functional.hessian(loss, chosen)
+    with pcrm.backends.use_backend("go"):
+        torch.testing.assert_close(torch.func.grad(loss)(chosen), wanted.grad)
+        torch.testing.assert_close(torch.func.hessian(loss)(chosen), hessian)
+        torch.testing.assert_close(torch.func.vmap(loss)(torch.stack([chosen, 2 * chosen]))[1], loss(2 * chosen))
+        _, tangent = torch.func.jvp(loss, (chosen,), (torch.ones_like(chosen),))
+        torch.testing.assert_close(tangent, wanted.grad.sum())
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(chosen, torch.ones_like(chosen))
+            torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(loss(dual)).tangent, wanted.grad.sum())
+        jacobian = torch.autograd.functional.jacobian(
+            lambda a: pcrm_loss(a, rejected, delta, reduction="none"), chosen, vectorize=True
+        )
+        torch.testing.assert_close(jacobian.diag() / len(chosen), wanted.grad)
+
+
+def test_negative_views(backend):
+    """A tensor may be stored with the other sign, and its address knows nothing of it."""
+    chosen = torch.tensor([0.2 + 1.2j]).conj().imag
+    assert chosen.is_neg() and chosen.is_contiguous()
+    torch.testing.assert_close(pcrm_loss(chosen, torch.zeros(1), 3.0), pcrm_loss(chosen.clone(), torch.zeros(1), 3.0))
+    similarity = torch.tensor([0.2 - 0.9j]).conj().imag
+    assert pcrm.Constraint(1, 0.001, 2).delta(similarity) == pcrm.Constraint(1, 0.001, 2).delta(similarity.clone())
 
 
 def _compiled(compiler, backend_name, reduction="mean"):

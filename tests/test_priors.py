@@ -1,5 +1,6 @@
 """The length ratio, from lists and tensors, on both backends."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -56,6 +57,11 @@ def test_values(backend):
         (TypeError, "rejected_ids has dtype torch.float32, must be int64 or int32", [[1]], torch.ones(1, 1), None),
         (TypeError, "chosen_ids is a str", "ab", [[1], [2]], None),
         (ValueError, "pad_token_id is -1, must be at least 0", [[1]], [[1]], -1),
+        (TypeError, r"pad_token_id is 1\.5, must be an integer", [[1]], [[1]], 1.5),
+        (TypeError, r"rejected_ids\[1\] is no sequence of integers", [[1], [2]], [[1], ["x"]], None),
+        (TypeError, r"chosen_ids\[0\] is no sequence of integers", [3, 4], [[1], [2]], None),
+        (TypeError, r"chosen_ids\[0\] is no sequence of integers", [{1, 2}], [[1]], None),
+        (ValueError, r"chosen_ids\[0\] has an id that is not in", [[2**70]], [[1]], None),
     ],
 )
 def test_bad_input(backend, error, message, chosen, rejected, pad):
@@ -63,12 +69,11 @@ def test_bad_input(backend, error, message, chosen, rejected, pad):
         length_ratio(chosen, rejected, pad_token_id=pad)
 
 
-def test_bad_rows():
-    with pcrm.backends.use_backend("go"):
-        with pytest.raises(TypeError, match=r"rejected_ids\[1\] is no sequence of integers"):
-            length_ratio([[1], [2]], [[1], ["x"]])
-        with pytest.raises(TypeError, match=r"chosen_ids\[0\] is no sequence of integers"):
-            length_ratio([3, 4], [[1], [2]])
+def test_rows_of_arrays(backend):
+    rows = [np.array([1, 2, 3]), torch.tensor([1, 2]), [np.int64(1), 2]]
+    assert torch.equal(
+        length_ratio(rows, rows[::-1]), length_ratio([[1, 2, 3], [1, 2], [1, 2]], [[1, 2], [1, 2], [1, 2, 3]])
+    )
 
 
 @given(st.lists(st.tuples(ids, ids), min_size=1, max_size=6), st.integers(0, 2**64 - 1), st.sampled_from([None, 0]))

@@ -97,6 +97,32 @@ def test_prior_of_one_call_is_not_that_of_the_next(tmp_path, backend):
     assert "prior" in first and "prior" not in second
 
 
+def test_prior_of_a_call_that_came_to_nothing(tmp_path, backend):
+    """An evaluation and a call that raised leave nothing behind for the next step."""
+    chosen, rejected, delta = batch(3)
+    loss = pcrm.PCRMLoss(pcrm.Constraint(10, 0.001, -5))
+    with pcrm.trace(tmp_path):
+        with torch.no_grad():
+            loss(chosen, rejected, torch.rand(3))
+        pcrm_loss(chosen, rejected, delta)
+        with pytest.raises(ValueError, match="delta has shape"):
+            loss(chosen, rejected, torch.rand(2))
+        pcrm_loss(chosen, rejected, delta)
+        loss(chosen, rejected, torch.tensor(0.5))  # one prior for all
+    first, second, third = (read(tmp_path / name)[0] for name in files(tmp_path))
+    assert "prior" not in first and "prior" not in second and third["prior"].tolist() == [0.5] * 3
+    assert verify(tmp_path)[0] == 0
+
+
+def test_nested(tmp_path):
+    """The inner one takes over, and hands back."""
+    with pcrm.trace(tmp_path / "a"):
+        with pcrm.trace(tmp_path / "b"):
+            pcrm_loss(*batch(3))
+        pcrm_loss(*batch(3))
+    assert len(files(tmp_path / "a")) == len(files(tmp_path / "b")) == 1
+
+
 def test_private(tmp_path):
     with pcrm.trace(tmp_path / "a" / "b"):
         pcrm_loss(*batch(3))
@@ -128,6 +154,8 @@ def test_environment(tmp_path):
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="every is 0, must be at least 1"):
         pcrm.trace(tmp_path, every=0)
+    with pytest.raises(TypeError, match=r"every is 2\.5, must be an integer"):
+        pcrm.trace(tmp_path, every=2.5)
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         pcrm.trace(tmp_path / "file")

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         ("target-alike", float, 1.0, "target margin of alike pairs"),
         ("target-unlike", float, 3.0, "target margin of unlike pairs"),
         ("pairs", int, 5000, "pairs to train on, at most"),
-        ("held-out", int, 2000, "pairs to hold out, at most"),
+        ("held-out", int, 2000, "pairs to hold out, about: whole prompts are"),
         ("epochs", float, 4.0, "passes over the pairs"),
         ("learning-rate", float, None, "1e-3, or 2e-5 with --model"),
         ("batch-size", int, 16, "pairs a step"),

@@ -8,6 +8,7 @@ import os
 import tomllib
 from array import array
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, overload
 
 import torch
@@ -99,7 +100,7 @@ class Constraint:
     @classmethod
     def fixed(cls, delta: float) -> Constraint:
         """The same delta for every pair; `math.inf` gives the Bradley-Terry loss."""
-        if isinstance(delta, bool) or not isinstance(delta, (int, float)):
+        if isinstance(delta, bool) or not isinstance(delta, Real):
             raise TypeError(f"delta is {delta!r}, must be a number")
         if not delta > 0:  # NaN too
             raise ValueError(f"delta is {delta}, must be greater than 0")
@@ -133,7 +134,7 @@ class Constraint:
         Raises:
             ValueError: not 0 < low <= high < inf, or a seed outside [0, 2**64).
         """
-        return cls(0.0, 0.0, 0.0, low=low, high=high, seed=seed)
+        return cls(0.0, 0.0, 0.0, low=_check_number("low", low), high=_check_number("high", high), seed=seed)
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Constraint:
@@ -182,11 +183,14 @@ class Constraint:
         low, high = quantiles
         if s.dim() != 1:
             raise ValueError(f"similarities have shape {tuple(s.shape)}, must have one dimension")
+        target_alike, target_unlike = (
+            float(_check_number(n, v)) for n, v in (("target_alike", target_alike), ("target_unlike", target_unlike))
+        )
         if not target_alike > 0:
-            raise ValueError(f"target_alike is {target_alike}, must be greater than 0")
+            raise ValueError(f"target_alike is {target_alike:g}, must be greater than 0")
         if not target_alike < target_unlike < math.inf:
             raise ValueError(
-                f"target_unlike is {target_unlike}, must be finite and greater than target_alike, which is {target_alike}"
+                f"target_unlike is {target_unlike:g}, must be finite and greater than target_alike, which is {target_alike:g}"
             )
         if not 0 <= low < high <= 1:
             raise ValueError(f"quantiles are ({low}, {high}), must be 0 <= low < high <= 1")
@@ -274,7 +278,7 @@ class Constraint:
             if s.is_cpu:
                 check_similarities(s)
             return self._reference(s)
-        s = s.contiguous()
+        s = s.resolve_neg().contiguous()
         result = torch.empty_like(s)
         addresses = (result.data_ptr(), s.data_ptr(), self._numbers.buffer_info()[0])
         backends.call(native.bridge_Deltas, s.element_size(), s.numel(), *addresses)
@@ -282,7 +286,7 @@ class Constraint:
 
 
 def _check_number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}, must be a number")
     if math.isnan(value):
         raise ValueError(f"{name} is nan, must be a number")

@@ -2,16 +2,19 @@
 
 The forward pass computes the loss and its gradient in one go, and the backward pass only
 scales that gradient by the one that comes in. Which code computes is `pcrm.backends`'
-matter; the results agree to rounding.
+matter; the results agree to rounding. Where torch has to look into the computation
+(torch.func's transforms, forward-mode differentiation, torch.jit.trace), torch computes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 from . import backends, reference, tracing
 
@@ -78,11 +81,12 @@ def pcrm_loss(
             of its range, with `check_finite` a score that is not finite (named by its index).
     """
     _check_alike(_REWARDS, (chosen_rewards, rejected_rewards), 1)
-    code = _check_options(label_smoothing, reduction)
+    label_smoothing, code = _check_options(label_smoothing, reduction)
+    center_rewards_coefficient = _number("center_rewards_coefficient", center_rewards_coefficient)
     if not 0 <= center_rewards_coefficient < math.inf:
-        raise ValueError(f"center_rewards_coefficient is {center_rewards_coefficient}, must be at least 0 and finite")
+        raise ValueError(f"center_rewards_coefficient is {center_rewards_coefficient:g}, must be at least 0 and finite")
     delta = _delta_of(delta, chosen_rewards)
-    arguments = (delta, float(label_smoothing), float(center_rewards_coefficient), code, check_finite)
+    arguments = (delta, label_smoothing, center_rewards_coefficient, code, check_finite)
     return _evaluate(_PAIR, chosen_rewards, rejected_rewards, arguments)
 
 
@@ -131,9 +135,8 @@ def pcrm_token_loss(
             raise ValueError(f"{name} has shape {tuple(ids.shape)}, chosen_rewards has {tuple(chosen_rewards.shape)}")
         if ids.device != chosen_rewards.device:
             raise ValueError(f"{name} is on {ids.device}, chosen_rewards is on {chosen_rewards.device}")
-    if pad_token_id < 0:
-        raise ValueError(f"pad_token_id is {pad_token_id}, must be at least 0")
-    code = _check_options(0.0, reduction)
+    pad_token_id = check_pad(pad_token_id)
+    _, code = _check_options(0.0, reduction)
     delta = _delta_of(delta, chosen_rewards)
     return _evaluate(_TOKEN, chosen_rewards, rejected_rewards, (chosen_ids, rejected_ids, delta, pad_token_id, code))
 
@@ -179,12 +182,13 @@ def pcrm_dpo_loss(
     _check_alike(
         _LOGPS, (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps), 1
     )
-    code = _check_options(label_smoothing, reduction)
+    label_smoothing, code = _check_options(label_smoothing, reduction)
+    beta = _number("beta", beta)
     if not 0 < beta < math.inf:
-        raise ValueError(f"beta is {beta}, must be greater than 0 and finite")
+        raise ValueError(f"beta is {beta:g}, must be greater than 0 and finite")
     delta = _delta_of(delta, policy_chosen_logps, _LOGPS[0])
     reference_logps = (reference_chosen_logps.detach(), reference_rejected_logps.detach())
-    arguments = (*reference_logps, delta, float(beta), float(label_smoothing), code)
+    arguments = (*reference_logps, delta, beta, label_smoothing, code)
     return _evaluate(_DPO, policy_chosen_logps, policy_rejected_logps, arguments)
 
 
@@ -194,6 +198,13 @@ def pcrm_dpo_loss(
 
 _NONE = torch.empty(0)
 _SCALARS = {dtype: torch.empty((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
+
+
+def _in_memory(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x as Go reads it: of that type, contiguous, and with no minus left to be done."""
+    if x.dtype is not dtype:
+        x = x.to(dtype)
+    return (x.resolve_neg() if x.is_neg() else x).contiguous()
 
 
 def _reward_loss(
@@ -208,9 +219,8 @@ def _reward_loss(
     check_finite: bool,
 ) -> tuple[Tensor, ...]:
     dtype = delta.dtype
-    if chosen.dtype is not dtype:
-        chosen, rejected = chosen.to(dtype), rejected.to(dtype)
-    chosen, rejected = chosen.contiguous(), rejected.contiguous()
+    delta = _in_memory(delta, dtype)
+    chosen, rejected = _in_memory(chosen, dtype), _in_memory(rejected, dtype)
     n = chosen.numel()
     loss = torch.empty_like(delta if reduction == 2 else _SCALARS[dtype])
     by_chosen, by_rejected = (torch.empty_like(delta), torch.empty_like(delta)) if gradient else (_NONE, _NONE)
@@ -244,7 +254,8 @@ def _token_loss(
     reduction: int,
 ) -> tuple[Tensor, ...]:
     dtype = delta.dtype
-    chosen, rejected = chosen.to(dtype).contiguous(), rejected.to(dtype).contiguous()
+    delta = _in_memory(delta, dtype)
+    chosen, rejected = _in_memory(chosen, dtype), _in_memory(rejected, dtype)
     chosen_ids, rejected_ids = chosen_ids.to(torch.int64).contiguous(), rejected_ids.to(torch.int64).contiguous()
     rows, width = chosen.shape
     loss = torch.empty_like(delta if reduction == 2 else _SCALARS[dtype])
@@ -281,7 +292,8 @@ def _dpo_loss(
     reduction: int,
 ) -> tuple[Tensor, ...]:
     dtype = delta.dtype
-    inputs = [x.to(dtype).contiguous() for x in (policy_chosen, policy_rejected, reference_chosen, reference_rejected)]
+    delta = _in_memory(delta, dtype)
+    inputs = [_in_memory(x, dtype) for x in (policy_chosen, policy_rejected, reference_chosen, reference_rejected)]
     n = policy_chosen.numel()
     loss = torch.empty_like(delta if reduction == 2 else _SCALARS[dtype])
     by_chosen, by_rejected = (torch.empty_like(delta), torch.empty_like(delta)) if gradient else (_NONE, _NONE)
@@ -308,7 +320,7 @@ def _dpo_loss(
 
 
 def _plain_reward(w: Tensor, l: Tensor, delta: Tensor, e: float, c: float, r: int, check: bool) -> tuple[Tensor]:  # noqa: E741
-    if check and not torch.compiler.is_compiling():
+    if check and not torch.compiler.is_compiling() and not _transformed():
         _check_finite(chosen_rewards=w, rejected_rewards=l)
     return (reference.reward_loss(w, l, delta, e, c, _NAMES[r]),)
 
@@ -377,9 +389,11 @@ def _evaluate(form: _Form, chosen: Tensor, rejected: Tensor, arguments: tuple[An
         else:
             loss, *more = form.plain(chosen, rejected, *arguments)
         return (loss, *more) if more else loss
-    native = backends.native_for(form.scores[0], chosen)
+    transformed = _transformed()
+    native = None if transformed else backends.native_for(form.scores[0], chosen)
     if native is None:
-        _check_delta(arguments[form.arguments.index("delta")])
+        if not transformed:
+            _check_delta(arguments[form.arguments.index("delta")])
         loss, *more = form.plain(chosen, rejected, *arguments)
         if gradient and tracing.current is not None and tracing.current.wants():
             results = _plain_with_gradient(form, chosen, rejected, arguments)
@@ -400,6 +414,17 @@ def _plain_with_gradient(
         leaves = [x.detach().to(dtype).requires_grad_() for x in (chosen, rejected)]
         loss, *more = form.plain(*leaves, *arguments)
         return loss.detach(), *torch.autograd.grad(loss.sum(), leaves), *more
+
+
+def _transformed() -> bool:
+    """Whether torch is looking into the computation, which it cannot if Go does it: under
+    torch.func's transforms, forward-mode differentiation or torch.jit.trace.
+    """
+    return (
+        torch._C._are_functorch_transforms_active()  # pyright: ignore[reportAttributeAccessIssue]
+        or forward_ad._current_level >= 0
+        or torch.jit.is_tracing()
+    )
 
 
 def _record(
@@ -438,6 +463,7 @@ class _Loss(torch.autograd.Function):
         loss, by_chosen, by_rejected, *more = results
         # Not save_for_backward: that is for tensors somebody else may change or want.
         ctx.gradients, ctx.dtype = (by_chosen, by_rejected), chosen.dtype
+        ctx.save_for_backward(chosen, rejected)  # for _Twice
         if not more:
             return loss
         ctx.mark_non_differentiable(*more)
@@ -451,7 +477,8 @@ class _Loss(torch.autograd.Function):
                 "without retain_graph=True"
             )
         chosen, rejected = ctx.gradients
-        if _graph_is_kept():
+        # is_grads_batched=True sends several gradients at once, which do not fit in place.
+        if _graph_is_kept() or torch._C._functorch.is_legacy_batchedtensor(grad_loss):  # pyright: ignore[reportAttributeAccessIssue]
             chosen, rejected = _scaled(chosen, grad_loss, ctx.dtype), _scaled(rejected, grad_loss, ctx.dtype)
         else:
             # Nobody comes after us: the gradients can be given away, and scaled in place.
@@ -462,7 +489,7 @@ class _Loss(torch.autograd.Function):
             if ctx.dtype is not chosen.dtype:
                 chosen, rejected = chosen.to(ctx.dtype), rejected.to(ctx.dtype)
         if torch.is_grad_enabled():  # create_graph=True: whoever differentiates again gets a clear error
-            chosen, rejected = _Twice.apply(chosen.detach().requires_grad_(), rejected.detach().requires_grad_())
+            chosen, rejected = _Twice.apply(chosen.detach(), rejected.detach(), grad_loss, *ctx.saved_tensors)
         return chosen, rejected, None, None, None
 
 
@@ -482,11 +509,13 @@ _TWICE = (
 
 
 class _Twice(torch.autograd.Function):
-    """The identity, with an error in the place of a derivative."""
+    """Two gradients as they are, with an error in the place of their derivative by what
+    they depend on.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return tuple(g.view_as(g) for g in gradients)
+    def forward(ctx: Any, chosen: Tensor, rejected: Tensor, *depends_on: Tensor) -> tuple[Tensor, ...]:
+        return chosen.view_as(chosen), rejected.view_as(rejected)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
@@ -630,21 +659,47 @@ def _are_alike(tensors: tuple[Tensor, ...], dimensions: int) -> bool:
     return True
 
 
-def _check_options(label_smoothing: float, reduction: str) -> int:
-    """The bridge's code of the reduction."""
+def _check_options(label_smoothing: float, reduction: str) -> tuple[float, int]:
+    """The smoothing as a float, and the bridge's code of the reduction."""
+    label_smoothing = _number("label_smoothing", label_smoothing)
     if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing is {label_smoothing}, must be in [0, 0.5)")
-    if reduction not in _REDUCTIONS:
+        raise ValueError(f"label_smoothing is {label_smoothing:g}, must be in [0, 0.5)")
+    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}, must be one of {', '.join(_REDUCTIONS)}")
-    return _REDUCTIONS[reduction]
+    return label_smoothing, _REDUCTIONS[reduction]
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, float):
+        return value
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}, must be a number")
+    return float(value)
+
+
+def check_pad(pad_token_id: Any) -> int:
+    """The id of the padding as an int that is no error."""
+    if not isinstance(pad_token_id, Integral):
+        raise TypeError(f"pad_token_id is {pad_token_id!r}, must be an integer")
+    pad = int(pad_token_id)
+    if not 0 <= pad < 2**63:
+        raise ValueError(f"pad_token_id is {pad}, must be at least 0 and less than 2**63")
+    return pad
 
 
 def _delta_of(delta: Tensor | float, scores: Tensor, name: str = "chosen_rewards") -> Tensor:
     """`delta` as a contiguous tensor of shape (B,) in the dtype that computes."""
+    if tracing.current is not None:
+        tracing.current.confirm(delta)
     dtype = _COMPUTE[scores.dtype]
     if not isinstance(delta, Tensor):
-        if not isinstance(delta, (int, float)):
+        if not isinstance(delta, Real):
             raise TypeError(f"delta is a {type(delta).__name__}, must be a torch.Tensor or a float")
+        delta = float(delta)
+        if torch.finfo(dtype).max < delta < math.inf:
+            raise ValueError(
+                f"delta is {delta:g}, must be inf or at most {torch.finfo(dtype).max:g}, the greatest {dtype}"
+            )
         return torch.full(scores.shape[:1], delta, dtype=dtype, device=scores.device)
     if not delta.is_floating_point():
         raise TypeError(f"delta has dtype {delta.dtype}, must be floating point")

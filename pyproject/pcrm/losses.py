@@ -8,7 +8,7 @@ import torch
 
 from . import tracing
 from .constraint import Constraint
-from .functional import Reduction, pcrm_dpo_loss, pcrm_loss
+from .functional import Reduction, _check_options, pcrm_dpo_loss, pcrm_loss
 
 
 class PCRMLoss(torch.nn.Module):
@@ -38,6 +38,7 @@ class PCRMLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.constraint = _checked(constraint)
+        _check_options(label_smoothing, reduction)
         self.settings: dict[str, Any] = {
             "label_smoothing": label_smoothing,
             "center_rewards_coefficient": center_rewards_coefficient,
@@ -88,6 +89,7 @@ class PCRMDPOLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.constraint = _checked(constraint)
+        _check_options(label_smoothing, reduction)
         self.settings: dict[str, Any] = {"beta": beta, "label_smoothing": label_smoothing, "reduction": reduction}
 
     def forward(
@@ -129,10 +131,12 @@ def _checked(constraint: Constraint) -> Constraint:
 
 def delta_of(constraint: Constraint, prior: torch.Tensor | None) -> torch.Tensor | float:
     """The delta of a batch, noted for a trace of the loss that is called with it."""
-    prior = None if prior is None else torch.as_tensor(prior)
-    tracing.note(prior, constraint)
     if constraint.is_fixed:
-        return constraint.delta(1.0)
-    if prior is None:
+        delta: torch.Tensor | float = constraint.delta(1.0)
+    elif prior is None:
         raise ValueError("prior is missing: only a fixed constraint needs none")
-    return constraint.delta(prior)
+    else:
+        prior = torch.as_tensor(prior)
+        delta = constraint.delta(prior)
+    tracing.note(prior, constraint, delta)
+    return delta

@@ -9,10 +9,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
+from numbers import Integral
 
 import torch
 
 from . import backends, reference
+from .functional import check_pad
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Ids = torch.Tensor | Sequence[Sequence[int]]
 
@@ -62,6 +66,9 @@ def random_uniform(
     Raises:
         TypeError, ValueError: as in `length_ratio`; a seed out of its range.
     """
+    if not isinstance(seed, Integral):
+        raise TypeError(f"seed is {seed!r}, must be an integer")
+    seed = int(seed)
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed is {seed}, must be in [0, 2**64)")
 
@@ -94,7 +101,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor, angular: bool = True) -> torch.Tens
             zeros or has a NaN, named by its index (looked at on the CPU).
     """
     for name, x in (("a", a), ("b", b)):
-        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        if not isinstance(x, torch.Tensor) or x.dtype not in _FLOATS:
             raise TypeError(
                 f"{name} is {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}, must be a floating-point tensor"
             )
@@ -118,7 +125,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor, angular: bool = True) -> torch.Tens
         return reference.cosine(a, b, angular).to(dtype)
     if a.dtype == torch.bfloat16:
         a, b = a.float(), b.float()
-    a, b = a.contiguous(), b.contiguous()
+    a, b = a.resolve_neg().contiguous(), b.resolve_neg().contiguous()
     result = torch.empty(len(a), dtype=dtype)
     backends.call(
         native.bridge_Cosines, a.element_size(), *a.shape, result.data_ptr(), a.data_ptr(), b.data_ptr(), angular
@@ -171,8 +178,8 @@ def _of_ids(
     plain: Callable[..., float],
 ) -> torch.Tensor:
     """A number a pair of rows, by a function of the bridge or by its plain twin."""
-    if pad_token_id is not None and pad_token_id < 0:
-        raise ValueError(f"pad_token_id is {pad_token_id}, must be at least 0")
+    if pad_token_id is not None:
+        pad_token_id = check_pad(pad_token_id)
     _check_ids("chosen_ids", chosen_ids)
     _check_ids("rejected_ids", rejected_ids)
     n = len(chosen_ids)
@@ -201,13 +208,20 @@ def _check_ids(name: str, ids: Ids) -> None:
 
 
 def _rows(name: str, ids: Ids) -> Sequence[Sequence[int]]:
-    """The rows as lists; a TypeError names the first that holds no integers."""
+    """The rows as integers; an error names the first that has something else."""
     if isinstance(ids, torch.Tensor):
         return ids.tolist()
+    rows = []
     for i, row in enumerate(ids):
-        if not isinstance(row, Sequence) or not all(isinstance(x, int) for x in row):
-            raise TypeError(f"{name}[{i}] is no sequence of integers")
-    return ids
+        try:
+            if not hasattr(row, "__getitem__") or isinstance(row, (dict, str, bytes)):
+                raise TypeError(f"it is a {type(row).__name__}")
+            rows.append(array("q", row))
+        except TypeError as error:
+            raise TypeError(f"{name}[{i}] is no sequence of integers: {error}") from None
+        except OverflowError:
+            raise ValueError(f"{name}[{i}] has an id that is not in [-2**63, 2**63)") from None
+    return rows
 
 
 class _Ragged:
@@ -224,8 +238,10 @@ class _Ragged:
             rows, width = ids.shape
             return cls(ids.detach().to("cpu", torch.int64).flatten(), torch.arange(rows + 1) * width)
         try:
+            if not all(hasattr(row, "__getitem__") for row in ids):
+                raise TypeError("not sequences")
             values = array("q", chain.from_iterable(ids))
-        except TypeError:
+        except (TypeError, OverflowError):
             _rows(name, ids)
             raise
         return cls(values, array("q", accumulate(map(len, ids), initial=0)))

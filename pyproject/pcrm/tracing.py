@@ -48,6 +48,8 @@ class Trace:
         self.folder, self.every = Path(folder), every
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.calls: int | None = None
+        self.outer = current  # goes on when this one stops
+        self.noted: Any = None  # the delta that prior and constraint made
         self.prior: torch.Tensor | None = None
         self.constraint: Constraint | None = None
 
@@ -61,7 +63,13 @@ class Trace:
         """Write nothing more."""
         global current
         if current is self:
-            current = None
+            current = self.outer
+
+    def confirm(self, delta: Any) -> None:
+        """Forget what was noted, unless it was for this delta: its own call never came."""
+        if self.noted is not delta:
+            self.prior = self.constraint = None
+        self.noted = None
 
     def wants(self) -> bool:
         """Whether the call that is about to be made is to be recorded: asked once a call."""
@@ -103,7 +111,8 @@ class Trace:
             )
         if self.prior is not None:
             exact = self.prior.dtype in (torch.float32, torch.float64)
-            tensors = tensors | {"prior": self.prior if exact else self.prior.float()}
+            prior = self.prior if exact else self.prior.float()
+            tensors = tensors | {"prior": prior.expand_as(tensors["delta"])}
         self.prior = self.constraint = None
         # Each a copy of its own: safetensors refuses shared memory.
         columns = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items()}
@@ -131,21 +140,23 @@ def trace(folder: str | os.PathLike[str], every: int = 1) -> Trace:
         The trace, to be stopped by `stop` or as a context manager.
 
     Raises:
-        ValueError: every is less than 1.
+        TypeError, ValueError: every is no integer, or less than 1.
         ImportError: there is no safetensors: pip install 'pcrm[trace]'.
         OSError: the folder cannot be made; later, from the loss, a file cannot be written.
     """
     global current
+    if isinstance(every, bool) or not isinstance(every, int):
+        raise TypeError(f"every is {every!r}, must be an integer")
     if every < 1:
         raise ValueError(f"every is {every}, must be at least 1")
     current = Trace(folder, every)
     return current
 
 
-def note(prior: torch.Tensor | None, constraint: Constraint) -> None:
-    """What made the delta of the next call."""
+def note(prior: torch.Tensor | None, constraint: Constraint, delta: torch.Tensor | float) -> None:
+    """What made the delta that a loss is about to be called with."""
     if current is not None:
-        current.prior, current.constraint = prior, constraint
+        current.prior, current.constraint, current.noted = None if constraint.is_fixed else prior, constraint, delta
 
 
 def _rank() -> int:

@@ -201,7 +201,7 @@ class PCRMRewardTrainer(RewardTrainer):
         prior = inputs.pop("prior")  # whatever stays reaches model(**inputs)
         margin = inputs.get("margin")
         delta = self.constraint.delta(prior)
-        tracing.note(prior, self.constraint)
+        tracing.note(prior, self.constraint, delta)
         # TRL's own pass for its metrics; its loss is not used and costs no second forward.
         _, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         rewards: torch.Tensor = outputs.logits.squeeze(-1)  # pyright: ignore[reportAttributeAccessIssue]

@@ -39,6 +39,14 @@ class Settings:
     max_length: int = 256
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("pairs", "held_out", "batch_size", "max_length", "epochs", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}, must be greater than 0 and finite")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}, must be in [0, 2**32)")
+
 
 def run(settings: Settings, out: Path) -> dict[str, Any]:
     """Train plain, constrained and preset models, print the table, write the picture.
