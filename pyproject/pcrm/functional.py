@@ -461,9 +461,9 @@ class _Loss(torch.autograd.Function):
         if tracing.current is not None and tracing.current.wants():
             _record(form, "go", chosen, rejected, arguments, results)
         loss, by_chosen, by_rejected, *more = results
-        # Not save_for_backward: that is for tensors somebody else may change or want.
-        ctx.gradients, ctx.dtype = (by_chosen, by_rejected), chosen.dtype
-        ctx.save_for_backward(chosen, rejected)  # for _Twice
+        # Not save_for_backward, which is slower: nobody else holds the gradients, and of the
+        # scores only what they depend on is wanted, for _Twice.
+        ctx.gradients, ctx.dtype, ctx.scores = (by_chosen, by_rejected), chosen.dtype, (chosen, rejected)
         if not more:
             return loss
         ctx.mark_non_differentiable(*more)
@@ -489,7 +489,7 @@ class _Loss(torch.autograd.Function):
             if ctx.dtype is not chosen.dtype:
                 chosen, rejected = chosen.to(ctx.dtype), rejected.to(ctx.dtype)
         if torch.is_grad_enabled():  # create_graph=True: whoever differentiates again gets a clear error
-            chosen, rejected = _Twice.apply(chosen.detach(), rejected.detach(), grad_loss, *ctx.saved_tensors)
+            chosen, rejected = _Twice.apply(chosen.detach(), rejected.detach(), grad_loss, *ctx.scores)
         return chosen, rejected, None, None, None
 
 
