@@ -395,7 +395,7 @@ def _evaluate(form: _Form, chosen: Tensor, rejected: Tensor, arguments: tuple[An
         if not transformed:
             _check_delta(arguments[form.arguments.index("delta")])
         loss, *more = form.plain(chosen, rejected, *arguments)
-        if gradient and tracing.current is not None and tracing.current.wants():
+        if gradient and not transformed and tracing.current is not None and tracing.current.wants():
             results = _plain_with_gradient(form, chosen, rejected, arguments)
             _record(form, "torch", chosen, rejected, arguments, (loss, *results[1:]))
     elif gradient:
