@@ -12,12 +12,14 @@
 //     FAKECUDA_DEVICES     how many devices there are; 2 unless set
 //     FAKECUDA_CAPABILITY  of the devices; 90 unless set
 //
+// Build it without _FORTIFY_SOURCE, whose longjmp takes a jump to another stack for an attack.
 // FAKECUDA_NO_LAUNCH, defined, leaves out cuLaunchKernel, as a very old library might.
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <setjmp.h>
 #include <ucontext.h>
 #include <vector>
 
@@ -28,14 +30,20 @@ struct index3 {
 };
 index3 threadIdx, blockIdx, blockDim, gridDim;
 
-ucontext_t scheduler;
-std::vector<ucontext_t> fibers;
-std::vector<bool> done;
-double exchanged[1024];
+// A thread of a block: a stack of its own, and where it stopped. Blocks use the same ones
+// again, and jumps spare the system calls of swapcontext.
+struct fiber {
+    jmp_buf at;
+    bool started, done;
+};
+constexpr unsigned most_threads = 1024;
+fiber fibers[most_threads];
+jmp_buf scheduler;
+double exchanged[most_threads];
 
 void barrier() {
     const unsigned self = threadIdx.x;
-    swapcontext(&fibers[self], &scheduler);
+    if (_setjmp(fibers[self].at) == 0) _longjmp(scheduler, 1);
     threadIdx.x = self;
 }
 
@@ -63,34 +71,41 @@ void atomicMin(int *at, int x) {
 
 namespace {
 
-// What a fiber runs: makecontext passes it no pointer.
 void (*kernel_now)(void *args);
 void *args_now;
 
-void fiber() {
-    kernel_now(args_now);
-    done[threadIdx.x] = true;
+void fiber_main() {
+    for (;;) {
+        kernel_now(args_now);
+        fibers[threadIdx.x].done = true;
+        barrier();
+    }
+}
+
+void start(fiber &f) {
+    constexpr size_t size = 64 << 10;
+    ucontext_t context, unused;
+    getcontext(&context);
+    context.uc_stack.ss_sp = malloc(size);
+    context.uc_stack.ss_size = size;
+    makecontext(&context, fiber_main, 0);
+    f.started = true;
+    swapcontext(&unused, &context);
 }
 
 void run_block(unsigned threads) {
-    constexpr size_t stack = 64 << 10;
-    static std::vector<char> stacks(1024 * stack);
-    fibers.assign(threads, {});
-    done.assign(threads, false);
-    for (unsigned i = 0; i < threads; i++) {
-        getcontext(&fibers[i]);
-        fibers[i].uc_stack.ss_sp = &stacks[i * stack];
-        fibers[i].uc_stack.ss_size = stack;
-        fibers[i].uc_link = &scheduler;
-        makecontext(&fibers[i], fiber, 0);
-    }
-    for (unsigned turn = 0, left = threads; left > 0; turn++) {
-        for (unsigned i = 0; i < threads; i++) {
+    for (unsigned i = 0; i < threads; i++) fibers[i].done = false;
+    // volatile: they live across jumps.
+    for (volatile unsigned turn = 0, left = threads; left > 0; turn = turn + 1) {
+        for (volatile unsigned i = 0; i < threads; i = i + 1) {
             // In the opposite order every other turn: what depends on it is a race.
             threadIdx.x = turn % 2 ? threads - 1 - i : i;
-            const unsigned self = threadIdx.x;
-            swapcontext(&scheduler, &fibers[self]);
-            left -= done[self];
+            fiber *volatile now = &fibers[threadIdx.x];
+            if (_setjmp(scheduler) == 0) {
+                if (now->started) _longjmp(now->at, 1);
+                start(*now);
+            }
+            left = left - now->done;
         }
         if (left != 0 && left != threads) {
             fprintf(stderr, "fakecuda: only some threads of a block came to a barrier\n");
@@ -226,7 +241,10 @@ int cuModuleGetFunction(void **function, void *, const char *name) {
     return 500;
 }
 
-#ifndef FAKECUDA_NO_LAUNCH
+#ifdef FAKECUDA_NO_LAUNCH
+#define cuLaunchKernel another_name
+#endif
+
 int cuLaunchKernel(void *function, unsigned blocks, unsigned, unsigned, unsigned threads, unsigned, unsigned, unsigned,
                    void *stream, void **parameters, void **) {
     const std::lock_guard<std::mutex> lock(device);
@@ -245,5 +263,4 @@ int cuLaunchKernel(void *function, unsigned blocks, unsigned, unsigned, unsigned
     }
     return 0;
 }
-#endif
 }
