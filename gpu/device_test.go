@@ -90,6 +90,11 @@ func device(t testing.TB, index int) *Device {
 	d, err := Open(index)
 	require.NoError(t, err)
 	kept = nil
+	// Go runs a test anew when a file that it looked at has changed.
+	for _, source := range []string{"kernels.cu", "kernels.h", "pcrm_math.h", "testdata/fakecuda/fakecuda.cpp"} {
+		_, err := os.Stat(source)
+		require.NoError(t, err)
+	}
 	return d
 }
 
@@ -488,6 +493,28 @@ func testToken[F pcrm.Float](t *testing.T) {
 			for i := range gradChosen {
 				assert.InDelta(t, got.gradChosen[i]/float64(rows), mean.gradChosen[i], 4*eps/float64(rows), "shape %v, element %d", shape, i)
 			}
+		}
+	}
+}
+
+// The ends of the two responses lie far apart, and neither has a pad after it.
+func TestFarEnds(t *testing.T) {
+	d := device(t, 0)
+	const width = 9000
+	for _, swap := range []bool{false, true} {
+		ids, otherIDs := slices.Repeat([]int64{1}, width), slices.Repeat([]int64{1}, width)
+		ids[5], ids[10], otherIDs[width-20] = 2, 0, 0
+		if swap {
+			ids, otherIDs = otherIDs, ids
+		}
+		scores, delta := make([]float64, width), []float64{4.5}
+		got := run[float64](t, 1, width, pcrm.Mean, func(b Batch, _, _ uintptr) error {
+			b.Chosen, b.Rejected, b.Delta = Strided{addressOf(scores), width}, Strided{addressOf(scores), width}, strided(delta)
+			return d.TokenLoss(0, Float64, b, Tokens{Width: width, ChosenStep: 1, RejectedStep: 1,
+				ChosenIDs: IDs{addressOf(ids), 8, width, 1}, RejectedIDs: IDs{addressOf(otherIDs), 8, width, 1}})
+		})
+		for i, g := range got.gradChosen {
+			require.Equal(t, i >= 5 && i < width-20, g != 0, "position %d", i)
 		}
 	}
 }
