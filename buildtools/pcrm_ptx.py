@@ -73,7 +73,9 @@ def main(argv: list[str]) -> int:
     if found == ptx:
         return 0
     sys.stdout.writelines(
-        list(difflib.unified_diff(found.splitlines(True), ptx.splitlines(True), str(target), "kernels.cu compiled"))[:40]
+        list(difflib.unified_diff(found.splitlines(True), ptx.splitlines(True), str(target), "kernels.cu compiled"))[
+            :40
+        ]
     )
     print("gpu/kernels.ptx is not what gpu/kernels.cu compiles to: run make ptx", file=sys.stderr)
     return 1
