@@ -2,7 +2,8 @@
 
 The forward pass computes the loss and its gradient in one go, and the backward pass only
 scales that gradient by the one that comes in. Which code computes is `pcrm.backends`'
-matter; the results agree to rounding. Where torch has to look into the computation
+matter; the results agree to rounding. On a CUDA device all is queued on the current stream,
+where a CUDA graph may capture it (after one call outside, which loads the kernels). Where torch has to look into the computation
 (torch.func's transforms, forward-mode differentiation, torch.jit.trace), torch computes.
 """
 
@@ -76,8 +77,8 @@ def pcrm_loss(
     Raises:
         TypeError: scores or delta are no floating-point tensors, or the dtypes differ.
         ValueError: another shape than (B,) or different shapes or devices, an empty batch,
-            a delta that is not greater than 0 (named by its index; looked at on the CPU, as
-            elsewhere it would stall the device) or that requires a gradient, an option out
+            a delta that is not greater than 0 (a tensor's is named by its index, and looked
+            at on the CPU, as elsewhere it would stall the device) or that requires a gradient, an option out
             of its range, with `check_finite` a score that is not finite (named by its index).
     """
     _check_alike(_REWARDS, (chosen_rewards, rejected_rewards), 1)
@@ -858,6 +859,8 @@ def _delta_of(delta: Tensor | float, scores: Tensor, name: str = "chosen_rewards
         if not isinstance(delta, Real):
             raise TypeError(f"delta is a {type(delta).__name__}, must be a torch.Tensor or a float")
         delta = float(delta)
+        if not delta > 0:
+            raise ValueError(f"delta is {delta:g}, must be greater than 0")
         if torch.finfo(dtype).max < delta < math.inf:
             raise ValueError(
                 f"delta is {delta:g}, must be inf or at most {torch.finfo(dtype).max:g}, the greatest {dtype}"
