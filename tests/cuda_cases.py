@@ -229,3 +229,12 @@ def test_threads(fake_device):
     want = compute(0)
     with ThreadPoolExecutor(4) as pool:
         assert all(result == want for result in pool.map(compute, range(40)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_doctor(fake_device, log, dtype):
+    """What `pcrm doctor` does on each device."""
+    from pcrm.commands.doctor import compare
+
+    assert compare(torch.device("cpu"), dtype) is None
+    assert len(launches(log())) == 4, "forward and backward, with and without smoothing"

@@ -69,7 +69,7 @@ def set_backend(name: str) -> None:
     _checked(name, "backend")
     if name == "go" and _load() is None:
         raise RuntimeError(f"backend 'go' is not available: {_unavailable}")
-    if name == "cuda" and (reason := _no_cuda()) is not None:
+    if name == "cuda" and (reason := cuda_unavailable()) is not None:
         raise RuntimeError(f"backend 'cuda' is not available: {reason}")
     _backend = name
 
@@ -228,8 +228,8 @@ def has_kernels_for(tensor: torch.Tensor) -> bool:
     return _backend != "torch" and (tensor.is_cpu or (tensor.is_cuda and torch.version.hip is None))
 
 
-def _no_cuda() -> str | None:
-    """Why there is no CUDA device, or None."""
+def cuda_unavailable() -> str | None:
+    """Why there is no CUDA device that could compute, or None. Initializes CUDA's driver."""
     if torch.version.hip is not None:
         return "this torch is built for ROCm"
     try:

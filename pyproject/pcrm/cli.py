@@ -9,6 +9,7 @@ import sys
 _COMMANDS = {
     "demo": ("see what the constraint does, in a few minutes", "demo"),
     "verify": ("recompute what a trace recorded", None),
+    "doctor": ("what this machine computes with, and whether it computes right", None),
 }
 
 # Their errors may come from deep inside a training run: these keep their tracebacks.
