@@ -48,6 +48,10 @@ $(NVRTC): buildtools/pcrm_ptx.py $(BIN)/python
 	$(BIN)/pip install --quiet --no-deps --target $@ $$($(PYTHON) buildtools/pcrm_ptx.py package)
 	@touch $@
 
+# On a machine with an NVIDIA GPU. Without network: PYTHON has torch and pcrm's wheel, and there is no .venv.
+gpu-check:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu_check.py
+
 test-python: $(VENV)/test
 	$(BIN)/python -m pytest
 

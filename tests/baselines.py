@@ -43,3 +43,11 @@ def loop_tokens(
         margin = chosen[i, start:end] - rejected[i, start:end]
         loss = loss + (-logsigmoid(margin) - logsigmoid(delta[i] - margin)).mean()
     return loss / len(chosen)
+
+
+def eager_dpo(
+    chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, delta: Tensor, beta: float
+) -> Tensor:
+    """The DPO form as one would write it."""
+    z = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))
+    return (-logsigmoid(z) - logsigmoid(delta - z)).mean()

@@ -43,7 +43,10 @@ def fake_device(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0x5EAF))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(pcrm.backends, "loss_for", lambda name, tensor: pcrm.backends._device(0))
+    backends = pcrm.backends
+    monkeypatch.setattr(
+        backends, "loss_for", lambda *_: backends.native() if backends.get_backend() == "go" else backends._device(0)
+    )
 
 
 @pytest.fixture(scope="session")

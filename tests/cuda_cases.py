@@ -1,16 +1,18 @@
 """The CUDA path on a fake driver: run by test_cuda.py, in a process that has one."""
 
+import importlib.util
 import os
 import warnings
 
 import pytest
 import torch
+from conftest import ROOT
 from pcrm.functional import pcrm_dpo_loss, pcrm_loss, pcrm_token_loss
 from test_forms import logps, tokens
 from test_functional import batch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pcrm import backends
+from pcrm import backends, functional
 
 
 @pytest.fixture
@@ -238,3 +240,55 @@ def test_doctor(fake_device, log, dtype):
 
     assert compare(torch.device("cpu"), dtype) is None
     assert len(launches(log())) == 4, "forward and backward, with and without smoothing"
+
+
+@pytest.fixture(scope="module")
+def gpu_check():
+    """benchmarks/gpu_check.py, which must work the first time that it meets a GPU."""
+    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "benchmarks" / "gpu_check.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_checks_for_a_gpu(fake_device, gpu_check):
+    """Those that a CPU can run, and the loads that the sanitizer sees."""
+    results = gpu_check.run(gpu_check.ANYWHERE, torch.device("cpu"))
+    assert [r.status for r in results] == ["ok"] * 6, results
+
+
+def test_checks_notice(fake_device, gpu_check, monkeypatch):
+    def off(*arguments, right=functional._PAIR.cuda):
+        loss, *gradients = right(*arguments)
+        return loss * 1.01, *gradients
+
+    monkeypatch.setattr(functional, "_PAIR", functional._PAIR._replace(cuda=off))
+    results = gpu_check.run(gpu_check.ANYWHERE, torch.device("cpu"))
+    statuses = {r.name: r.status for r in results}
+    assert [statuses[name] for name in ("golden vectors", "against go", "gradcheck", "traced")] == ["FAILED"] * 4
+
+
+def test_page_of_results(gpu_check, tmp_path):
+    times = {"8 pairs": {"pcrm": [1.0, 2.0, 3.0], "eager": [4.0, 8.0, 12.0], "liger": [2.0, 4.0, 6.0]}}
+    results = [gpu_check.Result("streams", "ok", "a | b")]
+    gpu_check.write(tmp_path, "a GPU", results, times, {"1 x 2 tokens": (70.0, 100.0, 0.7)})
+    page = (tmp_path / "gpu-results.md").read_text()
+    assert "| streams | ok | a / b |" in page and "| 8 pairs | 0.25 |  | 0.50 | 2.0 |" in page
+    assert "| 1 x 2 tokens | 70 | 100 | 0.70 |" in page
+    assert len((tmp_path / "gpu-results.csv").read_text().splitlines()) == 4
+
+
+def test_benchmark_runs(fake_device, gpu_check):
+    """On the CPU, where its figures mean nothing."""
+    cpu = torch.device("cpu")
+    for size, make in (
+        ("pairs", lambda: gpu_check.pairs(8)),
+        ("tokens", lambda: gpu_check.tokens(2, 12)),
+        ("dpo", lambda: gpu_check.dpos(8)),
+    ):
+        with cpu:
+            contenders = make()
+        assert {"pcrm", "eager", "compiled"} <= set(contenders) <= {"pcrm", "eager", "compiled", "liger"}
+        del contenders["compiled"]  # takes seconds
+        times = gpu_check.latencies(cpu, {size: lambda c=contenders: c}, 2, 1e-4)[size]
+        assert all(len(values) == 2 and min(values) > 0 for values in times.values())

@@ -620,8 +620,7 @@ class _Loss(torch.autograd.Function):
         loss, by_chosen, by_rejected, *more = results
         # Not save_for_backward, which is slower: nobody else holds the gradients, and of the
         # scores only what they depend on is wanted, for _Twice.
-        ctx.gradients, ctx.dtype, ctx.scores = (by_chosen, by_rejected), chosen.dtype, (chosen, rejected)
-        ctx.device = device
+        ctx.results, ctx.dtype, ctx.scores = (by_chosen, by_rejected, device), chosen.dtype, (chosen, rejected)
         if not more:
             return loss
         ctx.mark_non_differentiable(*more)
@@ -629,21 +628,21 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if ctx.gradients is None:
+        if ctx.results is None:
             raise RuntimeError(
                 "a pcrm loss was differentiated a second time: its gradient is gone, as the first time was "
                 "without retain_graph=True"
             )
-        chosen, rejected = ctx.gradients
+        chosen, rejected, device = ctx.results
         kept = _graph_is_kept()
         # is_grads_batched=True sends several gradients at once, which do not fit in place.
         batched = torch._C._functorch.is_legacy_batchedtensor(grad_loss)  # pyright: ignore[reportAttributeAccessIssue]
         if not kept and not batched:
-            ctx.gradients = None  # nobody comes after us: they can be given away, and scaled in place
-        if batched or (kept and ctx.device is None):
+            ctx.results = None  # nobody comes after us: they can be given away, and scaled in place
+        if batched or (kept and device is None):
             chosen, rejected = _scaled(chosen, grad_loss, ctx.dtype), _scaled(rejected, grad_loss, ctx.dtype)
-        elif ctx.device is not None:
-            chosen, rejected = _cuda_scaled(ctx.device, (chosen, rejected), grad_loss, ctx.dtype, in_place=not kept)
+        elif device is not None:
+            chosen, rejected = _cuda_scaled(device, (chosen, rejected), grad_loss, ctx.dtype, in_place=not kept)
         else:
             if grad_loss.dim() or grad_loss.item() != 1:  # on the CPU a look costs nothing
                 grad_loss = _aligned(grad_loss, chosen)
