@@ -34,7 +34,7 @@ def pytest_again(environment, *arguments):
         text=True,
         cwd=ROOT,
         env=os.environ | environment,
-        timeout=280,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
