@@ -3,7 +3,7 @@
 import functools
 import math
 
-import pcrm.trl
+import pcrm.trl.reward
 import pytest
 import torch
 from datasets import Dataset
@@ -85,7 +85,7 @@ UNCONSTRAINED = {"pcrm_prior": "fixed", "pcrm_delta": math.inf}
 def test_infinite_delta_is_the_stock_trainer(train, plain, monkeypatch, options):
     calls = []
     monkeypatch.setattr(
-        pcrm.trl,
+        pcrm.trl.reward,
         "pcrm_loss",
         lambda *a, **k: calls.append(pcrm.backends.native()) or pcrm.functional.pcrm_loss(*a, **k),
     )
@@ -95,7 +95,7 @@ def test_infinite_delta_is_the_stock_trainer(train, plain, monkeypatch, options)
     assert len(calls) == 10 * options.get("gradient_accumulation_steps", 1) and None not in calls, "our loss, by Go"
     # The metrics that TRL logs are the same, step by step, the loss among them.
     for a, b in zip(ours.state.log_history[:10], stock.state.log_history[:10], strict=True):
-        assert set(a) - set(b) == {"pcrm/delta", "pcrm/violation"}
+        assert set(a) - set(b) == {"pcrm/violation"}
         for key in b:
             assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-6), key
     # And it is not that nothing would move it: a finite delta trains something else.
@@ -227,11 +227,11 @@ def test_model_card_names_the_paper(train, plain, tmp_path):
 @pytest.mark.parametrize(
     ("message", "fields"),
     [
-        ("pcrm_prior is 'cosinus', must be one of length_ratio, fixed, column", {"pcrm_prior": "cosinus"}),
+        ("pcrm_prior is 'cosinus', must be one of length_ratio, cosine, lexical, fixed, random, column", {"pcrm_prior": "cosinus"}),
         ("preset is 'alpaca', must be one of alpaca/cosine", {"pcrm_preset": "alpaca"}),
         ("delta is -10.01 at similarity 1", {"pcrm_beta1": 10.0, "pcrm_beta3": -20.0}),
         ("pcrm_delta is 5.0, which pcrm_prior='length_ratio' does not use", {"pcrm_delta": 5.0}),
-        ("pcrm_beta1 is set, which pcrm_prior='fixed' does not use", {"pcrm_prior": "fixed", "pcrm_beta1": 1.0}),
+        ("pcrm_beta1 is 1.0, which pcrm_prior='fixed' does not use", {"pcrm_prior": "fixed", "pcrm_beta1": 1.0}),
         ("pcrm_delta is missing", {"pcrm_prior": "fixed"}),
         ("delta is -1.0, must be greater than 0", {"pcrm_prior": "fixed", "pcrm_delta": -1.0}),
         (

@@ -1,0 +1,98 @@
+"""The trainers behind TRL's own names, for scripts that stay as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import trl
+import trl.trainer
+
+from .configs import PCRMArguments, PCRMDPOConfig, PCRMRewardConfig
+from .dpo import PCRMDPOTrainer
+from .reward import PCRMRewardTrainer
+
+
+def _given(config: Any) -> list[str]:
+    """The names of the fields of the constraint that are not as they are by default."""
+    return [
+        f.name
+        for f in dataclasses.fields(config)
+        if f.name.startswith("pcrm_") and getattr(config, f.name) != f.default
+    ]
+
+
+@dataclass
+class _EnabledRewardConfig(PCRMRewardConfig):
+    __doc__ = PCRMRewardConfig.__doc__
+
+    # None, so that the default prior can be asked for.
+    pcrm_prior: str | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None, metadata=dict(PCRMArguments.__dataclass_fields__["pcrm_prior"].metadata)
+    )
+
+    @property
+    def pcrm_enabled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return bool(_given(self))
+
+
+@dataclass
+class _EnabledDPOConfig(PCRMDPOConfig):
+    __doc__ = PCRMDPOConfig.__doc__
+
+    pcrm_prior: str | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None, metadata=dict(PCRMArguments.__dataclass_fields__["pcrm_prior"].metadata)
+    )
+    loss_type: list[str] = field(
+        default_factory=lambda: ["sigmoid"],
+        metadata=dict(PCRMDPOConfig.__dataclass_fields__["loss_type"].metadata),
+    )
+
+    @property
+    def pcrm_enabled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "pcrm" in self.loss_type
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.pcrm_enabled and (given := _given(self)):
+            raise ValueError(f"{given[0]} is set, but loss_type is {self.loss_type}: add 'pcrm' to it")
+
+
+class _EnabledRewardTrainer(PCRMRewardTrainer):
+    __doc__ = PCRMRewardTrainer.__doc__
+
+    def _read(self, args: Any, config_class: type) -> None:
+        if isinstance(args, PCRMRewardConfig):
+            super()._read(args, config_class)
+        else:
+            self.constrained = False  # a RewardConfig from before `enable`
+
+
+class _EnabledDPOTrainer(PCRMDPOTrainer):
+    __doc__ = PCRMDPOTrainer.__doc__
+
+    def _read(self, args: Any, config_class: type) -> None:
+        if isinstance(args, PCRMDPOConfig):
+            super()._read(args, config_class)
+        else:
+            self.constrained = False
+
+
+def enable() -> None:
+    """Put pcrm's trainers and configurations behind TRL's names, in this process.
+
+    From then on `trl.DPOTrainer` trains with the constrained loss where its configuration says
+    `loss_type: [pcrm]`, and `trl.RewardTrainer` where its configuration sets a field `pcrm_*`.
+    Otherwise both do what they did. Call it before the script imports them by name; `pcrm run
+    script.py` does that.
+    """
+    behind = {
+        "RewardConfig": _EnabledRewardConfig,
+        "RewardTrainer": _EnabledRewardTrainer,
+        "DPOConfig": _EnabledDPOConfig,
+        "DPOTrainer": _EnabledDPOTrainer,
+    }
+    for module in (trl, trl.trainer):
+        for name, ours in behind.items():
+            setattr(module, name, ours)
