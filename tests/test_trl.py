@@ -227,7 +227,10 @@ def test_model_card_names_the_paper(train, plain, tmp_path):
 @pytest.mark.parametrize(
     ("message", "fields"),
     [
-        ("pcrm_prior is 'cosinus', must be one of length_ratio, cosine, lexical, fixed, random, column", {"pcrm_prior": "cosinus"}),
+        (
+            "pcrm_prior is 'cosinus', must be one of length_ratio, cosine, lexical, fixed, random, column",
+            {"pcrm_prior": "cosinus"},
+        ),
         ("preset is 'alpaca', must be one of alpaca/cosine", {"pcrm_preset": "alpaca"}),
         ("delta is -10.01 at similarity 1", {"pcrm_beta1": 10.0, "pcrm_beta3": -20.0}),
         ("pcrm_delta is 5.0, which pcrm_prior='length_ratio' does not use", {"pcrm_delta": 5.0}),

@@ -8,6 +8,9 @@ import sys
 # What each command is for, and the extra that it needs.
 _COMMANDS = {
     "demo": ("see what the constraint does, in a few minutes", "demo"),
+    "reward": ("train a reward model as `trl reward` does", "trl"),
+    "dpo": ("train a policy as `trl dpo` does", "trl"),
+    "run": ("run a script that uses TRL as it is", "trl"),
     "verify": ("recompute what a trace recorded", None),
 }
 
