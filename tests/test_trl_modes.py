@@ -11,7 +11,7 @@ from packaging.version import Version
 from pcrm.trl import PCRMDPOConfig, PCRMDPOTrainer, PCRMRewardConfig
 from peft import LoraConfig
 from trainers import FORMATS, build, distance, load, steps
-from trl import DPOConfig
+from trl import DPOConfig, DPOTrainer
 
 import pcrm
 
@@ -114,9 +114,9 @@ def test_evaluation_with_precomputed_reference(dpo, rows):
     held_out = FORMATS["plain"](rows[:8])
     trainer = dpo(go=False, precompute_ref_log_probs=True, eval_data=held_out)
     assert math.isfinite(trainer.evaluate()["eval_loss"])
-    assert math.isfinite(
-        trainer.evaluate(FORMATS["plain"](rows[8:16]))["eval_loss"]
-    )  # the prior is in its batches by now
+    if "evaluate" in vars(DPOTrainer):  # before trl 1.9 only prepared data can be evaluated
+        # The prior is in its batches by now, which the reference must not get.
+        assert math.isfinite(trainer.evaluate(FORMATS["plain"](rows[8:16]))["eval_loss"])
 
 
 def test_pre_tokenized(reward, rows):
