@@ -8,6 +8,7 @@ import sys
 # What each command is for, and the extra that it needs.
 _COMMANDS = {
     "demo": ("see what the constraint does, in a few minutes", "demo"),
+    "prior": ("add to preferences how alike their responses are", "data,encoders"),
     "verify": ("recompute what a trace recorded", None),
 }
 
