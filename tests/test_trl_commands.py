@@ -12,7 +12,7 @@ import pytest
 import trl
 import yaml
 from safetensors.torch import load_file
-from trainers import SETTINGS
+from trainers import FORMATS, SETTINGS
 
 from pcrm import cli
 
@@ -187,9 +187,10 @@ def test_bad_arguments_end_before_anything_is_loaded(config, capsys, message, op
     assert message in capsys.readouterr().err
 
 
-def test_enabled_configurations(tmp_path):
+def test_enabled_classes(tmp_path, tiny, rows, monkeypatch):
     """What asks for nothing gets nothing, and half a request is refused."""
     from pcrm.trl import enable
+    from trl import RewardConfig
 
     enable()
     options = {"output_dir": str(tmp_path), "bf16": False}
@@ -197,6 +198,14 @@ def test_enabled_configurations(tmp_path):
     assert trl.RewardConfig(**options, pcrm_prior="length_ratio").pcrm_enabled
     assert trl.DPOConfig(**options).loss_type == ["sigmoid"]
     assert trl.DPOConfig(**options, loss_type=["pcrm", "sft"]).pcrm_enabled
+    stock = RewardConfig(**options)  # from before
+    data = FORMATS["plain"](rows[:8])
+    for args in (stock, trl.RewardConfig(**options)):  # no arguments at all ask for bfloat16 and a GPU
+        monkeypatch.chdir(tmp_path)
+        trainer = trl.RewardTrainer(str(tiny), args, train_dataset=data)
+        assert not trainer.constrained and "PriorCollator" not in type(trainer.data_collator).__name__
+    asked = trl.RewardConfig(**options, pcrm_preset="alpaca/length_ratio")
+    assert trl.RewardTrainer(str(tiny), asked, train_dataset=data).constrained
     with pytest.raises(ValueError, match=r"pcrm_beta1 is set, but loss_type is \['sigmoid'\]: add 'pcrm' to it"):
         trl.DPOConfig(**options, pcrm_beta1=1.0)
 

@@ -275,6 +275,10 @@ def test_lexical_and_cosine_are_annotated_before_training(dpo, reward, rows):
         want = pcrm.priors.lexical([r["chosen"] for r in rows], [r["rejected"] for r in rows])
         assert torch.tensor(trainer.train_dataset["prior"]).tolist() == pytest.approx(want.tolist(), rel=1e-6)
         assert trainer.data_collator([trainer.train_dataset[1]])["prior"].item() == pytest.approx(want[1].item())
+    streamed = dpo(
+        data=conversational.to_iterable_dataset(), max_steps=1, pcrm_prior="lexical", pcrm_beta1=1.0, pcrm_beta3=0.0
+    )
+    assert steps(streamed)[0]["pcrm/prior"] == pytest.approx(want[:4].mean().item(), rel=1e-6)
     with pytest.raises(ValueError, match="so pcrm_prior='cosine' needs an encoder: set pcrm_prior_model"):
         dpo(go=False, pcrm_prior="cosine")
     tokenized = Dataset.from_list([{"chosen_ids": [1, 2], "rejected_ids": [1, 3]}])
@@ -323,6 +327,8 @@ def test_toml_file(tmp_path, reward, dpo):
         PCRMRewardConfig(**fields, center_rewards_coefficient=0.5)
     with pytest.raises(ValueError, match=r"beta is 0.2, and .*pcrm.toml says 0.3"):
         PCRMDPOConfig(**fields, beta=0.2)
+    path.write_text("[constraint]\nprior = 'cosine'\n")
+    assert PCRMRewardConfig(**fields, pcrm_prior_model="encoder").pcrm_settings().prior == "cosine"
     path.write_text("[constraint]\nbeta9 = 1\n")
     with pytest.raises(ValueError, match=r"pcrm.toml:2: constraint.beta9 is not a key"):
         PCRMRewardConfig(**fields)

@@ -72,17 +72,23 @@ def prior_tensor(column: list[Any]) -> torch.Tensor:
 class Constrained:
     """A mixin before a trainer of TRL."""
 
+    config_class: type[PCRMArguments]
+    _name: str
     settings: Config
-    constrained: bool  # whether the loss is ours: not in a trainer that `enable` put behind TRL's name
+    constrained: bool  # whether the loss is ours: not in every trainer that `enable` put behind TRL's name
 
-    def _read(self, args: Any, config_class: type) -> None:
-        if not isinstance(args, config_class):
-            raise TypeError(f"args is a {type(args).__name__}, must be a {config_class.__name__}")
-        assert isinstance(args, PCRMArguments)
+    def _read(self, args: Any, model: Any) -> Any:
+        """The arguments, made where there are none, and what they say about the constraint."""
+        if args is None:
+            name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+            args = self.config_class(f"{name.split('/')[-1]}-{self._name}")  # pyright: ignore[reportArgumentType]
+        if not isinstance(args, self.config_class):
+            raise TypeError(f"args is a {type(args).__name__}, must be a {self.config_class.__name__}")
         self.constrained = args.pcrm_enabled
         if self.constrained:
             self.settings = args.pcrm_settings()
             self.constraint = self.settings.constraint
+        return args
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         if self.constrained:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import trl
-from trl import DPOConfig, DPOTrainer
+from trl import DPOTrainer
 
 from ..functional import pcrm_loss
 from ..losses import delta_of
@@ -45,13 +45,11 @@ class PCRMDPOTrainer(Constrained, DPOTrainer):
 
     _tag_names = ["trl", "dpo", "pcrm"]  # noqa: RUF012  (TRL's own form)
     _name = "PCRM-DPO"
+    config_class = PCRMDPOConfig
     _paper = PAPER
 
-    def __init__(
-        self, model: Any, ref_model: Any = None, args: DPOConfig | None = None, *rest: Any, **kwargs: Any
-    ) -> None:
-        args = PCRMDPOConfig() if args is None else args
-        self._read(args, PCRMDPOConfig)
+    def __init__(self, model: Any, ref_model: Any = None, args: Any = None, *rest: Any, **kwargs: Any) -> None:
+        args = self._read(args, model)
         if not self.constrained:
             super().__init__(model, ref_model, args, *rest, **kwargs)
             return
@@ -68,7 +66,7 @@ class PCRMDPOTrainer(Constrained, DPOTrainer):
         finally:
             args.loss_type, args.loss_weights = names, given
         if getattr(self, "_is_vision_dataset", False):  # TRL prepares none of these
-            self._check_vision(kwargs.get("train_dataset"))
+            self._check_vision(self.train_dataset)
         self.data_collator = PriorCollator(self.data_collator, self.settings)
         self._checked = False
 

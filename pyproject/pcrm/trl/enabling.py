@@ -12,6 +12,7 @@ from typing import Any, Literal
 import trl
 import trl.trainer
 
+from .common import Constrained
 from .configs import PCRMArguments, PCRMDPOConfig, PCRMRewardConfig
 from .dpo import PCRMDPOTrainer
 from .reward import PCRMRewardTrainer
@@ -62,24 +63,22 @@ class _EnabledDPOConfig(PCRMDPOConfig):
             raise ValueError(f"{given[0]} is set, but loss_type is {self.loss_type}: add 'pcrm' to it")
 
 
-class _EnabledRewardTrainer(PCRMRewardTrainer):
+class _Enabled(Constrained):
+    def _read(self, args: Any, model: Any) -> Any:
+        if args is None or isinstance(args, self.config_class):
+            return super()._read(args, model)
+        self.constrained = False  # TRL's own, from before `enable`
+        return args
+
+
+class _EnabledRewardTrainer(_Enabled, PCRMRewardTrainer):
     __doc__ = PCRMRewardTrainer.__doc__
-
-    def _read(self, args: Any, config_class: type) -> None:
-        if isinstance(args, PCRMRewardConfig):
-            super()._read(args, config_class)
-        else:
-            self.constrained = False  # a RewardConfig from before `enable`
+    config_class = _EnabledRewardConfig
 
 
-class _EnabledDPOTrainer(PCRMDPOTrainer):
+class _EnabledDPOTrainer(_Enabled, PCRMDPOTrainer):
     __doc__ = PCRMDPOTrainer.__doc__
-
-    def _read(self, args: Any, config_class: type) -> None:
-        if isinstance(args, PCRMDPOConfig):
-            super()._read(args, config_class)
-        else:
-            self.constrained = False
+    config_class = _EnabledDPOConfig
 
 
 class _Parser(trl.TrlParser):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from trl import RewardConfig, RewardTrainer
+from trl import RewardTrainer
 
 from ..functional import pcrm_loss, pcrm_token_loss
 from ..losses import delta_of
@@ -36,15 +36,15 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
 
     _tag_names = ["trl", "reward-trainer", "pcrm"]  # noqa: RUF012  (TRL's own form)
     _name = "PCRM"
+    config_class = PCRMRewardConfig
     _paper = PAPER
 
-    def __init__(self, model: Any, args: RewardConfig | None = None, *rest: Any, **kwargs: Any) -> None:
-        args = PCRMRewardConfig() if args is None else args
-        self._read(args, PCRMRewardConfig)
+    def __init__(self, model: Any, args: Any = None, *rest: Any, **kwargs: Any) -> None:
+        args = self._read(args, model)
         super().__init__(model, args, *rest, **kwargs)
         if not self.constrained:
             return
-        self._center = args.center_rewards_coefficient or 0.0
+        self._center: float = args.center_rewards_coefficient or 0.0
         if self.settings.form == "token":
             self._check_token_form()
         self.data_collator = PriorCollator(self.data_collator, self.settings)
