@@ -1,8 +1,10 @@
 """The length ratio, from lists and tensors, on both backends."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pcrm.priors import length_ratio
@@ -74,6 +76,48 @@ def test_rows_of_arrays(backend):
     assert torch.equal(
         length_ratio(rows, rows[::-1]), length_ratio([[1, 2, 3], [1, 2], [1, 2]], [[1, 2], [1, 2], [1, 2, 3]])
     )
+
+
+@given(st.lists(st.tuples(ids, ids), max_size=6), st.sampled_from([None, 0]), st.integers(0, 6))
+@settings(max_examples=100, deadline=None)
+def test_arrow_columns_are_the_lists_that_they_hold(pairs, pad, cut):
+    chosen, rejected = ([list(p[k]) for p in pairs] for k in (0, 1))
+    for name in ("go", "torch"):
+        with pcrm.backends.use_backend(name):
+            want = length_ratio(chosen, rejected, pad_token_id=pad)
+            for kind in (
+                pa.list_(pa.int64()),
+                pa.list_(pa.int32()),
+                pa.large_list(pa.int64()),
+                pa.large_list(pa.uint16()),
+            ):
+                a, b = pa.array(chosen, kind), pa.array(rejected, kind)
+                assert torch.equal(length_ratio(a, b, pad_token_id=pad), want)
+                assert torch.equal(length_ratio(a, rejected, pad_token_id=pad), want)
+                parts = pa.chunked_array([a[:cut], a[cut:]])
+                assert torch.equal(length_ratio(parts, pa.chunked_array([b]), pad_token_id=pad), want)
+                assert torch.equal(length_ratio(a[cut:], b[cut:], pad_token_id=pad), want[cut:])
+
+
+def test_arrow_columns(backend):
+    square = pa.array([[1, 2, 3], [1, 2, 4]], pa.list_(pa.int32(), 3))
+    assert length_ratio(square, [[1, 2], [1, 9, 9]]).tolist() == [0, 1]
+    table = Dataset.from_dict({"chosen": [[1, 2], [3]], "rejected": [[1], [4, 5]]}).data
+    assert length_ratio(table["chosen"], table["rejected"]).tolist() == [0, 0.5]
+    assert torch.equal(
+        pcrm.priors.random_uniform(square, square, 7),
+        pcrm.priors.random_uniform(square.to_pylist(), square.to_pylist(), 7),
+    )
+    for message, column in {
+        r"rejected_ids has the Arrow type string, must be a list of integers": pa.array(["a", "b"]),
+        r"rejected_ids has the Arrow type list<item: double>, must be": pa.array([[1.5], [2.0]]),
+        r"rejected_ids\[1\] is null, must be a list of ids": pa.array([[1], None]),
+        r"rejected_ids\[1\] is no sequence of integers: it has a null": pa.array([[1], [2, None]]),
+    }.items():
+        with pytest.raises(TypeError, match=message):
+            length_ratio([[1], [2]], column)
+    with pytest.raises(ValueError, match="rejected_ids has 1 rows, chosen_ids has 2"):
+        length_ratio([[1], [2]], pa.array([[1]]))
 
 
 @given(st.lists(st.tuples(ids, ids), min_size=1, max_size=6), st.integers(0, 2**64 - 1), st.sampled_from([None, 0]))
