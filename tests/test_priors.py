@@ -1,5 +1,6 @@
 """The length ratio, from lists and tensors, on both backends."""
 
+import baselines
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -223,3 +224,40 @@ def test_lexical(backend):
         pcrm.priors.lexical(["a", "b"], ["a"])
     with pytest.raises(ValueError, match=r"chosen\[0\] is no valid Unicode"):
         pcrm.priors.lexical(["\ud800"], ["a"])
+
+
+def test_length_ratio_is_the_numpy_loop(backend):
+    rng = np.random.default_rng(0)
+    rows = [[rng.integers(0, 3, rng.integers(0, 12)) for _ in range(500)] for _ in range(2)]
+    columns = [x for side in rows for x in (np.concatenate(side), np.cumsum([0, *map(len, side)]))]
+    want = baselines.numpy_length_ratios(*columns)
+    assert np.array_equal(length_ratio(*rows).numpy(), want)
+    assert 0 < want.mean() < 1
+
+
+def test_cosine_is_three_einsums(backend):
+    a, b = np.random.default_rng(0).normal(size=(2, 50, 384)).astype(np.float32)
+    got = pcrm.priors.cosine(torch.tensor(a), torch.tensor(b), angular=False).numpy()
+    # NumPy adds 384 products up in float32: each sum errs by 384 * 2^-24 of its absolute sum.
+    np.testing.assert_allclose(got, baselines.einsum_cosine(a, b), rtol=0, atol=2 * 384 * 2**-24)
+    np.testing.assert_allclose(got, baselines.einsum_cosine(a.astype(float), b.astype(float)), rtol=0, atol=2**-24)
+
+
+def test_lexical_is_the_vectorizers_cosine(backend, rows):
+    """scikit-learn's exact counts on every pair, its hashed ones where no n-grams of a pair collide."""
+    text = pytest.importorskip("sklearn.feature_extraction.text")
+    more = ["The  TIDES\tfollow the\nmoon; über Öl \u3000 猫が好き", "a", "", " the moon pulls  the sea"]
+    chosen = [r["chosen"] for r in rows] + more
+    rejected = [r["rejected"] for r in rows] + more[::-1]
+    got = pcrm.priors.lexical(chosen, rejected).double().numpy()
+    hashing = baselines.hashing_vectorizer()
+    exact = text.TfidfVectorizer(
+        analyzer="char", ngram_range=(3, 5), preprocessor=hashing.preprocessor, use_idf=False, norm="l2"
+    ).fit(chosen + rejected)
+    # Rounding to float32, and nothing else.
+    np.testing.assert_allclose(got, baselines.vectorizer_cosine(exact, chosen, rejected), rtol=0, atol=2**-24)
+    distinct = [(v.transform(chosen) + v.transform(rejected)).getnnz(axis=1) for v in (exact, hashing)]
+    whole = distinct[0] == distinct[1]
+    assert whole.mean() > 0.3
+    hashed = baselines.vectorizer_cosine(hashing, chosen, rejected)
+    np.testing.assert_allclose(got[whole], hashed[whole], rtol=0, atol=2**-24)
