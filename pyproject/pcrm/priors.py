@@ -1,28 +1,37 @@
 """Prior similarities of two responses: numbers s in [0, 1], 1 for alike.
 
 They take token ids or texts and nothing of the model, so they can be computed once per
-data set or in the collator.
+data set or in the collator. `annotate` does it for a batch of rows in any worker.
 """
 
 from __future__ import annotations
 
+import copy
+import os
 from array import array
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import accumulate, chain, pairwise
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import backends, reference
+from . import backends, reference, rows
 from .functional import check_pad
-
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from .encoders import Encoder
+
     Column = torch.Tensor | array[int] | np.ndarray
+
+NAMES = ("length_ratio", "lexical", "cosine")
+
+_IMPORTED_IN = os.getpid()
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Ids = torch.Tensor | Sequence[Sequence[int]] | Any  # Any is an Arrow column
 
@@ -174,6 +183,174 @@ def lexical(chosen: Sequence[str], rejected: Sequence[str], *, words: bool = Fal
         native.bridge_Lexicals, len(chosen), result.data_ptr(), *columns[0].addresses, *columns[1].addresses, words
     )
     return result
+
+
+def annotate(
+    batch: Any,
+    *,
+    prior: str = "lexical",
+    model: str | os.PathLike[str] | Encoder | None = None,
+    tokenizer: Any = None,
+    with_prompt: bool = False,
+    angular: bool = True,
+    **encoder: Any,
+) -> Any:
+    """A batch of preference rows with a column `prior`, for data sets of any size.
+
+        dataset.map(partial(pcrm.priors.annotate, prior="lexical"), batched=True, num_proc=8)
+        ray_dataset.map_batches(pcrm.priors.annotate, fn_kwargs={"prior": "cosine", "model": path})
+
+    It can be pickled, loads the native library where it first runs, and reads a model or a
+    tokenizer once per process. In a forked child of a process that has used the native
+    library the same numbers are computed by Python, the lexical ones some hundred times
+    slower: spawn workers, or let the parent leave it alone.
+
+    Args:
+        batch: A mapping of columns (a dict, a batch of `datasets`, NumPy arrays as Ray gives
+            them), a pyarrow Table or a pandas DataFrame. Its columns `chosen` and `rejected`,
+            and `prompt` if it has one, are in one of TRL's formats, see `pcrm.rows`.
+        prior: "length_ratio", "lexical" or "cosine".
+        model: What embeds for the cosine: a checkpoint's folder or hub name, or an `Encoder`.
+        tokenizer: What splits texts for the length ratio: a checkpoint's folder or hub name,
+            or a tokenizer of transformers. Without one the batch has the columns `chosen_ids`
+            and `rejected_ids`.
+        with_prompt: Whether to compare prompt + response, as the authors do, and not the
+            responses alone.
+        angular: See `cosine`.
+        encoder: `pooling`, `device`, `batch_size`, `max_length` and `cache` of an `Encoder`, where
+            `model` is none.
+
+    Returns:
+        The batch, of the same kind, with the column; the batch that came in is not changed.
+        float32 in arrays and tables, floats in lists.
+
+    Raises:
+        ValueError: an unknown prior; a model or tokenizer that is missing or has nothing to do;
+            a column that is missing, or `prior`, which is there already.
+        pcrm.rows.RowError: a ValueError that names the row, from 0 in this batch, the column
+            and the value.
+        ImportError: there is no transformers: pip install 'pcrm[encoders]'.
+    """
+    is_table, is_frame = hasattr(batch, "append_column"), hasattr(batch, "assign")
+    names = list(batch.column_names if is_table else batch.columns if is_frame else batch)
+    if "prior" in names:
+        raise ValueError("the batch has a column 'prior' already: remove or rename it")
+    ids = prior == "length_ratio" and tokenizer is None
+    for name in ("chosen_ids", "rejected_ids") if ids else ("chosen", "rejected"):
+        if name not in names:
+            hint = ", or a tokenizer" if ids else ""
+            raise ValueError(
+                f"prior={prior!r} needs a column {name!r}{hint}: the columns are {', '.join(map(str, names))}"
+            )
+
+    def column(name: str) -> Any:
+        return batch[name].to_pylist() if is_table else batch[name].tolist() if is_frame else batch[name]
+
+    if ids:
+        _check_prior(prior, model, tokenizer, encoder)
+        result = length_ratio(*(_unpacked(column(name)) for name in ("chosen_ids", "rejected_ids")))
+    else:
+        chosen, rejected = column("chosen"), column("rejected")
+        if len(chosen) != len(rejected):
+            raise ValueError(f"rejected has {len(rejected)} rows, chosen has {len(chosen)}")
+        pairs = []
+        prompts = column("prompt") if "prompt" in names else [None] * len(chosen)
+        for i, row in enumerate(zip(prompts, chosen, rejected, strict=True)):
+            try:
+                pairs.append(rows.texts(*row, with_prompt=with_prompt))
+            except rows.RowError as error:
+                raise rows.RowError(error.message, i) from None
+        result = of_texts(
+            [a for a, _ in pairs],
+            [b for _, b in pairs],
+            prior=prior,
+            model=model,
+            tokenizer=tokenizer,
+            angular=angular,
+            **encoder,
+        )
+    if is_table:
+        return batch.append_column("prior", [result.numpy()])
+    if is_frame:
+        return batch.assign(prior=result.numpy())
+    first = batch[names[0]]
+    annotated = copy.copy(batch)  # of datasets' lazy batches too: what is not touched is not decoded
+    annotated["prior"] = (
+        result.numpy() if hasattr(first, "dtype") and not isinstance(first, torch.Tensor) else result.tolist()
+    )
+    return annotated
+
+
+def of_texts(
+    chosen: Sequence[str],
+    rejected: Sequence[str],
+    *,
+    prior: str = "lexical",
+    model: str | os.PathLike[str] | Encoder | None = None,
+    tokenizer: Any = None,
+    angular: bool = True,
+    **encoder: Any,
+) -> torch.Tensor:
+    """A prior of texts, by its name: what `annotate` does when it has the responses.
+
+    Args, Raises: as in `annotate`.
+
+    Returns:
+        float32, shape (B,).
+    """
+    _check_prior(prior, model, tokenizer, encoder)
+    if prior == "lexical":
+        return lexical(chosen, rejected)
+    if prior == "length_ratio":
+        if tokenizer is None:
+            raise ValueError("prior='length_ratio' needs a tokenizer to split texts")
+        if not callable(tokenizer):
+            tokenizer = _tokenizer(os.fspath(tokenizer), os.getpid())
+        split = [
+            tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+            for texts in (chosen, rejected)
+        ]
+        return length_ratio(*split)
+    if isinstance(model, (str, os.PathLike)):
+        model = _encoder(os.fspath(model), os.getpid(), **encoder)
+    assert model is not None
+    if os.getpid() != _IMPORTED_IN:
+        torch.set_num_threads(1)  # a forked child has none of the threads that torch may wait for
+    embeddings = model.embed([*chosen, *rejected])
+    return cosine(embeddings[: len(chosen)], embeddings[len(chosen) :], angular)
+
+
+def _check_prior(prior: str, model: Any, tokenizer: Any, encoder: dict[str, Any]) -> None:
+    if prior not in NAMES:
+        raise ValueError(f"prior is {prior!r}, must be one of {', '.join(NAMES)}")
+    if prior == "cosine" and model is None:
+        raise ValueError("prior='cosine' needs a model")
+    if prior != "cosine" and model is not None:
+        raise ValueError(f"prior={prior!r} has no use for a model")
+    if prior != "length_ratio" and tokenizer is not None:
+        raise ValueError(f"prior={prior!r} has no use for a tokenizer")
+    if encoder and not isinstance(model, (str, os.PathLike)):
+        raise ValueError(f"{', '.join(encoder)}: only with the path or name of a model")
+
+
+# By process: what a child inherits over a fork is not used there, such as a CUDA context.
+@lru_cache(maxsize=2)
+def _encoder(model: str, process: int, **settings: Any) -> Encoder:
+    from .encoders import Encoder
+
+    return Encoder(model, **settings)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(name: str, process: int) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name)
+
+
+def _unpacked(column: Any) -> Any:
+    """A column of ids: NumPy's arrays as what `length_ratio` takes."""
+    return column if isinstance(column, torch.Tensor) else list(column)
 
 
 def _of_ids(
