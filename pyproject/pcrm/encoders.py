@@ -140,7 +140,7 @@ class Encoder:
                 self._cache.put(missing, rows)
             known.update(zip(missing, rows, strict=True))
         if not keys:
-            return torch.empty(0, self._body.dimension)
+            return self._body.embed(["a"], 1)[:0]
         return torch.stack([known[key] for key in keys])
 
 
@@ -188,7 +188,6 @@ class _SentenceTransformer:
         self.max_length: int = self.model.max_seq_length or 0  # 0: it has no limit
         config = getattr(getattr(self.model[0], "auto_model", None), "config", None)
         self.commit: str | None = None if os.path.isdir(model) else getattr(config, "_commit_hash", None) or model
-        self.dimension = self.model.encode("").shape[0]
 
     def embed(self, texts: list[str], batch_size: int) -> torch.Tensor:
         rows: Any = self.model.encode(texts, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
@@ -213,7 +212,7 @@ class _Transformer:
             raise ValueError(f"max_length is {max_length}, {model} takes at most {limit} tokens")
         self.max_length: int = max_length or limit
         self.commit: str | None = None if os.path.isdir(model) else getattr(config, "_commit_hash", None) or model
-        self.dimension: int = config.hidden_size
+        self.dimension = config.hidden_size
 
     @torch.inference_mode()
     def embed(self, texts: list[str], batch_size: int) -> torch.Tensor:

@@ -304,18 +304,16 @@ def of_texts(
     if prior == "length_ratio":
         if tokenizer is None:
             raise ValueError("prior='length_ratio' needs a tokenizer to split texts")
-        if not callable(tokenizer):
+        if isinstance(tokenizer, (str, os.PathLike)):
             tokenizer = _tokenizer(os.fspath(tokenizer), os.getpid())
-        split = [
-            tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-            for texts in (chosen, rejected)
-        ]
-        return length_ratio(*split)
+        # Of no texts at all a tokenizer makes nothing that has ids.
+        ids = [tokenizer(list(t), add_special_tokens=False)["input_ids"] if t else [] for t in (chosen, rejected)]
+        return length_ratio(ids[0], ids[1])
+    if os.getpid() != _IMPORTED_IN:
+        torch.set_num_threads(1)  # a forked child has none of the threads that torch would wait for
     if isinstance(model, (str, os.PathLike)):
         model = _encoder(os.fspath(model), os.getpid(), **encoder)
     assert model is not None
-    if os.getpid() != _IMPORTED_IN:
-        torch.set_num_threads(1)  # a forked child has none of the threads that torch may wait for
     embeddings = model.embed([*chosen, *rejected])
     return cosine(embeddings[: len(chosen)], embeddings[len(chosen) :], angular)
 

@@ -52,21 +52,19 @@ def texts(prompt: Any, chosen: Any, rejected: Any, *, with_prompt: bool = False)
         prompt = None
         if not with_prompt:
             start = _shared(chosen, rejected)
-    if isinstance(chosen, str):
-        before = prompt if with_prompt and prompt else ""
-        pair = before + chosen[start:], before + rejected[start:]
-    else:
-        before = [_content("prompt", i, m) for i, m in enumerate(prompt)] if with_prompt and prompt else []
-        pair = tuple(
-            "\n".join(before + [_content(name, i, m) for i, m in enumerate(messages[start:], start)])
-            for name, messages in (("chosen", chosen), ("rejected", rejected))
-        )
+    pair = []
+    for name, value in (("chosen", chosen), ("rejected", rejected)):
+        if isinstance(value, str):
+            pair.append((prompt if with_prompt and prompt else "") + value[start:])
+        else:
+            before = [_content("prompt", i, m) for i, m in enumerate(prompt or [])] if with_prompt else []
+            pair.append("\n".join(before + [_content(name, i, m) for i, m in enumerate(value[start:], start)]))
     for name, text in zip(("chosen", "rejected"), pair, strict=True):
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise RowError(f"{name} is no valid Unicode: {error}") from None
-    return pair
+    return pair[0], pair[1]
 
 
 def _plain(value: Any) -> Any:
