@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from pcrm.demo.world import generate
 
 import pcrm
-from pcrm.demo.world import generate
 
 pytest.importorskip("ray.data", reason="Ray has no wheel for this Python or system")
 
