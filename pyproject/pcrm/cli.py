@@ -9,6 +9,7 @@ import sys
 _COMMANDS = {
     "demo": ("see what the constraint does, in a few minutes", "demo"),
     "fit": ("find the betas for the margins that you want on your data", "data,plot"),
+    "prior": ("add to preferences how alike their responses are", "data,encoders"),
     "verify": ("recompute what a trace recorded", None),
 }
 

@@ -38,7 +38,7 @@ def texts(prompt: Any, chosen: Any, rejected: Any, *, with_prompt: bool = False)
             not of one kind; a message that counts calls a tool or its content is no text; a
             text is no valid Unicode.
     """
-    columns = {"prompt": _plain(prompt), "chosen": _plain(chosen), "rejected": _plain(rejected)}
+    columns: dict[str, Any] = {"prompt": _plain(prompt), "chosen": _plain(chosen), "rejected": _plain(rejected)}
     for name, value in columns.items():
         if not (name == "prompt" and value is None):
             _check(name, value)
@@ -47,18 +47,16 @@ def texts(prompt: Any, chosen: Any, rejected: Any, *, with_prompt: bool = False)
         raise RowError(f"chosen is {_kind(chosen)}, rejected is {_kind(rejected)}")
     if isinstance(prompt, list) and isinstance(chosen, str):
         raise RowError("prompt is a list of messages, chosen and rejected are texts")
-    start = 0
+    start = 0  # where the responses begin in chosen and rejected
     if type(prompt) is not type(chosen):
         prompt = None
         if not with_prompt:
             start = _shared(chosen, rejected)
+    before = _contents("prompt", prompt or [], 0) if with_prompt else []
     pair = []
     for name, value in (("chosen", chosen), ("rejected", rejected)):
-        if isinstance(value, str):
-            pair.append((prompt if with_prompt and prompt else "") + value[start:])
-        else:
-            before = [_content("prompt", i, m) for i, m in enumerate(prompt or [])] if with_prompt else []
-            pair.append("\n".join(before + [_content(name, i, m) for i, m in enumerate(value[start:], start)]))
+        parts = before + _contents(name, value, start)
+        pair.append(("" if isinstance(value, str) else "\n").join(parts))
     for name, text in zip(("chosen", "rejected"), pair, strict=True):
         try:
             text.encode()
@@ -92,13 +90,19 @@ def _check(name: str, value: Any) -> None:
             raise RowError(f"{name}[{i}] is {message!r:.80}, must be a message with role and content")
 
 
-def _content(name: str, i: int, message: dict[str, Any]) -> str:
-    if (calls := _plain(message.get("tool_calls"))) is not None and len(calls):
-        raise RowError(f"{name}[{i}] calls a tool, which is no text")
-    content = _plain(message.get("content"))
-    if not isinstance(content, str):
-        raise RowError(f"{name}[{i}] has the content {content!r:.80}, must be a text")
-    return content
+def _contents(name: str, value: str | list[dict[str, Any]], start: int) -> list[str]:
+    """The texts of a column from an element on."""
+    if isinstance(value, str):
+        return [value[start:]]
+    contents = []
+    for i, message in enumerate(value[start:], start):
+        if (calls := _plain(message.get("tool_calls"))) is not None and len(calls):
+            raise RowError(f"{name}[{i}] calls a tool, which is no text")
+        content = _plain(message.get("content"))
+        if not isinstance(content, str):
+            raise RowError(f"{name}[{i}] has the content {content!r:.80}, must be a text")
+        contents.append(content)
+    return contents
 
 
 def _shared(a: Sequence[Any], b: Sequence[Any]) -> int:
