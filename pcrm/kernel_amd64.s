@@ -2549,7 +2549,7 @@ DATA expBound64<>+24(SB)/8, $0x4086280000000000
 GLOBL expBound64<>(SB), RODATA|NOPTR, $32
 
 // func firstDifferenceAVX2(a *int64, b *int64, n int) int
-// Requires: AVX, AVX2
+// Requires: AVX, AVX2, MMX+
 TEXT ·firstDifferenceAVX2(SB), NOSPLIT, $0-32
 	MOVQ a+0(FP), AX
 	MOVQ b+8(FP), CX
@@ -2558,18 +2558,20 @@ TEXT ·firstDifferenceAVX2(SB), NOSPLIT, $0-32
 	MOVQ DX, DI
 
 loop:
-	SUBQ      $0x08, DI
-	JL        single
-	VMOVDQU   (AX)(BX*8), Y0
-	VPCMPEQQ  (CX)(BX*8), Y0, Y0
-	VMOVDQU   32(AX)(BX*8), Y1
-	VPCMPEQQ  32(CX)(BX*8), Y1, Y1
-	VPAND     Y1, Y0, Y0
-	VMOVMSKPD Y0, SI
-	CMPL      SI, $0x0f
-	JNE       single
-	ADDQ      $0x08, BX
-	JMP       loop
+	SUBQ       $0x08, DI
+	JL         single
+	PREFETCHT0 2048(AX)(BX*8)
+	PREFETCHT0 2048(CX)(BX*8)
+	VMOVDQU    (AX)(BX*8), Y0
+	VPCMPEQQ   (CX)(BX*8), Y0, Y0
+	VMOVDQU    32(AX)(BX*8), Y1
+	VPCMPEQQ   32(CX)(BX*8), Y1, Y1
+	VPAND      Y1, Y0, Y0
+	VMOVMSKPD  Y0, SI
+	CMPL       SI, $0x0f
+	JNE        single
+	ADDQ       $0x08, BX
+	JMP        loop
 
 single:
 	CMPQ BX, DX
