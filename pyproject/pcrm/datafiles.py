@@ -30,6 +30,7 @@ Row = dict[str, Any]
 
 # A batch is what is in memory at once, what one call of a prior sees, and what a kill loses.
 _BATCH_ROWS, _BATCH_BYTES = 4096, 16 << 20
+_READ_LINES = 64  # between two looks at the bytes
 
 
 def open_source(name: str | os.PathLike[str], split: str = "train") -> Source:
@@ -158,9 +159,9 @@ class _JsonLines(Source):
                 for _ in islice(lines, start):
                     line += 1
                 batch = _Lines(self.name, start)
-                for content in lines:
-                    line += 1
-                    batch.add(content)
+                while some := list(islice(lines, _READ_LINES)):
+                    line += len(some)
+                    batch.add(some)
                     if batch.full:
                         yield batch
                         batch = _Lines(self.name, line)
@@ -177,12 +178,13 @@ class _Lines(Batch):
         self.numbers: list[int] = []  # from 1
         self.size = 0
 
-    def add(self, line: bytes) -> None:
-        self.end += 1
-        self.size += len(line)
-        if line := line.strip():
-            self.lines.append(line)
-            self.numbers.append(self.end)
+    def add(self, lines: list[bytes]) -> None:
+        for number, line in enumerate(lines, self.end + 1):
+            if line := line.strip():
+                self.lines.append(line)
+                self.numbers.append(number)
+        self.size += sum(map(len, lines))
+        self.end += len(lines)
 
     @property
     def full(self) -> bool:

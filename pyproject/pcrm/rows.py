@@ -38,11 +38,23 @@ def texts(prompt: Any, chosen: Any, rejected: Any, *, with_prompt: bool = False)
             not of one kind; a message that counts calls a tool or its content is no text; a
             text is no valid Unicode.
     """
-    columns: dict[str, Any] = {"prompt": _plain(prompt), "chosen": _plain(chosen), "rejected": _plain(rejected)}
-    for name, value in columns.items():
+    if type(prompt) is type(chosen) is type(rejected) is str:  # most rows of most data sets
+        pair = [prompt + chosen, prompt + rejected] if with_prompt else [chosen, rejected]
+    else:
+        pair = _pair(_plain(prompt), _plain(chosen), _plain(rejected), with_prompt)
+    for name, text in zip(("chosen", "rejected"), pair, strict=True):
+        try:
+            if not text.isascii():
+                text.encode()
+        except UnicodeEncodeError as error:
+            raise RowError(f"{name} is no valid Unicode: {error}") from None
+    return pair[0], pair[1]
+
+
+def _pair(prompt: Any, chosen: Any, rejected: Any, with_prompt: bool) -> list[str]:
+    for name, value in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
         if not (name == "prompt" and value is None):
             _check(name, value)
-    prompt, chosen, rejected = columns.values()
     if type(chosen) is not type(rejected):
         raise RowError(f"chosen is {_kind(chosen)}, rejected is {_kind(rejected)}")
     if isinstance(prompt, list) and isinstance(chosen, str):
@@ -53,16 +65,10 @@ def texts(prompt: Any, chosen: Any, rejected: Any, *, with_prompt: bool = False)
         if not with_prompt:
             start = _shared(chosen, rejected)
     before = _contents("prompt", prompt or [], 0) if with_prompt else []
-    pair = []
-    for name, value in (("chosen", chosen), ("rejected", rejected)):
-        parts = before + _contents(name, value, start)
-        pair.append(("" if isinstance(value, str) else "\n").join(parts))
-    for name, text in zip(("chosen", "rejected"), pair, strict=True):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise RowError(f"{name} is no valid Unicode: {error}") from None
-    return pair[0], pair[1]
+    return [
+        ("" if isinstance(value, str) else "\n").join(before + _contents(name, value, start))
+        for name, value in (("chosen", chosen), ("rejected", rejected))
+    ]
 
 
 def _plain(value: Any) -> Any:

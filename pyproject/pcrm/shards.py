@@ -102,8 +102,9 @@ class Output:
                 "Give the command that it was begun with to go on, or remove the folder to start anew"
             )
         for start, end, rows, path in self._shards():
-            if start != self.position:
-                raise ValueError(f"{self.folder}: has no rows from {self.position} to {start}: remove it to start anew")
+            if start != self.position:  # an earlier one was lost with the power: this one is made once more
+                path.unlink()
+                continue
             self.position, self.rows = end, self.rows + rows
             if (side := path.with_suffix(".skipped")).is_file():
                 self.skipped += side.read_bytes().count(b"\n")
@@ -214,6 +215,8 @@ class Output:
             raise OSError(
                 error.errno, f"{error.strerror or error}. What is done is kept: the same command goes on", str(path)
             ) from error
+        if path.parent == self.folder:  # a shard less after a power cut is made once more
+            return
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
