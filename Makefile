@@ -34,6 +34,7 @@ fuzz: $(VENV)/test
 
 bench: $(VENV)/test
 	$(BIN)/python benchmarks/losses.py
+	$(BIN)/python benchmarks/priors.py
 
 test-python: $(VENV)/test
 	$(BIN)/python -m pytest
