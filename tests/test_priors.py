@@ -109,6 +109,10 @@ def test_arrow_columns(backend):
         pcrm.priors.random_uniform(square, square, 7),
         pcrm.priors.random_uniform(square.to_pylist(), square.to_pylist(), 7),
     )
+    annotated = pcrm.priors.annotate(
+        pa.table({"chosen_ids": square, "rejected_ids": square[::-1]}), prior="length_ratio"
+    )
+    assert annotated["prior"].to_pylist() == [1, 1] and annotated["prior"].type == pa.float32()
     for message, column in {
         r"rejected_ids has the Arrow type string, must be a list of integers": pa.array(["a", "b"]),
         r"rejected_ids has the Arrow type list<item: double>, must be": pa.array([[1.5], [2.0]]),

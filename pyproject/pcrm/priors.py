@@ -248,7 +248,8 @@ def annotate(
 
     if ids:
         _check_prior(prior, model, tokenizer, encoder)
-        result = length_ratio(*(_unpacked(column(name)) for name in ("chosen_ids", "rejected_ids")))
+        sides = ("chosen_ids", "rejected_ids")
+        result = length_ratio(*(batch[side] if is_table else _unpacked(column(side)) for side in sides))
     else:
         chosen, rejected = column("chosen"), column("rejected")
         if len(chosen) != len(rejected):
