@@ -139,7 +139,7 @@ def main() -> None:
         "# Benchmarks of the priors",
         "",
         "Ratios are medians over turns in one interleaved run; below 1 is faster than the contender, which computes the same",
-        "numbers. Made by",
+        "numbers, up to hashing. Made by",
         "",
         "```",
         "python benchmarks/priors.py",
