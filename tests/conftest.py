@@ -73,10 +73,23 @@ def rows():
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, rows):
     """The folder of a tiny random reward model with its tokenizer."""
-    from pcrm.demo.model import make_tokenizer
-    from transformers import LlamaConfig, LlamaForSequenceClassification
+    from transformers import LlamaForSequenceClassification
 
-    folder = tmp_path_factory.mktemp("tiny")
+    return _tiny(tmp_path_factory.mktemp("tiny"), rows, LlamaForSequenceClassification, num_labels=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(tmp_path_factory, rows):
+    """The folder of a tiny random language model with its tokenizer."""
+    from transformers import LlamaForCausalLM
+
+    return _tiny(tmp_path_factory.mktemp("policy"), rows, LlamaForCausalLM)
+
+
+def _tiny(folder, rows, model_class, **options):
+    from pcrm.demo.model import make_tokenizer
+    from transformers import LlamaConfig
+
     tokenizer = make_tokenizer(r["prompt"] + r["chosen"] + r["rejected"] for r in rows)
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -88,8 +101,8 @@ def tiny(tmp_path_factory, rows):
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
-        num_labels=1,
+        **options,
     )
-    LlamaForSequenceClassification(config).save_pretrained(folder)
+    model_class(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

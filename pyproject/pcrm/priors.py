@@ -1,24 +1,39 @@
 """Prior similarities of two responses: numbers s in [0, 1], 1 for alike.
 
 They take token ids or texts and nothing of the model, so they can be computed once per
-data set or in the collator.
+data set or in the collator. `annotate` does it for a batch of rows in any worker.
 """
 
 from __future__ import annotations
 
+import copy
+import os
 from array import array
 from collections.abc import Callable, Sequence
-from itertools import accumulate, chain
+from functools import lru_cache
+from itertools import accumulate, chain, pairwise
 from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import backends, reference
+from . import backends, reference, rows
 from .functional import check_pad
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .encoders import Encoder
+
+    Column = torch.Tensor | array[int] | np.ndarray
+
+NAMES = ("length_ratio", "lexical", "cosine")
+
+_IMPORTED_IN = os.getpid()
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-Ids = torch.Tensor | Sequence[Sequence[int]]
+Ids = torch.Tensor | Sequence[Sequence[int]] | Any  # Any is an Arrow column
 
 
 def length_ratio(chosen_ids: Ids, rejected_ids: Ids, *, pad_token_id: int | None = None) -> torch.Tensor:
@@ -31,8 +46,9 @@ def length_ratio(chosen_ids: Ids, rejected_ids: Ids, *, pad_token_id: int | None
     2404.00978, section 3.2.1.)
 
     Args:
-        chosen_ids: A sequence of B sequences of token ids, or an integer tensor of shape
-            (B, L), padded on the right.
+        chosen_ids: A sequence of B sequences of token ids, an Arrow column of lists, whose
+            ids are read where they lie, or an integer tensor of shape (B, L), padded on the
+            right.
         rejected_ids: The same of the other responses; L may differ.
         pad_token_id: Ends a response, at the first place at or after the difference. None
             where nothing is padded: every id counts.
@@ -169,6 +185,173 @@ def lexical(chosen: Sequence[str], rejected: Sequence[str], *, words: bool = Fal
     return result
 
 
+def annotate(
+    batch: Any,
+    *,
+    prior: str = "lexical",
+    model: str | os.PathLike[str] | Encoder | None = None,
+    tokenizer: Any = None,
+    with_prompt: bool = False,
+    angular: bool = True,
+    **encoder: Any,
+) -> Any:
+    """A batch of preference rows with a column `prior`, for data sets of any size.
+
+        dataset.map(partial(pcrm.priors.annotate, prior="lexical"), batched=True, num_proc=8)
+        ray_dataset.map_batches(pcrm.priors.annotate, fn_kwargs={"prior": "cosine", "model": path})
+
+    It can be pickled, loads the native library where it first runs, and reads a model or a
+    tokenizer once per process. In a forked child of a process that has used the native
+    library the same numbers are computed by Python, the lexical ones some hundred times
+    slower: spawn workers, or let the parent leave it alone.
+
+    Args:
+        batch: A mapping of columns (a dict, a batch of `datasets`, NumPy arrays as Ray gives
+            them), a pyarrow Table or a pandas DataFrame. Its columns `chosen` and `rejected`,
+            and `prompt` if it has one, are in one of TRL's formats, see `pcrm.rows`.
+        prior: "length_ratio", "lexical" or "cosine".
+        model: What embeds for the cosine: a checkpoint's folder or hub name, or an `Encoder`.
+        tokenizer: What splits texts for the length ratio: a checkpoint's folder or hub name,
+            or a tokenizer of transformers. Without one the batch has the columns `chosen_ids`
+            and `rejected_ids`.
+        with_prompt: Whether to compare prompt + response, as the authors do, and not the
+            responses alone.
+        angular: See `cosine`.
+        encoder: `pooling`, `device`, `batch_size`, `max_length` and `cache` of an `Encoder`, where
+            `model` is none.
+
+    Returns:
+        The batch, of the same kind, with the column; the batch that came in is not changed.
+        float32 in arrays and tables, floats in lists.
+
+    Raises:
+        ValueError: an unknown prior; a model or tokenizer that is missing or has nothing to do;
+            a column that is missing, or `prior`, which is there already.
+        pcrm.rows.RowError: a ValueError that names the row, from 0 in this batch, the column
+            and the value.
+        ImportError: there is no transformers: pip install 'pcrm[encoders]'.
+    """
+    is_table, is_frame = hasattr(batch, "append_column"), hasattr(batch, "assign")
+    names = list(batch.column_names if is_table else batch.columns if is_frame else batch)
+    if "prior" in names:
+        raise ValueError("the batch has a column 'prior' already: remove or rename it")
+    ids = prior == "length_ratio" and tokenizer is None
+    for name in ("chosen_ids", "rejected_ids") if ids else ("chosen", "rejected"):
+        if name not in names:
+            hint = ", or a tokenizer" if ids else ""
+            raise ValueError(
+                f"prior={prior!r} needs a column {name!r}{hint}: the columns are {', '.join(map(str, names))}"
+            )
+
+    def column(name: str) -> Any:
+        return batch[name].to_pylist() if is_table else batch[name].tolist() if is_frame else batch[name]
+
+    if ids:
+        _check_prior(prior, model, tokenizer, encoder)
+        sides = ("chosen_ids", "rejected_ids")
+        result = length_ratio(*(batch[side] if is_table else _unpacked(column(side)) for side in sides))
+    else:
+        chosen, rejected = column("chosen"), column("rejected")
+        if len(chosen) != len(rejected):
+            raise ValueError(f"rejected has {len(rejected)} rows, chosen has {len(chosen)}")
+        pairs = []
+        prompts = column("prompt") if "prompt" in names else [None] * len(chosen)
+        for i, row in enumerate(zip(prompts, chosen, rejected, strict=True)):
+            try:
+                pairs.append(rows.texts(*row, with_prompt=with_prompt))
+            except rows.RowError as error:
+                raise rows.RowError(error.message, i) from None
+        result = of_texts(
+            [a for a, _ in pairs],
+            [b for _, b in pairs],
+            prior=prior,
+            model=model,
+            tokenizer=tokenizer,
+            angular=angular,
+            **encoder,
+        )
+    if is_table:
+        return batch.append_column("prior", [result.numpy()])
+    if is_frame:
+        return batch.assign(prior=result.numpy())
+    first = batch[names[0]]
+    annotated = copy.copy(batch)  # of datasets' lazy batches too: what is not touched is not decoded
+    annotated["prior"] = (
+        result.numpy() if hasattr(first, "dtype") and not isinstance(first, torch.Tensor) else result.tolist()
+    )
+    return annotated
+
+
+def of_texts(
+    chosen: Sequence[str],
+    rejected: Sequence[str],
+    *,
+    prior: str = "lexical",
+    model: str | os.PathLike[str] | Encoder | None = None,
+    tokenizer: Any = None,
+    angular: bool = True,
+    **encoder: Any,
+) -> torch.Tensor:
+    """A prior of texts, by its name: what `annotate` does when it has the responses.
+
+    Args, Raises: as in `annotate`.
+
+    Returns:
+        float32, shape (B,).
+    """
+    _check_prior(prior, model, tokenizer, encoder)
+    if prior == "lexical":
+        return lexical(chosen, rejected)
+    if prior == "length_ratio":
+        if tokenizer is None:
+            raise ValueError("prior='length_ratio' needs a tokenizer to split texts")
+        if isinstance(tokenizer, (str, os.PathLike)):
+            tokenizer = _tokenizer(os.fspath(tokenizer), os.getpid())
+        # Of no texts at all a tokenizer makes nothing that has ids.
+        ids = [tokenizer(list(t), add_special_tokens=False)["input_ids"] if t else [] for t in (chosen, rejected)]
+        return length_ratio(ids[0], ids[1])
+    if os.getpid() != _IMPORTED_IN:
+        torch.set_num_threads(1)  # a forked child has none of the threads that torch would wait for
+    if isinstance(model, (str, os.PathLike)):
+        model = _encoder(os.fspath(model), os.getpid(), **encoder)
+    assert model is not None
+    embeddings = model.embed([*chosen, *rejected])
+    return cosine(embeddings[: len(chosen)], embeddings[len(chosen) :], angular)
+
+
+def _check_prior(prior: str, model: Any, tokenizer: Any, encoder: dict[str, Any]) -> None:
+    if prior not in NAMES:
+        raise ValueError(f"prior is {prior!r}, must be one of {', '.join(NAMES)}")
+    if prior == "cosine" and model is None:
+        raise ValueError("prior='cosine' needs a model")
+    if prior != "cosine" and model is not None:
+        raise ValueError(f"prior={prior!r} has no use for a model")
+    if prior != "length_ratio" and tokenizer is not None:
+        raise ValueError(f"prior={prior!r} has no use for a tokenizer")
+    if encoder and not isinstance(model, (str, os.PathLike)):
+        raise ValueError(f"{', '.join(encoder)}: only with the path or name of a model")
+
+
+# By process: what a child inherits over a fork is not used there, such as a CUDA context.
+@lru_cache(maxsize=2)
+def _encoder(model: str, process: int, **settings: Any) -> Encoder:
+    from .encoders import Encoder
+
+    return Encoder(model, **settings)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(name: str, process: int) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name)
+
+
+def _unpacked(column: Any) -> Any:
+    """A column of ids: NumPy's arrays as what `length_ratio` takes."""
+    return column if isinstance(column, torch.Tensor) else list(column)
+
+
 def _of_ids(
     chosen_ids: Ids,
     rejected_ids: Ids,
@@ -203,14 +386,47 @@ def _check_ids(name: str, ids: Ids) -> None:
             raise TypeError(f"{name} has dtype {ids.dtype}, must be int64 or int32")
         if ids.dim() != 2:
             raise ValueError(f"{name} has shape {tuple(ids.shape)}, must be (B, L)")
-    elif not isinstance(ids, Sequence) or isinstance(ids, (str, bytes)):
-        raise TypeError(f"{name} is a {type(ids).__name__}, must be a tensor or a sequence of sequences of ids")
+    elif not _is_arrow(ids) and (not isinstance(ids, Sequence) or isinstance(ids, (str, bytes))):
+        raise TypeError(
+            f"{name} is a {type(ids).__name__}, must be a tensor, an Arrow column or a sequence of sequences of ids"
+        )
+
+
+def _is_arrow(ids: Ids) -> bool:
+    """Whether it is a column of pyarrow, polars or another library with Arrow's interface."""
+    return hasattr(ids, "__arrow_c_array__") or hasattr(ids, "__arrow_c_stream__")
+
+
+def _arrow_lists(name: str, ids: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The values and offsets of an Arrow column of ids as int64, not copied where they are."""
+    import numpy as np
+    import pyarrow
+    import pyarrow.compute
+
+    column = pyarrow.chunked_array(ids if hasattr(ids, "__arrow_c_stream__") else [pyarrow.array(ids)])
+    kind, types = column.type, pyarrow.types
+    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    if not lists or not types.is_integer(kind.value_type):
+        raise TypeError(f"{name} has the Arrow type {kind}, must be a list of integers")
+    if column.null_count:
+        raise TypeError(f"{name}[{pyarrow.compute.index(column.is_null(), True)}] is null, must be a list of ids")
+    parts = [chunk.flatten() for chunk in column.chunks]
+    if any(part.null_count for part in parts):
+        row = next(i for i, x in enumerate(column) if x.values.null_count)
+        raise TypeError(f"{name}[{row}] is no sequence of integers: it has a null")
+    values = [part.to_numpy().astype(np.int64, copy=False) for part in parts] or [np.empty(0, np.int64)]
+    offsets = np.zeros(len(column) + 1, np.int64)
+    np.cumsum(pyarrow.compute.call_function("list_value_length", [column]), out=offsets[1:])
+    return values[0] if len(values) == 1 else np.concatenate(values), offsets
 
 
 def _rows(name: str, ids: Ids) -> Sequence[Sequence[int]]:
     """The rows as integers; an error names the first that has something else."""
     if isinstance(ids, torch.Tensor):
         return ids.tolist()
+    if _is_arrow(ids):
+        values, offsets = (x.tolist() for x in _arrow_lists(name, ids))
+        return [values[start:end] for start, end in pairwise(offsets)]
     rows = []
     for i, row in enumerate(ids):
         try:
@@ -224,19 +440,26 @@ def _rows(name: str, ids: Ids) -> Sequence[Sequence[int]]:
     return rows
 
 
+def _address(x: Column) -> int:
+    if isinstance(x, torch.Tensor):
+        return x.data_ptr()
+    return x.buffer_info()[0] if isinstance(x, array) else x.ctypes.data
+
+
 class _Ragged:
     """Rows as Go reads them: values and offsets, kept alive together."""
 
-    def __init__(self, values: torch.Tensor | array[int], offsets: torch.Tensor | array[int]) -> None:
+    def __init__(self, values: Column, offsets: Column) -> None:
         self.keep = (values, offsets)
-        addresses = (x.data_ptr() if isinstance(x, torch.Tensor) else x.buffer_info()[0] for x in self.keep)
-        self.addresses = (*addresses, len(values))
+        self.addresses = (*map(_address, self.keep), len(values))
 
     @classmethod
     def of_ids(cls, name: str, ids: Ids) -> _Ragged:
         if isinstance(ids, torch.Tensor):
             rows, width = ids.shape
             return cls(ids.detach().to("cpu", torch.int64).flatten(), torch.arange(rows + 1) * width)
+        if _is_arrow(ids):
+            return cls(*_arrow_lists(name, ids))
         try:
             if not all(hasattr(row, "__getitem__") for row in ids):
                 raise TypeError("not sequences")

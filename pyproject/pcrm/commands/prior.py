@@ -1,0 +1,153 @@
+"""`pcrm prior`: add a column `prior` to preferences."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from typing import Any
+
+from .. import __version__, priors
+from ..datafiles import Batch, open_source
+from ..rows import RowError, texts
+from ..shards import Output
+
+_DESCRIPTION = """\
+Adds a column `prior`, how alike the two responses of a row are, in [0, 1]. IN and OUT end in
+.jsonl, .jsonl.gz or .parquet or are folders of `datasets`; IN may be a data set of the hub.
+Rows are in TRL's formats, plain or conversational, with or without a prompt of their own, and
+keep their order and their other columns. OUT is replaced if it is there, once all is done.
+Killed, the same command goes on where it was; until then its shards are in OUT.parts.
+"""
+
+_COLUMNS = ("prompt", "chosen", "rejected")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="pcrm prior", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="IN", help="the preferences")
+    parser.add_argument("--out", required=True, help="where to write them with their prior")
+    parser.add_argument(
+        "--prior",
+        choices=priors.NAMES,
+        default="lexical",
+        help="length_ratio: shorter by longer in tokens; lexical: cosine of n-gram counts; cosine: of the embeddings "
+        "of an encoder, as an angle (default: %(default)s)",
+    )
+    parser.add_argument("--split", default="train", help="of a data set that has some (default: %(default)s)")
+    parser.add_argument("--model", metavar="PATH", help="the encoder for cosine: a checkpoint's folder or hub name")
+    parser.add_argument(
+        "--pooling",
+        choices=("mean", "cls"),
+        help="of the encoder's vectors; `cls` is the authors' way (default: what the checkpoint says, else mean)",
+    )
+    parser.add_argument("--tokenizer", metavar="PATH", help="for length_ratio: a checkpoint's folder or hub name")
+    parser.add_argument(
+        "--batch-size", type=int, default=64, help="texts in a pass of the encoder (default: %(default)s)"
+    )
+    parser.add_argument("--device", help="of the encoder (default: the GPU where there is one)")
+    parser.add_argument("--raw", action="store_true", help="the cosine itself, clamped to [0, 1], and not the angle")
+    parser.add_argument("--no-cache", action="store_true", help="keep no embeddings in the cache folder of the user")
+    parser.add_argument("--with-prompt", action="store_true", help="compare prompt + response, the authors' way")
+    parser.add_argument(
+        "--on-error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="what a bad row does: end the command, or be left out and listed in OUT.skipped.jsonl (default: %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    if (args.prior == "cosine") != (args.model is not None):
+        parser.error("--model is what --prior cosine needs, and nothing else does")
+    if (args.prior == "length_ratio") != (args.tokenizer is not None):
+        parser.error("--tokenizer is what --prior length_ratio needs, and nothing else does")
+    if os.path.exists(args.out) and os.path.exists(args.source) and os.path.samefile(args.out, args.source):
+        parser.error("--out is IN")
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        print(f"pcrm prior: interrupted; the same command goes on from {args.out}.parts", file=sys.stderr)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    how: dict[str, Any] = {"prior": args.prior}  # what of_texts is called with
+    settings: dict[str, Any] = {"--prior": args.prior, "--with-prompt": args.with_prompt}
+    if args.prior == "cosine":
+        from ..encoders import Encoder
+
+        encoder = Encoder(
+            args.model,
+            pooling=args.pooling,
+            device=args.device,
+            batch_size=args.batch_size,
+            cache=not args.no_cache,
+        )
+        how |= {"model": encoder, "angular": not args.raw}
+        # The last bits of an embedding depend on what else is in its pass, and on the device.
+        settings |= {"--model": encoder.identity, "--raw": args.raw}
+        settings |= {"--batch-size": args.batch_size, "--device": encoder.device}
+    elif args.prior == "length_ratio":
+        from transformers import AutoTokenizer
+
+        tokenizer: Any = AutoTokenizer.from_pretrained(args.tokenizer)
+        how["tokenizer"] = tokenizer
+        vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+        settings["--tokenizer"] = hashlib.sha256(vocabulary.encode()).hexdigest()
+    source = open_source(args.source, args.split)
+    _check_columns(source.name, source.columns)
+    settings |= {"--split": args.split, "pcrm": __version__}
+    settings |= {f"IN ({key})": value for key, value in source.identity.items()}
+    with Output(args.out, settings, skip=args.on_error == "skip") as output:
+        with tqdm(total=source.total, initial=output.position, unit=" rows", disable=None, mininterval=0.5) as bar:
+            for batch in source.batches(output.position):
+                kept, pairs, skipped = _pairs(batch, args.with_prompt, args.on_error == "skip")
+                numbers = priors.of_texts([a for a, _ in pairs], [b for _, b in pairs], **how).numpy()
+                output.write(batch, "prior", numbers, kept, skipped)
+                if (fraction := source.fraction) is not None:
+                    bar.total = int(output.position / fraction)
+                bar.update(batch.end - batch.start)
+        if not output.rows + output.skipped:
+            raise ValueError(f"{args.source}: holds no rows")
+        output.finish()
+    left_out = f", {output.skipped} skipped: {output.side}" if output.skipped else ""
+    print(f"{args.out}: {output.rows} rows{left_out}")
+    return 0
+
+
+def _check_columns(name: str, columns: list[str] | None) -> None:
+    if columns is None:
+        return
+    if "prior" in columns:
+        raise ValueError(f"{name}: has a column 'prior' already")
+    for column in ("chosen", "rejected"):
+        if column not in columns:
+            raise ValueError(f"{name}: has no column {column!r}, its columns are {', '.join(columns)}")
+
+
+def _pairs(
+    batch: Batch, with_prompt: bool, skip: bool
+) -> tuple[list[int], list[tuple[str, str]], list[dict[str, Any]]]:
+    """The rows that are good, their responses, and what is to be said of the others."""
+    kept, pairs, skipped = [], [], []
+    for i, row in enumerate(batch.rows(_COLUMNS)):
+        try:
+            if isinstance(row, RowError):
+                raise row
+            if "prior" in row:
+                raise ValueError(f"{batch.place(i)}: has a column 'prior' already")
+            for name in ("chosen", "rejected"):
+                if name not in row:
+                    raise RowError(f"has no {name}, its keys are {', '.join(row)}")
+            pairs.append(texts(row.get("prompt"), row["chosen"], row["rejected"], with_prompt=with_prompt))
+            kept.append(i)
+        except RowError as error:
+            if not skip:
+                raise ValueError(f"{batch.place(i)}: {error.message}") from None
+            skipped.append({"place": batch.place(i), "error": error.message, "row": batch.original(i)})
+    return kept, pairs, skipped

@@ -1,0 +1,10 @@
+"""`pcrm reward`: `trl reward` with the constrained loss."""
+
+from __future__ import annotations
+
+
+def main(argv: list[str]) -> int:
+    from ..trl.enabling import train
+
+    train("reward", argv)
+    return 0

@@ -1,0 +1,411 @@
+"""Files of rows, read in order with as much memory as a batch takes, whatever their size.
+
+    .jsonl, .jsonl.gz    an object a line; lines of white space count as none
+    .parquet
+    a folder             of `datasets`' save_to_disk; another one as `load_dataset` reads it
+    anything else        the name of a data set on the hub, streamed
+
+Errors name the file with the line, or the row from 0 where a file has no lines.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from .rows import RowError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Row = dict[str, Any]
+
+# A batch is what is in memory at once, what one call of a prior sees, and what a kill loses.
+_BATCH_ROWS, _BATCH_BYTES = 4096, 16 << 20
+_READ_LINES = 64  # between two looks at the bytes
+
+
+def open_source(name: str | os.PathLike[str], split: str = "train") -> Source:
+    """What reads the rows of a file, a folder or a data set of the hub.
+
+    Args:
+        name: See the module.
+        split: Which part of a data set that has parts; files have none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file's name has another ending; a folder or data set that cannot be
+            read, with the reason, or that has no such split.
+        ModuleNotFoundError: there is no pyarrow or datasets: pip install 'pcrm[data]'.
+    """
+    name = os.fspath(name)
+    if name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
+        if not os.path.isfile(name):
+            raise FileNotFoundError(f"{name}: no such file")
+        return _Parquet(name) if name.endswith(".parquet") else _JsonLines(name)
+    if os.path.isfile(name):
+        raise ValueError(f"{name}: must end in .jsonl, .jsonl.gz or .parquet")
+    if os.path.isfile(os.path.join(name, "dataset_dict.json")):
+        parts = json.loads(Path(name, "dataset_dict.json").read_text())["splits"]
+        if split not in parts:
+            raise ValueError(f"{name}: has no split {split!r}, its splits are {', '.join(parts)}")
+        return _Saved(os.path.join(name, split))
+    if os.path.isfile(os.path.join(name, "state.json")):
+        return _Saved(name)
+    return _Streamed(name, split)
+
+
+def read_rows(name: str | os.PathLike[str], split: str = "train") -> Iterator[tuple[str, Row]]:
+    """The rows of a source, each with its place: `FILE, line 3` or `FILE, row 2`.
+
+    Raises:
+        ValueError: a row that is no object, or a file that cannot be read, with its place.
+    """
+    for batch in open_source(name, split).batches():
+        for i, row in enumerate(batch.rows()):
+            if isinstance(row, RowError):
+                raise ValueError(f"{batch.place(i)}: {row.message}")
+            yield batch.place(i), row
+
+
+class Source:
+    """Rows in a fixed order. `total` is their number, None where that is not known."""
+
+    total: int | None = None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells that it is the same data as before."""
+        raise NotImplementedError
+
+    @property
+    def columns(self) -> list[str] | None:
+        """The names of the columns; None where each row has its own."""
+        return None
+
+    @property
+    def fraction(self) -> float | None:
+        """How much of it has been read, about; None where `total` tells."""
+        return None
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Batches from a position on: 0, or where a batch ended. They end at the same positions
+        wherever the first begins.
+        """
+        raise NotImplementedError
+
+
+class Batch:
+    """Rows in a row, those of the positions [start, end)."""
+
+    def __init__(self, name: str, start: int, end: int) -> None:
+        self.name, self.start, self.end = name, start, end
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def place(self, i: int) -> str:
+        """Where row i is, for a message."""
+        raise NotImplementedError
+
+    def rows(self, columns: Iterable[str] | None = None) -> list[Row | RowError]:
+        """Each row, or what is wrong with it. `columns` are those that are needed."""
+        raise NotImplementedError
+
+    def original(self, i: int) -> Any:
+        """Row i as it was read, for a report on it."""
+        raise NotImplementedError
+
+    def to_json_lines(self, kept: list[int], name: str, numbers: Any) -> bytes:
+        """The rows `kept` with a column more, a NumPy array of floats, as JSON Lines."""
+        raise NotImplementedError
+
+    def to_table(self, kept: list[int], name: str, numbers: Any) -> pa.Table:
+        """The same as an Arrow table."""
+        raise NotImplementedError
+
+
+class _JsonLines(Source):
+    """Positions are lines."""
+
+    _file: BinaryIO | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return _file_identity(self.name)
+
+    @property
+    def fraction(self) -> float | None:
+        if self._file is None or self._file.closed or not (size := os.path.getsize(self.name)):
+            return None
+        return self._file.tell() / size
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        line = 0
+        with open(self.name, "rb") as self._file:
+            lines: Any = gzip.GzipFile(fileobj=self._file) if self.name.endswith(".gz") else self._file
+            try:
+                for _ in islice(lines, start):
+                    line += 1
+                batch = _Lines(self.name, start)
+                while some := list(islice(lines, _READ_LINES)):
+                    line += len(some)
+                    batch.add(some)
+                    if batch.full:
+                        yield batch
+                        batch = _Lines(self.name, line)
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise ValueError(f"{self.name}, after line {line}: {error}") from None
+            if batch.end > batch.start:
+                yield batch
+
+
+class _Lines(Batch):
+    def __init__(self, name: str, start: int) -> None:
+        super().__init__(name, start, start)
+        self.lines: list[bytes] = []
+        self.numbers: list[int] = []  # from 1
+        self.size = 0
+
+    def add(self, lines: list[bytes]) -> None:
+        for number, line in enumerate(lines, self.end + 1):
+            if line := line.strip():
+                self.lines.append(line)
+                self.numbers.append(number)
+        self.size += sum(map(len, lines))
+        self.end += len(lines)
+
+    @property
+    def full(self) -> bool:
+        return self.end - self.start >= _BATCH_ROWS or self.size >= _BATCH_BYTES
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def place(self, i: int) -> str:
+        return f"{self.name}, line {self.numbers[i]}"
+
+    def rows(self, columns: Iterable[str] | None = None) -> list[Row | RowError]:
+        return self._rows
+
+    @cached_property
+    def _rows(self) -> list[Row | RowError]:
+        return list(map(_parsed, self.lines))
+
+    def original(self, i: int) -> Any:
+        return self.lines[i].decode(errors="backslashreplace")
+
+    def to_json_lines(self, kept: list[int], name: str, numbers: Any) -> bytes:
+        # Put into the line as it is: all else keeps its digits, escapes and order. A line is
+        # an object that is not empty, so it ends with a brace that a comma may stand before.
+        key = f", {json.dumps(name)}: ".encode()
+        return b"".join(
+            [self.lines[i][:-1] + key + x.encode() + b"}\n" for i, x in zip(kept, _shortest(numbers), strict=True)]
+        )
+
+    def to_table(self, kept: list[int], name: str, numbers: Any) -> pa.Table:
+        import pyarrow as pa
+
+        rows: list[Any] = [self._rows[i] for i in kept]
+        columns = {}
+        for key in dict.fromkeys(key for row in rows for key in row):
+            try:
+                columns[key] = pa.array([row.get(key) for row in rows])
+            except (pa.ArrowException, OverflowError) as error:
+                raise ValueError(f"{self.name}: column {key!r} has values of no one type: {error}") from None
+        return pa.table(columns | {name: pa.array(numbers)})
+
+
+def _parsed(line: bytes) -> Row | RowError:
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        return RowError(f"is not JSON: {error}")
+    if not isinstance(row, dict) or not row:
+        return RowError(f"is {row!r:.80}, must be an object with keys")
+    return row
+
+
+class _Tables(Source):
+    """Positions are rows of Arrow tables."""
+
+    def tables(self, start: int) -> Iterator[pa.Table]:
+        raise NotImplementedError
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        import pyarrow as pa
+
+        waiting: list[pa.Table] = []
+        rows = 0
+        for table in self.tables(start):
+            while table.num_rows:
+                piece = table.slice(0, _BATCH_ROWS - rows)
+                table = table.slice(piece.num_rows)
+                waiting.append(piece)
+                rows += piece.num_rows
+                if rows == _BATCH_ROWS:
+                    yield _Rows(self.name, start, pa.concat_tables(waiting))
+                    start, rows, waiting = start + rows, 0, []
+        if rows:
+            yield _Rows(self.name, start, pa.concat_tables(waiting))
+
+
+class _Parquet(_Tables):
+    def __init__(self, name: str) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        super().__init__(name)
+        try:
+            self._metadata = pq.read_metadata(name)
+            self._columns = pq.read_schema(name).names
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{name}: {error}") from None
+        self.total = self._metadata.num_rows
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return _file_identity(self.name)
+
+    @property
+    def columns(self) -> list[str] | None:
+        return self._columns
+
+    def tables(self, start: int) -> Iterator[pa.Table]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        row = 0
+        with pq.ParquetFile(self.name) as file:
+            for group in range(file.num_row_groups):
+                size = self._metadata.row_group(group).num_rows
+                if row + size > start:
+                    try:
+                        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group]):
+                            yield pa.Table.from_batches([batch.slice(max(0, start - row))])
+                            row += batch.num_rows
+                    except (pa.ArrowException, OSError) as error:
+                        raise ValueError(f"{self.name}, after row {row}: {error}") from None
+                else:
+                    row += size
+
+
+class _Saved(_Tables):
+    """A folder of save_to_disk."""
+
+    def __init__(self, name: str) -> None:
+        from datasets import Dataset, load_from_disk
+
+        super().__init__(name)
+        data = load_from_disk(name)
+        assert isinstance(data, Dataset)
+        self._data = data.with_format("arrow")
+        self.total = len(data)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return _folder_identity(self.name)
+
+    @property
+    def columns(self) -> list[str] | None:
+        return self._data.column_names
+
+    def tables(self, start: int) -> Iterator[pa.Table]:
+        for row in range(start, len(self._data), _BATCH_ROWS):
+            yield self._data[row : row + _BATCH_ROWS]  # pyright: ignore[reportReturnType]
+
+
+class _Streamed(_Tables):
+    """A data set of the hub, or of a folder that `load_dataset` understands."""
+
+    def __init__(self, name: str, split: str) -> None:
+        from datasets import IterableDataset, load_dataset
+
+        super().__init__(name)
+        self._commit: str | None = None
+        try:
+            if not os.path.isdir(name):
+                from huggingface_hub import HfApi
+
+                self._commit = HfApi().dataset_info(name).sha
+            data = load_dataset(name, split=split, streaming=True, revision=self._commit)
+        # The hub's client, its connections and its formats fail in many ways, each with a reason.
+        except Exception as error:
+            raise ValueError(f"{name}: is no file, and no data set could be read by that name: {error}") from error
+        assert isinstance(data, IterableDataset)
+        self._data = data.with_format("arrow")
+        parts = data.info.splits or {}
+        self.total = parts[split].num_examples or None if split in parts else None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"commit": self._commit} if self._commit else _folder_identity(self.name)
+
+    @property
+    def columns(self) -> list[str] | None:
+        return self._data.column_names or next(iter(self.tables(0))).column_names
+
+    def tables(self, start: int) -> Iterator[pa.Table]:
+        return self._data.skip(start).iter(_BATCH_ROWS)  # pyright: ignore[reportReturnType]
+
+
+class _Rows(Batch):
+    def __init__(self, name: str, start: int, table: pa.Table) -> None:
+        super().__init__(name, start, start + table.num_rows)
+        self.table = table
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def place(self, i: int) -> str:
+        return f"{self.name}, row {self.start + i}"
+
+    def rows(self, columns: Iterable[str] | None = None) -> list[Row | RowError]:
+        table = self.table
+        if columns is not None:
+            table = table.select([name for name in table.column_names if name in set(columns)])
+        return table.to_pylist()  # pyright: ignore[reportReturnType]
+
+    def original(self, i: int) -> Any:
+        return self.table.slice(i, 1).to_pylist()[0]
+
+    def to_json_lines(self, kept: list[int], name: str, numbers: Any) -> bytes:
+        lines = []
+        for row, x in zip(self._kept(kept).to_pylist(), _shortest(numbers), strict=True):
+            try:
+                lines.append(json.dumps(row | {name: float(x)}, ensure_ascii=False).encode() + b"\n")
+            except TypeError as error:
+                raise ValueError(f"{self.name}: its rows do not fit into JSON: {error}") from None
+        return b"".join(lines)
+
+    def to_table(self, kept: list[int], name: str, numbers: Any) -> pa.Table:
+        return self._kept(kept).append_column(name, [numbers])
+
+    def _kept(self, kept: list[int]) -> pa.Table:
+        return self.table if len(kept) == len(self) else self.table.take(kept)
+
+
+def _shortest(numbers: Any) -> list[str]:
+    """The fewest digits that are the number again in its own precision."""
+    return numbers.astype(str).tolist()
+
+
+def _file_identity(path: str) -> dict[str, Any]:
+    status = os.stat(path)
+    return {"path": os.path.abspath(path), "size": status.st_size, "modified": status.st_mtime_ns}
+
+
+def _folder_identity(folder: str) -> dict[str, Any]:
+    files = [_file_identity(str(p)) for p in sorted(Path(folder).rglob("*")) if p.is_file()]
+    return {"path": os.path.abspath(folder), "files": hashlib.sha256(json.dumps(files).encode()).hexdigest()}

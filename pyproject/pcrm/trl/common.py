@@ -1,0 +1,153 @@
+"""What the two trainers share: the prior of each pair on its way to the loss, and the metrics."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from .. import priors
+from ..config import Config
+from ..constraint import check_similarities
+from .configs import PCRMArguments
+
+PAPER = {
+    "title": "Prior Constraints-based Reward Model Training for Aligning Large Language Models",
+    "id": "2404.00978",
+    "citation": """\
+@article{zhou2024prior,
+    title        = {{Prior Constraints-based Reward Model Training for Aligning Large Language Models}},
+    author       = {Hang Zhou and Chenglong Wang and Yimin Hu and Tong Xiao and Chunliang Zhang and Jingbo Zhu},
+    year         = 2024,
+    eprint       = {arXiv:2404.00978}
+}""",
+}
+
+
+class PriorCollator:
+    """Another collator's batch plus `prior`, one number a pair, as the settings say."""
+
+    def __init__(self, collator: Any, settings: Config) -> None:
+        self.collator = collator
+        self.settings = settings
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collator(examples)
+        kind = self.settings.prior
+        if kind == "fixed":
+            batch.pop("prior", None)
+        elif kind == "random":
+            batch["prior"] = priors.random_uniform(*_ids(examples, kind), seed=self.settings.constraint.seed)
+        elif "prior" in examples[0]:
+            batch["prior"] = prior_tensor([e["prior"] for e in examples])
+        elif kind == "length_ratio":
+            # TRL's collators get the ids unpadded.
+            batch["prior"] = priors.length_ratio(*_ids(examples, kind))
+        else:
+            raise ValueError(f"the data set has no column 'prior', which pcrm_prior={kind!r} needs here")
+        return batch
+
+
+def _ids(examples: list[dict[str, Any]], kind: str) -> tuple[list[list[int]], list[list[int]]]:
+    if "chosen_ids" not in examples[0]:
+        raise ValueError(
+            f"pcrm_prior={kind!r} takes the responses' token ids, which this data set has not before its batches are "
+            "made: give it a column 'prior', or set pcrm_prior='fixed'"
+        )
+    return [e["chosen_ids"] for e in examples], [e["rejected_ids"] for e in examples]
+
+
+def prior_tensor(column: list[Any]) -> torch.Tensor:
+    for i, value in enumerate(column):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"prior[{i}] is {value!r}, must be a number in [0, 1]")
+    prior = torch.tensor(column, dtype=torch.float32)
+    check_similarities(prior, "prior")
+    return prior
+
+
+class Constrained:
+    """A mixin before a trainer of TRL."""
+
+    config_class: type[PCRMArguments]
+    _name: str
+    settings: Config
+    constrained: bool  # whether the loss is ours: not in every trainer that `enable` put behind TRL's name
+
+    def _read(self, args: Any, model: Any) -> Any:
+        """The arguments, made where there are none, and what they say about the constraint."""
+        if args is None:
+            name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+            args = self.config_class(f"{name.split('/')[-1]}-{self._name}")  # pyright: ignore[reportArgumentType]
+        if not isinstance(args, self.config_class):
+            raise TypeError(f"args is a {type(args).__name__}, must be a {self.config_class.__name__}")
+        self.constrained = args.pcrm_enabled
+        if self.constrained:
+            self.settings = args.pcrm_settings()
+            self.constraint = self.settings.constraint
+        return args
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        if self.constrained:
+            dataset = self._with_prior(dataset, args, dataset_name)
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _with_prior(self, dataset: Any, args: Any, name: str) -> Any:
+        """The data set with a column `prior`, where that is neither there nor the collator's to make."""
+        kind = self.settings.prior
+        if kind in ("fixed", "random"):
+            return dataset
+        columns = dataset.column_names or list(next(iter(dataset)))
+        if "prior" in columns:
+            if hasattr(dataset, "num_rows"):  # an iterable one is looked at batch by batch
+                prior_tensor(list(dataset["prior"]))
+            return dataset
+        if kind == "column":
+            raise ValueError(
+                f"the {name} data set has no column 'prior', which pcrm_prior='column' needs: it has {', '.join(columns)}"
+            )
+        if kind == "length_ratio":
+            return dataset
+        if kind == "cosine" and args.pcrm_prior_model is None:
+            raise ValueError(
+                f"the {name} data set has no column 'prior', so pcrm_prior='cosine' needs an encoder: set pcrm_prior_model"
+            )
+        if "chosen" not in columns:
+            raise ValueError(
+                f"the {name} data set has no texts, which pcrm_prior={kind!r} needs where there is no column 'prior': "
+                f"it has {', '.join(columns)}"
+            )
+        annotate = functools.partial(priors.annotate, prior=kind, model=args.pcrm_prior_model)
+        described = {"desc": f"Adding the prior to {name} dataset"} if hasattr(dataset, "num_rows") else {}
+        # The others find what the main process left: the data set by its fingerprint, where it
+        # lies on disk, and every embedding by its text.
+        with PartialState().main_process_first():
+            return dataset.map(annotate, batched=True, **described)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()  # pyright: ignore[reportAttributeAccessIssue]
+        if self.constrained and "prior" not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, "prior"]
+
+    def _log_constraint(self, margin: torch.Tensor, delta: torch.Tensor | float, prior: torch.Tensor | None) -> None:
+        """Means over the pairs of all processes, by one gather. What is infinite is left out."""
+        trainer: Any = self
+        with torch.no_grad():
+            delta = torch.as_tensor(delta, dtype=margin.dtype, device=margin.device).expand_as(margin)
+            columns = {
+                "pcrm/delta": delta,
+                "pcrm/target": delta / 2,
+                "pcrm/residual": margin - delta / 2,
+                "pcrm/violation": (margin > delta).to(margin.dtype),
+            }
+            if prior is not None and self.settings.prior != "random":
+                columns["pcrm/prior"] = prior.to(margin)
+            means = torch.stack([column.mean() for column in columns.values()])
+            values = trainer.accelerator.gather(means[None]).mean(0).tolist()
+        metrics = trainer._metrics["train" if trainer.model.training else "eval"]
+        for name, value in zip(columns, values, strict=True):
+            if math.isfinite(value):
+                metrics[name].append(value)

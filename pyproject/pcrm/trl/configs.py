@@ -1,0 +1,211 @@
+"""The trainers' configurations: TRL's own with the fields of the constraint."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from trl import DPOConfig, DPOTrainer, RewardConfig
+
+from ..arguments import settings_of
+from ..config import Config
+from ..constraint import Constraint
+
+
+@dataclass
+class PCRMArguments:
+    """The constraint of a trainer.
+
+    Parameters:
+        > Parameters that control the prior
+
+        pcrm_prior (`str`, *optional*, defaults to `"length_ratio"`):
+            What the similarity of two responses is: `"length_ratio"` of their token ids, in the
+            collator; `"cosine"` of their embeddings by `pcrm_prior_model` and `"lexical"` of their
+            n-grams, both before training; `"column"` for the data set's column `prior`, numbers
+            in [0, 1]; `"fixed"` for a delta that is the same for all; `"random"` for one drawn
+            for each pair. A data set that has a column `prior` uses that in the place of the
+            first three.
+        pcrm_prior_model (`str`, *optional*):
+            The encoder of the cosine: a sentence-transformers or transformers checkpoint.
+
+        > Parameters that control the constraint delta(s) = beta1 / (s + beta2) + beta3
+
+        pcrm_preset (`str`, *optional*):
+            A published setting, such as `"alpaca/length_ratio"`, which is the default of reward
+            models; that of DPO is `"dpo/length_ratio"`.
+        pcrm_beta1, pcrm_beta2, pcrm_beta3 (`float`, *optional*):
+            The betas; each that is given overrides the preset's.
+        pcrm_floor, pcrm_cap (`float`, *optional*):
+            Least and greatest delta.
+        pcrm_delta (`float`, *optional*):
+            The delta of the fixed prior; `inf` trains the stock loss.
+        pcrm_low, pcrm_high (`float`, *optional*):
+            The bounds of the random prior's delta, which the trainer's `seed` and the pair's
+            token ids determine.
+        pcrm_config (`str`, *optional*):
+            A TOML file with all of it, as `pcrm fit` writes and `pcrm.config.load_config` reads.
+
+        > Parameters that control the loss
+
+        pcrm_form (`str`, *optional*, defaults to `"pair"`):
+            `"pair"` for the loss of each pair's scores; `"token"` for that of the authors' code,
+            over the scores of all tokens, with a model whose module `score` gives them.
+    """
+
+    pcrm_prior: str = field(
+        default="length_ratio",
+        metadata={
+            "help": "Similarity of two responses: 'length_ratio' of their token ids, 'cosine' of their embeddings, "
+            "'lexical' of their n-grams, 'column' for the data set's column 'prior', 'fixed' for one delta, 'random' "
+            "for a random one.",
+        },
+    )
+    pcrm_prior_model: str | None = field(
+        default=None, metadata={"help": "The encoder of pcrm_prior='cosine': a checkpoint's path or name."}
+    )
+    pcrm_preset: str | None = field(
+        default=None,
+        metadata={"help": "A published setting: 'alpaca/length_ratio' by default, 'dpo/length_ratio' for DPO."},
+    )
+    pcrm_beta1: float | None = field(default=None, metadata={"help": "beta1 of delta = beta1 / (s + beta2) + beta3."})
+    pcrm_beta2: float | None = field(default=None, metadata={"help": "beta2 of delta = beta1 / (s + beta2) + beta3."})
+    pcrm_beta3: float | None = field(default=None, metadata={"help": "beta3 of delta = beta1 / (s + beta2) + beta3."})
+    pcrm_floor: float | None = field(default=None, metadata={"help": "Least delta."})
+    pcrm_cap: float | None = field(default=None, metadata={"help": "Greatest delta."})
+    pcrm_delta: float | None = field(
+        default=None, metadata={"help": "The delta of pcrm_prior='fixed'; inf trains the stock loss."}
+    )
+    pcrm_low: float | None = field(default=None, metadata={"help": "Least delta of pcrm_prior='random'."})
+    pcrm_high: float | None = field(default=None, metadata={"help": "Greatest delta of pcrm_prior='random'."})
+    pcrm_config: str | None = field(
+        default=None, metadata={"help": "A TOML file with the settings of the constraint, as 'pcrm fit' writes it."}
+    )
+    pcrm_form: str = field(
+        default="pair",
+        metadata={"help": "'pair' for the loss of each pair's scores, 'token' for that of all tokens' scores."},
+    )
+
+    _pcrm_paper: ClassVar[str] = "alpaca"
+    # What `pcrm.trl.enable` makes of a configuration that asks for none of this.
+    pcrm_enabled: ClassVar[bool] = True
+
+    def pcrm_settings(self) -> Config:
+        """The settings that the fields describe.
+
+        Raises:
+            ValueError: a field is unknown, out of range or contradicts another one.
+            OSError: `pcrm_config` cannot be read.
+        """
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(PCRMArguments)}
+        model = fields.pop("pcrm_prior_model")
+        if model is not None and fields["pcrm_prior"] != "cosine" and fields["pcrm_config"] is None:
+            raise ValueError(
+                f"pcrm_prior_model is {model!r}, which pcrm_prior={fields['pcrm_prior']!r} does not use: set pcrm_prior='cosine'"
+            )
+        arguments: dict[str, Any] = {name.removeprefix("pcrm_"): value for name, value in fields.items()}
+        if arguments["config"] is not None:  # a default contradicts no file
+            for f in dataclasses.fields(PCRMArguments):
+                if fields.get(f.name) == f.default:
+                    arguments[f.name.removeprefix("pcrm_")] = None
+            arguments.pop("prior_model", None)
+        return settings_of(**arguments, seed=getattr(self, "seed", 0), paper=self._pcrm_paper)
+
+    def pcrm_constraint(self) -> Constraint:
+        """The constraint of `pcrm_settings`."""
+        return self.pcrm_settings().constraint
+
+    def _merged(self, name: str, of_file: float, default: float | None) -> None:
+        """Let the file's setting be that of TRL's field of this name, unless both are set."""
+        value = getattr(self, name)
+        if of_file == (default or 0.0) or value == of_file:
+            return
+        if value != default:
+            raise ValueError(f"{name} is {value}, and {self.pcrm_config} says {of_file}")
+        setattr(self, name, of_file)
+
+
+def warn_of_smoothing(label_smoothing: float, constraint: Constraint) -> None:
+    """Say that label smoothing does nothing to a constrained pair: see `pcrm.functional.pcrm_loss`."""
+    if label_smoothing > 0 and constraint.delta(1.0) < math.inf:
+        warnings.warn(
+            f"label_smoothing is {label_smoothing}: where delta is finite it adds label_smoothing * delta to pcrm's "
+            "loss and moves no gradient",
+            stacklevel=4,
+        )
+
+
+@dataclass
+class PCRMRewardConfig(PCRMArguments, RewardConfig):
+    """`trl.RewardConfig` with the constraint's fields, which are refused at construction
+    where they make no constraint.
+    """
+
+    __doc__ = f"{__doc__}\n{PCRMArguments.__doc__}"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.pcrm_enabled:
+            return
+        settings = self.pcrm_settings()
+        self._merged("center_rewards_coefficient", settings.center_rewards_coefficient, None)
+        if settings.form == "token" and self.center_rewards_coefficient:
+            raise ValueError(
+                f"center_rewards_coefficient is {self.center_rewards_coefficient}, which pcrm_form='token' does not use"
+            )
+        warn_of_smoothing(settings.label_smoothing, settings.constraint)
+
+
+@dataclass
+class PCRMDPOConfig(PCRMArguments, DPOConfig):
+    """`trl.DPOConfig` with the loss type `pcrm`, which is the default, and the constraint's
+    fields, which are refused at construction where they make no constraint.
+
+    `pcrm` mixes with TRL's other losses by `loss_type` and `loss_weights`: `["pcrm", "sft"]` is
+    the SFT-regularized form. `beta`, `label_smoothing`, `ld_alpha` and `f_divergence_type` are
+    those of TRL; `use_weighting` is refused, and so is `use_liger_kernel` where TRL's Liger
+    path computes a loss of its own (before trl 1.14).
+    """
+
+    __doc__ = f"{__doc__}\n{PCRMArguments.__doc__}"
+
+    loss_type: list[str] = field(
+        default_factory=lambda: ["pcrm"],
+        metadata={
+            "help": "Type of loss to use: 'pcrm', alone or with those of TRL: 'sigmoid', 'hinge', 'ipo', 'exo_pair', "
+            "'nca_pair', 'robust', 'bco_pair', 'sppo_hard', 'aot', 'aot_unpaired', 'apo_zero', 'apo_down', 'discopop', "
+            "'sft', 'sigmoid_norm'. Several are combined with the weights in 'loss_weights'."
+        },
+    )
+
+    _pcrm_paper: ClassVar[str] = "dpo"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.pcrm_enabled:
+            return
+        count = self.loss_type.count("pcrm")
+        if count != 1:
+            raise ValueError(
+                f"loss_type is {self.loss_type}, must have 'pcrm' once: for TRL's losses alone take its own DPOConfig"
+            )
+        settings = self.pcrm_settings()
+        if settings.form == "token":
+            raise ValueError("pcrm_form is 'token', but DPO has no scores of tokens: set pcrm_form='pair'")
+        self._merged("label_smoothing", settings.label_smoothing, 0.0)
+        self._merged("beta", settings.dpo_beta, 0.1)
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}, must be in [0, 0.5)")
+        if not 0 < self.beta < math.inf:
+            raise ValueError(f"beta is {self.beta}, must be greater than 0 and finite")
+        if self.use_weighting:
+            raise ValueError("use_weighting is True, which weights TRL's losses inside of TRL and would miss pcrm's")
+        if self.use_liger_kernel and hasattr(DPOTrainer, "_compute_loss_liger"):
+            raise ValueError(
+                "use_liger_kernel is True, but with this version of TRL it computes a loss of its own in the place of "
+                "pcrm's: take trl 1.14 or newer, or leave it out"
+            )
+        warn_of_smoothing(self.label_smoothing, settings.constraint)

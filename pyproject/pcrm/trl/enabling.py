@@ -1,0 +1,146 @@
+"""The trainers behind TRL's own names, for scripts that stay as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import trl
+import trl.trainer
+
+from .common import Constrained
+from .configs import PCRMArguments, PCRMDPOConfig, PCRMRewardConfig
+from .dpo import PCRMDPOTrainer
+from .reward import PCRMRewardTrainer
+
+
+def _given(config: Any) -> list[str]:
+    """The names of the fields of the constraint that are not as they are by default."""
+    return [
+        f.name
+        for f in dataclasses.fields(config)
+        if f.name.startswith("pcrm_") and getattr(config, f.name) != f.default
+    ]
+
+
+@dataclass
+class _EnabledRewardConfig(PCRMRewardConfig):
+    __doc__ = PCRMRewardConfig.__doc__
+
+    # None, so that the default prior can be asked for.
+    pcrm_prior: str | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None, metadata=dict(PCRMArguments.__dataclass_fields__["pcrm_prior"].metadata)
+    )
+
+    @property
+    def pcrm_enabled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return bool(_given(self))
+
+
+@dataclass
+class _EnabledDPOConfig(PCRMDPOConfig):
+    __doc__ = PCRMDPOConfig.__doc__
+
+    pcrm_prior: str | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None, metadata=dict(PCRMArguments.__dataclass_fields__["pcrm_prior"].metadata)
+    )
+    loss_type: list[str] = field(
+        default_factory=lambda: ["sigmoid"],
+        metadata=dict(PCRMDPOConfig.__dataclass_fields__["loss_type"].metadata),
+    )
+
+    @property
+    def pcrm_enabled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "pcrm" in self.loss_type
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.pcrm_enabled and (given := _given(self)):
+            raise ValueError(f"{given[0]} is set, but loss_type is {self.loss_type}: add 'pcrm' to it")
+
+
+class _Enabled(Constrained):
+    def _read(self, args: Any, model: Any) -> Any:
+        if args is None or isinstance(args, self.config_class):
+            return super()._read(args, model)
+        self.constrained = False  # TRL's own, from before `enable`
+        return args
+
+
+class _EnabledRewardTrainer(_Enabled, PCRMRewardTrainer):
+    __doc__ = PCRMRewardTrainer.__doc__
+    config_class = _EnabledRewardConfig
+
+
+class _EnabledDPOTrainer(_Enabled, PCRMDPOTrainer):
+    __doc__ = PCRMDPOTrainer.__doc__
+    config_class = _EnabledDPOConfig
+
+
+class _Parser(trl.TrlParser):
+    __doc__ = trl.TrlParser.__doc__
+
+    def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
+        # TRL ignores what it does not know, and a misspelt constraint would train another loss.
+        remaining = super().set_defaults_with_config(**kwargs)
+        known = sorted({action.dest for action in self._actions if action.dest.startswith("pcrm")})
+        for key in kwargs:
+            if key.startswith("pcrm") and key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known) or 'none here'}"
+                raise ValueError(f"{key} is not a key of this configuration: {hint}")
+        return remaining
+
+
+def _put(**behind: type) -> None:
+    for module in (trl, trl.trainer):
+        for name, ours in behind.items():
+            setattr(module, name, ours)
+    trl.TrlParser = _Parser
+
+
+def enable() -> None:
+    """Put pcrm's trainers and configurations behind TRL's names, in this process.
+
+    From then on `trl.DPOTrainer` trains with the constrained loss where its configuration says
+    `loss_type: [pcrm]`, and `trl.RewardTrainer` where its configuration sets a field `pcrm_*`.
+    Otherwise both do what they did, and `trl.TrlParser` refuses an unknown key `pcrm*` in a YAML
+    file. Call it before the script imports them by name; `pcrm run script.py` does that.
+    """
+    _put(
+        RewardConfig=_EnabledRewardConfig,
+        RewardTrainer=_EnabledRewardTrainer,
+        DPOConfig=_EnabledDPOConfig,
+        DPOTrainer=_EnabledDPOTrainer,
+    )
+
+
+def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
+    """TRL's own command of that name, always with the constrained loss.
+
+    It takes all of its flags and its YAML file, those of the constraint, and in `--dataset_name`
+    also a .jsonl, .jsonl.gz or .parquet file.
+    """
+    if kind == "reward":
+        _put(RewardConfig=PCRMRewardConfig, RewardTrainer=PCRMRewardTrainer)
+    else:
+        _put(DPOConfig=PCRMDPOConfig, DPOTrainer=PCRMDPOTrainer)
+    script = importlib.import_module(f"trl.scripts.{kind}")
+    parser = script.make_parser(prog=f"pcrm {kind}")
+    try:
+        arguments = parser.parse_args_and_config(argv, fail_with_unknown_args=False)
+    except ValueError as error:
+        parser.error(str(error))
+    script_arguments, _, _, dataset_arguments = arguments
+    name = script_arguments.dataset_name
+    if name is not None and os.path.isfile(name):
+        from trl.scripts.utils import DatasetConfig
+
+        reader = "parquet" if name.endswith(".parquet") else "json"
+        dataset_arguments.datasets = [DatasetConfig(path=reader, data_files=name)]
+        script_arguments.dataset_name = None
+    script.main(*arguments)

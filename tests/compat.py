@@ -1,0 +1,77 @@
+"""Runs the invariants of TRL's trainers against several versions of TRL: `make compat`.
+
+Each version is installed on its own, without what it depends on, and put before the installed
+one. Writes docs/compat.md.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+VERSIONS = ("1.0.0", "1.5.1", "1.9.2", "1.14.2", "newest")
+FILES = ("test_trl_invariants.py", "test_trl_modes.py")
+
+PAGE = """\
+# Versions of TRL
+
+`make compat` runs `tests/test_trl_invariants.py` (whole training runs: unconstrained is stock, both backends, gradient
+accumulation, resume, evaluation) and `tests/test_trl_modes.py` (DPO's options, LoRA, bfloat16, the token form and more) against
+each of these. What it last saw, with {with_}:
+
+| TRL | passed | failed | skipped |
+|---|---|---|---|
+{rows}
+
+A test is skipped where that version of TRL has not what it is about: Liger's own DPO loss is gone since 1.14. Before 1.9
+`evaluate()` takes no unprepared data, ours or stock.
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=ROOT / ".compat", help="where the versions are installed")
+    parser.add_argument("versions", nargs="*", default=VERSIONS)
+    args = parser.parse_args()
+    rows, failed = [], False
+    for wanted in (bar := tqdm(args.versions)):
+        bar.set_description(f"trl {wanted}")
+        folder = args.folder / wanted
+        if not folder.is_dir() or wanted == "newest":
+            package = "trl>=1.0,<2" if wanted == "newest" else f"trl=={wanted}"
+            install = ("pip", "install", "--quiet", "--upgrade", "--no-deps", "--target", str(folder), package)
+            subprocess.run([sys.executable, "-m", *install], check=True)
+        (metadata,) = importlib.metadata.distributions(name="trl", path=[str(folder)])
+        with tempfile.TemporaryDirectory() as temporary:
+            results = Path(temporary) / "results.xml"
+            tests = [str(ROOT / "tests" / name) for name in FILES]
+            done = subprocess.run(
+                [sys.executable, "-m", "pytest", "-q", f"--junitxml={results}", *tests],
+                env=os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+            )
+            suite = ElementTree.parse(results).getroot()[0]
+        total, failures, errors, skipped = (int(suite.get(k, 0)) for k in ("tests", "failures", "errors", "skipped"))
+        if done.returncode:
+            failed = True
+            print(done.stdout[-5000:], file=sys.stderr)
+        rows.append(f"| {metadata.version} | {total - failures - errors - skipped} | {failures + errors} | {skipped} |")
+    names = ("torch", "transformers", "accelerate", "peft")
+    with_ = ", ".join([*(f"{n} {importlib.metadata.version(n)}" for n in names), f"Python {platform.python_version()}"])
+    if tuple(args.versions) == VERSIONS and not failed:
+        (ROOT / "docs" / "compat.md").write_text(PAGE.format(with_=with_, rows="\n".join(rows)))
+    print("\n".join(rows))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""`pcrm reward`, `pcrm dpo` and `pcrm run`: TRL's command lines with our loss, in one process and in two."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trl
+import yaml
+from safetensors.torch import load_file
+from trainers import FORMATS, SETTINGS
+
+from pcrm import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+# Ceilings between 0.2 and 1.2 that bind on a tiny model.
+CONSTRAINT = {"pcrm_beta1": 0.1, "pcrm_beta3": 0.1, "pcrm_cap": 1.2}
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(monkeypatch):
+    """What the commands put behind TRL's names ends with the test."""
+    for module in (trl, trl.trainer):
+        for name in ("RewardConfig", "RewardTrainer", "DPOConfig", "DPOTrainer"):
+            monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setattr(trl, "TrlParser", trl.TrlParser)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+
+
+@pytest.fixture(scope="module")
+def data(rows, tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    path.write_text("".join(json.dumps({k: r[k] for k in ("prompt", "chosen", "rejected")}) + "\n" for r in rows))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path, data, tiny, tiny_policy):
+    """A function that writes a YAML file and returns its path and the output's."""
+
+    def write(kind, name, **options):
+        out = tmp_path / name
+        settings = {
+            "model_name_or_path": str(tiny if kind == "reward" else tiny_policy),
+            "datasets": [{"path": "json", "data_files": str(data)}],
+            "output_dir": str(out),
+            "save_strategy": "steps",
+            "save_steps": 6,
+            "dtype": "float32",
+        }
+        path = tmp_path / f"{name}.yaml"
+        chosen = {k: v for k, v in (SETTINGS | settings | options).items() if v is not None}
+        path.write_text(yaml.safe_dump(chosen))
+        return str(path), out
+
+    return write
+
+
+def parameters(out):
+    return load_file(out / "model.safetensors")
+
+
+def distance(a, b):
+    a, b = parameters(a), parameters(b)
+    assert a.keys() == b.keys()
+    return max((a[k] - b[k]).abs().max().item() for k in a)
+
+
+def history(out):
+    return [
+        e for e in json.loads((out / "checkpoint-6" / "trainer_state.json").read_text())["log_history"] if "loss" in e
+    ]
+
+
+def launch(*command):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "ACCELERATE_USE_CPU": "true"}
+    # A session of its own, so that a launcher's children do not outlive it.
+    with subprocess.Popen(
+        [sys.executable, "-m", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=300)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output[-5000:]
+
+
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pcrm")
+
+
+@pytest.mark.parametrize("kind", ["reward", "dpo"])
+def test_two_processes_are_one_with_twice_the_batch(config, kind):
+    one, one_out = config(kind, "one", per_device_train_batch_size=8, **CONSTRAINT)
+    two, two_out = config(kind, "two", per_device_train_batch_size=4, **CONSTRAINT)
+    assert cli.main([kind, "--config", one]) == 0
+    launch(*TORCHRUN, kind, "--config", two)
+    assert distance(one_out, two_out) < 5e-6
+    for a, b in zip(history(one_out), history(two_out), strict=True):
+        for name in ("loss", "pcrm/delta", "pcrm/target", "pcrm/residual", "pcrm/violation", "pcrm/prior"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=2e-6), name
+    # And that is not what the stock loss trains.
+    stock, stock_out = config(kind, "stock", per_device_train_batch_size=8, pcrm_prior="fixed", pcrm_delta="inf")
+    assert cli.main([kind, "--config", stock]) == 0
+    assert distance(one_out, stock_out) > 1e-4
+
+
+def test_accelerate_launch(config, rows, tmp_path):
+    """With the example's own configuration, and a prior column in a file named on the command line."""
+    prior = [i % 4 / 4 + 0.25 for i in range(len(rows))]
+    path = tmp_path / "prior.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({k: r[k] for k in ("prompt", "chosen", "rejected")} | {"prior": s}) + "\n"
+            for r, s in zip(rows, prior, strict=True)
+        )
+    )
+    file, out = config("reward", "launched", datasets=None, pcrm_prior="column", pcrm_beta1=1.0, pcrm_beta3=0.0)
+    launch(
+        *("accelerate.commands.launch", "--config_file", str(ROOT / "examples" / "accelerate" / "ddp.yaml")),
+        *("--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0", "-m", "pcrm", "reward"),
+        *("--config", file, "--dataset_name", str(path)),
+    )
+    assert all(1.0 <= e["pcrm/delta"] <= 4.0 for e in history(out))
+    # Two processes, so an epoch of these 64 rows has 8 steps of 2 x 4.
+    assert history(out)[-1]["epoch"] == pytest.approx(6 / 8)
+
+
+@pytest.mark.parametrize("kind", ["reward", "dpo"])
+def test_scripts_of_trl_run_unmodified(config, kind):
+    """The loss is swapped in the configuration alone."""
+    script = Path(trl.__file__).parent / "scripts" / f"{kind}.py"
+    asked = {"loss_type": ["pcrm"]} if kind == "dpo" else {}
+    file, out = config(kind, "script", **CONSTRAINT, **asked)
+    assert cli.main(["run", str(script), "--config", file]) == 0
+    assert "pcrm/residual" in history(out)[0]
+    same, same_out = config(kind, "command", **CONSTRAINT)
+    assert cli.main([kind, "--config", same]) == 0
+    assert distance(out, same_out) == 0
+    # And where it does not ask for it, nothing is changed.
+    file, out = config(kind, "silent")
+    assert cli.main(["run", str(script), "--config", file]) == 0
+    assert "pcrm/residual" not in history(out)[0]
+    unconstrained, stock_out = config(kind, "unconstrained", pcrm_prior="fixed", pcrm_delta="inf")
+    assert cli.main([kind, "--config", unconstrained]) == 0
+    assert distance(out, stock_out) < 5e-6
+
+
+def test_run_a_module_and_a_script_with_arguments(tmp_path, monkeypatch, capsys):
+    script = tmp_path / "script.py"
+    script.write_text("import sys, trl\nprint(sys.argv[1:], trl.DPOConfig.__mro__[1].__name__, __name__)\n")
+    assert cli.main(["run", str(script), "--a", "-m", "b"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", "-m", "script", "c"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "['--a', '-m', 'b'] PCRMDPOConfig __main__",
+        "['c'] PCRMDPOConfig __main__",
+    ]
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["run", "nowhere.py"])
+    assert "there is no file 'nowhere.py'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("message", "options", "arguments"),
+    [
+        ("pcrm_bta1 is not a key of this configuration: did you mean pcrm_beta1?", {"pcrm_bta1": 1.0}, []),
+        ("delta is -10.01 at similarity 1", {"pcrm_beta1": 10.0, "pcrm_beta3": -20.0}, []),
+        ("pcrm_delta is 4.0, which pcrm_prior='length_ratio' does not use", {}, ["--pcrm_delta", "4"]),
+        ("--pcrm_bta1", {}, ["--pcrm_bta1", "4"]),
+    ],
+)
+def test_bad_arguments_end_before_anything_is_loaded(config, capsys, message, options, arguments):
+    file, _ = config("reward", "bad", **options)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["reward", "--config", file, *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_enabled_classes(tmp_path, tiny, rows, monkeypatch):
+    """What asks for nothing gets nothing, and half a request is refused."""
+    from pcrm.trl import enable
+    from trl import RewardConfig
+
+    enable()
+    options = {"output_dir": str(tmp_path), "bf16": False}
+    assert not trl.RewardConfig(**options).pcrm_enabled
+    assert trl.RewardConfig(**options, pcrm_prior="length_ratio").pcrm_enabled
+    assert trl.DPOConfig(**options).loss_type == ["sigmoid"]
+    assert trl.DPOConfig(**options, loss_type=["pcrm", "sft"]).pcrm_enabled
+    stock = RewardConfig(**options)  # from before
+    data = FORMATS["plain"](rows[:8])
+    for args in (stock, trl.RewardConfig(**options)):  # no arguments at all ask for bfloat16 and a GPU
+        monkeypatch.chdir(tmp_path)
+        trainer = trl.RewardTrainer(str(tiny), args, train_dataset=data)
+        assert not trainer.constrained and "PriorCollator" not in type(trainer.data_collator).__name__
+    asked = trl.RewardConfig(**options, pcrm_preset="alpaca/length_ratio")
+    assert trl.RewardTrainer(str(tiny), asked, train_dataset=data).constrained
+    with pytest.raises(ValueError, match=r"pcrm_beta1 is set, but loss_type is \['sigmoid'\]: add 'pcrm' to it"):
+        trl.DPOConfig(**options, pcrm_beta1=1.0)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero3"])
+def test_example_configurations_are_what_accelerate_reads(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(ROOT / "examples" / "accelerate" / f"{name}.yaml"))
+    assert config.num_processes == 8 and config.mixed_precision == "bf16"
+    assert config.distributed_type.value == {"ddp": "MULTI_GPU", "fsdp": "FSDP", "zero3": "DEEPSPEED"}[name]

@@ -1,0 +1,80 @@
+"""Short runs of TRL's trainers and ours on the tiny models, for the tests."""
+
+import torch
+from datasets import Dataset
+from pcrm.trl import PCRMDPOConfig, PCRMDPOTrainer, PCRMRewardConfig, PCRMRewardTrainer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+
+SETTINGS = {
+    "max_steps": 6,
+    "per_device_train_batch_size": 4,
+    # Adam would amplify the rounding of gradients that are truly zero.
+    "optim": "sgd",
+    "learning_rate": 0.1,
+    "logging_steps": 1,
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+}
+STOCK = {"reward": (RewardTrainer, RewardConfig), "dpo": (DPOTrainer, DPOConfig)}
+OURS = {"reward": (PCRMRewardTrainer, PCRMRewardConfig), "dpo": (PCRMDPOTrainer, PCRMDPOConfig)}
+
+
+def load(kind, folder):
+    torch.manual_seed(0)
+    if kind == "dpo":
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+
+
+def build(kind, folder, out, data, *, stock=False, eval_data=None, model=None, trainer=None, **options):
+    """A trainer of the tiny model in `folder`, reward or DPO, ours or the stock one."""
+    trainer_class, config_class = (STOCK if stock else OURS)[kind]
+    return trainer_class(
+        model=load(kind, folder) if model is None else model,
+        args=config_class(output_dir=str(out), **SETTINGS | options),
+        train_dataset=data,
+        eval_dataset=eval_data,
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        **trainer or {},
+    )
+
+
+def steps(trainer):
+    """The logged steps of training."""
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def distance(a, b):
+    """The greatest difference of two trainers' parameters."""
+    ours, theirs = (dict(t.model.named_parameters()) for t in (a, b))
+    assert ours.keys() == theirs.keys()
+    return max((ours[k].detach() - theirs[k].detach()).abs().max().item() for k in theirs)
+
+
+def conversational(rows):
+    def message(role, text):
+        return [{"role": role, "content": text}]
+
+    return Dataset.from_list(
+        [
+            {"prompt": message("user", r["prompt"])} | {k: message("assistant", r[k]) for k in ("chosen", "rejected")}
+            for r in rows
+        ]
+    )
+
+
+def plain(rows):
+    return Dataset.from_list([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows])
+
+
+def implicit(rows):
+    """Rows without a prompt of their own: both responses begin with it."""
+    return Dataset.from_list([{k: r["prompt"] + r[k] for k in ("chosen", "rejected")} for r in rows])
+
+
+FORMATS = {"plain": plain, "conversational": conversational, "implicit": implicit}
