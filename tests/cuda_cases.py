@@ -120,6 +120,16 @@ def test_other_reductions_than_one_thread(fake_device):
         torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
 
 
+def test_negative_gradient_comes_in(fake_device):
+    """A view whose minus is still to be done, as complex numbers make them."""
+    chosen, rejected, delta = batch(8)
+    loss = pcrm_loss(chosen, rejected, delta, reduction="none")
+    incoming = torch.arange(1.0, 9, dtype=torch.float64)
+    negative = torch._neg_view(incoming)
+    got = torch.autograd.grad(loss, chosen, negative, retain_graph=True)
+    assert torch.equal(got[0], torch.autograd.grad(loss, chosen, -incoming)[0])
+
+
 def test_scaling_happens_before_rounding(fake_device):
     """A loss scale as of mixed precision: what float16 could not hold unscaled survives."""
     chosen = torch.zeros(4096, dtype=torch.float16, requires_grad=True)

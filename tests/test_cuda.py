@@ -4,10 +4,12 @@ The fake (gpu/testdata/fakecuda) is a libcuda.so.1 whose device memory is the ho
 runs the kernels' own code. It is found as the real one would be, in processes of their own.
 """
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -133,21 +135,16 @@ pcrm.functional.pcrm_loss(torch.ones(1), torch.zeros(1), 4.5)
     assert not log.exists()
 
 
-def ptxas():
-    """The assembler that comes with triton, which comes with torch."""
-    import importlib.util
-    from pathlib import Path
-
-    spec = importlib.util.find_spec("triton")
-    path = spec and spec.origin and Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "ptxas"
-    if not path or not path.is_file():
-        pytest.skip("there is no ptxas: triton is not installed")
-    return path
-
-
-@pytest.mark.parametrize("device", ["sm_75", "sm_80", "sm_90"])
+@pytest.mark.parametrize("device", ["sm_75", "sm_80", "sm_90", "sm_100"])
 def test_assembles(tmp_path, device):
-    """NVIDIA's assembler, which the driver has inside, takes the PTX."""
-    ptx = ROOT / "gpu" / "kernels.ptx"
-    done = subprocess.run([ptxas(), f"-arch={device}", "-o", tmp_path / "out", ptx], capture_output=True, text=True)
+    """NVIDIA's assembler, which the driver has inside, takes the PTX. Triton, which comes with
+    torch, has it, in a newer version too for the newest devices.
+    """
+    spec = importlib.util.find_spec("triton")
+    folder = Path(spec.origin).parent / "backends" / "nvidia" / "bin" if spec and spec.origin else Path("/nowhere")
+    assembler = folder / ("ptxas-blackwell" if device == "sm_100" else "ptxas")
+    if not assembler.is_file():
+        pytest.skip(f"triton's {assembler.name} is not installed")
+    command = [assembler, f"-arch={device}", "-o", tmp_path / "out", ROOT / "gpu" / "kernels.ptx"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
