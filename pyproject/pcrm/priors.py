@@ -347,6 +347,12 @@ def _tokenizer(name: str, process: int) -> Any:
     return AutoTokenizer.from_pretrained(name)
 
 
+def forget_models() -> None:
+    """Drop the encoders and tokenizers that `annotate` keeps in this process, and their memory on a GPU."""
+    _encoder.cache_clear()
+    _tokenizer.cache_clear()
+
+
 def _unpacked(column: Any) -> Any:
     """A column of ids: NumPy's arrays as what `length_ratio` takes."""
     return column if isinstance(column, torch.Tensor) else list(column)
