@@ -202,7 +202,7 @@ def annotate(
 
     It can be pickled, loads the native library where it first runs, and reads a model or a
     tokenizer once per process. In a forked child of a process that has used the native
-    library the same numbers are computed by Python, the lexical ones some hundred times
+    library the same numbers are computed by Python, the lexical ones some thirty times
     slower: spawn workers, or let the parent leave it alone.
 
     Args:
