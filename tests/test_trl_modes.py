@@ -20,26 +20,26 @@ BINDING = {"pcrm_prior": "fixed", "pcrm_delta": 0.05}
 SAME = 5e-6
 
 
-@pytest.fixture
-def dpo(tiny_policy, tmp_path, rows):
+def trained(kind, folder, out, rows):
+    """A function that builds a trainer of the tiny model and, unless told otherwise, trains it."""
+
     def train(go=True, data=None, **options):
-        trainer = build("dpo", tiny_policy, tmp_path, data or FORMATS["plain"](rows), **options)
+        trainer = build(kind, folder, out, data or FORMATS["plain"](rows), **options)
         if go:
             trainer.train()
         return trainer
 
     return train
+
+
+@pytest.fixture
+def dpo(tiny_policy, tmp_path, rows):
+    return trained("dpo", tiny_policy, tmp_path, rows)
 
 
 @pytest.fixture
 def reward(tiny, tmp_path, rows):
-    def train(go=True, data=None, **options):
-        trainer = build("reward", tiny, tmp_path, data or FORMATS["plain"](rows), **options)
-        if go:
-            trainer.train()
-        return trainer
-
-    return train
+    return trained("reward", tiny, tmp_path, rows)
 
 
 # What changes TRL's reward difference, or the loss around it, reaches ours as it reaches TRL's.
@@ -388,7 +388,10 @@ def test_default_presets(tmp_path):
         PCRMDPOTrainer("model", args=DPOConfig(**options))
 
 
-@pytest.mark.skipif(Version(trl.__version__) >= Version("1.14"), reason="Liger's own DPO loss is gone since trl 1.14")
 def test_liger_is_refused_where_it_has_a_loss_of_its_own(tmp_path):
+    options = {"output_dir": str(tmp_path), "bf16": False, "use_liger_kernel": True}
+    if Version(trl.__version__) >= Version("1.14"):  # since then it swaps layers, not the loss
+        assert PCRMDPOConfig(**options).loss_type == ["pcrm"]
+        return
     with pytest.raises(ValueError, match="use_liger_kernel is True, but with this version of TRL"):
-        PCRMDPOConfig(output_dir=str(tmp_path), bf16=False, use_liger_kernel=True)
+        PCRMDPOConfig(**options)
