@@ -610,11 +610,12 @@ def bandwidth(
 
 
 def machine(device: torch.device) -> str:
-    info = json.loads(pcrm.backends.call(pcrm.backends.library().bridge_CUDAProbe))
+    native = pcrm.backends.library()
+    info = json.loads(pcrm.backends.call(native.bridge_CUDAProbe))
     name = info["devices"][device.index or 0]["name"]
     return (
         f"{name}, driver for CUDA {info['driver']}; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"pcrm {pcrm.__version__}, PTX {info['ptx']}"
+        f"pcrm {pcrm.__version__}, PTX {pcrm.backends.call(native.bridge_PTXVersion)}"
     )
 
 

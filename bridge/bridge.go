@@ -334,8 +334,8 @@ func NumThreads() (n int64, err error) {
 	return int64(pcrm.NumThreads()), nil
 }
 
-// CUDAProbe calls gpu.Probe and returns a JSON object: driver, ptx (versions) and devices (a
-// list of objects of name and capability).
+// CUDAProbe calls gpu.Probe and returns a JSON object: driver (a version) and devices (a list
+// of objects of name and capability).
 func CUDAProbe() (info string, err error) {
 	defer convert(&err)
 	found, err := gpu.Probe()
@@ -346,8 +346,14 @@ func CUDAProbe() (info string, err error) {
 	for i, d := range found.Devices {
 		devices[i] = map[string]string{"name": d.Name, "capability": d.Capability}
 	}
-	text, err := json.Marshal(map[string]any{"driver": found.Driver, "ptx": gpu.PTXVersion(), "devices": devices})
+	text, err := json.Marshal(map[string]any{"driver": found.Driver, "devices": devices})
 	return string(text), err
+}
+
+// PTXVersion calls gpu.PTXVersion.
+func PTXVersion() (version string, err error) {
+	defer convert(&err)
+	return gpu.PTXVersion(), nil
 }
 
 // CUDAOpen calls gpu.Open, which loads the kernels on a device, and returns how many float64

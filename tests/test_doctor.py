@@ -18,6 +18,7 @@ def test_says_what_there_is(capsys):
     tier = pcrm.backends.library().bridge_Tier()
     assert f"pcrm      {pcrm.__version__}, torch {torch.__version__}" in out
     assert f"Go        tier {tier}, " in out and "CUDA      " in out
+    assert "kernels   PTX 8.1, for CUDA" in out
     for backend in ("go", "torch"):
         for dtype in ("float32", "float64"):
             assert f"self-test {backend} on cpu, {dtype}: ok" in out
@@ -65,7 +66,7 @@ def test_driver(fake):  # noqa: F811
     """The fake one: torch's own runtime does not take it for a driver."""
     out = python(COMMAND, **fake)
     assert out.returncode == 0, out.stderr
-    assert "CUDA      driver for 12.1, kernels in PTX 8.1, torch built for " in out.stdout
+    assert "CUDA      driver for 12.1, torch built for " in out.stdout
     assert "cuda:1    Fake 1, compute capability 9.0\nCUDA      torch finds no device\n" in out.stdout
     out = python(COMMAND, FAKECUDA_VERSION="11080", **fake)
     assert out.returncode == 0 and "CUDA      none: the driver supports CUDA 11.8" in out.stdout

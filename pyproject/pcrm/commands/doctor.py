@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
         line("Go", f"none: {error}")
     else:
         line("Go", f"tier {backends.call(native.bridge_Tier)}, {backends.call(native.bridge_NumThreads)} threads")
+        line("kernels", f"PTX {backends.call(native.bridge_PTXVersion)}, for CUDA")
         contenders.append(("go", torch.device("cpu")))
     contenders += _cuda(line)
     failed = False
@@ -59,7 +60,7 @@ def _cuda(line) -> list[tuple[str, torch.device]]:
         line("CUDA", f"none: {reason}")
         return []
     found = json.loads(backends.call(backends.library().bridge_CUDAProbe))
-    line("CUDA", f"driver for {found['driver']}, kernels in PTX {found['ptx']}, torch built for {torch.version.cuda}")
+    line("CUDA", f"driver for {found['driver']}, torch built for {torch.version.cuda}")
     for index, device in enumerate(found["devices"]):
         line(f"cuda:{index}", f"{device['name']}, compute capability {device['capability']}")
     if not torch.cuda.is_available():
