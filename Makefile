@@ -44,7 +44,8 @@ test-python: $(VENV)/test
 	$(BIN)/python -m pytest
 
 # OpenRLHF's own command lines on the CPU, in an environment of their own on top of .venv, for
-# DeepSpeed's part of which a C++ compiler is needed: MINUTES. Then once more with an older version.
+# DeepSpeed's part of which a C++ compiler is needed: some twelve minutes of two processors. Then
+# in short with an older version.
 RLHF := .venv-openrlhf
 test-openrlhf: $(VENV)/test $(RLHF)/ready
 	$(RLHF)/bin/python -m pytest -m openrlhf tests/openrlhf

@@ -301,6 +301,22 @@ def test_a_column_wins(train, command):
     assert recomputed(command, result.trace(0)[3]) == pytest.approx(result.losses[3], abs=2.4e-6)
 
 
+@pytest.mark.slow
+def test_a_file_of_settings(train, material):
+    path = material / "pcrm.toml"
+    path.write_text('[constraint]\nprior = "random"\nlow = 2.0\nhigh = 3.0\nseed = 5\n[dpo]\nbeta = 0.5\n')
+    result = finished(train(Job("train_dpo", 1, 0, (f"--pcrm.config={path}",))))
+    deltas = torch.cat([step["delta"] for step in result.trace(0)])
+    different = set((material / "plain.jsonl").read_text().splitlines())
+    assert len(set(deltas.tolist())) == len(different) > PAIRS / 2
+    assert 2 <= deltas.min() < 2.1 and 2.9 < deltas.max() < 3
+    step = {name: x.double() for name, x in result.trace(0)[3].items()}
+    policy = step["policy_chosen_logps"] - step["policy_rejected_logps"]
+    z = 0.5 * (policy - (step["reference_chosen_logps"] - step["reference_rejected_logps"]))
+    # As above, with numbers up to 4.
+    assert formula(z, step["delta"]).item() == pytest.approx(result.losses[3], abs=2.4e-6)
+
+
 OWN = {"command": "train_rm", "processes": 1, "zero": 0, "script": "own_script"}
 
 
