@@ -76,10 +76,17 @@ def test_length_ratio_comes_from_the_token_ids(train, plain):
     delta = trainer.constraint.delta(batch["prior"])
     inputs.pop("prior")
     scores = trainer.model(**inputs).logits.squeeze(-1)
-    margin = scores[:4] - scores[4:]
+    margin = (scores[:4] - scores[4:]).detach()
     torch.testing.assert_close(loss, pcrm.reference.pair_loss(margin, delta).mean())
-    assert trainer._metrics["train"]["pcrm/delta"] == [pytest.approx(delta.mean().item())]
-    assert trainer._metrics["train"]["pcrm/violation"] == [0.0]
+    want = {
+        "prior": batch["prior"].mean(),
+        "delta": delta.mean(),
+        "target": delta.mean() / 2,
+        "residual": (margin - delta / 2).mean(),
+        "violation": 0.0,
+    }
+    for name, value in want.items():
+        assert trainer._metrics["train"][f"pcrm/{name}"] == [pytest.approx(float(value), rel=1e-6)], name
 
 
 def test_violation_counts_pairs_over_the_ceiling(train, plain):

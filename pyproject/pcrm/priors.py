@@ -202,7 +202,7 @@ def annotate(
 
     It can be pickled, loads the native library where it first runs, and reads a model or a
     tokenizer once per process. In a forked child of a process that has used the native
-    library the same numbers are computed by Python, the lexical ones some hundred times
+    library the same numbers are computed by Python, the lexical ones some thirty times
     slower: spawn workers, or let the parent leave it alone.
 
     Args:
@@ -345,6 +345,12 @@ def _tokenizer(name: str, process: int) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(name)
+
+
+def forget_models() -> None:
+    """Drop the encoders and tokenizers that `annotate` keeps in this process, and their memory on a GPU."""
+    _encoder.cache_clear()
+    _tokenizer.cache_clear()
 
 
 def _unpacked(column: Any) -> Any:
