@@ -15,6 +15,7 @@ _COMMANDS = {
     "run": ("run a script that uses TRL as it is", "trl"),
     "openrlhf": ("OpenRLHF's train_rm and train_dpo with the constrained loss", "openrlhf"),
     "verify": ("recompute what a trace recorded", None),
+    "doctor": ("what this machine computes with, and whether it computes right", None),
 }
 
 # Their errors may come from deep inside a training run: these keep their tracebacks.
