@@ -112,7 +112,7 @@ def _run(args: argparse.Namespace) -> int:
                 if (fraction := source.fraction) is not None:
                     bar.total = int(output.position / fraction)
                 bar.update(batch.end - batch.start)
-        if not output.position:
+        if not output.rows + output.skipped:
             raise ValueError(f"{args.source}: holds no rows")
         output.finish()
     left_out = f", {output.skipped} skipped: {output.side}" if output.skipped else ""
