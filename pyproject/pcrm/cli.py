@@ -12,6 +12,7 @@ _COMMANDS = {
     "reward": ("train a reward model as `trl reward` does", "trl"),
     "dpo": ("train a policy as `trl dpo` does", "trl"),
     "run": ("run a script that uses TRL as it is", "trl"),
+    "score": ("score pairs or rankings with a trained reward model", "data,trl"),
     "verify": ("recompute what a trace recorded", None),
 }
 
