@@ -18,7 +18,7 @@ from datasets import Dataset, load_from_disk
 from pcrm.cli import main
 from pcrm.demo.world import generate
 from trainers import FORMATS, build
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 PAIRS = generate(40, seed=5)
 USER, ANSWER = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}
@@ -345,10 +345,14 @@ def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
     shutil.copytree(tiny, tmp_path / "mute")
     tokenizer.chat_template = None
     for name in ("two", "mute"):
-        shutil.rmtree(tmp_path / name / "chat_template.jinja", ignore_errors=True)
         (tmp_path / name / "chat_template.jinja").unlink(missing_ok=True)
         tokenizer.save_pretrained(tmp_path / name)
+    # Of this one transformers makes a tokenizer to which all words are unknown.
+    BertForSequenceClassification(
+        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=1)  # pyright: ignore[reportCallIssue]
+    ).save_pretrained(tmp_path / "wordless")
     for name, message in (
+        ("wordless", "wordless: has no tokenizer"),
         ("two", "two: has 2 labels, a reward model has 1"),
         ("headless", "headless: is no trained reward model, it has no weights for score.weight"),
         ("nowhere", "nowhere"),

@@ -65,6 +65,8 @@ class RewardModel:
         self.name, self.batch_size = os.fspath(model), batch_size
         self._dtype = getattr(torch, dtype)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(self.name)
+        if len(self.tokenizer) <= len(self.tokenizer.all_special_tokens):  # what transformers makes of no files at all
+            raise OSError(f"{self.name}: has no tokenizer")
         self._model = _load(self.name, torch.float32 if dtype == "float32" else "auto", len(self.tokenizer)).eval()
         try:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
