@@ -34,6 +34,7 @@ fuzz: $(VENV)/test
 
 bench: $(VENV)/test
 	$(BIN)/python benchmarks/losses.py
+	$(BIN)/python benchmarks/priors.py
 
 # TRL's trainers of several versions, for docs/compat.md: about ten minutes.
 compat: $(VENV)/test

@@ -8,6 +8,7 @@ import sys
 # What each command is for, and the extra that it needs.
 _COMMANDS = {
     "demo": ("see what the constraint does, in a few minutes", "demo"),
+    "fit": ("find the betas for the margins that you want on your data", "data,plot"),
     "prior": ("add to preferences how alike their responses are", "data,encoders"),
     "reward": ("train a reward model as `trl reward` does", "trl"),
     "dpo": ("train a policy as `trl dpo` does", "trl"),

@@ -125,7 +125,9 @@ class Constrained:
         # The others find what the main process left: the data set by its fingerprint, where it
         # lies on disk, and every embedding by its text.
         with PartialState().main_process_first():
-            return dataset.map(annotate, batched=True, **described)
+            dataset = dataset.map(annotate, batched=True, **described)
+        priors.forget_models()  # the encoder would stay beside the model that trains
+        return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # pyright: ignore[reportAttributeAccessIssue]
