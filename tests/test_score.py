@@ -349,7 +349,7 @@ def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
         tokenizer.save_pretrained(tmp_path / name)
     # Of this one transformers makes a tokenizer to which all words are unknown.
     BertForSequenceClassification(
-        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=1)  # pyright: ignore[reportCallIssue]
+        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=1)
     ).save_pretrained(tmp_path / "wordless")
     for name, message in (
         ("wordless", "wordless: has no tokenizer"),
