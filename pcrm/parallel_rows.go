@@ -11,7 +11,7 @@ import (
 // a process that the caller's recover was there to save.
 func parallelRows(n, grain int, f func(lo, hi int)) {
 	chunks := (n + grain - 1) / grain
-	workers := min(threadLimit(), chunks)
+	workers := min(NumThreads(), chunks)
 	if workers <= 1 {
 		f(0, n)
 		return

@@ -49,6 +49,14 @@ def loop_tokens(
     return loss / len(chosen)
 
 
+def eager_dpo(
+    chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, delta: Tensor, beta: float
+) -> Tensor:
+    """The DPO form as one would write it."""
+    z = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))
+    return (-logsigmoid(z) - logsigmoid(delta - z)).mean()
+
+
 def numpy_length_ratio(chosen: np.ndarray, rejected: np.ndarray) -> float:
     n = min(len(chosen), len(rejected))
     different = np.flatnonzero(chosen[:n] != rejected[:n])

@@ -15,6 +15,7 @@ _COMMANDS = {
     "run": ("run a script that uses TRL as it is", "trl"),
     "score": ("score pairs or rankings with a trained reward model", "data,trl"),
     "verify": ("recompute what a trace recorded", None),
+    "doctor": ("what this machine computes with, and whether it computes right", None),
 }
 
 # Their errors may come from deep inside a training run: these keep their tracebacks.
