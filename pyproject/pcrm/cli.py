@@ -14,6 +14,7 @@ _COMMANDS = {
     "dpo": ("train a policy as `trl dpo` does", "trl"),
     "run": ("run a script that uses TRL as it is", "trl"),
     "openrlhf": ("OpenRLHF's train_rm and train_dpo with the constrained loss", "openrlhf"),
+    "score": ("score pairs or rankings with a trained reward model", "data,trl"),
     "verify": ("recompute what a trace recorded", None),
     "doctor": ("what this machine computes with, and whether it computes right", None),
 }

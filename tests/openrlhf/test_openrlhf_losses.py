@@ -98,10 +98,12 @@ def test_pairwise_refuses_rewards_that_would_broadcast():
         PCRMPairWiseLoss(CURVE)(chosen[:, None], rejected[:, None], prior[:, None])
 
 
-def test_pairwise_refuses_a_margin_that_a_fixed_constraint_would_ignore():
+def test_a_fixed_constraint_checks_a_prior_and_leaves_it():
     chosen, rejected, prior = pairs(4)
-    with pytest.raises(ValueError, match=r"margin is given.*leave --model\.margin_loss_enable away"):
-        PCRMPairWiseLoss(Constraint.fixed(4.5))(chosen, rejected, prior)
+    loss_fn = PCRMPairWiseLoss(Constraint.fixed(4.5))
+    assert loss_fn(chosen, rejected, prior) == loss_fn(chosen, rejected)
+    with pytest.raises(ValueError, match=r"margin\[0\] is 3, must be in \[0, 1\]"):  # a rating that would do nothing
+        loss_fn(chosen, rejected, torch.full((4,), 3))
 
 
 @pytest.mark.parametrize("batch", [1, 5, 64, 100])

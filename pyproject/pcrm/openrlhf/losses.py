@@ -24,8 +24,8 @@ class PCRMPairWiseLoss(torch.nn.Module):
 
     Args:
         constraint: What turns a prior into a ceiling of the margin. With a fixed one no
-            prior is needed, and a margin is refused; `Constraint.fixed(math.inf)` gives
-            OpenRLHF's own loss.
+            prior is needed, and one that is given is checked and left; `Constraint.fixed(math.inf)`
+            gives OpenRLHF's own loss without a margin.
         label_smoothing, center_rewards_coefficient: As in `pcrm.functional.pcrm_loss`.
     """
 
@@ -56,18 +56,13 @@ class PCRMPairWiseLoss(torch.nn.Module):
         Raises:
             TypeError: margin is no tensor of numbers; scores of other dtypes.
             ValueError: margin is missing, has another shape, is outside [0, 1] (named by
-                its index), is 0 for all of the first 64 pairs or more, or is given to a
-                fixed constraint; scores of other shapes. The check costs a synchronization
+                its index), or is 0 for all of the first 64 pairs or more; scores of other shapes. The check costs a synchronization
                 with the device; OpenRLHF's own loop has several a step.
         """
         return self.loss(chosen_reward, reject_reward, self._prior(chosen_reward, margin))
 
     def _prior(self, chosen_reward: torch.Tensor, margin: torch.Tensor | None) -> torch.Tensor | None:
-        if self.loss.constraint.is_fixed:
-            if margin is not None:
-                raise ValueError(
-                    "margin is given, and the constraint is fixed and needs none: leave --model.margin_loss_enable away"
-                )
+        if margin is None and self.loss.constraint.is_fixed:
             return None
         if margin is None:
             raise ValueError(

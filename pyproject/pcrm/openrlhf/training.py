@@ -12,7 +12,8 @@ from openrlhf.trainer.dpo_trainer import DPOTrainer  # pyright: ignore[reportMis
 from openrlhf.trainer.rm_trainer import RewardModelTrainer  # pyright: ignore[reportMissingImports]
 
 from .. import priors
-from ..constraint import Constraint, check_similarities
+from ..arguments import prior_tensor, warn_of_smoothing
+from ..constraint import Constraint
 from .losses import PCRMDPOLoss, PCRMPairWiseLoss
 
 
@@ -45,7 +46,7 @@ class PCRMRewardDataset(RewardDataset):
                 f"the data set has no column 'prior', which the prior {prior!r} needs: it has {', '.join(columns)}"
             )
         if self.column:
-            _check_column(list(dataset["prior"]))
+            prior_tensor(list(dataset["prior"]))
         super().__init__(dataset, *args, **kwargs)
 
     def process_data(self, data: dict[str, Any]) -> dict[str, Any]:
@@ -112,6 +113,7 @@ class PCRMDPOTrainer(DPOTrainer):
     def __init__(self, *args: Any, constraint: Constraint, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         stock = self.loss_fn  # knows what the flags said, whatever they are called in this version
+        warn_of_smoothing(stock.label_smoothing, constraint)
         self.loss_fn = PCRMDPOLoss(constraint, stock.beta, stock.label_smoothing, stock.ipo)
         self.strategy.print(self.loss_fn)
 
@@ -126,10 +128,3 @@ class PCRMDPOTrainer(DPOTrainer):
             prompt_id_lens = list(lengths)
             self.loss_fn.prior = torch.tensor(prior, device=chosen_ids.device)
         return super().concatenated_forward(model, chosen_ids, c_mask, reject_ids, r_mask, prompt_id_lens)
-
-
-def _check_column(column: list[Any]) -> None:
-    for i, value in enumerate(column):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"prior[{i}] is {value!r}, must be a number in [0, 1]")
-    check_similarities(torch.tensor(column, dtype=torch.float64), "prior")
