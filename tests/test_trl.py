@@ -6,6 +6,7 @@ import math
 import pcrm.trl.reward
 import pytest
 import torch
+from datasets import IterableDataset, Value
 from pcrm.trl import PCRMRewardConfig, PCRMRewardTrainer
 from trainers import FORMATS, build, distance, steps
 from trl import RewardConfig
@@ -110,6 +111,29 @@ def test_bad_prior_column(train, plain, error, value, message):
         train(data=data, pcrm_prior="column", go=False)
     trainer = train(data=data.to_iterable_dataset(), pcrm_prior="column", go=False)
     with pytest.raises(error, match=message):  # at its batch, with the index there
+        trainer.train()
+
+
+@pytest.mark.parametrize("form", ["numpy", "torch"])
+def test_prior_column_of_a_formatted_data_set(train, plain, form):
+    values = [0.25, 0.5, 0.75, 1.0] * (len(plain) // 4)
+    data = plain.add_column("prior", values).cast_column("prior", Value("float32")).with_format(form)
+    trainer = train(data=data, go=False)
+    assert trainer.data_collator([trainer.train_dataset[i] for i in range(4)])["prior"].tolist() == values[:4]
+    with pytest.raises(TypeError, match=r"prior\[0\] is .*True.*, must be a number in \[0, 1\]"):
+        train(data=plain.add_column("prior", [True] * len(plain)).with_format(form), go=False)
+
+
+@pytest.mark.parametrize("lacking", [0, 2])
+def test_rows_of_a_batch_without_a_prior_are_refused(train, rows, lacking):
+    """Rows of a generator have keys of their own: none may get another prior than its neighbors."""
+
+    def generate():
+        for i, r in enumerate(rows):
+            yield {k: r[k] for k in ("prompt", "chosen", "rejected")} | ({} if i == lacking else {"prior": 0.5})
+
+    trainer = train(data=IterableDataset.from_generator(generate), go=False)
+    with pytest.raises(ValueError, match=f"row {lacking} of a batch has no 'prior', others of it have"):
         trainer.train()
 
 
