@@ -13,6 +13,7 @@ import trl
 import yaml
 from safetensors.torch import load_file
 from trainers import FORMATS, SETTINGS
+from trl.trainer import dpo_trainer, reward_trainer
 
 from pcrm import cli
 
@@ -27,6 +28,8 @@ def _as_it_was(monkeypatch):
     for module in (trl, trl.trainer):
         for name in ("RewardConfig", "RewardTrainer", "DPOConfig", "DPOTrainer"):
             monkeypatch.setattr(module, name, getattr(module, name))
+    for module, name in ((reward_trainer, "RewardTrainer"), (dpo_trainer, "DPOTrainer")):
+        monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setattr(trl, "TrlParser", trl.TrlParser)
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(sys, "path", sys.path[:])
@@ -208,6 +211,17 @@ def test_enabled_classes(tmp_path, tiny, rows, monkeypatch):
     assert trl.RewardTrainer(str(tiny), asked, train_dataset=data).constrained
     with pytest.raises(ValueError, match=r"pcrm_beta1 is set, but loss_type is \['sigmoid'\]: add 'pcrm' to it"):
         trl.DPOConfig(**options, pcrm_beta1=1.0)
+
+
+def test_trainers_imported_from_their_own_modules_are_enabled_too():
+    """TRL's own reward trainer would take our configuration and train its own loss."""
+    from pcrm.trl import enable
+
+    enable()
+    from trl.trainer.dpo_trainer import DPOTrainer
+    from trl.trainer.reward_trainer import RewardTrainer
+
+    assert RewardTrainer is trl.RewardTrainer and DPOTrainer is trl.DPOTrainer
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "zero3"])

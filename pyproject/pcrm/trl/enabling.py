@@ -117,6 +117,10 @@ def enable() -> None:
         DPOConfig=_EnabledDPOConfig,
         DPOTrainer=_EnabledDPOTrainer,
     )
+    # Where some scripts import them from. Not so the configurations: one that the script made before
+    # could not be pickled under a name that is another's, and TRL's own refuse what they do not know.
+    importlib.import_module("trl.trainer.reward_trainer").RewardTrainer = _EnabledRewardTrainer
+    importlib.import_module("trl.trainer.dpo_trainer").DPOTrainer = _EnabledDPOTrainer
 
 
 def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
