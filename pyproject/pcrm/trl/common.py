@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 
-from .. import priors
+from .. import __version__, priors
 from ..config import Config
 from ..constraint import check_similarities
+from ..encoders import content_hash
 from .configs import PCRMArguments
 
 PAPER = {
@@ -81,6 +84,13 @@ def prior_tensor(column: Iterable[Any]) -> torch.Tensor:
     return prior
 
 
+def _annotate(batch: Any, *, made_by: Any, **how: Any) -> Any:
+    """`priors.annotate`. `datasets` keeps its result under the arguments: `made_by` tells an encoder
+    from another one that lay in the same folder before.
+    """
+    return priors.annotate(batch, **how)
+
+
 class Constrained:
     """A mixin before a trainer of TRL."""
 
@@ -132,7 +142,9 @@ class Constrained:
                 f"the {name} data set has no texts, which pcrm_prior={kind!r} needs where there is no column 'prior': "
                 f"it has {', '.join(columns)}"
             )
-        annotate = functools.partial(priors.annotate, prior=kind, model=args.pcrm_prior_model)
+        model = args.pcrm_prior_model
+        content = content_hash(Path(model)) if model is not None and os.path.isdir(model) else None
+        annotate = functools.partial(_annotate, made_by=(__version__, content), prior=kind, model=model)
         described = {"desc": f"Adding the prior to {name} dataset"} if hasattr(dataset, "num_rows") else {}
         # The others find what the main process left: the data set by its fingerprint, where it
         # lies on disk, and every embedding by its text.
