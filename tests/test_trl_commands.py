@@ -139,6 +139,22 @@ def test_accelerate_launch(config, rows, tmp_path):
     assert history(out)[-1]["epoch"] == pytest.approx(6 / 8)
 
 
+def test_a_file_by_name_is_read_as_trl_reads_a_data_set(config, data, tmp_path):
+    """A mixture in the configuration comes before it, and it can be streamed."""
+    path = tmp_path / "prior.jsonl"
+    lines = [json.loads(line) | {"prior": 0.5} for line in data.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    file, out = config("reward", "named", datasets=None)
+    assert cli.main(["reward", "--config", file, "--dataset_name", str(path)]) == 0
+    assert history(out)[0]["pcrm/prior"] == 0.5
+    mixture, out = config("reward", "mixture")
+    assert cli.main(["reward", "--config", mixture, "--dataset_name", str(path)]) == 0
+    assert history(out)[0]["pcrm/prior"] != 0.5
+    endless, _ = config("reward", "streamed", datasets=None, max_steps=-1)
+    with pytest.raises(ValueError, match="max_steps"):  # what has no length needs
+        cli.main(["reward", "--config", endless, "--dataset_name", str(path), "--dataset_streaming", "true"])
+
+
 @pytest.mark.parametrize("kind", ["reward", "dpo"])
 def test_scripts_of_trl_run_unmodified(config, kind):
     """The loss is swapped in the configuration alone."""

@@ -141,10 +141,11 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
         parser.error(str(error))
     script_arguments, _, _, dataset_arguments = arguments
     name = script_arguments.dataset_name
-    if name is not None and os.path.isfile(name):
+    if name is not None and os.path.isfile(name) and not dataset_arguments.datasets:  # both: TRL warns, and takes these
         from trl.scripts.utils import DatasetConfig
 
         reader = "parquet" if name.endswith(".parquet") else "json"
         dataset_arguments.datasets = [DatasetConfig(path=reader, data_files=name)]
+        dataset_arguments.streaming = script_arguments.dataset_streaming
         script_arguments.dataset_name = None
     script.main(*arguments)
