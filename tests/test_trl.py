@@ -10,6 +10,7 @@ from datasets import IterableDataset, Value
 from pcrm.trl import PCRMRewardConfig, PCRMRewardTrainer
 from trainers import FORMATS, build, distance, steps
 from trl import RewardConfig
+from trl.trainer.reward_trainer import DataCollatorForPreference
 
 import pcrm
 from pcrm import cli
@@ -137,6 +138,20 @@ def test_rows_of_a_batch_without_a_prior_are_refused(train, rows, lacking):
         trainer.train()
 
 
+def test_a_prior_of_the_collator_is_not_replaced_in_silence(train, plain):
+    class Own(DataCollatorForPreference):
+        def torch_call(self, examples):
+            return super().torch_call(examples) | {"prior": torch.full((len(examples),), 0.5)}
+
+    own = {"data_collator": Own(pad_token_id=0)}
+    with pytest.raises(ValueError, match="gives a 'prior' of its own, which pcrm_prior='length_ratio' would replace"):
+        train(data=plain, trainer=own)
+    column = plain.add_column("prior", [0.25] * len(plain))
+    assert steps(train(data=column, max_steps=1, trainer=own))[0]["pcrm/prior"] == 0.25
+    fixed = train(data=plain, max_steps=1, pcrm_prior="fixed", pcrm_delta=4.5, trainer=own)
+    assert "pcrm/prior" not in steps(fixed)[0]
+
+
 def test_margin_column(train, plain):
     data = plain.add_column("margin", [i % 3 / 2 for i in range(len(plain))])
     stock = train(stock=True, data=data, center_rewards_coefficient=0.01)
@@ -144,6 +159,8 @@ def test_margin_column(train, plain):
     assert distance(ours, stock) < 5e-6
     with pytest.raises(ValueError, match="column 'margin', which moves the margin that the constraint bounds"):
         train(data=data)
+    with pytest.raises(ValueError, match=r"column 'margin'.*pcrm_delta=inf and pcrm_form='pair'"):
+        train(data=data, pcrm_form="token", **UNCONSTRAINED)
 
 
 @pytest.mark.parametrize("options", [{}, {"pcrm_prior": "fixed", "pcrm_delta": 4.5}, {"bf16": True}])

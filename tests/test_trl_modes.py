@@ -370,6 +370,11 @@ def test_toml_file(tmp_path, reward, dpo):
         PCRMDPOConfig(**fields, beta=0.2)
     path.write_text("[constraint]\nprior = 'cosine'\n")
     assert PCRMRewardConfig(**fields, pcrm_prior_model="encoder").pcrm_settings().prior == "cosine"
+    path.write_text("[constraint]\nprior = 'length_ratio'\n")
+    with pytest.raises(
+        ValueError, match=r"pcrm_prior_model is 'encoder', which pcrm_prior='length_ratio' does not use"
+    ):
+        PCRMRewardConfig(**fields, pcrm_prior_model="encoder")
     path.write_text("[constraint]\nbeta9 = 1\n")
     with pytest.raises(ValueError, match=r"pcrm.toml:2: constraint.beta9 is not a key"):
         PCRMRewardConfig(**fields)

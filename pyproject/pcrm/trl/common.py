@@ -47,6 +47,11 @@ class PriorCollator:
             batch["prior"] = priors.random_uniform(*_ids(examples, kind), seed=self.settings.constraint.seed)
         elif any("prior" in e for e in examples):
             batch["prior"] = prior_tensor(_priors(examples))
+        elif "prior" in batch:
+            raise ValueError(
+                f"the data collator gives a 'prior' of its own, which pcrm_prior={kind!r} would replace: give the data "
+                "set a column 'prior'"
+            )
         elif kind == "length_ratio":
             # TRL's collators get the ids unpadded.
             batch["prior"] = priors.length_ratio(*_ids(examples, kind))
