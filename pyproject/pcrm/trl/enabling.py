@@ -119,8 +119,8 @@ def enable() -> None:
     )
     # Where some scripts import them from. Not so the configurations: one that the script made before
     # could not be pickled under a name that is another's, and TRL's own refuse what they do not know.
-    importlib.import_module("trl.trainer.reward_trainer").RewardTrainer = _EnabledRewardTrainer
-    importlib.import_module("trl.trainer.dpo_trainer").DPOTrainer = _EnabledDPOTrainer
+    for module, ours in (("reward_trainer", _EnabledRewardTrainer), ("dpo_trainer", _EnabledDPOTrainer)):
+        setattr(importlib.import_module(f"trl.trainer.{module}"), ours.__name__.removeprefix("_Enabled"), ours)
 
 
 def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
