@@ -114,7 +114,16 @@ class Constrained:
         if kind in ("fixed", "random"):
             return dataset
         columns = dataset.column_names or list(next(iter(dataset)))
-        if "prior" in columns:
+        has = "prior" in columns
+        if not hasattr(self, "_has_column"):  # the training data come first
+            self._has_column = has
+        # Data that were prepared before may have the column from here.
+        elif has != self._has_column and (kind == "length_ratio" or not has):
+            raise ValueError(
+                f"the {name} data set has {'a' if has else 'no'} column 'prior', the train data set has {'none' if has else 'one'}: "
+                "their pairs would be constrained by two priors"
+            )
+        if has:
             if hasattr(dataset, "num_rows"):  # an iterable one is looked at batch by batch
                 prior_tensor(dataset["prior"][:])  # at once: row by row takes a hundred times as long
             return dataset

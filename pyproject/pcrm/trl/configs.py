@@ -44,9 +44,10 @@ class PCRMArguments:
             The delta of the fixed prior; `inf` trains the stock loss.
         pcrm_low, pcrm_high (`float`, *optional*):
             The bounds of the random prior's delta, which the trainer's `seed` and the pair's
-            token ids determine.
+            token ids determine (with `pcrm_config` the file's seed, 0 where it says none).
         pcrm_config (`str`, *optional*):
             A TOML file with all of it, as `pcrm fit` writes and `pcrm.config.load_config` reads.
+            What it leaves out is as for reward models, for DPO too.
 
         > Parameters that control the loss
 
