@@ -17,8 +17,8 @@ var numThreads atomic.Int32
 // GOMAXPROCS. Results do not depend on it, to the last bit.
 func SetNumThreads(n int) { numThreads.Store(int32(max(n, 0))) }
 
-// threadLimit is what SetNumThreads said.
-func threadLimit() int {
+// NumThreads is how many threads one call may use: what [SetNumThreads] said.
+func NumThreads() int {
 	if n := int(numThreads.Load()); n > 0 {
 		return n
 	}
@@ -137,7 +137,7 @@ func (j *job[F]) run(blocks, pairs int) (total float64, ok bool) {
 		pairs *= 8
 	}
 	if pairs >= parallelPairs {
-		helpers := min(threadLimit(), blocks) - 1
+		helpers := min(NumThreads(), blocks) - 1
 		j.holders.Add(int32(helpers))
 		for range helpers {
 			go j.help()
