@@ -15,7 +15,7 @@ type statistic func(dst []float64, units []int32)
 
 // bootstrapPoints is how many points a resample has at most. It is what lets a
 // report on a million pairs take seconds.
-const bootstrapPoints = 10_000
+const bootstrapPoints = 5_000
 
 // Resampling of a bootstrap.
 const (
@@ -34,8 +34,8 @@ const (
 // square root of n is (the m out of n bootstrap of Bickel, Götze and van Zwet,
 // Statistica Sinica 7, 1997).
 //
-// A resample where a statistic is NaN does not count for it; where it is NaN in all,
-// or on the sample, so are the ends.
+// A resample where a statistic is NaN does not count for it; where all are, the ends
+// are infinite.
 func bootstrap(values []float64, n, points int, newStatistic func() statistic) (low, high []float64) {
 	low, high = make([]float64, len(values)), make([]float64, len(values))
 	m := n
@@ -61,8 +61,8 @@ func bootstrap(values []float64, n, points int, newStatistic func() statistic) (
 	shrink := math.Sqrt(float64(m) / float64(n))
 	for j, value := range values {
 		d := slices.DeleteFunc(draws[j*resamples:(j+1)*resamples:(j+1)*resamples], math.IsNaN)
-		if len(d) == 0 || math.IsNaN(value) {
-			low[j], high[j] = math.NaN(), math.NaN()
+		if len(d) == 0 {
+			low[j], high[j] = math.Inf(-1), math.Inf(1)
 			continue
 		}
 		slices.Sort(d)

@@ -217,7 +217,7 @@ func (s *smoother) line(v window) float64 {
 			t := math.Abs(d) * inverse
 			t = 1 - t*t*t
 			t = t * t * t
-			if t > negligible {
+			if points < 2 && t > negligible {
 				points += positive[g]
 			}
 			w, wy := ws[g]*t, wys[g]*t
@@ -290,13 +290,12 @@ func (s *smoother) reweigh() bool {
 		s.weight[i] = math.Abs(y - s.fit[s.group[i]])
 	}
 	copy(s.residuals, s.weight)
-	slices.Sort(s.residuals)
-	median := quantile(s.residuals, 0.5)
-	if median <= 1e-7 {
+	scale := 6 * median(s.residuals)
+	if scale <= 6e-7 {
 		return false
 	}
 	for i, r := range s.weight {
-		t := r / (6 * median)
+		t := r / scale
 		t = max(0, 1-t*t)
 		s.weight[i] = t * t
 	}

@@ -2,7 +2,6 @@ package stats
 
 import (
 	"math"
-	"slices"
 
 	"gonum.org/v1/gonum/stat"
 )
@@ -44,26 +43,14 @@ func KendallTauB(x, y []float64) (float64, error) {
 // of them, and integers sort faster.
 func codes(x []float64) []uint32 {
 	dst := make([]uint32, len(x))
-	type element struct {
-		value float64
-		at    uint32
-	}
-	order := make([]element, len(x))
+	order, tmp := make([]keyed, len(x)), make([]keyed, len(x))
 	for i, v := range x {
-		order[i] = element{v, uint32(i)}
+		order[i] = keyed{orderedBits(v), uint32(i)}
 	}
-	slices.SortFunc(order, func(a, b element) int {
-		switch {
-		case a.value < b.value:
-			return -1
-		case a.value > b.value:
-			return 1
-		}
-		return 0
-	})
+	sortKeyed(order, tmp)
 	code := uint32(0)
 	for i, e := range order {
-		if i > 0 && e.value != order[i-1].value {
+		if i > 0 && e.key != order[i-1].key {
 			code++
 		}
 		dst[e.at] = code
@@ -71,12 +58,21 @@ func codes(x []float64) []uint32 {
 	return dst
 }
 
+// orderedBits are integers in the order of the numbers, equal where these are.
+func orderedBits(v float64) uint64 {
+	b := math.Float64bits(v + 0) // -0 + 0 is 0
+	if b>>63 == 1 {
+		return ^b
+	}
+	return b | 1<<63
+}
+
 // ranker holds what the correlations need beside their arguments, so that a thousand
 // of them allocate once.
 type ranker struct {
-	keys    []uint64
-	x, y    []float64
-	ys, tmp []uint32
+	keys, tmp []keyed
+	x, y      []float64
+	ys, tmpYs []uint32
 }
 
 func (r *ranker) spearman(x, y []uint32) float64 {
@@ -95,25 +91,25 @@ func (r *ranker) ranks(dst []float64, code []uint32) []float64 {
 	keys := r.sorted(code)
 	for i := 0; i < len(keys); {
 		j := i + 1
-		for j < len(keys) && keys[j]>>32 == keys[i]>>32 {
+		for j < len(keys) && keys[j].key == keys[i].key {
 			j++
 		}
 		mean := float64(i+j+1) / 2 // of i+1 ... j
 		for _, k := range keys[i:j] {
-			dst[uint32(k)] = mean
+			dst[k.at] = mean
 		}
 		i = j
 	}
 	return dst
 }
 
-// sorted returns the codes in order, each over its index.
-func (r *ranker) sorted(code []uint32) []uint64 {
-	r.keys = resize(r.keys, len(code))
+// sorted returns the codes in order, each with its index.
+func (r *ranker) sorted(code []uint32) []keyed {
+	r.keys, r.tmp = resize(r.keys, len(code)), resize(r.tmp, len(code))
 	for i, c := range code {
-		r.keys[i] = uint64(c)<<32 | uint64(i)
+		r.keys[i] = keyed{uint64(c), uint32(i)}
 	}
-	slices.Sort(r.keys)
+	sortKeyed(r.keys, r.tmp)
 	return r.keys
 }
 
@@ -122,23 +118,23 @@ func (r *ranker) kendall(x, y []uint32) float64 {
 	if n < 2 {
 		return math.NaN()
 	}
-	r.keys, r.ys, r.tmp = resize(r.keys, n), resize(r.ys, n), resize(r.tmp, n)
+	r.keys, r.tmp, r.ys, r.tmpYs = resize(r.keys, n), resize(r.tmp, n), resize(r.ys, n), resize(r.tmpYs, n)
 	for i := range x {
-		r.keys[i] = uint64(x[i])<<32 | uint64(y[i])
+		r.keys[i] = keyed{uint64(x[i])<<32 | uint64(y[i]), 0}
 	}
-	slices.Sort(r.keys)
+	sortKeyed(r.keys, r.tmp)
 	var tiedX, tiedBoth int64
 	for i, runX, runBoth := 0, int64(0), int64(0); i < n; i++ {
-		r.ys[i] = uint32(r.keys[i])
+		r.ys[i] = uint32(r.keys[i].key)
 		if i == 0 {
 			continue
 		}
-		if r.keys[i]>>32 != r.keys[i-1]>>32 {
+		if r.keys[i].key>>32 != r.keys[i-1].key>>32 {
 			runX = 0
 		} else {
 			runX++
 		}
-		if r.keys[i] != r.keys[i-1] {
+		if r.keys[i].key != r.keys[i-1].key {
 			runBoth = 0
 		} else {
 			runBoth++
@@ -146,7 +142,7 @@ func (r *ranker) kendall(x, y []uint32) float64 {
 		tiedX, tiedBoth = tiedX+runX, tiedBoth+runBoth
 	}
 	// Within equal x the y are in order, so that these count no swaps.
-	discordant := countSwaps(r.ys, r.tmp)
+	discordant := countSwaps(r.ys, r.tmpYs)
 	var tiedY int64
 	for i, run := 1, int64(0); i < n; i++ {
 		if r.ys[i] != r.ys[i-1] {

@@ -59,15 +59,16 @@ func Pairs(margins, difference, delta []float64) ([]Estimate, error) {
 	for _, q := range MarginQuantiles {
 		keys = append(keys, fmt.Sprintf("margin/quantiles/%g", q))
 	}
+	keys = append(keys, "spearman_margin_length_difference")
 	p := newPairs(margins, difference, delta)
 	values, low, high := onSample(len(keys), len(margins), len(margins), p.statistic)
 	return estimates(keys, values, low, high), nil
 }
 
-// pairKeys are in the order in which statistic puts them; quantiles follow.
+// pairKeys are in the order in which statistic puts them; quantiles and the correlation follow.
 var pairKeys = []string{"accuracy", "accuracy_longer_chosen", "accuracy_shorter_chosen",
 	"margin/mean", "margin/sd", "margin/share_over_5", "margin/share_over_10", "ece", "brier", "temperature",
-	"spearman_margin_length_difference", "residual/mean", "residual/sd", "violation_rate"}
+	"residual/mean", "residual/sd", "violation_rate"}
 
 // estimates leaves out what is not defined.
 func estimates(keys []string, values, low, high []float64) []Estimate {
@@ -80,53 +81,49 @@ func estimates(keys []string, values, low, high []float64) []Estimate {
 	return e
 }
 
-// pairs is what resamples of pairs share: all that can be said of one pair alone.
-type pairs struct {
-	margin     []float64
-	residual   []float64 // nil where there is none
-	confidence []float64
-	brier      []float64
-	bin        []uint8
-	longer     []int8 // the sign of the difference of the lengths
-	over       []bool // the margin is over delta; nil where there is none
-	code       []uint32
-	difference []uint32 // codes; nil where there is none
+// pair is all that resamples need of one pair, side by side: they read pairs at random
+// places, and what is farther apart than a cache line is waited for once more.
+type pair struct {
+	margin, residual, confidence, brier float64
+	code, difference                    uint32
+	bin                                 uint8
+	longer                              int8 // the sign of the difference of the lengths
+	over                                bool // the margin is over delta
+}
 
-	inverseTemperature float64 // where the search for a resample's begins
+type pairs struct {
+	pairs                                []pair
+	hasDifference, hasDelta, hasResidual bool
+	inverseTemperature                   float64 // where the search for a resample's begins
 }
 
 func newPairs(margins, difference, delta []float64) *pairs {
-	n := len(margins)
 	p := &pairs{
-		margin: margins, confidence: make([]float64, n), brier: make([]float64, n), bin: make([]uint8, n),
-		longer: make([]int8, n), code: codes(margins),
+		pairs:         make([]pair, len(margins)),
+		hasDifference: difference != nil,
+		hasDelta:      delta != nil,
+		hasResidual:   delta != nil && !math.IsInf(slices.Max(delta), 1),
 	}
+	code := codes(margins)
 	for i, m := range margins {
-		p.confidence[i] = sigmoid(math.Abs(m))
-		p.bin[i] = binOf(p.confidence[i])
-		p.brier[i] = brier(m)
+		confidence := sigmoid(math.Abs(m))
+		p.pairs[i] = pair{margin: m, confidence: confidence, brier: brier(m), code: code[i], bin: binOf(confidence)}
 	}
-	if difference != nil {
-		p.difference = codes(difference)
+	if p.hasDifference {
+		code = codes(difference)
 		for i, d := range difference {
+			p.pairs[i].difference = code[i]
 			switch {
 			case d > 0:
-				p.longer[i] = 1
+				p.pairs[i].longer = 1
 			case d < 0:
-				p.longer[i] = -1
+				p.pairs[i].longer = -1
 			}
 		}
 	}
-	if delta != nil {
-		p.over = make([]bool, n)
-		p.residual = make([]float64, n)
-		for i, m := range margins {
-			p.over[i] = m > delta[i]
-			p.residual[i] = m - delta[i]/2
-		}
-		if math.IsInf(slices.Max(delta), 1) {
-			p.residual = nil
-		}
+	for i, d := range delta {
+		p.pairs[i].residual = margins[i] - d/2
+		p.pairs[i].over = margins[i] > d
 	}
 	p.inverseTemperature = inverseTemperature(margins, 1)
 	if !(p.inverseTemperature > 0) || math.IsInf(p.inverseTemperature, 1) {
@@ -137,71 +134,71 @@ func newPairs(margins, difference, delta []float64) *pairs {
 
 func (p *pairs) statistic() statistic {
 	var (
-		r                     ranker
-		margin, other, sorted []float64
-		code, difference      []uint32
+		r                        ranker
+		margin, residual, sorted []float64
+		code, difference         []uint32
 	)
 	return func(dst []float64, units []int32) {
 		n := len(units)
-		margin, other, sorted = resize(margin, n), resize(other, n), resize(sorted, n)
+		margin, residual, sorted = resize(margin, n), resize(residual, n), resize(sorted, n)
 		code, difference = resize(code, n), resize(difference, n)
 		var right, over5, over10, over int
-		var ofLonger, rightOfLonger [3]int // by sign + 1
+		var ofSign, rightOfSign [3]int // by the sign of the difference + 1
 		var brier float64
 		var sums binSums
 		for j, i := range units {
-			m := p.margin[i]
-			margin[j], code[j] = m, p.code[i]
-			correct := m > 0
-			sums.add(p.bin[i], p.confidence[i], correct)
-			brier += p.brier[i]
-			sign := p.longer[i] + 1
-			ofLonger[sign]++
+			v := &p.pairs[i]
+			margin[j], residual[j], code[j], difference[j] = v.margin, v.residual, v.code, v.difference
+			correct := v.margin > 0
+			sums.add(v.bin, v.confidence, correct)
+			brier += v.brier
+			ofSign[v.longer+1]++
 			if correct {
 				right++
-				rightOfLonger[sign]++
+				rightOfSign[v.longer+1]++
 			}
-			if m > 5 {
+			if v.margin > 5 {
 				over5++
 			}
-			if m > 10 {
+			if v.margin > 10 {
 				over10++
+			}
+			if v.over {
+				over++
 			}
 		}
 		at := 0
 		put := func(values ...float64) { at += copy(dst[at:], values) }
 		share := func(count, of int) float64 { return float64(count) / float64(of) }
-
-		put(share(right, n), share(rightOfLonger[2], ofLonger[2]), share(rightOfLonger[0], ofLonger[0]))
+		if put(share(right, n)); p.hasDifference {
+			put(share(rightOfSign[2], ofSign[2]), share(rightOfSign[0], ofSign[0]))
+		} else {
+			put(math.NaN(), math.NaN())
+		}
 		put(stat.PopMeanStdDev(margin, nil))
-		put(share(over5, n), share(over10, n), ECE(sums.bins()), brier/float64(n), 1/inverseTemperature(margin, p.inverseTemperature))
-		correlation, mean, sd, violation := math.NaN(), math.NaN(), math.NaN(), math.NaN()
-		if p.difference != nil {
-			for j, i := range units {
-				difference[j] = p.difference[i]
-			}
-			correlation = r.spearman(code, difference)
+		put(share(over5, n), share(over10, n), ECE(sums.bins()), brier/float64(n))
+		put(1 / inverseTemperature(margin, p.inverseTemperature))
+		if p.hasResidual {
+			put(stat.PopMeanStdDev(residual, nil))
+		} else {
+			put(math.NaN(), math.NaN())
 		}
-		if p.residual != nil {
-			for j, i := range units {
-				other[j] = p.residual[i]
-			}
-			mean, sd = stat.PopMeanStdDev(other, nil)
+		if p.hasDelta {
+			put(share(over, n))
+		} else {
+			put(math.NaN())
 		}
-		if p.over != nil {
-			for _, i := range units {
-				if p.over[i] {
-					over++
-				}
-			}
-			violation = share(over, n)
-		}
-		put(correlation, mean, sd, violation)
-		for j, k := range r.sorted(code) {
-			sorted[j] = margin[uint32(k)]
+		x := r.sorted(code)
+		for j, k := range x {
+			sorted[j] = margin[k.at]
 		}
 		for _, q := range MarginQuantiles {
 			put(quantile(sorted, q))
+		}
+		if p.hasDifference {
+			put(r.spearman(code, difference))
+		} else {
+			put(math.NaN())
 		}
 	}
 }
