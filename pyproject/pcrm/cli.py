@@ -12,6 +12,7 @@ _COMMANDS = {
     "reward": ("train a reward model as `trl reward` does", "trl"),
     "dpo": ("train a policy as `trl dpo` does", "trl"),
     "run": ("run a script that uses TRL as it is", "trl"),
+    "report": ("see what a reward model's scores are like", "report"),
     "verify": ("recompute what a trace recorded", None),
 }
 
