@@ -1,8 +1,12 @@
-"""The figures of a report, each for all models at once; None where no model has what it needs."""
+"""The figures of a report, each for all models at once; None where no model has what it needs.
+
+`order` is that of all the models of the report: it gives each its color, whichever figure it is in.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +31,7 @@ class Figure:
     wide: bool = True
 
 
-def margins(models: dict[str, Floats]) -> Figure | None:
+def margins(models: dict[str, Floats], order: list[str]) -> Figure | None:
     """Histograms of the margins, as the share of pairs in each bin."""
     models = {k: v for k, v in models.items() if len(v)}
     if not models:
@@ -36,7 +40,8 @@ def margins(models: dict[str, Floats]) -> Figure | None:
     bins = int(np.clip(2 * min(map(len, models.values())) ** (1 / 3), 12, 60))
     figure, ax = style.figure(0.5, 2.9)
     edges = np.linspace(low, high, bins + 1)
-    for i, m in enumerate(models.values()):
+    for name, m in models.items():
+        i = order.index(name)
         share = statistics.histogram(m, bins, low, high) / len(m)
         _steps(ax, edges, share, i, filled=len(models) == 1)
     ax.axvline(0, color=style.MUTED, linewidth=0.8, zorder=1)
@@ -45,7 +50,7 @@ def margins(models: dict[str, Floats]) -> Figure | None:
     ax.set_xlabel("margin: chosen minus rejected score")
     ax.set_ylabel("share of pairs")
     ax.yaxis.set_major_formatter(_percent())
-    _legend(figure, models)
+    _legend(figure, list(models), order)
     return Figure(
         "margins",
         "Margins",
@@ -55,7 +60,7 @@ def margins(models: dict[str, Floats]) -> Figure | None:
     )
 
 
-def calibration(models: dict[str, Floats]) -> Figure | None:
+def calibration(models: dict[str, Floats], order: list[str]) -> Figure | None:
     """The reliability diagram, over the share of pairs in each bin."""
     models = {k: v for k, v in models.items() if len(v)}
     if not models:
@@ -63,7 +68,8 @@ def calibration(models: dict[str, Floats]) -> Figure | None:
     figure, (top, ax) = style.figure(0.5, 2.9, 2, 1, height_ratios=(1, 4), sharex=True)
     ax.plot([0.5, 1], [0.5, 1], color=style.MUTED, linewidth=0.9, zorder=1)
     lowest = 0.45
-    for i, m in enumerate(models.values()):
+    for name, m in models.items():
+        i = order.index(name)
         count, confidence, accuracy = statistics.reliability(m)
         seen = count > 0
         ax.plot(
@@ -71,7 +77,7 @@ def calibration(models: dict[str, Floats]) -> Figure | None:
         )
         _steps(top, np.linspace(0.5, 1, 11), count / len(m), i, filled=len(models) == 1)
         lowest = min(lowest, float(accuracy[seen].min()) - 0.03)
-    ax.text(0.975, 0.945, "calibrated", color=style.MUTED, rotation=0, ha="right", va="bottom", fontsize=8)
+    ax.text(0.86, 0.885, "calibrated", color=style.MUTED, ha="right", fontsize=8)
     ax.set_xlim(0.5, 1.005)
     ax.set_ylim(max(lowest, -0.02), 1.02)
     ax.set_xlabel("confidence: max(P, 1 − P), P = sigmoid(margin)")
@@ -82,7 +88,7 @@ def calibration(models: dict[str, Floats]) -> Figure | None:
     top.yaxis.set_major_formatter(_percent())
     top.set_ylabel("pairs")
     top.tick_params(bottom=False)
-    _legend(figure, models)
+    _legend(figure, list(models), order)
     return Figure(
         "calibration",
         "Calibration",
@@ -93,7 +99,9 @@ def calibration(models: dict[str, Floats]) -> Figure | None:
     )
 
 
-def prior(models: dict[str, tuple[Floats, Floats]], constraint: Constraint | None) -> Figure | None:
+def prior(
+    models: dict[str, tuple[Floats, Floats]], order: list[str], constraint: Constraint | None
+) -> Figure | None:
     """All margins against their priors, a panel a model, with the target curve."""
     if not models:
         return None
@@ -101,13 +109,14 @@ def prior(models: dict[str, tuple[Floats, Floats]], constraint: Constraint | Non
     low, high = _range(np.concatenate(ends))
     figure, axes = _panels(len(models), 3.3)
     s = np.linspace(0, 1, 301)
-    for i, ((name, (x, m)), ax) in enumerate(zip(models.items(), axes, strict=False)):
+    for (name, (x, m)), ax in zip(models.items(), axes, strict=True):
         ax.axhline(0, color=style.RULE, linewidth=0.8, zorder=0)
-        _cloud(ax, x, m, (0, 1), (low, high), style.color(i))
+        _cloud(ax, x, m, (0, 1), (low, high), style.color(order.index(name)))
         if constraint is not None:
             for curve, dashes, width in ((constraint.delta(s), (4, 2.5), 1.0), (constraint.target(s), (), 1.6)):
                 ax.plot(s, curve, color=style.INK, linewidth=width, dashes=dashes, zorder=4)
         ax.set_xlim(-0.015, 1.015)
+        ax.set_xticks([0, 0.5, 1] if len(models) > 1 else np.linspace(0, 1, 6))
         ax.set_ylim(low, high)
         ax.set_xlabel("prior: similarity of the two responses")
         if len(models) > 1:
@@ -133,7 +142,7 @@ def prior(models: dict[str, tuple[Floats, Floats]], constraint: Constraint | Non
     )
 
 
-def length(models: dict[str, tuple[Floats, Floats]], units: str) -> Figure | None:
+def length(models: dict[str, tuple[Floats, Floats]], order: list[str], units: str) -> Figure | None:
     """Scores against lengths, a panel a model, with the lowess curve."""
     models = {k: v for k, v in models.items() if len(v[0])}
     if not models:
@@ -142,9 +151,9 @@ def length(models: dict[str, tuple[Floats, Floats]], units: str) -> Figure | Non
     left = min(float(x.min()) for x, _ in models.values())
     figure, axes = _panels(len(models), 3.0, sharey=False)
     pad = 0.02 * (right - left) or 0.5
-    for i, ((name, (x, y)), ax) in enumerate(zip(models.items(), axes, strict=False)):
+    for (name, (x, y)), ax in zip(models.items(), axes, strict=True):
         low, high = _range(statistics.quantiles(y, np.array([0.0, 0.001, 0.999, 1.0])))
-        _cloud(ax, x, y, (left, right), (low, high), style.color(i))
+        _cloud(ax, x, y, (left, right), (low, high), style.color(order.index(name)))
         # A hundredth of the range between fits is nothing that could be seen.
         smooth = statistics.lowess(x, y, delta=0.01 * float(np.ptp(x)))
         at, first = np.unique(x, return_index=True)
@@ -167,7 +176,7 @@ def length(models: dict[str, tuple[Floats, Floats]], units: str) -> Figure | Non
     )
 
 
-def rankings(models: dict[str, tuple[Floats, Floats]]) -> Figure | None:
+def rankings(models: dict[str, tuple[Floats, Floats]], order: list[str]) -> Figure | None:
     """Histograms of each prompt's rank correlations with the ratings."""
     models = {k: v for k, v in models.items() if np.isfinite(v[0]).any()}
     if not models:
@@ -176,22 +185,23 @@ def rankings(models: dict[str, tuple[Floats, Floats]]) -> Figure | None:
     edges = np.linspace(-1, 1, 21)
     for k, (ax, label) in enumerate(zip(axes, ("Spearman's correlation", "Kendall's tau-b"), strict=True)):
         ax.axvline(0, color=style.MUTED, linewidth=0.8, zorder=1)
-        for i, both in enumerate(models.values()):
+        for name, both in models.items():
+            i = order.index(name)
             values = both[k][np.isfinite(both[k])]
             share = statistics.histogram(values, 20, -1, 1) / len(values)
             _steps(ax, edges, share, i, filled=len(models) == 1)
             ax.plot(values.mean(), 0, marker=(3, 0, 0), markersize=9, color=style.color(i), clip_on=False, zorder=5)
         ax.set_xlim(-1.02, 1.02)
-        ax.set_ylim(bottom=0)
         ax.set_xlabel(f"{label} with the ratings")
         ax.yaxis.set_major_formatter(_percent())
+    axes[0].set_ylim(bottom=0)  # of both, once both are drawn
     axes[0].set_ylabel("share of prompts")
-    _legend(figure, models)
+    _legend(figure, list(models), order)
     prompts = sorted({int(np.isfinite(v[0]).sum()) for v in models.values()})
     return Figure(
         "rankings",
         "Rank correlation by prompt",
-        f"Of {' to '.join(f'{p:,}' for p in {prompts[0], prompts[-1]})} prompts; the triangles are the means.",
+        f"Of {' to '.join(dict.fromkeys(f'{p:,}' for p in (prompts[0], prompts[-1])))} prompts; the triangles are the means.",
         style.svg(figure, "rankings", "Rank correlation by prompt"),
     )
 
@@ -206,7 +216,7 @@ def series(name: str, lines: dict[str, tuple[Floats, Floats]], label: str) -> Fi
     ax.margins(x=0.02)
     ax.grid(axis="y")
     if len(lines) > 1:
-        _legend(figure, lines)
+        _legend(figure, list(lines), list(lines))
     return Figure(name, label, "", style.svg(figure, name, label), wide=False)
 
 
@@ -225,13 +235,20 @@ def _range(values: Floats) -> tuple[float, float]:
 def _cloud(ax: Any, x: Floats, y: Floats, xlim: tuple[float, float], ylim: tuple[float, float], color: str) -> None:
     """All points: each one, or where they are many, hexagons that are the denser the more there are."""
     if len(x) <= _POINTS:
-        size, opacity = (7, 0.45) if len(x) < 800 else (4, 0.35)
+        size, opacity = (8, 0.55) if len(x) < 800 else (5, 0.45)
         ax.scatter(x, y, s=size, color=color, alpha=opacity, linewidths=0, zorder=2)
         return
     from matplotlib.colors import to_rgba
 
     inside = (x >= xlim[0]) & (x <= xlim[1]) & (y >= ylim[0]) & (y <= ylim[1])
-    cells = ax.hexbin(x[inside], y[inside], gridsize=(44, 22), extent=(*xlim, *ylim), mincnt=1, linewidths=0, zorder=2)
+    box = ax.get_subplotspec().get_gridspec()
+    width, height = ax.figure.get_size_inches()
+    across = 60 // box.ncols
+    # As many rows as make the hexagons regular.
+    down = max(4, round(across * (height / box.nrows - 0.6) / (width / box.ncols - 0.6) / math.sqrt(3)))
+    cells = ax.hexbin(
+        x[inside], y[inside], gridsize=(across, down), extent=(*xlim, *ylim), mincnt=1, linewidths=0, zorder=2
+    )
     count = np.asarray(cells.get_array(), float)
     # Opacity and not lightness: it means the same on dark paper. A single point must be seen.
     opacity = 0.08 + 0.87 * np.log1p(count - 1) / max(math.log1p(count.max() - 1), 1e-9)
@@ -258,18 +275,14 @@ def _panels(n: int, height: float, *, sharey: bool = True) -> tuple[Any, list[An
     return figure, list(axes.flat[:n])
 
 
-def _legend(figure: Any, models: dict[str, Any]) -> None:
-    if len(models) < 2:
+def _legend(figure: Any, names: list[str], order: list[str]) -> None:
+    if len(names) < 2:
         return
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], color=style.color(i), linestyle=style.line(i), label=name) for i, name in enumerate(models)
-    ]
+    handles = [Line2D([], [], color=style.color(i), linestyle=style.line(i), label=order[i]) for i in map(order.index, names)]
     figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 4))
 
 
-def _percent() -> Any:
-    from matplotlib.ticker import PercentFormatter
-
-    return PercentFormatter(1, decimals=None, symbol="%")
+def _percent() -> Callable[[float, Any], str]:
+    return lambda share, _: f"{100 * share:g}%"

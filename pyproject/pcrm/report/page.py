@@ -30,6 +30,7 @@ th[scope=row]{{text-align:left;padding-left:0}}
 thead th{{font-weight:650;border-bottom:1.5px solid var(--muted)}}
 tr.first>*{{padding-top:1rem}}
 td span{{color:var(--muted);font-size:.85rem;display:inline-block;min-width:8.2rem;margin-left:.5rem}}
+table.several td span{{display:block;min-width:0;line-height:1.2}}
 i{{display:inline-block;width:.7rem;height:.7rem;border-radius:2px;margin-right:.45rem}}
 .figures{{display:grid;grid-template-columns:1fr 1fr;gap:2.6rem 2rem;margin-top:3rem}}
 figure{{margin:0;break-inside:avoid}}
@@ -79,7 +80,7 @@ def render(
 
 
 def _table(columns: Sequence[str], rows: Sequence[Row]) -> str:
-    lines = ['<div class="scroll"><table>']
+    lines = [f'<div class="scroll"><table{" class=several" if len(columns) > 1 else ""}>']
     if len(columns) > 1:
         heads = "".join(
             f'<th scope="col"><i style="background: {style.color(i)}"></i>{escape(c)}</th>'

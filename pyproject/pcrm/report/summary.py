@@ -115,10 +115,8 @@ def _nested(estimates: Estimates) -> dict[str, Any]:
     The keys of `margin/quantiles` are numbers, which take no suffix: theirs are in `margin/quantiles_ci`.
     """
     summary: dict[str, Any] = {}
-    order = [k for k in _LABELS if k in estimates]
-    order += [k for k in estimates if k not in order]
-    order.sort(key=lambda k: (k.count("/") > 1, 0))
-    for key in sorted(order, key=lambda k: list(_LABELS).index(k.split("/quantiles")[0] + "/sd" if "quantiles" in k else k)):
+    places = list(_LABELS)
+    for key in sorted(estimates, key=lambda k: places.index(k if k in _LABELS else "margin/quantiles/0.5")):
         value, *interval = estimates[key]
         head, *tail = key.split("/")
         if not tail:
@@ -170,16 +168,17 @@ def _contents(models: list[Scores]) -> str:
 
 
 def _figures(models: list[Scores], constraint: Constraint | None, by_prompt: dict[str, Any]) -> list[Figure]:
+    order = [m.name for m in models]
     margins = {m.name: m.margins for m in models}
     with_length = {m.name: (p[1], p[0]) for m in models if (p := m.by_length()) is not None}
     return [
         f
         for f in (
-            figures.margins(margins),
-            figures.calibration(margins),
-            figures.prior({m.name: (m.prior, m.margins) for m in models if m.prior is not None}, constraint),
-            figures.length(with_length, " / ".join(dict.fromkeys(m.units for m in models))),
-            figures.rankings(by_prompt),
+            figures.margins(margins, order),
+            figures.calibration(margins, order),
+            figures.prior({m.name: (m.prior, m.margins) for m in models if m.prior is not None}, order, constraint),
+            figures.length(with_length, order, " / ".join(dict.fromkeys(m.units for m in models))),
+            figures.rankings(by_prompt, order),
         )
         if f is not None
     ]
