@@ -37,7 +37,7 @@ func Quantiles(dst, x, p []float64) error {
 func quantile(sorted []float64, p float64) float64 {
 	at := p * float64(len(sorted)-1)
 	i := int(at)
-	if i+1 >= len(sorted) {
+	if i+1 >= len(sorted) || sorted[i] == sorted[i+1] { // of infinities there is no difference
 		return sorted[i]
 	}
 	return sorted[i] + (at-float64(i))*(sorted[i+1]-sorted[i])
