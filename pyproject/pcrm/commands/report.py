@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 
 _DESCRIPTION = """\
 Writes summary.json, one self-contained report.html and its figures as SVG into DIR. SCORES are
@@ -27,7 +28,9 @@ def main(argv: list[str]) -> int:
     group.add_argument("--preset", metavar="NAME", help="the same of a published setting, such as alpaca/length_ratio")
     parser.add_argument("--split", default="train", help="of a data set that has some (default: %(default)s)")
     parser.add_argument("--live", metavar="FILE", help="a run's trainer_state.json, or its output folder")
-    parser.add_argument("--watch", action="store_true", help="with --live: draw again when the file changes, until Ctrl-C")
+    parser.add_argument(
+        "--watch", action="store_true", help="with --live: draw again when the file changes, until Ctrl-C"
+    )
     args = parser.parse_args(argv)
     if bool(args.scores) == bool(args.live):
         parser.error("give SCORES or --live")
@@ -36,10 +39,8 @@ def main(argv: list[str]) -> int:
     if args.live:
         from ..report import live
 
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             live.write(args.live, args.out, watch=args.watch)
-        except KeyboardInterrupt:
-            pass
         return 0
 
     from ..constraint import Constraint

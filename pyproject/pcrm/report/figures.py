@@ -36,7 +36,9 @@ def margins(models: dict[str, Floats], order: list[str]) -> Figure | None:
     models = {k: v for k, v in models.items() if len(v)}
     if not models:
         return None
-    low, high = _range(np.concatenate([statistics.quantiles(m, np.array([0.0, 0.002, 0.998, 1.0])) for m in models.values()]))
+    low, high = _range(
+        np.concatenate([statistics.quantiles(m, np.array([0.0, 0.002, 0.998, 1.0])) for m in models.values()])
+    )
     bins = int(np.clip(2 * min(map(len, models.values())) ** (1 / 3), 12, 60))
     figure, ax = style.figure(0.5, 2.9)
     edges = np.linspace(low, high, bins + 1)
@@ -80,7 +82,7 @@ def calibration(models: dict[str, Floats], order: list[str]) -> Figure | None:
     ax.text(0.86, 0.885, "calibrated", color=style.MUTED, ha="right", fontsize=8)
     ax.set_xlim(0.5, 1.005)
     ax.set_ylim(max(lowest, -0.02), 1.02)
-    ax.set_xlabel("confidence: max(P, 1 − P), P = sigmoid(margin)")
+    ax.set_xlabel("confidence: max(P, 1 \N{MINUS SIGN} P), P = sigmoid(margin)")
     ax.set_ylabel("accuracy")
     ax.xaxis.set_major_formatter(_percent())
     ax.yaxis.set_major_formatter(_percent())
@@ -99,9 +101,7 @@ def calibration(models: dict[str, Floats], order: list[str]) -> Figure | None:
     )
 
 
-def prior(
-    models: dict[str, tuple[Floats, Floats]], order: list[str], constraint: Constraint | None
-) -> Figure | None:
+def prior(models: dict[str, tuple[Floats, Floats]], order: list[str], constraint: Constraint | None) -> Figure | None:
     """All margins against their priors, a panel a model, with the target curve."""
     if not models:
         return None
@@ -280,7 +280,9 @@ def _legend(figure: Any, names: list[str], order: list[str]) -> None:
         return
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=style.color(i), linestyle=style.line(i), label=order[i]) for i in map(order.index, names)]
+    handles = [
+        Line2D([], [], color=style.color(i), linestyle=style.line(i), label=order[i]) for i in map(order.index, names)
+    ]
     figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 4))
 
 

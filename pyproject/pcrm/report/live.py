@@ -59,7 +59,9 @@ def _newest(path: Path) -> Path:
         return path
     found = [p for pattern in ("trainer_state.json", "checkpoint-*/trainer_state.json") for p in path.glob(pattern)]
     if not found:
-        raise FileNotFoundError(f"{path}: there is no such file" if not path.is_dir() else f"{path}: holds no trainer_state.json")
+        raise FileNotFoundError(
+            f"{path}: there is no such file" if not path.is_dir() else f"{path}: holds no trainer_state.json"
+        )
     return max(found, key=lambda p: p.stat().st_mtime_ns)
 
 

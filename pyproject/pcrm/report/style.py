@@ -26,7 +26,11 @@ DARK = {
     RULE: "#39414b",
     PAPER: "#14181d",
     **dict(
-        zip(SERIES, ("#5fb4d2", "#e8925c", "#b497dc", "#7fc17f", "#d3b24a", "#e27fb2", "#9db0d3", "#cf8f80"), strict=True)
+        zip(
+            SERIES,
+            ("#5fb4d2", "#e8925c", "#b497dc", "#7fc17f", "#d3b24a", "#e27fb2", "#9db0d3", "#cf8f80"),
+            strict=True,
+        )
     ),
 }
 
@@ -121,6 +125,4 @@ def standalone(svg: str) -> str:
     head, rest = svg.split(">", 1)
     x, y, width, height = re.search(r'viewBox="([^"]*)"', head)[1].split()  # pyright: ignore[reportOptionalSubscript]
     del x, y
-    return (
-        f'<?xml version="1.0" encoding="utf-8"?>\n{head} width="{width}pt" height="{height}pt">{_STANDALONE}{rest}\n'
-    )
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{head} width="{width}pt" height="{height}pt">{_STANDALONE}{rest}\n'

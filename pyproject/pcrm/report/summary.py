@@ -45,7 +45,14 @@ _LABELS: dict[str, str | None] = {
     "pooled_spearman_rating": "Spearman, all responses pooled",
     "pooled_kendall_tau_b_rating": "Kendall's tau-b, all responses pooled",
 }
-_PERCENT = ("accuracy", "accuracy_longer_chosen", "accuracy_shorter_chosen", "violation_rate", "share_over_5", "share_over_10")
+_PERCENT = (
+    "accuracy",
+    "accuracy_longer_chosen",
+    "accuracy_shorter_chosen",
+    "violation_rate",
+    "share_over_5",
+    "share_over_10",
+)
 
 
 def write(models: list[Scores], out: str | os.PathLike[str], constraint: Constraint | None = None) -> dict[str, Any]:
@@ -142,13 +149,13 @@ def _rows(estimates: dict[str, Estimates]) -> list[page.Row]:
 
 def _cell(key: str, estimate: tuple[float, float | None, float | None] | None) -> page.Cell:
     if estimate is None:
-        return "–", ""
+        return "\N{EN DASH}", ""
     percent = key.rpartition("/")[2] in _PERCENT
 
     def text(x: float | None) -> str:
         if x is None:
             return "∞"
-        return (f"{100 * x:.1f}%" if percent else f"{x:.3f}").replace("-", "−")
+        return (f"{100 * x:.1f}%" if percent else f"{x:.3f}").replace("-", "\N{MINUS SIGN}")
 
     value, low, high = map(text, estimate)
     return value, f"[{low}, {high}]"
