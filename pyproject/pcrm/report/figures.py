@@ -79,7 +79,6 @@ def calibration(models: dict[str, Floats], order: list[str]) -> Figure | None:
         )
         _steps(top, np.linspace(0.5, 1, 11), count / len(m), i, filled=len(models) == 1)
         lowest = min(lowest, float(accuracy[seen].min()) - 0.03)
-    ax.text(0.86, 0.885, "calibrated", color=style.MUTED, ha="right", fontsize=8)
     ax.set_xlim(0.5, 1.005)
     ax.set_ylim(max(lowest, -0.02), 1.02)
     ax.set_xlabel("confidence: max(P, 1 \N{MINUS SIGN} P), P = sigmoid(margin)")

@@ -39,7 +39,7 @@ figure svg{{display:block;width:100%;height:auto;margin-top:.6rem}}
 footer{{margin-top:3rem;padding-top:.8rem;border-top:1px solid var(--rule)}}
 @media(max-width:46rem){{.figures{{grid-template-columns:1fr}}body{{padding:1.5rem 1rem}}}}
 @media print{{@page{{margin:14mm}}body{{padding:0;max-width:none;font-size:10pt}}.scroll{{overflow:visible}}
-.figures{{gap:1.6rem;margin-top:1.6rem}}th,td{{padding-left:.8rem}}td span{{min-width:0}}}}
+.figures{{gap:1.6rem;margin-top:1.6rem}}th,td{{padding:.12rem 0 .12rem .8rem}}tr.first>*{{padding-top:.5rem}}.scroll{{margin-top:1rem}}td span{{min-width:0}}}}
 """
 
 # (label, value, interval) a row; None starts a new part of the table.

@@ -11,6 +11,7 @@ Lengths are those that the row gives, else characters of its texts, which are in
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..datafiles import Batch, open_source
-from ..rows import RowError, texts
+from ..rows import RowError, shared, texts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -220,17 +221,17 @@ def _plain(batch: Batch, columns: _Columns) -> bool:
 
 def _plain_pairs(table: pa.Table, full: set[str], place: str, columns: _Columns) -> bool:
     found = {n: _numpy(table, n) for n in ("chosen_score", "rejected_score")}
-    found["prior"] = _numpy(table, "prior") if "prior" in full else None
+    prior = _numpy(table, "prior") if "prior" in full else None
     given = full & {"chosen_length", "rejected_length"}
     if len(given) == 2:
         found |= {n: _numpy(table, n) for n in given}
-    elif given or ({"chosen", "rejected"} <= full and "prompt" not in full):
-        return False  # a prompt that is part of the texts is found row by row
-    elif {"chosen", "rejected"} <= full:
-        found |= {f"{n}_length": _text_lengths(table[n]) for n in ("chosen", "rejected")}
-    if not _sound(*found.values()):
+    elif given:
         return False
-    prior = found["prior"]
+    elif {"chosen", "rejected"} <= full:
+        before = 0.0 if "prompt" in full else _shared(table)
+        found |= {f"{n}_length": _text_lengths(table[n]) - before for n in ("chosen", "rejected")}
+    if not _sound(prior, *found.values()):
+        return False
     if prior is not None and not ((prior >= 0) & (prior <= 1)).all():
         return False
     columns.add("chosen", found["chosen_score"])
@@ -244,7 +245,7 @@ def _plain_pairs(table: pa.Table, full: set[str], place: str, columns: _Columns)
 
 
 def _plain_rankings(table: pa.Table, full: set[str], place: str, columns: _Columns) -> bool:
-    import pyarrow.compute as pc
+    pc: Any = importlib.import_module("pyarrow.compute")  # makes its functions when it is imported
 
     sizes = pc.list_value_length(table["scores"])
     others = ["ratings", *({"lengths", "responses"} & full)]
@@ -288,9 +289,21 @@ def _numpy(table: pa.Table, name: str) -> Floats:
 
 
 def _text_lengths(column: Any) -> Floats:
-    import pyarrow.compute as pc
+    pc: Any = importlib.import_module("pyarrow.compute")  # makes its functions when it is imported
 
     return pc.utf8_length(column).to_numpy().astype(np.float64)
+
+
+def _shared(table: pa.Table) -> Floats:
+    """How many characters the texts of each row begin with in common, which are its prompt."""
+    pc: Any = importlib.import_module("pyarrow.compute")  # makes its functions when it is imported
+
+    a, b = table["chosen"], table["rejected"]
+    same = pc.equal(pc.utf8_slice_codeunits(a, 0, 1), pc.utf8_slice_codeunits(b, 0, 1))
+    at = np.flatnonzero(same.to_numpy())
+    before = np.zeros(len(table))
+    before[at] = [shared(x, y) for x, y in zip(a.take(at).to_pylist(), b.take(at).to_pylist(), strict=True)]
+    return before
 
 
 def _sound(*arrays: Floats | None) -> bool:

@@ -35,7 +35,7 @@ DARK = {
 }
 
 _WIDTH = 7.4  # inches of a figure across the page; text is 8.5 points
-_RC: dict[str, Any] = {
+_RC: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 8.5,
@@ -71,7 +71,7 @@ def color(i: int) -> str:
     return SERIES[i % len(SERIES)]
 
 
-def line(i: int) -> str:
+def line(i: int) -> Any:
     """The line style of model i: the colors begin anew with another one."""
     return ("-", "--", ":", "-.")[i // len(SERIES) % 4]
 

@@ -155,7 +155,8 @@ def _cell(key: str, estimate: tuple[float, float | None, float | None] | None) -
     def text(x: float | None) -> str:
         if x is None:
             return "∞"
-        return (f"{100 * x:.1f}%" if percent else f"{x:.3f}").replace("-", "\N{MINUS SIGN}")
+        # Rounded first, and 0 added, so that there is no -0.000.
+        return (f"{round(100 * x, 1) + 0:.1f}%" if percent else f"{round(x, 3) + 0:.3f}").replace("-", "\N{MINUS SIGN}")
 
     value, low, high = map(text, estimate)
     return value, f"[{low}, {high}]"
