@@ -3,6 +3,8 @@ package stats
 import (
 	"math"
 	"slices"
+
+	"gonum.org/v1/gonum/floats"
 )
 
 // Quantiles writes the quantiles p of x to dst. They interpolate linearly between
@@ -31,6 +33,18 @@ func Quantiles(dst, x, p []float64) error {
 		dst[i] = quantile(sorted, q)
 	}
 	return nil
+}
+
+// meanSD returns the mean and the standard deviation, which divides by the number of
+// elements. gonum's stat, which has both, brings its linear algebra into the extension.
+func meanSD(x []float64) (mean, sd float64) {
+	n := float64(len(x))
+	mean = floats.Sum(x) / n
+	sum := 0.0
+	for _, v := range x {
+		sum += (v - mean) * (v - mean)
+	}
+	return mean, math.Sqrt(sum / n)
 }
 
 // quantile is that of sorted numbers, of which there is at least one.

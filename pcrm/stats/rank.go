@@ -3,7 +3,7 @@ package stats
 import (
 	"math"
 
-	"gonum.org/v1/gonum/stat"
+	"gonum.org/v1/gonum/floats"
 )
 
 // Spearman is the rank correlation of x and y: Pearson's correlation of their ranks,
@@ -81,11 +81,11 @@ func (r *ranker) spearman(x, y []uint32) float64 {
 	}
 	r.x = r.ranks(r.x, x)
 	r.y = r.ranks(r.y, y)
-	// Ranks are half integers: equal throughout, their variance is exactly 0.
-	return clampCorrelation(stat.Correlation(r.x, r.y, nil))
+	// Centered ranks are half integers: equal throughout, they are exactly 0.
+	return clampCorrelation(floats.Dot(r.x, r.y) / math.Sqrt(floats.Dot(r.x, r.x)*floats.Dot(r.y, r.y)))
 }
 
-// ranks writes the ranks of codes, from 1, to dst, which it makes longer where it must.
+// ranks writes the ranks of codes, less their mean, to dst, which it makes longer where it must.
 func (r *ranker) ranks(dst []float64, code []uint32) []float64 {
 	dst = resize(dst, len(code))
 	keys := r.sorted(code)
@@ -94,7 +94,7 @@ func (r *ranker) ranks(dst []float64, code []uint32) []float64 {
 		for j < len(keys) && keys[j].key == keys[i].key {
 			j++
 		}
-		mean := float64(i+j+1) / 2 // of i+1 ... j
+		mean := float64(i+j-len(keys)) / 2 // of the ranks i+1 ... j, less that of all
 		for _, k := range keys[i:j] {
 			dst[k.at] = mean
 		}

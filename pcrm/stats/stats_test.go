@@ -276,6 +276,21 @@ func TestLowess(t *testing.T) {
 	assert.InDeltaSlice(t, dst, swapped, 1e-9)
 }
 
+// What statsmodels 0.15 gives for ties, an outlier and a window of six points.
+func TestLowessAgainstStatsmodels(t *testing.T) {
+	x, y := []float64{0, 1, 1, 2, 4, 5, 7, 8, 8, 9}, []float64{1, 3, 2, 5, 4, 7, 20, 6, 9, 8}
+	dst := make([]float64, len(x))
+	for iterations, want := range map[int][]float64{
+		0: {1.211135954708734, 2.624473090575681, 2.624473090575681, 3.690598957966157, 5.28446826046967, 8.284468260469673,
+			11.88982023945089, 10.126750233782058, 10.126750233782058, 6.923741224370771},
+		2: {1.1908343532499466, 2.6069083431146285, 2.6069083431146285, 3.67567439260633, 5.327230901821075, 6.999999999999993,
+			7.445053656019436, 7.693077229744169, 7.693077229744169, 7.958716905029133},
+	} {
+		require.NoError(t, Lowess(dst, x, y, LowessOptions{Frac: 0.6, Iterations: iterations}))
+		assert.InDeltaSlice(t, want, dst, 1e-12)
+	}
+}
+
 // Where there is no line to fit, the curve is the mean.
 func TestLowessDegenerate(t *testing.T) {
 	for _, c := range []struct{ x, y, want []float64 }{

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-
-	"gonum.org/v1/gonum/stat"
 )
 
 // An Estimate is a number of a report with its 95% bootstrap interval.
@@ -175,11 +173,11 @@ func (p *pairs) statistic() statistic {
 		} else {
 			put(math.NaN(), math.NaN())
 		}
-		put(stat.PopMeanStdDev(margin, nil))
+		put(meanSD(margin))
 		put(share(over5, n), share(over10, n), ECE(sums.bins()), brier/float64(n))
 		put(1 / inverseTemperature(margin, p.inverseTemperature))
 		if p.hasResidual {
-			put(stat.PopMeanStdDev(residual, nil))
+			put(meanSD(residual))
 		} else {
 			put(math.NaN(), math.NaN())
 		}
