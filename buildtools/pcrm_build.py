@@ -199,8 +199,9 @@ class BuildNative(build_ext):
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         (target.parent / "build_info.json").write_text(json.dumps({"native": reason is None, "reason": reason}) + "\n")
-        # The one table of presets, which Go embeds: Python reads its copy.
-        shutil.copyfile(ROOT / "pcrm" / "presets.toml", target.parent / "presets.toml")
+        # The one table of presets and the golden vectors, which Go embeds: Python reads its copies.
+        for source in ("presets.toml", "pcrmtest/golden.json"):
+            shutil.copy2(ROOT / "pcrm" / source, target.parent)
 
     def copy_extensions_to_source(self) -> None:
         # For an editable installation: everything, also where there is no extension.

@@ -155,6 +155,11 @@ func Deltas[F Float](dst, s []F, c Constraint) error {
 // beta2OfFit keeps the curve finite at s = 0; it is the value of every published setting.
 const beta2OfFit = 0.001
 
+// leastSpread is how far apart the two quantiles of a fit must be: ten times what the
+// rounding of a float32 prior may part them by. It also bounds beta1, whose rounding
+// moves a target by 2^-52/leastSpread of it at most.
+const leastSpread = 1e-6
+
 // Fit returns the constraint whose target margin delta/2 is targetAlike at the
 // hi quantile of the similarities and targetUnlike at the lo quantile:
 //
@@ -165,13 +170,17 @@ const beta2OfFit = 0.001
 // delta positive and bounded outside the two quantiles. Quantiles interpolate
 // linearly (NumPy's default).
 //
-// Errors: no similarities, one outside [0, 1], quantiles that are not
-// 0 <= lo < hi <= 1, targets that are not 0 < targetAlike < targetUnlike < +Inf,
-// and similarities whose two quantiles are equal: no curve has two targets there.
+// A margin m is a win probability of sigmoid(m): for one of p, take log(p/(1-p)).
+//
+// Errors, each an [*ArgumentError]: no similarities, one outside [0, 1], quantiles that
+// are not 0 <= lo < hi <= 1, targets that are not 0 < targetAlike < targetUnlike or
+// so large that a beta overflows, and similarities whose two quantiles are less than
+// 1e-6 apart: no curve has two targets there.
 func Fit[F Float](similarities []F, targetAlike, targetUnlike, lo, hi float64) (Constraint, error) {
 	switch {
 	case !(targetAlike > 0):
-		return Constraint{}, argErr("target_alike", -1, "is %v, must be greater than 0", targetAlike)
+		return Constraint{}, argErr("target_alike", -1, "is %v, must be greater than 0: "+
+			"a ceiling of zero or less rewards ties and reversals", targetAlike)
 	case !(targetUnlike > targetAlike) || math.IsInf(targetUnlike, 1):
 		return Constraint{}, argErr("target_unlike", -1, "is %v, must be finite and greater than target_alike, which is %v", targetUnlike, targetAlike)
 	case !(0 <= lo && lo < hi && hi <= 1):
@@ -188,13 +197,16 @@ func Fit[F Float](similarities []F, targetAlike, targetUnlike, lo, hi float64) (
 	}
 	slices.Sort(sorted)
 	sLo, sHi := quantile(sorted, lo), quantile(sorted, hi)
-	if sLo == sHi {
-		return Constraint{}, argErr("similarities", -1, "have the same value, %v, at both quantiles %v and %v: "+
-			"this prior does not tell pairs apart, use a fixed delta", sLo, lo, hi)
+	if sHi-sLo < leastSpread {
+		return Constraint{}, argErr("similarities", -1, "are %v and %v at the quantiles %v and %v, must differ by at least %v: "+
+			"this prior does not tell pairs apart, use a fixed delta", sLo, sHi, lo, hi, leastSpread)
 	}
 	c := Constraint{Beta2: beta2OfFit, Floor: 2 * targetAlike, Cap: 2 * targetUnlike}
 	c.Beta1 = 2 * (targetUnlike - targetAlike) / (1/(sLo+c.Beta2) - 1/(sHi+c.Beta2))
 	c.Beta3 = 2*targetAlike - c.Beta1/(sHi+c.Beta2)
+	if err := c.Validate(); err != nil { // a target near the greatest float64
+		return Constraint{}, err
+	}
 	return c, nil
 }
 

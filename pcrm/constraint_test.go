@@ -108,6 +108,17 @@ func TestFitReachesItsTargets(t *testing.T) {
 	assert.Equal(t, 0.001, c.Beta2)
 }
 
+// At the least spread that is allowed, wherever it lies, rounding moves the targets by
+// 2^-52/1e-6 of them: 2.2e-10.
+func TestFitOfCloseSimilarities(t *testing.T) {
+	for _, s := range []float64{0, 0.001, 0.5, 1 - 1.01e-6} {
+		c, err := pcrm.Fit([]float64{s, s + 1.01e-6}, 1, 3, 0, 1)
+		require.NoError(t, err)
+		assert.InEpsilon(t, 3, c.Target(s), 3e-10, "%v", s)
+		assert.InEpsilon(t, 1, c.Target(s+1.01e-6), 3e-10, "%v", s)
+	}
+}
+
 func TestFitErrors(t *testing.T) {
 	s := []float64{0.1, 0.9}
 	for _, c := range []struct {
@@ -115,16 +126,28 @@ func TestFitErrors(t *testing.T) {
 		alike, unlike, lo, hi float64
 		message               string
 	}{
-		{s, 0, 3, 0.05, 0.95, "target_alike is 0, must be greater than 0"},
+		{s, 0, 3, 0.05, 0.95, "target_alike is 0, must be greater than 0: a ceiling of zero or less rewards ties and reversals"},
+		{s, math.NaN(), 3, 0.05, 0.95, "target_alike is NaN, must be greater than 0: a ceiling of zero or less rewards ties and reversals"},
 		{s, 3, 3, 0.05, 0.95, "target_unlike is 3, must be finite and greater than target_alike, which is 3"},
+		{s, 3, 2, 0.05, 0.95, "target_unlike is 2, must be finite and greater than target_alike, which is 3"},
+		{s, 3, math.NaN(), 0.05, 0.95, "target_unlike is NaN, must be finite and greater than target_alike, which is 3"},
 		{s, 1, inf, 0.05, 0.95, "target_unlike is +Inf, must be finite and greater than target_alike, which is 1"},
+		{s, 1, math.MaxFloat64, 0.05, 0.95, "beta1 is +Inf, must be finite"},
 		{s, 1, 3, 0.5, 0.5, "quantiles are (0.5, 0.5), must be 0 <= low < high <= 1"},
+		{s, 1, 3, 0.9, 0.1, "quantiles are (0.9, 0.1), must be 0 <= low < high <= 1"},
+		{s, 1, 3, -0.1, 0.5, "quantiles are (-0.1, 0.5), must be 0 <= low < high <= 1"},
+		{s, 1, 3, 0.5, 1.1, "quantiles are (0.5, 1.1), must be 0 <= low < high <= 1"},
+		{s, 1, 3, math.NaN(), 0.5, "quantiles are (NaN, 0.5), must be 0 <= low < high <= 1"},
 		{nil, 1, 3, 0.05, 0.95, "similarities are empty, must be at least one number"},
 		{[]float64{0.5, 2}, 1, 3, 0.05, 0.95, "similarities[1] is 2, must be in [0, 1]"},
-		{[]float64{0.5, 0.5}, 1, 3, 0.05, 0.95, "similarities have the same value, 0.5, at both quantiles 0.05 and 0.95: this prior does not tell pairs apart, use a fixed delta"},
+		{[]float64{0.5, math.NaN()}, 1, 3, 0.05, 0.95, "similarities[1] is NaN, must be in [0, 1]"},
+		{[]float64{0.5, 0.5}, 1, 3, 0.05, 0.95, "similarities are 0.5 and 0.5 at the quantiles 0.05 and 0.95, must differ by at least 1e-06: this prior does not tell pairs apart, use a fixed delta"},
+		{[]float64{0.5, 0.5 + 9e-7}, 1, 3, 0, 1, "similarities are 0.5 and 0.5000009 at the quantiles 0 and 1, must differ by at least 1e-06: this prior does not tell pairs apart, use a fixed delta"},
 	} {
 		_, err := pcrm.Fit(c.s, c.alike, c.unlike, c.lo, c.hi)
 		assert.EqualError(t, err, c.message)
+		var argument *pcrm.ArgumentError
+		assert.ErrorAs(t, err, &argument)
 	}
 }
 

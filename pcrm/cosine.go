@@ -156,16 +156,16 @@ func wide[E Element](v E) float64 {
 func products[E Element](a, b []E) (ab, aa, bb float64) {
 	switch x := any(a).(type) {
 	case []float32:
-		return floatProducts(x, any(b).([]float32))
+		return products32(x, any(b).([]float32))
 	case []float64:
-		return floatProducts(x, any(b).([]float64))
+		return scalarProducts(x, any(b).([]float64))
 	}
 	return halfProducts(any(a).([]Float16), any(b).([]Float16))
 }
 
-// floatProducts has two sums each: one would wait for its last addition, and more
+// scalarProducts has two sums each: one would wait for its last addition, and more
 // leave no register for the products.
-func floatProducts[F Float](a, b []F) (ab, aa, bb float64) {
+func scalarProducts[F Float](a, b []F) (ab, aa, bb float64) {
 	var ab1, aa1, bb1 float64
 	for len(a) >= 2 && len(b) >= 2 {
 		x0, x1, y0, y1 := float64(a[0]), float64(a[1]), float64(b[0]), float64(b[1])
@@ -193,7 +193,7 @@ func halfProducts(a, b []Float16) (ab, aa, bb float64) {
 			x[i&127], y[i&127] = h.finite(), g.finite()
 			special |= (h&0x7c00 + 0x400) | (g&0x7c00 + 0x400)
 		}
-		ab1, aa1, bb1 := floatProducts(x[:n], y[:n])
+		ab1, aa1, bb1 := products32(x[:n], y[:n])
 		ab, aa, bb = ab+ab1, aa+aa1, bb+bb1
 		a, b = a[n:], b[n:]
 	}

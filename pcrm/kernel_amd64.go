@@ -70,3 +70,10 @@ func firstEqual(a []int64, value int64) int {
 	}
 	return firstEqualAVX2(unsafe.SliceData(a), len(a), value)
 }
+
+func products32(a, b []float32) (ab, aa, bb float64) {
+	if tier(currentTier.Load()) == scalarTier {
+		return scalarProducts(a, b)
+	}
+	return productsAVX2(unsafe.SliceData(a), unsafe.SliceData(b), min(len(a), len(b)))
+}

@@ -2549,7 +2549,7 @@ DATA expBound64<>+24(SB)/8, $0x4086280000000000
 GLOBL expBound64<>(SB), RODATA|NOPTR, $32
 
 // func firstDifferenceAVX2(a *int64, b *int64, n int) int
-// Requires: AVX, AVX2
+// Requires: AVX, AVX2, MMX+
 TEXT ·firstDifferenceAVX2(SB), NOSPLIT, $0-32
 	MOVQ a+0(FP), AX
 	MOVQ b+8(FP), CX
@@ -2558,18 +2558,20 @@ TEXT ·firstDifferenceAVX2(SB), NOSPLIT, $0-32
 	MOVQ DX, DI
 
 loop:
-	SUBQ      $0x08, DI
-	JL        single
-	VMOVDQU   (AX)(BX*8), Y0
-	VPCMPEQQ  (CX)(BX*8), Y0, Y0
-	VMOVDQU   32(AX)(BX*8), Y1
-	VPCMPEQQ  32(CX)(BX*8), Y1, Y1
-	VPAND     Y1, Y0, Y0
-	VMOVMSKPD Y0, SI
-	CMPL      SI, $0x0f
-	JNE       single
-	ADDQ      $0x08, BX
-	JMP       loop
+	SUBQ       $0x08, DI
+	JL         single
+	PREFETCHT0 2048(AX)(BX*8)
+	PREFETCHT0 2048(CX)(BX*8)
+	VMOVDQU    (AX)(BX*8), Y0
+	VPCMPEQQ   (CX)(BX*8), Y0, Y0
+	VMOVDQU    32(AX)(BX*8), Y1
+	VPCMPEQQ   32(CX)(BX*8), Y1, Y1
+	VPAND      Y1, Y0, Y0
+	VMOVMSKPD  Y0, SI
+	CMPL       SI, $0x0f
+	JNE        single
+	ADDQ       $0x08, BX
+	JMP        loop
 
 single:
 	CMPQ BX, DX
@@ -2619,4 +2621,92 @@ single:
 found:
 	VZEROUPPER
 	MOVQ BX, ret+24(FP)
+	RET
+
+// func productsAVX2(a *float32, b *float32, n int) (ab float64, aa float64, bb float64)
+// Requires: AVX, FMA3, MMX+, SSE2
+TEXT ·productsAVX2(SB), NOSPLIT, $0-48
+	MOVQ   a+0(FP), AX
+	MOVQ   b+8(FP), CX
+	MOVQ   n+16(FP), DX
+	VXORPD Y0, Y0, Y0
+	VXORPD Y1, Y1, Y1
+	VXORPD Y2, Y2, Y2
+	VXORPD Y3, Y3, Y3
+	VXORPD Y4, Y4, Y4
+	VXORPD Y5, Y5, Y5
+	VXORPD Y6, Y6, Y6
+	VXORPD Y7, Y7, Y7
+	VXORPD Y8, Y8, Y8
+	VXORPD Y9, Y9, Y9
+	VXORPD Y10, Y10, Y10
+	VXORPD Y11, Y11, Y11
+
+sixteen:
+	SUBQ        $0x10, DX
+	JL          rest
+	PREFETCHT0  2048(AX)
+	PREFETCHT0  2048(CX)
+	VCVTPS2PD   (AX), Y12
+	VCVTPS2PD   (CX), Y13
+	VFMADD231PD Y12, Y13, Y0
+	VFMADD231PD Y12, Y12, Y4
+	VFMADD231PD Y13, Y13, Y8
+	VCVTPS2PD   16(AX), Y12
+	VCVTPS2PD   16(CX), Y13
+	VFMADD231PD Y12, Y13, Y1
+	VFMADD231PD Y12, Y12, Y5
+	VFMADD231PD Y13, Y13, Y9
+	VCVTPS2PD   32(AX), Y12
+	VCVTPS2PD   32(CX), Y13
+	VFMADD231PD Y12, Y13, Y2
+	VFMADD231PD Y12, Y12, Y6
+	VFMADD231PD Y13, Y13, Y10
+	VCVTPS2PD   48(AX), Y12
+	VCVTPS2PD   48(CX), Y13
+	VFMADD231PD Y12, Y13, Y3
+	VFMADD231PD Y12, Y12, Y7
+	VFMADD231PD Y13, Y13, Y11
+	ADDQ        $0x40, AX
+	ADDQ        $0x40, CX
+	JMP         sixteen
+
+rest:
+	VADDPD       Y0, Y1, Y0
+	VADDPD       Y2, Y3, Y2
+	VADDPD       Y0, Y2, Y0
+	VEXTRACTF128 $0x01, Y0, X12
+	VADDPD       X12, X0, X0
+	VHADDPD      X0, X0, X0
+	VADDPD       Y4, Y5, Y4
+	VADDPD       Y6, Y7, Y6
+	VADDPD       Y4, Y6, Y4
+	VEXTRACTF128 $0x01, Y4, X12
+	VADDPD       X12, X4, X4
+	VHADDPD      X4, X4, X4
+	VADDPD       Y8, Y9, Y8
+	VADDPD       Y10, Y11, Y10
+	VADDPD       Y8, Y10, Y8
+	VEXTRACTF128 $0x01, Y8, X12
+	VADDPD       X12, X8, X8
+	VHADDPD      X8, X8, X8
+	ADDQ         $0x10, DX
+
+one:
+	DECQ        DX
+	JL          done
+	VCVTSS2SD   (AX), X12, X12
+	VCVTSS2SD   (CX), X13, X13
+	VFMADD231SD X12, X13, X0
+	VFMADD231SD X12, X12, X4
+	VFMADD231SD X13, X13, X8
+	ADDQ        $0x04, AX
+	ADDQ        $0x04, CX
+	JMP         one
+
+done:
+	VZEROUPPER
+	MOVSD X0, ab+24(FP)
+	MOVSD X4, aa+32(FP)
+	MOVSD X8, bb+40(FP)
 	RET

@@ -17,7 +17,7 @@ var numThreads atomic.Int32
 // GOMAXPROCS. Results do not depend on it, to the last bit.
 func SetNumThreads(n int) { numThreads.Store(int32(max(n, 0))) }
 
-// NumThreads is how many threads one call may use: what [SetNumThreads] said.
+// NumThreads returns how many threads one call may use.
 func NumThreads() int {
 	if n := int(numThreads.Load()); n > 0 {
 		return n

@@ -103,3 +103,14 @@ func firstDifferenceAVX2(a *int64, b *int64, n int) int
 //
 //go:noescape
 func firstEqualAVX2(a *int64, n int, value int64) int
+
+// productsAVX2 is, added up in another order:
+//
+//	for i := range n {
+//		ab += float64(a[i]) * float64(b[i])
+//		aa += float64(a[i]) * float64(a[i])
+//		bb += float64(b[i]) * float64(b[i])
+//	}
+//
+//go:noescape
+func productsAVX2(a *float32, b *float32, n int) (ab float64, aa float64, bb float64)

@@ -1,9 +1,13 @@
-"""What the losses are measured against, and checked against once more: what people write
-in torch without us.
+"""What the losses and priors are measured against, and checked against once more: what
+people write in torch, NumPy and scikit-learn without us.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
 
@@ -43,3 +47,55 @@ def loop_tokens(
         margin = chosen[i, start:end] - rejected[i, start:end]
         loss = loss + (-logsigmoid(margin) - logsigmoid(delta[i] - margin)).mean()
     return loss / len(chosen)
+
+
+def eager_dpo(
+    chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, delta: Tensor, beta: float
+) -> Tensor:
+    """The DPO form as one would write it."""
+    z = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))
+    return (-logsigmoid(z) - logsigmoid(delta - z)).mean()
+
+
+def numpy_length_ratio(chosen: np.ndarray, rejected: np.ndarray) -> float:
+    n = min(len(chosen), len(rejected))
+    different = np.flatnonzero(chosen[:n] != rejected[:n])
+    start = different[0] if len(different) else n
+    a, b = len(chosen) - start, len(rejected) - start
+    return 1.0 if a == b else min(a, b) / max(a, b)
+
+
+def numpy_length_ratios(
+    chosen: np.ndarray, chosen_offsets: np.ndarray, rejected: np.ndarray, rejected_offsets: np.ndarray
+) -> np.ndarray:
+    return np.array(
+        [
+            numpy_length_ratio(
+                chosen[chosen_offsets[i] : chosen_offsets[i + 1]],
+                rejected[rejected_offsets[i] : rejected_offsets[i + 1]],
+            )
+            for i in range(len(chosen_offsets) - 1)
+        ],
+        dtype=np.float32,
+    )
+
+
+def _spaced(text: str) -> str:
+    return " ".join(["", *text.lower().split(), ""])
+
+
+def hashing_vectorizer() -> Any:
+    """scikit-learn's hashed counts of the n-grams that `pcrm.priors.lexical` takes, each of length 1."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    return HashingVectorizer(analyzer="char", ngram_range=(3, 5), preprocessor=_spaced, alternate_sign=False)
+
+
+def vectorizer_cosine(vectorizer: Any, chosen: Sequence[str], rejected: Sequence[str]) -> np.ndarray:
+    a, b = vectorizer.transform(chosen), vectorizer.transform(rejected)
+    return np.asarray(a.multiply(b).sum(axis=1)).ravel()
+
+
+def einsum_cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    ab, aa, bb = (np.einsum("ij,ij->i", x, y) for x, y in ((a, b), (a, a), (b, b)))
+    return (ab / np.sqrt(aa * bb)).clip(0, 1)

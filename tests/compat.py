@@ -31,7 +31,7 @@ each of these. What it last saw, with {with_}:
 |---|---|---|---|
 {rows}
 
-A test is skipped where that version of TRL has not what it is about: Liger's own DPO loss is gone since 1.14. Before 1.9
+Two of them ask what the version can do: Liger has a DPO loss of its own before 1.14, where it is refused, and before 1.9
 `evaluate()` takes no unprepared data, ours or stock.
 """
 

@@ -18,10 +18,35 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
-@pytest.fixture(params=["go", "torch"])
+# Set by test_cuda.py for the processes that it starts with a fake CUDA driver.
+FAKE_CUDA = os.environ.get("PCRM_TEST_FAKECUDA")
+
+
+@pytest.fixture(params=["go", "torch", *(["cuda"] if FAKE_CUDA else [])])
 def backend(request):
+    if request.param == "cuda":
+        request.getfixturevalue("fake_device")
+        yield "cuda"
+        return
     with pcrm.backends.use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def fake_device(monkeypatch):
+    """Losses of CPU tensors take the path of CUDA tensors, from the choice of the backend on.
+
+    The fake driver's device memory is the host's, so that their addresses serve. What torch
+    would say of a stream is made up.
+    """
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0x5EAF))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    backends = pcrm.backends
+    monkeypatch.setattr(
+        backends, "loss_for", lambda *_: backends.native() if backends.get_backend() == "go" else backends._device(0)
+    )
 
 
 @pytest.fixture(scope="session")

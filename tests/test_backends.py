@@ -26,7 +26,7 @@ def test_choice():
     with backends.use_backend("torch"):
         assert backends.get_backend() == "torch" and backends.native() is None
     assert backends.get_backend() == "auto" and backends.native() is not None
-    with pytest.raises(ValueError, match="backend is 'cpu', must be one of auto, go, torch"):
+    with pytest.raises(ValueError, match="backend is 'cpu', must be one of auto, go, cuda, torch"):
         backends.set_backend("cpu")
 
 
@@ -34,7 +34,7 @@ def test_environment():
     out = python("import pcrm; print(pcrm.backends.get_backend())", PCRM_BACKEND="torch")
     assert out.stdout.strip() == "torch", out.stderr
     out = python("import pcrm", PCRM_BACKEND="gpu")
-    assert "ValueError: PCRM_BACKEND is 'gpu', must be one of auto, go, torch" in out.stderr
+    assert "ValueError: PCRM_BACKEND is 'gpu', must be one of auto, go, cuda, torch" in out.stderr
 
 
 def test_import_loads_no_native_library():

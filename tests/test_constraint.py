@@ -3,8 +3,13 @@
 import math
 
 import numpy as np
+import pyarrow
 import pytest
+import scipy.linalg
+import scipy.special
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from pcrm.constraint import presets
 
 import pcrm
@@ -68,24 +73,138 @@ def test_fit_reaches_its_targets(backend):
     assert math.isclose(other.target(np.quantile(s, 0.25)), 3, rel_tol=1e-9)
 
 
+@given(
+    st.lists(st.floats(0, 1), min_size=2, max_size=30),
+    st.floats(0.1, 5),
+    st.floats(0.1, 50),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+@settings(max_examples=300, deadline=None)
+def test_fit_is_the_solution_of_two_equations(s, alike, more, q, p):
+    """numpy finds the quantiles and a linear solver the betas, on both backends."""
+    quantiles = (min(p, q), max(p, q))
+    low, high = np.quantile(s, quantiles)
+    assume(high - low > 2e-6)
+    x = [[1 / (low + 0.001), 1], [1 / (high + 0.001), 1]]
+    beta1, beta3 = scipy.linalg.solve(x, [2 * (alike + more), 2 * alike])
+    for name in ("go", "torch"):
+        with pcrm.backends.use_backend(name):
+            c = Constraint.fit(s, target_alike=alike, target_unlike=alike + more, quantiles=quantiles)
+        # The quantiles are rounded to 2^-53 by both, and their distance, over which the
+        # betas are, is 2e-6 at least: 1e-10, some roundings of which count.
+        assert c.beta1 == pytest.approx(beta1, rel=1e-9)
+        assert c.beta3 == pytest.approx(beta3, rel=1e-9, abs=1e-9 * (abs(beta1) / (high + 0.001) + alike))
+        assert (c.floor, c.cap) == (2 * alike, 2 * (alike + more))
+        ends = c.delta(np.array([0.0, low, high, 1.0]))
+        assert (ends >= c.floor).all() and (ends <= c.cap).all()
+        assert ends[1] == pytest.approx(c.cap, rel=1e-9) and ends[2] == pytest.approx(
+            c.floor, rel=1e-9 * (1 + more / alike)
+        )
+
+
+def test_fit_takes_any_column(backend):
+    s = np.random.default_rng(0).beta(4, 2, 64).astype(np.float32)
+
+    def fit(column):
+        return Constraint.fit(column, target_alike=1, target_unlike=3)
+
+    want = fit(s)
+    wide = np.stack([s, 1 - s], axis=1)
+    tensor = torch.tensor(s)
+    negated = torch.complex(tensor, -tensor).conj().imag  # a view with the negative bit
+    assert negated.is_neg()
+    for column in (
+        s[::-1],
+        wide[:, 0],
+        s.tolist(),
+        tuple(s),
+        tensor,
+        tensor.requires_grad_(),
+        negated,
+        pyarrow.array(s),
+    ):
+        assert fit(column) == want
+    # ascontiguousarray of the other byte order is what numpy reads, not what lies there.
+    assert fit(s.astype(">f4")) == want
+    assert fit(np.array([0, 1])) == fit([0, 1]) == fit([False, True])
+
+
+def test_fit_of_many_similarities():
+    """torch.quantile has a limit of 2^24."""
+    s = torch.linspace(0, 1, 2**24 + 2, dtype=torch.float64)
+    results = []
+    for name in ("go", "torch"):
+        with pcrm.backends.use_backend(name):
+            results.append(Constraint.fit(s, target_alike=1, target_unlike=3))
+    assert results[0].beta1 == pytest.approx(results[1].beta1, rel=1e-12)
+    assert results[0].target(0.05) == pytest.approx(3, rel=1e-9)
+
+
+def test_margin_of():
+    for p in (0.50001, 0.7, 0.95, 0.9999):
+        assert scipy.special.expit(pcrm.margin_of(p)) == pytest.approx(p, rel=1e-15)
+    assert pcrm.margin_of(np.float64(0.75)) == math.log(3)
+    for bad in (0.5, 0.3, 1, 0, -1, 2):
+        with pytest.raises(ValueError, match=rf"win_probability is {bad}, must be in \(0\.5, 1\)"):
+            pcrm.margin_of(bad)
+    with pytest.raises(ValueError, match="win_probability is nan, must be a number"):
+        pcrm.margin_of(math.nan)
+    with pytest.raises(TypeError, match=r"win_probability is '0\.7', must be a number"):
+        pcrm.margin_of("0.7")
+    c = Constraint.fit([0.0, 1.0], target_alike=pcrm.margin_of(0.7), target_unlike=pcrm.margin_of(0.95))
+    assert scipy.special.expit([c.target(1.0), c.target(0.0)]) == pytest.approx([0.7, 0.95], rel=1e-14)
+
+
 @pytest.mark.parametrize(
-    ("message", "similarities", "options"),
+    ("error", "message", "similarities", "options"),
     [
-        ("target_alike is 0", [0.1, 0.9], {"target_alike": 0}),
+        (ValueError, "target_alike is 0, must be greater than 0: a ceiling of zero", None, {"target_alike": 0}),
+        (ValueError, "target_alike is -1, must be greater than 0", None, {"target_alike": -1}),
+        (ValueError, "target_alike is nan, must be a number", None, {"target_alike": math.nan}),
+        (TypeError, "target_alike is '1', must be a number", None, {"target_alike": "1"}),
         (
+            ValueError,
             "target_unlike is 1, must be finite and greater than target_alike, which is 1",
-            [0.1, 0.9],
+            None,
             {"target_unlike": 1},
         ),
-        (r"quantiles are \(0.9, 0.1\)", [0.1, 0.9], {"quantiles": (0.9, 0.1)}),
-        ("similarities are empty", [], {}),
-        (r"similarities\[1\] is 2, must be in \[0, 1\]", [0.1, 2.0], {}),
-        (r"similarities have shape \(1, 2\)", [[0.1, 0.2]], {}),
-        ("similarities have the same value, 0.5, at both quantiles 0.05 and 0.95", [0.5] * 9, {}),
+        (
+            ValueError,
+            r"target_unlike is 0\.5, must be finite and greater than target_alike, which is 1",
+            None,
+            {"target_unlike": 0.5},
+        ),
+        (ValueError, "target_unlike is inf, must be finite", None, {"target_unlike": math.inf}),
+        (ValueError, r"beta1 is \+?[iI]nf, must be finite", None, {"target_unlike": 1.7e308}),
+        (TypeError, "target_unlike is None, must be a number", None, {"target_unlike": None}),
+        (ValueError, r"quantiles are \(0\.9, 0\.1\), must be 0 <= low < high <= 1", None, {"quantiles": (0.9, 0.1)}),
+        (ValueError, r"quantiles are \(0\.5, 0\.5\), must be", None, {"quantiles": (0.5, 0.5)}),
+        (ValueError, r"quantiles are \(0\.5, 1\.5\), must be", None, {"quantiles": (0.5, 1.5)}),
+        (ValueError, r"quantiles are \(-1\.0, 0\.5\), must be", None, {"quantiles": (-1, 0.5)}),
+        (TypeError, r"quantiles are \(0\.1, 0\.5, 0\.9\), must be two numbers", None, {"quantiles": (0.1, 0.5, 0.9)}),
+        (TypeError, r"quantiles are 0\.5, must be two numbers", None, {"quantiles": 0.5}),
+        (TypeError, r"quantiles are \('a', 1\), must be two numbers", None, {"quantiles": ("a", 1)}),
+        (ValueError, "similarities are empty", [], {}),
+        (ValueError, "similarities are empty", np.empty(0), {}),
+        (ValueError, r"similarities\[1\] is 2, must be in \[0, 1\]", [0.1, 2.0], {}),
+        (ValueError, r"similarities\[1\] is nan, must be", np.array([0.1, np.nan]), {}),
+        (TypeError, r"similarities\[1\] is None, must be a number", [0.1, None], {}),
+        (TypeError, r"similarities\[0\] is \[0\.1, 0\.2\], must be a number", [[0.1, 0.2]], {}),
+        (ValueError, r"similarities have shape \(1, 2\), must have one dimension", np.array([[0.1, 0.2]]), {}),
+        (ValueError, r"similarities are 0\.5 and 0\.5 at the quantiles 0\.05 and 0\.95, must differ", [0.5] * 9, {}),
+        (
+            ValueError,
+            "similarities are 0.5 and 0.5000009 at the quantiles 0 and 1, must differ by at least 1e-06: this prior "
+            "does not tell pairs apart, use a fixed delta",
+            [0.5, 0.5000009],
+            {"quantiles": (0, 1)},
+        ),
     ],
 )
-def test_bad_fit(backend, message, similarities, options):
-    with pytest.raises(ValueError, match=message):
+def test_bad_fit(backend, error, message, similarities, options):
+    similarities = [0.1, 0.9] if similarities is None else similarities
+    with pytest.raises(error, match=message):
         Constraint.fit(similarities, **{"target_alike": 1, "target_unlike": 3} | options)
 
 

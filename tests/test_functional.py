@@ -1,5 +1,6 @@
 """`pcrm_loss`: its gradient, where it stands in a graph, what it takes and what it refuses."""
 
+import contextlib
 import math
 
 import pytest
@@ -63,6 +64,12 @@ def test_go_equals_torch(pairs, smoothing, center, reduction):
     for go, reference in zip(*results, strict=True):
         # Gradients are differences of numbers up to 1, times the pull of the centering.
         torch.testing.assert_close(go, reference, rtol=1e-12, atol=1e-14)
+
+
+def refused(backend, error, message):
+    """`pytest.raises`, but on a device, whose memory is not looked at, for the values of delta."""
+    unseen = backend == "cuda" and "delta\\[" in message
+    return contextlib.nullcontext() if unseen else pytest.raises(error, match=message)
 
 
 def test_infinite_delta_is_bradley_terry(backend):
@@ -335,7 +342,8 @@ ONE, TWO = torch.ones(1), torch.ones(2)
         (ValueError, "delta is on meta, chosen_rewards is on cpu", (ONE, ONE, ONE.to("meta")), {}),
         (ValueError, "delta requires a gradient", (ONE, ONE, torch.ones(1, requires_grad=True)), {}),
         (ValueError, r"delta\[1\] is -3, must be greater than 0", (TWO, TWO, torch.tensor([1.0, -3.0])), {}),
-        (ValueError, r"delta\[0\] is 0, must be greater than 0", (TWO, TWO, 0.0), {}),
+        (ValueError, r"^delta is 0, must be greater than 0", (TWO, TWO, 0.0), {}),
+        (ValueError, r"(?i)^delta is nan, must be greater than 0", (TWO, TWO, math.nan), {}),
         (ValueError, r"(?i)delta\[1\] is nan, must be greater than 0", (TWO, TWO, torch.tensor([1.0, math.nan])), {}),
         (ValueError, r"label_smoothing is 0.5, must be in \[0, 0.5\)", (ONE, ONE, 4.0), {"label_smoothing": 0.5}),
         (ValueError, "label_smoothing is -0.1", (ONE, ONE, 4.0), {"label_smoothing": -0.1}),
@@ -361,7 +369,7 @@ ONE, TWO = torch.ones(1), torch.ones(2)
     ],
 )
 def test_bad_input(backend, error, message, arguments, options):
-    with pytest.raises(error, match=message):
+    with refused(backend, error, message):
         pcrm_loss(*arguments, **options)
 
 

@@ -1,8 +1,11 @@
 """The length ratio, from lists and tensors, on both backends."""
 
+import baselines
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pcrm.priors import length_ratio
@@ -74,6 +77,52 @@ def test_rows_of_arrays(backend):
     assert torch.equal(
         length_ratio(rows, rows[::-1]), length_ratio([[1, 2, 3], [1, 2], [1, 2]], [[1, 2], [1, 2], [1, 2, 3]])
     )
+
+
+@given(st.lists(st.tuples(ids, ids), max_size=6), st.sampled_from([None, 0]), st.integers(0, 6))
+@settings(max_examples=100, deadline=None)
+def test_arrow_columns_are_the_lists_that_they_hold(pairs, pad, cut):
+    chosen, rejected = ([list(p[k]) for p in pairs] for k in (0, 1))
+    for name in ("go", "torch"):
+        with pcrm.backends.use_backend(name):
+            want = length_ratio(chosen, rejected, pad_token_id=pad)
+            for kind in (
+                pa.list_(pa.int64()),
+                pa.list_(pa.int32()),
+                pa.large_list(pa.int64()),
+                pa.large_list(pa.uint16()),
+            ):
+                a, b = pa.array(chosen, kind), pa.array(rejected, kind)
+                assert torch.equal(length_ratio(a, b, pad_token_id=pad), want)
+                assert torch.equal(length_ratio(a, rejected, pad_token_id=pad), want)
+                parts = pa.chunked_array([a[:cut], a[cut:]])
+                assert torch.equal(length_ratio(parts, pa.chunked_array([b]), pad_token_id=pad), want)
+                assert torch.equal(length_ratio(a[cut:], b[cut:], pad_token_id=pad), want[cut:])
+
+
+def test_arrow_columns(backend):
+    square = pa.array([[1, 2, 3], [1, 2, 4]], pa.list_(pa.int32(), 3))
+    assert length_ratio(square, [[1, 2], [1, 9, 9]]).tolist() == [0, 1]
+    table = Dataset.from_dict({"chosen": [[1, 2], [3]], "rejected": [[1], [4, 5]]}).data
+    assert length_ratio(table["chosen"], table["rejected"]).tolist() == [0, 0.5]
+    assert torch.equal(
+        pcrm.priors.random_uniform(square, square, 7),
+        pcrm.priors.random_uniform(square.to_pylist(), square.to_pylist(), 7),
+    )
+    annotated = pcrm.priors.annotate(
+        pa.table({"chosen_ids": square, "rejected_ids": square[::-1]}), prior="length_ratio"
+    )
+    assert annotated["prior"].to_pylist() == [1, 1] and annotated["prior"].type == pa.float32()
+    for message, column in {
+        r"rejected_ids has the Arrow type string, must be a list of integers": pa.array(["a", "b"]),
+        r"rejected_ids has the Arrow type list<item: double>, must be": pa.array([[1.5], [2.0]]),
+        r"rejected_ids\[1\] is null, must be a list of ids": pa.array([[1], None]),
+        r"rejected_ids\[1\] is no sequence of integers: it has a null": pa.array([[1], [2, None]]),
+    }.items():
+        with pytest.raises(TypeError, match=message):
+            length_ratio([[1], [2]], column)
+    with pytest.raises(ValueError, match="rejected_ids has 1 rows, chosen_ids has 2"):
+        length_ratio([[1], [2]], pa.array([[1]]))
 
 
 @given(st.lists(st.tuples(ids, ids), min_size=1, max_size=6), st.integers(0, 2**64 - 1), st.sampled_from([None, 0]))
@@ -179,3 +228,40 @@ def test_lexical(backend):
         pcrm.priors.lexical(["a", "b"], ["a"])
     with pytest.raises(ValueError, match=r"chosen\[0\] is no valid Unicode"):
         pcrm.priors.lexical(["\ud800"], ["a"])
+
+
+def test_length_ratio_is_the_numpy_loop(backend):
+    rng = np.random.default_rng(0)
+    rows = [[rng.integers(0, 3, rng.integers(0, 12)) for _ in range(500)] for _ in range(2)]
+    columns = [x for side in rows for x in (np.concatenate(side), np.cumsum([0, *map(len, side)]))]
+    want = baselines.numpy_length_ratios(*columns)
+    assert np.array_equal(length_ratio(*rows).numpy(), want)
+    assert 0 < want.mean() < 1
+
+
+def test_cosine_is_three_einsums(backend):
+    a, b = np.random.default_rng(0).normal(size=(2, 50, 384)).astype(np.float32)
+    got = pcrm.priors.cosine(torch.tensor(a), torch.tensor(b), angular=False).numpy()
+    # NumPy adds 384 products up in float32: each sum errs by 384 * 2^-24 of its absolute sum.
+    np.testing.assert_allclose(got, baselines.einsum_cosine(a, b), rtol=0, atol=2 * 384 * 2**-24)
+    np.testing.assert_allclose(got, baselines.einsum_cosine(a.astype(float), b.astype(float)), rtol=0, atol=2**-24)
+
+
+def test_lexical_is_the_vectorizers_cosine(backend, rows):
+    """scikit-learn's exact counts on every pair, its hashed ones where no n-grams of a pair collide."""
+    text = pytest.importorskip("sklearn.feature_extraction.text")
+    more = ["The  TIDES\tfollow the\nmoon; über Öl \u3000 猫が好き", "a", "", " the moon pulls  the sea"]
+    chosen = [r["chosen"] for r in rows] + more
+    rejected = [r["rejected"] for r in rows] + more[::-1]
+    got = pcrm.priors.lexical(chosen, rejected).double().numpy()
+    hashing = baselines.hashing_vectorizer()
+    exact = text.TfidfVectorizer(
+        analyzer="char", ngram_range=(3, 5), preprocessor=hashing.preprocessor, use_idf=False, norm="l2"
+    ).fit(chosen + rejected)
+    # Rounding to float32, and nothing else.
+    np.testing.assert_allclose(got, baselines.vectorizer_cosine(exact, chosen, rejected), rtol=0, atol=2**-24)
+    distinct = [(v.transform(chosen) + v.transform(rejected)).getnnz(axis=1) for v in (exact, hashing)]
+    whole = distinct[0] == distinct[1]
+    assert whole.mean() > 0.3
+    hashed = baselines.vectorizer_cosine(hashing, chosen, rejected)
+    np.testing.assert_allclose(got[whole], hashed[whole], rtol=0, atol=2**-24)

@@ -6,10 +6,9 @@ import math
 import pcrm.trl.reward
 import pytest
 import torch
-from datasets import Dataset
 from pcrm.trl import PCRMRewardConfig, PCRMRewardTrainer
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from trl import RewardConfig, RewardTrainer
+from trainers import FORMATS, build, distance, steps
+from trl import RewardConfig
 
 import pcrm
 from pcrm import cli
@@ -17,33 +16,10 @@ from pcrm import cli
 
 @pytest.fixture
 def train(tiny, tmp_path):
-    """A function that trains the tiny model and returns the trainer."""
+    """A function that trains the tiny reward model and returns the trainer."""
 
-    def run(
-        trainer_class=PCRMRewardTrainer, config_class=PCRMRewardConfig, *, data, eval_data=None, go=True, **options
-    ):
-        torch.manual_seed(0)
-        settings = {
-            "output_dir": str(tmp_path),
-            "max_steps": 10,
-            "per_device_train_batch_size": 4,
-            "optim": "sgd",  # Adam would amplify the rounding of gradients that are truly zero
-            "learning_rate": 0.1,
-            "logging_steps": 1,
-            "bf16": False,
-            "use_cpu": True,
-            "report_to": "none",
-            "save_strategy": "no",
-            "gradient_checkpointing": False,
-            "disable_tqdm": True,
-        }
-        trainer = trainer_class(
-            AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=1),
-            config_class(**settings | options),
-            train_dataset=data,
-            eval_dataset=eval_data,
-            processing_class=AutoTokenizer.from_pretrained(tiny),
-        )
+    def run(*, data, go=True, **options):
+        trainer = build("reward", tiny, tmp_path, data, **{"max_steps": 10} | options)
         if go:
             trainer.train()
         return trainer
@@ -53,66 +29,36 @@ def train(tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def plain(rows):
-    return Dataset.from_list([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows])
+    return FORMATS["plain"](rows)
 
 
 @pytest.fixture(scope="module")
 def conversational(rows):
-    def message(role, text):
-        return [{"role": role, "content": text}]
-
-    return Dataset.from_list(
-        [
-            {
-                "prompt": message("user", r["prompt"]),
-                "chosen": message("assistant", r["chosen"]),
-                "rejected": message("assistant", r["rejected"]),
-            }
-            for r in rows
-        ]
-    )
-
-
-def distance(a, b):
-    ours, stock = (dict(t.model.named_parameters()) for t in (a, b))
-    return max((ours[k] - stock[k]).abs().max().item() for k in stock)
+    return FORMATS["conversational"](rows)
 
 
 UNCONSTRAINED = {"pcrm_prior": "fixed", "pcrm_delta": math.inf}
 
 
 @pytest.mark.parametrize("options", [{}, {"center_rewards_coefficient": 0.01}, {"gradient_accumulation_steps": 2}])
-def test_infinite_delta_is_the_stock_trainer(train, plain, monkeypatch, options):
+def test_the_stock_trainer_is_reached_by_our_loss(train, plain, monkeypatch, options):
+    """And not by TRL's: Go is called at each step. test_trl_invariants.py has the rest."""
     calls = []
     monkeypatch.setattr(
         pcrm.trl.reward,
         "pcrm_loss",
         lambda *a, **k: calls.append(pcrm.backends.native()) or pcrm.functional.pcrm_loss(*a, **k),
     )
-    stock = train(RewardTrainer, RewardConfig, data=plain, **options)
-    ours = train(data=plain, **UNCONSTRAINED, **options)
-    assert distance(ours, stock) < 5e-6
-    assert len(calls) == 10 * options.get("gradient_accumulation_steps", 1) and None not in calls, "our loss, by Go"
-    # The metrics that TRL logs are the same, step by step, the loss among them.
-    for a, b in zip(ours.state.log_history[:10], stock.state.log_history[:10], strict=True):
-        assert set(a) - set(b) == {"pcrm/violation"}
-        for key in b:
-            assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-6), key
-    # And it is not that nothing would move it: a finite delta trains something else.
-    assert distance(train(data=plain, pcrm_prior="fixed", pcrm_delta=0.2, **options), stock) > 1e-3
+    stock = train(stock=True, data=plain, **options)
+    assert distance(train(data=plain, **UNCONSTRAINED, **options), stock) < 5e-6
+    assert len(calls) == 10 * options.get("gradient_accumulation_steps", 1) and None not in calls
 
 
 def test_adam_with_a_large_epsilon_too(train, conversational):
     options = {"optim": "adamw_torch", "adam_epsilon": 1e-4, "learning_rate": 1e-3}
-    stock = train(RewardTrainer, RewardConfig, data=conversational, **options)
+    stock = train(stock=True, data=conversational, **options)
     assert distance(train(data=conversational, **UNCONSTRAINED, **options), stock) < 5e-6
     assert distance(train(data=conversational, pcrm_prior="fixed", pcrm_delta=0.2, **options), stock) > 1e-4
-
-
-def test_backends_train_the_same_model(train, plain):
-    with pcrm.backends.use_backend("torch"):
-        reference = train(data=plain)
-    assert distance(train(data=plain), reference) < 5e-6
 
 
 def test_length_ratio_comes_from_the_token_ids(train, plain):
@@ -130,33 +76,24 @@ def test_length_ratio_comes_from_the_token_ids(train, plain):
     delta = trainer.constraint.delta(batch["prior"])
     inputs.pop("prior")
     scores = trainer.model(**inputs).logits.squeeze(-1)
-    margin = scores[:4] - scores[4:]
+    margin = (scores[:4] - scores[4:]).detach()
     torch.testing.assert_close(loss, pcrm.reference.pair_loss(margin, delta).mean())
-    assert trainer._metrics["train"]["pcrm/delta"] == [pytest.approx(delta.mean().item())]
-    assert trainer._metrics["train"]["pcrm/violation"] == [0.0]
+    want = {
+        "prior": batch["prior"].mean(),
+        "delta": delta.mean(),
+        "target": delta.mean() / 2,
+        "residual": (margin - delta / 2).mean(),
+        "violation": 0.0,
+    }
+    for name, value in want.items():
+        assert trainer._metrics["train"][f"pcrm/{name}"] == [pytest.approx(float(value), rel=1e-6)], name
 
 
 def test_violation_counts_pairs_over_the_ceiling(train, plain):
-    history = train(data=plain, pcrm_prior="fixed", pcrm_delta=1e-6).state.log_history
-    for step in history[:10]:
+    history = steps(train(data=plain, pcrm_prior="fixed", pcrm_delta=1e-6))
+    for step in history:
         assert step["pcrm/violation"] == pytest.approx(step["accuracy"]), "every positive margin is over 1e-6"
-    assert any(step["pcrm/violation"] > 0 for step in history[:10])
-
-
-def test_prior_column(train, plain):
-    prior = [i % 5 / 4 for i in range(len(plain))]
-    data = plain.add_column("prior", prior)
-    for name in ("column", "length_ratio"):  # where there is a column, it wins
-        trainer = train(data=data, pcrm_prior=name, go=False)
-        assert trainer.data_collator([trainer.train_dataset[1]])["prior"].tolist() == [0.25]
-        trainer.train()
-        # One row in five has s = 0, and with it a delta of 9,995; no two responses' lengths do.
-        assert max(step["pcrm/delta"] for step in trainer.state.log_history[:10]) > 2000
-    with pytest.raises(
-        ValueError,
-        match="the train data set has no column 'prior', which pcrm_prior='column' needs: it has prompt, chosen, rejected",
-    ):
-        train(data=plain, pcrm_prior="column")
+    assert any(step["pcrm/violation"] > 0 for step in history)
 
 
 @pytest.mark.parametrize(
@@ -178,34 +115,11 @@ def test_bad_prior_column(train, plain, error, value, message):
 
 def test_margin_column(train, plain):
     data = plain.add_column("margin", [i % 3 / 2 for i in range(len(plain))])
-    stock = train(RewardTrainer, RewardConfig, data=data, center_rewards_coefficient=0.01)
+    stock = train(stock=True, data=data, center_rewards_coefficient=0.01)
     ours = train(data=data, center_rewards_coefficient=0.01, **UNCONSTRAINED)
     assert distance(ours, stock) < 5e-6
     with pytest.raises(ValueError, match="column 'margin', which moves the margin that the constraint bounds"):
         train(data=data)
-
-
-def test_evaluation(train, plain):
-    trainer = train(data=plain, eval_data=plain.select(range(16)), eval_strategy="steps", eval_steps=5)
-    evaluated = [h for h in trainer.state.log_history if "eval_loss" in h]
-    assert len(evaluated) == 2
-    assert {"eval_pcrm/delta", "eval_pcrm/violation", "eval_accuracy", "eval_margin"} <= evaluated[0].keys()
-    # Evaluation has the constraint too: its loss is above the Bradley-Terry one of the same scores.
-    assert evaluated[0]["eval_loss"] > 0
-
-
-def test_data_loader_workers_and_processes(train, plain):
-    """Both fork after Go was used here."""
-    assert pcrm.backends.native() is not None
-    pcrm.priors.length_ratio([[1]], [[1]])
-    here = train(data=plain)
-    forked = train(data=plain, dataloader_num_workers=2, dataset_num_proc=2)
-    assert distance(here, forked) == 0
-
-
-def test_bfloat16_model(train, plain):
-    history = train(data=plain, bf16=True).state.log_history
-    assert all(math.isfinite(step["loss"]) for step in history[:10])
 
 
 @pytest.mark.parametrize("options", [{}, {"pcrm_prior": "fixed", "pcrm_delta": 4.5}, {"bf16": True}])
@@ -215,13 +129,6 @@ def test_traced_run_is_verified(train, plain, tmp_path, backend, options):
         train(data=plain, gradient_accumulation_steps=2, **options)
     assert len(list((tmp_path / "trace").iterdir())) == 10
     assert cli.main(["verify", str(tmp_path / "trace")]) == 0
-
-
-def test_model_card_names_the_paper(train, plain, tmp_path):
-    trainer = train(data=plain, go=False)
-    trainer.create_model_card(model_name="tiny")
-    card = (tmp_path / "README.md").read_text()
-    assert "Prior Constraints-based Reward Model Training" in card and "2404.00978" in card
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,19 @@ for TRL's trainers.
 from importlib.metadata import version
 
 from . import backends, functional, priors
-from .constraint import Constraint
+from .constraint import Constraint, margin_of
 from .losses import PCRMDPOLoss, PCRMLoss
 from .tracing import trace
 
 __version__ = version("pcrm")
-__all__ = ["Constraint", "PCRMDPOLoss", "PCRMLoss", "__version__", "backends", "functional", "priors", "trace"]
+__all__ = [
+    "Constraint",
+    "PCRMDPOLoss",
+    "PCRMLoss",
+    "__version__",
+    "backends",
+    "functional",
+    "margin_of",
+    "priors",
+    "trace",
+]

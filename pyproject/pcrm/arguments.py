@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import warnings
 from typing import Any
 
+import torch
+
 from .config import Config, load_config
-from .constraint import Constraint, presets
+from .constraint import Constraint, check_similarities, presets
 
 PRIORS = ("length_ratio", "cosine", "lexical", "fixed", "random", "column")
 _CURVE = ("beta1", "beta2", "beta3", "floor", "cap")
@@ -130,3 +133,27 @@ def _constraint(prior: str, given: dict[str, Any], seed: int, paper: str, prefix
             )
         preset = f"{paper}/{'cosine' if prior == 'cosine' else 'length_ratio'}"
     return dataclasses.replace(Constraint.preset(preset), **given)
+
+
+def prior_tensor(column: list[Any]) -> torch.Tensor:
+    """A data set's column of priors as float32.
+
+    Raises:
+        TypeError, ValueError: an element is no number in [0, 1], named by its index.
+    """
+    for i, value in enumerate(column):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"prior[{i}] is {value!r}, must be a number in [0, 1]")
+    prior = torch.tensor(column, dtype=torch.float32)
+    check_similarities(prior, "prior")
+    return prior
+
+
+def warn_of_smoothing(label_smoothing: float, constraint: Constraint) -> None:
+    """Say that label smoothing does nothing to a constrained pair: see `pcrm.functional.pcrm_loss`."""
+    if label_smoothing > 0 and constraint.delta(1.0) < math.inf:
+        warnings.warn(
+            f"label_smoothing is {label_smoothing}: where delta is finite it adds label_smoothing * delta to pcrm's "
+            "loss and moves no gradient",
+            stacklevel=4,
+        )

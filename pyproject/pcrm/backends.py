@@ -1,8 +1,13 @@
-"""Which code computes: the Go core or plain torch.
+"""Which code computes: the Go core, its CUDA kernels or plain torch.
 
-    auto   Go for tensors on the CPU, torch elsewhere (the default)
+    auto   Go for tensors on the CPU, our kernels for the losses of tensors on an NVIDIA GPU,
+           torch for all else (the default)
     go     Go; an error where it cannot serve
+    cuda   our kernels for the losses; an error where they cannot serve
     torch  the readable torch reference, on any device
+
+Where `auto` has to do without native code it warns once, with the reason. What belongs to no
+loss (priors, the constraint's delta) is computed under `cuda` as it is under `auto`.
 
 The choice holds for the whole process. The environment variable `PCRM_BACKEND` sets it
 at start.
@@ -23,11 +28,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-NAMES = ("auto", "go", "torch")
+NAMES = ("auto", "go", "cuda", "torch")
 
 _NATIVE_FOLDER = Path(__file__).parent / "_native"
 
@@ -43,10 +48,11 @@ _native: ModuleType | None = None
 _loaded_in = 0  # the process that loaded _native; 0 is no process
 _child = 0  # the forked child that has been prepared to compute with torch
 _unavailable: str | None = None  # why there is no native library, once that is known
+_devices: dict[int, Device | str] = {}  # by index, the CUDA devices that were opened, or why one could not be
 
 
 def get_backend() -> str:
-    """The name that was set: `auto`, `go` or `torch`."""
+    """The name that was set: `auto`, `go`, `cuda` or `torch`."""
     return _backend
 
 
@@ -54,14 +60,17 @@ def set_backend(name: str) -> None:
     """Choose the code that computes from now on, in the whole process.
 
     Raises:
-        ValueError: the name is not one of `auto`, `go`, `torch`.
-        RuntimeError: `go` was asked for and the native library is not there; the message
-            says why.
+        ValueError: the name is not one of `auto`, `go`, `cuda`, `torch`.
+        RuntimeError: `go` was asked for and the native library is not there, or `cuda` and no
+            device is; the message says why. Asking for `cuda` initializes CUDA's driver, after
+            which a forked child cannot use it.
     """
     global _backend
     _checked(name, "backend")
     if name == "go" and _load() is None:
         raise RuntimeError(f"backend 'go' is not available: {_unavailable}")
+    if name == "cuda" and (reason := cuda_unavailable()) is not None:
+        raise RuntimeError(f"backend 'cuda' is not available: {reason}")
     _backend = name
 
 
@@ -172,6 +181,95 @@ def native_for(name: str, tensor: torch.Tensor) -> ModuleType | None:
     if _backend == "go":
         raise ValueError(f"backend 'go' computes on the CPU, {name} is on {tensor.device}: use 'auto' or 'torch'")
     return None
+
+
+class Device(NamedTuple):
+    """A CUDA device whose kernels are loaded."""
+
+    library: ModuleType
+    index: int
+    partials: int  # how many float64 a launch needs for its partial sums
+
+    def stream(self) -> int:
+        """The handle of torch's current stream on it."""
+        return torch.cuda.current_stream(self.index).cuda_stream
+
+
+def loss_for(name: str, tensor: torch.Tensor) -> ModuleType | Device | None:
+    """What native code computes a loss of that tensor: the Go core, a CUDA device, or none.
+
+    Warns once, with the reason, where `auto` has to do without.
+
+    Raises:
+        ValueError: the backend is `go` or `cuda` and the tensor, called `name` in the message,
+            lies on a device of another kind.
+        RuntimeError: what the backend names is not there; it has to be loaded while a CUDA
+            graph is captured.
+    """
+    if tensor.is_cpu:
+        if _backend == "cuda":
+            raise ValueError(
+                f"backend 'cuda' computes on CUDA devices, {name} is on {tensor.device}: use 'auto' or 'go'"
+            )
+        return native()
+    if _backend in ("auto", "cuda") and tensor.is_cuda:
+        return _device(tensor.device.index)
+    if _backend == "cuda":
+        raise ValueError(
+            f"backend 'cuda' computes on CUDA devices, {name} is on {tensor.device}: use 'auto' or 'torch'"
+        )
+    return native_for(name, tensor)
+
+
+def has_kernels_for(tensor: torch.Tensor) -> bool:
+    """Whether this is a device of a kind that `loss_for` knows more than torch for: looked at
+    while a graph is compiled, so without a look at what is there.
+    """
+    return _backend != "torch" and (tensor.is_cpu or (tensor.is_cuda and torch.version.hip is None))
+
+
+def cuda_unavailable() -> str | None:
+    """Why there is no CUDA device that could compute, or None. Initializes CUDA's driver."""
+    if torch.version.hip is not None:
+        return "this torch is built for ROCm"
+    try:
+        call(library().bridge_CUDAProbe)
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def _device(index: int) -> Device | None:
+    """The device of that index; None where it cannot be used and the backend is `auto`."""
+    device = _devices.get(index)
+    if device is None:
+        reported = any(isinstance(d, str) for d in _devices.values())
+        device = _devices[index] = _opened(index)
+        if isinstance(device, str) and _backend == "auto" and not reported and torch.version.hip is None:
+            warnings.warn(
+                f"pcrm computes with torch, not with its CUDA kernels: {device}", RuntimeWarning, stacklevel=5
+            )
+    if isinstance(device, Device) and _loaded_in == os.getpid():
+        return device
+    if _backend == "cuda":
+        reason = device if isinstance(device, str) else "this is a forked child of a process that used it"
+        raise RuntimeError(f"backend 'cuda' is not available: {reason}")
+    return None
+
+
+def _opened(index: int) -> Device | str:
+    if torch.version.hip is not None:
+        return "this torch is built for ROCm"
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"pcrm's kernels are not loaded on cuda:{index} yet, which cannot be done while a CUDA graph is captured: "
+            "call the loss once before"
+        )
+    try:
+        native = library()
+        return Device(native, index, call(native.bridge_CUDAOpen, index))
+    except RuntimeError as error:
+        return str(error)
 
 
 _EXCEPTIONS = {e.__name__: e for e in (ValueError, TypeError, OSError, RuntimeError)}

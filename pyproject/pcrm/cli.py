@@ -8,12 +8,16 @@ import sys
 # What each command is for, and the extra that it needs.
 _COMMANDS = {
     "demo": ("see what the constraint does, in a few minutes", "demo"),
+    "fit": ("find the betas for the margins that you want on your data", "data,plot"),
     "prior": ("add to preferences how alike their responses are", "data,encoders"),
     "reward": ("train a reward model as `trl reward` does", "trl"),
     "dpo": ("train a policy as `trl dpo` does", "trl"),
     "run": ("run a script that uses TRL as it is", "trl"),
+    "openrlhf": ("OpenRLHF's train_rm and train_dpo with the constrained loss", "openrlhf"),
+    "score": ("score pairs or rankings with a trained reward model", "data,trl"),
     "report": ("see what a reward model's scores are like", "report"),
     "verify": ("recompute what a trace recorded", None),
+    "doctor": ("what this machine computes with, and whether it computes right", None),
 }
 
 # Their errors may come from deep inside a training run: these keep their tracebacks.

@@ -166,28 +166,35 @@ class Constraint:
             beta3 = 2 target_alike - beta1 / (s_high + beta2)
 
         with beta2 = 0.001, floor = 2 target_alike and cap = 2 target_unlike, which keep
-        delta positive and bounded outside the quantiles.
+        delta positive and bounded outside the quantiles. For targets in win probabilities,
+        `target_alike=pcrm.margin_of(0.7)`.
 
         Args:
             similarities: The priors of the training pairs, in [0, 1]: a sequence, an array
                 or a tensor of one dimension.
             target_alike: The margin wanted for alike pairs, greater than 0.
             target_unlike: The margin wanted for unlike pairs, greater than `target_alike`.
-            quantiles: Which similarities count as unlike and as alike.
+            quantiles: Which similarities count as unlike and as alike; between two of them
+                interpolated linearly.
 
         Raises:
+            TypeError: a similarity, a target or a quantile that is no number.
             ValueError: no similarities, or one outside [0, 1] (named by its index); targets
-                or quantiles out of order; the same similarity at both quantiles.
+                or quantiles out of order; similarities that are less than 1e-6 apart at the
+                two quantiles: no curve has two targets there.
         """
-        s = torch.as_tensor(similarities, dtype=torch.float64).detach().cpu().contiguous()
-        low, high = quantiles
-        if s.dim() != 1:
-            raise ValueError(f"similarities have shape {tuple(s.shape)}, must have one dimension")
+        s = _vector(similarities)
+        try:
+            low, high = (_check_number("quantiles", q) for q in quantiles)
+        except (TypeError, ValueError):
+            raise TypeError(f"quantiles are {quantiles!r}, must be two numbers") from None
         target_alike, target_unlike = (
             float(_check_number(n, v)) for n, v in (("target_alike", target_alike), ("target_unlike", target_unlike))
         )
         if not target_alike > 0:
-            raise ValueError(f"target_alike is {target_alike:g}, must be greater than 0")
+            raise ValueError(
+                f"target_alike is {target_alike:g}, must be greater than 0: a ceiling of zero or less rewards ties and reversals"
+            )
         if not target_alike < target_unlike < math.inf:
             raise ValueError(
                 f"target_unlike is {target_unlike:g}, must be finite and greater than target_alike, which is {target_alike:g}"
@@ -283,6 +290,43 @@ class Constraint:
         addresses = (result.data_ptr(), s.data_ptr(), self._numbers.buffer_info()[0])
         backends.call(native.bridge_Deltas, s.element_size(), s.numel(), *addresses)
         return result
+
+
+def margin_of(win_probability: float) -> float:
+    """The margin whose sigmoid is a win probability p: log(p / (1 - p)).
+
+    By the Bradley-Terry model a pair with that margin is ranked as chosen by a share p of
+    the annotators. 0.7 is a margin of 0.85, 0.95 one of 2.94.
+
+    Raises:
+        TypeError: no number.
+        ValueError: not in (0.5, 1): a target is a finite margin greater than 0.
+    """
+    p = _check_number("win_probability", win_probability)
+    if not 0.5 < p < 1:
+        raise ValueError(f"win_probability is {p:g}, must be in (0.5, 1)")
+    return torch.tensor(p, dtype=torch.float64).logit().item()
+
+
+def _vector(similarities: Any) -> torch.Tensor:
+    """Similarities of any kind as a contiguous vector of float64 on the CPU."""
+    if isinstance(similarities, torch.Tensor):
+        s = similarities.detach().to("cpu", torch.float64).resolve_neg()
+    elif hasattr(similarities, "__array__"):
+        import numpy as np
+
+        # Contiguous first: torch knows no negative strides.
+        s = torch.from_numpy(np.ascontiguousarray(similarities, dtype=np.float64))
+    else:
+        try:
+            s = torch.tensor(array("d", similarities), dtype=torch.float64)
+        except TypeError:
+            for i, x in enumerate(similarities):
+                _check_number(f"similarities[{i}]", x)
+            raise
+    if s.dim() != 1:
+        raise ValueError(f"similarities have shape {tuple(s.shape)}, must have one dimension")
+    return s.contiguous()
 
 
 def _check_number(name: str, value: Any) -> float:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Row = dict[str, Any]
+# By their names: a NumPy array of floats, or a list of such arrays where a row has several.
+Columns = Mapping[str, Any]
 
 # A batch is what is in memory at once, what one call of a prior sees, and what a kill loses.
 _BATCH_ROWS, _BATCH_BYTES = 4096, 16 << 20
@@ -99,9 +101,9 @@ class Source:
         """How much of it has been read, about; None where `total` tells."""
         return None
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
+    def batches(self, start: int = 0, rows: int | None = None) -> Iterator[Batch]:
         """Batches from a position on: 0, or where a batch ended. They end at the same positions
-        wherever the first begins.
+        wherever the first begins. A pass that is slow takes fewer `rows` at a time than others.
         """
         raise NotImplementedError
 
@@ -134,11 +136,11 @@ class Batch:
         """
         raise NotImplementedError
 
-    def to_json_lines(self, kept: list[int], name: str, numbers: Any) -> bytes:
-        """The rows `kept` with a column more, a NumPy array of floats, as JSON Lines."""
+    def to_json_lines(self, kept: list[int], columns: Columns) -> bytes:
+        """The rows `kept` with more columns as JSON Lines."""
         raise NotImplementedError
 
-    def to_table(self, kept: list[int], name: str, numbers: Any) -> pa.Table:
+    def to_table(self, kept: list[int], columns: Columns) -> pa.Table:
         """The same as an Arrow table."""
         raise NotImplementedError
 
@@ -158,7 +160,7 @@ class _JsonLines(Source):
             return None
         return self._file.tell() / size
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
+    def batches(self, start: int = 0, rows: int | None = None) -> Iterator[Batch]:
         line = 0
         with open(self.name, "rb") as self._file:
             lines: Any = gzip.GzipFile(fileobj=self._file) if self.name.endswith(".gz") else self._file
@@ -169,7 +171,7 @@ class _JsonLines(Source):
                 while some := list(islice(lines, _READ_LINES)):
                     line += len(some)
                     batch.add(some)
-                    if batch.full:
+                    if batch.full(rows or _BATCH_ROWS):
                         yield batch
                         batch = _Lines(self.name, line)
             except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -193,9 +195,8 @@ class _Lines(Batch):
         self.size += sum(map(len, lines))
         self.end += len(lines)
 
-    @property
-    def full(self) -> bool:
-        return self.end - self.start >= _BATCH_ROWS or self.size >= _BATCH_BYTES
+    def full(self, rows: int) -> bool:
+        return self.end - self.start >= rows or self.size >= _BATCH_BYTES
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -229,25 +230,25 @@ class _Lines(Batch):
             return None
         return table if len(table) == len(self) else None  # it reads `{}{}` as two rows
 
-    def to_json_lines(self, kept: list[int], name: str, numbers: Any) -> bytes:
+    def to_json_lines(self, kept: list[int], columns: Columns) -> bytes:
         # Put into the line as it is: all else keeps its digits, escapes and order. A line is
         # an object that is not empty, so it ends with a brace that a comma may stand before.
-        key = f", {json.dumps(name)}: ".encode()
+        added = [[f", {json.dumps(name)}: {x}" for x in _shortest(column)] for name, column in columns.items()]
         return b"".join(
-            [self.lines[i][:-1] + key + x.encode() + b"}\n" for i, x in zip(kept, _shortest(numbers), strict=True)]
+            [self.lines[i][:-1] + "".join(xs).encode() + b"}\n" for i, *xs in zip(kept, *added, strict=True)]
         )
 
-    def to_table(self, kept: list[int], name: str, numbers: Any) -> pa.Table:
+    def to_table(self, kept: list[int], columns: Columns) -> pa.Table:
         import pyarrow as pa
 
         rows: list[Any] = [self._rows[i] for i in kept]
-        columns = {}
+        table = {}
         for key in dict.fromkeys(key for row in rows for key in row):
             try:
-                columns[key] = pa.array([row.get(key) for row in rows])
+                table[key] = pa.array([row.get(key) for row in rows])
             except (pa.ArrowException, OverflowError) as error:
                 raise ValueError(f"{self.name}: column {key!r} has values of no one type: {error}") from None
-        return pa.table(columns | {name: pa.array(numbers)})
+        return pa.table(table | {name: pa.array(column) for name, column in columns.items()})
 
 
 def _parsed(line: bytes) -> Row | RowError:
@@ -266,21 +267,21 @@ class _Tables(Source):
     def tables(self, start: int) -> Iterator[pa.Table]:
         raise NotImplementedError
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
+    def batches(self, start: int = 0, rows: int | None = None) -> Iterator[Batch]:
         import pyarrow as pa
 
         waiting: list[pa.Table] = []
-        rows = 0
+        wanted = missing = rows or _BATCH_ROWS
         for table in self.tables(start):
             while table.num_rows:
-                piece = table.slice(0, _BATCH_ROWS - rows)
+                piece = table.slice(0, missing)
                 table = table.slice(piece.num_rows)
                 waiting.append(piece)
-                rows += piece.num_rows
-                if rows == _BATCH_ROWS:
+                missing -= piece.num_rows
+                if not missing:
                     yield _Rows(self.name, start, pa.concat_tables(waiting))
-                    start, rows, waiting = start + rows, 0, []
-        if rows:
+                    start, missing, waiting = start + wanted, wanted, []
+        if waiting:
             yield _Rows(self.name, start, pa.concat_tables(waiting))
 
 
@@ -418,25 +419,33 @@ class _Rows(Batch):
         except pa.ArrowException:
             return None
 
-    def to_json_lines(self, kept: list[int], name: str, numbers: Any) -> bytes:
+    def to_json_lines(self, kept: list[int], columns: Columns) -> bytes:
         lines = []
-        for row, x in zip(self._kept(kept).to_pylist(), _shortest(numbers), strict=True):
+        for row, *xs in zip(self._kept(kept).to_pylist(), *map(_shortest, columns.values()), strict=True):
+            row |= {name: json.loads(x) for name, x in zip(columns, xs, strict=True)}
             try:
-                lines.append(json.dumps(row | {name: float(x)}, ensure_ascii=False).encode() + b"\n")
+                lines.append(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             except TypeError as error:
                 raise ValueError(f"{self.name}: its rows do not fit into JSON: {error}") from None
         return b"".join(lines)
 
-    def to_table(self, kept: list[int], name: str, numbers: Any) -> pa.Table:
-        return self._kept(kept).append_column(name, [numbers])
+    def to_table(self, kept: list[int], columns: Columns) -> pa.Table:
+        import pyarrow as pa
+
+        table = self._kept(kept)
+        for name, column in columns.items():
+            table = table.append_column(name, pa.array(column))
+        return table
 
     def _kept(self, kept: list[int]) -> pa.Table:
         return self._table if len(kept) == len(self) else self._table.take(kept)
 
 
-def _shortest(numbers: Any) -> list[str]:
-    """The fewest digits that are the number again in its own precision."""
-    return numbers.astype(str).tolist()
+def _shortest(column: Any) -> list[str]:
+    """A column as JSON, with the fewest digits that are the number again in its own precision."""
+    if isinstance(column, list):
+        return [f"[{', '.join(numbers.astype(str))}]" for numbers in column]
+    return column.astype(str).tolist()
 
 
 def _file_identity(path: str) -> dict[str, Any]:

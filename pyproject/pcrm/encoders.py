@@ -13,13 +13,12 @@ at any time.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -86,12 +85,15 @@ class Encoder:
         self.model = os.fspath(model)
         self.batch_size = batch_size
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if pooling is None and _is_sentence_transformer(self.model):
-            self.pooling = "checkpoint"
-            self._body: Any = _SentenceTransformer(self.model, self.device, max_length)
-        else:
-            self.pooling = pooling or "mean"
-            self._body = _Transformer(self.model, self.pooling, self.device, max_length)
+        try:
+            if pooling is None and _is_sentence_transformer(self.model):
+                self.pooling = "checkpoint"
+                self._body: Any = _SentenceTransformer(self.model, self.device, max_length)
+            else:
+                self.pooling = pooling or "mean"
+                self._body = _Transformer(self.model, self.pooling, self.device, max_length)
+        except OSError as error:
+            raise OSError(f"{self.model}: cannot be read as an encoder: {error}") from error
         self.max_length: int = self._body.max_length
         self._cache_root = None if cache is False else _default_cache() if cache is True else Path(cache)
 
@@ -167,9 +169,9 @@ def _is_sentence_transformer(model: str) -> bool:
 
 def _content_hash(folder: Path) -> str:
     """Of every file of a checkpoint but those whose names begin with a dot."""
+    paths = (Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
     total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = path.relative_to(folder).as_posix()
+    for name, path in sorted((path.relative_to(folder).as_posix(), path) for path in paths):
         if not any(part.startswith(".") for part in name.split("/")):
             with path.open("rb") as file:
                 total.update(json.dumps([name, hashlib.file_digest(file, "sha256").hexdigest()]).encode())
@@ -253,9 +255,14 @@ class _Cache:
         return {key: row for path in self._files() for key, row in self._found(path, wanted).items()}
 
     def _found(self, path: Path, wanted: np.ndarray | None) -> dict[bytes, torch.Tensor]:
-        """What a file has of the wanted keys, of all keys where that is None; nothing if it is damaged."""
+        """What a file has of the wanted keys, of all keys where that is None.
+
+        Of a damaged file nothing: it is removed, and what it had is embedded anew.
+        """
+        from safetensors import SafetensorError
+
         found: dict[bytes, torch.Tensor] = {}
-        with self._reading(path):
+        try:
             table, rows, sums = self._table(path)
             if wanted is None:
                 wanted = table
@@ -269,12 +276,21 @@ class _Cache:
                 if _checksum(key, row) != sums[i].numpy().tobytes():
                     raise ValueError("a checksum does not fit")
                 found[key] = row
+        except FileNotFoundError:  # another process merged it into a greater one
+            return {}
+        except (SafetensorError, ValueError, TypeError) as error:
+            warnings.warn(f"{path} is damaged and removed: {error}", RuntimeWarning, stacklevel=4)
+            self._open.pop(path.name, None)
+            path.unlink(missing_ok=True)
+            return {}
         return found
 
     def put(self, keys: list[bytes], rows: torch.Tensor) -> None:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
         self._write(keys, rows)
-        small = [path for path in self._files() if path.stat().st_size < _SMALL_BYTES]
+        sizes = {path: _size(path) for path in self._files()}
+        small = [path for path, size in sizes.items() if size < _SMALL_BYTES]
         if len(small) < _SMALL_FILES:
             return
         together = {key: row for path in small for key, row in self._found(path, None).items()}
@@ -327,19 +343,12 @@ class _Cache:
             self._open[path.name] = keys.numpy().view("S32").ravel(), rows, sums
         return self._open[path.name]
 
-    @contextlib.contextmanager
-    def _reading(self, path: Path) -> Iterator[None]:
-        """Whatever is wrong with a file: it is removed, and what it had is embedded anew."""
-        from safetensors import SafetensorError
 
-        try:
-            yield
-        except FileNotFoundError:  # another process merged it into a greater one
-            pass
-        except (SafetensorError, ValueError, TypeError) as error:
-            warnings.warn(f"{path} is damaged and removed: {error}", RuntimeWarning, stacklevel=4)
-            self._open.pop(path.name, None)
-            path.unlink(missing_ok=True)
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # another process merged it
+        return _SMALL_BYTES
 
 
 def _checksum(key: bytes, row: torch.Tensor) -> bytes:

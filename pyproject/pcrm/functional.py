@@ -2,7 +2,8 @@
 
 The forward pass computes the loss and its gradient in one go, and the backward pass only
 scales that gradient by the one that comes in. Which code computes is `pcrm.backends`'
-matter; the results agree to rounding. Where torch has to look into the computation
+matter; the results agree to rounding. On a CUDA device all is queued on the current stream,
+where a CUDA graph may capture it (after one call outside, which loads the kernels). Where torch has to look into the computation
 (torch.func's transforms, forward-mode differentiation, torch.jit.trace), torch computes.
 """
 
@@ -76,8 +77,8 @@ def pcrm_loss(
     Raises:
         TypeError: scores or delta are no floating-point tensors, or the dtypes differ.
         ValueError: another shape than (B,) or different shapes or devices, an empty batch,
-            a delta that is not greater than 0 (named by its index; looked at on the CPU, as
-            elsewhere it would stall the device) or that requires a gradient, an option out
+            a delta that is not greater than 0 (a tensor's is named by its index, and looked
+            at on the CPU, as elsewhere it would stall the device) or that requires a gradient, an option out
             of its range, with `check_finite` a score that is not finite (named by its index).
     """
     _check_alike(_REWARDS, (chosen_rewards, rejected_rewards), 1)
@@ -316,6 +317,150 @@ def _dpo_loss(
     return loss, by_chosen, by_rejected, chosen_rewards, rejected_rewards
 
 
+# What our kernels compute on a CUDA device: the same, as soon as the stream comes to it.
+# Nothing waits for the device, so nothing that lies there is looked at.
+
+_DTYPES = {dtype: code for code, dtype in enumerate(_COMPUTE)}  # the codes of Go's package gpu
+
+
+def _on_device(device: backends.Device, delta: Tensor, reduction: int, like: Tensor | None) -> tuple[Tensor, ...]:
+    """Memory for the loss, both gradients (in the shape of `like`, or none) and the partial
+    sums, from torch's allocator, which keeps it until the stream is done with it.
+    """
+    loss = torch.empty_like(delta) if reduction == 2 else delta.new_empty(())
+    shape = None if like is None else like.shape
+    gradients = (_NONE, _NONE) if shape is None else (delta.new_empty(shape), delta.new_empty(shape))
+    partials = _NONE if reduction == 2 else delta.new_empty(device.partials, dtype=torch.float64)
+    return loss, *gradients, partials
+
+
+def _places(*tensors: Tensor) -> list[int]:
+    """Address and strides of each."""
+    return [number for x in tensors for number in (x.data_ptr(), *x.stride())]
+
+
+def _cuda_reward_loss(
+    gradient: bool,
+    chosen: Tensor,
+    rejected: Tensor,
+    device: backends.Device,
+    delta: Tensor,
+    label_smoothing: float,
+    center_rewards_coefficient: float,
+    reduction: int,
+    check_finite: bool,
+) -> tuple[Tensor, ...]:
+    if check_finite:  # the one look at values that was asked for
+        _check_finite(chosen_rewards=chosen, rejected_rewards=rejected)
+    delta, chosen, rejected = _in_memory(delta, delta.dtype), chosen.resolve_neg(), rejected.resolve_neg()
+    loss, by_chosen, by_rejected, _ = memory = _on_device(device, delta, reduction, chosen if gradient else None)
+    backends.call(
+        device.library.bridge_CUDARewardLoss,
+        device.index,
+        device.stream(),
+        _DTYPES[chosen.dtype],
+        chosen.numel(),
+        *(x.data_ptr() for x in memory),
+        *_places(chosen, rejected),
+        delta.data_ptr(),
+        label_smoothing,
+        center_rewards_coefficient,
+        reduction,
+    )
+    return loss, by_chosen, by_rejected
+
+
+def _cuda_token_loss(
+    gradient: bool,
+    chosen: Tensor,
+    rejected: Tensor,
+    device: backends.Device,
+    chosen_ids: Tensor,
+    rejected_ids: Tensor,
+    delta: Tensor,
+    pad_token_id: int,
+    reduction: int,
+) -> tuple[Tensor, ...]:
+    delta, chosen, rejected = _in_memory(delta, delta.dtype), chosen.resolve_neg(), rejected.resolve_neg()
+    loss, by_chosen, by_rejected, _ = memory = _on_device(device, delta, reduction, chosen if gradient else None)
+    rows, width = chosen.shape
+    ids = [number for x in (chosen_ids, rejected_ids) for number in (x.data_ptr(), x.element_size(), *x.stride())]
+    backends.call(
+        device.library.bridge_CUDATokenLoss,
+        device.index,
+        device.stream(),
+        _DTYPES[chosen.dtype],
+        rows,
+        width,
+        *(x.data_ptr() for x in memory),
+        *_places(chosen, rejected),
+        *ids,
+        delta.data_ptr(),
+        pad_token_id,
+        reduction,
+    )
+    return loss, by_chosen, by_rejected
+
+
+def _cuda_dpo_loss(
+    gradient: bool,
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    device: backends.Device,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    delta: Tensor,
+    beta: float,
+    label_smoothing: float,
+    reduction: int,
+) -> tuple[Tensor, ...]:
+    delta = _in_memory(delta, delta.dtype)
+    inputs = [x.resolve_neg() for x in (policy_chosen, policy_rejected, reference_chosen, reference_rejected)]
+    loss, by_chosen, by_rejected, _ = memory = _on_device(device, delta, reduction, delta if gradient else None)
+    chosen_rewards, rejected_rewards = torch.empty_like(delta), torch.empty_like(delta)
+    backends.call(
+        device.library.bridge_CUDADPOLoss,
+        device.index,
+        device.stream(),
+        _DTYPES[policy_chosen.dtype],
+        policy_chosen.numel(),
+        *(x.data_ptr() for x in (*memory, chosen_rewards, rejected_rewards)),
+        *_places(*inputs),
+        delta.data_ptr(),
+        beta,
+        label_smoothing,
+        reduction,
+    )
+    return loss, by_chosen, by_rejected, chosen_rewards, rejected_rewards
+
+
+def _cuda_scaled(
+    device: backends.Device, gradients: tuple[Tensor, Tensor], grad_loss: Tensor, dtype: torch.dtype, in_place: bool
+) -> tuple[Tensor, Tensor]:
+    """Both gradients times the one that comes in, in the type of the scores."""
+    chosen, rejected = gradients
+    if in_place and dtype is chosen.dtype:
+        by_chosen, by_rejected = gradients
+    else:
+        by_chosen, by_rejected = torch.empty_like(chosen, dtype=dtype), torch.empty_like(rejected, dtype=dtype)
+    grad_loss = grad_loss.resolve_neg()
+    backends.call(
+        device.library.bridge_CUDAScale,
+        device.index,
+        device.stream(),
+        _DTYPES[dtype],
+        chosen.numel(),
+        chosen.shape[1] if chosen.dim() == 2 else 1,
+        by_chosen.data_ptr(),
+        by_rejected.data_ptr(),
+        chosen.data_ptr(),
+        rejected.data_ptr(),
+        grad_loss.data_ptr(),
+        grad_loss.stride(0) if grad_loss.dim() else 0,
+    )
+    return by_chosen, by_rejected
+
+
 # What torch computes: the same arguments, the loss and what else there is.
 
 
@@ -343,10 +488,11 @@ def _plain_dpo(
 
 
 class _Form(NamedTuple):
-    """A form of the loss: its two implementations, and the names of what they take and give."""
+    """A form of the loss: its three implementations, and the names of what they take and give."""
 
     name: str
-    native: Callable[..., tuple[Tensor, ...]]
+    go: Callable[..., tuple[Tensor, ...]]
+    cuda: Callable[..., tuple[Tensor, ...]]
     plain: Callable[..., tuple[Tensor, ...]]
     scores: tuple[str, str]
     arguments: tuple[str, ...]
@@ -358,6 +504,7 @@ _LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logp
 _PAIR = _Form(
     "pair",
     _reward_loss,
+    _cuda_reward_loss,
     _plain_reward,
     _REWARDS,
     ("delta", "label_smoothing", "center_rewards_coefficient", "reduction", "check_finite"),
@@ -365,6 +512,7 @@ _PAIR = _Form(
 _TOKEN = _Form(
     "token",
     _token_loss,
+    _cuda_token_loss,
     _plain_token,
     _REWARDS,
     ("chosen_ids", "rejected_ids", "delta", "pad_token_id", "reduction"),
@@ -372,6 +520,7 @@ _TOKEN = _Form(
 _DPO = _Form(
     "dpo",
     _dpo_loss,
+    _cuda_dpo_loss,
     _plain_dpo,
     _LOGPS[:2],
     (*_LOGPS[2:], "delta", "beta", "label_smoothing", "reduction"),
@@ -383,14 +532,14 @@ def _evaluate(form: _Form, chosen: Tensor, rejected: Tensor, arguments: tuple[An
     """The loss, or the loss and what comes with it, by the backend that serves these tensors."""
     gradient = torch.is_grad_enabled() and (chosen.requires_grad or rejected.requires_grad)
     if torch.compiler.is_compiling():
-        if chosen.is_cpu and backends.get_backend() != "torch":
+        if backends.has_kernels_for(chosen):
             loss, _, _, *more = _OPERATORS[form.name](chosen, rejected, *arguments)
             more = [x.detach() for x in more]
         else:
             loss, *more = form.plain(chosen, rejected, *arguments)
         return (loss, *more) if more else loss
     transformed = _transformed()
-    native = None if transformed else backends.native_for(form.scores[0], chosen)
+    native = None if transformed else backends.loss_for(form.scores[0], chosen)
     if native is None:
         if not transformed:
             _check_delta(arguments[form.arguments.index("delta")])
@@ -401,14 +550,15 @@ def _evaluate(form: _Form, chosen: Tensor, rejected: Tensor, arguments: tuple[An
     elif gradient:
         return _Loss.apply(chosen, rejected, form, native, arguments)
     else:
-        loss, _, _, *more = form.native(False, chosen, rejected, native, *arguments)
+        compute = form.cuda if type(native) is backends.Device else form.go
+        loss, _, _, *more = compute(False, chosen, rejected, native, *arguments)
     return (loss, *more) if more else loss
 
 
 def _plain_with_gradient(
     form: _Form, chosen: Tensor, rejected: Tensor, arguments: tuple[Any, ...]
 ) -> tuple[Tensor, ...]:
-    """What `form.native` returns, from `form.plain`."""
+    """What `form.go` returns, from `form.plain`."""
     dtype = _COMPUTE[chosen.dtype]
     with torch.enable_grad():
         leaves = [x.detach().to(dtype).requires_grad_() for x in (chosen, rejected)]
@@ -425,6 +575,11 @@ def _transformed() -> bool:
         or forward_ad._current_level >= 0
         or torch.jit.is_tracing()
     )
+
+
+def _name_of(native: Any) -> str:
+    """Of the backend that `backends.loss_for` chose."""
+    return "torch" if native is None else "cuda" if type(native) is backends.Device else "go"
 
 
 def _record(
@@ -457,13 +612,15 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, chosen: Tensor, rejected: Tensor, form: _Form, native: Any, arguments: tuple) -> Any:
-        results = form.native(True, chosen, rejected, native, *arguments)
+        device = native if type(native) is backends.Device else None
+        compute = form.go if device is None else form.cuda
+        results = compute(True, chosen, rejected, native, *arguments)
         if tracing.current is not None and tracing.current.wants():
-            _record(form, "go", chosen, rejected, arguments, results)
+            _record(form, _name_of(native), chosen, rejected, arguments, results)
         loss, by_chosen, by_rejected, *more = results
         # Not save_for_backward, which is slower: nobody else holds the gradients, and of the
         # scores only what they depend on is wanted, for _Twice.
-        ctx.gradients, ctx.dtype, ctx.scores = (by_chosen, by_rejected), chosen.dtype, (chosen, rejected)
+        ctx.results, ctx.dtype, ctx.scores = (by_chosen, by_rejected, device), chosen.dtype, (chosen, rejected)
         if not more:
             return loss
         ctx.mark_non_differentiable(*more)
@@ -471,18 +628,22 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if ctx.gradients is None:
+        if ctx.results is None:
             raise RuntimeError(
                 "a pcrm loss was differentiated a second time: its gradient is gone, as the first time was "
                 "without retain_graph=True"
             )
-        chosen, rejected = ctx.gradients
+        chosen, rejected, device = ctx.results
+        kept = _graph_is_kept()
         # is_grads_batched=True sends several gradients at once, which do not fit in place.
-        if _graph_is_kept() or torch._C._functorch.is_legacy_batchedtensor(grad_loss):  # pyright: ignore[reportAttributeAccessIssue]
+        batched = torch._C._functorch.is_legacy_batchedtensor(grad_loss)  # pyright: ignore[reportAttributeAccessIssue]
+        if not kept and not batched:
+            ctx.results = None  # nobody comes after us: they can be given away, and scaled in place
+        if batched or (kept and device is None):
             chosen, rejected = _scaled(chosen, grad_loss, ctx.dtype), _scaled(rejected, grad_loss, ctx.dtype)
+        elif device is not None:
+            chosen, rejected = _cuda_scaled(device, (chosen, rejected), grad_loss, ctx.dtype, in_place=not kept)
         else:
-            # Nobody comes after us: the gradients can be given away, and scaled in place.
-            ctx.gradients = None
             if grad_loss.dim() or grad_loss.item() != 1:  # on the CPU a look costs nothing
                 grad_loss = _aligned(grad_loss, chosen)
                 chosen, rejected = chosen.mul_(grad_loss), rejected.mul_(grad_loss)
@@ -503,7 +664,7 @@ def _aligned(grad_loss: Tensor, gradient: Tensor) -> Tensor:
 
 
 _TWICE = (
-    "the gradient of a pcrm loss was differentiated, which the Go backend does not support: "
+    "the gradient of a pcrm loss was differentiated, which native backends do not support: "
     "use pcrm.backends.use_backend('torch') for second derivatives"
 )
 
@@ -528,19 +689,20 @@ class _Twice(torch.autograd.Function):
 
 
 def _differentiated(form: _Form, chosen: Tensor, rejected: Tensor, *arguments: Any) -> Any:
-    """Loss, both gradients and what else there is, by Go or by torch."""
-    native = backends.native()
+    """Loss, both gradients and what else there is, by native code or by torch."""
+    native = backends.loss_for(form.scores[0], chosen)
     if native is not None:
-        results = form.native(True, chosen, rejected, native, *arguments)
+        compute = form.cuda if type(native) is backends.Device else form.go
+        results = compute(True, chosen, rejected, native, *arguments)
     else:
         _check_delta(arguments[form.arguments.index("delta")])
         results = _plain_with_gradient(form, chosen, rejected, arguments)
     if tracing.current is not None and tracing.current.wants():
-        _record(form, "torch" if native is None else "go", chosen, rejected, arguments, results)
+        _record(form, _name_of(native), chosen, rejected, arguments, results)
     return results
 
 
-@torch.library.custom_op("pcrm::reward_loss", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("pcrm::reward_loss", mutates_args=(), device_types=("cpu", "cuda"))
 def _reward_op(
     chosen: Tensor,
     rejected: Tensor,
@@ -554,7 +716,7 @@ def _reward_op(
     return _differentiated(_PAIR, chosen, rejected, delta, *options)
 
 
-@torch.library.custom_op("pcrm::token_loss", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("pcrm::token_loss", mutates_args=(), device_types=("cpu", "cuda"))
 def _token_op(
     chosen: Tensor,
     rejected: Tensor,
@@ -567,7 +729,7 @@ def _token_op(
     return _differentiated(_TOKEN, chosen, rejected, chosen_ids, rejected_ids, delta, pad_token_id, reduction)
 
 
-@torch.library.custom_op("pcrm::dpo_loss", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("pcrm::dpo_loss", mutates_args=(), device_types=("cpu", "cuda"))
 def _dpo_op(
     policy_chosen: Tensor,
     policy_rejected: Tensor,
@@ -696,6 +858,8 @@ def _delta_of(delta: Tensor | float, scores: Tensor, name: str = "chosen_rewards
         if not isinstance(delta, Real):
             raise TypeError(f"delta is a {type(delta).__name__}, must be a torch.Tensor or a float")
         delta = float(delta)
+        if not delta > 0:
+            raise ValueError(f"delta is {delta:g}, must be greater than 0")
         if torch.finfo(dtype).max < delta < math.inf:
             raise ValueError(
                 f"delta is {delta:g}, must be inf or at most {torch.finfo(dtype).max:g}, the greatest {dtype}"

@@ -11,7 +11,7 @@ import os
 from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,11 @@ from . import backends, reference, rows
 from .functional import check_pad
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .encoders import Encoder
+
+    Column = torch.Tensor | array[int] | np.ndarray
 
 NAMES = ("length_ratio", "lexical", "cosine")
 
@@ -29,7 +33,7 @@ _IMPORTED_IN = os.getpid()
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-Ids = torch.Tensor | Sequence[Sequence[int]]
+Ids = torch.Tensor | Sequence[Sequence[int]] | Any  # Any is an Arrow column
 
 
 def length_ratio(chosen_ids: Ids, rejected_ids: Ids, *, pad_token_id: int | None = None) -> torch.Tensor:
@@ -42,8 +46,9 @@ def length_ratio(chosen_ids: Ids, rejected_ids: Ids, *, pad_token_id: int | None
     2404.00978, section 3.2.1.)
 
     Args:
-        chosen_ids: A sequence of B sequences of token ids, or an integer tensor of shape
-            (B, L), padded on the right.
+        chosen_ids: A sequence of B sequences of token ids, an Arrow column of lists, whose
+            ids are read where they lie, or an integer tensor of shape (B, L), padded on the
+            right.
         rejected_ids: The same of the other responses; L may differ.
         pad_token_id: Ends a response, at the first place at or after the difference. None
             where nothing is padded: every id counts.
@@ -197,7 +202,7 @@ def annotate(
 
     It can be pickled, loads the native library where it first runs, and reads a model or a
     tokenizer once per process. In a forked child of a process that has used the native
-    library the same numbers are computed by Python, the lexical ones some hundred times
+    library the same numbers are computed by Python, the lexical ones some thirty times
     slower: spawn workers, or let the parent leave it alone.
 
     Args:
@@ -243,7 +248,8 @@ def annotate(
 
     if ids:
         _check_prior(prior, model, tokenizer, encoder)
-        result = length_ratio(*(_unpacked(column(name)) for name in ("chosen_ids", "rejected_ids")))
+        sides = ("chosen_ids", "rejected_ids")
+        result = length_ratio(*(batch[side] if is_table else _unpacked(column(side)) for side in sides))
     else:
         chosen, rejected = column("chosen"), column("rejected")
         if len(chosen) != len(rejected):
@@ -341,6 +347,12 @@ def _tokenizer(name: str, process: int) -> Any:
     return AutoTokenizer.from_pretrained(name)
 
 
+def forget_models() -> None:
+    """Drop the encoders and tokenizers that `annotate` keeps in this process, and their memory on a GPU."""
+    _encoder.cache_clear()
+    _tokenizer.cache_clear()
+
+
 def _unpacked(column: Any) -> Any:
     """A column of ids: NumPy's arrays as what `length_ratio` takes."""
     return column if isinstance(column, torch.Tensor) else list(column)
@@ -380,14 +392,47 @@ def _check_ids(name: str, ids: Ids) -> None:
             raise TypeError(f"{name} has dtype {ids.dtype}, must be int64 or int32")
         if ids.dim() != 2:
             raise ValueError(f"{name} has shape {tuple(ids.shape)}, must be (B, L)")
-    elif not isinstance(ids, Sequence) or isinstance(ids, (str, bytes)):
-        raise TypeError(f"{name} is a {type(ids).__name__}, must be a tensor or a sequence of sequences of ids")
+    elif not _is_arrow(ids) and (not isinstance(ids, Sequence) or isinstance(ids, (str, bytes))):
+        raise TypeError(
+            f"{name} is a {type(ids).__name__}, must be a tensor, an Arrow column or a sequence of sequences of ids"
+        )
+
+
+def _is_arrow(ids: Ids) -> bool:
+    """Whether it is a column of pyarrow, polars or another library with Arrow's interface."""
+    return hasattr(ids, "__arrow_c_array__") or hasattr(ids, "__arrow_c_stream__")
+
+
+def _arrow_lists(name: str, ids: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The values and offsets of an Arrow column of ids as int64, not copied where they are."""
+    import numpy as np
+    import pyarrow
+    import pyarrow.compute
+
+    column = pyarrow.chunked_array(ids if hasattr(ids, "__arrow_c_stream__") else [pyarrow.array(ids)])
+    kind, types = column.type, pyarrow.types
+    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    if not lists or not types.is_integer(kind.value_type):
+        raise TypeError(f"{name} has the Arrow type {kind}, must be a list of integers")
+    if column.null_count:
+        raise TypeError(f"{name}[{pyarrow.compute.index(column.is_null(), True)}] is null, must be a list of ids")
+    parts = [chunk.flatten() for chunk in column.chunks]
+    if any(part.null_count for part in parts):
+        row = next(i for i, x in enumerate(column) if x.values.null_count)
+        raise TypeError(f"{name}[{row}] is no sequence of integers: it has a null")
+    values = [part.to_numpy().astype(np.int64, copy=False) for part in parts] or [np.empty(0, np.int64)]
+    offsets = np.zeros(len(column) + 1, np.int64)
+    np.cumsum(pyarrow.compute.call_function("list_value_length", [column]), out=offsets[1:])
+    return values[0] if len(values) == 1 else np.concatenate(values), offsets
 
 
 def _rows(name: str, ids: Ids) -> Sequence[Sequence[int]]:
     """The rows as integers; an error names the first that has something else."""
     if isinstance(ids, torch.Tensor):
         return ids.tolist()
+    if _is_arrow(ids):
+        values, offsets = (x.tolist() for x in _arrow_lists(name, ids))
+        return [values[start:end] for start, end in pairwise(offsets)]
     rows = []
     for i, row in enumerate(ids):
         try:
@@ -401,19 +446,26 @@ def _rows(name: str, ids: Ids) -> Sequence[Sequence[int]]:
     return rows
 
 
+def _address(x: Column) -> int:
+    if isinstance(x, torch.Tensor):
+        return x.data_ptr()
+    return x.buffer_info()[0] if isinstance(x, array) else x.ctypes.data
+
+
 class _Ragged:
     """Rows as Go reads them: values and offsets, kept alive together."""
 
-    def __init__(self, values: torch.Tensor | array[int], offsets: torch.Tensor | array[int]) -> None:
+    def __init__(self, values: Column, offsets: Column) -> None:
         self.keep = (values, offsets)
-        addresses = (x.data_ptr() if isinstance(x, torch.Tensor) else x.buffer_info()[0] for x in self.keep)
-        self.addresses = (*addresses, len(values))
+        self.addresses = (*map(_address, self.keep), len(values))
 
     @classmethod
     def of_ids(cls, name: str, ids: Ids) -> _Ragged:
         if isinstance(ids, torch.Tensor):
             rows, width = ids.shape
             return cls(ids.detach().to("cpu", torch.int64).flatten(), torch.arange(rows + 1) * width)
+        if _is_arrow(ids):
+            return cls(*_arrow_lists(name, ids))
         try:
             if not all(hasattr(row, "__getitem__") for row in ids):
                 raise TypeError("not sequences")

@@ -129,11 +129,18 @@ def fit(
     """beta1, beta2, beta3, floor and cap of the curve with delta/2 = target_alike at the
     high quantile of the similarities and target_unlike at the low one.
     """
-    s_low, s_high = (torch.quantile(similarities, q).item() for q in (low, high))
-    if s_low == s_high:
+    s = similarities.sort().values  # torch.quantile takes 16 million at most
+
+    def quantile(q: float) -> float:
+        at = q * (len(s) - 1)
+        below = int(at)
+        return torch.lerp(s[below], s[min(below + 1, len(s) - 1)], at - below).item()
+
+    s_low, s_high = quantile(low), quantile(high)
+    if s_high - s_low < 1e-6:  # ten times what the rounding of a float32 prior may part them by
         raise ValueError(
-            f"similarities have the same value, {s_low:g}, at both quantiles {low:g} and {high:g}: "
-            "this prior does not tell pairs apart, use a fixed delta"
+            f"similarities are {s_low:.7g} and {s_high:.7g} at the quantiles {low:g} and {high:g}, must differ by at least "
+            "1e-06: this prior does not tell pairs apart, use a fixed delta"
         )
     beta2 = 0.001  # keeps the curve finite at s = 0; the value of every published setting
     beta1 = 2 * (target_unlike - target_alike) / (1 / (s_low + beta2) - 1 / (s_high + beta2))

@@ -1,4 +1,4 @@
-"""The texts that the two responses of a preference row are, in TRL's formats.
+"""What the responses of a preference row are, in TRL's formats.
 
 plain           prompt, chosen, rejected: texts
 conversational  the same as lists of messages, each with role and content
@@ -69,6 +69,45 @@ def _pair(prompt: Any, chosen: Any, rejected: Any, with_prompt: bool) -> list[st
         ("" if isinstance(value, str) else "\n").join(before + _contents(name, value, start))
         for name, value in (("chosen", chosen), ("rejected", rejected))
     ]
+
+
+def inputs(prompt: Any, responses: Mapping[str, Any], *, end: str = "") -> list[str | list[dict[str, Any]]]:
+    """What a reward model reads for each response: the prompt and it as one, as TRL's `RewardTrainer` has them.
+
+    A text follows a plain prompt with nothing between, messages follow a prompt of messages.
+    Responses to no prompt, and messages to a plain one, have it in them.
+
+    Args:
+        responses: By the names that errors call them.
+        end: What a plain response ends with; added where it does not.
+
+    Raises:
+        RowError: a value is neither a text nor a list of messages, they are not of one kind;
+            messages to a plain prompt that begin with an answer; a text is no valid Unicode.
+    """
+    prompt, first = _plain(prompt), next(iter(responses))
+    values = {name: _plain(value) for name, value in responses.items()}
+    for name, value in [("prompt", prompt), *values.items()]:
+        if not (name == "prompt" and value is None):
+            _check(name, value)
+    joined = []
+    for name, value in values.items():
+        if type(value) is not type(values[first]):
+            raise RowError(f"{first} is {_kind(values[first])}, {name} is {_kind(value)}")
+        if isinstance(value, str):
+            if isinstance(prompt, list):
+                raise RowError(f"prompt is a list of messages, {name} is a text")
+            text = (prompt or "") + (value if value.endswith(end) else value + end)
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise RowError(f"{name} with its prompt is no valid Unicode: {error}") from None
+            joined.append(text)
+        else:
+            if isinstance(prompt, str) and value[0]["role"] == "assistant":
+                raise RowError(f"prompt is a text, {name} begins with an answer and not with the prompt's message")
+            joined.append((prompt if isinstance(prompt, list) else []) + value)
+    return joined
 
 
 def _plain(value: Any) -> Any:

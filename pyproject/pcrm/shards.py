@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from .datafiles import Batch
+    from .datafiles import Batch, Columns
 
 _SHARD = re.compile(r"(\d{12})-(\d{12})-(\d+)\.(?:jsonl|gz|arrow)")
 
@@ -115,14 +115,14 @@ class Output:
         matches = ((_SHARD.fullmatch(p.name), p) for p in sorted(self.folder.iterdir()))
         return [(int(m[1]), int(m[2]), int(m[3]), p) for m, p in matches if m]
 
-    def write(self, batch: Batch, name: str, numbers: Any, kept: list[int], skipped: list[dict[str, Any]]) -> None:
-        """Write the rows `kept` of a batch with a column more, and what is to be said of the others."""
+    def write(self, batch: Batch, columns: Columns, kept: list[int], skipped: list[dict[str, Any]]) -> None:
+        """Write the rows `kept` of a batch with more columns, and what is to be said of the others."""
         base = f"{batch.start:012d}-{batch.end:012d}-{len(kept)}"
         if skipped:  # before the rows: these make the shard
             with self._written(self.folder / f"{base}.skipped") as file:
                 file.writelines(json.dumps(s, ensure_ascii=False, default=str).encode() + b"\n" for s in skipped)
         if self.suffix in (".jsonl", ".jsonl.gz"):
-            lines = batch.to_json_lines(kept, name, numbers)
+            lines = batch.to_json_lines(kept, columns)
             if self.suffix == ".jsonl.gz":
                 lines = gzip.compress(lines, 6, mtime=0) if lines else b""
             with self._written(self.folder / f"{base}{self.path.suffix}") as file:
@@ -130,7 +130,7 @@ class Output:
         else:
             import pyarrow as pa
 
-            table = batch.to_table(kept, name, numbers)
+            table = batch.to_table(kept, columns)
             options = pa.ipc.IpcWriteOptions(compression="zstd")
             with (
                 self._written(self.folder / f"{base}.arrow") as file,

@@ -7,7 +7,8 @@ import (
 )
 
 // firstDifference and firstEqual are AVX2 only: at two loads a cycle they are as
-// fast as the cache already.
+// fast as the cache already. firstDifference asks for elements ahead, those of the
+// next rows of a column, for the reason that products gives.
 func firstDifference() {
 	TEXT("firstDifferenceAVX2", NOSPLIT, "func(a, b *int64, n int) int")
 	Doc("firstDifferenceAVX2 is:",
@@ -21,6 +22,10 @@ func firstDifference() {
 	Pragma("noescape")
 	a, b := Load(Param("a"), GP64()), Load(Param("b"), GP64())
 	scan(func(at operand.Mem, v reg.VecVirtual) {
+		if at.Disp == 0 {
+			PREFETCHT0(operand.Mem{Base: a, Index: at.Index, Scale: 8, Disp: ahead})
+			PREFETCHT0(operand.Mem{Base: b, Index: at.Index, Scale: 8, Disp: ahead})
+		}
 		VMOVDQU(operand.Mem{Base: a, Index: at.Index, Scale: 8, Disp: at.Disp}, v)
 		VPCMPEQQ(operand.Mem{Base: b, Index: at.Index, Scale: 8, Disp: at.Disp}, v, v)
 	}, func(index reg.Register, found operand.LabelRef) {

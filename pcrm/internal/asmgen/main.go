@@ -24,6 +24,7 @@ func main() {
 	}
 	firstDifference()
 	firstEqual()
+	products()
 	Generate()
 }
 

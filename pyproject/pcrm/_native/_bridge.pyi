@@ -90,6 +90,93 @@ def bridge_SetNumThreads(n: int) -> bool: ...
 def bridge_SetTier(name: str) -> bool: ...
 def bridge_Tier() -> str: ...
 def bridge_VerifyTrace(dir: str) -> str: ...
+def bridge_NumThreads() -> int: ...
+def bridge_PTXVersion() -> str: ...
+def bridge_CUDAProbe() -> str: ...
+def bridge_CUDAOpen(device: int) -> int: ...
+def bridge_CUDARewardLoss(
+    device: int,
+    stream: int,
+    dtype: int,
+    rows: int,
+    loss: int,
+    gradChosen: int,
+    gradRejected: int,
+    partials: int,
+    chosen: int,
+    chosenStride: int,
+    rejected: int,
+    rejectedStride: int,
+    delta: int,
+    labelSmoothing: float,
+    centerRewardsCoefficient: float,
+    reduction: int,
+) -> bool: ...
+def bridge_CUDATokenLoss(
+    device: int,
+    stream: int,
+    dtype: int,
+    rows: int,
+    width: int,
+    loss: int,
+    gradChosen: int,
+    gradRejected: int,
+    partials: int,
+    chosen: int,
+    chosenStride: int,
+    chosenStep: int,
+    rejected: int,
+    rejectedStride: int,
+    rejectedStep: int,
+    chosenIDs: int,
+    chosenIDSize: int,
+    chosenIDStride: int,
+    chosenIDStep: int,
+    rejectedIDs: int,
+    rejectedIDSize: int,
+    rejectedIDStride: int,
+    rejectedIDStep: int,
+    delta: int,
+    padToken: int,
+    reduction: int,
+) -> bool: ...
+def bridge_CUDADPOLoss(
+    device: int,
+    stream: int,
+    dtype: int,
+    rows: int,
+    loss: int,
+    gradChosen: int,
+    gradRejected: int,
+    partials: int,
+    chosenRewards: int,
+    rejectedRewards: int,
+    policyChosen: int,
+    policyChosenStride: int,
+    policyRejected: int,
+    policyRejectedStride: int,
+    referenceChosen: int,
+    referenceChosenStride: int,
+    referenceRejected: int,
+    referenceRejectedStride: int,
+    delta: int,
+    beta: float,
+    labelSmoothing: float,
+    reduction: int,
+) -> bool: ...
+def bridge_CUDAScale(
+    device: int,
+    stream: int,
+    dtype: int,
+    count: int,
+    width: int,
+    chosen: int,
+    rejected: int,
+    gradChosen: int,
+    gradRejected: int,
+    incoming: int,
+    incomingStride: int,
+) -> bool: ...
 
 # What bridge/stats.go exports.
 

@@ -108,11 +108,11 @@ def _run(args: argparse.Namespace) -> int:
             for batch in source.batches(output.position):
                 kept, pairs, skipped = _pairs(batch, args.with_prompt, args.on_error == "skip")
                 numbers = priors.of_texts([a for a, _ in pairs], [b for _, b in pairs], **how).numpy()
-                output.write(batch, "prior", numbers, kept, skipped)
+                output.write(batch, {"prior": numbers}, kept, skipped)
                 if (fraction := source.fraction) is not None:
                     bar.total = int(output.position / fraction)
                 bar.update(batch.end - batch.start)
-        if not output.position:
+        if not output.rows + output.skipped:
             raise ValueError(f"{args.source}: holds no rows")
         output.finish()
     left_out = f", {output.skipped} skipped: {output.side}" if output.skipped else ""

@@ -10,8 +10,8 @@ import torch
 from accelerate import PartialState
 
 from .. import priors
+from ..arguments import prior_tensor
 from ..config import Config
-from ..constraint import check_similarities
 from .configs import PCRMArguments
 
 PAPER = {
@@ -58,15 +58,6 @@ def _ids(examples: list[dict[str, Any]], kind: str) -> tuple[list[list[int]], li
             "made: give it a column 'prior', or set pcrm_prior='fixed'"
         )
     return [e["chosen_ids"] for e in examples], [e["rejected_ids"] for e in examples]
-
-
-def prior_tensor(column: list[Any]) -> torch.Tensor:
-    for i, value in enumerate(column):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"prior[{i}] is {value!r}, must be a number in [0, 1]")
-    prior = torch.tensor(column, dtype=torch.float32)
-    check_similarities(prior, "prior")
-    return prior
 
 
 class Constrained:
@@ -125,7 +116,9 @@ class Constrained:
         # The others find what the main process left: the data set by its fingerprint, where it
         # lies on disk, and every embedding by its text.
         with PartialState().main_process_first():
-            return dataset.map(annotate, batched=True, **described)
+            dataset = dataset.map(annotate, batched=True, **described)
+        priors.forget_models()  # the encoder would stay beside the model that trains
+        return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # pyright: ignore[reportAttributeAccessIssue]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from trl import DPOConfig, DPOTrainer, RewardConfig
 
-from ..arguments import settings_of
+from ..arguments import settings_of, warn_of_smoothing
 from ..config import Config
 from ..constraint import Constraint
 
@@ -126,16 +125,6 @@ class PCRMArguments:
         if value != default:
             raise ValueError(f"{name} is {value}, and {self.pcrm_config} says {of_file}")
         setattr(self, name, of_file)
-
-
-def warn_of_smoothing(label_smoothing: float, constraint: Constraint) -> None:
-    """Say that label smoothing does nothing to a constrained pair: see `pcrm.functional.pcrm_loss`."""
-    if label_smoothing > 0 and constraint.delta(1.0) < math.inf:
-        warnings.warn(
-            f"label_smoothing is {label_smoothing}: where delta is finite it adds label_smoothing * delta to pcrm's "
-            "loss and moves no gradient",
-            stacklevel=4,
-        )
 
 
 @dataclass

@@ -1,0 +1,325 @@
+//go:build cgo && linux
+
+package gpu
+
+// #cgo CFLAGS: -O2 -fno-fast-math
+// #cgo LDFLAGS: -ldl
+// #cgo noescape pcrm_driver_launch
+// #cgo nocallback pcrm_driver_launch
+// #include <stdlib.h>
+// #include "driver.h"
+import "C"
+
+import (
+	"fmt"
+	"math"
+	"sync"
+	"unsafe"
+
+	"github.com/pcrm-project/pcrm/pcrm"
+)
+
+// driver is CUDA's, once it was looked for.
+var driver struct {
+	sync.Mutex
+	tried   bool
+	err     error
+	version int
+	devices []*Device // by index; nil where it has not been opened
+}
+
+// Device is a CUDA device whose kernels are loaded. It may be used by several goroutines.
+type Device struct {
+	context unsafe.Pointer
+	kernels [C.PCRM_KERNEL_COUNT]unsafe.Pointer
+}
+
+// failure is the error of a call of driver.c; detail is what it says beside CUDA's text.
+func failure(code C.int, call *C.char, detail string) error {
+	var name, text *C.char
+	C.pcrm_driver_explain(code, &name, &text)
+	e := &Error{Call: C.GoString(call), Name: C.GoString(name), Text: C.GoString(text), Code: int(code)}
+	if detail != "" {
+		e.Text += ": " + detail
+	}
+	return e
+}
+
+// open looks for the driver, once. The lock is held.
+func open() error {
+	if driver.tried {
+		return driver.err
+	}
+	driver.tried = true
+	var version, devices C.int
+	var reason [512]C.char
+	var call *C.char
+	switch code := C.pcrm_driver_open(leastVersion, &version, &devices, &reason[0], C.int(len(reason)), &call); {
+	case code == C.PCRM_NO_LIBRARY:
+		driver.err = &Unavailable{"there is no CUDA driver: " + C.GoString(&reason[0])}
+	case code == C.PCRM_OLD_DRIVER:
+		driver.err = &Unavailable{fmt.Sprintf("the driver supports CUDA %s, these kernels need %s (driver 530) or newer",
+			dotted(int(version)/10, 100), dotted(leastVersion/10, 100))}
+	case code != 0:
+		driver.err = &Unavailable{failure(code, call, "").Error()}
+	case devices == 0:
+		driver.err = &Unavailable{"the CUDA driver finds no device"}
+	}
+	driver.version, driver.devices = int(version), make([]*Device, int(devices))
+	return driver.err
+}
+
+// Probe looks for the driver and its devices and loads nothing on them.
+//
+// Errors: an [*Unavailable]; a call of the driver that failed, as an [*Error].
+func Probe() (Info, error) {
+	driver.Lock()
+	defer driver.Unlock()
+	if err := open(); err != nil {
+		return Info{}, err
+	}
+	info := Info{Driver: dotted(driver.version/10, 100), Devices: make([]DeviceInfo, len(driver.devices))}
+	for i := range info.Devices {
+		name, capability, err := describe(i)
+		if err != nil {
+			return Info{}, err
+		}
+		info.Devices[i] = DeviceInfo{name, dotted(capability, 10)}
+	}
+	return info, nil
+}
+
+func describe(index int) (string, int, error) {
+	var name [256]C.char
+	var capability C.int
+	var call *C.char
+	if code := C.pcrm_driver_describe(C.int(index), &name[0], C.int(len(name)), &capability, &call); code != 0 {
+		return "", 0, failure(code, call, "")
+	}
+	return C.GoString(&name[0]), int(capability), nil
+}
+
+// Open returns the device of that index, as CUDA counts them. The first call loads the
+// kernels, which takes the driver's compiler some tenths of a second; later ones cost a lock.
+//
+// Errors: an [*Unavailable] where there is no driver, an old one, no device or too old a
+// device; an index that there is no device for; a call of the driver that failed, as an
+// [*Error].
+func Open(index int) (*Device, error) {
+	driver.Lock()
+	defer driver.Unlock()
+	if err := open(); err != nil {
+		return nil, err
+	}
+	if index < 0 || index >= len(driver.devices) {
+		return nil, argErr("device", "is %d, there are %d", index, len(driver.devices))
+	}
+	if d := driver.devices[index]; d != nil {
+		return d, nil
+	}
+	name, capability, err := describe(index)
+	if err != nil {
+		return nil, err
+	}
+	if capability < leastCapability {
+		return nil, &Unavailable{fmt.Sprintf("device %d, %s, has compute capability %s, these kernels need %s",
+			index, name, dotted(capability, 10), dotted(leastCapability, 10))}
+	}
+	source := C.CString(ptx)
+	defer C.free(unsafe.Pointer(source))
+	var log [1024]C.char
+	var call *C.char
+	d := new(Device)
+	if code := C.pcrm_driver_load(C.int(index), source, &d.context, &d.kernels[0], &log[0], C.int(len(log)), &call); code != 0 {
+		return nil, failure(code, call, C.GoString(&log[0]))
+	}
+	driver.devices[index] = d
+	return d, nil
+}
+
+// launch queues a kernel.
+func (d *Device) launch(kernel int, blocks, threads int64, stream uintptr, args unsafe.Pointer) error {
+	var call *C.char
+	// The stream is a handle of CUDA's, no pointer of Go's: the detour keeps vet from thinking so.
+	code := C.pcrm_driver_launch(d.context, d.kernels[kernel], C.uint(blocks), C.uint(threads),
+		*(*unsafe.Pointer)(unsafe.Pointer(&stream)), args, &call)
+	if code != 0 {
+		return failure(code, call, "")
+	}
+	return nil
+}
+
+// warps rounds a number of threads up to whole warps, which the sums need.
+func warps(threads int64) int64 {
+	return min((threads+31)/32*32, C.PCRM_THREADS)
+}
+
+// rowThreads is a block's size where several share the rows of the pair or DPO form: small
+// enough that registers leave room for more than one on a multiprocessor.
+const rowThreads = 256
+
+// rowBlocks is the shape of a launch of the pair and DPO forms: one block as long as that
+// saves the second launch and is not much slower.
+func rowBlocks(rows int64) (blocks, threads int64) {
+	if rows <= C.PCRM_THREADS*C.PCRM_ITEMS {
+		return 1, warps(rows)
+	}
+	const tile = rowThreads * C.PCRM_ITEMS
+	return min((rows+tile-1)/tile, Partials), rowThreads
+}
+
+// manyRows is when blocks, one a row, fill a large device (an H200 has 132 multiprocessors)
+// so that smaller ones serve better.
+const manyRows = 256
+
+func tokenBlocks(rows, width int64) (blocks, threads int64) {
+	threads = warps(width)
+	if rows >= manyRows {
+		threads = warps((width + C.PCRM_ITEMS - 1) / C.PCRM_ITEMS)
+	}
+	return min(rows, Partials), threads
+}
+
+func address(a uintptr) C.pcrm_address { return C.pcrm_address(a) }
+
+func (b Batch) common() C.pcrm_common {
+	c := C.pcrm_common{
+		rows: C.pcrm_int(b.Rows), loss: address(b.Loss), partials: address(b.Partials),
+		grad_chosen: address(b.GradChosen), grad_rejected: address(b.GradRejected),
+		chosen: address(b.Chosen.Address), chosen_stride: C.pcrm_int(b.Chosen.Stride),
+		rejected: address(b.Rejected.Address), rejected_stride: C.pcrm_int(b.Rejected.Stride),
+		delta: address(b.Delta.Address), delta_stride: C.pcrm_int(b.Delta.Stride),
+		scale: 1, smoothing: C.double(b.LabelSmoothing),
+	}
+	if b.Reduction != pcrm.None {
+		c.sum = 1
+	}
+	if b.Reduction == pcrm.Mean {
+		c.scale = C.double(1 / float64(b.Rows))
+	}
+	return c
+}
+
+// addUp adds the sums of several blocks.
+func (d *Device) addUp(stream uintptr, dtype Dtype, b Batch, blocks int64, scale C.double) error {
+	if blocks == 1 || b.Reduction == pcrm.None {
+		return nil
+	}
+	kernel := C.PCRM_KERNEL_sum_float32
+	if dtype == Float64 {
+		kernel = C.PCRM_KERNEL_sum_float64
+	}
+	args := C.pcrm_sum_args{count: C.pcrm_int(blocks), loss: address(b.Loss), partials: address(b.Partials), scale: scale}
+	return d.launch(kernel, 1, warps(blocks), stream, unsafe.Pointer(&args))
+}
+
+// RewardLoss is [pcrm.RewardLoss] on the device: the loss of each pair, or their mean or
+// sum, and its gradient by both scores. center is the coefficient c of centering, at least 0.
+//
+// Errors: an [*pcrm.ArgumentError]; a launch that failed, as an [*Error].
+func (d *Device) RewardLoss(stream uintptr, dtype Dtype, b Batch, center float64) error {
+	if err := b.validate(dtype); err != nil {
+		return err
+	}
+	if !(center >= 0) || math.IsInf(center, 1) {
+		return argErr("center_rewards_coefficient", "is %v, must be at least 0 and finite", center)
+	}
+	args := C.pcrm_pair_args{common: b.common(), center: C.double(center)}
+	blocks, threads := rowBlocks(b.Rows)
+	if err := d.launch(C.PCRM_KERNEL_pair_float32+int(dtype), blocks, threads, stream, unsafe.Pointer(&args)); err != nil {
+		return err
+	}
+	return d.addUp(stream, dtype, b, blocks, args.common.scale)
+}
+
+// TokenLoss is [pcrm.TokenLoss] on the device, which finds the spans too. The gradients are
+// Rows*Width elements, 0 outside the spans.
+//
+// Errors: as in [Device.RewardLoss].
+func (d *Device) TokenLoss(stream uintptr, dtype Dtype, b Batch, t Tokens) error {
+	if err := b.validate(dtype); err != nil {
+		return err
+	}
+	if err := t.validate(); err != nil {
+		return err
+	}
+	w, l := t.ChosenIDs, t.RejectedIDs
+	args := C.pcrm_token_args{
+		common: b.common(), width: C.pcrm_int(t.Width),
+		chosen_step: C.pcrm_int(t.ChosenStep), rejected_step: C.pcrm_int(t.RejectedStep),
+		chosen_ids: address(w.Address), chosen_ids_size: C.pcrm_int(w.Size),
+		chosen_ids_stride: C.pcrm_int(w.Stride), chosen_ids_step: C.pcrm_int(w.Step),
+		rejected_ids: address(l.Address), rejected_ids_size: C.pcrm_int(l.Size),
+		rejected_ids_stride: C.pcrm_int(l.Stride), rejected_ids_step: C.pcrm_int(l.Step),
+		pad: C.pcrm_int(t.PadToken),
+	}
+	blocks, threads := tokenBlocks(b.Rows, t.Width)
+	if err := d.launch(C.PCRM_KERNEL_token_float32+int(dtype), blocks, threads, stream, unsafe.Pointer(&args)); err != nil {
+		return err
+	}
+	return d.addUp(stream, dtype, b, blocks, args.common.scale)
+}
+
+// DPOLoss is [pcrm.DPOLoss] on the device. Chosen and Rejected of the batch are the policy's
+// log probabilities; the implicit rewards are Rows elements each, of the loss's type.
+//
+// Errors: as in [Device.RewardLoss].
+func (d *Device) DPOLoss(stream uintptr, dtype Dtype, b Batch, referenceChosen, referenceRejected Strided,
+	chosenRewards, rejectedRewards uintptr, beta float64) error {
+	if err := b.validate(dtype); err != nil {
+		return err
+	}
+	if !(beta > 0) || math.IsInf(beta, 1) {
+		return argErr("beta", "is %v, must be greater than 0 and finite", beta)
+	}
+	if referenceChosen.Address == 0 || referenceRejected.Address == 0 || chosenRewards == 0 || rejectedRewards == 0 {
+		return argErr("reference_chosen_logps, reference_rejected_logps, chosenRewards or rejectedRewards", "has the address 0")
+	}
+	args := C.pcrm_dpo_args{
+		common:           b.common(),
+		reference_chosen: address(referenceChosen.Address), reference_chosen_stride: C.pcrm_int(referenceChosen.Stride),
+		reference_rejected: address(referenceRejected.Address), reference_rejected_stride: C.pcrm_int(referenceRejected.Stride),
+		chosen_rewards: address(chosenRewards), rejected_rewards: address(rejectedRewards),
+		beta: C.double(beta),
+	}
+	blocks, threads := rowBlocks(b.Rows)
+	if err := d.launch(C.PCRM_KERNEL_dpo_float32+int(dtype), blocks, threads, stream, unsafe.Pointer(&args)); err != nil {
+		return err
+	}
+	return d.addUp(stream, dtype, b, blocks, args.common.scale)
+}
+
+// scaleBlocks is enough for 16 million elements at once; more take turns.
+const scaleBlocks = 1 << 16
+
+// Scale is the backward pass: both gradients times the one that comes in, which lies on the
+// device too,
+//
+//	for i := range count {
+//		chosen[i] = gradChosen[i] * incoming[i/width]
+//		rejected[i] = gradRejected[i] * incoming[i/width]
+//	}
+//
+// chosen and rejected have the Dtype, the others its computing type (see [Batch]), and where
+// these are the same the destinations may be the gradients. incoming has a stride; 0 is for a
+// scalar.
+//
+// Errors: as in [Device.RewardLoss].
+func (d *Device) Scale(stream uintptr, dtype Dtype, count, width int64, chosen, rejected, gradChosen, gradRejected uintptr, incoming Strided) error {
+	switch {
+	case dtype < Float32 || dtype > Float16:
+		return argErr("dtype", "is %d, must be Float32, Float64, BFloat16 or Float16", int(dtype))
+	case count < 1 || width < 1:
+		return argErr("count and width", "are %d and %d, must be at least 1", count, width)
+	case chosen == 0 || rejected == 0 || gradChosen == 0 || gradRejected == 0 || incoming.Address == 0:
+		return argErr("a gradient", "has the address 0")
+	}
+	args := C.pcrm_scale_args{
+		count: C.pcrm_int(count), width: C.pcrm_int(width),
+		chosen: address(chosen), rejected: address(rejected),
+		grad_chosen: address(gradChosen), grad_rejected: address(gradRejected),
+		incoming: address(incoming.Address), incoming_stride: C.pcrm_int(incoming.Stride),
+	}
+	blocks := min((count+rowThreads-1)/rowThreads, scaleBlocks)
+	return d.launch(C.PCRM_KERNEL_scale_float32+int(dtype), blocks, rowThreads, stream, unsafe.Pointer(&args))
+}

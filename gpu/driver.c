@@ -1,0 +1,123 @@
+//go:build linux
+
+#include "driver.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+
+/* The ABI of libcuda.so.1, in our own words: no header of CUDA's is needed to build. Each
+ * entry is a function's name in the library, and what it takes. */
+#define FUNCTIONS(X)                                                                                         \
+    X(cuInit, (unsigned flags))                                                                              \
+    X(cuDriverGetVersion, (int *version))                                                                    \
+    X(cuGetErrorName, (int code, const char **name))                                                         \
+    X(cuGetErrorString, (int code, const char **text))                                                       \
+    X(cuDeviceGetCount, (int *count))                                                                        \
+    X(cuDeviceGet, (int *device, int ordinal))                                                               \
+    X(cuDeviceGetName, (char *name, int size, int device))                                                   \
+    X(cuDeviceGetAttribute, (int *value, int attribute, int device))                                         \
+    X(cuDevicePrimaryCtxRetain, (void **context, int device))                                                \
+    X(cuCtxPushCurrent_v2, (void *context))                                                                  \
+    X(cuCtxPopCurrent_v2, (void **context))                                                                  \
+    X(cuModuleLoadDataEx, (void **module, const void *image, unsigned count, int *options, void **values))   \
+    X(cuModuleGetFunction, (void **function, void *module, const char *name))                                \
+    X(cuLaunchKernel, (void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,  \
+                       unsigned block_y, unsigned block_z, unsigned shared, void *stream, void **parameters, \
+                       void **extra))
+
+enum { CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 };      /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_* */
+enum { JIT_ERROR_LOG_BUFFER = 5, JIT_ERROR_LOG_SIZE = 6 }; /* CU_JIT_ERROR_LOG_BUFFER* */
+
+static struct {
+#define SLOT(name, parameters) int(*name) parameters;
+    FUNCTIONS(SLOT)
+} cuda;
+
+#define KERNEL_NAME(form, type, storage, compute) "pcrm_" #form "_" #type,
+static const char *const kernel_names[] = {PCRM_KERNELS(KERNEL_NAME)};
+
+/* Return the code of a call that fails, and its name. */
+#define TRY(function, ...)                       \
+    do {                                         \
+        *call = #function;                       \
+        const int code = cuda.function(__VA_ARGS__); \
+        if (code != 0) return code;              \
+    } while (0)
+
+int pcrm_driver_open(int least_version, int *version, int *devices, char *reason, int size, const char **call) {
+    *call = "dlopen";
+    void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (library == NULL) {
+        snprintf(reason, size, "%s", dlerror());
+        return PCRM_NO_LIBRARY;
+    }
+    void *symbol;
+#define FIND(name, parameters)                                      \
+    if ((symbol = dlsym(library, #name)) == NULL) {                 \
+        snprintf(reason, size, "libcuda.so.1 has no %s", #name);    \
+        return PCRM_NO_LIBRARY;                                     \
+    }                                                               \
+    memcpy(&cuda.name, &symbol, sizeof symbol);
+    FUNCTIONS(FIND)
+    TRY(cuDriverGetVersion, version);
+    if (*version < least_version) return PCRM_OLD_DRIVER;
+    TRY(cuInit, 0);
+    TRY(cuDeviceGetCount, devices);
+    return 0;
+}
+
+void pcrm_driver_explain(int code, const char **name, const char **text) {
+    if (cuda.cuGetErrorName(code, name) != 0) *name = "an unknown error";
+    if (cuda.cuGetErrorString(code, text) != 0) *text = "CUDA has no text for it";
+}
+
+int pcrm_driver_describe(int device, char *name, int size, int *capability, const char **call) {
+    int handle, major, minor;
+    TRY(cuDeviceGet, &handle, device);
+    TRY(cuDeviceGetName, name, size, handle);
+    TRY(cuDeviceGetAttribute, &major, CAPABILITY_MAJOR, handle);
+    TRY(cuDeviceGetAttribute, &minor, CAPABILITY_MINOR, handle);
+    *capability = 10 * major + minor;
+    return 0;
+}
+
+static int load_module(const char *ptx, void **kernels, char *log, int size, const char **call) {
+    void *module;
+    int options[] = {JIT_ERROR_LOG_BUFFER, JIT_ERROR_LOG_SIZE};
+    void *values[] = {log, (void *)(size_t)size};
+    TRY(cuModuleLoadDataEx, &module, ptx, 2, options, values);
+    /* All of them now: with lazy loading a function is loaded when it is first asked for,
+     * which must not be while a graph is captured. */
+    for (int i = 0; i < PCRM_KERNEL_COUNT; i++) TRY(cuModuleGetFunction, &kernels[i], module, kernel_names[i]);
+    return 0;
+}
+
+int pcrm_driver_load(int device, const char *ptx, void **context, void **kernels, char *log, int size, const char **call) {
+    int handle;
+    void *ignored;
+    TRY(cuDeviceGet, &handle, device);
+    TRY(cuDevicePrimaryCtxRetain, context, handle);
+    TRY(cuCtxPushCurrent_v2, *context);
+    const int failed = load_module(ptx, kernels, log, size, call);
+    if (failed) {
+        cuda.cuCtxPopCurrent_v2(&ignored); /* *call names what came first */
+        return failed;
+    }
+    TRY(cuCtxPopCurrent_v2, &ignored);
+    return 0;
+}
+
+int pcrm_driver_launch(void *context, void *kernel, unsigned blocks, unsigned threads, void *stream, void *args,
+                       const char **call) {
+    void *parameters[] = {args}, *ignored;
+    TRY(cuCtxPushCurrent_v2, context);
+    *call = "cuLaunchKernel";
+    const int failed = cuda.cuLaunchKernel(kernel, blocks, 1, 1, threads, 1, 1, 0, stream, parameters, NULL);
+    if (failed) {
+        cuda.cuCtxPopCurrent_v2(&ignored);
+        return failed;
+    }
+    TRY(cuCtxPopCurrent_v2, &ignored);
+    return 0;
+}

@@ -1,0 +1,177 @@
+// Package gpu computes the losses of package pcrm on CUDA devices: the same formulas, with
+// loss and gradient in one launch on the caller's stream.
+//
+// It needs no toolkit, neither to build nor to run. The kernels are PTX, which is embedded
+// and which the driver compiles when a device is first opened; libcuda.so.1 is looked for at
+// the first [Open] or [Probe] and never before, so that a process that has only imported this
+// package may fork. A machine without it gets an [*Unavailable] error, as does a build
+// without cgo or for another system than Linux.
+//
+// All memory is the caller's and is named by its address on the device. A call queues its
+// work on a stream of the device's primary context, which is the one that torch and CUDA's
+// runtime use, and returns: it waits for nothing, allocates nothing and leaves the calling
+// thread's current context as it was. So it may be captured in a CUDA graph, if the device
+// was opened before.
+//
+// # Rounding
+//
+// float32, bfloat16 and float16 are computed in float32, float64 in float64. The losses of a
+// batch are added in float64 in an order that depends on its shape alone, so that a result
+// has the same bits at each call. Values of delta and of the scores are not looked at, which
+// would stall the device: a delta that is not greater than 0 is no error here. NaN and
+// infinite scores give what pcrm.PairLoss says.
+package gpu
+
+import (
+	_ "embed"
+	"fmt"
+	"math"
+	"strings"
+
+	"github.com/pcrm-project/pcrm/pcrm"
+)
+
+//go:embed kernels.ptx
+var ptx string
+
+// leastVersion is the CUDA version of the first driver that takes PTX 8.1: 12.1, driver 530.
+const leastVersion = 12010
+
+// leastCapability is the compute capability that the PTX is for, 7.0.
+const leastCapability = 70
+
+// PTXVersion returns the version of PTX of the embedded kernels, "8.1".
+func PTXVersion() string {
+	_, rest, _ := strings.Cut(ptx, "\n.version ")
+	version, _, _ := strings.Cut(rest, "\n")
+	return version
+}
+
+// Dtype is how scores and log probabilities lie in memory.
+type Dtype int
+
+const (
+	Float32 Dtype = iota
+	Float64
+	BFloat16
+	Float16
+)
+
+// Partials is how many float64 the memory at [Batch.Partials] must have room for: the most
+// blocks that a launch has. They fill any device, and one more block can add them up.
+const Partials = 1024
+
+// Strided is an input of one element a row: element i lies Stride*i elements after the
+// address. A stride of 0 gives all rows the same.
+type Strided struct {
+	Address uintptr
+	Stride  int64
+}
+
+// Batch is what the three forms of the loss have in common. The types of the elements are:
+//
+//	Chosen, Rejected        the Dtype
+//	Delta, Loss, Grad*      float64 for Float64, else float32
+//	Partials                float64
+type Batch struct {
+	Rows int64 // pairs, at least 1
+
+	// Loss is one element for [pcrm.Mean] and [pcrm.Sum], and Rows for [pcrm.None].
+	Loss uintptr
+
+	// GradChosen and GradRejected get the gradient, contiguous, in the shape of the scores;
+	// both may be 0 where none is wanted.
+	GradChosen, GradRejected uintptr
+
+	// Partials has room for [Partials] elements, for what a launch of several blocks must
+	// leave for the second. Not needed for [pcrm.None].
+	Partials uintptr
+
+	Chosen, Rejected, Delta Strided
+
+	Reduction      pcrm.Reduction
+	LabelSmoothing float64 // in [0, 0.5)
+}
+
+// Tokens is what the token form has beside [Batch], whose Chosen and Rejected then have a
+// stride from row to row. Steps go from position to position.
+type Tokens struct {
+	Width                    int64 // positions of a row, at least 1 and less than 2^31
+	ChosenStep, RejectedStep int64
+	ChosenIDs, RejectedIDs   IDs
+	PadToken                 int64
+}
+
+// IDs are token ids on the device, Size bytes each: 4 for int32, 8 for int64.
+type IDs struct {
+	Address            uintptr
+	Size, Stride, Step int64
+}
+
+// Unavailable is the error of a machine that cannot run the kernels, with the reason.
+type Unavailable struct{ Reason string }
+
+func (e *Unavailable) Error() string { return e.Reason }
+
+// Error is a call of CUDA's driver that failed, with CUDA's own name and text.
+type Error struct {
+	Call, Name, Text string
+	Code             int
+}
+
+// Error reads "cuLaunchKernel: CUDA_ERROR_INVALID_VALUE (1): invalid argument".
+func (e *Error) Error() string {
+	return fmt.Sprintf("%s: %s (%d): %s", e.Call, e.Name, e.Code, e.Text)
+}
+
+// Info describes the driver and its devices.
+type Info struct {
+	Driver  string // the CUDA version that it supports, "12.4"
+	Devices []DeviceInfo
+}
+
+// DeviceInfo describes a device.
+type DeviceInfo struct {
+	Name       string
+	Capability string // "9.0"
+}
+
+func dotted(version, unit int) string {
+	return fmt.Sprintf("%d.%d", version/unit, version%unit)
+}
+
+func argErr(argument, format string, args ...any) error {
+	return &pcrm.ArgumentError{Argument: argument, Index: -1, Reason: fmt.Sprintf(format, args...)}
+}
+
+func (b Batch) validate(dtype Dtype) error {
+	switch {
+	case dtype < Float32 || dtype > Float16:
+		return argErr("dtype", "is %d, must be Float32, Float64, BFloat16 or Float16", int(dtype))
+	case b.Rows < 1:
+		return argErr("chosen_rewards", "are empty, must be at least one score")
+	case b.Reduction < pcrm.Mean || b.Reduction > pcrm.None:
+		return argErr("reduction", "is %d, must be Mean, Sum or None", int(b.Reduction))
+	case !(b.LabelSmoothing >= 0 && b.LabelSmoothing < 0.5):
+		return argErr("label_smoothing", "is %v, must be in [0, 0.5)", b.LabelSmoothing)
+	case b.Loss == 0 || b.Chosen.Address == 0 || b.Rejected.Address == 0 || b.Delta.Address == 0:
+		return argErr("loss, chosen, rejected or delta", "has the address 0")
+	case (b.GradChosen == 0) != (b.GradRejected == 0):
+		return argErr("gradChosen and gradRejected", "must both be given or both be 0")
+	case b.Partials == 0 && b.Reduction != pcrm.None:
+		return argErr("partials", "has the address 0, must have room for %d float64", Partials)
+	}
+	return nil
+}
+
+func (t Tokens) validate() error {
+	if t.Width < 1 || t.Width > math.MaxInt32 {
+		return argErr("width", "is %d, must be in [1, 2^31)", t.Width)
+	}
+	for _, ids := range []IDs{t.ChosenIDs, t.RejectedIDs} {
+		if ids.Address == 0 || ids.Size != 4 && ids.Size != 8 {
+			return argErr("ids", "have the address %d and %d bytes each, must have an address and 4 or 8", ids.Address, ids.Size)
+		}
+	}
+	return nil
+}

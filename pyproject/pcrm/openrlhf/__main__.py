@@ -1,0 +1,7 @@
+"""`python -m pcrm.openrlhf train_rm ...`, a form that every launcher takes."""
+
+import sys
+
+from ..cli import main
+
+sys.exit(main(["openrlhf", *sys.argv[1:]]))

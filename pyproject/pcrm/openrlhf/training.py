@@ -1,0 +1,130 @@
+"""What of OpenRLHF is swapped: its data set and its trainers, which this module needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from openrlhf.datasets import RewardDataset  # pyright: ignore[reportMissingImports]
+from openrlhf.models import PairWiseLoss  # pyright: ignore[reportMissingImports]
+from openrlhf.trainer.dpo_trainer import DPOTrainer  # pyright: ignore[reportMissingImports]
+from openrlhf.trainer.rm_trainer import RewardModelTrainer  # pyright: ignore[reportMissingImports]
+
+from .. import priors
+from ..arguments import prior_tensor, warn_of_smoothing
+from ..constraint import Constraint
+from .losses import PCRMDPOLoss, PCRMPairWiseLoss
+
+
+class PCRMRewardDataset(RewardDataset):
+    """OpenRLHF's `RewardDataset` whose batches carry the prior of each pair.
+
+    In a batch's last place, where OpenRLHF has the margins, are the priors; for DPO, where it
+    has the lengths of the prompts, are pairs of length and prior, which `PCRMDPOTrainer` reads.
+
+    Args:
+        dataset: A `datasets.Dataset` of preferences.
+        prior: "random" for the numbers of a random constraint; anything else is the column
+            `prior` where the data set has one. Without one, "length_ratio" is that of the token
+            ids that train, with OpenRLHF's end of text and truncation, and other priors are
+            refused: `pcrm prior` computes them.
+        seed: Of "random".
+        args, kwargs: As in `RewardDataset`.
+
+    Raises:
+        TypeError, ValueError: the column is missing, or a prior is no number in [0, 1], named by
+            its index.
+    """
+
+    def __init__(self, dataset: Any, *args: Any, prior: str = "length_ratio", seed: int = 0, **kwargs: Any) -> None:
+        columns = dataset.column_names
+        self.prior, self.seed = prior, seed
+        self.column = prior != "random" and "prior" in columns
+        if not self.column and prior not in ("length_ratio", "random"):
+            raise ValueError(
+                f"the data set has no column 'prior', which the prior {prior!r} needs: it has {', '.join(columns)}"
+            )
+        if self.column:
+            prior_tensor(list(dataset["prior"]))
+        super().__init__(dataset, *args, **kwargs)
+
+    def process_data(self, data: dict[str, Any]) -> dict[str, Any]:
+        row = super().process_data(data)
+        # RewardDataset keeps four columns of what this returns; the prior travels in the last.
+        return row | {"extra": {"extra": row["extra"], "prior": float(data["prior"])}} if self.column else row
+
+    def collate_fn(self, item_list: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+        *tensors, extras = super().collate_fn(item_list)
+        if self.column:
+            prior = [extra["prior"] for extra in extras]
+            extras = [extra["extra"] for extra in extras]
+        else:
+            # The ids of each item are of shape (1, L) and not padded yet.
+            chosen, rejected = ([item[k][0].tolist() for item in item_list] for k in (0, 2))
+            if self.prior == "random":
+                prior = priors.random_uniform(chosen, rejected, self.seed).tolist()
+            else:
+                prior = priors.length_ratio(chosen, rejected).tolist()
+        return (*tensors, list(zip(extras, prior, strict=True)) if self.is_dpo else prior)
+
+
+class PCRMRewardModelTrainer(RewardModelTrainer):
+    """OpenRLHF's `RewardModelTrainer` with the prior-constrained loss.
+
+    The data sets of its loaders are `PCRMRewardDataset`s, unless the constraint is fixed.
+
+    Args:
+        loss_fn: The loss.
+        args, kwargs: As in `RewardModelTrainer`.
+
+    Raises:
+        ValueError: OpenRLHF's flags ask for another loss or for its own margin.
+    """
+
+    def __init__(self, *args: Any, loss_fn: PCRMPairWiseLoss, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.loss_fn, PairWiseLoss):
+            raise ValueError("the loss type must be 'sigmoid': of anything else OpenRLHF makes LogExp without a word")
+        if self.margin_loss:
+            raise ValueError(
+                "--model.margin_loss_enable moves the margin that the constraint bounds: leave it away, "
+                "the prior needs no flag here"
+            )
+        self.loss_fn = loss_fn
+        self.margin_loss = not loss_fn.loss.constraint.is_fixed  # hands the last of a batch to the loss
+        self.strategy.print(loss_fn)
+
+
+class PCRMDPOTrainer(DPOTrainer):
+    """OpenRLHF's `DPOTrainer` with the prior-constrained loss.
+
+    Its beta and label smoothing are OpenRLHF's own. The data sets of its loaders are
+    `PCRMRewardDataset`s, unless the constraint is fixed.
+
+    Args:
+        constraint: What turns a prior into a ceiling.
+        args, kwargs: As in `DPOTrainer`.
+
+    Raises:
+        ValueError: OpenRLHF's flags ask for IPO; later, the batches carry no prior.
+    """
+
+    def __init__(self, *args: Any, constraint: Constraint, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        stock = self.loss_fn  # knows what the flags said, whatever they are called in this version
+        warn_of_smoothing(stock.label_smoothing, constraint)
+        self.loss_fn = PCRMDPOLoss(constraint, stock.beta, stock.label_smoothing, stock.ipo)
+        self.strategy.print(self.loss_fn)
+
+    def concatenated_forward(
+        self, model: Any, chosen_ids: Any, c_mask: Any, reject_ids: Any, r_mask: Any, prompt_id_lens: Any
+    ) -> Any:
+        # Called for the policy and for the reference; then comes the loss, which takes the prior.
+        if not self.loss_fn.loss.constraint.is_fixed:
+            if not all(isinstance(extra, Sequence) for extra in prompt_id_lens):
+                raise ValueError("the batches carry no prior: make them with pcrm.openrlhf.PCRMRewardDataset")
+            lengths, prior = zip(*prompt_id_lens, strict=True)
+            prompt_id_lens = list(lengths)
+            self.loss_fn.prior = torch.tensor(prior, device=chosen_ids.device)
+        return super().concatenated_forward(model, chosen_ids, c_mask, reject_ids, r_mask, prompt_id_lens)

@@ -1,0 +1,74 @@
+"""What `pcrm openrlhf` refuses before OpenRLHF is imported."""
+
+import importlib.util
+
+import pcrm.openrlhf
+import pytest
+
+from pcrm import cli
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: command"),
+        (["train_ppo_ray"], "invalid choice: 'train_ppo_ray'"),
+        (["train_rm", "--pcrm.beta4", "1"], "there is no flag --pcrm.beta4"),
+        (["train_rm", "--pcrm_beta1=1"], "there is no flag --pcrm_beta1"),
+        (["train_rm", "--pcrm.beta", "1"], "there is no flag --pcrm.beta"),
+        (["train_rm", "--pcrm.beta1", "much"], "--pcrm.beta1: invalid float value: 'much'"),
+        (["train_rm", "--model.loss_type", "logexp"], "--model.loss_type is 'logexp', must be 'sigmoid': of anything"),
+        (["train_rm", "--model.loss_type=Sigmoid"], "--model.loss_type is 'Sigmoid', must be 'sigmoid'"),
+        (["train_rm", "--pcrm.prior", "length"], "--pcrm.prior is 'length', must be one of length_ratio, "),
+        (["train_rm", "--pcrm.preset", "alpaca/length"], "preset is 'alpaca/length', must be one of "),
+        (["train_rm", "--pcrm.delta", "4.5"], "--pcrm.delta is 4.5, which --pcrm.prior='length_ratio' does not use"),
+        (["train_rm", "--pcrm.prior", "fixed"], "--pcrm.delta is missing"),
+        (["train_rm", "--pcrm.prior", "fixed", "--pcrm.delta", "-1"], "delta is -1.0, must be greater than 0"),
+        (["train_rm", "--pcrm.prior", "fixed", "--pcrm.delta", "4", "--pcrm.cap", "5"], "--pcrm.cap is 5.0, which"),
+        (["train_rm", "--pcrm.preset", "alpaca/fixed"], "--pcrm.preset is 'alpaca/fixed', which is for the prior"),
+        (["train_rm", "--pcrm.beta3", "-11"], "delta is -1.00999 at similarity 1"),
+        (["train_dpo", "--pcrm.beta3", "-20"], "delta is -0.01998 at similarity 1"),  # of dpo's preset, 20/.001
+        (["train_rm", "--pcrm.config", "nowhere.toml"], "nowhere.toml"),
+    ],
+)
+def test_refused(argv, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["openrlhf", *argv])
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[loss]\nform = "token"\n', "has the form 'token', must be 'pair'"),
+        ("[constraint]\nbeta4 = 1.0\n", "beta4"),
+    ],
+)
+def test_refused_file(tmp_path, capsys, text, message):
+    path = tmp_path / "pcrm.toml"
+    path.write_text(text)
+    with pytest.raises(SystemExit):
+        cli.main(["openrlhf", "train_rm", "--pcrm.config", str(path)])
+    error = capsys.readouterr().err
+    assert str(path) in error and message in error
+
+
+def test_help_names_each_launcher(capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["openrlhf", "--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    for form in ("pcrm openrlhf train_rm", "deepspeed --module pcrm.openrlhf", "torchrun", "--pcrm.preset"):
+        assert form in text
+
+
+def test_without_openrlhf_a_line_says_so(capsys):
+    if importlib.util.find_spec("openrlhf.datasets" if importlib.util.find_spec("openrlhf") else "openrlhf"):
+        pytest.skip("OpenRLHF is installed")
+    assert cli.main(["openrlhf", "train_rm"]) == 1
+    assert "pip install 'pcrm[openrlhf]'" in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError):
+        pcrm.openrlhf.PCRMDPOTrainer  # noqa: B018
+    with pytest.raises(AttributeError, match="PCRMTrainer"):
+        pcrm.openrlhf.PCRMTrainer  # noqa: B018

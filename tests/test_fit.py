@@ -1,0 +1,164 @@
+"""`pcrm fit`: from a column of similarities to a pcrm.toml."""
+
+import gzip
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+from datasets import Dataset
+from pcrm.config import load_config
+
+import pcrm
+from pcrm import cli
+
+S = np.random.default_rng(0).beta(4, 2, 501).round(3)
+ROWS = [{"prompt": "p", "chosen": "a", "rejected": "b", "prior": s} for s in S.tolist()]
+WANT = pcrm.Constraint.fit(S, target_alike=1, target_unlike=6)
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def fit(*arguments):
+    return cli.main(["fit", *map(str, arguments)])
+
+
+def targets(alike=1, unlike=6):
+    return "--target-alike", alike, "--target-unlike", unlike
+
+
+@pytest.mark.parametrize("kind", ["pairs.jsonl", "pairs.jsonl.gz", "pairs.parquet", "folder"])
+def test_every_kind_of_data(tmp_path, kind, capsys):
+    path, out = tmp_path / kind, tmp_path / "pcrm.toml"
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    if kind == "folder":
+        Dataset.from_list(ROWS).save_to_disk(path)
+    elif kind.endswith(".parquet"):
+        pa.parquet.write_table(pa.Table.from_pylist(ROWS), path)
+    else:
+        path.write_bytes(gzip.compress(lines) if kind.endswith(".gz") else lines)
+    assert fit(path, *targets(), "--out", out) == 0
+    assert pcrm.Constraint.from_toml(out) == WANT
+    assert load_config(out).prior == "column", "a trainer must not make another prior for these betas"
+    text = out.read_text()
+    assert f"501 pairs of {str(path)!r}, column 'prior'" in text and "target margin 6 (win probability 0.998)" in text
+    assert (tmp_path / "pcrm.png").read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in tmp_path.iterdir()} == {kind, "pcrm.toml", "pcrm.png"}
+
+
+def test_prints_what_it_does_to_the_pairs(data, tmp_path, capsys):
+    assert fit(data, *targets(), "--out", tmp_path / "pcrm.toml") == 0
+    out = capsys.readouterr().out
+    low, *_, high = q = np.quantile(S, (0.05, 0.25, 0.5, 0.75, 0.95))
+    table = {line[:24].strip(): line[24:].split() for line in out.splitlines()}
+    assert table["similarity s"] == [f"{v:.3f}" for v in (S.min(), *q, S.max())]
+    target = np.clip((WANT.beta1 / (q + WANT.beta2) + WANT.beta3) / 2, 1, 6)
+    assert table["target margin delta/2"] == ["6.00", *(f"{t:.2f}" for t in target), "1.00"]
+    assert table["ceiling delta(s)"][1:-1] == [f"{2 * t:.2f}" for t in target]
+    assert table["as a win probability"][1:-1] == [f"{p:.3f}" for p in 1 / (1 + np.exp(-target))]
+    over = [np.mean((WANT.beta1 / (S[(low < S) & (high > S)] + 0.001) + WANT.beta3) / 2 < m) for m in (1, 2, 4)]
+    inside, floor, cap = (np.mean(x) for x in ((low < S) & (high > S), high <= S, low >= S))
+    assert table["is over the target of"] == ["0.0%", *(f"{o * inside + floor:.1%}" for o in over[1:]), "100.0%"]
+    assert (
+        f"{floor:.1%} of the pairs are at the floor, target 1; {cap:.1%} at the cap, target 6; {inside:.1%} between."
+        in out
+    )
+    assert "no target is under 1:" in out
+
+
+def test_win_probabilities_and_quantiles(data, tmp_path):
+    out = tmp_path / "pcrm.toml"
+    assert fit(data, "--win-alike", 0.7, "--win-unlike", 0.95, "--quantiles", 0.1, 0.8, "--out", out) == 0
+    found = pcrm.Constraint.from_toml(out)
+    target = torch.tensor([found.target(float(np.quantile(S, q))) for q in (0.8, 0.1)], dtype=torch.float64)
+    assert target.sigmoid().tolist() == pytest.approx([0.7, 0.95], abs=1e-12)
+
+
+def test_replaces_nothing_unasked(data, tmp_path, capsys):
+    out, plot = tmp_path / "my.toml", tmp_path / "curve.svg"
+    out.write_text("mine")
+    assert fit(data, *targets(), "--out", out, "--plot", plot) == 1
+    assert "my.toml is there already: --force replaces it" in capsys.readouterr().err
+    assert out.read_text() == "mine" and not plot.exists()
+    assert fit(data, *targets(), "--out", out, "--plot", plot, "--force") == 0
+    assert pcrm.Constraint.from_toml(out) == WANT and "<svg" in plot.read_text()
+    out.unlink()
+    assert fit(data, *targets(), "--out", out, "--plot", plot) == 1
+    assert "curve.svg is there already" in capsys.readouterr().err and not out.exists()
+
+
+def test_a_name_cannot_leave_its_comment(tmp_path):
+    path, out = tmp_path / "a\n[constraint]\nbeta1 = 9\n.jsonl", tmp_path / "pcrm.toml"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert fit(path, *targets(), "--out", out) == 0
+    assert pcrm.Constraint.from_toml(out) == WANT
+
+
+def test_another_column(tmp_path):
+    path, out = tmp_path / "pairs.jsonl", tmp_path / "pcrm.toml"
+    path.write_text("".join(json.dumps({"alike": s}) + "\n" for s in S.tolist()))
+    assert fit(path, *targets(), "--column", "alike", "--out", out) == 0
+    assert pcrm.Constraint.from_toml(out) == WANT
+
+
+@pytest.mark.parametrize(
+    ("lines", "arguments", "message"),
+    [
+        (['{"chosen": "a"}'], targets(), "pairs.jsonl, line 1: has no 'prior': `pcrm prior "),
+        (
+            ['{"prior": 0.5}', '{"prior": 1.5}'],
+            targets(),
+            "pairs.jsonl, line 2: prior is 1.5, must be a number in [0, 1]",
+        ),
+        (['{"prior": null}'], targets(), "pairs.jsonl, line 1: prior is None, must be a number in [0, 1]"),
+        (['{"prior": true}'], targets(), "pairs.jsonl, line 1: prior is True, must be"),
+        (['{"prior": NaN}'], targets(), "pairs.jsonl, line 1: prior is nan, must be"),
+        (['{"prior": "0.5"}'], targets(), "pairs.jsonl, line 1: prior is '0.5', must be"),
+        (['{"prior": 0.5}', "[]"], targets(), "pairs.jsonl, line 2: is [], must be an object"),
+        ([], targets(), "pairs.jsonl: holds no rows"),
+        (['{"prior": 0.5}'] * 9, targets(), "similarities are 0.5 and 0.5 at the quantiles 0.05 and 0.95, must differ"),
+        (None, targets(0), "target_alike is 0, must be greater than 0"),
+        (None, targets(2, 1), "target_unlike is 1, must be finite and greater than target_alike, which is 2"),
+        (None, (*targets(), "--quantiles", 0.9, 0.1), "quantiles are (0.9, 0.1), must be"),
+        (None, (*targets(), "--plot", "nowhere/x.png"), "nowhere: no such folder"),
+    ],
+)
+def test_bad_input(data, tmp_path, monkeypatch, capsys, lines, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    if lines is not None:
+        data.write_text("".join(f"{line}\n" for line in lines))
+    assert fit(data, *arguments) == 1
+    assert message in capsys.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} == {"pairs.jsonl"}, "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--win-alike", 0.5, "--win-unlike", 0.9),
+            "argument --win-alike: win_probability is 0.5, must be in (0.5, 1)",
+        ),
+        (("--win-alike", 0.7, "--win-unlike", 1), "argument --win-unlike: win_probability is 1, must be in (0.5, 1)"),
+        (("--win-alike", "x", "--win-unlike", 0.9), "argument --win-alike: could not convert string to float: 'x'"),
+        (("--win-alike", 0.7, *targets()), "--target-alike: not allowed with argument --win-alike"),
+        (("--target-alike", 1), "one of the arguments --target-unlike --win-unlike is required"),
+    ],
+)
+def test_bad_arguments(data, capsys, arguments, message):
+    with pytest.raises(SystemExit) as end:
+        fit(data, *arguments)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_there_is_no_such_file(capsys):
+    assert fit("none.jsonl", *targets()) == 1
+    assert "none.jsonl: no such file" in capsys.readouterr().err
