@@ -301,6 +301,22 @@ def test_single_responses(tmp_path):
     assert summary(tmp_path / "messages") == got
 
 
+def test_what_pcrm_score_writes(tmp_path, tiny, rows):
+    rankings = [{"prompt": r["prompt"], "responses": [r["chosen"], r["rejected"]], "ratings": [2, 1]} for r in rows[:8]]
+    for name, data in (("pairs", rows[:8]), ("rankings", rankings)):
+        write(tmp_path / f"{name}.jsonl", data)
+        assert (
+            cli.main(
+                ["score", str(tiny), str(tmp_path / f"{name}.jsonl"), "--out", str(tmp_path / f"{name}-scores.jsonl")]
+            )
+            == 0
+        )
+    assert report(tmp_path / "out", *(f"tiny={tmp_path / name}-scores.jsonl" for name in ("pairs", "rankings"))) == 0
+    got = summary(tmp_path / "out")
+    # Of two responses the correlation is 1 or -1, as the pair is right or not.
+    assert got["spearman_rating"] == pytest.approx(2 * got["accuracy"] - 1)
+
+
 def test_several_models(tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()

@@ -37,7 +37,8 @@ figure{{margin:0;break-inside:avoid}}
 figure.wide{{grid-column:1/-1}}
 figure svg{{display:block;width:100%;height:auto;margin-top:.6rem}}
 footer{{margin-top:3rem;padding-top:.8rem;border-top:1px solid var(--rule)}}
-@media(max-width:46rem){{.figures{{grid-template-columns:1fr}}body{{padding:1.5rem 1rem}}}}
+@media(max-width:46rem){{.figures{{grid-template-columns:1fr}}body{{padding:1.5rem 1rem}}
+th[scope=row]{{white-space:normal}}td span{{display:block;min-width:0}}}}
 @media print{{@page{{margin:14mm}}body{{padding:0;max-width:none;font-size:10pt}}.scroll{{overflow:visible}}
 .figures{{gap:1.6rem;margin-top:1.6rem}}th,td{{padding:.12rem 0 .12rem .8rem}}tr.first>*{{padding-top:.5rem}}.scroll{{margin-top:1rem}}td span{{min-width:0}}}}
 """
