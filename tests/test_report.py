@@ -272,7 +272,8 @@ def as_messages(row):
 
 def with_prompt(row):
     del (row := dict(row))["prompt"]
-    return row | {k: f"Question? {row[k]}" for k in ("chosen", "rejected")}
+    # Of another length in each row: what all scores have in common would change no rank.
+    return row | {k: f"{'Why' * len(row['rejected'])}? {row[k]}" for k in ("chosen", "rejected")}
 
 
 def with_lengths(row):
