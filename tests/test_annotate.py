@@ -131,6 +131,11 @@ def test_prompts_are_those_of_trl(prompt, pair, given_prompt):
     assert got == (text(want["chosen"]), text(want["rejected"]))
 
 
+def test_record_batch():
+    got = annotate(pa.RecordBatch.from_pydict(KINDS["plain"]))
+    assert got["prior"].type == pa.float32() and got["prior"].to_pylist() == lexical(CHOSEN, REJECTED).tolist()
+
+
 @pytest.mark.parametrize(
     ("message", "batch", "arguments"),
     [
@@ -151,6 +156,11 @@ def test_prompts_are_those_of_trl(prompt, pair, given_prompt):
         ("row 0: prompt is a list of messages", {"prompt": [[USER]], "chosen": ["a"], "rejected": ["a"]}, {}),
         ("rejected has 2 rows, chosen has 1", {"chosen": ["a"], "rejected": ["a", "b"]}, {}),
         ("the batch has a column 'prior' already", {"chosen": [], "rejected": [], "prior": []}, {}),
+        (
+            "chosen is one text, must be a column of them: map a data set with batched=True",
+            {"chosen": "ab", "rejected": "ac"},
+            {},
+        ),
         ("needs a column 'rejected': the columns are chosen, x", {"chosen": [], "x": []}, {}),
         ("needs a column 'chosen_ids', or a tokenizer", KINDS["plain"], {"prior": "length_ratio"}),
         ("prior is 'words', must be one of length_ratio, lexical, cosine", KINDS["plain"], {"prior": "words"}),

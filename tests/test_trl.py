@@ -6,9 +6,11 @@ import math
 import pcrm.trl.reward
 import pytest
 import torch
+from datasets import IterableDataset, Value
 from pcrm.trl import PCRMRewardConfig, PCRMRewardTrainer
 from trainers import FORMATS, build, distance, steps
 from trl import RewardConfig
+from trl.trainer.reward_trainer import DataCollatorForPreference
 
 import pcrm
 from pcrm import cli
@@ -113,6 +115,43 @@ def test_bad_prior_column(train, plain, error, value, message):
         trainer.train()
 
 
+@pytest.mark.parametrize("form", ["numpy", "torch"])
+def test_prior_column_of_a_formatted_data_set(train, plain, form):
+    values = [0.25, 0.5, 0.75, 1.0] * (len(plain) // 4)
+    data = plain.add_column("prior", values).cast_column("prior", Value("float32")).with_format(form)
+    trainer = train(data=data, go=False)
+    assert trainer.data_collator([trainer.train_dataset[i] for i in range(4)])["prior"].tolist() == values[:4]
+    with pytest.raises(TypeError, match=r"prior\[0\] is .*True.*, must be a number in \[0, 1\]"):
+        train(data=plain.add_column("prior", [True] * len(plain)).with_format(form), go=False)
+
+
+@pytest.mark.parametrize("lacking", [0, 2])
+def test_rows_of_a_batch_without_a_prior_are_refused(train, rows, lacking):
+    """Rows of a generator have keys of their own: none may get another prior than its neighbors."""
+
+    def generate():
+        for i, r in enumerate(rows):
+            yield {k: r[k] for k in ("prompt", "chosen", "rejected")} | ({} if i == lacking else {"prior": 0.5})
+
+    trainer = train(data=IterableDataset.from_generator(generate), go=False)
+    with pytest.raises(ValueError, match=f"row {lacking} of a batch has no 'prior', others of it have"):
+        trainer.train()
+
+
+def test_a_prior_of_the_collator_is_not_replaced_in_silence(train, plain):
+    class Own(DataCollatorForPreference):
+        def torch_call(self, examples):
+            return super().torch_call(examples) | {"prior": torch.full((len(examples),), 0.5)}
+
+    own = {"data_collator": Own(pad_token_id=0)}
+    with pytest.raises(ValueError, match="gives a 'prior' of its own, which pcrm_prior='length_ratio' would replace"):
+        train(data=plain, trainer=own)
+    column = plain.add_column("prior", [0.25] * len(plain))
+    assert steps(train(data=column, max_steps=1, trainer=own))[0]["pcrm/prior"] == 0.25
+    fixed = train(data=plain, max_steps=1, pcrm_prior="fixed", pcrm_delta=4.5, trainer=own)
+    assert "pcrm/prior" not in steps(fixed)[0]
+
+
 def test_margin_column(train, plain):
     data = plain.add_column("margin", [i % 3 / 2 for i in range(len(plain))])
     stock = train(stock=True, data=data, center_rewards_coefficient=0.01)
@@ -120,6 +159,8 @@ def test_margin_column(train, plain):
     assert distance(ours, stock) < 5e-6
     with pytest.raises(ValueError, match="column 'margin', which moves the margin that the constraint bounds"):
         train(data=data)
+    with pytest.raises(ValueError, match=r"column 'margin'.*pcrm_delta=inf and pcrm_form='pair'"):
+        train(data=data, pcrm_form="token", **UNCONSTRAINED)
 
 
 @pytest.mark.parametrize("options", [{}, {"pcrm_prior": "fixed", "pcrm_delta": 4.5}, {"bf16": True}])

@@ -13,6 +13,7 @@ import trl
 import yaml
 from safetensors.torch import load_file
 from trainers import FORMATS, SETTINGS
+from trl.trainer import dpo_trainer, reward_trainer
 
 from pcrm import cli
 
@@ -27,6 +28,8 @@ def _as_it_was(monkeypatch):
     for module in (trl, trl.trainer):
         for name in ("RewardConfig", "RewardTrainer", "DPOConfig", "DPOTrainer"):
             monkeypatch.setattr(module, name, getattr(module, name))
+    for module, name in ((reward_trainer, "RewardTrainer"), (dpo_trainer, "DPOTrainer")):
+        monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setattr(trl, "TrlParser", trl.TrlParser)
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(sys, "path", sys.path[:])
@@ -136,6 +139,22 @@ def test_accelerate_launch(config, rows, tmp_path):
     assert history(out)[-1]["epoch"] == pytest.approx(6 / 8)
 
 
+def test_a_file_by_name_is_read_as_trl_reads_a_data_set(config, data, tmp_path):
+    """A mixture in the configuration comes before it, and it can be streamed."""
+    path = tmp_path / "prior.jsonl"
+    lines = [json.loads(line) | {"prior": 0.5} for line in data.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    file, out = config("reward", "named", datasets=None)
+    assert cli.main(["reward", "--config", file, "--dataset_name", str(path)]) == 0
+    assert history(out)[0]["pcrm/prior"] == 0.5
+    mixture, out = config("reward", "mixture")
+    assert cli.main(["reward", "--config", mixture, "--dataset_name", str(path)]) == 0
+    assert history(out)[0]["pcrm/prior"] != 0.5
+    endless, _ = config("reward", "streamed", datasets=None, max_steps=-1)
+    with pytest.raises(ValueError, match="max_steps"):  # what has no length needs
+        cli.main(["reward", "--config", endless, "--dataset_name", str(path), "--dataset_streaming", "true"])
+
+
 @pytest.mark.parametrize("kind", ["reward", "dpo"])
 def test_scripts_of_trl_run_unmodified(config, kind):
     """The loss is swapped in the configuration alone."""
@@ -208,6 +227,17 @@ def test_enabled_classes(tmp_path, tiny, rows, monkeypatch):
     assert trl.RewardTrainer(str(tiny), asked, train_dataset=data).constrained
     with pytest.raises(ValueError, match=r"pcrm_beta1 is set, but loss_type is \['sigmoid'\]: add 'pcrm' to it"):
         trl.DPOConfig(**options, pcrm_beta1=1.0)
+
+
+def test_trainers_imported_from_their_own_modules_are_enabled_too():
+    """TRL's own reward trainer would take our configuration and train its own loss."""
+    from pcrm.trl import enable
+
+    enable()
+    from trl.trainer.dpo_trainer import DPOTrainer
+    from trl.trainer.reward_trainer import RewardTrainer
+
+    assert RewardTrainer is trl.RewardTrainer and DPOTrainer is trl.DPOTrainer
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "zero3"])

@@ -122,6 +122,12 @@ def test_prior_column_wins_and_is_checked(run, kind, rows):
         run(bad.to_iterable_dataset())
     with pytest.raises(ValueError, match="the train data set has no column 'prior', which pcrm_prior='column' needs"):
         run(data, pcrm_prior="column")
+    for train, held_out, words in (
+        (withit, data, "no column 'prior', the train data set has one"),
+        (data, withit, "a column"),
+    ):
+        with pytest.raises(ValueError, match=f"the eval data set has {words}"):
+            run(train, eval_data=held_out.select(range(4)))
 
 
 def test_iterable_data(run, rows):

@@ -3,14 +3,16 @@
 import math
 import warnings
 
+import pcrm.encoders
 import pytest
 import torch
 import trl
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from packaging.version import Version
 from pcrm.trl import PCRMDPOConfig, PCRMDPOTrainer, PCRMRewardConfig
 from peft import LoraConfig
 from trainers import FORMATS, build, distance, load, steps
+from transformers import AutoTokenizer, BertConfig, BertModel
 from trl import DPOConfig, DPOTrainer
 
 import pcrm
@@ -326,6 +328,28 @@ def test_cosine_by_a_real_encoder(dpo, rows, tmp_path, monkeypatch):
     assert dpo(go=False, data=column, **options).train_dataset["prior"][:] == [0.25] * 16
 
 
+def test_another_encoder_in_the_same_folder_is_told_apart(reward, rows, tiny, tmp_path, monkeypatch):
+    """`datasets` keeps on disk what it made of a data set that lies there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    FORMATS["plain"](rows[:8]).save_to_disk(tmp_path / "data")
+    encoder, made = tmp_path / "encoder", []
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(encoder)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        BertModel(
+            BertConfig(
+                vocab_size=2000, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+            )
+        ).save_pretrained(encoder)
+        data = load_from_disk(tmp_path / "data")
+        trainer = reward(go=False, data=data, pcrm_prior="cosine", pcrm_prior_model=str(encoder))
+        made.append(trainer.train_dataset["prior"][:])
+        want = pcrm.priors.annotate(data[:], prior="cosine", model=pcrm.encoders.Encoder(encoder, cache=False))
+        # A float32 angle, as in test_cosine_by_a_real_encoder.
+        assert made[-1] == pytest.approx(want["prior"], abs=2e-5)
+    assert max(abs(a - b) for a, b in zip(*made, strict=True)) > 1e-3
+
+
 def test_toml_file(tmp_path, reward, dpo):
     path = tmp_path / "pcrm.toml"
     path.write_text(
@@ -346,6 +370,11 @@ def test_toml_file(tmp_path, reward, dpo):
         PCRMDPOConfig(**fields, beta=0.2)
     path.write_text("[constraint]\nprior = 'cosine'\n")
     assert PCRMRewardConfig(**fields, pcrm_prior_model="encoder").pcrm_settings().prior == "cosine"
+    path.write_text("[constraint]\nprior = 'length_ratio'\n")
+    with pytest.raises(
+        ValueError, match=r"pcrm_prior_model is 'encoder', which pcrm_prior='length_ratio' does not use"
+    ):
+        PCRMRewardConfig(**fields, pcrm_prior_model="encoder")
     path.write_text("[constraint]\nbeta9 = 1\n")
     with pytest.raises(ValueError, match=r"pcrm.toml:2: constraint.beta9 is not a key"):
         PCRMRewardConfig(**fields)

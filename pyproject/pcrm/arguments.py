@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -135,16 +136,20 @@ def _constraint(prior: str, given: dict[str, Any], seed: int, paper: str, prefix
     return dataclasses.replace(Constraint.preset(preset), **given)
 
 
-def prior_tensor(column: list[Any]) -> torch.Tensor:
+def prior_tensor(column: Iterable[Any]) -> torch.Tensor:
     """A data set's column of priors as float32.
 
     Raises:
         TypeError, ValueError: an element is no number in [0, 1], named by its index.
     """
+    numbers = []
     for i, value in enumerate(column):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        # A data set in the format of NumPy or torch gives scalars of theirs.
+        number = value.item() if getattr(value, "ndim", None) == 0 else value
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise TypeError(f"prior[{i}] is {value!r}, must be a number in [0, 1]")
-    prior = torch.tensor(column, dtype=torch.float32)
+        numbers.append(number)
+    prior = torch.tensor(numbers, dtype=torch.float32)
     check_similarities(prior, "prior")
     return prior
 

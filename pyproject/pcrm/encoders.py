@@ -105,7 +105,7 @@ class Encoder:
         """What the embeddings depend on: a SHA-256 of the checkpoint's files, or of its commit
         on the hub, with the pooling and the greatest length.
         """
-        content = self._body.commit or _content_hash(Path(self.model))
+        content = self._body.commit or content_hash(Path(self.model))
         return hashlib.sha256(json.dumps([content, self.pooling, self.max_length]).encode()).hexdigest()
 
     @cached_property
@@ -167,7 +167,7 @@ def _is_sentence_transformer(model: str) -> bool:
     return cached_file(model, "modules.json", _raise_exceptions_for_missing_entries=False) is not None
 
 
-def _content_hash(folder: Path) -> str:
+def content_hash(folder: Path) -> str:
     """Of every file of a checkpoint but those whose names begin with a dot."""
     paths = (Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
     total = hashlib.sha256()

@@ -207,7 +207,7 @@ def annotate(
 
     Args:
         batch: A mapping of columns (a dict, a batch of `datasets`, NumPy arrays as Ray gives
-            them), a pyarrow Table or a pandas DataFrame. Its columns `chosen` and `rejected`,
+            them), a pyarrow Table or RecordBatch, or a pandas DataFrame. Its columns `chosen` and `rejected`,
             and `prompt` if it has one, are in one of TRL's formats, see `pcrm.rows`.
         prior: "length_ratio", "lexical" or "cosine".
         model: What embeds for the cosine: a checkpoint's folder or hub name, or an `Encoder`.
@@ -242,6 +242,8 @@ def annotate(
             raise ValueError(
                 f"prior={prior!r} needs a column {name!r}{hint}: the columns are {', '.join(map(str, names))}"
             )
+        if isinstance(batch[name], str):
+            raise ValueError(f"{name} is one text, must be a column of them: map a data set with batched=True")
 
     def column(name: str) -> Any:
         return batch[name].to_pylist() if is_table else batch[name].tolist() if is_frame else batch[name]
@@ -271,7 +273,9 @@ def annotate(
             **encoder,
         )
     if is_table:
-        return batch.append_column("prior", [result.numpy()])
+        import pyarrow
+
+        return batch.append_column("prior", pyarrow.array(result.numpy()))
     if is_frame:
         return batch.assign(prior=result.numpy())
     first = batch[names[0]]

@@ -78,10 +78,10 @@ def main(argv: list[str]) -> int:
         f"target margin {target:.4g} (win probability {_sigmoid(target):.3f}) at the similarity {where:.4g}, quantile {q:g}"
         for target, where, q in zip((args.target_alike, args.target_unlike), at, (high, low), strict=True)
     ]
-    print("\n".join([source, *goals, "", *report(s, constraint)]))
+    # Before anything is printed, which may end in a closed pipe.
     draw(plot, s, constraint, at)
     write(args.out, constraint, [f"Made by pcrm fit of {source}:", *goals])
-    print(f"\n{args.out} and {plot} written")
+    print("\n".join([source, *goals, "", *report(s, constraint), "", f"{args.out} and {plot} written"]))
     return 0
 
 

@@ -46,7 +46,7 @@ class PCRMRewardDataset(RewardDataset):
                 f"the data set has no column 'prior', which the prior {prior!r} needs: it has {', '.join(columns)}"
             )
         if self.column:
-            prior_tensor(list(dataset["prior"]))
+            prior_tensor(dataset["prior"][:])
         super().__init__(dataset, *args, **kwargs)
 
     def process_data(self, data: dict[str, Any]) -> dict[str, Any]:

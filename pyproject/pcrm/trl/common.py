@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 
-from .. import priors
+from .. import __version__, priors
 from ..arguments import prior_tensor
 from ..config import Config
+from ..encoders import content_hash
 from .configs import PCRMArguments
 
 PAPER = {
@@ -41,14 +44,26 @@ class PriorCollator:
             batch.pop("prior", None)
         elif kind == "random":
             batch["prior"] = priors.random_uniform(*_ids(examples, kind), seed=self.settings.constraint.seed)
-        elif "prior" in examples[0]:
-            batch["prior"] = prior_tensor([e["prior"] for e in examples])
+        elif any("prior" in e for e in examples):
+            batch["prior"] = prior_tensor(_priors(examples))
+        elif "prior" in batch:
+            raise ValueError(
+                f"the data collator gives a 'prior' of its own, which pcrm_prior={kind!r} would replace: give the data "
+                "set a column 'prior'"
+            )
         elif kind == "length_ratio":
             # TRL's collators get the ids unpadded.
             batch["prior"] = priors.length_ratio(*_ids(examples, kind))
         else:
             raise ValueError(f"the data set has no column 'prior', which pcrm_prior={kind!r} needs here")
         return batch
+
+
+def _priors(examples: list[dict[str, Any]]) -> list[Any]:
+    for i, example in enumerate(examples):  # rows of an iterable data set may have keys of their own
+        if "prior" not in example:
+            raise ValueError(f"row {i} of a batch has no 'prior', others of it have: give one to each row or to none")
+    return [e["prior"] for e in examples]
 
 
 def _ids(examples: list[dict[str, Any]], kind: str) -> tuple[list[list[int]], list[list[int]]]:
@@ -58,6 +73,13 @@ def _ids(examples: list[dict[str, Any]], kind: str) -> tuple[list[list[int]], li
             "made: give it a column 'prior', or set pcrm_prior='fixed'"
         )
     return [e["chosen_ids"] for e in examples], [e["rejected_ids"] for e in examples]
+
+
+def _annotate(batch: Any, *, made_by: Any, **how: Any) -> Any:
+    """`priors.annotate`. `datasets` keeps its result under the arguments: `made_by` tells an encoder
+    from another one that lay in the same folder before.
+    """
+    return priors.annotate(batch, **how)
 
 
 class Constrained:
@@ -92,9 +114,18 @@ class Constrained:
         if kind in ("fixed", "random"):
             return dataset
         columns = dataset.column_names or list(next(iter(dataset)))
-        if "prior" in columns:
+        has = "prior" in columns
+        if not hasattr(self, "_has_column"):  # the training data come first
+            self._has_column = has
+        # Data that were prepared before may have the column from here.
+        elif has != self._has_column and (kind == "length_ratio" or not has):
+            raise ValueError(
+                f"the {name} data set has {'a' if has else 'no'} column 'prior', the train data set has {'none' if has else 'one'}: "
+                "their pairs would be constrained by two priors"
+            )
+        if has:
             if hasattr(dataset, "num_rows"):  # an iterable one is looked at batch by batch
-                prior_tensor(list(dataset["prior"]))
+                prior_tensor(dataset["prior"][:])  # at once: row by row takes a hundred times as long
             return dataset
         if kind == "column":
             raise ValueError(
@@ -111,7 +142,9 @@ class Constrained:
                 f"the {name} data set has no texts, which pcrm_prior={kind!r} needs where there is no column 'prior': "
                 f"it has {', '.join(columns)}"
             )
-        annotate = functools.partial(priors.annotate, prior=kind, model=args.pcrm_prior_model)
+        model = args.pcrm_prior_model
+        content = content_hash(Path(model)) if model is not None and os.path.isdir(model) else None
+        annotate = functools.partial(_annotate, made_by=(__version__, content), prior=kind, model=model)
         described = {"desc": f"Adding the prior to {name} dataset"} if hasattr(dataset, "num_rows") else {}
         # The others find what the main process left: the data set by its fingerprint, where it
         # lies on disk, and every embedding by its text.

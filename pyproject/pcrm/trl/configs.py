@@ -44,9 +44,10 @@ class PCRMArguments:
             The delta of the fixed prior; `inf` trains the stock loss.
         pcrm_low, pcrm_high (`float`, *optional*):
             The bounds of the random prior's delta, which the trainer's `seed` and the pair's
-            token ids determine.
+            token ids determine (with `pcrm_config` the file's seed, 0 where it says none).
         pcrm_config (`str`, *optional*):
             A TOML file with all of it, as `pcrm fit` writes and `pcrm.config.load_config` reads.
+            What it leaves out is as for reward models, for DPO too.
 
         > Parameters that control the loss
 
@@ -101,17 +102,19 @@ class PCRMArguments:
         """
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(PCRMArguments)}
         model = fields.pop("pcrm_prior_model")
-        if model is not None and fields["pcrm_prior"] != "cosine" and fields["pcrm_config"] is None:
-            raise ValueError(
-                f"pcrm_prior_model is {model!r}, which pcrm_prior={fields['pcrm_prior']!r} does not use: set pcrm_prior='cosine'"
-            )
         arguments: dict[str, Any] = {name.removeprefix("pcrm_"): value for name, value in fields.items()}
         if arguments["config"] is not None:  # a default contradicts no file
             for f in dataclasses.fields(PCRMArguments):
                 if fields.get(f.name) == f.default:
                     arguments[f.name.removeprefix("pcrm_")] = None
             arguments.pop("prior_model", None)
-        return settings_of(**arguments, seed=getattr(self, "seed", 0), paper=self._pcrm_paper)
+        settings = settings_of(**arguments, seed=getattr(self, "seed", 0), paper=self._pcrm_paper)
+        if model is not None and settings.prior != "cosine":
+            where = "pcrm_prior='cosine'" if self.pcrm_config is None else f"prior = 'cosine' in {self.pcrm_config}"
+            raise ValueError(
+                f"pcrm_prior_model is {model!r}, which pcrm_prior={settings.prior!r} does not use: set {where}"
+            )
+        return settings
 
     def pcrm_constraint(self) -> Constraint:
         """The constraint of `pcrm_settings`."""

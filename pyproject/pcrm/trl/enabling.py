@@ -117,6 +117,10 @@ def enable() -> None:
         DPOConfig=_EnabledDPOConfig,
         DPOTrainer=_EnabledDPOTrainer,
     )
+    # Where some scripts import them from. Not so the configurations: one that the script made before
+    # could not be pickled under a name that is another's, and TRL's own refuse what they do not know.
+    for module, ours in (("reward_trainer", _EnabledRewardTrainer), ("dpo_trainer", _EnabledDPOTrainer)):
+        setattr(importlib.import_module(f"trl.trainer.{module}"), ours.__name__.removeprefix("_Enabled"), ours)
 
 
 def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
@@ -137,10 +141,11 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
         parser.error(str(error))
     script_arguments, _, _, dataset_arguments = arguments
     name = script_arguments.dataset_name
-    if name is not None and os.path.isfile(name):
+    if name is not None and os.path.isfile(name) and not dataset_arguments.datasets:  # both: TRL warns, and takes these
         from trl.scripts.utils import DatasetConfig
 
         reader = "parquet" if name.endswith(".parquet") else "json"
         dataset_arguments.datasets = [DatasetConfig(path=reader, data_files=name)]
+        dataset_arguments.streaming = script_arguments.dataset_streaming
         script_arguments.dataset_name = None
     script.main(*arguments)

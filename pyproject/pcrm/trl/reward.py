@@ -89,7 +89,7 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
         if self.constraint.delta(1.0) < math.inf or self.settings.form == "token":
             raise ValueError(
                 "the data set has a column 'margin', which moves the margin that the constraint bounds: "
-                "remove it, or train with pcrm_prior='fixed' and pcrm_delta=inf"
+                "remove it, or train with pcrm_prior='fixed', pcrm_delta=inf and pcrm_form='pair'"
             )
 
     def _check_token_form(self) -> None:
