@@ -63,7 +63,7 @@ def _pair(prompt: Any, chosen: Any, rejected: Any, with_prompt: bool) -> list[st
     if type(prompt) is not type(chosen):
         prompt = None
         if not with_prompt:
-            start = _shared(chosen, rejected)
+            start = shared(chosen, rejected)
     before = _contents("prompt", prompt or [], 0) if with_prompt else []
     return [
         ("" if isinstance(value, str) else "\n").join(before + _contents(name, value, start))
@@ -150,7 +150,7 @@ def _contents(name: str, value: str | list[dict[str, Any]], start: int) -> list[
     return contents
 
 
-def _shared(a: Sequence[Any], b: Sequence[Any]) -> int:
+def shared(a: Sequence[Any], b: Sequence[Any]) -> int:
     """How many elements both begin with, by TRL's `extract_prompt`: one is left of the shorter
     at least, and a space before the first difference belongs to the responses.
     """

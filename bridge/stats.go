@@ -1,0 +1,92 @@
+package bridge
+
+import (
+	"encoding/json"
+
+	"github.com/pcrm-project/pcrm/pcrm/stats"
+)
+
+// Spearman calls stats.Spearman on n float64 points.
+func Spearman(n int64, x, y uintptr) (r float64, err error) {
+	defer convert(&err)
+	return stats.Spearman(slice[float64](x, n), slice[float64](y, n))
+}
+
+// KendallTauB calls stats.KendallTauB on n float64 points.
+func KendallTauB(n int64, x, y uintptr) (tau float64, err error) {
+	defer convert(&err)
+	return stats.KendallTauB(slice[float64](x, n), slice[float64](y, n))
+}
+
+// Quantiles calls stats.Quantiles on n float64; dst and p are of k float64.
+func Quantiles(n, k int64, dst, x, p uintptr) (ok bool, err error) {
+	defer convert(&err)
+	err = stats.Quantiles(slice[float64](dst, k), slice[float64](x, n), slice[float64](p, k))
+	return err == nil, err
+}
+
+// Histogram calls stats.Histogram on n float64; dst is of so many int64 as bins.
+func Histogram(n, bins int64, dst, x uintptr, low, high float64) (ok bool, err error) {
+	defer convert(&err)
+	err = stats.Histogram(slice[int64](dst, bins), slice[float64](x, n), low, high)
+	return err == nil, err
+}
+
+// Reliability calls stats.Reliability on n float64 and writes the counts, the
+// confidences and the accuracies of its bins to the 30 float64 at dst.
+func Reliability(n int64, dst, margins uintptr) (ok bool, err error) {
+	defer convert(&err)
+	const k = stats.ReliabilityBins
+	d := slice[float64](dst, 3*k)
+	for i, b := range stats.Reliability(slice[float64](margins, n)) {
+		d[i], d[k+i], d[2*k+i] = float64(b.Count), b.Confidence, b.Accuracy
+	}
+	return true, nil
+}
+
+// Lowess calls stats.Lowess on n float64 points.
+func Lowess(n int64, dst, x, y uintptr, frac float64, iterations int64, delta float64) (ok bool, err error) {
+	defer convert(&err)
+	o := stats.LowessOptions{Frac: frac, Iterations: int(iterations), Delta: delta}
+	err = stats.Lowess(slice[float64](dst, n), slice[float64](x, n), slice[float64](y, n), o)
+	return err == nil, err
+}
+
+// Pairs calls stats.Pairs on n float64 and returns a JSON object of its estimates, a
+// list of the value and the ends of its interval each; an infinite end is null.
+// difference and delta may be 0.
+func Pairs(n int64, margins, difference, delta uintptr) (estimates string, err error) {
+	defer convert(&err)
+	e, err := stats.Pairs(slice[float64](margins, n), slice[float64](difference, n), slice[float64](delta, n))
+	return estimated(e, err)
+}
+
+// Rankings calls stats.Rankings on so many float64 points of so many prompts, of which
+// offsets are prompts+1 int64 and spearman and kendall prompts float64. It returns
+// what Pairs does.
+func Rankings(prompts, points int64, spearman, kendall, scores, ratings, offsets uintptr) (estimates string, err error) {
+	defer convert(&err)
+	e, err := stats.Rankings(slice[float64](spearman, prompts), slice[float64](kendall, prompts),
+		slice[float64](scores, points), slice[float64](ratings, points), slice[int64](offsets, prompts+1))
+	return estimated(e, err)
+}
+
+// Lengths calls stats.Lengths on so many float64 points of so many units, of which
+// offsets are units+1 int64. It returns what Pairs does.
+func Lengths(units, points int64, scores, lengths, offsets uintptr) (estimates string, err error) {
+	defer convert(&err)
+	e, err := stats.Lengths(slice[float64](scores, points), slice[float64](lengths, points), slice[int64](offsets, units+1))
+	return estimated(e, err)
+}
+
+func estimated(estimates []stats.Estimate, err error) (string, error) {
+	if err != nil {
+		return "", err
+	}
+	byKey := make(map[string][]any, len(estimates))
+	for _, e := range estimates {
+		byKey[e.Key] = []any{e.Value, finite(e.Low), finite(e.High)}
+	}
+	text, err := json.Marshal(byKey)
+	return string(text), err
+}

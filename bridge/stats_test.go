@@ -1,0 +1,46 @@
+package bridge
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// Estimates are JSON: a value and two ends, null where one is infinite.
+func TestStatistics(t *testing.T) {
+	decode := func(text string, err error) (e map[string][]*float64) {
+		t.Helper()
+		require.NoError(t, err)
+		require.NoError(t, json.Unmarshal([]byte(text), &e))
+		return e
+	}
+	// A resample of three pairs often has a mean below 0, which no temperature serves.
+	e := decode(Pairs(3, address([]float64{3, 1, -2}), 0, 0))
+	assert.Equal(t, 2./3, *e["accuracy"][0])
+	require.Len(t, e["temperature"], 3)
+	assert.NotNil(t, e["temperature"][1])
+	assert.Nil(t, e["temperature"][2])
+	assert.NotContains(t, e, "violation_rate")
+
+	scores, ratings, offsets := []float64{1, 2, 3, 1, 2}, []float64{1, 3, 2, 1, 2}, []int64{0, 3, 5}
+	spearman, kendall := make([]float64, 2), make([]float64, 2)
+	e = decode(Rankings(2, 5, address(spearman), address(kendall), address(scores), address(ratings), address(offsets)))
+	assert.InDelta(t, 0.75, *e["spearman_rating"][0], 1e-15)
+	assert.InDeltaSlice(t, []float64{1. / 3, 1}, kendall, 1e-15)
+	e = decode(Lengths(2, 5, address(scores), address(ratings), address(offsets)))
+	assert.Len(t, e, 1)
+
+	bins := make([]float64, 30)
+	_, err := Reliability(2, address(bins), address([]float64{800, -800}))
+	require.NoError(t, err)
+	assert.Equal(t, []float64{2, 1, 0.5}, []float64{bins[9], bins[19], bins[29]})
+
+	_, err = Pairs(0, 0, 0, 0)
+	assert.EqualError(t, err, "ValueError: margins are empty, must be at least one number")
+	_, err = Lowess(1, address(bins), address(bins), address(bins), 2, 0, 0)
+	assert.EqualError(t, err, "ValueError: frac is 2, must be in [0, 1]")
+	_, err = Reliability(1, 0, address(bins)) // no place for the bins
+	assert.ErrorContains(t, err, "RuntimeError: pcrm: internal error")
+}

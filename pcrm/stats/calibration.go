@@ -1,0 +1,165 @@
+package stats
+
+import (
+	"math"
+
+	"gonum.org/v1/gonum/floats"
+)
+
+// Accuracy is the share of the margins that are greater than 0; NaN for none.
+func Accuracy(margins []float64) float64 {
+	n := 0
+	for _, m := range margins {
+		if m > 0 {
+			n++
+		}
+	}
+	return float64(n) / float64(len(margins))
+}
+
+// Brier is the mean of (P - 1)^2 with P = sigmoid(m): 0.25 for margins of 0, 0 for
+// large ones, 1 for large ones on the wrong side. NaN for no margins.
+func Brier(margins []float64) float64 {
+	sum := 0.0
+	for _, m := range margins {
+		sum += brier(m)
+	}
+	return sum / float64(len(margins))
+}
+
+func brier(m float64) float64 {
+	q := sigmoid(-m) // 1 - P, without its cancellation
+	return q * q
+}
+
+// ReliabilityBins is how many equal parts [0.5, 1] is cut into.
+const ReliabilityBins = 10
+
+// A Bin is one part of a reliability diagram.
+type Bin struct {
+	Count      int
+	Confidence float64 // the mean of max(P, 1-P); NaN for no pairs
+	Accuracy   float64 // the share of pairs whose margin is greater than 0; NaN for no pairs
+}
+
+// Reliability sorts margins by confidence max(P, 1-P) into [ReliabilityBins] equal
+// bins of [0.5, 1]; each but the last is open on the right.
+func Reliability(margins []float64) [ReliabilityBins]Bin {
+	var sums binSums
+	for _, m := range margins {
+		confidence := sigmoid(math.Abs(m))
+		sums.add(binOf(confidence), confidence, m > 0)
+	}
+	return sums.bins()
+}
+
+// ECE is the expected calibration error of a reliability diagram,
+//
+//	sum over the bins of |accuracy - confidence| count / n
+//
+// in [0, 1]; NaN for no pairs. It is biased upwards by the noise of each bin's
+// accuracy, by about 0.4/sqrt(n/10) where all bins hold as many.
+func ECE(bins [ReliabilityBins]Bin) float64 {
+	total, gap := 0, 0.0
+	for _, b := range bins {
+		if b.Count > 0 {
+			total += b.Count
+			gap += math.Abs(b.Accuracy-b.Confidence) * float64(b.Count)
+		}
+	}
+	return gap / float64(total)
+}
+
+func binOf(confidence float64) uint8 {
+	return uint8(min((confidence-0.5)*2*ReliabilityBins, ReliabilityBins-1))
+}
+
+type binSums struct {
+	count, correct [ReliabilityBins]int
+	confidence     [ReliabilityBins]float64
+}
+
+func (s *binSums) add(bin uint8, confidence float64, correct bool) {
+	s.count[bin]++
+	s.confidence[bin] += confidence
+	if correct {
+		s.correct[bin]++
+	}
+}
+
+func (s *binSums) bins() (bins [ReliabilityBins]Bin) {
+	for i := range bins {
+		n := float64(s.count[i])
+		bins[i] = Bin{s.count[i], s.confidence[i] / n, float64(s.correct[i]) / n}
+	}
+	return bins
+}
+
+// Temperature is the T > 0 that makes the mean of -log sigmoid(m/T) least: dividing
+// all scores by it calibrates their margins as well as one number can. Above 1 the
+// scores are too far apart, below 1 too close together.
+//
+// In a = 1/T this is a convex function, whose derivative -mean(m sigmoid(-a m)) has
+// one zero.
+//
+// Special cases:
+//
+//	Temperature(no margins)                  = NaN
+//	Temperature(margins whose mean is <= 0)  = +Inf
+//	Temperature(margins that are all >= 0)   = 0, if one is greater
+func Temperature(margins []float64) float64 {
+	return 1 / inverseTemperature(margins, 1)
+}
+
+// inverseTemperature is 1/T, found from a guess greater than 0.
+func inverseTemperature(margins []float64, guess float64) float64 {
+	if len(margins) == 0 {
+		return math.NaN()
+	}
+	if floats.Sum(margins) <= 0 {
+		return 0
+	}
+	if floats.Min(margins) >= 0 {
+		return math.Inf(1)
+	}
+	// Newton's method between a low with a negative and a high with a positive
+	// derivative; where it leaves them, or has no high yet, halving and doubling.
+	low, high, a := 0.0, math.Inf(1), guess
+	for range 200 { // 64 halvings are as many as float64 tells apart; Newton needs some six
+		var first, second float64
+		for _, m := range margins {
+			s := sigmoid(-a * m)
+			first -= m * s
+			second += m * m * s * (1 - s)
+		}
+		switch {
+		case first == 0:
+			return a
+		case first < 0:
+			low = a
+		default:
+			high = a
+		}
+		next := a - first/second
+		if !(next > low && next < high) {
+			next = 2 * a
+			if !math.IsInf(high, 1) {
+				next = (low + high) / 2
+			}
+		}
+		if math.Abs(next-a) <= 1e-14*a {
+			return next
+		}
+		a = next
+	}
+	return a
+}
+
+// sigmoid is 1/(1 + exp(-x)); for very negative x, exp(x) to the last bit.
+func sigmoid(x float64) float64 {
+	if x < 0 {
+		e := math.Exp(x)
+		return e / (1 + e)
+	}
+	return 1 / (1 + math.Exp(-x))
+}

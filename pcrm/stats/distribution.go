@@ -1,0 +1,93 @@
+package stats
+
+import (
+	"math"
+	"slices"
+
+	"gonum.org/v1/gonum/floats"
+)
+
+// Quantiles writes the quantiles p of x to dst. They interpolate linearly between
+// the two order statistics around p(n-1), NumPy's default. x is left as it is.
+//
+// Errors, each an [*pcrm.ArgumentError]: dst and p of different lengths, a p outside
+// [0, 1], an element of x that is not finite, no elements.
+func Quantiles(dst, x, p []float64) error {
+	if len(dst) != len(p) {
+		return argErr("dst", -1, "has %d elements, p has %d", len(dst), len(p))
+	}
+	for i, q := range p {
+		if !(q >= 0 && q <= 1) {
+			return argErr("p", i, "is %v, must be in [0, 1]", q)
+		}
+	}
+	if len(x) == 0 {
+		return argErr("x", -1, "is empty, must be at least one number")
+	}
+	if err := checkFinite("x", x); err != nil {
+		return err
+	}
+	sorted := slices.Clone(x)
+	slices.Sort(sorted)
+	for i, q := range p {
+		dst[i] = quantile(sorted, q)
+	}
+	return nil
+}
+
+// meanSD returns the mean and the standard deviation, which divides by the number of
+// elements. gonum's stat, which has both, brings its linear algebra into the extension.
+func meanSD(x []float64) (mean, sd float64) {
+	n := float64(len(x))
+	mean = floats.Sum(x) / n
+	sum := 0.0
+	for _, v := range x {
+		sum += (v - mean) * (v - mean)
+	}
+	return mean, math.Sqrt(sum / n)
+}
+
+// quantile is that of sorted numbers, of which there is at least one.
+func quantile(sorted []float64, p float64) float64 {
+	at := p * float64(len(sorted)-1)
+	i := int(at)
+	if i+1 >= len(sorted) || sorted[i] == sorted[i+1] { // of infinities there is no difference
+		return sorted[i]
+	}
+	return sorted[i] + (at-float64(i))*(sorted[i+1]-sorted[i])
+}
+
+// Histogram counts the elements of x in len(dst) equal bins of [low, high]: each but
+// the last is open on the right, and what lies outside is not counted. The edges are
+// low + i (high-low)/len(dst).
+//
+// Errors, each an [*pcrm.ArgumentError]: no bins; low and high that are not finite
+// with low < high; an element of x that is not finite.
+func Histogram(dst []int64, x []float64, low, high float64) error {
+	if len(dst) == 0 {
+		return argErr("dst", -1, "is empty, must be at least one bin")
+	}
+	if !(low < high) || math.IsInf(high-low, 0) {
+		return argErr("low", -1, "is %v, must be finite and less than high, which is %v", low, high)
+	}
+	if err := checkFinite("x", x); err != nil {
+		return err
+	}
+	clear(dst)
+	last := len(dst) - 1
+	width := (high - low) / float64(len(dst))
+	for _, v := range x {
+		if v < low || v > high {
+			continue
+		}
+		i := min(int((v-low)/width), last)
+		// The quotient may round over an edge.
+		if v < low+float64(i)*width {
+			i--
+		} else if i < last && v >= low+float64(i+1)*width {
+			i++
+		}
+		dst[i]++
+	}
+	return nil
+}

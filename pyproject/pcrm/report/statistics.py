@@ -1,0 +1,125 @@
+"""The statistics of a report, which the Go package stats computes: its documentation has the formulas.
+
+Arguments are float64 arrays of one dimension, finite unless it says otherwise; ValueError names the first
+element that is not. RuntimeError: the native library is not there.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import backends
+
+Floats = NDArray[np.float64]
+
+# The value and its 95% interval, an end of which may be None where it is infinite.
+Estimates = dict[str, tuple[float, float | None, float | None]]
+
+
+def spearman(x: Floats, y: Floats) -> float:
+    """Rank correlation in [-1, 1]; NaN for fewer than two points, and where x or y is the same throughout."""
+    return _call("Spearman", _same(x, y), x, y)
+
+
+def kendall_tau_b(x: Floats, y: Floats) -> float:
+    """Kendall's tau-b in [-1, 1]; NaN as for `spearman`."""
+    return _call("KendallTauB", _same(x, y), x, y)
+
+
+def quantiles(x: Floats, p: Floats) -> Floats:
+    """Quantiles, interpolated as NumPy does by default. x has one element at least, p is in [0, 1]."""
+    dst = np.empty(len(p))
+    _call("Quantiles", len(x), len(p), dst, x, p)
+    return dst
+
+
+def histogram(x: Floats, bins: int, low: float, high: float) -> NDArray[np.int64]:
+    """Counts in equal bins of [low, high]; what lies outside is not counted."""
+    dst = np.empty(bins, np.int64)
+    _call("Histogram", len(x), bins, dst, x, float(low), float(high))
+    return dst
+
+
+def reliability(margins: Floats) -> tuple[Floats, Floats, Floats]:
+    """Ten equal bins of the confidence max(P, 1 - P) over [0.5, 1], P = sigmoid(margin).
+
+    Returns:
+        The pairs in each bin, their mean confidence and the share of them whose margin is
+        greater than 0; shape (10,) each, NaN for a bin without pairs.
+    """
+    dst = np.empty((3, 10))
+    _call("Reliability", len(margins), dst, margins)
+    return dst[0], dst[1], dst[2]
+
+
+def lowess(x: Floats, y: Floats, *, frac: float = 2 / 3, iterations: int = 3, delta: float = 0.0) -> Floats:
+    """Cleveland's smooth curve through the points, at each x.
+
+    Args:
+        x, y: The points, in any order.
+        frac: The share of them that each local line is fitted to, in [0, 1].
+        iterations: How often outliers are held down.
+        delta: Distance in x within which fits are interpolated; 0 for none.
+    """
+    dst = np.empty(len(x))
+    _call("Lowess", _same(x, y), dst, x, y, float(frac), iterations, float(delta))
+    return dst
+
+
+def pairs(margins: Floats, difference: Floats | None = None, delta: Floats | None = None) -> Estimates:
+    """All that is said of the margins of pairs, by key of summary.json with a slash for an object in it.
+
+    Args:
+        margins: Chosen less rejected score, one at least.
+        difference: Length of chosen less that of rejected, in any unit.
+        delta: The constraint of each pair, greater than 0; it may be infinite.
+    """
+    arrays = [margins, *(np.empty(0) if a is None else a for a in (difference, delta))]
+    for a in (difference, delta):
+        if a is not None:
+            _same(margins, a)
+    return _estimates("Pairs", len(margins), *arrays)
+
+
+def rankings(scores: Floats, ratings: Floats, offsets: NDArray[np.int64]) -> tuple[Estimates, Floats, Floats]:
+    """How scores rank responses beside their ratings; prompt i has those of [offsets[i], offsets[i + 1]).
+
+    Returns:
+        What is said of all prompts, and Spearman's and Kendall's correlation of each, NaN
+        where it has none.
+    """
+    by_prompt = np.empty(len(offsets) - 1), np.empty(len(offsets) - 1)
+    n = _same(scores, ratings)
+    return _estimates("Rankings", len(offsets) - 1, n, *by_prompt, scores, ratings, offsets), *by_prompt
+
+
+def lengths(scores: Floats, lengths: Floats, offsets: NDArray[np.int64]) -> Estimates:
+    """How scores go with lengths; unit i, what intervals resample, has those of [offsets[i], offsets[i + 1])."""
+    return _estimates("Lengths", len(offsets) - 1, _same(scores, lengths), scores, lengths, offsets)
+
+
+def _same(x: Floats, y: Floats) -> int:
+    """The length of both: beyond the shorter one there is no memory for Go to read."""
+    if len(x) != len(y):
+        raise ValueError(f"arrays have {len(x)} and {len(y)} elements, must have as many")
+    return len(x)
+
+
+def _estimates(name: str, *arguments: Any) -> Estimates:
+    return {key: tuple(numbers) for key, numbers in json.loads(_call(name, *arguments)).items()}
+
+
+def _call(name: str, *arguments: Any) -> Any:
+    """Call the bridge with the addresses of arrays; an empty one has the address 0."""
+    held = [_contiguous(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    numbers = [(a.ctypes.data if a.size else 0) if isinstance(a, np.ndarray) else a for a in held]
+    return backends.call(getattr(backends.library(), f"bridge_{name}"), *numbers)
+
+
+def _contiguous(a: NDArray[Any]) -> NDArray[Any]:
+    """The array itself if it is as Go reads it: what Go writes to always is."""
+    return np.ascontiguousarray(a, np.int64 if a.dtype.kind == "i" else np.float64)
