@@ -90,7 +90,7 @@ format: $(VENV)/test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(RLHF) build demo-out *.egg-info
+	rm -rf $(VENV) $(RLHF) .compat build demo-out *.egg-info
 
 # Installed for use: what a user's `pip install 'pcrm[demo]'` does.
 $(VENV)/demo: $(BIN)/python pyproject.toml $(NATIVE)
