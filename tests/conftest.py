@@ -75,7 +75,7 @@ def tiny(tmp_path_factory, rows):
     """The folder of a tiny random reward model with its tokenizer."""
     from transformers import LlamaForSequenceClassification
 
-    return _tiny(tmp_path_factory.mktemp("tiny"), rows, LlamaForSequenceClassification, num_labels=1)
+    return make_tiny(tmp_path_factory.mktemp("tiny"), rows, LlamaForSequenceClassification, num_labels=1)
 
 
 @pytest.fixture(scope="session")
@@ -83,10 +83,11 @@ def tiny_policy(tmp_path_factory, rows):
     """The folder of a tiny random language model with its tokenizer."""
     from transformers import LlamaForCausalLM
 
-    return _tiny(tmp_path_factory.mktemp("policy"), rows, LlamaForCausalLM)
+    return make_tiny(tmp_path_factory.mktemp("policy"), rows, LlamaForCausalLM)
 
 
-def _tiny(folder, rows, model_class, **options):
+def make_tiny(folder, rows, model_class, **options):
+    """Save a tiny random model and its tokenizer, trained on the rows, in a folder; return that."""
     from pcrm.demo.model import make_tokenizer
     from transformers import LlamaConfig
 

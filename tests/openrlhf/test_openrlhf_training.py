@@ -83,26 +83,13 @@ class Result:
 @pytest.fixture(scope="session")
 def material(tmp_path_factory):
     """A folder with a tiny language model, preferences, and preferences with a column `prior`."""
-    from pcrm.demo.model import make_tokenizer
+    from conftest import make_tiny
     from pcrm.demo.world import generate
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("openrlhf")
     rows = generate(PAIRS, seed=0)
-    tokenizer = make_tokenizer(r["prompt"] + r["chosen"] + r["rejected"] for r in rows)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "tiny")
-    tokenizer.save_pretrained(folder / "tiny")
+    make_tiny(folder / "tiny", rows, LlamaForCausalLM)
     columns = {
         "plain": lambda i: {},
         "column": lambda i: {"prior": (i % 5) / 4},

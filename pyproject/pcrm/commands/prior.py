@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import sys
 from typing import Any
 
-from .. import __version__, priors
+from .. import priors
 from ..datafiles import Batch, open_source
 from ..rows import RowError, texts
 from ..shards import Output
+from . import _passes
 
 _DESCRIPTION = """\
 Adds a column `prior`, how alike the two responses of a row are, in [0, 1]. IN and OUT end in
@@ -38,7 +37,6 @@ def main(argv: list[str]) -> int:
         help="length_ratio: shorter by longer in tokens; lexical: cosine of n-gram counts; cosine: of the embeddings "
         "of an encoder, as an angle (default: %(default)s)",
     )
-    parser.add_argument("--split", default="train", help="of a data set that has some (default: %(default)s)")
     parser.add_argument("--model", metavar="PATH", help="the encoder for cosine: a checkpoint's folder or hub name")
     parser.add_argument(
         "--pooling",
@@ -53,27 +51,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--raw", action="store_true", help="the cosine itself, clamped to [0, 1], and not the angle")
     parser.add_argument("--no-cache", action="store_true", help="keep no embeddings in the cache folder of the user")
     parser.add_argument("--with-prompt", action="store_true", help="compare prompt + response, the authors' way")
-    parser.add_argument(
-        "--on-error",
-        choices=("fail", "skip"),
-        default="fail",
-        help="what a bad row does: end the command, or be left out and listed in OUT.skipped.jsonl (default: %(default)s)",
-    )
+    _passes.add_arguments(parser)
     args = parser.parse_args(argv)
     if (args.prior == "cosine") != (args.model is not None):
         parser.error("--model is what --prior cosine needs, and nothing else does")
     if (args.prior == "length_ratio") != (args.tokenizer is not None):
         parser.error("--tokenizer is what --prior length_ratio needs, and nothing else does")
-    if os.path.exists(args.out) and os.path.exists(args.source) and os.path.samefile(args.out, args.source):
-        parser.error("--out is IN")
-    try:
-        return _run(args)
-    except KeyboardInterrupt:
-        print(f"pcrm prior: interrupted; the same command goes on from {args.out}.parts", file=sys.stderr)
-        return 130
+    return _passes.run(parser, args, args.source, "IN", _run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> Output:
     from tqdm import tqdm
 
     how: dict[str, Any] = {"prior": args.prior}  # what of_texts is called with
@@ -101,8 +88,7 @@ def _run(args: argparse.Namespace) -> int:
         settings["--tokenizer"] = hashlib.sha256(vocabulary.encode()).hexdigest()
     source = open_source(args.source, args.split)
     _check_columns(source.name, source.columns)
-    settings |= {"--split": args.split, "pcrm": __version__}
-    settings |= {f"IN ({key})": value for key, value in source.identity.items()}
+    settings |= _passes.settings_of_input(args, "IN", source)
     with Output(args.out, settings, skip=args.on_error == "skip") as output:
         with tqdm(total=source.total, initial=output.position, unit=" rows", disable=None, mininterval=0.5) as bar:
             for batch in source.batches(output.position):
@@ -112,12 +98,7 @@ def _run(args: argparse.Namespace) -> int:
                 if (fraction := source.fraction) is not None:
                     bar.total = int(output.position / fraction)
                 bar.update(batch.end - batch.start)
-        if not output.rows + output.skipped:
-            raise ValueError(f"{args.source}: holds no rows")
-        output.finish()
-    left_out = f", {output.skipped} skipped: {output.side}" if output.skipped else ""
-    print(f"{args.out}: {output.rows} rows{left_out}")
-    return 0
+        return _passes.finish(output, args.source)
 
 
 def _check_columns(name: str, columns: list[str] | None) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from typing import Any
 
 import numpy as np
 
-from .. import __version__
 from ..datafiles import Batch, Columns, Source, open_source
 from ..rows import RowError, inputs
 from ..scoring import DTYPES, RewardModel
 from ..shards import Output
+from . import _passes
 
 _DESCRIPTION = """\
 Adds the scores of a reward model to rows of one kind:
@@ -53,7 +51,6 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("data", metavar="DATA", help="the rows to score")
     parser.add_argument("--out", required=True, help="where to write them with their scores")
-    parser.add_argument("--split", default="train", help="of a data set that has some (default: %(default)s)")
     parser.add_argument(
         "--max-length",
         type=int,
@@ -68,23 +65,12 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--device", help="default: the GPU where there is one")
     parser.add_argument("--batch-size", type=int, default=32, help="responses in a pass (default: %(default)s)")
-    parser.add_argument(
-        "--on-error",
-        choices=("fail", "skip"),
-        default="fail",
-        help="what a bad row does: end the command, or be left out and listed in OUT.skipped.jsonl (default: %(default)s)",
-    )
+    _passes.add_arguments(parser)
     args = parser.parse_args(argv)
-    if os.path.exists(args.out) and os.path.exists(args.data) and os.path.samefile(args.out, args.data):
-        parser.error("--out is DATA")
-    try:
-        return _run(args)
-    except KeyboardInterrupt:
-        print(f"pcrm score: interrupted; the same command goes on from {args.out}.parts", file=sys.stderr)
-        return 130
+    return _passes.run(parser, args, args.data, "DATA", _run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> Output:
     from tqdm import tqdm
 
     skip = args.on_error == "skip"
@@ -96,8 +82,7 @@ def _run(args: argparse.Namespace) -> int:
     # Not the batch size nor the device, which move no more than a score's last bits: what was
     # too large for one of them goes on with another.
     settings: dict[str, Any] = {"MODEL": model.identity, "--dtype": args.dtype, "--max-length": model.max_length}
-    settings |= {"--split": args.split, "pcrm": __version__}
-    settings |= {f"DATA ({key})": value for key, value in source.identity.items()}
+    settings |= _passes.settings_of_input(args, "DATA", source)
     with Output(args.out, settings, skip=skip) as output:
         with tqdm(total=source.total, initial=output.position, unit=" rows", disable=None, mininterval=0.5) as bar:
             for batch in source.batches(output.position, _SHARD_ROWS):
@@ -109,12 +94,7 @@ def _run(args: argparse.Namespace) -> int:
 
                 output.write(batch, *_scored(batch, kind, model, skip, progress))
                 progress(1.0)
-        if not output.rows + output.skipped:
-            raise ValueError(f"{args.data}: holds no rows")
-        output.finish()
-    left_out = f", {output.skipped} skipped: {output.side}" if output.skipped else ""
-    print(f"{args.out}: {output.rows} rows{left_out}")
-    return 0
+        return _passes.finish(output, args.data)
 
 
 def _kind(source: Source) -> tuple[str, ...]:
