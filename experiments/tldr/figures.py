@@ -1,0 +1,68 @@
+"""The figures of docs/experiments.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from methods import METHODS
+from numpy.typing import NDArray
+from pcrm.report import style
+
+if TYPE_CHECKING:
+    from tables import Column, Estimates, Run
+
+# What one looks at first, and whether more is better (1), less (-1) or neither (0).
+SHOWN = {"accuracy": 1, "spearman": 1, "best_of_4_rating": 1, "rl_rating_at_kl": 1, "margin_sd": 0, "ece": -1}
+COMPARED = ("plain", "fixed, fitted", "length ratio, fitted", "cosine, fitted", "length ratio, published")
+
+
+def _write(figure: Any, file: Path, title: str) -> None:
+    file.write_text(style.standalone(style.svg(figure, file.stem, title)))
+
+
+def differences(file: Path, estimates: Estimates, columns: dict[str, Column]) -> None:
+    """What each method has more than plain, with its interval."""
+    methods = [m for m in METHODS if m in estimates and m != "plain"]
+    base, base_resampled = estimates["plain"]
+    with style.style():
+        figure, axes = style.figure(1, 0.5 + 0.42 * len(methods), 2, 3, sharey=True)
+        for ax, (key, better) in zip(axes.flat, SHOWN.items(), strict=True):
+            k = list(columns).index(key)
+            ax.axvline(0, color=style.MUTED, linewidth=0.8, zorder=1)
+            for y, method in enumerate(reversed(methods)):
+                value, resampled = estimates[method]
+                low, high = np.quantile(resampled[:, k] - base_resampled[:, k], [0.025, 0.975])
+                color = style.color(0 if "fitted" in method else 1 if "published" in method else 6)
+                ax.plot([low, high], [y, y], color=color, zorder=2)
+                ax.plot(value[k] - base[k], y, "o", color=color, markersize=4, zorder=3)
+            note = {1: ", more is better", -1: ", less is better", 0: ""}[better]
+            ax.set_title(columns[key].head + note)
+            ax.set_yticks(range(len(methods)), list(reversed(methods)))
+            ax.grid(axis="x")
+        _write(figure, file, "Each method less plain, with 95% intervals")
+
+
+def optimization(file: Path, found: dict[str, dict[str, list[Run]]], coefficients: NDArray[np.float64]) -> None:
+    """The softmax policies of tier B, or of what there is: what the proxy promises and what people's ratings say."""
+    runs = found.get("B") or found["A"]
+    with style.style():
+        figure, axes = style.figure(1, 2.9, 1, 3)
+        for i, method in enumerate(m for m in COMPARED if m in runs):
+            kl, proxy, rating = np.mean([run.curves.mean(0) for run in runs[method]], 0)
+            look: Any = {"color": style.color(i), "linestyle": style.line(i), "label": method}
+            axes[0].plot(coefficients, proxy, **look)
+            axes[1].plot(kl, proxy, **look)
+            axes[2].plot(kl, rating, **look)
+        axes[0].set_xscale("log")
+        axes[0].invert_xaxis()
+        axes[0].set_xlabel("weight b of the KL penalty")
+        axes[1].set_xlabel("KL from the reference, nats")
+        axes[2].set_xlabel("KL from the reference, nats")
+        for ax, title in zip(axes, ("reward gained", "reward gained", "human rating gained"), strict=True):
+            ax.set_title(title)
+            ax.grid(axis="y")
+            ax.set_ylim(bottom=0)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
+        _write(figure, file, "Reward and human rating that softmax policies gain")

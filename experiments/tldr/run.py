@@ -1,0 +1,203 @@
+"""Reward models of human-rated summaries, each method with many seeds: one command, which can be killed and goes on.
+
+    python experiments/tldr/run.py DATA --model ENCODER         # train what is missing, then the tables
+    python experiments/tldr/run.py DATA --model ENCODER --choose  # how the numbers of epochs were found
+    python experiments/tldr/run.py DATA --tables                # the tables alone, of the kept scores
+
+DATA is a folder with tldr_{train,test}_{pairs.jsonl.gz,ratings.jsonl}, ENCODER the folder of
+all-MiniLM-L6-v2. Each run's scores of the test summaries become a row of scores.parquet; from it
+come results.csv, a row a run, and the tables and figures of docs/experiments.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from methods import METHODS, Data
+from posts import Posts, embeddings, priors, read, states
+from tiers import Head, TopLayers, score, train
+from tqdm.auto import tqdm
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent.parent / "docs" / "experiments.md"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pcrm" / "experiments"
+
+
+@dataclass(frozen=True)
+class Tier:
+    epochs: int  # by epochs.csv
+    longest: int  # what --choose looks at
+    learning_rate: float
+    posts_per_step: int
+    seeds: int
+
+
+TIERS = {
+    "A": Tier(epochs=4, longest=8, learning_rate=3e-4, posts_per_step=8, seeds=10),
+    "B": Tier(epochs=3, longest=3, learning_rate=1e-4, posts_per_step=4, seeds=3),
+}
+CHOSEN_BY = ("plain", "length ratio, published", "length ratio, fitted")
+HELD_OUT = 0.2  # of the train posts, to choose epochs
+
+
+@functools.cache
+def _posts(data: Path, split: str) -> Posts:
+    return read(data, split)
+
+
+@functools.cache
+def _data(data: Path, model: str) -> Data:
+    posts = _posts(data, "train")
+    return Data(posts, priors(posts, model))
+
+
+@functools.cache
+def _inputs(data: Path, split: str, tier: str, model: str) -> tuple[torch.Tensor, ...]:
+    posts = _posts(data, split)
+    return (embeddings(posts, model),) if tier == "A" else states(posts, model, CACHE)
+
+
+def _model(tier: str, model: str, inputs: tuple[torch.Tensor, ...], seed: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return Head(inputs[0].shape[1]) if tier == "A" else TopLayers(model)
+
+
+def one(data: Path, model: str, tier: str, method: str, seed: int) -> dict[str, Any]:
+    """A row of scores.parquet: train on all train posts, score the test summaries."""
+    torch.set_num_threads(1)  # a run a core: the same bits however many there are
+    t, train_data, inputs = TIERS[tier], _data(data, model), _inputs(data, "train", tier, model)
+    network = _model(tier, model, inputs, seed)
+    train(
+        network,
+        inputs,
+        train_data.posts,
+        METHODS[method](train_data),
+        epochs=t.epochs,
+        learning_rate=t.learning_rate,
+        posts_per_step=t.posts_per_step,
+        seed=seed,
+    )
+    scores = score(network, _inputs(data, "test", tier, model)).astype(np.float32)
+    return {"tier": tier, "method": method, "seed": seed, "scores": scores.tolist()}
+
+
+def choose(data: Path, model: str, tier: str, method: str, seed: int) -> list[dict[str, Any]]:
+    """Rows of epochs.csv: pair accuracy on held-out train posts after each epoch of the longest training."""
+    torch.set_num_threads(1)
+    t, train_data, inputs = TIERS[tier], _data(data, model), _inputs(data, "train", tier, model)
+    posts = train_data.posts
+    shuffled = np.random.default_rng(0).permutation(len(posts.prompts))
+    held_out, use = np.split(shuffled, [int(HELD_OUT * len(shuffled))])
+    responses = np.flatnonzero(np.isin(posts.post, held_out))
+    pairs = np.searchsorted(responses, posts.pairs[np.isin(posts.pair_post, held_out)])
+    held_inputs = tuple(x[torch.from_numpy(responses)] for x in inputs)
+    network = _model(tier, model, inputs, seed)
+    rows: list[dict[str, Any]] = []
+
+    def look(epoch: int) -> None:
+        chosen, rejected = score(network, held_inputs)[pairs].T
+        right = round(float((chosen > rejected).mean()), 4)
+        rows.append({"tier": tier, "method": method, "seed": seed, "epoch": epoch, "held_out_accuracy": right})
+
+    train(
+        network,
+        inputs,
+        posts,
+        METHODS[method](train_data),
+        epochs=t.longest,
+        learning_rate=t.learning_rate,
+        posts_per_step=t.posts_per_step,
+        seed=seed,
+        use=use,
+        after_epoch=look,
+    )
+    return rows
+
+
+def kept(file: Path) -> list[dict[str, Any]]:
+    return pq.read_table(file).to_pylist() if file.exists() else []
+
+
+def _keep(rows: list[dict[str, Any]], file: Path) -> None:
+    order = list(METHODS)
+    rows = sorted(rows, key=lambda row: (row["tier"], order.index(row["method"]), row["seed"]))
+    schema = pa.schema(
+        [("tier", pa.string()), ("method", pa.string()), ("seed", pa.int32()), ("scores", pa.list_(pa.float32()))]
+    )
+    partial = file.with_suffix(".partial")
+    pq.write_table(pa.Table.from_pylist(rows, schema), partial, compression="zstd")
+    partial.replace(file)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", help="the encoder's folder")
+    parser.add_argument("--tiers", default="AB", help="which of A and B")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, each on one core")
+    parser.add_argument("--choose", action="store_true", help="write epochs.csv instead")
+    parser.add_argument("--tables", action="store_true", help="train nothing")
+    parser.add_argument("--out", type=Path, default=HERE, help="the folder of scores.parquet and results.csv")
+    parser.add_argument("--page", type=Path, default=PAGE, help="whose tables are replaced; figures lie beside it")
+    arguments = parser.parse_args()
+    if not arguments.tables:
+        if arguments.model is None:
+            parser.error("--model is missing")
+        _train(arguments)
+    if not arguments.choose:
+        import tables
+
+        rows = kept(arguments.out / "scores.parquet")
+        tables.write(read(arguments.data, "test"), rows, arguments.out / "results.csv", arguments.page)
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    data, model = arguments.data, str(Path(arguments.model))
+    for tier in arguments.tiers:  # once, before the processes that read it from disk
+        for split in ("train", "test"):
+            _inputs(data, split, tier, model)
+    _data(data, model)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / "scores.parquet"
+    rows = [] if arguments.choose else kept(file)
+    done = {(row["tier"], row["method"], row["seed"]) for row in rows}
+    # Seed by seed: whatever is there when it is stopped has all methods.
+    wanted = [
+        (tier, method, seed)
+        for tier in arguments.tiers
+        for seed in range(TIERS[tier].seeds)
+        for method in (CHOSEN_BY if arguments.choose else arguments.methods)
+        if (tier, method, seed) not in done
+    ]
+    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+        runs = [pool.submit(choose if arguments.choose else one, data, model, *run) for run in wanted]
+        for run in tqdm(as_completed(runs), total=len(runs), desc="runs", disable=None):
+            if arguments.choose:
+                rows += run.result()
+            else:
+                rows.append(run.result())
+                _keep(rows, file)
+    if arguments.choose:
+        with (arguments.out / "epochs.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(sorted(rows, key=lambda row: (row["tier"], row["method"], row["seed"])))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""What the kept scores say: results.csv, and the tables and figures of docs/experiments.md.
+
+Statistics of one run are those of `pcrm report` and `pcrm optimize`. Intervals are 95% percentile
+intervals of a bootstrap that resamples test posts and, apart from them, seeds: they say how far
+other posts and other seeds may lead, not other data or other models. Differences from plain are
+of the same posts and the same seeds in each resample.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import figures
+import numpy as np
+from methods import METHODS
+from numpy.typing import NDArray
+from pcrm.optimization import best_of_n, softmax_policy
+from pcrm.report import statistics
+from posts import Posts
+from tqdm.auto import tqdm
+
+RESAMPLES = 1000
+BEST_OF = 4
+# Of the softmax policies: from next to the reference to next to the highest score of each pool,
+# so close that a straight line between two of them will do.
+COEFFICIENTS = np.geomspace(50, 0.01, 80)
+COEFFICIENT, KL = 0.5, 0.5  # where the columns look: one penalty for all, and one divergence for all
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Column:
+    head: str
+    digits: int
+
+
+COLUMNS = {
+    "accuracy": Column("pair accuracy", 3),
+    "spearman": Column("Spearman", 3),
+    "kendall": Column("Kendall", 3),
+    "margin_sd": Column("margin sd", 2),
+    "margin_p95": Column("margin 95%", 2),
+    "ece": Column("ECE", 3),
+    "spearman_length": Column("Spearman with length", 3),
+    "best_of_4_rating": Column("best of 4", 3),
+    "rl_proxy": Column("proxy, b = .5", 2),
+    "rl_rating": Column("rating, b = .5", 3),
+    "rl_kl": Column("KL, b = .5", 3),
+    "rl_rating_at_kl": Column("rating, KL = .5", 3),
+}
+
+SCORES = list(COLUMNS)[:7]
+OPTIMIZATION = list(COLUMNS)[7:]
+
+
+class Run:
+    """One model's scores of the test summaries, and all columns of them on any resample of posts."""
+
+    def __init__(self, posts: Posts, scores: Floats) -> None:
+        self.margins = scores[posts.pairs[:, 0]] - scores[posts.pairs[:, 1]]
+        self.scores, self.lengths = scores, posts.lengths
+        pools = [slice(a, b) for a, b in zip(posts.offsets, posts.offsets[1:], strict=False)]
+        _, self.spearman, self.kendall = statistics.rankings(scores, posts.ratings, posts.offsets)
+        self.best = np.full(len(pools), np.nan)
+        curves = []
+        for i, pool in enumerate(pools):
+            one = [scores[pool]], [posts.ratings[pool]]
+            if len(one[0][0]) >= BEST_OF:
+                self.best[i] = best_of_n(*one, [BEST_OF]).gold_gain[0, 0]
+            curve = softmax_policy(*one, COEFFICIENTS)
+            curves.append([curve.kl[:, 0], curve.proxy_gain[:, 0], curve.gold_gain[:, 0]])
+        self.curves = np.array(curves)  # (posts, 3, coefficients)
+
+    def columns(self, sample: NDArray[np.int64], pairs: NDArray[np.int64], responses: NDArray[np.int64]) -> list[float]:
+        """In the order of COLUMNS; `sample` are posts, `pairs` and `responses` all that they have."""
+        margins = self.margins[pairs]
+        share, confidence, right = statistics.reliability(margins)
+        kl, proxy, rating = self.curves[sample].mean(0)
+        at = np.log(COEFFICIENTS[::-1])
+
+        def where(b: float, curve: Floats) -> float:
+            return float(np.interp(np.log(b), at, curve[::-1]))
+
+        return [
+            float((margins > 0).mean()),
+            float(np.nanmean(self.spearman[sample])),
+            float(np.nanmean(self.kendall[sample])),
+            float(margins.std()),
+            float(np.quantile(margins, 0.95)),
+            float(np.nansum(share * np.abs(right - confidence)) / len(margins)),
+            statistics.spearman(self.scores[responses], self.lengths[responses]),
+            float(np.nanmean(self.best[sample])),
+            where(COEFFICIENT, proxy),
+            where(COEFFICIENT, rating),
+            where(COEFFICIENT, kl),
+            float(np.interp(KL, kl, rating)),
+        ]
+
+
+def write(posts: Posts, rows: list[dict[str, Any]], results: Path, page: Path) -> None:
+    """results.csv, the tables of the page between their marks, and the figures beside it."""
+    found: dict[str, dict[str, list[Run]]] = {}
+    for row in tqdm(rows, desc="statistics", disable=None):
+        run = Run(posts, np.array(row["scores"], np.float64))
+        found.setdefault(row["tier"], {}).setdefault(row["method"], []).append(run)
+    everything = np.arange(len(posts.prompts)), np.arange(len(posts.pairs)), np.arange(len(posts.responses))
+    with results.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["tier", "method", "seed", *COLUMNS])
+        for row in rows:
+            run = found[row["tier"]][row["method"]][row["seed"]]
+            writer.writerow([row["tier"], row["method"], row["seed"], *(f"{v:.5f}" for v in run.columns(*everything))])
+    text = page.read_text()
+    for tier, runs in found.items():
+        estimates = bootstrap(posts, runs)
+        text = _replaced(text, f"{tier}: scores", table(estimates, SCORES))
+        text = _replaced(text, f"{tier}: optimization", table(estimates, OPTIMIZATION))
+        text = _replaced(text, f"{tier}: differences", differences(estimates, list(figures.SHOWN)))
+        figures.differences(page.parent / f"{page.stem}-{tier.lower()}.svg", estimates, COLUMNS)
+    figures.optimization(page.parent / f"{page.stem}-rl.svg", found, COEFFICIENTS)
+    page.write_text(text)
+
+
+# By method: the value of each column, and of each resample, (resamples, columns).
+Estimates = dict[str, tuple[Floats, Floats]]
+
+
+def bootstrap(posts: Posts, runs: dict[str, list[Run]], resamples: int = RESAMPLES) -> Estimates:
+    """Means over seeds of all columns, as measured and resampled; the same resamples for each method."""
+    random = np.random.default_rng(0)
+    of_pairs = [np.flatnonzero(posts.pair_post == p) for p in range(len(posts.prompts))]
+    of_responses = [np.flatnonzero(posts.post == p) for p in range(len(posts.prompts))]
+    seeds = min(map(len, runs.values()))  # where it was stopped, what all methods have
+    found: dict[str, list[list[float]]] = {method: [] for method in runs}
+    for i in tqdm(range(resamples + 1), desc="bootstrap", disable=None):
+        sample, drawn = np.arange(len(of_pairs)), np.arange(seeds)
+        if i:  # the first is what was measured
+            sample, drawn = random.integers(len(sample), size=len(sample)), random.integers(seeds, size=seeds)
+        pairs, responses = (np.concatenate([of[p] for p in sample]) for of in (of_pairs, of_responses))
+        for method, models in runs.items():
+            values = {s: models[s].columns(sample, pairs, responses) for s in set(drawn.tolist())}
+            found[method].append(np.mean([values[s] for s in drawn], 0).tolist())
+    return {method: (np.array(values[0]), np.array(values[1:])) for method, values in found.items()}
+
+
+def table(estimates: Estimates, keys: Sequence[str]) -> str:
+    """These columns of all methods, with the interval of each."""
+
+    def cell(column: Column, value: float, low: float, high: float) -> str:
+        return f"{value:.{column.digits}f} <small>{low:.{column.digits}f} to {high:.{column.digits}f}</small>"
+
+    return _markdown(estimates, keys, cell)
+
+
+def differences(estimates: Estimates, keys: Sequence[str]) -> str:
+    """What each method has more than plain; bold where the interval does not hold 0."""
+    base, base_resampled = estimates["plain"]
+    less = {
+        m: (value - base, resampled - base_resampled) for m, (value, resampled) in estimates.items() if m != "plain"
+    }
+
+    def cell(column: Column, value: float, low: float, high: float) -> str:
+        text = f"{value:+.{column.digits}f}"
+        text = f"**{text}**" if low > 0 or high < 0 else text
+        return f"{text} <small>{low:+.{column.digits}f} to {high:+.{column.digits}f}</small>"
+
+    return _markdown(less, keys, cell)
+
+
+def _markdown(estimates: Estimates, keys: Sequence[str], cell: Callable[[Column, float, float, float], str]) -> str:
+    lines = ["| method | " + " | ".join(COLUMNS[key].head for key in keys) + " |", "|---" * (len(keys) + 1) + "|"]
+    for method in (m for m in METHODS if m in estimates):
+        value, resampled = estimates[method]
+        low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+        places = [(COLUMNS[key], list(COLUMNS).index(key)) for key in keys]
+        lines.append(f"| {method} | " + " | ".join(cell(c, value[k], low[k], high[k]) for c, k in places) + " |")
+    return "\n".join(lines)
+
+
+def _replaced(text: str, name: str, body: str) -> str:
+    """The page with what stands between the marks of a name replaced."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, rest = text.split(begin)
+    return before + begin + body + "\n" + end + rest.split(end)[1]
