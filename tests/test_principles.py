@@ -270,6 +270,26 @@ def test_score_refuses(tmp_path, tiny, capsys):
     assert "--principle-template goes with --principles" in capsys.readouterr().err
 
 
+def test_going_on_needs_the_same_principles(tmp_path, tiny, capsys):
+    source, out = write(tmp_path / "in.jsonl", [PAIR] * 600 + [{"chosen": 3}]), tmp_path / "out.jsonl"
+    given, template = tmp_path / "p.json", tmp_path / "t.txt"
+    command = ["score", str(tiny), str(source), "--out", str(out), "--principles", str(given)]
+
+    def fails(text, *options):
+        given.write_text(text)
+        capsys.readouterr()
+        assert main([*command, *options]) == 1
+        return capsys.readouterr().err
+
+    assert f"{source}, line 601: has no rejected" in fails('["Be kind."]')  # after a shard
+    template.write_text("{prompt}{principles}")
+    assert "was begun with another --principles: it was " in fails('["Be fair."]')
+    assert "was begun with another --principle-template: " in fails(
+        '["Be kind."]', "--principle-template", str(template)
+    )
+    assert f"{source}, line 601: has no rejected" in fails('["Be kind."]')
+
+
 def scored(n, seed, names=("kind", "odd/“<name>”")):
     """Rows as `pcrm score` writes them, and the margins by each principle."""
     draw, data, margins = np.random.default_rng(seed), [], {name: [] for name in names}
