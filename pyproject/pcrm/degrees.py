@@ -2,8 +2,8 @@
 
 OUR READING of self-supervised preference optimization (SPO, arXiv 2409.17791), from its abstract:
 responses are degraded to known degrees by removing key content, a module learns the degrees, and
-its loss is added to that of the alignment. The paper's own loss, its choice of key content and
-its weights are not published as code; what is here is not theirs:
+its loss is added to that of the alignment. The paper's own loss, choice of key content and
+weights may differ; these are ours:
 
     key content   the words that the fewest texts of the data set have
     the head      a linear one, on the last token's hidden state
