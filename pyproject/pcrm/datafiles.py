@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Row = dict[str, Any]
-# By their names: a NumPy array of floats, or a list of such arrays where a row has several.
+# By their names: a NumPy array of floats, or a list of a value for each row, which is made of
+# such arrays, their elements, texts, lists and dicts.
 Columns = Mapping[str, Any]
 
 # A batch is what is in memory at once, what one call of a prior sees, and what a kill loses.
@@ -444,8 +445,18 @@ class _Rows(Batch):
 def _shortest(column: Any) -> list[str]:
     """A column as JSON, with the fewest digits that are the number again in its own precision."""
     if isinstance(column, list):
-        return [f"[{', '.join(numbers.astype(str))}]" for numbers in column]
+        return [_shortest_of(value) for value in column]
     return column.astype(str).tolist()
+
+
+def _shortest_of(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{json.dumps(key)}: {_shortest_of(v)}' for key, v in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shortest_of, value))}]"
+    if isinstance(value, str):
+        return json.dumps(value)
+    return f"[{', '.join(value.astype(str))}]" if value.ndim else str(value)
 
 
 def _file_identity(path: str) -> dict[str, Any]:

@@ -147,6 +147,16 @@ def fit(
     return beta1, beta2, 2 * target_alike - beta1 / (s_high + beta2), 2 * target_alike, 2 * target_unlike
 
 
+def preference_as_reward(rewards: Tensor, reference_rewards: Tensor) -> Tensor:
+    """The mean over references of `sigmoid(r - reference)`: of rewards (B,) and references (K,) or (B, K)."""
+    return (rewards.unsqueeze(1) - reference_rewards).sigmoid().mean(1)
+
+
+def length_bonus(lengths: Tensor, max_length: float, weight: float, cap: float, multiplier: Tensor | float) -> Tensor:
+    """`weight * min(multiplier * length / max_length, cap)`."""
+    return weight * (multiplier * lengths / max_length).clamp(max=cap)
+
+
 def length_ratio(chosen: Sequence[int], rejected: Sequence[int], pad_token_id: int | None) -> float:
     """Shorter by longer length in tokens, from the first differing token on; 1 if both are empty.
 

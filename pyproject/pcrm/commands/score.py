@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import principles
 from ..datafiles import Batch, Columns, Source, open_source
+from ..principles import Principle
 from ..rows import RowError, inputs
 from ..scoring import DTYPES, RewardModel
 from ..shards import Output
@@ -21,7 +25,8 @@ Adds the scores of a reward model to rows of one kind:
   response            single responses: score
 
 with a prompt or without one, plain or conversational, read as TRL's RewardTrainer reads them.
-Rows keep their order and their other columns. DATA and OUT end in .jsonl, .jsonl.gz or .parquet
+With --principles the prompt has these in it, and scores_by_principle has the scores with each
+of them alone. Rows keep their order and their other columns. DATA and OUT end in .jsonl, .jsonl.gz or .parquet
 or are folders of `datasets`; DATA may be a data set of the hub. OUT is replaced if it is there,
 once all is done. Killed, the same command goes on where it was; until then its shards are in
 OUT.parts.
@@ -33,7 +38,7 @@ _KINDS = {
     ("responses",): ("scores",),
     ("response",): ("score",),
 }
-_COLUMNS = ("prompt", "tools", "chat_template_kwargs", *(name for kind in _KINDS for name in kind))
+_COLUMNS = ("prompt", "principles", "tools", "chat_template_kwargs", *(name for kind in _KINDS for name in kind))
 
 # What is in memory at once and what a kill loses: a minute's work of a small model on a CPU.
 # More would hardly pad less.
@@ -65,8 +70,20 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--device", help="default: the GPU where there is one")
     parser.add_argument("--batch-size", type=int, default=32, help="responses in a pass (default: %(default)s)")
+    parser.add_argument(
+        "--principles",
+        metavar="FILE",
+        help="a JSON list of principles, texts or objects with text and name, or `column`: those of each row's principles",
+    )
+    parser.add_argument(
+        "--principle-template",
+        metavar="FILE",
+        help="a text with {principles} and {prompt}, less a line end at its end: what the prompt becomes",
+    )
     _passes.add_arguments(parser)
     args = parser.parse_args(argv)
+    if args.principle_template and not args.principles:
+        parser.error("--principle-template goes with --principles")
     return _passes.run(parser, args, args.data, "DATA", _run)
 
 
@@ -76,12 +93,15 @@ def _run(args: argparse.Namespace) -> Output:
     skip = args.on_error == "skip"
     source = open_source(args.data, args.split)
     kind = _kind(source)
+    asked = _Principles.of(args)
     model = RewardModel(
         args.model, dtype=args.dtype, device=args.device, batch_size=args.batch_size, max_length=args.max_length
     )
     # Not the batch size nor the device, which move no more than a score's last bits: what was
     # too large for one of them goes on with another.
     settings: dict[str, Any] = {"MODEL": model.identity, "--dtype": args.dtype, "--max-length": model.max_length}
+    if asked is not None:
+        settings |= {"--principles": asked.given or "column", "--principle-template": asked.template}
     settings |= _passes.settings_of_input(args, "DATA", source)
     with Output(args.out, settings, skip=skip) as output:
         with tqdm(total=source.total, initial=output.position, unit=" rows", disable=None, mininterval=0.5) as bar:
@@ -92,7 +112,7 @@ def _run(args: argparse.Namespace) -> Output:
                 def progress(share: float, batch: Batch = batch) -> None:
                     bar.update(batch.start + int(share * (batch.end - batch.start)) - bar.n)
 
-                output.write(batch, *_scored(batch, kind, model, skip, progress))
+                output.write(batch, *_scored(batch, kind, model, asked, skip, progress))
                 progress(1.0)
         return _passes.finish(output, args.data)
 
@@ -123,8 +143,33 @@ def _kind(source: Source) -> tuple[str, ...]:
     )
 
 
+@dataclass
+class _Principles:
+    """What --principles and --principle-template ask for; `given` is None where the rows have theirs."""
+
+    given: list[Principle] | None
+    template: str
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> _Principles | None:
+        if not args.principles:
+            return None
+        template = principles.TEMPLATE
+        if args.principle_template:
+            template = Path(args.principle_template).read_text(encoding="utf-8").removesuffix("\n")
+        principles.into_prompt("", [], template)  # a template that is none says so before the model is read
+        return cls(None if args.principles == "column" else principles.load(args.principles), template)
+
+    def prompts(self, row: dict[str, Any]) -> dict[str | None, Any]:
+        """The row's prompt with all of its principles, and by the name of each with it alone."""
+        found = principles.parse(row.get("principles")) if self.given is None else self.given
+        prompt = row.get("prompt")
+        together = principles.into_prompt(prompt, [p.text for p in found], self.template)
+        return {None: together} | {p.name: principles.into_prompt(prompt, [p.text], self.template) for p in found}
+
+
 def _scored(
-    batch: Batch, kind: tuple[str, ...], model: RewardModel, skip: bool, progress: Any
+    batch: Batch, kind: tuple[str, ...], model: RewardModel, asked: _Principles | None, skip: bool, progress: Any
 ) -> tuple[Columns, list[int], list[dict[str, Any]]]:
     """The scores of the rows that are good, which those are, and what is to be said of the others."""
     bad: dict[int, str] = {}
@@ -134,37 +179,52 @@ def _scored(
             raise ValueError(f"{batch.place(i)}: {error.message}") from None
         bad[i] = error.message
 
-    encoded: dict[int, dict[str, list[int]]] = {}
-    for i, row in enumerate(batch.rows(_COLUMNS)):
+    encoded: dict[int, dict[tuple[str | None, str], list[int]]] = {}
+    new = (*_KINDS[kind], *(["scores_by_principle"] if asked else []))
+    for i, row in enumerate(batch.rows((*_COLUMNS, *new))):
         try:
             if isinstance(row, RowError):
                 raise row
-            if again := [name for name in _KINDS[kind] if name in row]:
+            if again := [name for name in new if name in row]:
                 raise ValueError(f"{batch.place(i)}: has a column {again[0]!r} already")
-            encoded[i] = _encoded(row, kind, model)
+            encoded[i] = _encoded(row, kind, model, asked)
         except RowError as error:
             refuse(i, error)
     scores = model.score([ids for row in encoded.values() for ids in row.values()], progress)
     ends = np.cumsum([len(row) for row in encoded.values()], dtype=int)[:-1]
-    kept: dict[int, np.ndarray] = {}
+    kept: dict[int, dict[str | None, np.ndarray]] = {}
     for (i, row), numbers in zip(encoded.items(), np.split(scores, ends), strict=False):
-        for name, score in zip(row, numbers, strict=True):
+        for (principle, name), score in zip(row, numbers, strict=True):
             if not np.isfinite(score):
-                refuse(i, RowError(f"{name} gets the score {score} of {model.name}"))
+                by = "" if principle is None else f" by the principle {principle!r:.80}"
+                refuse(i, RowError(f"{name} gets the score {score} of {model.name}{by}"))
                 break
         else:
-            kept[i] = numbers
+            names = list(dict.fromkeys(principle for principle, _ in row))
+            kept[i] = dict(zip(names, numbers.reshape(len(names), -1), strict=True))
+    together = [row[None] for row in kept.values()]
     if kind == ("responses",):
-        columns: dict[str, Any] = {"scores": list(kept.values())}
+        columns: dict[str, Any] = {"scores": together}
     else:
-        table = np.array(list(kept.values()), np.float32).reshape(-1, len(kind))
+        table = np.array(together, np.float32).reshape(-1, len(kind))
         columns = dict(zip(_KINDS[kind], table.T, strict=True))
+    if asked:
+        columns["scores_by_principle"] = [
+            [{"principle": name} | _named(kind, numbers) for name, numbers in row.items() if name is not None]
+            for row in kept.values()
+        ]
     skipped = [{"place": batch.place(i), "error": bad[i], "row": batch.original(i)} for i in sorted(bad)]
     return columns, list(kept), skipped
 
 
-def _encoded(row: dict[str, Any], kind: tuple[str, ...], model: RewardModel) -> dict[str, list[int]]:
-    """What the model reads for each response of a row."""
+def _named(kind: tuple[str, ...], numbers: np.ndarray) -> dict[str, Any]:
+    return {"scores": numbers} if kind == ("responses",) else dict(zip(_KINDS[kind], numbers, strict=True))
+
+
+def _encoded(
+    row: dict[str, Any], kind: tuple[str, ...], model: RewardModel, asked: _Principles | None
+) -> dict[tuple[str | None, str], list[int]]:
+    """What the model reads for each response of a row, by the name of a principle, None for all of them, and its own."""
     for name in kind:
         if name not in row:
             raise RowError(f"has no {name}, its keys are {', '.join(row)}")
@@ -174,6 +234,9 @@ def _encoded(row: dict[str, Any], kind: tuple[str, ...], model: RewardModel) -> 
         responses = {f"responses[{i}]": response for i, response in enumerate(row["responses"])}
     else:
         responses = {name: row[name] for name in kind}
-    values = inputs(row.get("prompt"), responses, end=model.end)
     tools, options = row.get("tools"), row.get("chat_template_kwargs")
-    return {name: model.encode(name, value, tools, options) for name, value in zip(responses, values, strict=True)}
+    return {
+        (principle, name): model.encode(name, value, tools, options)
+        for principle, prompt in (asked.prompts(row) if asked else {None: row.get("prompt")}).items()
+        for name, value in zip(responses, inputs(prompt, responses, end=model.end), strict=True)
+    }

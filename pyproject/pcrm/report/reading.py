@@ -7,6 +7,7 @@ A row is one of
     a score    score; response, or length
 
 Lengths are those that the row gives, else characters of its texts, which are in TRL's formats.
+A pair may have scores_by_principle, and principles whose scores say what each of them prefers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import principles
 from ..datafiles import Batch, open_source
 from ..rows import RowError, shared, texts
 
@@ -33,6 +35,7 @@ _KINDS = {"chosen_score": "pair", "rejected_score": "pair", "scores": "ranking",
 _TEXTS = ("prompt", "chosen", "rejected", "response")
 _NUMBERS = ("chosen_score", "rejected_score", "prior", "chosen_length", "rejected_length", "score", "length")
 _LISTS = ("scores", "ratings", "lengths")
+_BY_PRINCIPLE = "scores_by_principle"
 
 
 @dataclass
@@ -47,6 +50,8 @@ class Scores:
         lengths: Of the responses in rankings.
         single, single_length: Rows of one score.
         units: What lengths are counted in.
+        by_principle: The margins of pairs with each principle alone in the prompt, the score of
+            the response that it prefers less the other's.
     """
 
     name: str
@@ -62,6 +67,7 @@ class Scores:
     single: Floats
     single_length: Floats | None
     units: str
+    by_principle: dict[str, Floats] = field(default_factory=dict)
 
     @property
     def margins(self) -> Floats:
@@ -136,6 +142,7 @@ class _Columns:
     present: dict[str, str] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
+    by_principle: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, name: str, values: Any) -> None:
         self.pieces.setdefault(name, []).append(values)
@@ -182,6 +189,7 @@ def _read(name: str, paths: list[str], split: str) -> Scores:
         single=columns.array("single"),
         single_length=columns.maybe("single_length"),
         units=next(iter(columns.units.values()), "characters"),
+        by_principle={name: np.array(margins) for name, margins in columns.by_principle.items()},
     )
 
 
@@ -201,6 +209,7 @@ def _plain(batch: Batch, columns: _Columns) -> bool:
         + [(n, pa.float64()) for n in _NUMBERS]
         + [(n, pa.list_(pa.float64())) for n in _LISTS]
         + [("responses", pa.list_(pa.string()))]
+        + [(_BY_PRINCIPLE, pa.list_(pa.struct([("principle", pa.string())])))]
     )
     table = batch.table(schema)
     if table is None or not len(table):
@@ -208,6 +217,8 @@ def _plain(batch: Batch, columns: _Columns) -> bool:
     full = {n for n in table.column_names if table[n].null_count == 0}
     empty = {n for n in table.column_names if table[n].null_count == len(table)}
     if full | empty != set(table.column_names):
+        return False
+    if _BY_PRINCIPLE in full:
         return False
     kinds = full & _KINDS.keys()
     if kinds == {"chosen_score", "rejected_score"}:
@@ -318,7 +329,9 @@ def _units(given: bool) -> str:
 
 
 def _row_by_row(batch: Batch, columns: _Columns) -> None:
-    for i, row in enumerate(batch.rows((*_KINDS, *_TEXTS, *_NUMBERS, *_LISTS, "responses"))):
+    for i, row in enumerate(
+        batch.rows((*_KINDS, *_TEXTS, *_NUMBERS, *_LISTS, "responses", _BY_PRINCIPLE, "principles"))
+    ):
         try:
             if isinstance(row, RowError):
                 raise row
@@ -344,6 +357,8 @@ def _one(row: dict[str, Any], place: str, columns: _Columns) -> None:
         if prior is not None and not 0 <= prior <= 1:
             raise RowError(f"prior is {prior:g}, must be in [0, 1]")
         columns.optional("pair", "prior", None if prior is None else [prior], place)
+        for name, margin in _by_principle(row).items():
+            columns.by_principle.setdefault(name, []).append(margin)
         lengths: list[float] | None = None
         if given := {"chosen_length", "rejected_length"} & row.keys():
             lengths = [_number(row, f"{n}_length") for n in ("chosen", "rejected")]
@@ -379,6 +394,25 @@ def _one(row: dict[str, Any], place: str, columns: _Columns) -> None:
         columns.optional("score", "single_length", lengths, place)
     if lengths is not None:
         columns.units.setdefault(place.partition(",")[0], _units(bool(given)))
+
+
+def _by_principle(row: dict[str, Any]) -> dict[str, float]:
+    """The margin by each principle; none by one that has the score 0 in the row's `principles`."""
+    scores = row.get(_BY_PRINCIPLE, [])
+    if not isinstance(scores, list):
+        raise RowError(f"{_BY_PRINCIPLE} is {scores!r:.80}, must be a list")
+    preferred = {p.name: p.score for p in principles.parse(row["principles"])} if scores and "principles" in row else {}
+    margins = {}
+    for i, entry in enumerate(scores):
+        if not isinstance(entry, dict) or not isinstance(entry.get("principle"), str):
+            raise RowError(f"{_BY_PRINCIPLE}[{i}] is {entry!r:.80}, must be an object with principle")
+        chosen, rejected = (
+            _finite(f"{_BY_PRINCIPLE}[{i}].{name}", entry.get(name)) for name in ("chosen_score", "rejected_score")
+        )
+        score = preferred.get(entry["principle"])
+        if score != 0:
+            margins[entry["principle"]] = rejected - chosen if score is not None and score < 0 else chosen - rejected
+    return margins
 
 
 def _text_length(response: Any) -> float:

@@ -45,6 +45,8 @@ _LABELS: dict[str, str | None] = {
     "pooled_spearman_rating": "Spearman, all responses pooled",
     "pooled_kendall_tau_b_rating": "Kendall's tau-b, all responses pooled",
 }
+# Of these what is said of each principle.
+_OF_PRINCIPLES = ("accuracy", "margin/mean", "margin/sd")
 _PERCENT = (
     "accuracy",
     "accuracy_longer_chosen",
@@ -74,6 +76,13 @@ def write(models: list[Scores], out: str | os.PathLike[str], constraint: Constra
     by_prompt: dict[str, tuple[statistics.Floats, statistics.Floats]] = {}
     estimates = {m.name: _estimates(m, constraint, by_prompt) for m in models}
     summaries = {name: _nested(e) for name, e in estimates.items()}
+    principles = {m.name: {name: statistics.pairs(x) for name, x in m.by_principle.items()} for m in models}
+    for m in models:
+        if m.by_principle:
+            summaries[m.name]["by_principle"] = {
+                name: {"pairs": len(m.by_principle[name])} | _nested({k: e[k] for k in _OF_PRINCIPLES})
+                for name, e in principles[m.name].items()
+            }
     summary = next(iter(summaries.values())) if len(models) == 1 else {"models": summaries}
 
     with style.style():
@@ -86,7 +95,7 @@ def write(models: list[Scores], out: str | os.PathLike[str], constraint: Constra
         title="Reward model report" if len(models) > 1 else models[0].name,
         subtitle=_contents(models),
         columns=list(estimates),
-        rows=_rows(estimates),
+        rows=[*_rows(estimates), *_principle_rows(principles)],
         note="In brackets 95% bootstrap intervals: of pairs, and for the rank correlations of prompts.",
         figures=pictures,
         footer=f"pcrm {__version__}" + (f" · {constraint!r}" if constraint is not None else ""),
@@ -145,6 +154,16 @@ def _rows(estimates: dict[str, Estimates]) -> list[page.Row]:
         elif any(key in e for e in estimates.values()):
             rows.append((label, [_cell(key, e.get(key)) for e in estimates.values()]))
     return rows
+
+
+def _principle_rows(principles: dict[str, dict[str, Estimates]]) -> list[page.Row]:
+    """Accuracy and margin by each principle that a model has scores for."""
+    rows: list[page.Row] = []
+    for name in dict.fromkeys(name for by_name in principles.values() for name in by_name):
+        found = [by_name.get(name, {}) for by_name in principles.values()]
+        rows.append((f"By “{name}”: accuracy", [_cell("accuracy", e.get("accuracy")) for e in found]))
+        rows.append(("… margin, mean", [_cell("margin/mean", e.get("margin/mean")) for e in found]))
+    return [None, *rows] if rows else []
 
 
 def _cell(key: str, estimate: tuple[float, float | None, float | None] | None) -> page.Cell:
