@@ -46,7 +46,7 @@ class Tier:
 
 
 TIERS = {
-    "A": Tier(epochs=4, longest=8, learning_rate=3e-4, posts_per_step=8, seeds=10),
+    "A": Tier(epochs=6, longest=8, learning_rate=3e-4, posts_per_step=8, seeds=10),
     "B": Tier(epochs=3, longest=3, learning_rate=1e-4, posts_per_step=4, seeds=3),
 }
 CHOSEN_BY = ("plain", "length ratio, published", "length ratio, fitted")
