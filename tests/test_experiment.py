@@ -171,17 +171,19 @@ def test_a_killed_experiment_goes_on(data, tmp_path):
         assert done.returncode == 0, done.stderr
         return (tmp_path / "scores.parquet").read_bytes()
 
-    train = ("--model", MODEL, "--tiers", "A", "--jobs", "1", "--methods", "plain", "cosine, fitted")
+    train = ("--model", MODEL, "--tiers", "A", "--jobs", "1", "--methods", "plain", "length ratio, fitted")
     whole = run(*train)
     rows = pq.read_table(tmp_path / "scores.parquet").to_pylist()
     assert [(row["method"], row["seed"]) for row in rows] == [
-        (m, s) for m in ("plain", "cosine, fitted") for s in range(10)
+        (m, s) for m in ("plain", "length ratio, fitted") for s in range(10)
     ]
     assert len({tuple(row["scores"]) for row in rows}) == 20
     results = (tmp_path / "results.csv").read_text().splitlines()
     assert len(results) == 21 and results[0].startswith("tier,method,seed,accuracy,spearman,")
     text = page.read_text()
-    assert text.startswith("# Title\n") and text.endswith("\nThe end.\n") and text.count("| cosine, fitted | ") == 3
+    assert (
+        text.startswith("# Title\n") and text.endswith("\nThe end.\n") and text.count("| length ratio, fitted | ") == 3
+    )
     assert {p.name for p in tmp_path.glob("*.svg")} == {"page-a.svg", "page-rl.svg"}
 
     # As if it had been killed after the first runs: the same bits.

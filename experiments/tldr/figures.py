@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from methods import METHODS
+from methods import METHODS, TARGETS, Data
 from numpy.typing import NDArray
+from pcrm.demo.plot import plot_margins
 from pcrm.report import style
+
+from pcrm import Constraint
 
 if TYPE_CHECKING:
     from tables import Column, Estimates, Run
@@ -66,3 +69,18 @@ def optimization(file: Path, found: dict[str, dict[str, list[Run]]], coefficient
             ax.set_ylim(bottom=0)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
         _write(figure, file, "Reward and human rating that softmax policies gain")
+
+
+def margins(file: Path, train: Data, test: Data, rows: list[dict[str, Any]]) -> None:
+    """The picture of the README: the margin of each test pair against its prior, plain and constrained, of one seed."""
+    tier = max(row["tier"] for row in rows)
+    scores = {row["method"]: np.array(row["scores"]) for row in rows if (row["tier"], row["seed"]) == (tier, 0)}
+    chosen, rejected = test.posts.pairs.T
+    shown = {m: scores[m][chosen] - scores[m][rejected] for m in ("plain", "length ratio, fitted") if m in scores}
+    plot_margins(
+        file,
+        test.priors["length_ratio"].numpy(),
+        shown,
+        Constraint.fit(train.priors["length_ratio"], **TARGETS),
+        f"{len(chosen):,} held-out pairs of summaries that people rated, two reward models of the same encoder",
+    )

@@ -2,7 +2,7 @@
 
     python experiments/tldr/run.py DATA --model ENCODER         # train what is missing, then the tables
     python experiments/tldr/run.py DATA --model ENCODER --choose  # how the numbers of epochs were found
-    python experiments/tldr/run.py DATA --tables                # the tables alone, of the kept scores
+    python experiments/tldr/run.py DATA --model ENCODER --tables  # the tables alone, of the kept scores
 
 DATA is a folder with tldr_{train,test}_{pairs.jsonl.gz,ratings.jsonl}, ENCODER the folder of
 all-MiniLM-L6-v2. Each run's scores of the test summaries become a row of scores.parquet; from it
@@ -59,8 +59,8 @@ def _posts(data: Path, split: str) -> Posts:
 
 
 @functools.cache
-def _data(data: Path, model: str) -> Data:
-    posts = _posts(data, "train")
+def _data(data: Path, split: str, model: str) -> Data:
+    posts = _posts(data, split)
     return Data(posts, priors(posts, model))
 
 
@@ -78,7 +78,7 @@ def _model(tier: str, model: str, inputs: tuple[torch.Tensor, ...], seed: int) -
 def one(data: Path, model: str, tier: str, method: str, seed: int) -> dict[str, Any]:
     """A row of scores.parquet: train on all train posts, score the test summaries."""
     torch.set_num_threads(1)  # a run a core: the same bits however many there are
-    t, train_data, inputs = TIERS[tier], _data(data, model), _inputs(data, "train", tier, model)
+    t, train_data, inputs = TIERS[tier], _data(data, "train", model), _inputs(data, "train", tier, model)
     network = _model(tier, model, inputs, seed)
     train(
         network,
@@ -97,7 +97,7 @@ def one(data: Path, model: str, tier: str, method: str, seed: int) -> dict[str, 
 def choose(data: Path, model: str, tier: str, method: str, seed: int) -> list[dict[str, Any]]:
     """Rows of epochs.csv: pair accuracy on held-out train posts after each epoch of the longest training."""
     torch.set_num_threads(1)
-    t, train_data, inputs = TIERS[tier], _data(data, model), _inputs(data, "train", tier, model)
+    t, train_data, inputs = TIERS[tier], _data(data, "train", model), _inputs(data, "train", tier, model)
     posts = train_data.posts
     shuffled = np.random.default_rng(0).permutation(len(posts.prompts))
     held_out, use = np.split(shuffled, [int(HELD_OUT * len(shuffled))])
@@ -145,7 +145,7 @@ def _keep(rows: list[dict[str, Any]], file: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--model", help="the encoder's folder")
+    parser.add_argument("--model", required=True, help="the encoder's folder")
     parser.add_argument("--tiers", default="AB", help="which of A and B")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, each on one core")
@@ -155,14 +155,15 @@ def main() -> int:
     parser.add_argument("--page", type=Path, default=PAGE, help="whose tables are replaced; figures lie beside it")
     arguments = parser.parse_args()
     if not arguments.tables:
-        if arguments.model is None:
-            parser.error("--model is missing")
         _train(arguments)
     if not arguments.choose:
+        import figures
         import tables
 
-        rows = kept(arguments.out / "scores.parquet")
-        tables.write(read(arguments.data, "test"), rows, arguments.out / "results.csv", arguments.page)
+        train_data, test_data = (_data(arguments.data, split, arguments.model) for split in ("train", "test"))
+        rows, page = kept(arguments.out / "scores.parquet"), arguments.page
+        tables.write(test_data.posts, rows, arguments.out / "results.csv", page)
+        figures.margins(page.with_name(f"{page.stem}-margins.png"), train_data, test_data, rows)
     return 0
 
 
@@ -171,7 +172,7 @@ def _train(arguments: argparse.Namespace) -> None:
     for tier in arguments.tiers:  # once, before the processes that read it from disk
         for split in ("train", "test"):
             _inputs(data, split, tier, model)
-    _data(data, model)
+    _data(data, "train", model)
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "scores.parquet"
     rows = [] if arguments.choose else kept(file)
