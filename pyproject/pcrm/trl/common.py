@@ -158,7 +158,13 @@ class Constrained:
         if self.constrained and "prior" not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, "prior"]
 
-    def _log_constraint(self, margin: torch.Tensor, delta: torch.Tensor | float, prior: torch.Tensor | None) -> None:
+    def _log_constraint(
+        self,
+        margin: torch.Tensor,
+        delta: torch.Tensor | float,
+        prior: torch.Tensor | None,
+        nll: torch.Tensor | None = None,
+    ) -> None:
         """Means over the pairs of all processes, by one gather. What is infinite is left out."""
         trainer: Any = self
         with torch.no_grad():
@@ -171,6 +177,8 @@ class Constrained:
             }
             if prior is not None and self.settings.prior != "random":
                 columns["pcrm/prior"] = prior.to(margin)
+            if nll is not None:
+                columns["pcrm/nll"] = nll.to(margin)
             means = torch.stack([column.mean() for column in columns.values()])
             values = trainer.accelerator.gather(means[None]).mean(0).tolist()
         metrics = trainer._metrics["train" if trainer.model.training else "eval"]

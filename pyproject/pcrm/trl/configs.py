@@ -54,6 +54,11 @@ class PCRMArguments:
         pcrm_form (`str`, *optional*, defaults to `"pair"`):
             `"pair"` for the loss of each pair's scores; `"token"` for that of the authors' code,
             over the scores of all tokens, with a model whose module `score` gives them.
+        pcrm_sft_eta (`float`, *optional*, defaults to `0.0`):
+            Weight eta of a demonstration term, the mean negative log-likelihood of the chosen
+            responses' tokens, which joins the loss: L + eta * NLL (docs/sft.md; arXiv 2405.16436
+            and 2406.06874). DPO gets TRL's loss `sft` with that weight; a reward model needs a
+            language-model head beside its score.
     """
 
     pcrm_prior: str = field(
@@ -88,6 +93,9 @@ class PCRMArguments:
         default="pair",
         metadata={"help": "'pair' for the loss of each pair's scores, 'token' for that of all tokens' scores."},
     )
+    pcrm_sft_eta: float = field(
+        default=0.0, metadata={"help": "Weight of the chosen responses' mean negative log-likelihood in the loss."}
+    )
 
     _pcrm_paper: ClassVar[str] = "alpaca"
     # What `pcrm.trl.enable` makes of a configuration that asks for none of this.
@@ -102,6 +110,9 @@ class PCRMArguments:
         """
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(PCRMArguments)}
         model = fields.pop("pcrm_prior_model")
+        eta = fields.pop("pcrm_sft_eta")
+        if not 0 <= eta < math.inf:
+            raise ValueError(f"pcrm_sft_eta is {eta}, must be at least 0 and finite")
         arguments: dict[str, Any] = {name.removeprefix("pcrm_"): value for name, value in fields.items()}
         if arguments["config"] is not None:  # a default contradicts no file
             for f in dataclasses.fields(PCRMArguments):
@@ -156,8 +167,8 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
     """`trl.DPOConfig` with the loss type `pcrm`, which is the default, and the constraint's
     fields, which are refused at construction where they make no constraint.
 
-    `pcrm` mixes with TRL's other losses by `loss_type` and `loss_weights`: `["pcrm", "sft"]` is
-    the SFT-regularized form. `beta`, `label_smoothing`, `ld_alpha` and `f_divergence_type` are
+    `pcrm` mixes with TRL's other losses by `loss_type` and `loss_weights`: `["pcrm", "sft"]` with
+    the weights `[1.0, eta]` is the SFT-regularized form, and `pcrm_sft_eta` writes that. `beta`, `label_smoothing`, `ld_alpha` and `f_divergence_type` are
     those of TRL; `use_weighting` is refused, and so is `use_liger_kernel` where TRL's Liger
     path computes a loss of its own (before trl 1.14).
     """
@@ -185,6 +196,7 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
                 f"loss_type is {self.loss_type}, must have 'pcrm' once: for TRL's losses alone take its own DPOConfig"
             )
         settings = self.pcrm_settings()
+        self._add_sft()
         if settings.form == "token":
             raise ValueError("pcrm_form is 'token', but DPO has no scores of tokens: set pcrm_form='pair'")
         self._merged("label_smoothing", settings.label_smoothing, 0.0)
@@ -201,3 +213,16 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
                 "pcrm's: take trl 1.14 or newer, or leave it out"
             )
         warn_of_smoothing(self.label_smoothing, settings.constraint)
+
+    def _add_sft(self) -> None:
+        """Make `pcrm_sft_eta` the weight of TRL's loss `sft`."""
+        if not self.pcrm_sft_eta:
+            return
+        weights = list(self.loss_weights or [1.0] * len(self.loss_type))
+        if "sft" not in self.loss_type:
+            self.loss_type, self.loss_weights = [*self.loss_type, "sft"], [*weights, self.pcrm_sft_eta]
+        elif weights[self.loss_type.index("sft")] != self.pcrm_sft_eta:  # equal where a configuration is copied
+            raise ValueError(
+                f"pcrm_sft_eta is {self.pcrm_sft_eta}, and loss_type is {self.loss_type} with the weights {weights}: "
+                "set the weight of 'sft' in one place"
+            )
