@@ -12,6 +12,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig
 from ..arguments import settings_of, warn_of_smoothing
 from ..config import Config
 from ..constraint import Constraint
+from ..sampling import PrioritizedSampler
 
 
 @dataclass
@@ -59,6 +60,17 @@ class PCRMArguments:
             responses' tokens, which joins the loss: L + eta * NLL (docs/sft.md; arXiv 2405.16436
             and 2406.06874). DPO gets TRL's loss `sft` with that weight; a reward model needs a
             language-model head beside its score.
+
+        > Parameters that control the draws
+
+        pcrm_priority_alpha (`float`, *optional*, defaults to `0.0`):
+            Where it is greater than 0, pairs are drawn by |dL/dm| ** alpha of when they were last
+            seen, and weighted so that the gradient is that of the data: `pcrm.sampling.PrioritizedSampler`.
+        pcrm_priority_epsilon (`float`, *optional*, defaults to `0.1`):
+            The share of uniform draws; the weights are at most 1 / epsilon.
+        pcrm_priority_samples (`int`, *optional*):
+            Draws in an epoch, after which the priorities are looked at anew; as many as there are
+            pairs where it is not said.
     """
 
     pcrm_prior: str = field(
@@ -96,6 +108,15 @@ class PCRMArguments:
     pcrm_sft_eta: float = field(
         default=0.0, metadata={"help": "Weight of the chosen responses' mean negative log-likelihood in the loss."}
     )
+    pcrm_priority_alpha: float = field(
+        default=0.0, metadata={"help": "Draw pairs by this power of their loss's slope, weighted; 0 for TRL's order."}
+    )
+    pcrm_priority_epsilon: float = field(
+        default=0.1, metadata={"help": "The share of uniform draws with 'pcrm_priority_alpha'."}
+    )
+    pcrm_priority_samples: int | None = field(
+        default=None, metadata={"help": "Draws in an epoch with 'pcrm_priority_alpha': all pairs' number by default."}
+    )
 
     _pcrm_paper: ClassVar[str] = "alpaca"
     # What `pcrm.trl.enable` makes of a configuration that asks for none of this.
@@ -108,24 +129,47 @@ class PCRMArguments:
             ValueError: a field is unknown, out of range or contradicts another one.
             OSError: `pcrm_config` cannot be read.
         """
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(PCRMArguments)}
-        model = fields.pop("pcrm_prior_model")
-        eta = fields.pop("pcrm_sft_eta")
-        if not 0 <= eta < math.inf:
-            raise ValueError(f"pcrm_sft_eta is {eta}, must be at least 0 and finite")
-        arguments: dict[str, Any] = {name.removeprefix("pcrm_"): value for name, value in fields.items()}
-        if arguments["config"] is not None:  # a default contradicts no file
-            for f in dataclasses.fields(PCRMArguments):
-                if fields.get(f.name) == f.default:
-                    arguments[f.name.removeprefix("pcrm_")] = None
-            arguments.pop("prior_model", None)
+        self._check_training()
+        model = self.pcrm_prior_model
+        arguments: dict[str, Any] = {}
+        for f in dataclasses.fields(PCRMArguments):
+            if f.name == "pcrm_prior_model" or f.name.startswith(("pcrm_sft_", "pcrm_priority_")):
+                continue
+            value = getattr(self, f.name)
+            if self.pcrm_config is not None and value == f.default:  # a default contradicts no file
+                value = None
+            arguments[f.name.removeprefix("pcrm_")] = value
         settings = settings_of(**arguments, seed=getattr(self, "seed", 0), paper=self._pcrm_paper)
+        if self.pcrm_priority_alpha and settings.form == "token":
+            raise ValueError(
+                f"pcrm_priority_alpha is {self.pcrm_priority_alpha}, but a pair has no one slope in the token form"
+            )
         if model is not None and settings.prior != "cosine":
             where = "pcrm_prior='cosine'" if self.pcrm_config is None else f"prior = 'cosine' in {self.pcrm_config}"
             raise ValueError(
                 f"pcrm_prior_model is {model!r}, which pcrm_prior={settings.prior!r} does not use: set {where}"
             )
         return settings
+
+    def _check_training(self) -> None:
+        """The fields that are not the constraint's."""
+        if not 0 <= self.pcrm_sft_eta < math.inf:
+            raise ValueError(f"pcrm_sft_eta is {self.pcrm_sft_eta}, must be at least 0 and finite")
+        alpha = self.pcrm_priority_alpha
+        # For its checks: how many pairs there are is not known yet.
+        PrioritizedSampler(1, alpha=alpha, epsilon=self.pcrm_priority_epsilon, num_samples=self.pcrm_priority_samples)
+        if not alpha:
+            return
+        # What the weights would not reach, and who else would draw.
+        for name, allowed in (
+            ("pcrm_sft_eta", 0.0),
+            ("loss_type", ["pcrm"]),
+            ("train_sampling_strategy", "random"),
+        ):
+            if (value := getattr(self, name, allowed)) != allowed:
+                raise ValueError(
+                    f"pcrm_priority_alpha is {alpha}, with which {name} must be {allowed!r}, not {value!r}"
+                )
 
     def pcrm_constraint(self) -> Constraint:
         """The constraint of `pcrm_settings`."""

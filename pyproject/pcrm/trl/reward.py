@@ -14,7 +14,7 @@ from trl import RewardTrainer
 
 from ..functional import pcrm_loss, pcrm_token_loss
 from ..losses import delta_of
-from .common import PAPER, Constrained, PriorCollator
+from .common import PAPER, Constrained
 from .configs import PCRMRewardConfig
 
 
@@ -60,7 +60,7 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
         self._eta: float = args.pcrm_sft_eta
         if self._eta:
             self._check_demonstrations()
-        self.data_collator = PriorCollator(self.data_collator, self.settings)
+        self._start()
 
     def _with_prior(self, dataset: Any, args: Any, name: str) -> Any:
         if "margin" in (dataset.column_names or ()):
@@ -74,6 +74,7 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
         prior = inputs.pop("prior", None)  # whatever stays reaches model(**inputs)
+        drawn = self._drawn(inputs)
         margin_column = inputs.get("margin")
         if margin_column is not None:
             self._refuse_margin()
@@ -94,7 +95,12 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
                 delta,
                 label_smoothing=self.settings.label_smoothing,
                 center_rewards_coefficient=self._center,
+                reduction="mean" if drawn is None else "none",
             )
+        if drawn is not None:
+            # The centering adds the same to both, which their difference does not see.
+            by_chosen, by_rejected = torch.autograd.grad(loss.sum(), (chosen, rejected), retain_graph=True)
+            loss = self._weighted(loss, drawn, (by_chosen - by_rejected) / 2)
         for term in nll:
             loss = loss + self._eta * term
         self._log_constraint(chosen.detach() - rejected.detach(), delta, prior, *(x.detach() for x in nll))
