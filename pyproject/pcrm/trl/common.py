@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from transformers import TrainerCallback
 
 from .. import __version__, priors
 from ..arguments import prior_tensor
 from ..config import Config
 from ..encoders import content_hash
+from ..sampling import PrioritizedSampler
 from .configs import PCRMArguments
 
 PAPER = {
@@ -28,6 +30,10 @@ PAPER = {
     eprint       = {arXiv:2404.00978}
 }""",
 }
+
+
+INDEX = "pcrm_index"  # the column with a row's place in the training data, where a sampler asks for it
+_SAMPLER_STATE = "pcrm_sampler.pt"
 
 
 class PriorCollator:
@@ -56,6 +62,8 @@ class PriorCollator:
             batch["prior"] = priors.length_ratio(*_ids(examples, kind))
         else:
             raise ValueError(f"the data set has no column 'prior', which pcrm_prior={kind!r} needs here")
+        if INDEX in examples[0]:
+            batch[INDEX] = torch.tensor([e[INDEX] for e in examples])
         return batch
 
 
@@ -82,12 +90,23 @@ def _annotate(batch: Any, *, made_by: Any, **how: Any) -> Any:
     return priors.annotate(batch, **how)
 
 
+class _Rounds(TrainerCallback):
+    """An epoch is a round of the sampler: loaders do not tell it to a sampler that they share out."""
+
+    def __init__(self, sampler: PrioritizedSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.sampler.set_round(int(state.epoch or 0))  # in the middle of one where a run is resumed
+
+
 class Constrained:
     """A mixin before a trainer of TRL."""
 
     config_class: type[PCRMArguments]
     _name: str
     settings: Config
+    sampler: PrioritizedSampler | None = None
     constrained: bool  # whether the loss is ours: not in every trainer that `enable` put behind TRL's name
 
     def _read(self, args: Any, model: Any) -> Any:
@@ -106,7 +125,61 @@ class Constrained:
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         if self.constrained:
             dataset = self._with_prior(dataset, args, dataset_name)
-        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)  # pyright: ignore[reportAttributeAccessIssue]
+        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)  # pyright: ignore[reportAttributeAccessIssue]
+        # The training data come first.
+        if self.constrained and args.pcrm_priority_alpha and self.sampler is None:
+            if not hasattr(dataset, "num_rows"):
+                raise ValueError("pcrm_priority_alpha needs a data set whose rows can be drawn, not an iterable one")
+            self.sampler = PrioritizedSampler(
+                dataset.num_rows,
+                alpha=args.pcrm_priority_alpha,
+                epsilon=args.pcrm_priority_epsilon,
+                seed=args.seed if args.data_seed is None else args.data_seed,
+                num_samples=args.pcrm_priority_samples,
+            )
+            if INDEX in dataset.column_names:  # of another trainer, which may have had other rows
+                dataset = dataset.remove_columns(INDEX)
+            dataset = dataset.add_column(INDEX, range(dataset.num_rows))
+        return dataset
+
+    def _start(self) -> None:
+        """What is left to do of the construction, after TRL's."""
+        trainer: Any = self
+        trainer.data_collator = PriorCollator(trainer.data_collator, self.settings)
+        if self.sampler is not None:
+            trainer.add_callback(_Rounds(self.sampler))
+        elif trainer.args.pcrm_priority_alpha:
+            raise ValueError("pcrm_priority_alpha is not there for data sets with images")
+
+    def _get_train_sampler(self, *arguments: Any) -> Any:
+        if self.sampler is not None:
+            return self.sampler
+        return super()._get_train_sampler(*arguments)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)  # pyright: ignore[reportAttributeAccessIssue]
+        trainer: Any = self
+        if self.sampler is not None and trainer.args.should_save:
+            torch.save(self.sampler.state_dict(), Path(output_dir) / _SAMPLER_STATE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
+        if self.sampler is not None and checkpoint is not None:
+            self.sampler.load_state_dict(torch.load(Path(checkpoint) / _SAMPLER_STATE, weights_only=True))
+
+    def _drawn(self, inputs: dict[str, Any]) -> torch.Tensor | None:
+        """Which pairs a batch of the sampler's has, taken out of it."""
+        index = inputs.pop(INDEX, None)
+        trainer: Any = self
+        # Data that were prepared to be drawn from may be evaluated, or trained on by another trainer.
+        return index if self.sampler is not None and trainer.model.training else None
+
+    def _weighted(self, losses: torch.Tensor, index: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
+        """The mean of the drawn pairs' losses with their weights; the sampler hears of the slopes dL/dm."""
+        trainer: Any = self
+        assert self.sampler is not None
+        self.sampler.update(*trainer.accelerator.gather((index, slopes.abs())))
+        return (self.sampler.weights(index).to(losses) * losses).mean()
 
     def _with_prior(self, dataset: Any, args: Any, name: str) -> Any:
         """The data set with a column `prior`, where that is neither there nor the collator's to make."""
@@ -156,9 +229,15 @@ class Constrained:
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # pyright: ignore[reportAttributeAccessIssue]
         if self.constrained and "prior" not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, "prior"]
+            self._signature_columns = [*self._signature_columns, "prior", INDEX]
 
-    def _log_constraint(self, margin: torch.Tensor, delta: torch.Tensor | float, prior: torch.Tensor | None) -> None:
+    def _log_constraint(
+        self,
+        margin: torch.Tensor,
+        delta: torch.Tensor | float,
+        prior: torch.Tensor | None,
+        nll: torch.Tensor | None = None,
+    ) -> None:
         """Means over the pairs of all processes, by one gather. What is infinite is left out."""
         trainer: Any = self
         with torch.no_grad():
@@ -171,6 +250,8 @@ class Constrained:
             }
             if prior is not None and self.settings.prior != "random":
                 columns["pcrm/prior"] = prior.to(margin)
+            if nll is not None:
+                columns["pcrm/nll"] = nll.to(margin)
             means = torch.stack([column.mean() for column in columns.values()])
             values = trainer.accelerator.gather(means[None]).mean(0).tolist()
         metrics = trainer._metrics["train" if trainer.model.training else "eval"]

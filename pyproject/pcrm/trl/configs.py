@@ -12,6 +12,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig
 from ..arguments import settings_of, warn_of_smoothing
 from ..config import Config
 from ..constraint import Constraint
+from ..sampling import PrioritizedSampler
 
 
 @dataclass
@@ -54,6 +55,22 @@ class PCRMArguments:
         pcrm_form (`str`, *optional*, defaults to `"pair"`):
             `"pair"` for the loss of each pair's scores; `"token"` for that of the authors' code,
             over the scores of all tokens, with a model whose module `score` gives them.
+        pcrm_sft_eta (`float`, *optional*, defaults to `0.0`):
+            Weight eta of a demonstration term, the mean negative log-likelihood of the chosen
+            responses' tokens, which joins the loss: L + eta * NLL (docs/sft.md; arXiv 2405.16436
+            and 2406.06874). DPO gets TRL's loss `sft` with that weight; a reward model needs a
+            language-model head beside its score.
+
+        > Parameters that control the draws
+
+        pcrm_priority_alpha (`float`, *optional*, defaults to `0.0`):
+            Where it is greater than 0, pairs are drawn by |dL/dm| ** alpha of when they were last
+            seen, and weighted so that the gradient is that of the data: `pcrm.sampling.PrioritizedSampler`.
+        pcrm_priority_epsilon (`float`, *optional*, defaults to `0.1`):
+            The share of uniform draws; the weights are at most 1 / epsilon.
+        pcrm_priority_samples (`int`, *optional*):
+            Draws in an epoch, after which the priorities are looked at anew; as many as there are
+            pairs where it is not said.
     """
 
     pcrm_prior: str = field(
@@ -88,6 +105,18 @@ class PCRMArguments:
         default="pair",
         metadata={"help": "'pair' for the loss of each pair's scores, 'token' for that of all tokens' scores."},
     )
+    pcrm_sft_eta: float = field(
+        default=0.0, metadata={"help": "Weight of the chosen responses' mean negative log-likelihood in the loss."}
+    )
+    pcrm_priority_alpha: float = field(
+        default=0.0, metadata={"help": "Draw pairs by this power of their loss's slope, weighted; 0 for TRL's order."}
+    )
+    pcrm_priority_epsilon: float = field(
+        default=0.1, metadata={"help": "The share of uniform draws with 'pcrm_priority_alpha'."}
+    )
+    pcrm_priority_samples: int | None = field(
+        default=None, metadata={"help": "Draws in an epoch with 'pcrm_priority_alpha': all pairs' number by default."}
+    )
 
     _pcrm_paper: ClassVar[str] = "alpaca"
     # What `pcrm.trl.enable` makes of a configuration that asks for none of this.
@@ -100,21 +129,47 @@ class PCRMArguments:
             ValueError: a field is unknown, out of range or contradicts another one.
             OSError: `pcrm_config` cannot be read.
         """
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(PCRMArguments)}
-        model = fields.pop("pcrm_prior_model")
-        arguments: dict[str, Any] = {name.removeprefix("pcrm_"): value for name, value in fields.items()}
-        if arguments["config"] is not None:  # a default contradicts no file
-            for f in dataclasses.fields(PCRMArguments):
-                if fields.get(f.name) == f.default:
-                    arguments[f.name.removeprefix("pcrm_")] = None
-            arguments.pop("prior_model", None)
+        self._check_training()
+        model = self.pcrm_prior_model
+        arguments: dict[str, Any] = {}
+        for f in dataclasses.fields(PCRMArguments):
+            if f.name == "pcrm_prior_model" or f.name.startswith(("pcrm_sft_", "pcrm_priority_")):
+                continue
+            value = getattr(self, f.name)
+            if self.pcrm_config is not None and value == f.default:  # a default contradicts no file
+                value = None
+            arguments[f.name.removeprefix("pcrm_")] = value
         settings = settings_of(**arguments, seed=getattr(self, "seed", 0), paper=self._pcrm_paper)
+        if self.pcrm_priority_alpha and settings.form == "token":
+            raise ValueError(
+                f"pcrm_priority_alpha is {self.pcrm_priority_alpha}, but a pair has no one slope in the token form"
+            )
         if model is not None and settings.prior != "cosine":
             where = "pcrm_prior='cosine'" if self.pcrm_config is None else f"prior = 'cosine' in {self.pcrm_config}"
             raise ValueError(
                 f"pcrm_prior_model is {model!r}, which pcrm_prior={settings.prior!r} does not use: set {where}"
             )
         return settings
+
+    def _check_training(self) -> None:
+        """The fields that are not the constraint's."""
+        if not 0 <= self.pcrm_sft_eta < math.inf:
+            raise ValueError(f"pcrm_sft_eta is {self.pcrm_sft_eta}, must be at least 0 and finite")
+        alpha = self.pcrm_priority_alpha
+        # For its checks: how many pairs there are is not known yet.
+        PrioritizedSampler(1, alpha=alpha, epsilon=self.pcrm_priority_epsilon, num_samples=self.pcrm_priority_samples)
+        if not alpha:
+            return
+        # What the weights would not reach, and who else would draw.
+        for name, allowed in (
+            ("pcrm_sft_eta", 0.0),
+            ("loss_type", ["pcrm"]),
+            ("train_sampling_strategy", "random"),
+        ):
+            if (value := getattr(self, name, allowed)) != allowed:
+                raise ValueError(
+                    f"pcrm_priority_alpha is {alpha}, with which {name} must be {allowed!r}, not {value!r}"
+                )
 
     def pcrm_constraint(self) -> Constraint:
         """The constraint of `pcrm_settings`."""
@@ -156,8 +211,8 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
     """`trl.DPOConfig` with the loss type `pcrm`, which is the default, and the constraint's
     fields, which are refused at construction where they make no constraint.
 
-    `pcrm` mixes with TRL's other losses by `loss_type` and `loss_weights`: `["pcrm", "sft"]` is
-    the SFT-regularized form. `beta`, `label_smoothing`, `ld_alpha` and `f_divergence_type` are
+    `pcrm` mixes with TRL's other losses by `loss_type` and `loss_weights`: `["pcrm", "sft"]` with
+    the weights `[1.0, eta]` is the SFT-regularized form, and `pcrm_sft_eta` writes that. `beta`, `label_smoothing`, `ld_alpha` and `f_divergence_type` are
     those of TRL; `use_weighting` is refused, and so is `use_liger_kernel` where TRL's Liger
     path computes a loss of its own (before trl 1.14).
     """
@@ -185,6 +240,7 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
                 f"loss_type is {self.loss_type}, must have 'pcrm' once: for TRL's losses alone take its own DPOConfig"
             )
         settings = self.pcrm_settings()
+        self._add_sft()
         if settings.form == "token":
             raise ValueError("pcrm_form is 'token', but DPO has no scores of tokens: set pcrm_form='pair'")
         self._merged("label_smoothing", settings.label_smoothing, 0.0)
@@ -201,3 +257,16 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
                 "pcrm's: take trl 1.14 or newer, or leave it out"
             )
         warn_of_smoothing(self.label_smoothing, settings.constraint)
+
+    def _add_sft(self) -> None:
+        """Make `pcrm_sft_eta` the weight of TRL's loss `sft`."""
+        if not self.pcrm_sft_eta:
+            return
+        weights = list(self.loss_weights or [1.0] * len(self.loss_type))
+        if "sft" not in self.loss_type:
+            self.loss_type, self.loss_weights = [*self.loss_type, "sft"], [*weights, self.pcrm_sft_eta]
+        elif weights[self.loss_type.index("sft")] != self.pcrm_sft_eta:  # equal where a configuration is copied
+            raise ValueError(
+                f"pcrm_sft_eta is {self.pcrm_sft_eta}, and loss_type is {self.loss_type} with the weights {weights}: "
+                "set the weight of 'sft' in one place"
+            )

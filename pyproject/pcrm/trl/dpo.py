@@ -10,7 +10,7 @@ from trl import DPOTrainer
 
 from ..functional import pcrm_loss
 from ..losses import delta_of
-from .common import PAPER, Constrained, PriorCollator
+from .common import INDEX, PAPER, Constrained
 from .configs import PCRMDPOConfig
 
 
@@ -67,7 +67,7 @@ class PCRMDPOTrainer(Constrained, DPOTrainer):
             args.loss_type, args.loss_weights = names, given
         if getattr(self, "_is_vision_dataset", False):  # TRL prepares none of these
             self._check_vision(self.train_dataset)
-        self.data_collator = PriorCollator(self.data_collator, self.settings)
+        self._start()
         self._checked = False
 
     def _check_vision(self, dataset: Any) -> None:
@@ -80,13 +80,13 @@ class PCRMDPOTrainer(Constrained, DPOTrainer):
     def compute_ref_log_probs(self, *arguments: Any) -> Any:
         # (inputs) before trl 1.9, (model, inputs) since.
         *model, inputs = arguments
-        return super().compute_ref_log_probs(*model, {k: v for k, v in inputs.items() if k != "prior"})  # pyright: ignore[reportCallIssue]
+        return super().compute_ref_log_probs(*model, {k: v for k, v in inputs.items() if k not in ("prior", INDEX)})  # pyright: ignore[reportCallIssue]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         if not self.constrained:
             return super()._compute_loss(model, inputs, return_outputs)
         inputs = dict(inputs)
-        prior = inputs.pop("prior", None)
+        prior, drawn = inputs.pop("prior", None), self._drawn(inputs)
         beta, recorder = self.beta, _Recorder(self.beta)
         self.beta = recorder
         try:
@@ -99,7 +99,10 @@ class PCRMDPOTrainer(Constrained, DPOTrainer):
         if not self._checked:
             self._check(recorder.seen)
         delta = delta_of(self.constraint, prior)
-        ours = pcrm_loss(z, torch.zeros_like(z), delta, label_smoothing=self.label_smoothing)
+        reduction = "mean" if drawn is None else "none"
+        ours = pcrm_loss(z, torch.zeros_like(z), delta, label_smoothing=self.label_smoothing, reduction=reduction)
+        if drawn is not None:
+            ours = self._weighted(ours, drawn, *torch.autograd.grad(ours.sum(), z, retain_graph=True))
         loss = loss + self._weight * ours
         self._log_constraint(z.detach(), delta, prior)
         return (loss, outputs) if return_outputs else loss

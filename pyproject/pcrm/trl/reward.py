@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.nn import functional as F
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import RewardTrainer
 
 from ..functional import pcrm_loss, pcrm_token_loss
 from ..losses import delta_of
-from .common import PAPER, Constrained, PriorCollator
+from .common import PAPER, Constrained
 from .configs import PCRMRewardConfig
 
 
@@ -29,7 +31,15 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
         pcrm/residual   margin - delta / 2
         pcrm/violation  share of the pairs whose margin is over delta
 
-    (of which the infinite ones are left out). A data set's `margin` column works as in TRL
+    (of which the infinite ones are left out). `pcrm_sft_eta` adds eta times a demonstration term,
+
+        NLL = -(1 / T) sum over the batch's T tokens y_t of the chosen responses of log p(y_t | what precedes it)
+
+    logged as `pcrm/nll`, where p is the model's language-model head on the states that `score`
+    gets, and a response begins where the two of its pair first differ (docs/sft.md). That head is
+    the model's module `lm_head`, or its embeddings where its configuration ties them.
+
+    A data set's `margin` column works as in TRL
     where delta is infinite, and is refused otherwise: the constraint bounds the margin that it
     would move.
     """
@@ -47,7 +57,10 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
         self._center: float = args.center_rewards_coefficient or 0.0
         if self.settings.form == "token":
             self._check_token_form()
-        self.data_collator = PriorCollator(self.data_collator, self.settings)
+        self._eta: float = args.pcrm_sft_eta
+        if self._eta:
+            self._check_demonstrations()
+        self._start()
 
     def _with_prior(self, dataset: Any, args: Any, name: str) -> Any:
         if "margin" in (dataset.column_names or ()):
@@ -61,10 +74,11 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
         prior = inputs.pop("prior", None)  # whatever stays reaches model(**inputs)
+        drawn = self._drawn(inputs)
         margin_column = inputs.get("margin")
         if margin_column is not None:
             self._refuse_margin()
-        with self._token_scores() as tokens:
+        with self._token_scores() as tokens, self._demonstrations(inputs) as nll:
             # TRL's own pass for its metrics; its loss is not used and costs no second forward.
             _, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         chosen, rejected = _upcast(outputs.logits.squeeze(-1)).chunk(2)  # pyright: ignore[reportAttributeAccessIssue]
@@ -81,8 +95,15 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
                 delta,
                 label_smoothing=self.settings.label_smoothing,
                 center_rewards_coefficient=self._center,
+                reduction="mean" if drawn is None else "none",
             )
-        self._log_constraint(chosen.detach() - rejected.detach(), delta, prior)
+        if drawn is not None:
+            # The centering adds the same to both, which their difference does not see.
+            by_chosen, by_rejected = torch.autograd.grad(loss.sum(), (chosen, rejected), retain_graph=True)
+            loss = self._weighted(loss, drawn, (by_chosen - by_rejected) / 2)
+        for term in nll:
+            loss = loss + self._eta * term
+        self._log_constraint(chosen.detach() - rejected.detach(), delta, prior, *(x.detach() for x in nll))
         return (loss, outputs) if return_outputs else loss
 
     def _refuse_margin(self) -> None:
@@ -93,13 +114,49 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
             )
 
     def _check_token_form(self) -> None:
-        if not _heads(self.model):
+        if not _heads(self.model, "score"):
             raise ValueError(
                 f"pcrm_form='token' needs a model whose module 'score' gives a score for each token; {type(self.model).__name__} has none"
             )
         if self.is_fsdp_enabled:
             # Its hooks sit on what the whole model returns, which the token loss does not use.
             raise ValueError("pcrm_form='token' does not work under FSDP: set pcrm_form='pair'")
+
+    def _check_demonstrations(self) -> None:
+        if not _heads(self.model, "score"):
+            raise ValueError(
+                f"pcrm_sft_eta needs a model whose module 'score' gets the states of all tokens; {type(self.model).__name__} has none"
+            )
+        _language_model_head(self.model)
+        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            # The head may hold a part of its weights there when it is called beside the model.
+            raise ValueError("pcrm_sft_eta does not work under FSDP or ZeRO-3 for reward models: set it to 0")
+
+    @contextlib.contextmanager
+    def _demonstrations(self, inputs: dict[str, Any]) -> Iterator[list[torch.Tensor]]:
+        """The NLL of the batch that goes through the model in this block, where it has a weight."""
+        seen: list[torch.Tensor] = []
+        if not self._eta:
+            yield seen
+            return
+        (ids, others), (real, theirs) = inputs["input_ids"].chunk(2), inputs["attention_mask"].bool().chunk(2)
+        inside = (((ids != others) | (real != theirs)).cumsum(1) > 0) & real
+        inside, targets = inside[:, 1:], ids[:, 1:]
+        head = _language_model_head(self.model)
+
+        # In the forward pass, as the types of mixed precision are those of in there.
+        def read(_: Any, arguments: tuple[torch.Tensor, ...], scores: torch.Tensor) -> torch.Tensor:
+            logits = _upcast(head(arguments[0][: len(ids), :-1][inside]))
+            # All pairs may be of equal responses, and the mean of nothing is NaN.
+            term = F.cross_entropy(logits, targets[inside], reduction="sum") / max(1, len(logits))
+            seen.append(term)
+            return scores + 0 * term  # DDP takes what no output depends on for unused
+
+        handle = _heads(self.model, "score")[0].register_forward_hook(read)
+        try:
+            yield seen
+        finally:
+            handle.remove()
 
     @contextlib.contextmanager
     def _token_scores(self) -> Iterator[list[torch.Tensor]]:
@@ -108,7 +165,7 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
         if self.settings.form != "token":
             yield seen
             return
-        handle = _heads(self.model)[0].register_forward_hook(lambda *call: seen.append(call[-1]))
+        handle = _heads(self.model, "score")[0].register_forward_hook(lambda *call: seen.append(call[-1]))
         try:
             yield seen
         finally:
@@ -128,8 +185,31 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
         return pcrm_token_loss(chosen, rejected, chosen_ids, rejected_ids, delta, pad_token_id=pad)
 
 
-def _heads(model: Any) -> list[torch.nn.Module]:
-    return [module for name, module in model.named_modules() if name.split(".")[-1] == "score"]
+def _heads(model: Any, kind: str) -> list[torch.nn.Module]:
+    return [module for name, module in model.named_modules() if name.split(".")[-1] == kind]
+
+
+def _language_model_head(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What makes logits of the model's last states.
+
+    Raises:
+        ValueError: the model has none, or one that does more than a linear map.
+    """
+    config = model.config.get_text_config()
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier"):
+        if (value := getattr(config, name, None)) not in (None, 1):
+            raise ValueError(
+                f"pcrm_sft_eta needs logits that are linear in the last states; {type(model).__name__} has {name}={value}"
+            )
+    if heads := _heads(model, "lm_head"):
+        return heads[0]
+    if not getattr(config, "tie_word_embeddings", False):
+        raise ValueError(
+            f"pcrm_sft_eta needs a language-model head, and {type(model).__name__} has neither a module 'lm_head' nor "
+            "tied embeddings: set model.lm_head to that of the language model it comes from"
+        )
+    embeddings = model.get_input_embeddings()
+    return lambda states: F.linear(states, embeddings.weight)
 
 
 def _upcast(rewards: torch.Tensor) -> torch.Tensor:
