@@ -25,6 +25,12 @@ def _write(figure: Any, file: Path, title: str) -> None:
     file.write_text(style.standalone(style.svg(figure, file.stem, title)))
 
 
+def interval(value: Any, resampled: NDArray[np.float64]) -> tuple[Any, Any]:
+    """95%: see the module tables."""
+    half = 1.96 * resampled.std(0)
+    return value - half, value + half
+
+
 def differences(file: Path, estimates: Estimates, columns: dict[str, Column]) -> None:
     """What each method has more than plain, with its interval."""
     methods = [m for m in METHODS if m in estimates and m != "plain"]
@@ -36,13 +42,14 @@ def differences(file: Path, estimates: Estimates, columns: dict[str, Column]) ->
             ax.axvline(0, color=style.MUTED, linewidth=0.8, zorder=1)
             for y, method in enumerate(reversed(methods)):
                 value, resampled = estimates[method]
-                low, high = np.quantile(resampled[:, k] - base_resampled[:, k], [0.025, 0.975])
+                low, high = interval(value[k] - base[k], resampled[:, k] - base_resampled[:, k])
                 color = style.color(0 if "fitted" in method else 1 if "published" in method else 6)
                 ax.plot([low, high], [y, y], color=color, zorder=2)
                 ax.plot(value[k] - base[k], y, "o", color=color, markersize=4, zorder=3)
-            note = {1: ", more is better", -1: ", less is better", 0: ""}[better]
-            ax.set_title(columns[key].head + note)
+            note = {1: " (more is better)", -1: " (less is better)", 0: ""}[better]
+            ax.set_title(columns[key].head + note, fontsize=7.5)
             ax.set_yticks(range(len(methods)), list(reversed(methods)))
+            ax.locator_params(axis="x", nbins=4)
             ax.grid(axis="x")
         _write(figure, file, "Each method less plain, with 95% intervals")
 

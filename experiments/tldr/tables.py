@@ -1,9 +1,10 @@
 """What the kept scores say: results.csv, and the tables and figures of docs/experiments.md.
 
-Statistics of one run are those of `pcrm report` and `pcrm optimize`. Intervals are 95% percentile
-intervals of a bootstrap that resamples test posts and, apart from them, seeds: they say how far
-other posts and other seeds may lead, not other data or other models. Differences from plain are
-of the same posts and the same seeds in each resample.
+Statistics of one run are those of `pcrm report` and `pcrm optimize`. Intervals are a mean over seeds
+plus and minus 1.96 standard deviations of a bootstrap that resamples test posts and, apart from
+them, seeds: they say how far other posts and other seeds may lead, not other data or other models.
+They are not the resamples' own quantiles, because a calibration error of a resample is on average
+larger than that of its data. Differences from plain are of the same posts and seeds in each resample.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ def _markdown(estimates: Estimates, keys: Sequence[str], cell: Callable[[Column,
     lines = ["| method | " + " | ".join(COLUMNS[key].head for key in keys) + " |", "|---" * (len(keys) + 1) + "|"]
     for method in (m for m in METHODS if m in estimates):
         value, resampled = estimates[method]
-        low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+        low, high = figures.interval(value, resampled)
         places = [(COLUMNS[key], list(COLUMNS).index(key)) for key in keys]
         lines.append(f"| {method} | " + " | ".join(cell(c, value[k], low[k], high[k]) for c, k in places) + " |")
     return "\n".join(lines)
