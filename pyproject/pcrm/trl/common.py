@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from transformers.integrations import TensorBoardCallback
 
 from .. import __version__, priors
 from ..arguments import prior_tensor
@@ -89,6 +90,9 @@ class Constrained:
     _name: str
     settings: Config
     constrained: bool  # whether the loss is ours: not in every trainer that `enable` put behind TRL's name
+    # The margins since the last log, of training and of evaluation, where the arguments ask for their histogram.
+    _margins: dict[str, list[torch.Tensor]] | None = None
+    _evaluated = "eval"  # which evaluation set runs: eval_NAME where there are several
 
     def _read(self, args: Any, model: Any) -> Any:
         """The arguments, made where there are none, and what they say about the constraint."""
@@ -101,6 +105,8 @@ class Constrained:
         if self.constrained:
             self.settings = args.pcrm_settings()
             self.constraint = self.settings.constraint
+            if args.pcrm_log_margins:
+                self._margins = {"train": [], "eval": []}
         return args
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
@@ -173,7 +179,55 @@ class Constrained:
                 columns["pcrm/prior"] = prior.to(margin)
             means = torch.stack([column.mean() for column in columns.values()])
             values = trainer.accelerator.gather(means[None]).mean(0).tolist()
-        metrics = trainer._metrics["train" if trainer.model.training else "eval"]
+        mode = "train" if trainer.model.training else "eval"
+        metrics = trainer._metrics[mode]
         for name, value in zip(columns, values, strict=True):
             if math.isfinite(value):
                 metrics[name].append(value)
+        if self._margins is not None:
+            # An evaluation's last batch repeats pairs until all processes have as many: only here can
+            # these be told. Training does train on them.
+            margin = margin if mode == "train" else trainer.accelerator.gather_for_metrics(margin)
+            self._margins[mode].append(margin)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        self._evaluated = metric_key_prefix
+        if self._margins is not None:
+            self._margins["eval"].clear()  # those of a `predict`, which logs nothing
+        return super().evaluation_loop(  # pyright: ignore[reportAttributeAccessIssue]
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+
+    def log(self, logs: dict[str, float], *rest: Any, **named: Any) -> None:
+        super().log(logs, *rest, **named)  # pyright: ignore[reportAttributeAccessIssue]
+        if self._margins is not None:
+            # The last log of a training run may come after an evaluation.
+            training = "train_runtime" in logs or self.model.training  # pyright: ignore[reportAttributeAccessIssue]
+            self._write_margins("train" if training else "eval")
+
+    def _write_margins(self, mode: str) -> None:
+        """The histogram of the pairs of all processes, by the main one. What is not finite is left out."""
+        trainer: Any = self
+        assert self._margins is not None
+        seen = self._margins[mode]
+        if not seen:
+            return
+        margins = torch.cat(seen)
+        seen.clear()
+        if mode == "train":
+            margins = trainer.accelerator.gather(margins)
+        margins = margins[margins.isfinite()]
+        for callback in trainer.callback_handler.callbacks:
+            # Only the main process has a writer.
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None and len(margins):
+                evaluated = self._evaluated.replace("_", "/", 1)
+                tag = "pcrm/margins" if mode == "train" else f"{evaluated}/pcrm/margins"
+                callback.tb_writer.add_histogram(tag, margins, trainer.state.global_step)
+                callback.tb_writer.flush()

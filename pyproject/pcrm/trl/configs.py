@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from transformers.integrations import is_tensorboard_available
 from trl import DPOConfig, DPOTrainer, RewardConfig
 
 from ..arguments import settings_of, warn_of_smoothing
@@ -54,6 +55,14 @@ class PCRMArguments:
         pcrm_form (`str`, *optional*, defaults to `"pair"`):
             `"pair"` for the loss of each pair's scores; `"token"` for that of the authors' code,
             over the scores of all tokens, with a model whose module `score` gives them.
+
+        > Parameters that control logging
+
+        pcrm_log_margins (`bool`, *optional*, defaults to `False`):
+            Whether each log writes to TensorBoard the histogram of the margins of all pairs since
+            the last one, chosen minus rejected, for DPO z: `pcrm/margins` in training,
+            `eval/pcrm/margins` in evaluation, `eval/NAME/pcrm/margins` where there are several
+            evaluation sets. Needs `report_to="tensorboard"`.
     """
 
     pcrm_prior: str = field(
@@ -88,6 +97,10 @@ class PCRMArguments:
         default="pair",
         metadata={"help": "'pair' for the loss of each pair's scores, 'token' for that of all tokens' scores."},
     )
+    pcrm_log_margins: bool = field(
+        default=False,
+        metadata={"help": "Whether to write the histogram of the margins to TensorBoard, at each log."},
+    )
 
     _pcrm_paper: ClassVar[str] = "alpaca"
     # What `pcrm.trl.enable` makes of a configuration that asks for none of this.
@@ -102,12 +115,12 @@ class PCRMArguments:
         """
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(PCRMArguments)}
         model = fields.pop("pcrm_prior_model")
+        del fields["pcrm_log_margins"]
         arguments: dict[str, Any] = {name.removeprefix("pcrm_"): value for name, value in fields.items()}
         if arguments["config"] is not None:  # a default contradicts no file
             for f in dataclasses.fields(PCRMArguments):
-                if fields.get(f.name) == f.default:
+                if f.name in fields and fields[f.name] == f.default:
                     arguments[f.name.removeprefix("pcrm_")] = None
-            arguments.pop("prior_model", None)
         settings = settings_of(**arguments, seed=getattr(self, "seed", 0), paper=self._pcrm_paper)
         if model is not None and settings.prior != "cosine":
             where = "pcrm_prior='cosine'" if self.pcrm_config is None else f"prior = 'cosine' in {self.pcrm_config}"
@@ -119,6 +132,20 @@ class PCRMArguments:
     def pcrm_constraint(self) -> Constraint:
         """The constraint of `pcrm_settings`."""
         return self.pcrm_settings().constraint
+
+    def _check_log_margins(self) -> None:
+        if not self.pcrm_log_margins:
+            return
+        report_to: Any = getattr(self, "report_to", None)
+        if "tensorboard" not in report_to:
+            raise ValueError(
+                f"pcrm_log_margins is True, which writes to TensorBoard, but report_to is {report_to}: "
+                "add 'tensorboard' to it"
+            )
+        if not is_tensorboard_available():
+            raise ImportError(
+                "pcrm_log_margins is True, which writes to TensorBoard, and it is not installed: pip install tensorboard"
+            )
 
     def _merged(self, name: str, of_file: float, default: float | None) -> None:
         """Let the file's setting be that of TRL's field of this name, unless both are set."""
@@ -142,6 +169,7 @@ class PCRMRewardConfig(PCRMArguments, RewardConfig):
         super().__post_init__()
         if not self.pcrm_enabled:
             return
+        self._check_log_margins()
         settings = self.pcrm_settings()
         self._merged("center_rewards_coefficient", settings.center_rewards_coefficient, None)
         if settings.form == "token" and self.center_rewards_coefficient:
@@ -184,6 +212,7 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
             raise ValueError(
                 f"loss_type is {self.loss_type}, must have 'pcrm' once: for TRL's losses alone take its own DPOConfig"
             )
+        self._check_log_margins()
         settings = self.pcrm_settings()
         if settings.form == "token":
             raise ValueError("pcrm_form is 'token', but DPO has no scores of tokens: set pcrm_form='pair'")
