@@ -98,10 +98,8 @@ func (s *smoother) average(dst []float64) {
 	for _, v := range s.fits {
 		x := s.x[v.group]
 		from, to := int(s.group[v.left]), int(s.group[v.right-1])+1
-		// One on the other side may be just as far as the farthest.
-		if from > 0 && x-s.x[from-1] <= v.radius {
-			from--
-		}
+		// The next one on the right may be just as far as the farthest, which then is on the
+		// left: a window moves on only to what is nearer.
 		if to < len(s.x) && s.x[to]-x <= v.radius {
 			to++
 		}
