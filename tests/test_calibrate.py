@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import scipy.stats
 from datasets import Dataset, load_from_disk
 from pcrm.report import statistics
 from statsmodels.nonparametric.smoothers_lowess import lowess
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from pcrm import cli
@@ -216,19 +218,24 @@ def test_features(tmp_path, tiny):
     rows = [r | {"chosen_bold": i % 7, "rejected_bold": 0.5, "chosen_length": 3 * i} for i, r in enumerate(rows)]
     rows = [r | {"rejected_length": 5} for r in rows]
     source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny)
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{end} $A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert len(tokenizer("")["input_ids"]) == 2, "what it adds to a text is no part of the response"
     tokens = [
         [len(tokenizer(r[k], add_special_tokens=False)["input_ids"]) for k in ("chosen", "rejected")] for r in rows
     ]
     for options, feature in (
-        (["--feature", "tokens", "--tokenizer", tiny], tokens),
+        (["--feature", "tokens", "--tokenizer", tmp_path / "tokenizer"], tokens),
         (["--feature", "column"], [[r["chosen_length"], 5] for r in rows]),
         (["--feature", "column", "--column", "bold"], [[r["chosen_bold"], 0.5] for r in rows]),
     ):
-        assert calibrate(source, out, *options) == 0
-        x = np.array(feature, float).ravel()
-        want = flat(rows) - lowess(flat(rows), x, frac=2 / 3, return_sorted=False)
-        np.testing.assert_allclose(flat(read(out), "calibrated_"), want, rtol=0, atol=1e-6)
+        assert calibrate(source, out, "--method", "penalty", "--alpha", 0.5, *options) == 0
+        want = flat(rows) - 0.5 * np.array(feature, float).ravel()
+        np.testing.assert_allclose(flat(read(out), "calibrated_"), want, rtol=0, atol=1e-12)
     for make, column in ((ranking_rows, "lengths"), (single_rows, "length")):
         rows = [{k: v for k, v in r.items() if not k.startswith("response")} for r in make(30)]
         source = write(tmp_path / f"{column}.jsonl", rows)
