@@ -52,6 +52,22 @@ func Lowess(n int64, dst, x, y uintptr, frac float64, iterations int64, delta fl
 	return err == nil, err
 }
 
+// Calibrate calls stats.Calibrate on n float64 scores and features.
+func Calibrate(n int64, dst, scores, feature uintptr, method string, alpha, frac float64, iterations int64, delta float64) (ok bool, err error) {
+	defer convert(&err)
+	lowess := stats.LowessOptions{Frac: frac, Iterations: int(iterations), Delta: delta}
+	o := stats.CalibrateOptions{Method: method, Alpha: alpha, Lowess: lowess}
+	err = stats.Calibrate(slice[float64](dst, n), slice[float64](scores, n), slice[float64](feature, n), o)
+	return err == nil, err
+}
+
+// Calibrated calls stats.Calibrated on n float64 margins. It returns what Pairs does.
+func Calibrated(n int64, margins, calibrated uintptr) (estimates string, err error) {
+	defer convert(&err)
+	e, err := stats.Calibrated(slice[float64](margins, n), slice[float64](calibrated, n))
+	return estimated(e, err)
+}
+
 // Pairs calls stats.Pairs on n float64 and returns a JSON object of its estimates, a
 // list of the value and the ends of its interval each; an infinite end is null.
 // difference and delta may be 0.

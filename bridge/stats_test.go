@@ -41,6 +41,14 @@ func TestStatistics(t *testing.T) {
 	assert.EqualError(t, err, "ValueError: margins are empty, must be at least one number")
 	_, err = Lowess(1, address(bins), address(bins), address(bins), 2, 0, 0)
 	assert.EqualError(t, err, "ValueError: frac is 2, must be in [0, 1]")
+	score, feature := []float64{5, 7}, []float64{10, 20}
+	_, err = Calibrate(2, address(score), address(score), address(feature), "penalty", 0.1, 0, 0, 0)
+	require.NoError(t, err)
+	assert.Equal(t, []float64{4, 5}, score)
+	_, err = Calibrate(2, address(score), address(score), address(feature), "mean", 1, 0, 0, 0)
+	assert.EqualError(t, err, `ValueError: method is "mean", must be lowess, uniform or penalty`)
+	e = decode(Calibrated(2, address(score), address([]float64{-1, 1})))
+	assert.Equal(t, 0.5, *e["flip_rate"][0])
 	_, err = Reliability(1, 0, address(bins)) // no place for the bins
 	assert.ErrorContains(t, err, "RuntimeError: pcrm: internal error")
 }

@@ -1,10 +1,6 @@
 """`pcrm reward`, `pcrm dpo` and `pcrm run`: TRL's command lines with our loss, in one process and in two."""
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +8,7 @@ import pytest
 import trl
 import yaml
 from safetensors.torch import load_file
-from trainers import FORMATS, SETTINGS
+from trainers import FORMATS, SETTINGS, TWO_PROCESSES, launch
 from trl.trainer import dpo_trainer, reward_trainer
 
 from pcrm import cli
@@ -80,26 +76,7 @@ def history(out):
     ]
 
 
-def launch(*command):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "ACCELERATE_USE_CPU": "true"}
-    # A session of its own, so that a launcher's children do not outlive it.
-    with subprocess.Popen(
-        [sys.executable, "-m", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=300)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, output[-5000:]
-
-
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pcrm")
+TORCHRUN = (*TWO_PROCESSES, "-m", "pcrm")
 
 
 @pytest.mark.parametrize("kind", ["reward", "dpo"])

@@ -1,5 +1,11 @@
 """Short runs of TRL's trainers and ours on the tiny models, for the tests."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+
 import torch
 from datasets import Dataset
 from pcrm.trl import PCRMDPOConfig, PCRMDPOTrainer, PCRMRewardConfig, PCRMRewardTrainer
@@ -42,6 +48,29 @@ def build(kind, folder, out, data, *, stock=False, eval_data=None, model=None, t
         processing_class=AutoTokenizer.from_pretrained(folder),
         **trainer or {},
     )
+
+
+TWO_PROCESSES = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def launch(*command):
+    """Run a Python module with its arguments, on the CPU; its output where it fails."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "ACCELERATE_USE_CPU": "true"}
+    # A session of its own, so that a launcher's children do not outlive it.
+    with subprocess.Popen(
+        [sys.executable, "-m", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=300)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output[-5000:]
 
 
 def steps(trainer):

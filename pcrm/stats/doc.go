@@ -1,7 +1,8 @@
 // Package stats says what a reward model's scores are like: how often they are
 // right, how large their margins are, how well calibrated, and how they rank
-// responses beside people's ratings and beside plain length. `pcrm report` is made
-// of it; it is pure Go.
+// responses beside people's ratings and beside plain length. It also takes out of them
+// what length alone lets one expect. `pcrm report` and `pcrm calibrate` are made of it;
+// it is pure Go.
 //
 // A margin is m = chosen score - rejected score, and P = sigmoid(m) the probability
 // that the model gives to the choice that was made. The pairs are unordered: which

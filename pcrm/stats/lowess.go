@@ -48,6 +48,17 @@ func Lowess(dst, x, y []float64, o LowessOptions) error {
 	if err := checkPaired("x", x, "y", y); err != nil {
 		return err
 	}
+	if err := o.check(); err != nil {
+		return err
+	}
+	if len(x) == 0 {
+		return nil
+	}
+	newSmoother(x, y, o).run(dst, o.Iterations)
+	return nil
+}
+
+func (o LowessOptions) check() error {
 	switch {
 	case !(o.Frac >= 0 && o.Frac <= 1):
 		return argErr("frac", -1, "is %v, must be in [0, 1]", o.Frac)
@@ -56,13 +67,6 @@ func Lowess(dst, x, y []float64, o LowessOptions) error {
 	case !(o.Delta >= 0):
 		return argErr("delta", -1, "is %v, must be at least 0", o.Delta)
 	}
-	if len(x) == 0 {
-		return nil
-	}
-	if o.Frac == 0 {
-		o.Frac = 2. / 3
-	}
-	newSmoother(x, y, o).run(dst, o.Iterations)
 	return nil
 }
 
@@ -120,6 +124,9 @@ func newSmoother(x, y []float64, o LowessOptions) *smoother {
 // plan finds the groups to fit at and their windows, which depend on x alone.
 func (s *smoother) plan(o LowessOptions) {
 	n := len(s.y)
+	if o.Frac == 0 {
+		o.Frac = 2. / 3
+	}
 	// A product that is an integer but for rounding counts as one.
 	k := max(min(int(o.Frac*float64(n)+1e-10), n), min(2, n))
 	last := len(s.x) - 1

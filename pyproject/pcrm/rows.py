@@ -51,6 +51,19 @@ def texts(prompt: Any, chosen: Any, rejected: Any, *, with_prompt: bool = False)
     return pair[0], pair[1]
 
 
+def text(response: Any) -> str:
+    """A response without its prompt as a text.
+
+    Raises:
+        RowError: as from `texts`.
+    """
+    nothing = "" if isinstance(response, str) else []
+    try:
+        return texts(nothing, response, response)[0]
+    except RowError as error:
+        raise RowError(error.message.replace("chosen", "response", 1)) from None
+
+
 def _pair(prompt: Any, chosen: Any, rejected: Any, with_prompt: bool) -> list[str]:
     for name, value in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
         if not (name == "prompt" and value is None):

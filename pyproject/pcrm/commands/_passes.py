@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -54,3 +56,12 @@ def finish(output: Output, source: str) -> Output:
         raise ValueError(f"{source}: holds no rows")
     output.finish()
     return output
+
+
+def tokenizer(path: str) -> tuple[Any, str]:
+    """A tokenizer, and what tells it from others."""
+    from transformers import AutoTokenizer
+
+    loaded: Any = AutoTokenizer.from_pretrained(path)
+    vocabulary = json.dumps(sorted(loaded.get_vocab().items()))
+    return loaded, hashlib.sha256(vocabulary.encode()).hexdigest()

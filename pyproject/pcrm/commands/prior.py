@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 from typing import Any
 
 from .. import priors
@@ -80,12 +78,7 @@ def _run(args: argparse.Namespace) -> Output:
         settings |= {"--model": encoder.identity, "--raw": args.raw}
         settings |= {"--batch-size": args.batch_size, "--device": encoder.device}
     elif args.prior == "length_ratio":
-        from transformers import AutoTokenizer
-
-        tokenizer: Any = AutoTokenizer.from_pretrained(args.tokenizer)
-        how["tokenizer"] = tokenizer
-        vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
-        settings["--tokenizer"] = hashlib.sha256(vocabulary.encode()).hexdigest()
+        how["tokenizer"], settings["--tokenizer"] = _passes.tokenizer(args.tokenizer)
     source = open_source(args.source, args.split)
     _check_columns(source.name, source.columns)
     settings |= _passes.settings_of_input(args, "IN", source)

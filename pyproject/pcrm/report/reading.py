@@ -2,7 +2,8 @@
 
 A row is one of
 
-    a pair     chosen_score, rejected_score; prior; chosen and rejected, or chosen_length and rejected_length
+    a pair     chosen_score, rejected_score; prior; chosen and rejected, or chosen_length and rejected_length;
+               calibrated_chosen_score and calibrated_rejected_score
     a ranking  scores, ratings: lists of one prompt; responses, or lengths
     a score    score; response, or length
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from .. import principles
 from ..datafiles import Batch, open_source
-from ..rows import RowError, shared, texts
+from ..rows import RowError, shared, text, texts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,6 +37,7 @@ _TEXTS = ("prompt", "chosen", "rejected", "response")
 _NUMBERS = ("chosen_score", "rejected_score", "prior", "chosen_length", "rejected_length", "score", "length")
 _LISTS = ("scores", "ratings", "lengths")
 _BY_PRINCIPLE = "scores_by_principle"
+_CALIBRATED = ("calibrated_chosen_score", "calibrated_rejected_score")
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Scores:
         units: What lengths are counted in.
         by_principle: The margins of pairs with each principle alone in the prompt, the score of
             the response that it prefers less the other's.
+        calibrated: Margins of pairs, of their scores by `pcrm calibrate`.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Scores:
     single_length: Floats | None
     units: str
     by_principle: dict[str, Floats] = field(default_factory=dict)
+    calibrated: Floats | None = None
 
     @property
     def margins(self) -> Floats:
@@ -190,6 +194,7 @@ def _read(name: str, paths: list[str], split: str) -> Scores:
         single_length=columns.maybe("single_length"),
         units=next(iter(columns.units.values()), "characters"),
         by_principle={name: np.array(margins) for name, margins in columns.by_principle.items()},
+        calibrated=columns.maybe("calibrated_score"),
     )
 
 
@@ -206,7 +211,7 @@ def _plain(batch: Batch, columns: _Columns) -> bool:
 
     schema = pa.schema(
         [(n, pa.string()) for n in _TEXTS]
-        + [(n, pa.float64()) for n in _NUMBERS]
+        + [(n, pa.float64()) for n in (*_NUMBERS, *_CALIBRATED)]
         + [(n, pa.list_(pa.float64())) for n in _LISTS]
         + [("responses", pa.list_(pa.string()))]
         + [(_BY_PRINCIPLE, pa.list_(pa.struct([("principle", pa.string())])))]
@@ -241,12 +246,18 @@ def _plain_pairs(table: pa.Table, full: set[str], place: str, columns: _Columns)
     elif {"chosen", "rejected"} <= full:
         before = 0.0 if "prompt" in full else _shared(table)
         found |= {f"{n}_length": _text_lengths(table[n]) - before for n in ("chosen", "rejected")}
-    if not _sound(prior, *found.values()):
+    calibrated = None
+    if after := full & set(_CALIBRATED):
+        if len(after) == 1:
+            return False
+        calibrated = _numpy(table, _CALIBRATED[0]) - _numpy(table, _CALIBRATED[1])
+    if not _sound(prior, calibrated, *found.values()):
         return False
     if prior is not None and not ((prior >= 0) & (prior <= 1)).all():
         return False
     columns.add("chosen", found["chosen_score"])
     columns.add("rejected", found["rejected_score"])
+    columns.optional("pair", "calibrated_score", calibrated, place)
     columns.optional("pair", "prior", prior, place)
     for n in ("chosen_length", "rejected_length"):
         columns.optional("pair", n, found.get(n), place)
@@ -329,9 +340,8 @@ def _units(given: bool) -> str:
 
 
 def _row_by_row(batch: Batch, columns: _Columns) -> None:
-    for i, row in enumerate(
-        batch.rows((*_KINDS, *_TEXTS, *_NUMBERS, *_LISTS, "responses", _BY_PRINCIPLE, "principles"))
-    ):
+    others = "responses", _BY_PRINCIPLE, "principles"
+    for i, row in enumerate(batch.rows((*_KINDS, *_TEXTS, *_NUMBERS, *_LISTS, *_CALIBRATED, *others))):
         try:
             if isinstance(row, RowError):
                 raise row
@@ -353,6 +363,10 @@ def _one(row: dict[str, Any], place: str, columns: _Columns) -> None:
     if kind == "pair":
         for name in ("chosen", "rejected"):
             columns.add(name, [_number(row, f"{name}_score")])
+        calibrated = [_number(row, n) for n in _CALIBRATED] if set(_CALIBRATED) & row.keys() else None
+        columns.optional(
+            "pair", "calibrated_score", None if calibrated is None else [calibrated[0] - calibrated[1]], place
+        )
         prior = _number(row, "prior") if "prior" in row else None
         if prior is not None and not 0 <= prior <= 1:
             raise RowError(f"prior is {prior:g}, must be in [0, 1]")
@@ -367,12 +381,12 @@ def _one(row: dict[str, Any], place: str, columns: _Columns) -> None:
         for k, n in enumerate(("chosen_length", "rejected_length")):
             columns.optional("pair", n, None if lengths is None else [lengths[k]], place)
     elif kind == "ranking":
-        scores, ratings = (_numbers(row, n) for n in ("scores", "ratings"))
+        scores, ratings = (numbers(row, n) for n in ("scores", "ratings"))
         if not scores:
             raise RowError("scores are empty")
         lengths = None
         if given := "lengths" in row:
-            lengths = _numbers(row, "lengths")
+            lengths = numbers(row, "lengths")
         elif "responses" in row:
             if not isinstance(row["responses"], list):
                 raise RowError(f"responses is {row['responses']!r:.80}, must be a list")
@@ -416,11 +430,7 @@ def _by_principle(row: dict[str, Any]) -> dict[str, float]:
 
 
 def _text_length(response: Any) -> float:
-    nothing = "" if isinstance(response, str) else []
-    try:
-        return float(len(texts(nothing, response, response)[0]))
-    except RowError as error:
-        raise RowError(error.message.replace("chosen", "response", 1)) from None
+    return float(len(text(response)))
 
 
 def _number(row: dict[str, Any], name: str) -> float:
@@ -429,7 +439,8 @@ def _number(row: dict[str, Any], name: str) -> float:
     return _finite(name, row[name])
 
 
-def _numbers(row: dict[str, Any], name: str) -> list[float]:
+def numbers(row: dict[str, Any], name: str) -> list[float]:
+    """A row's list of finite numbers; RowError where it is something else."""
     if name not in row:
         raise RowError(f"has no {name}, its keys are {', '.join(row)}")
     if not isinstance(row[name], list):

@@ -70,6 +70,36 @@ def lowess(x: Floats, y: Floats, *, frac: float = 2 / 3, iterations: int = 3, de
     return dst
 
 
+def calibrate(
+    scores: Floats,
+    feature: Floats,
+    *,
+    method: str,
+    alpha: float,
+    frac: float = 2 / 3,
+    iterations: int = 3,
+    delta: float = 0.0,
+) -> Floats:
+    """Scores less alpha times what their feature lets one expect: post-hoc calibration, arXiv 2409.17407.
+
+    Args:
+        scores, feature: Of each response, in any order; shape (n,).
+        method: "lowess", the curve of `lowess`; "uniform", the mean of the scores of the nearest
+            points; "penalty", the feature itself.
+        alpha: Share of it that is removed; of a penalty, what a unit of the feature costs.
+        frac, iterations, delta: As of `lowess`; frac is that of the uniform window, too.
+    """
+    dst = np.empty(len(scores))
+    how = method, float(alpha), float(frac), iterations, float(delta)
+    _call("Calibrate", _same(scores, feature), dst, scores, feature, *how)
+    return dst
+
+
+def calibrated(margins: Floats, calibrated: Floats) -> Estimates:
+    """Accuracy by calibrated margins, and the share of pairs whose margin has another sign by them."""
+    return _estimates("Calibrated", _same(margins, calibrated), margins, calibrated)
+
+
 def pairs(margins: Floats, difference: Floats | None = None, delta: Floats | None = None) -> Estimates:
     """All that is said of the margins of pairs, by key of summary.json with a slash for an object in it.
 

@@ -21,6 +21,8 @@ _LABELS: dict[str, str | None] = {
     "accuracy": "Accuracy",
     "accuracy_longer_chosen": "… where the chosen response is longer",
     "accuracy_shorter_chosen": "… where it is shorter",
+    "accuracy_calibrated": "… by calibrated scores",
+    "flip_rate": "Pairs that calibration turns",
     "-margin": None,
     "margin/mean": "Margin, mean",
     "margin/sd": "Margin, standard deviation",
@@ -51,6 +53,8 @@ _PERCENT = (
     "accuracy",
     "accuracy_longer_chosen",
     "accuracy_shorter_chosen",
+    "accuracy_calibrated",
+    "flip_rate",
     "violation_rate",
     "share_over_5",
     "share_over_10",
@@ -116,6 +120,8 @@ def _estimates(m: Scores, constraint: Constraint | None, by_prompt: dict[str, An
         if m.chosen_length is not None and m.rejected_length is not None:
             difference = m.chosen_length - m.rejected_length
         found |= statistics.pairs(m.margins, difference, delta)
+        if m.calibrated is not None:
+            found |= statistics.calibrated(m.margins, m.calibrated)
     if (points := m.by_length()) is not None:
         found |= statistics.lengths(*points)
     if len(m.scores):

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from .. import __version__, priors
 from ..arguments import prior_tensor
@@ -33,7 +35,7 @@ PAPER = {
 
 
 INDEX = "pcrm_index"  # the column with a row's place in the training data, where a sampler asks for it
-_SAMPLER_STATE = "pcrm_sampler.pt"
+_SAMPLER_STATE = "pcrm_sampler.safetensors"
 
 
 class PriorCollator:
@@ -108,6 +110,9 @@ class Constrained:
     settings: Config
     sampler: PrioritizedSampler | None = None
     constrained: bool  # whether the loss is ours: not in every trainer that `enable` put behind TRL's name
+    # The margins since the last log, of training and of evaluation, where the arguments ask for their histogram.
+    _margins: dict[str, list[torch.Tensor]] | None = None
+    _evaluated = "eval"  # which evaluation set runs: eval_NAME where there are several
 
     def _read(self, args: Any, model: Any) -> Any:
         """The arguments, made where there are none, and what they say about the constraint."""
@@ -120,6 +125,8 @@ class Constrained:
         if self.constrained:
             self.settings = args.pcrm_settings()
             self.constraint = self.settings.constraint
+            if args.pcrm_log_margins:
+                self._margins = {"train": [], "eval": []}
         return args
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
@@ -160,12 +167,15 @@ class Constrained:
         super()._save_optimizer_and_scheduler(output_dir)  # pyright: ignore[reportAttributeAccessIssue]
         trainer: Any = self
         if self.sampler is not None and trainer.args.should_save:
-            torch.save(self.sampler.state_dict(), Path(output_dir) / _SAMPLER_STATE)
+            state = self.sampler.state_dict()
+            state["round"] = torch.tensor(state["round"])
+            save_file(state, Path(output_dir) / _SAMPLER_STATE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
         if self.sampler is not None and checkpoint is not None:
-            self.sampler.load_state_dict(torch.load(Path(checkpoint) / _SAMPLER_STATE, weights_only=True))
+            state: dict[str, Any] = load_file(Path(checkpoint) / _SAMPLER_STATE)
+            self.sampler.load_state_dict(state | {"round": int(state["round"])})
 
     def _drawn(self, inputs: dict[str, Any]) -> torch.Tensor | None:
         """Which pairs a batch of the sampler's has, taken out of it."""
@@ -254,7 +264,55 @@ class Constrained:
                 columns["pcrm/nll"] = nll.to(margin)
             means = torch.stack([column.mean() for column in columns.values()])
             values = trainer.accelerator.gather(means[None]).mean(0).tolist()
-        metrics = trainer._metrics["train" if trainer.model.training else "eval"]
+        mode = "train" if trainer.model.training else "eval"
+        metrics = trainer._metrics[mode]
         for name, value in zip(columns, values, strict=True):
             if math.isfinite(value):
                 metrics[name].append(value)
+        if self._margins is not None:
+            # An evaluation's last batch repeats pairs until all processes have as many: only here can
+            # these be told. Training does train on them.
+            margin = margin if mode == "train" else trainer.accelerator.gather_for_metrics(margin)
+            self._margins[mode].append(margin)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        self._evaluated = metric_key_prefix
+        if self._margins is not None:
+            self._margins["eval"].clear()  # those of a `predict`, which logs nothing
+        return super().evaluation_loop(  # pyright: ignore[reportAttributeAccessIssue]
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+
+    def log(self, logs: dict[str, float], *rest: Any, **named: Any) -> None:
+        super().log(logs, *rest, **named)  # pyright: ignore[reportAttributeAccessIssue]
+        if self._margins is not None:
+            # The last log of a training run may come after an evaluation.
+            training = "train_runtime" in logs or self.model.training  # pyright: ignore[reportAttributeAccessIssue]
+            self._write_margins("train" if training else "eval")
+
+    def _write_margins(self, mode: str) -> None:
+        """The histogram of the pairs of all processes, by the main one. What is not finite is left out."""
+        trainer: Any = self
+        assert self._margins is not None
+        seen = self._margins[mode]
+        if not seen:
+            return
+        margins = torch.cat(seen)
+        seen.clear()
+        if mode == "train":
+            margins = trainer.accelerator.gather(margins)
+        margins = margins[margins.isfinite()]
+        for callback in trainer.callback_handler.callbacks:
+            # Only the main process has a writer.
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None and len(margins):
+                evaluated = self._evaluated.replace("_", "/", 1)
+                tag = "pcrm/margins" if mode == "train" else f"{evaluated}/pcrm/margins"
+                callback.tb_writer.add_histogram(tag, margins, trainer.state.global_step)
+                callback.tb_writer.flush()

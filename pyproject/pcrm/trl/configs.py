@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from transformers.integrations import is_tensorboard_available
 from trl import DPOConfig, DPOTrainer, RewardConfig
 
 from ..arguments import settings_of, warn_of_smoothing
@@ -71,6 +72,14 @@ class PCRMArguments:
         pcrm_priority_samples (`int`, *optional*):
             Draws in an epoch, after which the priorities are looked at anew; as many as there are
             pairs where it is not said.
+
+        > Parameters that control logging
+
+        pcrm_log_margins (`bool`, *optional*, defaults to `False`):
+            Whether each log writes to TensorBoard the histogram of the margins of all pairs since
+            the last one, chosen minus rejected, for DPO z: `pcrm/margins` in training,
+            `eval/pcrm/margins` in evaluation, `eval/NAME/pcrm/margins` where there are several
+            evaluation sets. Needs `report_to="tensorboard"`.
     """
 
     pcrm_prior: str = field(
@@ -117,6 +126,10 @@ class PCRMArguments:
     pcrm_priority_samples: int | None = field(
         default=None, metadata={"help": "Draws in an epoch with 'pcrm_priority_alpha': all pairs' number by default."}
     )
+    pcrm_log_margins: bool = field(
+        default=False,
+        metadata={"help": "Whether to write the histogram of the margins to TensorBoard, at each log."},
+    )
 
     _pcrm_paper: ClassVar[str] = "alpaca"
     # What `pcrm.trl.enable` makes of a configuration that asks for none of this.
@@ -133,7 +146,7 @@ class PCRMArguments:
         model = self.pcrm_prior_model
         arguments: dict[str, Any] = {}
         for f in dataclasses.fields(PCRMArguments):
-            if f.name == "pcrm_prior_model" or f.name.startswith(("pcrm_sft_", "pcrm_priority_")):
+            if f.name in ("pcrm_prior_model", "pcrm_log_margins") or f.name.startswith(("pcrm_sft_", "pcrm_priority_")):
                 continue
             value = getattr(self, f.name)
             if self.pcrm_config is not None and value == f.default:  # a default contradicts no file
@@ -175,6 +188,20 @@ class PCRMArguments:
         """The constraint of `pcrm_settings`."""
         return self.pcrm_settings().constraint
 
+    def _check_log_margins(self) -> None:
+        if not self.pcrm_log_margins:
+            return
+        report_to: Any = getattr(self, "report_to", None)
+        if "tensorboard" not in report_to:
+            raise ValueError(
+                f"pcrm_log_margins is True, which writes to TensorBoard, but report_to is {report_to}: "
+                "add 'tensorboard' to it"
+            )
+        if not is_tensorboard_available():
+            raise ImportError(
+                "pcrm_log_margins is True, which writes to TensorBoard, and it is not installed: pip install tensorboard"
+            )
+
     def _merged(self, name: str, of_file: float, default: float | None) -> None:
         """Let the file's setting be that of TRL's field of this name, unless both are set."""
         value = getattr(self, name)
@@ -197,6 +224,7 @@ class PCRMRewardConfig(PCRMArguments, RewardConfig):
         super().__post_init__()
         if not self.pcrm_enabled:
             return
+        self._check_log_margins()
         settings = self.pcrm_settings()
         self._merged("center_rewards_coefficient", settings.center_rewards_coefficient, None)
         if settings.form == "token" and self.center_rewards_coefficient:
@@ -239,6 +267,7 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
             raise ValueError(
                 f"loss_type is {self.loss_type}, must have 'pcrm' once: for TRL's losses alone take its own DPOConfig"
             )
+        self._check_log_margins()
         settings = self.pcrm_settings()
         self._add_sft()
         if settings.form == "token":

@@ -1,0 +1,155 @@
+package stats
+
+import "math"
+
+// The methods of [Calibrate].
+const (
+	MethodLowess  = "lowess"
+	MethodUniform = "uniform"
+	MethodPenalty = "penalty"
+)
+
+// CalibrateOptions are the settings of [Calibrate].
+type CalibrateOptions struct {
+	// Method says what b is: [MethodLowess], [MethodUniform] or [MethodPenalty].
+	Method string
+	// Alpha is the share of b that is removed; for a penalty, what one unit of the
+	// feature costs.
+	Alpha float64
+	// Lowess has the settings of the curve; Frac is that of the uniform window, too.
+	Lowess LowessOptions
+}
+
+// Calibrate writes to dst the scores less what the feature of each response, such as
+// its length, lets one expect:
+//
+//	dst_i = scores_i - alpha b(feature_i)
+//
+//	lowess    b is the curve of [Lowess] through all (feature, score)
+//	uniform   b is the mean of the scores whose feature is at most h from feature_i, h
+//	          the distance of the k-th nearest, itself counted: k = frac n or, where
+//	          others are as far as that, more
+//	penalty   b(f) = f
+//
+// k is rounded down and is at least 2, where there are as many. dst may be scores.
+// (Huang, Qiu, Wang, Ponti and Titov, Post-hoc Reward Calibration, arXiv 2409.17407.
+// Their uniform average is over a window of one width for all; here, as in the curve,
+// it is over as many points for all, so that no response is alone in its window.)
+//
+// Special cases: where all features are the same, b is the mean of the scores for
+// lowess and uniform. No responses are allowed.
+//
+// Errors, each an [*pcrm.ArgumentError]: slices of different lengths, a number that is
+// not finite, an unknown method, options out of their range.
+func Calibrate(dst, scores, feature []float64, o CalibrateOptions) error {
+	if len(dst) != len(scores) {
+		return argErr("dst", -1, "has %d elements, scores has %d", len(dst), len(scores))
+	}
+	if err := checkPaired("scores", scores, "feature", feature); err != nil {
+		return err
+	}
+	if math.IsNaN(o.Alpha) || math.IsInf(o.Alpha, 0) {
+		return argErr("alpha", -1, "is %v, must be finite", o.Alpha)
+	}
+	if err := o.Lowess.check(); err != nil {
+		return err
+	}
+	bias := feature
+	switch o.Method {
+	case MethodLowess, MethodUniform:
+		bias = make([]float64, len(scores))
+		if len(scores) == 0 {
+			return nil
+		}
+		if o.Method == MethodUniform {
+			o.Lowess.Delta = 0 // a window for each
+		}
+		s := newSmoother(feature, scores, o.Lowess)
+		if o.Method == MethodLowess {
+			s.run(bias, o.Lowess.Iterations)
+		} else {
+			s.average(bias)
+		}
+	case MethodPenalty:
+	default:
+		return argErr("method", -1, "is %q, must be %s, %s or %s", o.Method, MethodLowess, MethodUniform, MethodPenalty)
+	}
+	for i, score := range scores {
+		dst[i] = score - o.Alpha*bias[i]
+	}
+	return nil
+}
+
+// average writes the mean of the y in the window of each point, which has all the
+// points of a group or none.
+func (s *smoother) average(dst []float64) {
+	s.sum()
+	// Sums from the first group on; of y less their mean, so that their digits are those
+	// of the differences that are taken.
+	n := float64(len(s.y))
+	mean := 0.0
+	for _, wy := range s.wy {
+		mean += wy / n
+	}
+	sums := make([]float64, len(s.x)+1)
+	for g, wy := range s.wy {
+		sums[g+1] = sums[g] + (wy - s.w[g]*mean)
+	}
+	for _, v := range s.fits {
+		x := s.x[v.group]
+		from, to := int(s.group[v.left]), int(s.group[v.right-1])+1
+		// The next one on the right may be just as far as the farthest, which then is on the
+		// left: a window moves on only to what is nearer.
+		if to < len(s.x) && s.x[to]-x <= v.radius {
+			to++
+		}
+		count := s.start[to] - s.start[from]
+		s.fit[v.group] = mean + (sums[to]-sums[from])/float64(count)
+	}
+	for at, i := range s.order {
+		dst[i] = s.fit[s.group[at]]
+	}
+}
+
+// Calibrated compares the margins of n pairs with those after a calibration:
+//
+//	accuracy_calibrated   share of calibrated margins greater than 0
+//	flip_rate             share of pairs whose two margins differ in sign, 0 being one
+//
+// Intervals resample pairs. Errors, each an [*pcrm.ArgumentError]: no margins, slices of
+// different lengths, a number that is not finite.
+func Calibrated(margins, calibrated []float64) ([]Estimate, error) {
+	if len(margins) == 0 {
+		return nil, argErr("margins", -1, "are empty, must be at least one number")
+	}
+	if err := checkPaired("margins", margins, "calibrated", calibrated); err != nil {
+		return nil, err
+	}
+	newStatistic := func() statistic {
+		return func(dst []float64, units []int32) {
+			var right, flipped int
+			for _, i := range units {
+				if calibrated[i] > 0 {
+					right++
+				}
+				if sign(margins[i]) != sign(calibrated[i]) {
+					flipped++
+				}
+			}
+			n := float64(len(units))
+			dst[0], dst[1] = float64(right)/n, float64(flipped)/n
+		}
+	}
+	values, low, high := onSample(2, len(margins), len(margins), newStatistic)
+	return estimates([]string{"accuracy_calibrated", "flip_rate"}, values, low, high), nil
+}
+
+func sign(x float64) int {
+	switch {
+	case x > 0:
+		return 1
+	case x < 0:
+		return -1
+	}
+	return 0
+}

@@ -1,0 +1,116 @@
+package stats
+
+import (
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"gonum.org/v1/gonum/stat"
+)
+
+// The window by its definition: the scores of all that are as near as the k-th nearest.
+func TestCalibrateUniform(t *testing.T) {
+	r := rand.New(rand.NewPCG(21, 22))
+	for _, n := range []int{1, 2, 3, 40, 300} {
+		for _, values := range []int{1, 2, 7, 1 << 30} { // many ties, and hardly any
+			for _, frac := range []float64{0.01, 0.3, 2. / 3, 1} {
+				scores, feature := make([]float64, n), make([]float64, n)
+				for i := range scores {
+					feature[i] = float64(r.IntN(values))
+					scores[i] = 1e3 + feature[i]/float64(values) + r.NormFloat64()
+				}
+				k := max(min(int(frac*float64(n)), n), min(2, n))
+				want := make([]float64, n)
+				for i, x := range feature {
+					distance := make([]float64, n)
+					for j, other := range feature {
+						distance[j] = math.Abs(other - x)
+					}
+					sorted := slices.Clone(distance)
+					slices.Sort(sorted)
+					var near []float64
+					for j, d := range distance {
+						if d <= sorted[k-1] {
+							near = append(near, scores[j])
+						}
+					}
+					want[i] = scores[i] - 0.5*stat.Mean(near, nil)
+				}
+				dst := make([]float64, n)
+				o := CalibrateOptions{Method: MethodUniform, Alpha: 0.5, Lowess: LowessOptions{Frac: frac, Delta: 1e9}}
+				require.NoError(t, Calibrate(dst, scores, feature, o))
+				// Each side sums up to n scores of 1e3, with a rounding of 2^-53 each.
+				assert.InDeltaSlice(t, want, dst, 1e3*float64(n)*0x1p-52, "n %d, values %d, frac %g", n, values, frac)
+			}
+		}
+	}
+}
+
+func TestCalibrateLowessAndPenalty(t *testing.T) {
+	r := rand.New(rand.NewPCG(23, 24))
+	scores, feature := make([]float64, 200), make([]float64, 200)
+	for i := range scores {
+		feature[i] = float64(r.IntN(90))
+		scores[i] = math.Sqrt(feature[i]) + r.NormFloat64()
+	}
+	o := CalibrateOptions{Method: MethodLowess, Alpha: 0.25, Lowess: LowessOptions{Frac: 0.4, Iterations: 3, Delta: 2}}
+	curve, want := make([]float64, 200), make([]float64, 200)
+	require.NoError(t, Lowess(curve, feature, scores, o.Lowess))
+	for i := range want {
+		want[i] = scores[i] - 0.25*curve[i]
+	}
+	dst := slices.Clone(scores)
+	require.NoError(t, Calibrate(dst, dst, feature, o)) // in place
+	assert.Equal(t, want, dst)
+
+	require.NoError(t, Calibrate(dst, scores, feature, CalibrateOptions{Method: MethodPenalty, Alpha: 0.01}))
+	assert.Equal(t, scores[7]-0.01*feature[7], dst[7])
+	for _, method := range []string{MethodLowess, MethodUniform, MethodPenalty} {
+		require.NoError(t, Calibrate(nil, nil, nil, CalibrateOptions{Method: method}))
+	}
+}
+
+func TestCalibrated(t *testing.T) {
+	//                    stays  turned  tie  of tie  stays
+	margins := []float64{2, 1, 0, 0, -1}
+	calibrated := []float64{1, -1, 0.5, 0, -3}
+	e := byKey(t)(Calibrated(margins, calibrated))
+	assert.Equal(t, 2./5, e["accuracy_calibrated"].Value)
+	assert.Equal(t, 2./5, e["flip_rate"].Value)
+	assert.Len(t, e, 2)
+
+	// The interval of a share of n pairs has 1.96 sqrt(p (1-p) / n) on each side.
+	r := rand.New(rand.NewPCG(25, 26))
+	margins, calibrated = make([]float64, 2000), make([]float64, 2000)
+	for i := range margins {
+		margins[i], calibrated[i] = r.NormFloat64(), r.NormFloat64()
+	}
+	flips := byKey(t)(Calibrated(margins, calibrated))["flip_rate"]
+	assert.InDelta(t, 0.5, flips.Value, 0.05)
+	assert.InEpsilon(t, 1.96*0.5/math.Sqrt(2000), flips.High-flips.Value, 0.2)
+}
+
+func TestCalibrateErrors(t *testing.T) {
+	one, two := []float64{1}, []float64{1, 2}
+	lowess := CalibrateOptions{Method: MethodLowess}
+	_, empty := Calibrated(nil, nil)
+	_, lengths := Calibrated(two, one)
+	_, bad := Calibrated(two, []float64{1, inf})
+	for message, err := range map[string]error{
+		"dst has 0 elements, scores has 1":                      Calibrate(nil, one, one, lowess),
+		"feature has 1 elements, scores has 2":                  Calibrate(two, two, one, lowess),
+		"scores[0] is NaN, must be finite":                      Calibrate(one, []float64{nan}, one, lowess),
+		"feature[0] is +Inf, must be finite":                    Calibrate(one, one, []float64{inf}, lowess),
+		"alpha is NaN, must be finite":                          Calibrate(one, one, one, CalibrateOptions{Method: MethodPenalty, Alpha: nan}),
+		`method is "loess", must be lowess, uniform or penalty`: Calibrate(one, one, one, CalibrateOptions{Method: "loess"}),
+		"frac is 1.5, must be in [0, 1]":                        Calibrate(one, one, one, CalibrateOptions{Method: MethodUniform, Lowess: LowessOptions{Frac: 1.5}}),
+		"margins are empty, must be at least one number":        empty,
+		"calibrated has 1 elements, margins has 2":              lengths,
+		"calibrated[1] is +Inf, must be finite":                 bad,
+	} {
+		assert.EqualError(t, err, message)
+	}
+}
