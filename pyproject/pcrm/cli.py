@@ -15,6 +15,7 @@ _COMMANDS = {
     "run": ("run a script that uses TRL as it is", "trl"),
     "openrlhf": ("OpenRLHF's train_rm and train_dpo with the constrained loss", "openrlhf"),
     "score": ("score pairs or rankings with a trained reward model", "data,trl"),
+    "optimize": ("see how far a reward model is to be optimized against", "report,trl"),
     "report": ("see what a reward model's scores are like", "report"),
     "verify": ("recompute what a trace recorded", None),
     "doctor": ("what this machine computes with, and whether it computes right", None),

@@ -21,13 +21,15 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import numpy as np
+
 from .rows import RowError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Row = dict[str, Any]
-# By their names: a NumPy array of floats, or a list of such arrays where a row has several.
+# By their names: a NumPy array of floats, or a list of what each row has: such an array, or JSON.
 Columns = Mapping[str, Any]
 
 # A batch is what is in memory at once, what one call of a prior sees, and what a kill loses.
@@ -444,7 +446,10 @@ class _Rows(Batch):
 def _shortest(column: Any) -> list[str]:
     """A column as JSON, with the fewest digits that are the number again in its own precision."""
     if isinstance(column, list):
-        return [f"[{', '.join(numbers.astype(str))}]" for numbers in column]
+        return [
+            f"[{', '.join(x.astype(str))}]" if isinstance(x, np.ndarray) else json.dumps(x, ensure_ascii=False)
+            for x in column
+        ]
     return column.astype(str).tolist()
 
 

@@ -100,26 +100,27 @@ def read(arguments: Iterable[str], split: str = "train") -> list[Scores]:
             some without a prior or length.
     """
     files: dict[str, list[str]] = {}
-    for name, path in _named(list(arguments)):
+    for name, path in named(list(arguments)):
         files.setdefault(name, []).append(path)
     return [_read(name, paths, split) for name, paths in files.items()]
 
 
-def _named(arguments: list[str]) -> list[tuple[str, str]]:
-    named = []
+def named(arguments: list[str]) -> list[tuple[str, str]]:
+    """Each argument's name and path, by the rule of `read`."""
+    found = []
     plain = [a for a in arguments if os.path.exists(a) or "=" not in a]
     stems = [_stem(os.path.basename(os.path.normpath(a))) for a in plain]
     for argument in arguments:
         if argument not in plain:
             name, _, path = argument.partition("=")
-            named.append((name, path))
+            found.append((name, path))
             continue
         path = os.path.normpath(argument)
         name = _stem(os.path.basename(path))
         if stems.count(name) > 1:
             name = os.path.join(os.path.basename(os.path.dirname(os.path.abspath(path))), name)
-        named.append((name, argument))
-    return named
+        found.append((name, argument))
+    return found
 
 
 def _stem(name: str) -> str:
@@ -352,12 +353,12 @@ def _one(row: dict[str, Any], place: str, columns: _Columns) -> None:
         for k, n in enumerate(("chosen_length", "rejected_length")):
             columns.optional("pair", n, None if lengths is None else [lengths[k]], place)
     elif kind == "ranking":
-        scores, ratings = (_numbers(row, n) for n in ("scores", "ratings"))
+        scores, ratings = (numbers(row, n) for n in ("scores", "ratings"))
         if not scores:
             raise RowError("scores are empty")
         lengths = None
         if given := "lengths" in row:
-            lengths = _numbers(row, "lengths")
+            lengths = numbers(row, "lengths")
         elif "responses" in row:
             if not isinstance(row["responses"], list):
                 raise RowError(f"responses is {row['responses']!r:.80}, must be a list")
@@ -395,7 +396,8 @@ def _number(row: dict[str, Any], name: str) -> float:
     return _finite(name, row[name])
 
 
-def _numbers(row: dict[str, Any], name: str) -> list[float]:
+def numbers(row: dict[str, Any], name: str) -> list[float]:
+    """A row's list of finite numbers; RowError where it is something else."""
     if name not in row:
         raise RowError(f"has no {name}, its keys are {', '.join(row)}")
     if not isinstance(row[name], list):

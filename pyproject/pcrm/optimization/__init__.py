@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .report import statistics
-from .report.statistics import Floats
+from ..report import statistics
+from ..report.statistics import Floats
 
 Pools = Sequence[ArrayLike]
 
