@@ -60,8 +60,8 @@ class Policy:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model: Any = AutoModelForCausalLM.from_pretrained(self.name)
-        self._model = model.eval().to(self.device)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(self.name)
+        self._model = loaded.eval().to(self.device)
         ends = self._model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
         # In the model's place for it: of what is not said, generate() would take what the checkpoint says.

@@ -242,16 +242,17 @@ def policies(
         ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
         right = max(float(m[0][:, 0].max()) for m in models.values()) or 1.0
         ax.set_xlim(0, 1.05 * right)
-        ax.set_xticks([t for t in (0, 0.01, 0.05, 0.2, 0.5, 1, 2, 3, 4, 6, 8, 10) if t <= 1.05 * right])
+        ticks = [t for t in (0, 0.001, 0.01, 0.1, 0.5, 1, 2, 3, 4, 6, 8, 10) if t <= 1.05 * right]
+        ax.set_xticks([t for t in ticks if t == 0 or math.sqrt(t / right) > 0.12])
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel("KL divergence from the reference policy, nats")
         ax.set_ylabel(f"{what}, gain over the reference")
         kl, gain = next(iter(models.values()))[0][:, 0], next(iter(models.values()))[column][:, 0]
-        shown = -1.0
+        shown = 0.0  # where the axis is
         for x, y, label in zip(kl, gain, labels, strict=True):
-            at = math.sqrt(max(x, 0) / right)
-            if at - shown > 0.06:  # of the axis: text is that wide
+            at = math.sqrt(x / right)
+            if at - shown > 0.06:  # text is that wide
                 ax.annotate(label, (x, y), (0, 5), textcoords="offset points", ha="center", color=style.MUTED)
                 shown = at
     _legend(figure, order, order)
