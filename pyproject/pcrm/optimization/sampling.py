@@ -17,8 +17,8 @@ from ..scoring import identity_of
 from ..shards import Output
 from .pools import made
 
-# What is in memory at once and what a kill loses.
-_SHARD_PROMPTS = 32
+# What is in memory at once and what a kill loses. Lines of a file are read by no fewer.
+_SHARD_PROMPTS = 64
 
 
 class Policy:
