@@ -15,6 +15,7 @@ import html5lib
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, make_tiny
 from pcrm.demo import world
 from pcrm.optimization import best_of_n, reference, rl, softmax_policy
 from pcrm.optimization.sampling import Policy, sample
@@ -91,6 +92,9 @@ def test_one_model(tmp_path, capsys):
         f"(+{best['proxy_gain']:.2f}, {best['proxy_gain'] / sd:.1f} sd of the reference policy), "
         f"gold from {best['gold'] - best['gold_gain']:.2f} to {best['gold']:.2f}"
     )
+    keys = {"by", "proxy_from", "proxy_to", "proxy_gain", "proxy_gain_ci", "proxy_gain_in_sd"}
+    keys |= {"gold_from", "gold_to", "gold_gain", "gold_gain_ci", "text"}
+    assert found["scaled"].keys() == keys
     assert found["scaled"]["text"] == line == capsys.readouterr().out.splitlines()[-1]
 
 
@@ -174,6 +178,7 @@ def test_bad_scored_pools(tmp_path, capsys, rows, message):
         (["b.jsonl", "--proxy", "m"], "--proxy takes one POOL"),
         (["--proxy", "m", "--policy", "p"], "--policy needs --gold MODEL: what it samples has no ratings"),
         (["--proxy", "m=y", "--proxy", "m=x/z"], "--proxy x/z: there is a proxy m already: name it, NAME=x/z"),
+        (["--out", ".", "--proxy", "m"], "pool.jsonl: is POOL and what would be written into --out ."),
         (["--proxy", "a/b=m"], "--proxy m: 'a/b' is no name of a file: name it, NAME=m"),
     ],
 )
@@ -193,7 +198,6 @@ def test_bad_arguments(tmp_path, capsys, monkeypatch, arguments, message):
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory, rows):
-    from conftest import make_tiny
     from transformers import LlamaForSequenceClassification
 
     folder = make_tiny(tmp_path_factory.mktemp("second"), rows, LlamaForSequenceClassification, num_labels=1)
@@ -493,3 +497,15 @@ def test_killed_and_gone_on_with(tmp_path, tiny, tiny_policy, prompt_file):
     assert re.fullmatch(r"RLOO, 12 steps: proxy reward scaled from .*, gold from .*", done.stdout.splitlines()[-1])
     assert [s.step for s in rl.read(out / "rl" / "a" / "steps.csv")] == list(range(12))
     shutil.rmtree(out)
+
+
+def test_documentation():
+    """The page's Python does what it says, and its last line is one."""
+    page = (ROOT / "docs" / "optimize.md").read_text()
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.S)[1], names)
+    said = re.search(r"# ([\d., ]+): the best of four", page)[1]
+    assert names["curve"].gold[:, 0] == pytest.approx([float(x) for x in said.split(", ")])
+    line = re.search(r"^best of 16: .*$", page, re.M)[0]
+    start, end, gain, _ = map(float, re.search(r"from (\S+) to (\S+) \((\S+), (\S+) sd", line).groups())
+    assert end - start == pytest.approx(gain)

@@ -28,7 +28,7 @@ from pcrm.optimization.pools import Pools, made
 from pcrm.optimization.sampling import Policy
 from pcrm.report.reading import named
 from pcrm.scoring import RewardModel
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer
 
@@ -55,8 +55,9 @@ def main() -> None:
     )
     proxies = {name: RewardModel(path) for name, path in named(args.proxies)}
     policy = args.out / "policy"
-    recipe = {"pairs": args.sft_pairs, "seed": SFT_SEED}
-    made(policy, recipe, lambda: sft(named(args.proxies)[0][1], args.sft_pairs, policy))
+    first = next(iter(proxies.values()))
+    recipe = {"pairs": args.sft_pairs, "seed": SFT_SEED, "tokenizer of": first.identity}
+    made(policy, recipe, lambda: sft(first.tokenizer, args.sft_pairs, policy))
     prompts = sorted({row["prompt"] for row in world.generate(2000, TRAIN_SEED)})
     held_out = sorted({row["prompt"] for row in world.generate(5 * EVAL_PROMPTS, EVAL_SEED)})
 
@@ -88,9 +89,8 @@ def scored(name: str, proxy: RewardModel, prompts: list[str], pools: list[list[s
     return Pools(name, list(scores), list(values))
 
 
-def sft(tokenizer_of: str, pairs: int, out: Path) -> None:
+def sft(tokenizer: Any, pairs: int, out: Path) -> None:
     """A Llama with two layers of width 128 that answers as the world's responses do, good and bad ones alike."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_of)
     rows = {(r["prompt"], r[side]) for r in world.generate(pairs, SFT_SEED) for side in ("chosen", "rejected")}
     set_seed(SFT_SEED)
     model = LlamaForCausalLM(

@@ -148,6 +148,9 @@ def _computed(args: argparse.Namespace, gold_model: bool) -> tuple[list[Pools], 
             raise ValueError(f"--proxy {path}: there is a proxy {name} already: name it, NAME={path}")
         if os.path.basename(name) != name or name in ("", ".", ".."):
             raise ValueError(f"--proxy {path}: {name!r} is no name of a file: name it, NAME={path}")
+    for made in (out / "pool.jsonl", out / "gold.jsonl", *(out / "proxies" / f"{name}.jsonl" for name, _ in names)):
+        if made.exists() and os.path.exists(source) and os.path.samefile(made, source):
+            raise ValueError(f"{source}: is POOL and what would be written into --out {out}")
     # All are loaded at the beginning: what is wrong with one says so before hours of sampling.
     proxies = {name: RewardModel(path, **options) for name, path in names}
     gold = RewardModel(args.gold, **options) if gold_model else None

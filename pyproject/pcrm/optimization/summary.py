@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ class _Model:
     softmax: Curve
     run: Run | None
 
-    @property
+    @cached_property
     def change(self) -> tuple[str, tuple[float, float], tuple[float, float], Floats, Floats]:
         """What optimized the policy; proxy before and after; gold so; the gains with their intervals."""
         if self.run is None:
@@ -118,7 +119,7 @@ def write(
         (folder / "rl.csv").write_text(_csv(runs), encoding="utf-8")
     html = page.render(
         title="Optimization against a reward model" if len(models) > 1 else f"Optimization against {models[0].name}",
-        subtitle="\n".join(lines(summary)),
+        subtitle=" · ".join(lines(summary)),
         columns=list(analyzed),
         rows=_rows(analyzed),
         note="In brackets 95% bootstrap intervals, which resample prompts. Gains are over the reference policy.",
