@@ -36,7 +36,7 @@ from trl import SFTConfig, SFTTrainer
 MAX_NEW_TOKENS = 112
 # Rows that the reward models' training has not seen: the demo's seed is 0.
 SFT_SEED, TRAIN_SEED, EVAL_SEED = 1, 2, 3
-EVAL_PROMPTS, EVAL_SAMPLES = 64, 16
+EVAL_PROMPTS, EVAL_SAMPLES = 64, 8
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("proxies", metavar="NAME=MODEL", nargs="+", help="reward models of the demo")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--keep", type=Path, default=Path(__file__).parent, help="where results.csv and rl.svg go")
-    parser.add_argument("--steps", type=int, default=150, help="of RLOO (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=80, help="of RLOO (default: %(default)s)")
     parser.add_argument(
         "--sft-pairs", type=int, default=4000, help="pairs of responses to learn from (default: %(default)s)"
     )

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,17 @@ class Run:
 
 
 @dataclass(frozen=True)
+class _Change:
+    """What optimized a policy, and its means before and after; the gains have intervals."""
+
+    by: str
+    proxy: tuple[float, float]
+    gold: tuple[float, float]
+    proxy_gain: Floats
+    gold_gain: Floats
+
+
+@dataclass(frozen=True)
 class _Model:
     pools: Pools
     reference: Reference
@@ -45,29 +56,25 @@ class _Model:
     run: Run | None
 
     @cached_property
-    def change(self) -> tuple[str, tuple[float, float], tuple[float, float], Floats, Floats]:
-        """What optimized the policy; proxy before and after; gold so; the gains with their intervals."""
-        if self.run is None:
-            b = self.best
-            n, ends = (
-                int(b.at[-1]),
-                [(v[-1, 0] - g[-1, 0], v[-1, 0]) for v, g in ((b.proxy, b.proxy_gain), (b.gold, b.gold_gain))],
-            )
-            return f"best of {n}", ends[0], ends[1], b.proxy_gain[-1], b.gold_gain[-1]
-        after = self.run.after
-        # Pools of one number each, the difference of a prompt's means, so that intervals resample prompts.
-        gains = reference(
-            *(
-                [[a.mean() - b.mean()] for a, b in zip(later, earlier, strict=True)]
-                for later, earlier in ((after.scores, self.pools.scores), (after.gold, self.pools.gold))
-            )
+    def change(self) -> _Change:
+        if self.run is not None:
+            return self._trained(self.run)
+        b = self.best
+        proxy, gold = ((v[-1, 0] - g[-1, 0], v[-1, 0]) for v, g in ((b.proxy, b.proxy_gain), (b.gold, b.gold_gain)))
+        return _Change(f"best of {b.at[-1]}", proxy, gold, b.proxy_gain[-1], b.gold_gain[-1])
+
+    def _trained(self, run: Run) -> _Change:
+        before, after = self.reference, reference(run.after.scores, run.after.gold)
+        # Pools of one number each, the difference of a prompt's means: intervals resample prompts.
+        scores, gold = (
+            [[b.mean() - a.mean()] for a, b in zip(*both, strict=True)]
+            for both in ((self.pools.scores, run.after.scores), (self.pools.gold, run.after.gold))
         )
-        trained = reference(after.scores, after.gold)
-        s = self.run.settings
-        return (
-            f"{s.algorithm.upper()}, {s.steps} steps",
-            (self.reference.proxy_mean[0], trained.proxy_mean[0]),
-            (self.reference.gold_mean[0], trained.gold_mean[0]),
+        gains = reference(scores, gold)
+        return _Change(
+            f"{run.settings.algorithm.upper()}, {run.settings.steps} steps",
+            (before.proxy_mean[0], after.proxy_mean[0]),
+            (before.gold_mean[0], after.gold_mean[0]),
             gains.proxy_mean,
             gains.gold_mean,
         )
@@ -85,8 +92,8 @@ def write(
 
     Args:
         models: At least one, a proxy each.
-        counts, coefficients: As `best_of_n` and `softmax_policy` have them; in ascending and
-            descending order, whatever it was.
+        counts, coefficients: As `best_of_n` and `softmax_policy` have them; the page has them in
+            the order of their divergence.
         runs: By the names of models.
 
     Returns:
@@ -101,8 +108,8 @@ def write(
         m.name: _Model(
             m,
             reference(m.scores, m.gold),
-            best_of_n(m.scores, m.gold, None if counts is None else sorted(set(counts))),
-            softmax_policy(m.scores, m.gold, sorted(set(coefficients), reverse=True)),
+            _ordered(best_of_n(m.scores, m.gold, counts)),
+            _ordered(softmax_policy(m.scores, m.gold, coefficients)),
             runs.get(m.name),
         )
         for m in models
@@ -138,6 +145,14 @@ def lines(summary: dict[str, Any]) -> list[str]:
     return [f"{name}: {s['scaled']['text']}" for name, s in summary["models"].items()]
 
 
+def _ordered(curve: Curve) -> Curve:
+    """By divergence, each policy once; where the divergences are equal the larger coefficient is first."""
+    _, first = np.unique(curve.at, return_index=True)
+    first = first[::-1] if curve.at.dtype.kind == "f" else first
+    order = first[np.argsort(curve.kl[first, 0], kind="stable")]
+    return Curve(**{f.name: getattr(curve, f.name)[order] for f in dataclasses.fields(Curve)})
+
+
 def _summary(m: _Model) -> dict[str, Any]:
     found: dict[str, Any] = {
         "pools": len(m.pools.scores),
@@ -151,7 +166,7 @@ def _summary(m: _Model) -> dict[str, Any]:
     for key, name, curve in (("best_of_n", "n", m.best), ("softmax_policy", "coefficient", m.softmax)):
         found[key] = []
         for k, at in enumerate(curve.at.tolist()):
-            point: dict[str, Any] = {name: at, "pools": int(curve.pools[k])}
+            point: dict[str, Any] = {name: at if math.isfinite(at) else str(at), "pools": int(curve.pools[k])}
             for value in _VALUES:
                 point |= _interval(value, getattr(curve, value)[k])
             found[key].append(point)
@@ -165,17 +180,19 @@ def _summary(m: _Model) -> dict[str, Any]:
 
 
 def _scaled(m: _Model) -> dict[str, Any]:
-    by, proxy, gold, proxy_gain, gold_gain = m.change
-    found: dict[str, Any] = {"by": by, "proxy_from": float(proxy[0]), "proxy_to": float(proxy[1])}
-    found |= _interval("proxy_gain", proxy_gain)
+    c = m.change
+    found: dict[str, Any] = {"by": c.by, "proxy_from": float(c.proxy[0]), "proxy_to": float(c.proxy[1])}
+    found |= _interval("proxy_gain", c.proxy_gain)
     in_sd = ""
     if (sd := float(m.reference.proxy_sd[0])) > 0:
-        found |= {"proxy_gain_in_sd": float(proxy_gain[0]) / sd}
+        found["proxy_gain_in_sd"] = float(c.proxy_gain[0]) / sd
         in_sd = f", {found['proxy_gain_in_sd']:.1f} sd of the reference policy"
-    found |= {"gold_from": float(gold[0]), "gold_to": float(gold[1])} | _interval("gold_gain", gold_gain)
+    found |= {"gold_from": float(c.gold[0]), "gold_to": float(c.gold[1])} | _interval("gold_gain", c.gold_gain)
+    # Rounded first, and 0 added, so that there is no -0.00.
+    ends = [f"{round(float(x), 2) + 0:.2f}" for x in (*c.proxy, *c.gold)]
+    gain = f"{round(float(c.proxy_gain[0]), 2) + 0:+.2f}"
     found["text"] = (
-        f"{by}: proxy reward scaled from {proxy[0]:.2f} to {proxy[1]:.2f} ({proxy_gain[0]:+.2f}{in_sd}), "
-        f"gold from {gold[0]:.2f} to {gold[1]:.2f}"
+        f"{c.by}: proxy reward scaled from {ends[0]} to {ends[1]} ({gain}{in_sd}), gold from {ends[2]} to {ends[3]}"
     )
     return found
 
@@ -187,38 +204,31 @@ def _interval(key: str, numbers: Floats) -> dict[str, Any]:
 
 
 def _rows(models: dict[str, _Model]) -> list[page.Row]:
-    first = next(iter(models.values()))
+    all_ = list(models.values())
     rows: list[page.Row] = []
 
-    def add(label: str, numbers: list[Floats]) -> None:
+    def add(label: str, numbers: Iterable[Floats]) -> None:
         rows.append((label, [_cell(n) for n in numbers]))
 
-    all_ = list(models.values())
-    add("Reference policy: proxy", [m.reference.proxy_mean for m in all_])
-    add("… standard deviation within a prompt", [m.reference.proxy_sd for m in all_])
-    add("Reference policy: gold", [m.reference.gold_mean for m in all_])
-    add("… standard deviation within a prompt", [m.reference.gold_sd for m in all_])
-    for name, curves, label in (
-        ("Best of", [m.best for m in all_], "n"),
-        ("Softmax policy", [m.softmax for m in all_], "b"),
+    for what in ("proxy", "gold"):
+        add(f"Reference policy: {what}", (getattr(m.reference, f"{what}_mean") for m in all_))
+        add("… standard deviation within a prompt", (getattr(m.reference, f"{what}_sd") for m in all_))
+    for label, curves in (
+        ("Best of {:g}", [m.best for m in all_]),
+        ("RL's optimum, b = {:g}", [m.softmax for m in all_]),
     ):
-        at = curves[0].at.tolist()
-        # Pools of other sizes have other n.
-        shown = [a for a in at if a != 1 or label == "b"]
-        shown = [a for a in shown if all(a in c.at for c in curves)]
+        # Where the n are not given, pools of other sizes have others. Without divergence it is the reference.
+        moved = curves[0].at[curves[0].kl[:, 0] > 0]
+        common = [at for at in moved if all(at in c.at for c in curves)]
         for what in ("proxy_gain", "gold_gain"):
             rows.append(None)
-            for a in shown:
-                where = f"Best of {a}" if label == "n" else f"{name}, b = {a:g}"
-                add(
-                    f"{where}: {what.replace('_', ' ')}",
-                    [getattr(c, what)[c.at.tolist().index(a)] for c in curves],
-                )
-    if first.run is not None:
+            for at in common:
+                add(f"{label.format(at)}: {what.replace('_', ' ')}", (getattr(c, what)[c.at == at][0] for c in curves))
+    if all(m.run is not None for m in all_):
         rows.append(None)
-        changes = [m.change for m in all_]
-        add(f"{changes[0][0]}: proxy gain", [c[3] for c in changes])
-        add(f"{changes[0][0]}: gold gain", [c[4] for c in changes])
+        by = all_[0].change.by
+        add(f"{by}: proxy gain", (m.change.proxy_gain for m in all_))
+        add(f"{by}: gold gain", (m.change.gold_gain for m in all_))
     return rows
 
 
