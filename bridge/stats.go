@@ -95,14 +95,59 @@ func Lengths(units, points int64, scores, lengths, offsets uintptr) (estimates s
 	return estimated(e, err)
 }
 
+// BestOfN calls stats.BestOfN on so many float64 points of so many pools, of which
+// offsets are pools+1 int64, and on k int64 counts. It returns a JSON list of what
+// Pairs does, with the number of pools beside each.
+func BestOfN(pools, points, k int64, scores, gold, offsets, counts uintptr) (estimates string, err error) {
+	defer convert(&err)
+	p, err := stats.BestOfN(slice[float64](scores, points), slice[float64](gold, points),
+		slice[int64](offsets, pools+1), slice[int64](counts, k))
+	return policies(p, err)
+}
+
+// SoftmaxPolicy calls stats.SoftmaxPolicy on what BestOfN takes, but k float64 coefficients.
+func SoftmaxPolicy(pools, points, k int64, scores, gold, offsets, coefficients uintptr) (estimates string, err error) {
+	defer convert(&err)
+	p, err := stats.SoftmaxPolicy(slice[float64](scores, points), slice[float64](gold, points),
+		slice[int64](offsets, pools+1), slice[float64](coefficients, k))
+	return policies(p, err)
+}
+
+// Reference calls stats.Reference on what BestOfN takes and returns what Pairs does.
+func Reference(pools, points int64, scores, gold, offsets uintptr) (estimates string, err error) {
+	defer convert(&err)
+	e, err := stats.Reference(slice[float64](scores, points), slice[float64](gold, points), slice[int64](offsets, pools+1))
+	return estimated(e, err)
+}
+
 func estimated(estimates []stats.Estimate, err error) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	byKey := make(map[string][]any, len(estimates))
-	for _, e := range estimates {
-		byKey[e.Key] = []any{e.Value, finite(e.Low), finite(e.High)}
-	}
-	text, err := json.Marshal(byKey)
+	text, err := json.Marshal(byKey(estimates))
 	return string(text), err
+}
+
+func policies(points []stats.Point, err error) (string, error) {
+	if err != nil {
+		return "", err
+	}
+	type point struct {
+		Pools     int              `json:"pools"`
+		Estimates map[string][]any `json:"estimates"`
+	}
+	all := make([]point, len(points))
+	for i, p := range points {
+		all[i] = point{p.Pools, byKey(p.Estimates)}
+	}
+	text, err := json.Marshal(all)
+	return string(text), err
+}
+
+func byKey(estimates []stats.Estimate) map[string][]any {
+	m := make(map[string][]any, len(estimates))
+	for _, e := range estimates {
+		m[e.Key] = []any{e.Value, finite(e.Low), finite(e.High)}
+	}
+	return m
 }

@@ -52,3 +52,31 @@ func TestStatistics(t *testing.T) {
 	_, err = Reliability(1, 0, address(bins)) // no place for the bins
 	assert.ErrorContains(t, err, "RuntimeError: pcrm: internal error")
 }
+
+// Policies are a JSON list, each with the pools that it is the mean of.
+func TestPolicies(t *testing.T) {
+	scores, gold, offsets := []float64{1, 2, 3, 5, 4}, []float64{10, 20, 60, 0, 2}, []int64{0, 3, 5}
+	type point struct {
+		Pools     int
+		Estimates map[string][]float64
+	}
+	var points []point
+	text, err := BestOfN(2, 5, 2, address(scores), address(gold), address(offsets), address([]int64{1, 3}))
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal([]byte(text), &points))
+	assert.Equal(t, 2, points[0].Pools)
+	assert.Equal(t, 1, points[1].Pools)
+	assert.InDeltaSlice(t, []float64{60, 60, 60}, points[1].Estimates["gold"], 1e-12)
+
+	text, err = SoftmaxPolicy(2, 5, 1, address(scores), address(gold), address(offsets), address([]float64{0}))
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal([]byte(text), &points))
+	assert.InDelta(t, 4, points[0].Estimates["proxy"][0], 1e-15)
+
+	text, err = Reference(2, 5, address(scores), address(gold), address(offsets))
+	require.NoError(t, err)
+	assert.Contains(t, text, `"proxy/sd":[`)
+
+	_, err = BestOfN(2, 5, 1, address(scores), address(gold), address(offsets), address([]int64{4}))
+	assert.EqualError(t, err, "ValueError: counts[0] is 4, must be at least 1 and at most 3, the responses of the largest pool")
+}

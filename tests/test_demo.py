@@ -147,6 +147,37 @@ def test_world():
     assert abs((gap[~ties] > 0).mean() - p[~ties].mean()) < 4 * 0.5 / math.sqrt((~ties).sum())
 
 
+def test_world_rates_any_text():
+    """Its own responses as it did when it made them, and all else by the sentences that are its own."""
+    for row in world.generate(1000, seed=5):
+        for side in ("chosen", "rejected"):
+            assert world.gold(row["prompt"], row[side]) == row[f"rating_{side}"]
+    child, expert = (f"Question 1: explain bread to {who}.\n" for who in ("a child", "an expert"))
+    image, topic = "It is like a game where the yeast plays with the dough.", "The yeast feeds the dough."
+    for prompt, text, worth in (
+        (child, "", 0),
+        (child, image, 1.8 - 12 * 0.02),
+        (expert, image, -1.0 - 12 * 0.02),
+        (expert, f"  {topic}\n{topic}\n", 1.5 + 1.5 * 0.8 - 10 * 0.02),
+        (
+            expert,
+            "Formally, the oven is a function of the crust. Just look it up somewhere else.",
+            1.8 - 2.0 - 15 * 0.02,
+        ),
+        (child, "There is a lot one could say here.", -0.5 - 8 * 0.02),
+        # What is off: another topic, of two topics, of one thing alone, cut off, no sentence of this world.
+        (child, "The moon warms the shore.", -1.2 - 5 * 0.02),
+        (child, "The yeast feeds the moon.", -1.2 - 5 * 0.02),
+        (child, "The yeast feeds the yeast.", -1.2 - 5 * 0.02),
+        (child, "Imagine the moon as a big friendly toy.", -1.2 - 8 * 0.02),
+        (child, "The yeast feeds the", -1.2 - 4 * 0.02),
+        (child, "zzz \x00 \N{SNOWMAN}", -1.2 - 3 * 0.02),
+    ):
+        assert world.gold(prompt, text) == pytest.approx(worth, abs=1e-12), text
+    with pytest.raises(ValueError, match="prompt is 'explain physics', must ask to explain a topic of this world"):
+        world.gold("explain physics", "")
+
+
 def test_split_keeps_prompts_apart():
     rows = world.generate(200, seed=0)
     train, held_out = data.split_by_prompt(rows, 100, 40, seed=0)

@@ -1,8 +1,9 @@
 // Package stats says what a reward model's scores are like: how often they are
 // right, how large their margins are, how well calibrated, and how they rank
-// responses beside people's ratings and beside plain length. It also takes out of them
-// what length alone lets one expect. `pcrm report` and `pcrm calibrate` are made of it;
-// it is pure Go.
+// responses beside people's ratings and beside plain length; and what a policy gets
+// that is optimized against them. It also takes out of them what length alone lets one
+// expect. `pcrm report`, `pcrm optimize` and `pcrm calibrate` are made of it; it is pure
+// Go.
 //
 // A margin is m = chosen score - rejected score, and P = sigmoid(m) the probability
 // that the model gives to the choice that was made. The pairs are unordered: which
@@ -21,6 +22,7 @@
 //	x or y the same throughout     rank correlations
 //	no pair with a longer chosen   AccuracyLonger; likewise AccuracyShorter
 //	an infinite delta              residuals
+//	a response in each pool        the standard deviations of Reference
 //
 // Ties: a margin of 0 is not a correct choice. Equal numbers have the mean of their
 // ranks in Spearman's correlation, and tau-b counts them out of both pairs' sides.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .rows import RowError
+from .rows import RowError, inputs
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -96,7 +96,7 @@ class RewardModel:
     def identity(self) -> dict[str, Any]:
         """What tells that it is the same model as before."""
         names = {self.name, getattr(self._model.base_model, "name_or_path", self.name)}
-        return {name: _identity(name, self._model.config) for name in sorted(names)}
+        return {name: identity_of(name, self._model.config) for name in sorted(names)}
 
     def encode(self, name: str, value: str | list[dict[str, Any]], tools: Any = None, options: Any = None) -> list[int]:
         """The token ids of a text or of messages, as `rows.inputs` gives them.
@@ -133,6 +133,19 @@ class RewardModel:
         except Exception as error:  # a template is a program
             raise RowError(f"{name}: the chat template fails: {error}") from None
         return encoded["input_ids"]
+
+    def __call__(self, prompts: Sequence[Any], responses: Sequence[Any]) -> np.ndarray:
+        """The scores of responses to prompts, texts or messages as `rows.inputs` has them: float32, shape (N,).
+
+        Raises:
+            RowError: as `encode` and `rows.inputs`, with the place of the response.
+        """
+        encoded = []
+        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            name = f"responses[{i}]"
+            (value,) = inputs(prompt, {name: response}, end=self.end)
+            encoded.append(self.encode(name, value))
+        return self.score(encoded)
 
     @torch.inference_mode()
     def score(
@@ -206,7 +219,8 @@ def _check_complete(name: str, missing: Any) -> None:
         raise ValueError(f"{name}: is no trained reward model, it has no weights for {', '.join(sorted(missing))}")
 
 
-def _identity(name: str, config: Any) -> Any:
+def identity_of(name: str, config: Any) -> Any:
+    """What tells that the checkpoint of that name is the same as before: its files, or the hub's commit."""
     if not os.path.isdir(name):
         return getattr(config, "_commit_hash", None)
     parts = sorted(p for p in Path(name).iterdir() if p.suffix in _PARTS and p.is_file())

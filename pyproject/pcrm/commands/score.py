@@ -88,15 +88,25 @@ def main(argv: list[str]) -> int:
 
 
 def _run(args: argparse.Namespace) -> Output:
-    from tqdm import tqdm
-
-    skip = args.on_error == "skip"
     source = open_source(args.data, args.split)
     kind = _kind(source)
     asked = _Principles.of(args)
     model = RewardModel(
         args.model, dtype=args.dtype, device=args.device, batch_size=args.batch_size, max_length=args.max_length
     )
+    return add_scores(args, source, kind, model)
+
+
+def add_scores(args: argparse.Namespace, source: Source, kind: tuple[str, ...], model: RewardModel) -> Output:
+    """The scores of a model for the rows of a source, in `args.out`.
+
+    Args:
+        args: `out`, `on_error`, `dtype` and `split`, as the command has them.
+        kind: The columns of texts that the rows have: one of the keys of _KINDS.
+    """
+    from tqdm import tqdm
+
+    skip = args.on_error == "skip"
     # Not the batch size nor the device, which move no more than a score's last bits: what was
     # too large for one of them goes on with another.
     settings: dict[str, Any] = {"MODEL": model.identity, "--dtype": args.dtype, "--max-length": model.max_length}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from typing import Any
 
 _TOPICS = {
@@ -76,6 +77,55 @@ def _true_reward(sentences: list[tuple[str, str]], audience: str) -> float:
             worth += _REWARD[kind]
         worth += _PER_WORD * len(text.split())
     return worth
+
+
+_PROMPT = re.compile(rf"explain ({'|'.join(_TOPICS)}) to ({'|'.join(_AUDIENCES)})\.")
+# A sentence ends where the next one begins with a capital: no template has a full stop inside.
+_END = re.compile(r"(?<=[.!?])\s+")
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile("(.+)".join(re.escape(part) for part in re.split(r"\{\d\}", template)))
+
+
+_PATTERNS = {
+    "topic": [_pattern(f"{{0}} {verb} {{1}}.") for verb in _VERBS],
+    "image": [_pattern(t) for t in _IMAGES],
+    "definition": [_pattern(t) for t in _DEFINITIONS],
+}
+
+
+def gold(prompt: str, response: str) -> float:
+    """The true reward of any text as the response to a prompt of this world; of `generate`'s own exactly theirs.
+
+    A sentence counts as what it is word for word: on the topic, an image or a definition of it, filler,
+    rude. Every other one counts as wandering off: of another topic, of a word with itself, cut off in
+    the middle, or no sentence of this world at all. An empty text is worth 0.
+
+    Raises:
+        ValueError: the prompt does not ask to explain one of the topics to one of the audiences.
+    """
+    if (asked := _PROMPT.search(prompt)) is None:
+        raise ValueError(f"prompt is {prompt!r:.80}, must ask to explain a topic of this world to one of its audiences")
+    topic, audience = asked.groups()
+    sentences = [(_kind(text, topic), text) for text in _END.split(response.strip()) if text]
+    return _true_reward(sentences, audience)
+
+
+def _kind(text: str, topic: str) -> str:
+    if text in _FILLERS:
+        return "filler"
+    if text in _RUDE:
+        return "rude"
+    for kind, patterns in _PATTERNS.items():
+        for pattern in patterns:
+            if (match := pattern.fullmatch(text)) is not None:
+                parts = list(match.groups())
+                if kind == "topic":
+                    parts[0] = next((p for p in _TOPICS[topic] if p.capitalize() == parts[0]), "")
+                if len(set(parts)) == len(parts) and set(parts) <= set(_TOPICS[topic]):
+                    return kind
+    return "off"
 
 
 def generate(pairs: int, seed: int, pairs_per_prompt: int = 5) -> list[dict[str, Any]]:

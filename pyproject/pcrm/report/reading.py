@@ -110,26 +110,27 @@ def read(arguments: Iterable[str], split: str = "train") -> list[Scores]:
             some without a prior or length.
     """
     files: dict[str, list[str]] = {}
-    for name, path in _named(list(arguments)):
+    for name, path in named(list(arguments)):
         files.setdefault(name, []).append(path)
     return [_read(name, paths, split) for name, paths in files.items()]
 
 
-def _named(arguments: list[str]) -> list[tuple[str, str]]:
-    named = []
+def named(arguments: list[str]) -> list[tuple[str, str]]:
+    """Each argument's name and path, by the rule of `read`."""
+    found = []
     plain = [a for a in arguments if os.path.exists(a) or "=" not in a]
     stems = [_stem(os.path.basename(os.path.normpath(a))) for a in plain]
     for argument in arguments:
         if argument not in plain:
             name, _, path = argument.partition("=")
-            named.append((name, path))
+            found.append((name, path))
             continue
         path = os.path.normpath(argument)
         name = _stem(os.path.basename(path))
         if stems.count(name) > 1:
             name = os.path.join(os.path.basename(os.path.dirname(os.path.abspath(path))), name)
-        named.append((name, argument))
-    return named
+        found.append((name, argument))
+    return found
 
 
 def _stem(name: str) -> str:

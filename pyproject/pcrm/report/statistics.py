@@ -132,6 +132,37 @@ def lengths(scores: Floats, lengths: Floats, offsets: NDArray[np.int64]) -> Esti
     return _estimates("Lengths", len(offsets) - 1, _same(scores, lengths), scores, lengths, offsets)
 
 
+def best_of_n(
+    scores: Floats, gold: Floats, offsets: NDArray[np.int64], counts: NDArray[np.int64]
+) -> list[tuple[int, Estimates]]:
+    """What the best of n responses by score gets on average, exactly, for each n of counts; pool i has
+    those of [offsets[i], offsets[i + 1]).
+
+    Returns:
+        For each n how many pools have as many responses, and what is said of these.
+    """
+    return _policies("BestOfN", scores, gold, offsets, counts)
+
+
+def softmax_policy(
+    scores: Floats, gold: Floats, offsets: NDArray[np.int64], coefficients: Floats
+) -> list[tuple[int, Estimates]]:
+    """The same of the policy in proportion to exp(score / coefficient), for each of coefficients."""
+    return _policies("SoftmaxPolicy", scores, gold, offsets, coefficients)
+
+
+def reference(scores: Floats, gold: Floats, offsets: NDArray[np.int64]) -> Estimates:
+    """Mean and standard deviation within a pool of scores and gold."""
+    return _estimates("Reference", len(offsets) - 1, _same(scores, gold), scores, gold, offsets)
+
+
+def _policies(
+    name: str, scores: Floats, gold: Floats, offsets: NDArray[np.int64], at: NDArray[Any]
+) -> list[tuple[int, Estimates]]:
+    points = json.loads(_call(name, len(offsets) - 1, _same(scores, gold), len(at), scores, gold, offsets, at))
+    return [(p["pools"], {key: tuple(numbers) for key, numbers in p["estimates"].items()}) for p in points]
+
+
 def _same(x: Floats, y: Floats) -> int:
     """The length of both: beyond the shorter one there is no memory for Go to read."""
     if len(x) != len(y):
