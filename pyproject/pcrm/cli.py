@@ -16,6 +16,7 @@ _COMMANDS = {
     "openrlhf": ("OpenRLHF's train_rm and train_dpo with the constrained loss", "openrlhf"),
     "score": ("score pairs or rankings with a trained reward model", "data,trl"),
     "report": ("see what a reward model's scores are like", "report"),
+    "average": ("average the weights of several reward models", "data"),
     "verify": ("recompute what a trace recorded", None),
     "doctor": ("what this machine computes with, and whether it computes right", None),
 }

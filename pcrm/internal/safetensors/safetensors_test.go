@@ -68,7 +68,7 @@ func TestHostile(t *testing.T) {
 		{one(`"dtype":"F32","dtype":"F32","data_offsets":[0,8]`), `header: "a": "dtype" is there twice`},
 		{one(`"dtype":"F32","shape":[2]`), `header: "a": must have dtype, shape and data_offsets`},
 		{one(`"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":1`), `header: "a": "x": is unknown`},
-		{one(`"dtype":"F8","shape":[2],"data_offsets":[0,8]`), `header: "a": dtype is "F8", must be F64`},
+		{one(`"dtype":"F8","shape":[2],"data_offsets":[0,8]`), `header: "a": dtype is "F8", must be BF16, BOOL, F16, F32, F64, I16, I32, I64, I8, U16, U32, U64, U8`},
 		{one(`"dtype":4,"shape":[2],"data_offsets":[0,8]`), `header: "a": "dtype": is 4, must be a string`},
 		{one(`"dtype":"F32","shape":null,"data_offsets":[0,8]`), `header: "a": "shape": is <nil>, must be of the kind [`},
 		{one(`"dtype":"F32","shape":[null],"data_offsets":[0,8]`), `header: "a": "shape": [0] is <nil>, must be a number`},
