@@ -168,13 +168,12 @@ func quotient(dtype string) {
 	RET()
 }
 
-// divide is a division without its latency, correctly rounded by Markstein's theorem
-// ("Computation of elementary functions on the IBM RISC System/6000 processor", 1990):
-// where y is 1/b rounded and q is next to a/b, q + (a - b q) y is a/b rounded, the
-// remainder being exact with fused operations. The product a y is within two units of
-// a/b; a first such step makes it q. Where the remainder could underflow, under 2^-900,
-// the types narrower than float64 have 0 in any case. A power of two, which has no
-// fraction, needs no steps.
+// divide is a division without its latency. With y the rounded 1/b and q the rounded a y,
+// q - (b q - a) y is a/b correctly rounded: one multiplication and two fused operations
+// (Brisebarre, Muller and Raina, "Accelerating correctly rounded floating-point division
+// when the divisor is known in advance", 2004, of Markstein's theorem). In this form -0
+// stays -0. Where the remainder could underflow, under 2^-900, the types narrower than
+// float64 have 0 in any case. A power of two, which has no fraction, needs no second step.
 func divide(a, fraction reg.Register, b, y, low, high reg.VecVirtual) {
 	for i, q := range []reg.VecVirtual{low, high} {
 		VMULPD(operand.Mem{Base: a, Disp: 32 * i}, y, q)
@@ -183,11 +182,9 @@ func divide(a, fraction reg.Register, b, y, low, high reg.VecVirtual) {
 	JZ(operand.LabelRef("divided"))
 	for i, q := range []reg.VecVirtual{low, high} {
 		remainder := YMM()
-		for range 2 {
-			VMOVUPD(operand.Mem{Base: a, Disp: 32 * i}, remainder)
-			VFNMADD231PD(q, b, remainder)
-			VFMADD231PD(remainder, y, q)
-		}
+		VMOVAPD(q, remainder)
+		VFMSUB213PD(operand.Mem{Base: a, Disp: 32 * i}, b, remainder)
+		VFNMADD231PD(remainder, y, q)
 	}
 	Label("divided")
 }
