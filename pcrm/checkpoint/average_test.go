@@ -156,6 +156,10 @@ func TestRefusals(t *testing.T) {
 		{shards(func(files map[string][]byte, names map[string]string) { files["2.safetensors"] = good.file() }),
 			`/2.safetensors: tensor "a": is in FOLDER/1.safetensors too`},
 		{shards(func(files map[string][]byte, names map[string]string) {
+			delete(names, "i")
+			files["1.safetensors"] = file
+		}), `/1.safetensors: tensor "i": is not of this file in model.safetensors.index.json`},
+		{shards(func(files map[string][]byte, names map[string]string) {
 			names["a"] = "2.safetensors"
 			files["2.safetensors"] = good.file()
 		}),

@@ -51,11 +51,12 @@ _CONFIG_FREE = re.compile(
     r"_name_or_path|transformers_version|(torch_)?dtype|use_cache|_?attn_implementation.*|.*drop.*"
 )
 
-# The files that make a tokenizer, and their keys that do not change the tokens of a text: how a
-# batch is padded and cut, and where it came from.
+# The files that make a tokenizer, and its chat templates; its keys that do not change the tokens of
+# a text: how a batch is padded and cut, and where it came from.
 _TOKENIZER = re.compile(
-    r"tokenizer\.json|tokenizer_config\.json|vocab\.(json|txt)|merges\.txt|.*\.(model|tiktoken|jinja)"
+    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|(vocab|merges)\.txt|.*\.(model|tiktoken)"
 )
+_TEMPLATE = re.compile(r".*\.jinja")
 _TOKENIZER_FREE = re.compile(
     r"padding|truncation|(padding|truncation)_(side|strategy)|pad_to_.*|pad_token_type_id|stride|(model_)?max_length"
     r"|name_or_path|tokenizer_file|processor_class|is_local|backend|local_files_only"
@@ -102,8 +103,10 @@ def average(
     """
     library = backends.library()
     folders, out = [Path(model) for model in models], Path(out)
+    if len(folders) < 2:
+        raise ValueError(f"models has {len(folders)} elements, must have at least 2")
     _check_configs(folders)
-    tokenizer = _check_tokenizers(folders)
+    tokenizer = _checked_tokenizer(folders)
     numbers = array("d", weights or ())
     info = json.loads(
         backends.call(
@@ -116,7 +119,7 @@ def average(
     handle, total = info["handle"], info["bytes"]
     found: dict[str, Any] = {}
     try:
-        carried = {name: path for folder in (tokenizer, folders[0]) for name, path in _carried(folder).items()}
+        carried = {n: p for n, p in _carried(folders[0]).items() if not _of_tokenizer(n)} | tokenizer
         with _written(out, {*info["files"], *carried}) as part:
             backends.call(library.bridge_AverageCreate, handle, os.fspath(part))
             done = 0
@@ -207,31 +210,31 @@ def _check_configs(folders: Sequence[Path]) -> None:
     _check_same([folder / "config.json" for folder in folders], _CONFIG_FREE, deep=True)
 
 
-def _check_tokenizers(folders: Sequence[Path]) -> Path:
-    """Compare the tokenizers of those that have one; return the first of these, or of all."""
-    files = {folder: _tokenizer(folder) for folder in folders}
-    having = [folder for folder in folders if files[folder]]
+def _of_tokenizer(name: str) -> bool:
+    return bool(_TOKENIZER.fullmatch(name) or _TEMPLATE.fullmatch(name))
+
+
+def _checked_tokenizer(folders: Sequence[Path]) -> dict[str, Path]:
+    """Compare the tokenizers of those that have one; return the files of the first."""
+    tokenizers = [{n: p for n, p in _carried(folder).items() if _of_tokenizer(n)} for folder in folders]
+    having = [i for i, files in enumerate(tokenizers) if any(map(_TOKENIZER.fullmatch, files))]
     if not having:
-        return folders[0]
-    first = having[0]
-    for folder in having[1:]:
-        for name in sorted(files[first].keys() ^ files[folder].keys()):
-            there, other = (first, folder) if name in files[first] else (folder, first)
+        return tokenizers[0]
+    first = tokenizers[having[0]]
+    for i in having[1:]:
+        for name in sorted(first.keys() ^ tokenizers[i].keys()):
+            there, other = (folders[j] for j in ((having[0], i) if name in first else (i, having[0])))
             raise ValueError(f"{other}: has no {name}, {there} has one: are their tokenizers the same?")
-    for name in sorted(files[first]):
-        paths = [files[folder][name] for folder in having]
+    for name in sorted(first):
+        paths = [tokenizers[i][name] for i in having]
         if name in ("tokenizer.json", "tokenizer_config.json"):
             _check_same(paths, _TOKENIZER_FREE, deep=False)  # deeper there is the vocabulary
             continue
         content = paths[0].read_bytes()
         for path in paths[1:]:
             if path.read_bytes() != content:
-                raise ValueError(f"{path}: is not that of {first}: are their tokenizers the same?")
+                raise ValueError(f"{path}: is not that of {paths[0].parent}: are their tokenizers the same?")
     return first
-
-
-def _tokenizer(folder: Path) -> dict[str, Path]:
-    return {name: path for name, path in _carried(folder).items() if _TOKENIZER.fullmatch(name)}
 
 
 @contextlib.contextmanager
