@@ -18,6 +18,7 @@ _COMMANDS = {
     "calibrate": ("take out of scores what the length of a response alone explains", "data"),
     "optimize": ("see how far a reward model is to be optimized against", "report,trl"),
     "report": ("see what a reward model's scores are like", "report"),
+    "average": ("average the weights of several reward models", "data"),
     "verify": ("recompute what a trace recorded", None),
     "doctor": ("what this machine computes with, and whether it computes right", None),
 }

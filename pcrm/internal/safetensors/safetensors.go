@@ -7,7 +7,7 @@
 //	the rest  the tensors, row-major and little endian, end to end from its first byte to its last
 //
 // Nothing is allocated for a length that the file only claims: what is returned are
-// views of the bytes that are there.
+// views of the bytes that are there, or where they lie.
 package safetensors
 
 import (
@@ -17,11 +17,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"math"
 	"math/bits"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -30,8 +34,13 @@ const (
 	maxFile   = 4 << 30   // a sparse file may have any size
 )
 
-// dtypes are the element types that can be read and their sizes.
-var dtypes = map[string]uint64{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4}
+// dtypes are the element types that can be read and their sizes. Those of quantized
+// weights, which are nothing without their scales, are not among them.
+var dtypes = map[string]uint64{"F64": 8, "F32": 4, "F16": 2, "BF16": 2,
+	"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
+
+// Size is the number of bytes of an element, 0 for a dtype that cannot be read.
+func Size(dtype string) int { return int(dtypes[dtype]) }
 
 // File is what a file holds.
 type File struct {
@@ -41,9 +50,23 @@ type File struct {
 
 // Tensor is an array of little-endian elements; no dimensions are a scalar.
 type Tensor struct {
-	Dtype string // "F64", "F32", "F16", "BF16", "I64" or "I32"
+	Dtype string // "F64", "F32", "F16", "BF16", "I64", "I32", ... "U8" or "BOOL"
 	Shape []int
 	Data  []byte
+}
+
+// Header is what a file says of its tensors.
+type Header struct {
+	Raw      []byte // the file up to its data
+	Metadata map[string]string
+	Entries  []Entry // in the order of their data
+}
+
+// Entry is where a tensor lies: the bytes [Begin, End) of the file.
+type Entry struct {
+	Name, Dtype string
+	Shape       []int
+	Begin, End  int64
 }
 
 // Len is the number of elements.
@@ -65,69 +88,126 @@ func Read(path string) (*File, error) {
 	return Parse(data)
 }
 
-// Parse reads the bytes of a file, which the tensors go on using.
+// Parse reads the bytes of a file, which the tensors go on using. Errors: those of
+// [ReadHeader].
+func Parse(data []byte) (*File, error) {
+	h, err := ReadHeader(bytes.NewReader(data), int64(len(data)))
+	if err != nil {
+		return nil, err
+	}
+	f := &File{Metadata: h.Metadata, Tensors: map[string]Tensor{}}
+	for _, e := range h.Entries {
+		f.Tensors[e.Name] = Tensor{e.Dtype, e.Shape, data[e.Begin:e.End:e.End]}
+	}
+	return f, nil
+}
+
+// ReadHeader reads what a file of size bytes says of its tensors, and nothing else of it.
 //
 // Errors: a header that is cut off, over 100 MiB, no UTF-8 or no JSON of the form above;
 // a name, or a key of an entry or of the metadata, that is there twice; an unknown key or
 // dtype; a size that is not a plain number or whose bytes are not those of the offsets;
-// offsets that overlap, leave a gap or do not end where the file ends.
-func Parse(data []byte) (*File, error) {
-	if len(data) < 8 {
-		return nil, fmt.Errorf("has %d bytes, must have at least the 8 of the header's length", len(data))
+// offsets that overlap, leave a gap or do not end where the file ends; what r fails with.
+func ReadHeader(r io.ReaderAt, size int64) (*Header, error) {
+	if size < 8 {
+		return nil, fmt.Errorf("has %d bytes, must have at least the 8 of the header's length", size)
 	}
-	n := binary.LittleEndian.Uint64(data)
+	var length [8]byte
+	if _, err := r.ReadAt(length[:], 0); err != nil {
+		return nil, err
+	}
+	n := binary.LittleEndian.Uint64(length[:])
 	switch {
 	case n > maxHeader:
 		return nil, fmt.Errorf("header has %d bytes, must be at most %d", n, maxHeader)
-	case n > uint64(len(data)-8):
-		return nil, fmt.Errorf("header has %d bytes, but only %d follow its length: is the file truncated?", n, len(data)-8)
+	case n > uint64(size-8):
+		return nil, fmt.Errorf("header has %d bytes, but only %d follow its length: is the file truncated?", n, size-8)
 	}
-	header, data := data[8:8+n], data[8+n:]
-	if !utf8.Valid(header) || !json.Valid(header) || header[0] != '{' {
+	h := &Header{Raw: make([]byte, 8+n)}
+	if _, err := r.ReadAt(h.Raw, 0); err != nil {
+		return nil, err
+	}
+	header := h.Raw[8:]
+	if !isObject(header) || header[0] != '{' {
 		return nil, errors.New("header is not a JSON object in UTF-8")
 	}
-	f := &File{Tensors: map[string]Tensor{}}
-	var entries []entry
-	h := walker{json.NewDecoder(bytes.NewReader(header))}
-	h.UseNumber()
-	if err := h.object(func(name string) (err error) {
+	w := newWalker(header)
+	if err := w.object(func(name string) (err error) {
 		if name == "__metadata__" {
-			f.Metadata, err = h.metadata()
+			h.Metadata, err = w.metadata()
 			return err
 		}
-		e, err := h.entry()
-		e.name = name
-		entries = append(entries, e)
+		e, err := w.entry()
+		e.Name = name
+		h.Entries = append(h.Entries, e)
 		return err
 	}); err != nil {
 		return nil, fmt.Errorf("header: %w", err)
 	}
 	// An empty tensor goes before the one that begins where it does.
-	slices.SortFunc(entries, func(a, b entry) int {
-		return cmp.Or(cmp.Compare(a.begin, b.begin), cmp.Compare(a.end, b.end))
+	slices.SortFunc(h.Entries, func(a, b Entry) int {
+		return cmp.Or(cmp.Compare(a.Begin, b.Begin), cmp.Compare(a.End, b.End))
 	})
-	var at uint64
-	for _, e := range entries {
+	at, data := int64(0), size-int64(len(h.Raw))
+	for i := range h.Entries {
+		e := &h.Entries[i]
 		switch {
-		case e.begin != at:
-			return nil, fmt.Errorf("tensor %q: data_offsets begin at %d, must at %d, where the one before ends", e.name, e.begin, at)
-		case e.end > uint64(len(data)):
-			return nil, fmt.Errorf("tensor %q: data_offsets end at %d, but there are %d bytes of data: is the file truncated?", e.name, e.end, len(data))
+		case e.Begin != at:
+			return nil, fmt.Errorf("tensor %q: data_offsets begin at %d, must at %d, where the one before ends", e.Name, e.Begin, at)
+		case e.End > data:
+			return nil, fmt.Errorf("tensor %q: data_offsets end at %d, but there are %d bytes of data: is the file truncated?", e.Name, e.End, data)
 		}
-		at = e.end
-		f.Tensors[e.name] = Tensor{e.dtype, e.shape, data[e.begin:e.end:e.end]}
+		at = e.End
+		e.Begin, e.End = e.Begin+int64(len(h.Raw)), e.End+int64(len(h.Raw))
 	}
-	if at != uint64(len(data)) {
-		return nil, fmt.Errorf("tensors end at %d, but there are %d bytes of data", at, len(data))
+	if at != data {
+		return nil, fmt.Errorf("tensors end at %d, but there are %d bytes of data", at, data)
 	}
-	return f, nil
+	return h, nil
 }
 
-// entry is what the header says of a tensor.
-type entry struct {
-	name, dtype string
-	shape       []int
-	begin, end  uint64
+// ParseIndex reads the index of a checkpoint in several files, its weight_map: which
+// file each tensor is in. Whatever else the index says is not looked at.
+//
+// Errors: no JSON object in UTF-8; a weight_map that is missing, there twice, empty, or
+// has a name twice; a file that is not the plain name of a .safetensors file.
+func ParseIndex(data []byte) (map[string]string, error) {
+	if !isObject(data) {
+		return nil, errors.New("is not a JSON object in UTF-8")
+	}
+	var files map[string]string
+	w := newWalker(data)
+	if err := w.object(func(key string) (err error) {
+		if key == "weight_map" {
+			files, err = w.metadata()
+			return err
+		}
+		var ignored json.RawMessage
+		return w.Decode(&ignored)
+	}); err != nil {
+		return nil, err
+	}
+	if len(files) == 0 {
+		return nil, errors.New("has no weight_map, or an empty one")
+	}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		// A name with a folder in it could be of any file of the machine.
+		if file := files[name]; filepath.Base(file) != file || !strings.HasSuffix(file, ".safetensors") {
+			return nil, fmt.Errorf("tensor %q: is in %q, must be in a .safetensors file beside the index", name, file)
+		}
+	}
+	return files, nil
+}
+
+// isObject reports whether the walker can walk it.
+func isObject(data []byte) bool {
+	return utf8.Valid(data) && json.Valid(data) && bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("{"))
+}
+
+func newWalker(data []byte) walker {
+	w := walker{json.NewDecoder(bytes.NewReader(data))}
+	w.UseNumber()
+	return w
 }
 
 // walker reads JSON that is known to be valid, token by token: decoding into structs
@@ -202,14 +282,15 @@ func (w walker) metadata() (map[string]string, error) {
 	})
 }
 
-func (w walker) entry() (e entry, err error) {
+// entry leaves the offsets as they are: from where the data begins.
+func (w walker) entry() (e Entry, err error) {
 	var offsets, shape []uint64
 	given := 0
 	if err := w.object(func(key string) (err error) {
 		given++
 		switch key {
 		case "dtype":
-			e.dtype, err = w.text()
+			e.Dtype, err = w.text()
 		case "shape":
 			shape, err = w.numbers()
 		case "data_offsets":
@@ -221,26 +302,26 @@ func (w walker) entry() (e entry, err error) {
 	}); err != nil {
 		return e, err
 	}
-	size, ok := dtypes[e.dtype]
+	size, ok := dtypes[e.Dtype]
 	switch {
 	case given != 3:
 		return e, errors.New("must have dtype, shape and data_offsets")
 	case !ok:
-		return e, fmt.Errorf("dtype is %q, must be F64, F32, F16, BF16, I64 or I32", e.dtype)
+		return e, fmt.Errorf("dtype is %q, must be %s", e.Dtype, strings.Join(slices.Sorted(maps.Keys(dtypes)), ", "))
 	case len(offsets) != 2 || offsets[0] > offsets[1]:
 		return e, fmt.Errorf("data_offsets are %v, must be a begin and an end", offsets)
 	}
-	e.shape = make([]int, len(shape))
+	e.Shape = make([]int, len(shape))
 	for i, n := range shape {
 		var over uint64
 		if over, size = bits.Mul64(size, n); over != 0 {
 			return e, fmt.Errorf("shape is %v, too large", shape)
 		}
-		e.shape[i] = int(n)
+		e.Shape[i] = int(n)
 	}
-	e.begin, e.end = offsets[0], offsets[1]
-	if size != e.end-e.begin {
-		return e, fmt.Errorf("shape %v of %s is %d bytes, but data_offsets are %v", shape, e.dtype, size, offsets)
+	e.Begin, e.End = int64(offsets[0]), int64(offsets[1])
+	if size != offsets[1]-offsets[0] {
+		return e, fmt.Errorf("shape %v of %s is %d bytes, but data_offsets are %v", shape, e.Dtype, size, offsets)
 	}
 	return e, nil
 }

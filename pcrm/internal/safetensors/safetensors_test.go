@@ -1,7 +1,9 @@
 package safetensors
 
 import (
+	"bytes"
 	"encoding/binary"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -68,7 +70,7 @@ func TestHostile(t *testing.T) {
 		{one(`"dtype":"F32","dtype":"F32","data_offsets":[0,8]`), `header: "a": "dtype" is there twice`},
 		{one(`"dtype":"F32","shape":[2]`), `header: "a": must have dtype, shape and data_offsets`},
 		{one(`"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":1`), `header: "a": "x": is unknown`},
-		{one(`"dtype":"F8","shape":[2],"data_offsets":[0,8]`), `header: "a": dtype is "F8", must be F64`},
+		{one(`"dtype":"F8","shape":[2],"data_offsets":[0,8]`), `header: "a": dtype is "F8", must be BF16, BOOL, F16, F32, F64, I16, I32, I64, I8, U16, U32, U64, U8`},
 		{one(`"dtype":4,"shape":[2],"data_offsets":[0,8]`), `header: "a": "dtype": is 4, must be a string`},
 		{one(`"dtype":"F32","shape":null,"data_offsets":[0,8]`), `header: "a": "shape": is <nil>, must be of the kind [`},
 		{one(`"dtype":"F32","shape":[null],"data_offsets":[0,8]`), `header: "a": "shape": [0] is <nil>, must be a number`},
@@ -107,6 +109,63 @@ func TestRead(t *testing.T) {
 	require.NoError(t, os.Truncate(path, maxFile+1))
 	_, err = Read(path)
 	assert.ErrorContains(t, err, "of 4294967297 bytes")
+}
+
+func TestReadHeader(t *testing.T) {
+	data := file(`{"b":{"dtype":"F32","shape":[1,2],"data_offsets":[2,10]},"a":{"data_offsets":[0,2],"dtype":"U8","shape":[2]}} `, "abcdefghij")
+	h, err := ReadHeader(bytes.NewReader(data), int64(len(data)))
+	require.NoError(t, err)
+	n := int64(len(data) - 10)
+	assert.Equal(t, data[:n], h.Raw)
+	assert.Equal(t, []Entry{{"a", "U8", []int{2}, n, n + 2}, {"b", "F32", []int{1, 2}, n + 2, n + 10}}, h.Entries)
+	// A file that is shorter than it was.
+	for _, size := range []int{4, 20} {
+		_, err = ReadHeader(bytes.NewReader(data[:size]), int64(len(data)))
+		assert.ErrorIs(t, err, io.EOF)
+	}
+}
+
+func TestParseIndex(t *testing.T) {
+	files, err := ParseIndex([]byte(`{"metadata":{"total_size":1.5,"x":[{}]},"weight_map":{"b":"1.safetensors","a":"1.safetensors"}}` + "\n"))
+	require.NoError(t, err)
+	assert.Equal(t, map[string]string{"a": "1.safetensors", "b": "1.safetensors"}, files)
+	for _, c := range []struct{ data, want string }{
+		{"", "is not a JSON object"},
+		{"[]", "is not a JSON object"},
+		{"{\"\xff\":1}", "is not a JSON object"},
+		{strings.Repeat(`{"a":`, 20000), "is not a JSON object"},
+		{"{}", "has no weight_map, or an empty one"},
+		{`{"weight_map":{}}`, "has no weight_map, or an empty one"},
+		{`{"weight_map":[]}`, `"weight_map": is [, must be of the kind {`},
+		{`{"weight_map":{"a":1}}`, `"weight_map": "a": is 1, must be a string`},
+		{`{"weight_map":{"a":"1.safetensors","\u0061":"2.safetensors"}}`, `"weight_map": "a" is there twice`},
+		{`{"weight_map":{"a":"1.safetensors"},"weight_map":{}}`, `"weight_map" is there twice`},
+		{`{"weight_map":{"a":"b/1.safetensors"}}`, `tensor "a": is in "b/1.safetensors", must be in a .safetensors file beside the index`},
+		{`{"weight_map":{"a":"/x.safetensors"}}`, `tensor "a": is in "/x.safetensors"`},
+		{`{"weight_map":{"a":".."}}`, `tensor "a": is in ".."`},
+		{`{"weight_map":{"a":""}}`, `tensor "a": is in ""`},
+		{`{"weight_map":{"a":"pytorch_model.bin"}}`, `tensor "a": is in "pytorch_model.bin"`},
+	} {
+		_, err := ParseIndex([]byte(c.data))
+		assert.ErrorContains(t, err, c.want, "%.80q", c.data)
+	}
+}
+
+// Whatever an index names lies beside it.
+func FuzzParseIndex(f *testing.F) {
+	f.Add([]byte(`{"metadata":{},"weight_map":{"a":"1.safetensors"}}`))
+	f.Add([]byte(`{"weight_map":{"a":"../1.safetensors"},"x":[[]]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		files, err := ParseIndex(data)
+		if err == nil && len(files) == 0 {
+			t.Error("no files")
+		}
+		for _, name := range files {
+			if filepath.Dir(filepath.Join("/folder", name)) != "/folder" {
+				t.Errorf("%q", name)
+			}
+		}
+	})
 }
 
 // Whatever is read fits what the file has.

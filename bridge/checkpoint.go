@@ -1,0 +1,97 @@
+package bridge
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/pcrm-project/pcrm/pcrm/checkpoint"
+)
+
+// averages are those that Python has open, by what it knows them by: it asks for one
+// step after another, so that between them it can be interrupted.
+var (
+	averages    = map[int64]*checkpoint.Average{}
+	averagesOf  int64 // how many there were
+	averagesMux sync.Mutex
+)
+
+// AverageNew calls checkpoint.New. checkpoints is a JSON list of folders, weights so many
+// float64; -1 of them are nil. It returns a JSON object of handle, weights, tensors,
+// bytes and files (names).
+func AverageNew(checkpoints string, weights uintptr, n int64) (info string, err error) {
+	defer convert(&err)
+	var folders []string
+	if err := json.Unmarshal([]byte(checkpoints), &folders); err != nil {
+		return "", err
+	}
+	var given []float64
+	if n >= 0 {
+		given = append([]float64{}, slice[float64](weights, n)...)
+	}
+	a, err := checkpoint.New(folders, given)
+	if err != nil {
+		return "", checkpointError(err)
+	}
+	averagesMux.Lock()
+	defer averagesMux.Unlock()
+	averagesOf++
+	averages[averagesOf] = a
+	text, err := json.Marshal(map[string]any{
+		"handle": averagesOf, "weights": a.Weights, "tensors": a.Tensors, "bytes": a.Bytes, "files": a.Files(),
+	})
+	return string(text), err
+}
+
+// AverageCreate calls checkpoint.Average.Create.
+func AverageCreate(handle int64, folder string) (ok bool, err error) {
+	defer convert(&err)
+	a, err := average(handle)
+	if err == nil {
+		err = a.Create(folder)
+	}
+	return err == nil, checkpointError(err)
+}
+
+// AverageNext calls checkpoint.Average.Next.
+func AverageNext(handle int64) (written int64, err error) {
+	defer convert(&err)
+	a, err := average(handle)
+	if err == nil {
+		written, err = a.Next()
+	}
+	return written, checkpointError(err)
+}
+
+// AverageClose calls checkpoint.Average.Close and returns a JSON object of not_finite and
+// first, what the average has found.
+func AverageClose(handle int64) (found string, err error) {
+	defer convert(&err)
+	a, err := average(handle)
+	if err != nil {
+		return "", err
+	}
+	a.Close()
+	averagesMux.Lock()
+	defer averagesMux.Unlock()
+	delete(averages, handle)
+	text, err := json.Marshal(map[string]any{"not_finite": a.NotFinite, "first": a.First})
+	return string(text), err
+}
+
+func average(handle int64) (*checkpoint.Average, error) {
+	averagesMux.Lock()
+	defer averagesMux.Unlock()
+	if a, ok := averages[handle]; ok {
+		return a, nil
+	}
+	return nil, fmt.Errorf("%sthere is no average %d", runtimeError, handle)
+}
+
+func checkpointError(err error) error {
+	if _, refused := errors.AsType[*checkpoint.Error](err); refused {
+		return errors.New(valueError + err.Error())
+	}
+	return fileError(err)
+}

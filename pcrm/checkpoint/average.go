@@ -1,0 +1,512 @@
+// Package checkpoint averages the weights of checkpoints, the folders of safetensors
+// files that transformers writes.
+package checkpoint
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/pcrm-project/pcrm/pcrm"
+	"github.com/pcrm-project/pcrm/pcrm/internal/parallel"
+	"github.com/pcrm-project/pcrm/pcrm/internal/safetensors"
+)
+
+// Error reports a checkpoint that cannot be averaged.
+type Error struct {
+	Path   string // the file, or the folder where none is to blame
+	Reason string
+}
+
+func (e *Error) Error() string { return e.Path + ": " + e.Reason }
+
+func bad(path, format string, args ...any) error { return &Error{path, fmt.Sprintf(format, args...)} }
+
+const (
+	// pieceElements of each checkpoint are read at once: calls cost little beside them,
+	// and those of a few checkpoints fit into a processor's second cache.
+	pieceElements = 1 << 15
+	// stepBytes of the average are written by a [Average.Next]: some milliseconds.
+	stepBytes = 16 << 20
+)
+
+// Average is the weighted mean of the weights of M checkpoints ("WARM: On the Benefits
+// of Weight Averaged Reward Models", arXiv 2401.12187),
+//
+//	theta = sum_i w_i theta_i / sum_i w_i
+//
+// in float64, the sum in the order of the checkpoints and every operation rounded by
+// itself, and the quotient rounded once, to nearest even, into the type that theta_i
+// has. That the division is the last operation makes the mean of integers' halves and
+// thirds exact, so that ties are ties. The mean of M equal numbers is that number, bit
+// by bit, but for a NaN, of which only its kind stays.
+//
+// Its files have the names and headers of the first checkpoint's; the others may be cut
+// into files in another way. Tensors of integers and booleans must be equal in all and
+// are copied. NaNs and infinities are averaged as any number.
+type Average struct {
+	Weights   []float64 // w_i / sum_i w_i
+	Bytes     int64     // of the average's weights
+	Tensors   int
+	NotFinite int64  // numbers of the average so far that are NaN or infinite
+	First     string // the tensor of the first of these
+
+	scaled  []float64 // the weights and below their sum, times a power of two
+	sum     float64
+	models  []*model
+	out     []*os.File // for each file of the first model
+	file    int        // where Next goes on: the file,
+	entry   int        // the tensor in it
+	at      int64      // and the byte of that
+	buffers sync.Pool
+}
+
+// model is a checkpoint whose headers have been read.
+type model struct {
+	folder string
+	shards []*shard // in the order of their names
+	byName map[string]tensor
+	index  []byte // nil where there is one shard and no index
+}
+
+type shard struct {
+	path   string
+	file   *os.File
+	header *safetensors.Header
+}
+
+type tensor struct {
+	*shard
+	safetensors.Entry
+}
+
+// piece is a part of a tensor of the average: bytes [at, at+n) of it.
+type piece struct {
+	file  int
+	entry safetensors.Entry
+	at, n int64
+}
+
+// New opens checkpoints and checks that they can be averaged. Each is a folder with a
+// model.safetensors, or else the files that its model.safetensors.index.json names.
+// weights are finite and not negative; nil is 1 for each. Close what it returns.
+//
+// Errors: an [*pcrm.ArgumentError] for fewer than two folders, another number of weights
+// or one out of its range; an [*Error] for a file that is truncated, hostile or not what
+// the index says, and for a tensor that is missing or one too many, or has another dtype
+// or shape, or other integers, than in the first checkpoint; an [*os.PathError].
+func New(folders []string, weights []float64) (a *Average, err error) {
+	a = &Average{}
+	defer func() {
+		if err != nil {
+			a.Close()
+			a = nil
+		}
+	}()
+	if len(folders) < 2 {
+		return a, argErr("checkpoints", -1, "has %d elements, must have at least 2", len(folders))
+	}
+	if weights == nil {
+		weights = slices.Repeat([]float64{1}, len(folders))
+	}
+	if err := a.setWeights(weights, len(folders)); err != nil {
+		return a, err
+	}
+	for _, folder := range folders {
+		m := &model{folder: folder, byName: map[string]tensor{}}
+		a.models = append(a.models, m)
+		if err := m.open(); err != nil {
+			return a, err
+		}
+		if err := m.mustMatch(a.models[0]); err != nil {
+			return a, err
+		}
+	}
+	for _, s := range a.models[0].shards {
+		for _, e := range s.header.Entries {
+			a.Tensors++
+			a.Bytes += e.End - e.Begin
+			if !isFloat(e.Dtype) {
+				if err := a.mustBeEqual(e); err != nil {
+					return a, err
+				}
+			}
+		}
+	}
+	return a, nil
+}
+
+func argErr(argument string, index int, format string, args ...any) error {
+	return &pcrm.ArgumentError{Argument: argument, Index: index, Reason: fmt.Sprintf(format, args...)}
+}
+
+func isFloat(dtype string) bool {
+	return strings.HasSuffix(dtype, "F16") || strings.HasPrefix(dtype, "F")
+}
+
+func (a *Average) setWeights(weights []float64, n int) error {
+	if len(weights) != n {
+		return argErr("weights", -1, "has %d elements, there are %d checkpoints", len(weights), n)
+	}
+	total := 0.0
+	for i, w := range weights {
+		if !(w >= 0) || math.IsInf(w, 1) {
+			return argErr("weights", i, "is %v, must be at least 0 and finite", w)
+		}
+		total += w
+	}
+	if total == 0 || math.IsInf(total, 1) {
+		return argErr("weights", -1, "have the sum %v, must have one greater than 0 and finite", total)
+	}
+	// With a sum in [1/2, 1) no product and no sum can overflow. A power of two changes
+	// no digit of the quotient.
+	_, exponent := math.Frexp(total)
+	for _, w := range weights {
+		a.Weights = append(a.Weights, w/total)
+		a.scaled = append(a.scaled, math.Ldexp(w, -exponent))
+		a.sum += a.scaled[len(a.scaled)-1]
+	}
+	return nil
+}
+
+// open reads the headers.
+func (m *model) open() error {
+	info, err := os.Stat(m.folder)
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return bad(m.folder, "is a %v, must be the folder of a checkpoint", describe(info.Mode()))
+	}
+	// transformers looks for them in this order.
+	single, index := filepath.Join(m.folder, Single), filepath.Join(m.folder, Index)
+	_, err = os.Stat(single)
+	if err == nil {
+		return m.openShard(single)
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if _, err = os.Stat(index); errors.Is(err, os.ErrNotExist) {
+		return bad(m.folder, "has neither %s nor %s: other kinds of checkpoints are not read", Single, Index)
+	}
+	if m.index, err = readIndex(index); err != nil {
+		return err
+	}
+	files, err := safetensors.ParseIndex(m.index)
+	if err != nil {
+		return bad(index, "%v", err)
+	}
+	for name, file := range files {
+		files[name] = filepath.Join(m.folder, file)
+	}
+	paths := make([]string, 0, len(files))
+	for _, path := range files {
+		paths = append(paths, path)
+	}
+	slices.Sort(paths)
+	for _, path := range slices.Compact(paths) {
+		if err := m.openShard(path); err != nil {
+			return err
+		}
+	}
+	for _, s := range m.shards {
+		for _, e := range s.header.Entries {
+			if files[e.Name] != s.path {
+				return bad(s.path, "tensor %q: is not of this file in %s", e.Name, Index)
+			}
+			delete(files, e.Name)
+		}
+	}
+	if len(files) > 0 {
+		name := leastKey(files)
+		return bad(files[name], "tensor %q: is missing, %s has it", name, Index)
+	}
+	return nil
+}
+
+// The names of the files of a checkpoint.
+const (
+	Single = "model.safetensors"
+	Index  = Single + ".index.json"
+)
+
+func leastKey[V any](m map[string]V) string {
+	least, found := "", false
+	for name := range m {
+		if !found || name < least {
+			least, found = name, true
+		}
+	}
+	return least
+}
+
+func describe(mode os.FileMode) string {
+	if mode.IsRegular() {
+		return "file"
+	}
+	return "special file"
+}
+
+// readIndex reads no more than a header may have.
+func readIndex(path string) ([]byte, error) {
+	file, _, err := openRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	const limit = 100 << 20
+	data, err := io.ReadAll(io.LimitReader(file, limit+1))
+	if err == nil && len(data) > limit {
+		err = bad(path, "has over %d bytes", limit)
+	}
+	return data, err
+}
+
+// openRegular looks at what it opens before, as a pipe would keep it waiting.
+func openRegular(path string) (*os.File, int64, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, 0, bad(path, "is no regular file")
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	if info, err = file.Stat(); err != nil {
+		file.Close()
+		return nil, 0, err
+	}
+	return file, info.Size(), nil
+}
+
+func (m *model) openShard(path string) error {
+	file, size, err := openRegular(path)
+	if err != nil {
+		return err
+	}
+	s := &shard{path: path, file: file}
+	m.shards = append(m.shards, s)
+	if s.header, err = safetensors.ReadHeader(file, size); err != nil {
+		if _, failed := errors.AsType[*os.PathError](err); failed {
+			return err
+		}
+		return bad(path, "%v", err)
+	}
+	for _, e := range s.header.Entries {
+		if other, twice := m.byName[e.Name]; twice {
+			return bad(path, "tensor %q: is in %s too", e.Name, other.path)
+		}
+		m.byName[e.Name] = tensor{s, e}
+	}
+	if len(s.header.Entries) == 0 {
+		return bad(path, "has no tensors")
+	}
+	return nil
+}
+
+// mustMatch compares names, dtypes and shapes.
+func (m *model) mustMatch(first *model) error {
+	for _, s := range first.shards {
+		for _, want := range s.header.Entries {
+			got, ok := m.byName[want.Name]
+			switch {
+			case !ok:
+				return bad(m.folder, "tensor %q: is missing, %s has it", want.Name, s.path)
+			case got.Dtype != want.Dtype:
+				return bad(got.path, "tensor %q: is %s, that of %s is %s", want.Name, got.Dtype, s.path, want.Dtype)
+			case !slices.Equal(got.Shape, want.Shape):
+				return bad(got.path, "tensor %q: has shape %v, that of %s has %v", want.Name, got.Shape, s.path, want.Shape)
+			}
+		}
+	}
+	for _, s := range m.shards {
+		for _, e := range s.header.Entries {
+			if _, ok := first.byName[e.Name]; !ok {
+				return bad(s.path, "tensor %q: is not in %s", e.Name, first.folder)
+			}
+		}
+	}
+	return nil
+}
+
+// readAt reads a part of a tensor.
+func (t tensor) readAt(dst []byte, at int64) error {
+	_, err := t.file.ReadAt(dst, t.Begin+at)
+	if err == io.EOF {
+		return bad(t.path, "tensor %q: the file was cut off while it was read", t.Name)
+	}
+	return err
+}
+
+// mustBeEqual compares what a mean makes no sense of.
+func (a *Average) mustBeEqual(e safetensors.Entry) error {
+	first := a.models[0].byName[e.Name]
+	size := int64(safetensors.Size(e.Dtype))
+	want, got := make([]byte, pieceElements*size), make([]byte, pieceElements*size)
+	for at := int64(0); at < e.End-e.Begin; at += int64(len(want)) {
+		n := min(int64(len(want)), e.End-e.Begin-at)
+		if err := first.readAt(want[:n], at); err != nil {
+			return err
+		}
+		for _, m := range a.models[1:] {
+			other := m.byName[e.Name]
+			if err := other.readAt(got[:n], at); err != nil {
+				return err
+			}
+			for i := int64(0); i < n && !bytes.Equal(got[:n], want[:n]); i += size {
+				if !bytes.Equal(got[i:i+size], want[i:i+size]) {
+					return bad(other.path, "tensor %q: its element %d is not that of %s, and %s is not averaged",
+						e.Name, (at+i)/size, first.path, e.Dtype)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// Files are the names of the files that Create makes.
+func (a *Average) Files() []string {
+	var names []string
+	for _, s := range a.models[0].shards {
+		names = append(names, filepath.Base(s.path))
+	}
+	if a.models[0].index != nil {
+		names = append(names, Index)
+	}
+	return names
+}
+
+// Create makes the files of the average in a folder, which hold no numbers yet.
+// Errors: an [*os.PathError], as for a file that is there.
+func (a *Average) Create(folder string) error {
+	if a.models[0].index != nil {
+		if err := os.WriteFile(filepath.Join(folder, Index), a.models[0].index, 0o666); err != nil {
+			return err
+		}
+	}
+	for _, s := range a.models[0].shards {
+		file, err := os.OpenFile(filepath.Join(folder, filepath.Base(s.path)), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
+		if err != nil {
+			return err
+		}
+		a.out = append(a.out, file)
+		if _, err := file.Write(s.header.Raw); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Next writes the next 16 MiB of the average, or what is left, and returns how many
+// bytes it wrote: 0 once all is done and on the disk. It takes as many threads as
+// [pcrm.SetNumThreads] allows. After an error there is no going on.
+//
+// Errors: an [*Error] for a file that became shorter; an [*os.PathError].
+func (a *Average) Next() (int64, error) {
+	var pieces []piece
+	var total int64
+	for total < stepBytes && a.file < len(a.out) {
+		entries := a.models[0].shards[a.file].header.Entries
+		if a.entry == len(entries) {
+			a.file, a.entry = a.file+1, 0
+			continue
+		}
+		e := entries[a.entry]
+		n := min(int64(pieceElements*safetensors.Size(e.Dtype)), e.End-e.Begin-a.at)
+		if n > 0 {
+			pieces = append(pieces, piece{a.file, e, a.at, n})
+		}
+		total += n
+		if a.at += n; a.at == e.End-e.Begin {
+			a.entry, a.at = a.entry+1, 0
+		}
+	}
+	if total == 0 {
+		return 0, a.finish()
+	}
+	notFinite, errs := make([]int64, len(pieces)), make([]error, len(pieces))
+	parallel.Rows(pcrm.NumThreads(), len(pieces), 1, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			notFinite[i], errs[i] = a.write(pieces[i])
+		}
+	})
+	for i, p := range pieces {
+		if errs[i] != nil {
+			return 0, errs[i]
+		}
+		if a.NotFinite == 0 && notFinite[i] > 0 {
+			a.First = p.entry.Name
+		}
+		a.NotFinite += notFinite[i]
+	}
+	return total, nil
+}
+
+// finish brings the files to the disk.
+func (a *Average) finish() error {
+	for _, file := range a.out {
+		if err := errors.Join(file.Sync(), file.Close()); err != nil {
+			return err
+		}
+	}
+	a.out = nil
+	return nil
+}
+
+// buffers are what a piece needs: memory is that of a thread, not of a tensor.
+type buffers struct {
+	in   [][]byte // of each checkpoint
+	out  []byte
+	sums [block]float64
+}
+
+// write averages a piece and returns how many of its numbers are not finite.
+func (a *Average) write(p piece) (notFinite int64, err error) {
+	b, _ := a.buffers.Get().(*buffers)
+	if b == nil {
+		b = &buffers{in: make([][]byte, len(a.models))}
+	}
+	defer a.buffers.Put(b)
+	models := a.models
+	if !isFloat(p.entry.Dtype) {
+		models = models[:1] // they are equal
+	}
+	for i, m := range models {
+		b.in[i] = slices.Grow(b.in[i][:0], int(p.n))[:p.n]
+		if err := m.byName[p.entry.Name].readAt(b.in[i], p.at); err != nil {
+			return 0, err
+		}
+	}
+	data := b.in[0]
+	if len(models) > 1 {
+		b.out = slices.Grow(b.out[:0], int(p.n))[:p.n]
+		data = b.out
+		notFinite = mean(data, b.in, p.entry.Dtype, a.scaled, a.sum, b.sums[:])
+	}
+	_, err = a.out[p.file].WriteAt(data, p.entry.Begin+p.at)
+	return notFinite, err
+}
+
+// Close closes all files, those of an average that is not done among them.
+func (a *Average) Close() {
+	for _, m := range a.models {
+		for _, s := range m.shards {
+			s.file.Close()
+		}
+	}
+	for _, file := range a.out {
+		file.Close()
+	}
+	a.models, a.out = nil, nil
+}
