@@ -453,12 +453,16 @@ def _shortest(column: Any) -> list[str]:
 
 def _shortest_of(value: Any) -> str:
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{json.dumps(key)}: {_shortest_of(v)}' for key, v in value.items())}}}"
+        return f"{{{', '.join(f'{_json(key)}: {_shortest_of(v)}' for key, v in value.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(_shortest_of, value))}]"
-    if isinstance(value, str):
-        return json.dumps(value)
-    return f"[{', '.join(value.astype(str))}]" if value.ndim else str(value)
+    if isinstance(value, np.ndarray):
+        return f"[{', '.join(value.astype(str))}]"
+    return str(value) if isinstance(value, np.generic) else _json(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _file_identity(path: str) -> dict[str, Any]:
