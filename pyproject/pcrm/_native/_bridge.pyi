@@ -46,6 +46,26 @@ def bridge_DPOLoss(
     labelSmoothing: float,
     reduction: int,
 ) -> bool: ...
+def bridge_TermLoss(
+    dtype: int,
+    n: int,
+    loss: int,
+    gradChosen: int,
+    gradRejected: int,
+    chosenRewards: int,
+    rejectedRewards: int,
+    chosen: int,
+    rejected: int,
+    referenceChosen: int,
+    referenceRejected: int,
+    offset: int,
+    term: int,
+    beta: float,
+    rewardBeta: float,
+    offsetScale: float,
+    l2: float,
+    reduction: int,
+) -> bool: ...
 def bridge_Deltas(dtype: int, n: int, dst: int, similarities: int, constraint: int) -> bool: ...
 def bridge_Fit(
     n: int, dst: int, similarities: int, targetAlike: float, targetUnlike: float, low: float, high: float
