@@ -144,7 +144,8 @@ def term(name: str, margin: Tensor, x: Tensor) -> Tensor:
 def coin_divergence(a: Tensor, b: Tensor) -> Tensor:
     """KL(sigmoid(a) || sigmoid(b)) of two coins."""
     largest = torch.finfo(a.dtype).max
-    a = a.clamp(-largest, largest)  # sigmoid(-inf) logsigmoid(-inf) would be NaN
+    # sigmoid(-inf) logsigmoid(-inf) would be NaN. A clamp alone gives NaN the gradient 0.
+    a = torch.where(a.isinf(), a.clamp(-largest, largest), a)
     return a.sigmoid() * (logsigmoid(a) - logsigmoid(b)) + (-a).sigmoid() * (logsigmoid(-a) - logsigmoid(-b))
 
 

@@ -370,7 +370,7 @@ def _of_pairs(name: str, value: Any, scores: Tensor, first: str, least: float = 
         raise ValueError(f"{name} has shape {tuple(value.shape)}, must be {tuple(scores.shape)} or one number")
     if value.device != scores.device:
         raise ValueError(f"{name} is on {value.device}, {first} is on {scores.device}")
-    numbers = _in_memory(value, dtype)
+    numbers = value.to(dtype).contiguous()
     if numbers.is_cpu and not torch.compiler.is_compiling() and not _transformed():
         _check_where(name, value, numbers.isfinite() & (numbers >= least), wanted)
     return numbers
@@ -385,7 +385,7 @@ def _go(
 ) -> tuple[Tensor, ...]:
     dtype = offset.dtype
     inputs = [_in_memory(x, dtype) for x in scores]
-    offset = offset.contiguous()
+    offset = _in_memory(offset, offset.dtype)
     loss = torch.empty_like(offset if reduction == 2 else _SCALARS[dtype])
     by_chosen, by_rejected = (torch.empty_like(offset), torch.empty_like(offset)) if gradient else (_NONE, _NONE)
     more = (torch.empty_like(offset), torch.empty_like(offset)) if rewards else ()
@@ -440,7 +440,7 @@ def _cuda(
     *numbers: Any,
 ) -> tuple[Tensor, ...]:
     inputs = [x.resolve_neg() for x in scores]
-    offset = offset.contiguous()
+    offset = _in_memory(offset, offset.dtype)
     loss, by_chosen, by_rejected, _ = memory = _on_device(device, offset, reduction, offset if gradient else None)
     more = (torch.empty_like(offset), torch.empty_like(offset)) if rewards else ()
     backends.call(
