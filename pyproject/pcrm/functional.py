@@ -465,8 +465,6 @@ def _cuda_scaled(
 
 
 def _plain_reward(w: Tensor, l: Tensor, delta: Tensor, e: float, c: float, r: int, check: bool) -> tuple[Tensor]:  # noqa: E741
-    if check and not torch.compiler.is_compiling() and not _transformed():
-        _check_finite(chosen_rewards=w, rejected_rewards=l)
     return (reference.reward_loss(w, l, delta, e, c, _NAMES[r]),)
 
 
@@ -543,7 +541,7 @@ def _evaluate(form: _Form, chosen: Tensor, rejected: Tensor, arguments: tuple[An
     native = None if transformed else backends.loss_for(form.scores[0], chosen)
     if native is None:
         if not transformed:
-            _check_values(form, arguments)
+            _check_values(form, chosen, rejected, arguments)
         loss, *more = form.plain(chosen, rejected, *arguments)
         if gradient and not transformed and _is_wanted(form):
             results = _plain_with_gradient(form, chosen, rejected, arguments)
@@ -561,10 +559,20 @@ def _plain_with_gradient(
 ) -> tuple[Tensor, ...]:
     """What `form.go` returns, from `form.plain`."""
     dtype = _COMPUTE[chosen.dtype]
-    with torch.enable_grad():
+    with _autograd_in_operators(), torch.enable_grad():
         leaves = [x.detach().to(dtype).requires_grad_() for x in (chosen, rejected)]
         loss, *more = form.plain(*leaves, *arguments)
         return loss.detach(), *torch.autograd.grad(loss.sum(), leaves), *more
+
+
+def _autograd_in_operators() -> Any:
+    """A context in which torch makes a graph, as it does not inside of an operator, which it
+    takes for one node of the caller's.
+    """
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradCPU)
+    keys = keys | torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradCUDA)
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    return torch._C._ForceDispatchKeyGuard(included, excluded - keys)
 
 
 def _transformed() -> bool:
@@ -701,7 +709,7 @@ def _differentiated(form: _Form, chosen: Tensor, rejected: Tensor, *arguments: A
         compute = form.cuda if type(native) is backends.Device else form.go
         results = compute(True, chosen, rejected, native, *arguments)
     else:
-        _check_values(form, arguments)
+        _check_values(form, chosen, rejected, arguments)
         results = _plain_with_gradient(form, chosen, rejected, arguments)
     if _is_wanted(form):
         _record(form, _name_of(native), chosen, rejected, arguments, results)
@@ -884,9 +892,11 @@ def _delta_of(delta: Tensor | float, scores: Tensor, name: str = "chosen_rewards
     return (delta if delta.dtype is dtype else delta.to(dtype)).contiguous()
 
 
-def _check_values(form: _Form, arguments: tuple[Any, ...]) -> None:
+def _check_values(form: _Form, chosen: Tensor, rejected: Tensor, arguments: tuple[Any, ...]) -> None:
     """What the Go core checks as it goes. On another device a look at a value would stall it."""
     for name, x in zip(form.arguments, arguments, strict=True):
+        if name == "check_finite" and x:
+            _check_finite(chosen_rewards=chosen, rejected_rewards=rejected)
         if name == "delta" and x.is_cpu:
             _check_where(name, x, x > 0, "greater than 0")
         if name == "offset" and x.is_cpu:
