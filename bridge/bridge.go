@@ -453,6 +453,26 @@ func CUDADPOLoss(device int64, stream uintptr, dtype, rows int64, loss, gradChos
 	return err == nil, err
 }
 
+// CUDATermLoss calls gpu.Device.TermLoss.
+func CUDATermLoss(device int64, stream uintptr, dtype, rows int64, loss, gradChosen, gradRejected, partials, chosenRewards, rejectedRewards,
+	chosen uintptr, chosenStride int64, rejected uintptr, rejectedStride int64,
+	referenceChosen uintptr, referenceChosenStride int64, referenceRejected uintptr, referenceRejectedStride int64,
+	offset uintptr, term int64, beta, rewardBeta, offsetScale, l2 float64, reduction int64) (ok bool, err error) {
+	defer convert(&err)
+	d, err := gpu.Open(int(device))
+	if err == nil {
+		err = d.TermLoss(stream, gpu.Dtype(dtype), batch(rows, loss, gradChosen, gradRejected, partials, chosen, chosenStride,
+			rejected, rejectedStride, offset, 0, reduction), gpu.Terms{
+			Term:              pcrm.Term(term),
+			ReferenceChosen:   gpu.Strided{Address: referenceChosen, Stride: referenceChosenStride},
+			ReferenceRejected: gpu.Strided{Address: referenceRejected, Stride: referenceRejectedStride},
+			ChosenRewards:     chosenRewards, RejectedRewards: rejectedRewards,
+			Beta: beta, RewardBeta: rewardBeta, OffsetScale: offsetScale, L2: l2,
+		})
+	}
+	return err == nil, err
+}
+
 // CUDAScale calls gpu.Device.Scale.
 func CUDAScale(device int64, stream uintptr, dtype, count, width int64, chosen, rejected, gradChosen, gradRejected, incoming uintptr,
 	incomingStride int64) (ok bool, err error) {

@@ -121,7 +121,8 @@ type TermOptions struct {
 	Reduction Reduction
 }
 
-func (o TermOptions) validate() error {
+// Validate returns an [*ArgumentError] that names the first option out of its range.
+func (o TermOptions) Validate() error {
 	switch {
 	case o.Term < OffsetTerm || o.Term > BackwardKLTerm:
 		return argErr("term", -1, "is %d, must be OffsetTerm, SquaredTerm, ForwardKLTerm or BackwardKLTerm", int(o.Term))
@@ -165,7 +166,7 @@ func (o TermOptions) validate() error {
 func TermLoss[F Float](losses, gradChosen, gradRejected, chosenRewards, rejectedRewards,
 	chosen, rejected, referenceChosen, referenceRejected, offset []F, o TermOptions) (float64, error) {
 	n := len(chosen)
-	if err := o.validate(); err != nil {
+	if err := o.Validate(); err != nil {
 		return 0, err
 	}
 	if n == 0 {
