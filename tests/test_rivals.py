@@ -1,11 +1,13 @@
 """The losses of other papers: against mpmath, TRL's trainers, and each other's limits."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from conftest import ROOT
 from mpmath import mp, mpf
 from pcrm.functional import (
     cdpo_loss,
@@ -640,3 +642,16 @@ def test_trl_reward_margin_and_centering(backend, tiny, rows, tmp_path):
             plain_loss = pcrm_loss(chosen, rejected, math.inf)
             got = got + pcrm_loss(chosen, rejected, math.inf, center_rewards_coefficient=center) - plain_loss
         torch.testing.assert_close(got, want.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_guide_runs_as_it_is_printed(capsys):
+    page = (ROOT / "docs" / "rivals.md").read_text()
+    script, ensembles = re.findall(r"^```python\n(.*?)^```$", page, flags=re.S | re.M)
+    exec(compile(script, "docs/rivals.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    (table,) = re.findall(r"^```\n(.*?)^```$", page, flags=re.S | re.M)
+    without_figures = [re.sub(r"\d\.\d+", "", line) for line in printed]
+    assert without_figures == [re.sub(r"\d\.\d+", "", line) for line in table.splitlines()]
+    exec(compile(ensembles, "docs/rivals.md", "exec"), {})
+    # Each function is in the page's table.
+    assert all(f"`{name}" in page for name in pcrm.functional.__all__ if name.endswith("_loss") and "token" not in name)
