@@ -646,10 +646,11 @@ def test_trl_reward_margin_and_centering(backend, tiny, rows, tmp_path):
 
 def test_the_guide_runs_as_it_is_printed(capsys):
     page = (ROOT / "docs" / "rivals.md").read_text()
-    script, ensembles = re.findall(r"^```python\n(.*?)^```$", page, flags=re.S | re.M)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page, flags=re.S | re.M)
+    script, ensembles = (block for language, block in found if language == "python")
+    (table,) = (block for language, block in found if not language)
     exec(compile(script, "docs/rivals.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
-    (table,) = re.findall(r"^```\n(.*?)^```$", page, flags=re.S | re.M)
     without_figures = [re.sub(r"\d\.\d+", "", line) for line in printed]
     assert without_figures == [re.sub(r"\d\.\d+", "", line) for line in table.splitlines()]
     exec(compile(ensembles, "docs/rivals.md", "exec"), {})
