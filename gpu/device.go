@@ -154,11 +154,11 @@ func warps(threads int64) int64 {
 	return min((threads+31)/32*32, C.PCRM_THREADS)
 }
 
-// rowThreads is a block's size where several share the rows of the pair or DPO form: small
+// rowThreads is a block's size where several share the rows of a form but the token form: small
 // enough that registers leave room for more than one on a multiprocessor.
 const rowThreads = 256
 
-// rowBlocks is the shape of a launch of the pair and DPO forms: one block as long as that
+// rowBlocks is the shape of a launch of all forms but the token form: one block as long as that
 // saves the second launch and is not much slower.
 func rowBlocks(rows int64) (blocks, threads int64) {
 	if rows <= C.PCRM_THREADS*C.PCRM_ITEMS {
@@ -284,6 +284,32 @@ func (d *Device) DPOLoss(stream uintptr, dtype Dtype, b Batch, referenceChosen, 
 	}
 	blocks, threads := rowBlocks(b.Rows)
 	if err := d.launch(C.PCRM_KERNEL_dpo_float32+int(dtype), blocks, threads, stream, unsafe.Pointer(&args)); err != nil {
+		return err
+	}
+	return d.addUp(stream, dtype, b, blocks, args.common.scale)
+}
+
+// TermLoss is [pcrm.TermLoss] on the device. Values of the offsets are not looked at: one that
+// is not finite is no error here.
+//
+// Errors: as in [Device.RewardLoss].
+func (d *Device) TermLoss(stream uintptr, dtype Dtype, b Batch, t Terms) error {
+	if err := b.validate(dtype); err != nil {
+		return err
+	}
+	if err := t.validate(); err != nil {
+		return err
+	}
+	args := C.pcrm_term_args{
+		common:           b.common(),
+		reference_chosen: address(t.ReferenceChosen.Address), reference_chosen_stride: C.pcrm_int(t.ReferenceChosen.Stride),
+		reference_rejected: address(t.ReferenceRejected.Address), reference_rejected_stride: C.pcrm_int(t.ReferenceRejected.Stride),
+		chosen_rewards: address(t.ChosenRewards), rejected_rewards: address(t.RejectedRewards),
+		term: C.pcrm_int(t.Term), beta: C.double(t.Beta), reward_beta: C.double(t.RewardBeta),
+		offset_scale: C.double(t.OffsetScale), l2: C.double(t.L2),
+	}
+	blocks, threads := rowBlocks(b.Rows)
+	if err := d.launch(C.PCRM_KERNEL_term_float32+int(dtype), blocks, threads, stream, unsafe.Pointer(&args)); err != nil {
 		return err
 	}
 	return d.addUp(stream, dtype, b, blocks, args.common.scale)

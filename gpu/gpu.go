@@ -68,7 +68,7 @@ type Strided struct {
 	Stride  int64
 }
 
-// Batch is what the three forms of the loss have in common. The types of the elements are:
+// Batch is what all forms of the loss have in common. The types of the elements are:
 //
 //	Chosen, Rejected        the Dtype
 //	Delta, Loss, Grad*      float64 for Float64, else float32
@@ -91,6 +91,19 @@ type Batch struct {
 
 	Reduction      pcrm.Reduction
 	LabelSmoothing float64 // in [0, 0.5)
+}
+
+// Terms is what a [pcrm.Term] has beside [Batch], whose Delta then is the offsets and which has
+// no label smoothing.
+type Terms struct {
+	Term pcrm.Term
+
+	// The references' log probabilities, of the Dtype, and where the implicit rewards go, of
+	// the loss's type. All four addresses are 0 for the scores of a reward model.
+	ReferenceChosen, ReferenceRejected Strided
+	ChosenRewards, RejectedRewards     uintptr
+
+	Beta, RewardBeta, OffsetScale, L2 float64 // as in [pcrm.TermOptions]
 }
 
 // Tokens is what the token form has beside [Batch], whose Chosen and Rejected then have a
@@ -160,6 +173,18 @@ func (b Batch) validate(dtype Dtype) error {
 		return argErr("gradChosen and gradRejected", "must both be given or both be 0")
 	case b.Partials == 0 && b.Reduction != pcrm.None:
 		return argErr("partials", "has the address 0, must have room for %d float64", Partials)
+	}
+	return nil
+}
+
+func (t Terms) validate() error {
+	o := pcrm.TermOptions{Term: t.Term, Beta: t.Beta, RewardBeta: t.RewardBeta, OffsetScale: t.OffsetScale, L2: t.L2}
+	if err := o.Validate(); err != nil {
+		return err
+	}
+	given := t.ReferenceChosen.Address != 0
+	if (t.ReferenceRejected.Address != 0) != given || (t.ChosenRewards != 0) != given || (t.RejectedRewards != 0) != given {
+		return argErr("references and rewards", "must all be given or all be 0")
 	}
 	return nil
 }

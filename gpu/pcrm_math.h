@@ -1,14 +1,16 @@
 /* The mathematics of one element, for the device and, in the tests, for the host: package
- * pcrm documents it (PairLoss, RewardLoss, DPOLoss), and this is that code for C++.
+ * pcrm documents it (PairLoss, RewardLoss, DPOLoss, Term), and this is that code for C++.
  *
  * Everything is a template over the type T that it is computed in, float or double.
  */
 #ifndef PCRM_MATH_H
 #define PCRM_MATH_H
 
+#include "kernels.h"
+
 #ifdef __CUDACC_RTC__
 #define PCRM_HD __host__ __device__ inline
-#define PCRM_CALL __noinline__ /* float64's are long: once is enough */
+#define PCRM_CALL __noinline__ /* long, as float64's are: once is enough */
 #else
 #include <math.h>
 #include <string.h>
@@ -22,6 +24,18 @@ PCRM_HD float pcrm_log1p(float x) { return log1pf(x); }
 PCRM_HD PCRM_CALL double pcrm_log1p(double x) { return log1p(x); }
 PCRM_HD float pcrm_abs(float x) { return fabsf(x); }
 PCRM_HD double pcrm_abs(double x) { return fabs(x); }
+
+PCRM_HD unsigned pcrm_bits(float x) {
+    unsigned bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
+PCRM_HD float pcrm_of_bits(unsigned bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
 
 template <typename T>
 struct pcrm_pair {
@@ -97,6 +111,53 @@ PCRM_HD pcrm_implicit<T> pcrm_dpo_loss(T chosen, T rejected, T reference_chosen,
     return r;
 }
 
+/* KL(sigmoid(a) || sigmoid(b)) of two coins: softplus(b) - softplus(a) - sigmoid(a) (b-a). */
+template <typename T>
+PCRM_HD T pcrm_coin_divergence(T a, T b) {
+    if (a > 0) { /* the other side of both coins: sigmoid(a) is at most 1/2, and precise */
+        a = -a;
+        b = -b;
+    }
+    const T one = 1, u = pcrm_exp(a), p = u / (one + u);
+    T kl = pcrm_log1p(pcrm_exp(-pcrm_abs(b))) - pcrm_log1p(u);
+    /* softplus(b) - p b has (1-p) b or -p b beside its logarithm. */
+    if (b > 0) {
+        kl += (one - p) * b;
+        b = 0;
+    }
+    if (p != 0) kl += p * (a - b); /* 0*inf would be NaN */
+    return kl;
+}
+
+template <typename T>
+PCRM_HD T pcrm_sigmoid(T x) {
+    const T one = 1, u = pcrm_exp(-pcrm_abs(x));
+    return (x > 0 ? one : u) / (one + u);
+}
+
+/* A loss of other papers, of the margin and the pair's own x, and its derivative by the
+ * margin. The cases and the special values are those of pcrm.Term. */
+template <typename T>
+PCRM_HD PCRM_CALL pcrm_pair<T> pcrm_term(pcrm_int term, T margin, T x) {
+    pcrm_pair<T> r = {0, 0};
+    if (term == PCRM_TERM_OFFSET) {
+        r = pcrm_pair_loss(margin - x, (T)pcrm_of_bits(0x7f800000u), (T)0);
+    } else if (term == PCRM_TERM_SQUARED) {
+        const T d = margin - x;
+        r.loss = d * d;
+        r.grad = 2 * d;
+    } else if (term == PCRM_TERM_FORWARD_KL) {
+        const T one = 1, u = pcrm_exp(-pcrm_abs(margin));
+        r.loss = pcrm_coin_divergence(margin, x);
+        if (u != 0) r.grad = u / ((one + u) * (one + u)) * (margin - x); /* else 0*inf would be NaN */
+    } else {
+        r.loss = pcrm_coin_divergence(x, margin);
+        /* Of the two small ones, which keep their digits. */
+        r.grad = x > 0 ? pcrm_sigmoid(-x) - pcrm_sigmoid(-margin) : pcrm_sigmoid(margin) - pcrm_sigmoid(x);
+    }
+    return r;
+}
+
 /* How scores lie in memory. The two 16-bit types are converted with integers: no header of
  * CUDA's is needed, and the host does what the device does. */
 struct pcrm_bfloat16 {
@@ -105,18 +166,6 @@ struct pcrm_bfloat16 {
 struct pcrm_float16 {
     unsigned short bits;
 };
-
-PCRM_HD unsigned pcrm_bits(float x) {
-    unsigned bits;
-    memcpy(&bits, &x, 4);
-    return bits;
-}
-
-PCRM_HD float pcrm_of_bits(unsigned bits) {
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
 
 PCRM_HD float pcrm_load(float x) { return x; }
 PCRM_HD double pcrm_load(double x) { return x; }

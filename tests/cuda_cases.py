@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from conftest import ROOT
-from pcrm.functional import pcrm_dpo_loss, pcrm_loss, pcrm_token_loss
+from pcrm.functional import llama2_margin_loss, pcrm_dpo_loss, pcrm_loss, pcrm_token_loss, rpo_distance_loss
 from test_forms import logps, tokens
 from test_functional import batch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -58,6 +58,10 @@ def test_one_launch_forward_and_one_backward(fake_device, log):
     assert kernels() == ["token_bfloat16", "scale_bfloat16"]
     pcrm_dpo_loss(*logps(dtype=torch.float16), reduction="sum")[0].backward()
     assert kernels() == ["dpo_float16", "scale_float16"]
+    llama2_margin_loss(*batch(8)[:2], 0.5).backward()
+    assert kernels() == ["term_float64", "scale_float64"]
+    rpo_distance_loss(*logps(dtype=torch.bfloat16)[:4], 0.5)[0].backward()
+    assert kernels() == ["term_bfloat16", "scale_bfloat16"]
 
 
 def test_stream_and_context(fake_device, log):

@@ -266,6 +266,27 @@ def test_compile_without_graph_break(backend, reduction):
     _compiled("aot_eager", backend, reduction)
 
 
+def test_compiled_for_native_code_that_is_not_there(monkeypatch):
+    """In a forked child, or where the library cannot be loaded: the operator computes with torch."""
+
+    def function(chosen, rejected, delta):
+        return pcrm_loss(chosen, rejected, delta, center_rewards_coefficient=0.01, check_finite=True)
+
+    torch.compiler.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    results = []
+    for f in (function, compiled):
+        chosen, rejected, delta = batch(dtype=torch.bfloat16)
+        f(chosen, rejected, delta).backward()
+        results.append((chosen.grad, rejected.grad))
+        monkeypatch.setattr(pcrm.backends, "loss_for", lambda *_: None)
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    with pytest.raises(ValueError, match=r"(?i)chosen_rewards\[2\] is nan, must be finite"):
+        compiled(torch.where(torch.arange(8) == 2, math.nan, chosen), rejected, delta)
+    with pytest.raises(ValueError, match=r"delta\[7\] is -1, must be greater than 0"):
+        compiled(chosen, rejected, torch.where(torch.arange(8) == 7, -1.0, delta))
+
+
 def test_compile_with_inductor(backend):
     from torch._inductor.exc import InvalidCxxCompiler
 

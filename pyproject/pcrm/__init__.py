@@ -12,7 +12,7 @@ for TRL's trainers.
 
 from importlib.metadata import version
 
-from . import backends, functional, priors
+from . import backends, ensembles, functional, priors
 from .constraint import Constraint, margin_of
 from .losses import PCRMDPOLoss, PCRMLoss
 from .tracing import trace
@@ -24,6 +24,7 @@ __all__ = [
     "PCRMLoss",
     "__version__",
     "backends",
+    "ensembles",
     "functional",
     "margin_of",
     "priors",

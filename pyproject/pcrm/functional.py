@@ -1,4 +1,4 @@
-"""The losses as functions of tensors.
+"""The losses as functions of tensors: pcrm's own, and those of `pcrm.rivals` to compare with.
 
 The forward pass computes the loss and its gradient in one go, and the backward pass only
 scales that gradient by the one that comes in. Which code computes is `pcrm.backends`'
@@ -465,8 +465,6 @@ def _cuda_scaled(
 
 
 def _plain_reward(w: Tensor, l: Tensor, delta: Tensor, e: float, c: float, r: int, check: bool) -> tuple[Tensor]:  # noqa: E741
-    if check and not torch.compiler.is_compiling() and not _transformed():
-        _check_finite(chosen_rewards=w, rejected_rewards=l)
     return (reference.reward_loss(w, l, delta, e, c, _NAMES[r]),)
 
 
@@ -497,6 +495,7 @@ class _Form(NamedTuple):
     scores: tuple[str, str]
     arguments: tuple[str, ...]
     more: tuple[str, ...] = ()
+    traced: bool = True
 
 
 _REWARDS = ("chosen_rewards", "rejected_rewards")
@@ -542,9 +541,9 @@ def _evaluate(form: _Form, chosen: Tensor, rejected: Tensor, arguments: tuple[An
     native = None if transformed else backends.loss_for(form.scores[0], chosen)
     if native is None:
         if not transformed:
-            _check_delta(arguments[form.arguments.index("delta")])
+            _check_values(form, chosen, rejected, arguments)
         loss, *more = form.plain(chosen, rejected, *arguments)
-        if gradient and not transformed and tracing.current is not None and tracing.current.wants():
+        if gradient and not transformed and _is_wanted(form):
             results = _plain_with_gradient(form, chosen, rejected, arguments)
             _record(form, "torch", chosen, rejected, arguments, (loss, *results[1:]))
     elif gradient:
@@ -560,10 +559,20 @@ def _plain_with_gradient(
 ) -> tuple[Tensor, ...]:
     """What `form.go` returns, from `form.plain`."""
     dtype = _COMPUTE[chosen.dtype]
-    with torch.enable_grad():
+    with _autograd_in_operators(), torch.enable_grad():
         leaves = [x.detach().to(dtype).requires_grad_() for x in (chosen, rejected)]
         loss, *more = form.plain(*leaves, *arguments)
         return loss.detach(), *torch.autograd.grad(loss.sum(), leaves), *more
+
+
+def _autograd_in_operators() -> Any:
+    """A context in which torch makes a graph, as it does not inside of an operator, which it
+    takes for one node of the caller's.
+    """
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradCPU)
+    keys = keys | torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradCUDA)
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    return torch._C._ForceDispatchKeyGuard(included, excluded - keys)
 
 
 def _transformed() -> bool:
@@ -580,6 +589,11 @@ def _transformed() -> bool:
 def _name_of(native: Any) -> str:
     """Of the backend that `backends.loss_for` chose."""
     return "torch" if native is None else "cuda" if type(native) is backends.Device else "go"
+
+
+def _is_wanted(form: _Form) -> bool:
+    """Whether the trace wants this call."""
+    return tracing.current is not None and form.traced and tracing.current.wants()
 
 
 def _record(
@@ -615,7 +629,7 @@ class _Loss(torch.autograd.Function):
         device = native if type(native) is backends.Device else None
         compute = form.go if device is None else form.cuda
         results = compute(True, chosen, rejected, native, *arguments)
-        if tracing.current is not None and tracing.current.wants():
+        if _is_wanted(form):
             _record(form, _name_of(native), chosen, rejected, arguments, results)
         loss, by_chosen, by_rejected, *more = results
         # Not save_for_backward, which is slower: nobody else holds the gradients, and of the
@@ -695,9 +709,9 @@ def _differentiated(form: _Form, chosen: Tensor, rejected: Tensor, *arguments: A
         compute = form.cuda if type(native) is backends.Device else form.go
         results = compute(True, chosen, rejected, native, *arguments)
     else:
-        _check_delta(arguments[form.arguments.index("delta")])
+        _check_values(form, chosen, rejected, arguments)
         results = _plain_with_gradient(form, chosen, rejected, arguments)
-    if tracing.current is not None and tracing.current.wants():
+    if _is_wanted(form):
         _record(form, _name_of(native), chosen, rejected, arguments, results)
     return results
 
@@ -878,10 +892,15 @@ def _delta_of(delta: Tensor | float, scores: Tensor, name: str = "chosen_rewards
     return (delta if delta.dtype is dtype else delta.to(dtype)).contiguous()
 
 
-def _check_delta(delta: Tensor) -> None:
+def _check_values(form: _Form, chosen: Tensor, rejected: Tensor, arguments: tuple[Any, ...]) -> None:
     """What the Go core checks as it goes. On another device a look at a value would stall it."""
-    if delta.is_cpu:
-        _check_where("delta", delta, delta > 0, "greater than 0")
+    for name, x in zip(form.arguments, arguments, strict=True):
+        if name == "check_finite" and x:
+            _check_finite(chosen_rewards=chosen, rejected_rewards=rejected)
+        if name == "delta" and x.is_cpu:
+            _check_where(name, x, x > 0, "greater than 0")
+        if name == "offset" and x.is_cpu:
+            _check_where(name, x, x.isfinite(), "finite")
 
 
 def _check_finite(**tensors: Tensor) -> None:
@@ -893,3 +912,30 @@ def _check_where(name: str, x: Tensor, good: Tensor, wanted: str) -> None:
     if not good.all():
         index = int((~good).nonzero()[0])
         raise ValueError(f"{name}[{index}] is {x[index].item():g}, must be {wanted}")
+
+
+# At the end, as they are built of what is above.
+from .rivals import (  # noqa: E402
+    cdpo_loss,
+    ipo_loss,
+    l2_reward_loss,
+    llama2_margin_loss,
+    odpo_loss,
+    rdpo_loss,
+    rpo_distance_loss,
+)
+
+__all__ = [
+    "Reduction",
+    "cdpo_loss",
+    "check_pad",
+    "ipo_loss",
+    "l2_reward_loss",
+    "llama2_margin_loss",
+    "odpo_loss",
+    "pcrm_dpo_loss",
+    "pcrm_loss",
+    "pcrm_token_loss",
+    "rdpo_loss",
+    "rpo_distance_loss",
+]

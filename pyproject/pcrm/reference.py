@@ -123,6 +123,63 @@ def dpo_loss(
     return _reduced(loss, reduction), chosen.detach(), rejected.detach()
 
 
+TERMS = ("offset", "squared", "forward_kl", "backward_kl")  # pcrm.Term's, in its order
+
+
+def term(name: str, margin: Tensor, x: Tensor) -> Tensor:
+    """A loss of other papers, one value a pair, of the margin and a number x of the pair's own.
+
+    offset       -log sigmoid(m - x)
+    squared      (m - x)**2
+    forward_kl   KL(sigmoid(m) || sigmoid(x))
+    backward_kl  KL(sigmoid(x) || sigmoid(m))
+    """
+    if name == "offset":
+        return -logsigmoid(margin - x)
+    if name == "squared":
+        return (margin - x) ** 2
+    return coin_divergence(margin, x) if name == "forward_kl" else coin_divergence(x, margin)
+
+
+def coin_divergence(a: Tensor, b: Tensor) -> Tensor:
+    """KL(sigmoid(a) || sigmoid(b)) of two coins."""
+    largest = torch.finfo(a.dtype).max
+    # sigmoid(-inf) logsigmoid(-inf) would be NaN. A clamp alone gives NaN the gradient 0.
+    a = torch.where(a.isinf(), a.clamp(-largest, largest), a)
+    return a.sigmoid() * (logsigmoid(a) - logsigmoid(b)) + (-a).sigmoid() * (logsigmoid(-a) - logsigmoid(-b))
+
+
+def offset_loss(chosen: Tensor, rejected: Tensor, offset: Tensor, coefficient: float, reduction: str) -> Tensor:
+    """The term "offset" of `chosen - rejected`, plus `c * (chosen**2 + rejected**2)`, reduced."""
+    chosen, rejected = chosen.to(offset.dtype), rejected.to(offset.dtype)
+    loss = term("offset", chosen - rejected, offset)
+    if coefficient != 0:
+        loss = loss + coefficient * (chosen**2 + rejected**2)
+    return _reduced(loss, reduction)
+
+
+def dpo_term_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    offset: Tensor,
+    name: str,
+    beta: float,
+    reward_beta: float,
+    offset_scale: float,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The term of that name of `beta` times the difference of log ratios and of
+    `offset_scale * offset`, and the implicit rewards, detached.
+    """
+    w, l, ref_w, ref_l = (  # noqa: E741
+        x.to(offset.dtype) for x in (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
+    )
+    loss = term(name, beta * ((w - ref_w) - (l - ref_l)), offset_scale * offset)
+    return _reduced(loss, reduction), reward_beta * (w - ref_w).detach(), reward_beta * (l - ref_l).detach()
+
+
 def fit(
     similarities: Tensor, target_alike: float, target_unlike: float, low: float, high: float
 ) -> tuple[float, float, float, float, float]:

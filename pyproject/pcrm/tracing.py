@@ -6,7 +6,8 @@
 or `PCRM_TRACE=trace` (and `PCRM_TRACE_EVERY=10`) in the environment. Then `pcrm verify trace`.
 
 One safetensors file per rank and recorded step, `rank00000-step00000010.safetensors`. A step
-is one call of a loss that needs a gradient. Its tensors are what went in and what came out:
+is one call of a loss of pcrm's own (not of `pcrm.rivals`) that needs a gradient. Its tensors are
+what went in and what came out:
 
     pair    chosen_rewards, rejected_rewards (B,)
     token   the same (B, L), and chosen_ids, rejected_ids
