@@ -94,15 +94,22 @@ def _run(args: argparse.Namespace) -> Output:
     model = RewardModel(
         args.model, dtype=args.dtype, device=args.device, batch_size=args.batch_size, max_length=args.max_length
     )
-    return add_scores(args, source, kind, model)
+    return add_scores(args, source, kind, model, asked)
 
 
-def add_scores(args: argparse.Namespace, source: Source, kind: tuple[str, ...], model: RewardModel) -> Output:
+def add_scores(
+    args: argparse.Namespace,
+    source: Source,
+    kind: tuple[str, ...],
+    model: RewardModel,
+    asked: _Principles | None = None,
+) -> Output:
     """The scores of a model for the rows of a source, in `args.out`.
 
     Args:
         args: `out`, `on_error`, `dtype` and `split`, as the command has them.
         kind: The columns of texts that the rows have: one of the keys of _KINDS.
+        asked: The principles in their prompts.
     """
     from tqdm import tqdm
 
