@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from methods import METHODS, TARGETS, Data
+from methods import ALL, TARGETS, Data
 from numpy.typing import NDArray
 from pcrm.demo.plot import plot_margins
 from pcrm.report import style
@@ -33,7 +33,7 @@ def interval(value: Any, resampled: NDArray[np.float64]) -> tuple[Any, Any]:
 
 def differences(file: Path, estimates: Estimates, columns: dict[str, Column]) -> None:
     """What each method has more than plain, with its interval."""
-    methods = [m for m in METHODS if m in estimates and m != "plain"]
+    methods = [m for m in ALL if m in estimates and m != "plain"]
     base, base_resampled = estimates["plain"]
     with style.style():
         figure, axes = style.figure(1, 0.5 + 0.42 * len(methods), 2, 3, sharey=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from pcrm.functional import ipo_loss, l2_reward_loss, llama2_margin_loss, odpo_loss, rdpo_loss, rpo_distance_loss
 from posts import Posts
 from tiers import Loss
 from torch import Tensor
@@ -27,6 +31,9 @@ class Data:
     priors: dict[str, Tensor]
 
 
+Make = Callable[[Data], Loss]
+
+
 def _constrained(constraint: Constraint, prior: Tensor | None = None, **settings: float) -> Loss:
     loss = PCRMLoss(constraint, **settings)
     if prior is None:
@@ -35,19 +42,23 @@ def _constrained(constraint: Constraint, prior: Tensor | None = None, **settings
     return lambda chosen, rejected, pairs: loss(chosen, rejected, prior[pairs])
 
 
-def _plain(data: Data, **settings: float) -> Loss:
-    return _constrained(Constraint.fixed(math.inf), **settings)
+def _plain(**settings: float) -> Make:
+    return lambda data: _constrained(Constraint.fixed(math.inf), **settings)
 
 
-def _published(prior: str) -> Callable[[Data], Loss]:
+def _fixed(constraint: Constraint) -> Make:
+    return lambda data: _constrained(constraint)
+
+
+def _published(prior: str) -> Make:
     return lambda data: _constrained(Constraint.preset(f"tldr/{prior}"), data.priors[prior])
 
 
-def _fitted(prior: str) -> Callable[[Data], Loss]:
+def _fitted(prior: str) -> Make:
     return lambda data: _constrained(Constraint.fit(data.priors[prior], **TARGETS), data.priors[prior])
 
 
-def _random(constraint: Constraint) -> Callable[[Data], Loss]:
+def _random(constraint: Constraint) -> Make:
     def make(data: Data) -> Loss:
         ids = [list(text.encode()) for text in data.posts.responses]
         chosen, rejected = ([ids[i] for i in data.posts.pairs[:, side]] for side in (0, 1))
@@ -56,26 +67,56 @@ def _random(constraint: Constraint) -> Callable[[Data], Loss]:
     return make
 
 
-def _llama2_margin(data: Data) -> Loss:
-    """-log sigmoid(m - margin) (arXiv 2307.09288, equation 2), with the larger of the paper's two scales.
+def _by_pair(loss: Callable[..., Tensor], *numbers: Callable[[Posts], Any]) -> Make:
+    """A loss of the scores and of numbers that each pair has."""
 
-    Its four grades of preference, 0, 1, 2 and 3, are those of the ratings' difference: 1, 2, 3, 4 or more.
-    """
-    plain, margin = _plain(data), torch.from_numpy(data.posts.gap - 1).clamp(0, 3).float()
-    return lambda chosen, rejected, pairs: plain(chosen - margin[pairs], rejected, pairs)
+    def make(data: Data) -> Loss:
+        columns = [torch.as_tensor(of(data.posts)).float() for of in numbers]
+        return lambda chosen, rejected, pairs: loss(chosen, rejected, *(x[pairs] for x in columns))
+
+    return make
 
 
-METHODS: dict[str, Callable[[Data], Loss]] = {
-    "plain": _plain,
-    "label smoothing .1": lambda data: _plain(data, label_smoothing=0.1),
-    "centering .01": lambda data: _plain(data, center_rewards_coefficient=0.01),
-    "Llama-2 margin": _llama2_margin,
-    "fixed, published": lambda data: _constrained(Constraint.preset("tldr/fixed")),
-    "fixed, fitted": lambda data: _constrained(Constraint.fixed(sum(TARGETS.values()))),
+def _dpo(loss: Callable[..., tuple[Tensor, Tensor, Tensor]], **settings: Any) -> Callable[..., Tensor]:
+    """A loss of DPO's as one of scores: they are the policy's log probabilities, and the reference's are 0."""
+
+    def of_scores(chosen: Tensor, rejected: Tensor, *numbers: Tensor) -> Tensor:
+        zeros = torch.zeros_like(chosen)
+        return loss(chosen, rejected, zeros, zeros, *numbers, **settings)[0]
+
+    return of_scores
+
+
+METHODS: dict[str, Make] = {
+    "plain": _plain(),
+    "label smoothing .1": _plain(label_smoothing=0.1),
+    "centering .01": _plain(center_rewards_coefficient=0.01),
+    # The larger of the paper's two scales; its four grades are those of the ratings' difference, 1, 2, 3, 4 or more.
+    "Llama-2 margin": _by_pair(llama2_margin_loss, lambda posts: (posts.gap - 1).clip(0, 3)),
+    "fixed, published": _fixed(Constraint.preset("tldr/fixed")),
+    "fixed, fitted": _fixed(Constraint.fixed(sum(TARGETS.values()))),
     "random, published": _random(Constraint.preset("tldr/random")),
-    "random, fitted": _random(Constraint.random(2 * TARGETS["target_alike"], 2 * TARGETS["target_unlike"])),
+    "random, fitted": _random(Constraint.random(*(2 * target for target in TARGETS.values()))),
     "length ratio, published": _published("length_ratio"),
     "length ratio, fitted": _fitted("length_ratio"),
     "cosine, published": _published("cosine"),
     "cosine, fitted": _fitted("cosine"),
 }
+
+# Losses of other papers, for tier A alone. Those of DPO's z have m in its place; where they have
+# a target it is 2, or half of the ratings' difference, in the range of the fitted constraints.
+RIVALS: dict[str, Make] = {
+    "L2 .01": _by_pair(functools.partial(l2_reward_loss, coefficient=0.01)),
+    "IPO, target 2": _by_pair(_dpo(ipo_loss, beta=0.25)),
+    "ODPO, log gap": _by_pair(_dpo(odpo_loss, beta=1.0), lambda posts: np.log(posts.gap)),
+    "RPO squared, gap / 2": _by_pair(
+        _dpo(rpo_distance_loss, beta=1.0, eta=0.5, distance="squared"), lambda posts: posts.gap
+    ),
+    "RPO KL, gap / 2": _by_pair(_dpo(rpo_distance_loss, beta=1.0, eta=0.5), lambda posts: posts.gap),
+    # In hundreds of characters: a summary that is longer by one has a margin of 1 for nothing.
+    "R-DPO, 1 of 100 characters": _by_pair(
+        _dpo(rdpo_loss, beta=1.0, alpha=0.01),
+        *(lambda posts, side=side: posts.lengths[posts.pairs[:, side]] for side in (0, 1)),
+    ),
+}
+ALL = METHODS | RIVALS

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from methods import METHODS, Data
+from methods import ALL, METHODS, Data
 from posts import Posts, embeddings, priors, read, states
 from tiers import Head, TopLayers, score, train
 from tqdm.auto import tqdm
@@ -84,7 +84,7 @@ def one(data: Path, model: str, tier: str, method: str, seed: int) -> dict[str, 
         network,
         inputs,
         train_data.posts,
-        METHODS[method](train_data),
+        ALL[method](train_data),
         epochs=t.epochs,
         learning_rate=t.learning_rate,
         posts_per_step=t.posts_per_step,
@@ -116,7 +116,7 @@ def choose(data: Path, model: str, tier: str, method: str, seed: int) -> list[di
         network,
         inputs,
         posts,
-        METHODS[method](train_data),
+        ALL[method](train_data),
         epochs=t.longest,
         learning_rate=t.learning_rate,
         posts_per_step=t.posts_per_step,
@@ -132,7 +132,7 @@ def kept(file: Path) -> list[dict[str, Any]]:
 
 
 def _keep(rows: list[dict[str, Any]], file: Path) -> None:
-    order = list(METHODS)
+    order = list(ALL)
     rows = sorted(rows, key=lambda row: (row["tier"], order.index(row["method"]), row["seed"]))
     schema = pa.schema(
         [("tier", pa.string()), ("method", pa.string()), ("seed", pa.int32()), ("scores", pa.list_(pa.float32()))]
@@ -147,7 +147,7 @@ def main() -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", required=True, help="the encoder's folder")
     parser.add_argument("--tiers", default="AB", help="which of A and B")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", choices=ALL, default=list(ALL), metavar="METHOD")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, each on one core")
     parser.add_argument("--choose", action="store_true", help="write epochs.csv instead")
     parser.add_argument("--tables", action="store_true", help="train nothing")
@@ -183,7 +183,7 @@ def _train(arguments: argparse.Namespace) -> None:
         for tier in arguments.tiers
         for seed in range(TIERS[tier].seeds)
         for method in (CHOSEN_BY if arguments.choose else arguments.methods)
-        if (tier, method, seed) not in done
+        if (tier, method, seed) not in done and (tier == "A" or method in METHODS)
     ]
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
         runs = [pool.submit(choose if arguments.choose else one, data, model, *run) for run in wanted]

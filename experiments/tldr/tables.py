@@ -17,7 +17,7 @@ from typing import Any
 
 import figures
 import numpy as np
-from methods import METHODS
+from methods import ALL
 from numpy.typing import NDArray
 from pcrm.optimization import best_of_n, softmax_policy
 from pcrm.report import statistics
@@ -175,7 +175,7 @@ def differences(estimates: Estimates, keys: Sequence[str]) -> str:
 
 def _markdown(estimates: Estimates, keys: Sequence[str], cell: Callable[[Column, float, float, float], str]) -> str:
     lines = ["| method | " + " | ".join(COLUMNS[key].head for key in keys) + " |", "|---" * (len(keys) + 1) + "|"]
-    for method in (m for m in METHODS if m in estimates):
+    for method in (m for m in ALL if m in estimates):
         value, resampled = estimates[method]
         low, high = figures.interval(value, resampled)
         places = [(COLUMNS[key], list(COLUMNS).index(key)) for key in keys]
