@@ -22,9 +22,9 @@ test-go: $(VENV)/test
 # Each tier of kernels that this processor has: the fastest would hide the others.
 TIERS := scalar $(shell grep -qw avx2 /proc/cpuinfo && echo avx2) $(shell grep -qw avx512dq /proc/cpuinfo && echo avx512)
 test-tiers: $(VENV)/test
-	@for tier in $(TIERS); do echo "PCRM_TIER=$$tier go test"; PCRM_TIER=$$tier CGO_ENABLED=0 $(GO) test -count=1 ./pcrm ./bridge || exit 1; done
-	$(GO) test -count=1 -tags purego ./pcrm
-	GOARCH=arm64 $(GO) vet ./pcrm
+	@for tier in $(TIERS); do echo "PCRM_TIER=$$tier go test"; PCRM_TIER=$$tier CGO_ENABLED=0 $(GO) test -count=1 ./pcrm ./pcrm/checkpoint ./bridge || exit 1; done
+	$(GO) test -count=1 -tags purego ./pcrm ./pcrm/checkpoint
+	GOARCH=arm64 $(GO) vet ./pcrm ./pcrm/checkpoint
 
 # Each fuzz target for FUZZTIME; CI runs their seeds as tests.
 FUZZTIME ?= 20s
