@@ -44,8 +44,8 @@ const (
 //
 // in float64, the sum in the order of the checkpoints and every operation rounded by
 // itself, and the quotient rounded once, to nearest even, into the type that theta_i
-// has. Weights of 1, and a division at the end, keep the sum of three float32 or narrower
-// exact, so that what lies in the middle of two numbers is seen to lie there; thirds for
+// has. Weights of 1, and a division at the end, keep the sum of a few numbers of like size
+// exact, so that a mean in the middle of two numbers is seen to lie there; thirds for
 // weights would put it to one side. The mean of M equal numbers is that number, bit by
 // bit, but for a NaN, of which only its kind stays.
 //
