@@ -135,19 +135,23 @@ def _cc(machine: str) -> str:
     return shlex.join([sys.executable, "-m", "ziglang", "cc", "-target", target])
 
 
-def _own_flags(generated: Path, include: str) -> None:
+def _own_flags(generated: Path) -> None:
     """Replace the flags that gopy wrote into the file it generated.
 
     gopy takes them from Python's configuration and its own: they link libpython, leave
     a RUNPATH to this machine's Python, and its -ffast-math and -Ofast make NaN equal to
     itself in C and switch off denormals in every process that loads the extension. An
     extension needs none of it: its symbols come from the interpreter that loads it.
+
+    The command that gopy writes down goes too: cgo derives names from this file's bits,
+    which would then differ with the folder. For the same reason -I is not among the flags.
     """
-    cflags = f'#cgo CFLAGS: "-I{include}" -O2 -fno-fast-math -Wno-error -Wno-implicit-function-declaration -Wno-int-conversion'
+    cflags = "#cgo CFLAGS: -O2 -fno-fast-math -Wno-error -Wno-implicit-function-declaration -Wno-int-conversion"
     text = generated.read_text()
-    text, cflags_count = re.subn(r"^#cgo CFLAGS:.*$", lambda _: cflags, text, flags=re.M)
+    text, cflags_count = re.subn(r"^#cgo CFLAGS:.*$", cflags, text, flags=re.M)
     text, ldflags_count = re.subn(r"^#cgo LDFLAGS:.*$\n", "", text, flags=re.M)
-    if (cflags_count, ldflags_count) != (1, 1):
+    text, command_count = re.subn(r"^gopy gen .*$\n", "", text, flags=re.M)
+    if (cflags_count, ldflags_count, command_count) != (1, 1, 1):
         raise RuntimeError("gopy's output has another form than gopy v0.4.10 writes: check go.mod")
     generated.write_text(text)
 
@@ -166,6 +170,7 @@ def compile_native(work: Path, extension: Path) -> None:
     go = _go()
     env = {k: v for k, v in os.environ.items() if not k.startswith(("CGO_", "GOPY_"))} | {
         "CC": _cc(platform.machine()),
+        "CGO_CFLAGS": f'"-I{include}"',
         "CGO_ENABLED": "1",
         "GOFLAGS": "-mod=readonly -trimpath -buildvcs=false",
         "GOTOOLCHAIN": "local",
@@ -183,7 +188,7 @@ def compile_native(work: Path, extension: Path) -> None:
     tools.mkdir(parents=True)
     run(go, "build", "-o", f"{tools}/", "github.com/go-python/gopy", "golang.org/x/tools/cmd/goimports")
     run(str(tools / "gopy"), "gen", "-output", str(generated), "-vm", sys.executable, "-no-make", "./bridge")
-    _own_flags(generated / "bridge.go", include)
+    _own_flags(generated / "bridge.go")
     run(str(tools / "goimports"), "-w", "bridge.go", cwd=generated)
     if (machine := _machine()) != platform.machine():
         env |= {"CC": _cc(machine), "GOARCH": GOARCH[machine]}  # what ran until here, runs on this machine

