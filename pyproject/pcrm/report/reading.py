@@ -363,12 +363,12 @@ def _one(row: dict[str, Any], place: str, columns: _Columns) -> None:
     kind = kinds.pop()
     if kind == "pair":
         for name in ("chosen", "rejected"):
-            columns.add(name, [_number(row, f"{name}_score")])
-        calibrated = [_number(row, n) for n in _CALIBRATED] if set(_CALIBRATED) & row.keys() else None
+            columns.add(name, [number(row, f"{name}_score")])
+        calibrated = [number(row, n) for n in _CALIBRATED] if set(_CALIBRATED) & row.keys() else None
         columns.optional(
             "pair", "calibrated_score", None if calibrated is None else [calibrated[0] - calibrated[1]], place
         )
-        prior = _number(row, "prior") if "prior" in row else None
+        prior = number(row, "prior") if "prior" in row else None
         if prior is not None and not 0 <= prior <= 1:
             raise RowError(f"prior is {prior:g}, must be in [0, 1]")
         columns.optional("pair", "prior", None if prior is None else [prior], place)
@@ -376,7 +376,7 @@ def _one(row: dict[str, Any], place: str, columns: _Columns) -> None:
             columns.by_principle.setdefault(name, []).append(margin)
         lengths: list[float] | None = None
         if given := {"chosen_length", "rejected_length"} & row.keys():
-            lengths = [_number(row, f"{n}_length") for n in ("chosen", "rejected")]
+            lengths = [number(row, f"{n}_length") for n in ("chosen", "rejected")]
         elif {"chosen", "rejected"} <= row.keys():
             lengths = [float(len(t)) for t in texts(row.get("prompt"), row["chosen"], row["rejected"])]
         for k, n in enumerate(("chosen_length", "rejected_length")):
@@ -400,10 +400,10 @@ def _one(row: dict[str, Any], place: str, columns: _Columns) -> None:
         columns.add("sizes", [len(scores)])
         columns.optional("ranking", "lengths", lengths, place)
     else:
-        columns.add("single", [_number(row, "score")])
+        columns.add("single", [number(row, "score")])
         lengths = None
         if given := "length" in row:
-            lengths = [_number(row, "length")]
+            lengths = [number(row, "length")]
         elif "response" in row:
             lengths = [_text_length(row["response"])]
         columns.optional("score", "single_length", lengths, place)
@@ -434,7 +434,7 @@ def _text_length(response: Any) -> float:
     return float(len(text(response)))
 
 
-def _number(row: dict[str, Any], name: str) -> float:
+def number(row: dict[str, Any], name: str) -> float:
     if name not in row:
         raise RowError(f"has no {name}, its keys are {', '.join(row)}")
     return _finite(name, row[name])
