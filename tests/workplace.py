@@ -10,16 +10,14 @@ from pathlib import Path
 from conftest import ROOT, make_tiny
 
 RECIPES = ROOT / "recipes"
-# Of each model its class, and a token of its tokenizer that recipes name; the tokenizers of these have no
-# padding token of their own.
-_LLAMA_2 = ("LlamaForCausalLM", "<unk>")
+# Of each model its class. The tokenizers of the Llamas have no padding token.
 _MODELS = {
-    "meta-llama/Llama-2-7b-hf": _LLAMA_2,
-    "runs/alpaca-farm-llama-2-7b-sft": _LLAMA_2,
-    "runs/tldr-llama-2-7b-sft": _LLAMA_2,
-    "meta-llama/Llama-3.1-8B-Instruct": ("LlamaForCausalLM", "<|finetune_right_pad_id|>"),
-    "Qwen/Qwen3-8B": ("Qwen3ForCausalLM", None),
-    "Qwen/Qwen3-0.6B": ("Qwen3ForCausalLM", None),
+    "meta-llama/Llama-2-7b-hf": "LlamaForCausalLM",
+    "runs/alpaca-farm-llama-2-7b-sft": "LlamaForCausalLM",
+    "runs/tldr-llama-2-7b-sft": "LlamaForCausalLM",
+    "meta-llama/Llama-3.1-8B-Instruct": "LlamaForCausalLM",
+    "Qwen/Qwen3-8B": "Qwen3ForCausalLM",
+    "Qwen/Qwen3-0.6B": "Qwen3ForCausalLM",
 }
 ROWS = 140  # more than the greatest batch
 
@@ -87,10 +85,9 @@ def _make_models(folder, rows):
     import transformers
     from pcrm.demo.model import make_tokenizer
 
-    for name, (model_class, token) in _MODELS.items():
+    for name, model_class in _MODELS.items():
         tokenizer = make_tokenizer(r["prompt"] + r["chosen"] + r["rejected"] for r in rows)
-        if token is not None:
-            tokenizer.add_tokens([token], special_tokens=True)
+        if model_class.startswith("Llama"):
             tokenizer.pad_token = None
         make_tiny(folder / name, rows, getattr(transformers, model_class), tokenizer, num_key_value_heads=2)
 
