@@ -86,7 +86,7 @@ def l2_reward_loss(
 
     It keeps the scale of the scores, and with it all margins, from growing. (No paper of its
     own: weight decay on the outputs. What it does beyond centering is the margin's part, as
-    chosen**2 + rejected**2 = ((chosen + rejected)**2 + (chosen - rejected)**2) / 2.)
+    `chosen**2 + rejected**2 = ((chosen + rejected)**2 + (chosen - rejected)**2) / 2`.)
 
     Args:
         chosen_rewards, rejected_rewards: Scores, shape (B,), as in `pcrm_loss`.
