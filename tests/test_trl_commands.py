@@ -1,7 +1,6 @@
 """`pcrm reward`, `pcrm dpo` and `pcrm run`: TRL's command lines with our loss, in one process and in two."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest

@@ -103,8 +103,8 @@ class PCRMDPOLoss(torch.nn.Module):
         """The loss of a batch and its implicit rewards.
 
         Args:
-            policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-                reference_rejected_logps: Log probabilities of the responses, shape (B,).
+            policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
+                Log probabilities of the responses, shape (B,).
             prior: Similarities in [0, 1], shape (B,). Not needed for a fixed constraint.
 
         Raises:

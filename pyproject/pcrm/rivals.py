@@ -86,7 +86,7 @@ def l2_reward_loss(
 
     It keeps the scale of the scores, and with it all margins, from growing. (No paper of its
     own: weight decay on the outputs. What it does beyond centering is the margin's part, as
-    chosen**2 + rejected**2 = ((chosen + rejected)**2 + (chosen - rejected)**2) / 2.)
+    `chosen**2 + rejected**2 = ((chosen + rejected)**2 + (chosen - rejected)**2) / 2`.)
 
     Args:
         chosen_rewards, rejected_rewards: Scores, shape (B,), as in `pcrm_loss`.
@@ -122,9 +122,8 @@ def cdpo_loss(
     IPO", 2023, equation 3.)
 
     Args:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-            reference_rejected_logps: Log probabilities of the responses, shape (B,), as in
-            `pcrm_dpo_loss`.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
+            Log probabilities of the responses, shape (B,), as in `pcrm_dpo_loss`.
         label_smoothing: e, in [0, 0.5); 0 is DPO.
         beta: Scales log-probability ratios to rewards, greater than 0.
         reduction: "mean", "sum" or "none".
@@ -155,9 +154,8 @@ def ipo_loss(
     for them.
 
     Args:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-            reference_rejected_logps: Log probabilities of the responses, shape (B,), as in
-            `pcrm_dpo_loss`.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
+            Log probabilities of the responses, shape (B,), as in `pcrm_dpo_loss`.
         beta: The paper's tau, greater than 0: the smaller, the further apart.
         reduction: "mean", "sum" or "none".
 
@@ -193,9 +191,8 @@ def rpo_distance_loss(
     which adds a supervised term.)
 
     Args:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-            reference_rejected_logps: Log probabilities of the responses, shape (B,), as in
-            `pcrm_dpo_loss`.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
+            Log probabilities of the responses, shape (B,), as in `pcrm_dpo_loss`.
         gold_gap: By how much a reward model or a rater scores the chosen response higher,
             shape (B,), or one number for all. Finite; no gradient flows through it.
         beta: Scales log-probability ratios to rewards, greater than 0.
@@ -238,9 +235,8 @@ def odpo_loss(
     the logarithm of the difference of two scores.) With offset 0 it is DPO.
 
     Args:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-            reference_rejected_logps: Log probabilities of the responses, shape (B,), as in
-            `pcrm_dpo_loss`.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
+            Log probabilities of the responses, shape (B,), as in `pcrm_dpo_loss`.
         offset: Of each pair, shape (B,), or one number for all, in units of z. Any finite
             numbers; no gradient flows through them.
         beta: Scales log-probability ratios to rewards, greater than 0.
@@ -278,9 +274,8 @@ def rdpo_loss(
     length. (arXiv 2403.19159.) With alpha 0 it is DPO.
 
     Args:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-            reference_rejected_logps: Log probabilities of the responses, shape (B,), as in
-            `pcrm_dpo_loss`.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
+            Log probabilities of the responses, shape (B,), as in `pcrm_dpo_loss`.
         chosen_lengths: Lengths of the preferred responses in tokens, shape (B,), integers or
             floating point, at least 0.
         rejected_lengths: The same of the other responses.

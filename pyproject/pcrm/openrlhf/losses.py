@@ -134,8 +134,8 @@ class PCRMDPOLoss(torch.nn.Module):
         """The loss of a batch and its implicit rewards, detached.
 
         Args:
-            policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-                reference_rejected_logps: Log probabilities of the responses, shape (B,).
+            policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
+                Log probabilities of the responses, shape (B,).
 
         Raises:
             TypeError, ValueError: as in `pcrm.functional.pcrm_dpo_loss`; a prior that is

@@ -18,11 +18,10 @@ from ..sampling import PrioritizedSampler
 
 @dataclass
 class PCRMArguments:
-    """The constraint of a trainer.
+    """The constraint of a trainer, delta(s) = beta1 / (s + beta2) + beta3: where s comes from, the
+    betas, the form of the loss, how pairs are drawn, and what is logged.
 
     Parameters:
-        > Parameters that control the prior
-
         pcrm_prior (`str`, *optional*, defaults to `"length_ratio"`):
             What the similarity of two responses is: `"length_ratio"` of their token ids, in the
             collator; `"cosine"` of their embeddings by `pcrm_prior_model` and `"lexical"` of their
@@ -32,9 +31,6 @@ class PCRMArguments:
             first three.
         pcrm_prior_model (`str`, *optional*):
             The encoder of the cosine: a sentence-transformers or transformers checkpoint.
-
-        > Parameters that control the constraint delta(s) = beta1 / (s + beta2) + beta3
-
         pcrm_preset (`str`, *optional*):
             A published setting, such as `"alpaca/length_ratio"`, which is the default of reward
             models; that of DPO is `"dpo/length_ratio"`.
@@ -50,9 +46,6 @@ class PCRMArguments:
         pcrm_config (`str`, *optional*):
             A TOML file with all of it, as `pcrm fit` writes and `pcrm.config.load_config` reads.
             What it leaves out is as for reward models, for DPO too.
-
-        > Parameters that control the loss
-
         pcrm_form (`str`, *optional*, defaults to `"pair"`):
             `"pair"` for the loss of each pair's scores; `"token"` for that of the authors' code,
             over the scores of all tokens, with a model whose module `score` gives them.
@@ -61,9 +54,6 @@ class PCRMArguments:
             responses' tokens, which joins the loss: L + eta * NLL (docs/sft.md; arXiv 2405.16436
             and 2406.06874). DPO gets TRL's loss `sft` with that weight; a reward model needs a
             language-model head beside its score.
-
-        > Parameters that control the draws
-
         pcrm_priority_alpha (`float`, *optional*, defaults to `0.0`):
             Where it is greater than 0, pairs are drawn by |dL/dm| ** alpha of when they were last
             seen, and weighted so that the gradient is that of the data: `pcrm.sampling.PrioritizedSampler`.
@@ -72,9 +62,6 @@ class PCRMArguments:
         pcrm_priority_samples (`int`, *optional*):
             Draws in an epoch, after which the priorities are looked at anew; as many as there are
             pairs where it is not said.
-
-        > Parameters that control logging
-
         pcrm_log_margins (`bool`, *optional*, defaults to `False`):
             Whether each log writes to TensorBoard the histogram of the margins of all pairs since
             the last one, chosen minus rejected, for DPO z: `pcrm/margins` in training,

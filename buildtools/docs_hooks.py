@@ -1,0 +1,27 @@
+"""MkDocs' hook: links from docs/ to other files of the repository lead to the forge.
+
+A page says `../examples/accelerate`, which works on the forge and in an editor; on the site there
+is no such file. One that does not exist in the repository is a warning, which `--strict` makes an error.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.plugins import get_plugin_logger
+
+_ROOT = Path(__file__).resolve().parent.parent
+_LINK = re.compile(r"\]\(\.\./([^)#\s]*)")
+_log = get_plugin_logger("repository")
+
+
+def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
+    def forge(link: re.Match[str]) -> str:
+        path = link[1]
+        if not (_ROOT / path).exists():
+            _log.warning("%s links to %s, which the repository does not have", page.file.src_uri, path)
+        return f"]({config.extra['repository']}/{'tree' if (_ROOT / path).is_dir() else 'blob'}/main/{path}"
+
+    return _LINK.sub(forge, markdown)
