@@ -12,7 +12,7 @@ import numpy as np
 from .. import principles
 from ..datafiles import Batch, Columns, Source, open_source
 from ..principles import Principle
-from ..rows import RowError, inputs
+from ..rows import RowError, inputs, listed
 from ..scoring import DTYPES, RewardModel
 from ..shards import Output
 from . import _passes
@@ -130,7 +130,7 @@ def _kind(source: Source) -> tuple[str, ...]:
                     raise ValueError(f"{source.name}: has a column {name!r} already")
             return kind
         raise ValueError(
-            f"{source.name}: has no columns chosen and rejected, responses or response; its columns are {', '.join(columns)}"
+            f"{source.name}: has no columns chosen and rejected, responses or response; its columns are {listed(columns)}"
         )
     empty = True
     for batch in source.batches(rows=_SHARD_ROWS):
@@ -227,7 +227,7 @@ def _encoded(
     """What the model reads for each response of a row, by the name of a principle, None for all of them, and its own."""
     for name in kind:
         if name not in row:
-            raise RowError(f"has no {name}, its keys are {', '.join(row)}")
+            raise RowError(f"has no {name}, its keys are {listed(row)}")
     if kind == ("responses",):
         if not isinstance(row["responses"], list) or not row["responses"]:
             raise RowError(f"responses is {row['responses']!r:.80}, must be a list of texts or lists of messages")
