@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import __version__
 from ..datafiles import Source
-from ..rows import RowError
+from ..rows import RowError, listed
 from ..shards import Output
 
 
@@ -71,7 +71,7 @@ def kind(source: Source, kinds: Iterable[tuple[str, ...]], wanted: str) -> tuple
 
     if (columns := source.columns) is not None:
         if (found := kind_of(columns)) is None:
-            raise ValueError(f"{source.name}: has no columns {wanted}; its columns are {', '.join(columns)}")
+            raise ValueError(f"{source.name}: has no columns {wanted}; its columns are {listed(columns)}")
         return found
     empty = True
     for batch in source.batches():

@@ -15,7 +15,7 @@ from ..datafiles import Batch, Columns, open_source
 from ..report import statistics
 from ..report.reading import number, numbers
 from ..report.statistics import Floats
-from ..rows import RowError, text, texts
+from ..rows import RowError, listed, text, texts
 from ..shards import Output
 from . import _passes
 
@@ -234,7 +234,7 @@ def _numbers(row: dict[str, Any], kind: tuple[str, ...], names: tuple[str, ...])
 def _responses(row: dict[str, Any], names: tuple[str, ...]) -> list[str]:
     for name in names:
         if name not in row:
-            raise RowError(f"has no {name}, its keys are {', '.join(row)}")
+            raise RowError(f"has no {name}, its keys are {listed(row)}")
     if len(names) == 2:
         return list(texts(row.get("prompt"), *(row[name] for name in names)))
     value = row[names[0]]

@@ -12,7 +12,7 @@ import numpy as np
 from .. import principles
 from ..datafiles import Batch, Columns, Source, open_source
 from ..principles import Principle
-from ..rows import RowError, inputs
+from ..rows import RowError, inputs, listed
 from ..scoring import DTYPES, RewardModel
 from ..shards import Output
 from . import _passes
@@ -222,7 +222,7 @@ def _encoded(
     """What the model reads for each response of a row, by the name of a principle, None for all of them, and its own."""
     for name in kind:
         if name not in row:
-            raise RowError(f"has no {name}, its keys are {', '.join(row)}")
+            raise RowError(f"has no {name}, its keys are {listed(row)}")
     if kind == ("responses",):
         if not isinstance(row["responses"], list) or not row["responses"]:
             raise RowError(f"responses is {row['responses']!r:.80}, must be a list of texts or lists of messages")
