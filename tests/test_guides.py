@@ -46,7 +46,9 @@ def pair_rows(n=30):
     rng = np.random.default_rng(0)
     return [
         {"chosen": "a" * int(a), "rejected": "b" * int(b), "chosen_score": x, "rejected_score": y, "prior": s}
-        for a, b, x, y, s in zip(*rng.integers(1, 90, (2, n)), *rng.normal(size=(2, n)), rng.uniform(size=n), strict=True)
+        for a, b, x, y, s in zip(
+            *rng.integers(1, 90, (2, n)), *rng.normal(size=(2, n)), rng.uniform(size=n), strict=True
+        )
     ]
 
 
@@ -76,8 +78,8 @@ def test_from_pairs_to_a_report(preferences, tiny):
 
 
 def test_trl_by_configuration(preferences, tiny):
-    """Both yaml blocks and the commands of docs/trl.md but its launchers, which tests/test_trl_commands.py starts."""
-    reward, mixed = map(yaml.safe_load, blocks("docs/trl.md", "yaml"))
+    """The first yaml block and the commands of docs/trl.md but its launchers, which tests/test_trl_commands.py starts."""
+    reward = yaml.safe_load(blocks("docs/trl.md", "yaml")[0])
     assert reward["model_name_or_path"].startswith("Qwen/") and reward["dataset_name"].endswith(".jsonl.gz")
     reward |= {"model_name_or_path": str(tiny), "dataset_name": "preferences.jsonl"}
     Path("reward.yaml").write_text(yaml.safe_dump(reward | SHORT))
@@ -96,7 +98,10 @@ def test_trl_by_a_script_that_stays(preferences, tiny_policy, capsys):
     """`pcrm run` as docs/trl.md and README.md print it, with TRL's own DPO script and the page's losses."""
     Path("train.py").write_text(Path(dpo.__file__).read_text())
     mixed = yaml.safe_load(blocks("docs/trl.md", "yaml")[1])
-    settings = {"model_name_or_path": str(tiny_policy), "datasets": [{"path": "json", "data_files": "preferences.jsonl"}]}
+    settings = {
+        "model_name_or_path": str(tiny_policy),
+        "datasets": [{"path": "json", "data_files": "preferences.jsonl"}],
+    }
     for name in ("dpo.yaml", "train.yaml"):
         Path(name).write_text(yaml.safe_dump(settings | mixed | SHORT | {"output_dir": name.removesuffix(".yaml")}))
     for page, config in (("docs/trl.md", "dpo"), ("README.md", "train")):
@@ -111,7 +116,10 @@ def test_two_lines_of_a_script(preferences, tiny):
     (diff,) = blocks("docs/trl.md", "diff")
     script = "\n".join(line[1:] for line in diff.splitlines() if not line.startswith("-"))
     options = ", ".join(f"{key}={value!r}" for key, value in SHORT.items())
-    for printed, ours in (('"Qwen/Qwen3-0.6B"', repr(str(tiny))), ('output_dir="reward-model"', f'output_dir="out", {options}')):
+    for printed, ours in (
+        ('"Qwen/Qwen3-0.6B"', repr(str(tiny))),
+        ('output_dir="reward-model"', f'output_dir="out", {options}'),
+    ):
         assert script.count(printed) == 1
         script = script.replace(printed, ours)
     Path("pcrm.toml").write_text("[constraint]\nbeta1 = 1.1\nbeta3 = 0.9\n")
@@ -120,7 +128,9 @@ def test_two_lines_of_a_script(preferences, tiny):
     assert "pcrm/residual" in names["trainer"].state.log_history[0]
 
 
-@pytest.mark.parametrize(("page", "field"), [("docs/sft.md", "pcrm_sft_eta"), ("docs/sampling.md", "pcrm_priority_alpha")])
+@pytest.mark.parametrize(
+    ("page", "field"), [("docs/sft.md", "pcrm_sft_eta"), ("docs/sampling.md", "pcrm_priority_alpha")]
+)
 def test_arguments_of_a_diff(folder, page, field):
     from pcrm import trl
 
