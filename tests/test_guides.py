@@ -78,8 +78,8 @@ def test_from_pairs_to_a_report(preferences, tiny):
 
 
 def test_trl_by_configuration(preferences, tiny):
-    """Both yaml blocks and the commands of docs/trl.md but its launchers, which tests/test_trl_commands.py starts."""
-    reward, mixed = map(yaml.safe_load, blocks("docs/trl.md", "yaml"))
+    """The first yaml block and the commands of docs/trl.md but its launchers, which tests/test_trl_commands.py starts."""
+    reward = yaml.safe_load(blocks("docs/trl.md", "yaml")[0])
     assert reward["model_name_or_path"].startswith("Qwen/") and reward["dataset_name"].endswith(".jsonl.gz")
     reward |= {"model_name_or_path": str(tiny), "dataset_name": "preferences.jsonl"}
     Path("reward.yaml").write_text(yaml.safe_dump(reward | SHORT))
