@@ -16,12 +16,13 @@ import yaml
 from conftest import ROOT
 from datasets import Dataset
 from test_readme import blocks
-from test_trl_commands import _as_it_was  # noqa: F401  (autouse: TRL's names are themselves after each test)
 from trainers import SETTINGS
 from trl.scripts import dpo
 
 import pcrm
 from pcrm import cli
+
+pytestmark = pytest.mark.usefixtures("trl_as_it_was")
 
 # What makes a printed training run short enough for a test.
 SHORT = SETTINGS | {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
