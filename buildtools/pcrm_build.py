@@ -146,7 +146,7 @@ def _own_flags(generated: Path) -> None:
     The command that gopy writes down goes too: cgo derives names from this file's bits,
     which would then differ with the folder. For the same reason -I is not among the flags.
     """
-    cflags = "#cgo CFLAGS: -O2 -fno-fast-math -Wno-error -Wno-implicit-function-declaration -Wno-int-conversion"
+    cflags = "#cgo CFLAGS: -fno-fast-math -Wno-error -Wno-implicit-function-declaration -Wno-int-conversion"
     text = generated.read_text()
     text, cflags_count = re.subn(r"^#cgo CFLAGS:.*$", cflags, text, flags=re.M)
     text, ldflags_count = re.subn(r"^#cgo LDFLAGS:.*$\n", "", text, flags=re.M)
@@ -170,7 +170,8 @@ def compile_native(work: Path, extension: Path) -> None:
     go = _go()
     env = {k: v for k, v in os.environ.items() if not k.startswith(("CGO_", "GOPY_"))} | {
         "CC": _cc(platform.machine()),
-        "CGO_CFLAGS": f'"-I{include}"',
+        # Without -O, zig adds calls of a sanitizer that nothing links.
+        "CGO_CFLAGS": f'"-I{include}" -O2',
         "CGO_ENABLED": "1",
         "GOFLAGS": "-mod=readonly -trimpath -buildvcs=false",
         "GOTOOLCHAIN": "local",
