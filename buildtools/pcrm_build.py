@@ -156,6 +156,16 @@ def _own_flags(generated: Path) -> None:
     generated.write_text(text)
 
 
+def _in_order(generated: Path, pattern: str) -> None:
+    """Sort the parts of a file that match.
+
+    gopy writes the functions in the random order of a Go map, and no two builds were the same.
+    """
+    text = generated.read_text()
+    parts = iter(sorted(re.findall(pattern, text, flags=re.M | re.S)))
+    generated.write_text(re.sub(pattern, lambda _: next(parts), text, flags=re.M | re.S))
+
+
 def compile_native(work: Path, extension: Path) -> None:
     """Generate the bindings in `work` and compile them to `extension`.
 
@@ -190,6 +200,8 @@ def compile_native(work: Path, extension: Path) -> None:
     run(go, "build", "-o", f"{tools}/", "github.com/go-python/gopy", "golang.org/x/tools/cmd/goimports")
     run(str(tools / "gopy"), "gen", "-output", str(generated), "-vm", sys.executable, "-no-make", "./bridge")
     _own_flags(generated / "bridge.go")
+    _in_order(generated / "bridge.go", r"^//export bridge_.*?^}\n")
+    _in_order(generated / "build.py", r"^add_checked_[^\n]*\(mod, 'bridge_[^\n]*\n")
     run(str(tools / "goimports"), "-w", "bridge.go", cwd=generated)
     if (machine := _machine()) != platform.machine():
         env |= {"CC": _cc(machine), "GOARCH": GOARCH[machine]}  # what ran until here, runs on this machine
