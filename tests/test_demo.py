@@ -100,7 +100,7 @@ def test_real_preferences(tmp_path, real_pairs):
             b'\n{"chosen": "a", "reject": "b"}\n',
             "keys.jsonl, line 2: has no rejected, its keys are chosen, reject",
         ),
-        ("list.jsonl", b"[1]\n", "list.jsonl, line 1: is a list, must be an object"),
+        ("list.jsonl", b"[1]\n", "list.jsonl, line 1: is [1], must be an object"),
         (
             "type.jsonl",
             b'{"chosen": "a", "rejected": 3}\n',

@@ -22,7 +22,7 @@ import pcrm
 
 SUFFIXES = [".jsonl", ".jsonl.gz", ".parquet", ""]
 # Small batches: many shards of few rows. All else is the command as it is installed.
-COMMAND = "import sys, pcrm.datafiles as d; d._BATCH_ROWS, d._READ_LINES = 20, 5; from pcrm.cli import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = "import sys, pcrm.datafiles as d; d._BATCH_ROWS, d._LOOK_ROWS = 20, 5; from pcrm.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def pairs():
 @pytest.fixture
 def small_batches(monkeypatch):
     monkeypatch.setattr("pcrm.datafiles._BATCH_ROWS", 20)
-    monkeypatch.setattr("pcrm.datafiles._READ_LINES", 5)
+    monkeypatch.setattr("pcrm.datafiles._LOOK_ROWS", 5)
 
 
 def write(path, rows):

@@ -385,7 +385,7 @@ def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
 
 
 # Small shards: all else is the command as it is installed.
-COMMAND = "import sys, pcrm.commands.score as s, pcrm.datafiles as d; s._SHARD_ROWS, d._READ_LINES = 8, 4; from pcrm.cli import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = "import sys, pcrm.commands.score as s, pcrm.datafiles as d; s._SHARD_ROWS, d._LOOK_ROWS = 8, 4; from pcrm.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def test_kill_and_go_on(tmp_path, tiny, capsys):

@@ -1,7 +1,6 @@
 """`pcrm reward`, `pcrm dpo` and `pcrm run`: TRL's command lines with our loss, in one process and in two."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,26 +8,14 @@ import trl
 import yaml
 from safetensors.torch import load_file
 from trainers import FORMATS, SETTINGS, TWO_PROCESSES, launch
-from trl.trainer import dpo_trainer, reward_trainer
 
 from pcrm import cli
+
+pytestmark = pytest.mark.usefixtures("trl_as_it_was")
 
 ROOT = Path(__file__).resolve().parent.parent
 # Ceilings between 0.2 and 1.2 that bind on a tiny model.
 CONSTRAINT = {"pcrm_beta1": 0.1, "pcrm_beta3": 0.1, "pcrm_cap": 1.2}
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was(monkeypatch):
-    """What the commands put behind TRL's names ends with the test."""
-    for module in (trl, trl.trainer):
-        for name in ("RewardConfig", "RewardTrainer", "DPOConfig", "DPOTrainer"):
-            monkeypatch.setattr(module, name, getattr(module, name))
-    for module, name in ((reward_trainer, "RewardTrainer"), (dpo_trainer, "DPOTrainer")):
-        monkeypatch.setattr(module, name, getattr(module, name))
-    monkeypatch.setattr(trl, "TrlParser", trl.TrlParser)
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    monkeypatch.setattr(sys, "path", sys.path[:])
 
 
 @pytest.fixture(scope="module")

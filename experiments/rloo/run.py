@@ -5,7 +5,7 @@
 
 A small policy learns to answer by TRL's SFTTrainer from the world's own responses; from it TRL's RLOO
 starts, with each reward model as the reward, the same prompts and the same seed. What comes out is in
---out, and the part of it that the repository keeps beside this file. Killed, the same command goes on.
+--out, and the part of it that the repository keeps in results.csv and docs/experiments.md. Killed, the same command goes on.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("proxies", metavar="NAME=MODEL", nargs="+", help="reward models of the demo")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--keep", type=Path, default=Path(__file__).parent, help="where results.csv and rl.svg go")
+    here = Path(__file__).resolve().parent
+    figure = here.parent.parent / "docs" / "experiments-rloo.svg"
+    parser.add_argument("--results", type=Path, default=here / "results.csv", help="where the rows of the steps go")
+    parser.add_argument("--figure", type=Path, default=figure, help="where their figure goes")
     parser.add_argument("--steps", type=int, default=80, help="of RLOO (default: %(default)s)")
     parser.add_argument(
         "--sft-pairs", type=int, default=4000, help="pairs of responses to learn from (default: %(default)s)"
@@ -69,8 +72,8 @@ def main() -> None:
         models.append(scored(name, proxy, held_out, before))
         runs[name] = summary.Run(settings, steps, scored(name, proxy, held_out, after))
     found = summary.write(models, args.out, runs=runs)
-    for name in ("rl.csv", "rl.svg"):
-        shutil.copy(args.out / name, args.keep / name.replace("rl.csv", "results.csv"))
+    shutil.copy(args.out / "rl.csv", args.results)
+    shutil.copy(args.out / "rl.svg", args.figure)
     print(settings, *summary.lines(found), sep="\n")
 
 

@@ -3,6 +3,7 @@
     python experiments/tldr/run.py DATA --model ENCODER         # train what is missing, then the tables
     python experiments/tldr/run.py DATA --model ENCODER --choose  # how the numbers of epochs were found
     python experiments/tldr/run.py DATA --model ENCODER --tables  # the tables alone, of the kept scores
+    python experiments/tldr/run.py DATA --model ENCODER --rows DIR  # score files of the models, for pcrm report
 
 DATA is a folder with tldr_{train,test}_{pairs.jsonl.gz,ratings.jsonl}, ENCODER the folder of
 all-MiniLM-L6-v2. Each run's scores of the test summaries become a row of scores.parquet; from it
@@ -14,6 +15,8 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
+import itertools
+import json
 import multiprocessing
 import os
 import sys
@@ -142,6 +145,26 @@ def _keep(rows: list[dict[str, Any]], file: Path) -> None:
     partial.replace(file)
 
 
+def _write_rows(folder: Path, data: Data, rows: list[dict[str, Any]]) -> None:
+    """Each method's scores of the test pairs and pools, of the last tier and seed 0: what `pcrm report` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    posts, tier = data.posts, max(row["tier"] for row in rows)
+    lengths, offsets = posts.lengths, posts.offsets
+    for row in rows:
+        if (row["tier"], row["seed"]) != (tier, 0):
+            continue
+        scores = row["scores"]
+        with (folder / f"{row['method']}.jsonl").open("w") as file:
+            for (chosen, rejected), prior in zip(posts.pairs, data.priors["length_ratio"].tolist(), strict=True):
+                pair = {"chosen_score": scores[chosen], "rejected_score": scores[rejected], "prior": prior}
+                pair |= {"chosen_length": lengths[chosen], "rejected_length": lengths[rejected]}
+                file.write(json.dumps(pair) + "\n")
+        with (folder / f"{row['method']}-ratings.jsonl").open("w") as file:
+            for a, b in itertools.pairwise(offsets):
+                pool = {"scores": scores[a:b], "ratings": posts.ratings[a:b].tolist(), "lengths": lengths[a:b].tolist()}
+                file.write(json.dumps(pool) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -151,9 +174,15 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, each on one core")
     parser.add_argument("--choose", action="store_true", help="write epochs.csv instead")
     parser.add_argument("--tables", action="store_true", help="train nothing")
+    parser.add_argument("--rows", type=Path, metavar="DIR", help="write DIR/METHOD.jsonl of seed 0 and nothing else")
     parser.add_argument("--out", type=Path, default=HERE, help="the folder of scores.parquet and results.csv")
     parser.add_argument("--page", type=Path, default=PAGE, help="whose tables are replaced; figures lie beside it")
     arguments = parser.parse_args()
+    if arguments.rows:
+        _write_rows(
+            arguments.rows, _data(arguments.data, "test", arguments.model), kept(arguments.out / "scores.parquet")
+        )
+        return 0
     if not arguments.tables:
         _train(arguments)
     if not arguments.choose:

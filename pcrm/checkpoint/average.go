@@ -44,9 +44,10 @@ const (
 //
 // in float64, the sum in the order of the checkpoints and every operation rounded by
 // itself, and the quotient rounded once, to nearest even, into the type that theta_i
-// has. That the division is the last operation makes the mean of integers' halves and
-// thirds exact, so that ties are ties. The mean of M equal numbers is that number, bit
-// by bit, but for a NaN, of which only its kind stays.
+// has. Weights of 1, and a division at the end, keep the sum of a few numbers of like size
+// exact, so that a mean in the middle of two numbers is seen to lie there; thirds for
+// weights would put it to one side. The mean of M equal numbers is that number, bit by
+// bit, but for a NaN, of which only its kind stays.
 //
 // Its files have the names and headers of the first checkpoint's; the others may be cut
 // into files in another way. Tensors of integers and booleans must be equal in all and
@@ -464,7 +465,7 @@ func (a *Average) finish() error {
 	return nil
 }
 
-// buffers are what a piece needs: memory is that of a thread, not of a tensor.
+// buffers are what a thread needs for a piece, whatever the size of a tensor.
 type buffers struct {
 	in   [][]byte // of each checkpoint
 	out  []byte

@@ -53,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         hint = f": pip install 'pcrm[{extra}]'" if extra else ""
         print(f"pcrm {name}: {error}{hint}", file=sys.stderr)
     except expected as error:
-        print(f"pcrm {name}: {error}", file=sys.stderr)
+        # A file's contents may be in it: what a terminal would obey is escaped.
+        text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(error))
+        print(f"pcrm {name}: {text}", file=sys.stderr)
     return 1
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from .rows import RowError
+from .rows import RowError, listed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +35,14 @@ Columns = Mapping[str, Any]
 
 # A batch is what is in memory at once, what one call of a prior sees, and what a kill loses.
 _BATCH_ROWS, _BATCH_BYTES = 4096, 16 << 20
-_READ_LINES = 64  # between two looks at the bytes
+_LOOK_ROWS = 64  # between two looks at the bytes; divides _BATCH_ROWS
+# One row may fill a batch alone. What is longer is no row but a file without line ends.
+_LINE_BYTES = _BATCH_BYTES
+# JSON and Arrow know no limit, and Python's is where the stack happens to be. Rows of messages
+# with tool calls have 10.
+_DEPTH = 64
+# What Python's values cannot hold of Arrow's: a date past the year 9999, a struct with a name twice.
+_NO_VALUE = (ValueError, OverflowError, KeyError)
 
 
 def open_source(name: str | os.PathLike[str], split: str = "train") -> Source:
@@ -59,13 +66,23 @@ def open_source(name: str | os.PathLike[str], split: str = "train") -> Source:
     if os.path.isfile(name):
         raise ValueError(f"{name}: must end in .jsonl, .jsonl.gz or .parquet")
     if os.path.isfile(os.path.join(name, "dataset_dict.json")):
-        parts = json.loads(Path(name, "dataset_dict.json").read_text())["splits"]
+        parts = _splits(Path(name, "dataset_dict.json"))
         if split not in parts:
-            raise ValueError(f"{name}: has no split {split!r}, its splits are {', '.join(parts)}")
+            raise ValueError(f"{name}: has no split {split!r}, its splits are {listed(parts)}")
         return _Saved(os.path.join(name, split))
     if os.path.isfile(os.path.join(name, "state.json")):
         return _Saved(name)
     return _Streamed(name, split)
+
+
+def _splits(file: Path) -> list[str]:
+    try:
+        parts = json.loads(file.read_text())["splits"]
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: names no splits: {error!r:.200}") from None
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"{file}: splits is {parts!r:.80}, must be a list of names")
+    return parts
 
 
 def read_rows(name: str | os.PathLike[str], split: str = "train") -> Iterator[tuple[str, Row]]:
@@ -166,12 +183,13 @@ class _JsonLines(Source):
     def batches(self, start: int = 0, rows: int | None = None) -> Iterator[Batch]:
         line = 0
         with open(self.name, "rb") as self._file:
-            lines: Any = gzip.GzipFile(fileobj=self._file) if self.name.endswith(".gz") else self._file
+            file: Any = gzip.GzipFile(fileobj=self._file) if self.name.endswith(".gz") else self._file
+            lines = self._lines(file)
             try:
                 for _ in islice(lines, start):
                     line += 1
                 batch = _Lines(self.name, start)
-                while some := list(islice(lines, _READ_LINES)):
+                while some := _some(lines):
                     line += len(some)
                     batch.add(some)
                     if batch.full(rows or _BATCH_ROWS):
@@ -181,6 +199,25 @@ class _JsonLines(Source):
                 raise ValueError(f"{self.name}, after line {line}: {error}") from None
             if batch.end > batch.start:
                 yield batch
+
+    def _lines(self, file: BinaryIO) -> Iterator[bytes]:
+        number = 0
+        while line := file.readline(_LINE_BYTES + 1):
+            number += 1
+            if len(line) > _LINE_BYTES:
+                raise ValueError(f"{self.name}, line {number}: is longer than {_LINE_BYTES} bytes")
+            yield line
+
+
+def _some(lines: Iterator[bytes]) -> list[bytes]:
+    """The next lines: so many that a look at their bytes costs nothing, fewer where they are long."""
+    some, size = [], 0
+    for line in islice(lines, _LOOK_ROWS):
+        some.append(line)
+        size += len(line)
+        if size >= _BATCH_BYTES:
+            break
+    return some
 
 
 class _Lines(Batch):
@@ -231,7 +268,8 @@ class _Lines(Batch):
             )
         except pa.ArrowException:
             return None
-        return table if len(table) == len(self) else None  # it reads `{}{}` as two rows
+        # It reads `{}{}` as two rows, and takes texts that are no UTF-8.
+        return table if len(table) == len(self) and _fault(table) is None else None
 
     def to_json_lines(self, kept: list[int], columns: Columns) -> bytes:
         # Put into the line as it is: all else keeps its digits, escapes and order. A line is
@@ -248,9 +286,14 @@ class _Lines(Batch):
         table = {}
         for key in dict.fromkeys(key for row in rows for key in row):
             try:
+                key.encode()
                 table[key] = pa.array([row.get(key) for row in rows])
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"{self.name}: column {key!r:.80} has texts that are no valid Unicode: {error}"
+                ) from None
             except (pa.ArrowException, OverflowError) as error:
-                raise ValueError(f"{self.name}: column {key!r} has values of no one type: {error}") from None
+                raise ValueError(f"{self.name}: column {key!r:.80} has values of no one type: {error}") from None
         return pa.table(table | {name: pa.array(column) for name, column in columns.items()})
 
 
@@ -261,31 +304,65 @@ def _parsed(line: bytes) -> Row | RowError:
         return RowError(f"is not JSON: {error}")
     if not isinstance(row, dict) or not row:
         return RowError(f"is {row!r:.80}, must be an object with keys")
+    if line.count(b"[") + line.count(b"{") > _DEPTH and _is_deep(row):
+        return RowError(f"has lists and objects in each other more than {_DEPTH} deep")
     return row
+
+
+def _is_deep(row: Row) -> bool:
+    level: list[Any] = [row]
+    for _ in range(_DEPTH):
+        level = [x for v in level for x in (v.values() if isinstance(v, dict) else v) if isinstance(x, (dict, list))]
+    return bool(level)
+
+
+def _fault(table: pa.Table) -> str | None:
+    """Why a table is not what its types say, which files may hold and Arrow does not look for."""
+    import pyarrow as pa
+
+    try:
+        table.validate(full=True)
+    except pa.ArrowException as error:
+        return str(error)
+    return None
 
 
 class _Tables(Source):
     """Positions are rows of Arrow tables."""
 
-    def tables(self, start: int) -> Iterator[pa.Table]:
+    def tables(self, start: int) -> Iterator[tuple[int, pa.Table]]:
+        """The tables from that on which has the row `start`, and where each begins.
+
+        The latter modulo _LOOK_ROWS must not depend on `start`, nor then do the batches.
+        """
         raise NotImplementedError
 
     def batches(self, start: int = 0, rows: int | None = None) -> Iterator[Batch]:
         import pyarrow as pa
 
         waiting: list[pa.Table] = []
-        wanted = missing = rows or _BATCH_ROWS
-        for table in self.tables(start):
-            while table.num_rows:
-                piece = table.slice(0, missing)
-                table = table.slice(piece.num_rows)
-                waiting.append(piece)
-                missing -= piece.num_rows
-                if not missing:
+        end, size, wanted = start, 0, rows or _BATCH_ROWS
+        for piece in self._pieces(start):
+            while piece.num_rows:
+                part = piece.slice(0, wanted - (end - start))
+                piece = piece.slice(part.num_rows)
+                waiting.append(part)
+                end, size = end + part.num_rows, size + part.nbytes
+                if end - start == wanted or size >= _BATCH_BYTES:
                     yield _Rows(self.name, start, pa.concat_tables(waiting))
-                    start, missing, waiting = start + wanted, wanted, []
+                    start, size, waiting = end, 0, []
         if waiting:
             yield _Rows(self.name, start, pa.concat_tables(waiting))
+
+    def _pieces(self, start: int) -> Iterator[pa.Table]:
+        for first, table in self.tables(start):
+            if len(set(table.column_names)) < table.num_columns:
+                raise ValueError(f"{self.name}: has two columns of one name: {listed(table.column_names)}")
+            for row in range(first, first + table.num_rows, _LOOK_ROWS):
+                piece = table.slice(row - first, _LOOK_ROWS)
+                if (fault := _fault(piece)) is not None:
+                    raise ValueError(f"{self.name}, after row {row}: {fault}")
+                yield piece.slice(max(0, start - row))
 
 
 class _Parquet(_Tables):
@@ -297,7 +374,9 @@ class _Parquet(_Tables):
         try:
             self._metadata = pq.read_metadata(name)
             self._columns = pq.read_schema(name).names
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             raise ValueError(f"{name}: {error}") from None
         self.total = self._metadata.num_rows
 
@@ -309,7 +388,7 @@ class _Parquet(_Tables):
     def columns(self) -> list[str] | None:
         return self._columns
 
-    def tables(self, start: int) -> Iterator[pa.Table]:
+    def tables(self, start: int) -> Iterator[tuple[int, pa.Table]]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -319,8 +398,10 @@ class _Parquet(_Tables):
                 size = self._metadata.row_group(group).num_rows
                 if row + size > start:
                     try:
-                        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group]):
-                            yield pa.Table.from_batches([batch.slice(max(0, start - row))])
+                        # Few at a time, as nothing tells their size before they are unpacked: a
+                        # text that many rows have stands in the file once.
+                        for batch in file.iter_batches(_LOOK_ROWS, row_groups=[group]):
+                            yield row, pa.Table.from_batches([batch])
                             row += batch.num_rows
                     except (pa.ArrowException, OSError) as error:
                         raise ValueError(f"{self.name}, after row {row}: {error}") from None
@@ -335,7 +416,10 @@ class _Saved(_Tables):
         from datasets import Dataset, load_from_disk
 
         super().__init__(name)
-        data = load_from_disk(name)
+        try:
+            data = load_from_disk(name)
+        except Exception as error:  # a file that is missing or damaged fails in as many ways as there are files
+            raise ValueError(f"{name}: is no folder of save_to_disk: {error}") from error
         assert isinstance(data, Dataset)
         self._data = data.with_format("arrow")
         self.total = len(data)
@@ -348,9 +432,9 @@ class _Saved(_Tables):
     def columns(self) -> list[str] | None:
         return self._data.column_names
 
-    def tables(self, start: int) -> Iterator[pa.Table]:
-        for row in range(start, len(self._data), _BATCH_ROWS):
-            yield self._data[row : row + _BATCH_ROWS]  # pyright: ignore[reportReturnType]
+    def tables(self, start: int) -> Iterator[tuple[int, pa.Table]]:
+        for row in range(start - start % _LOOK_ROWS, len(self._data), _BATCH_ROWS):
+            yield row, self._data[row : row + _BATCH_ROWS]  # pyright: ignore[reportReturnType]
 
 
 class _Streamed(_Tables):
@@ -381,10 +465,13 @@ class _Streamed(_Tables):
 
     @property
     def columns(self) -> list[str] | None:
-        return self._data.column_names or next(iter(self.tables(0))).column_names
+        return self._data.column_names or next(iter(self.tables(0)))[1].column_names
 
-    def tables(self, start: int) -> Iterator[pa.Table]:
-        return self._data.skip(start).iter(_BATCH_ROWS)  # pyright: ignore[reportReturnType]
+    def tables(self, start: int) -> Iterator[tuple[int, pa.Table]]:
+        row = start - start % _LOOK_ROWS
+        for table in self._data.skip(row).iter(_BATCH_ROWS):
+            yield row, table  # pyright: ignore[reportReturnType]
+            row += len(table)
 
 
 class _Rows(Batch):
@@ -402,10 +489,14 @@ class _Rows(Batch):
         table = self._table
         if columns is not None:
             table = table.select([name for name in table.column_names if name in set(columns)])
-        return table.to_pylist()  # pyright: ignore[reportReturnType]
+        try:
+            return table.to_pylist()  # pyright: ignore[reportReturnType]
+        except _NO_VALUE:
+            return [_as_row(table.slice(i, 1)) for i in range(len(self))]
 
     def original(self, i: int) -> Any:
-        return self._table.slice(i, 1).to_pylist()[0]
+        row = _as_row(part := self._table.slice(i, 1))
+        return str(part) if isinstance(row, RowError) else row
 
     def table(self, schema: pa.Schema) -> pa.Table | None:
         import pyarrow as pa
@@ -424,12 +515,12 @@ class _Rows(Batch):
 
     def to_json_lines(self, kept: list[int], columns: Columns) -> bytes:
         lines = []
-        for row, *xs in zip(self._kept(kept).to_pylist(), *map(_shortest, columns.values()), strict=True):
-            row |= {name: json.loads(x) for name, x in zip(columns, xs, strict=True)}
-            try:
+        try:
+            for row, *xs in zip(self._kept(kept).to_pylist(), *map(_shortest, columns.values()), strict=True):
+                row |= {name: json.loads(x) for name, x in zip(columns, xs, strict=True)}
                 lines.append(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-            except TypeError as error:
-                raise ValueError(f"{self.name}: its rows do not fit into JSON: {error}") from None
+        except (TypeError, *_NO_VALUE) as error:
+            raise ValueError(f"{self.name}: its rows do not fit into JSON: {error}") from None
         return b"".join(lines)
 
     def to_table(self, kept: list[int], columns: Columns) -> pa.Table:
@@ -442,6 +533,13 @@ class _Rows(Batch):
 
     def _kept(self, kept: list[int]) -> pa.Table:
         return self._table if len(kept) == len(self) else self._table.take(kept)
+
+
+def _as_row(table: pa.Table) -> Row | RowError:
+    try:
+        return table.to_pylist()[0]
+    except _NO_VALUE as error:
+        return RowError(f"has a value that Python has not: {error}")
 
 
 def _shortest(column: Any) -> list[str]:

@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .rows import RowError
+from .rows import RowError, finite
 
 # Before the prompt: a plain response follows the prompt's last character.
 TEMPLATE = "A good response keeps to these principles:\n{principles}\n\n{prompt}"
@@ -186,7 +185,7 @@ def load(path: str | os.PathLike[str]) -> list[Principle]:
         return parse(json.loads(Path(path).read_text(encoding="utf-8")))
     except RowError as error:
         raise ValueError(f"{os.fspath(path)}: {error.message}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)}: is not JSON: {error}") from None
 
 
@@ -202,10 +201,8 @@ def _parsed(place: str, entry: Any) -> Principle:
         if key in entry and (not isinstance(entry[key], str) or not entry[key].strip()):
             raise RowError(f"{place}.{key} is {entry[key]!r:.80}, must be a text that is not empty")
     score = entry.get("score")
-    if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float))):
-        raise RowError(f"{place}.score is {score!r:.80}, must be a number")
-    if score is not None and not math.isfinite(score):
-        raise RowError(f"{place}.score is {score}, must be finite")
+    if score is not None:
+        finite(f"{place}.score", score)
     return Principle(entry["text"], entry.get("name", entry["text"]), entry.get("negation"), score)
 
 

@@ -7,7 +7,9 @@ implicit        either of them without a prompt: chosen and rejected begin with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -22,6 +24,13 @@ class RowError(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:  # comes out of a worker as it went in
         return RowError, (self.message, self.row)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names that a file has, for a message: escaped where a terminal would obey them, and no more than one reads."""
+    names = iter(names)
+    shown = [name if name.isprintable() and len(name) <= 80 else f"{name!r:.80}" for name in islice(names, 20)]
+    return ", ".join(shown) + (f" and {more} more" if (more := sum(1 for _ in names)) else "")
 
 
 def texts(prompt: Any, chosen: Any, rejected: Any, *, with_prompt: bool = False) -> tuple[str, str]:
@@ -121,6 +130,23 @@ def inputs(prompt: Any, responses: Mapping[str, Any], *, end: str = "") -> list[
                 raise RowError(f"prompt is a text, {name} begins with an answer and not with the prompt's message")
             joined.append((prompt if isinstance(prompt, list) else []) + value)
     return joined
+
+
+def finite(name: str, value: Any) -> float:
+    """A number of a row, called `name` in messages.
+
+    Raises:
+        RowError: it is none, not finite, or an integer beyond the range of float.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RowError(f"{name} is {value!r:.80}, must be a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise RowError(f"{name} is {value!r:.80}, must be finite")
+    return number
 
 
 def _plain(value: Any) -> Any:

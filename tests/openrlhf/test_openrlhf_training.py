@@ -7,8 +7,6 @@ it saved is looked at by several tests.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -19,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from launching import BIN, CPU, cpu_environment, free_port
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 
@@ -26,8 +25,6 @@ from pcrm import cli
 
 pytestmark = pytest.mark.openrlhf
 
-CPU = Path(__file__).parent / "cpu"
-BIN = Path(sys.executable).parent
 PAIRS, BATCH = 128, 8
 BETAS = (1.1, 0.001, 0.9)  # deltas from 2 to 900: they bind where the responses are alike
 CONSTRAINED = ("--pcrm.beta1=1.1", "--pcrm.beta2=0.001", "--pcrm.beta3=0.9")
@@ -159,22 +156,14 @@ def _launch(job: Job, material: Path, folder: Path) -> Result:
         arguments = [f"openrlhf.cli.{job.command}", *arguments]
     else:
         arguments = ["pcrm.openrlhf", job.command, *arguments, *job.flags]
-    environment = {name: value for name, value in os.environ.items() if name != "PCRM_BACKEND"} | {
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # of ninja
-        "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(CPU)])),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "HF_HOME": str(material / "cache"),
-        "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"),  # compiled by make
-        "PCRM_TRACE": str(folder / "trace"),
-    }
+    environment = cpu_environment(material / "cache", folder / "trace")
     if job.processes == 1:
         launcher = [sys.executable, "-m", "on_cpu"]
         if job.flags is None or job.script:  # OpenRLHF's own does not start without these
             environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-            environment["MASTER_PORT"] = str(_free_port())
+            environment["MASTER_PORT"] = str(free_port())
     elif (job.command, job.zero, job.flags) == ("train_rm", 2, CONSTRAINED):
-        launcher = [BIN / "deepspeed", "--num_gpus", job.processes, "--master_port", _free_port(), "--module", "on_cpu"]
+        launcher = [BIN / "deepspeed", "--num_gpus", job.processes, "--master_port", free_port(), "--module", "on_cpu"]
     else:
         # Not the script torchrun, which may be that of another environment.
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -189,12 +178,6 @@ def _launch(job: Job, material: Path, folder: Path) -> Result:
         timeout=600,
     )
     return Result(process.returncode, process.stdout, folder)
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def finished(result: Result) -> Result:

@@ -7,11 +7,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import __version__
 from ..datafiles import Source
+from ..rows import RowError, listed
 from ..shards import Output
 
 
@@ -56,6 +57,29 @@ def finish(output: Output, source: str) -> Output:
         raise ValueError(f"{source}: holds no rows")
     output.finish()
     return output
+
+
+def kind(source: Source, kinds: Iterable[tuple[str, ...]], wanted: str) -> tuple[str, ...]:
+    """Which kind the rows are: the first whose columns the table has, or the first line that is of a kind.
+
+    Args:
+        wanted: The kinds in words, for the error where there is none.
+    """
+
+    def kind_of(columns: Any) -> tuple[str, ...] | None:
+        return next((kind for kind in kinds if all(name in columns for name in kind)), None)
+
+    if (columns := source.columns) is not None:
+        if (found := kind_of(columns)) is None:
+            raise ValueError(f"{source.name}: has no columns {wanted}; its columns are {listed(columns)}")
+        return found
+    empty = True
+    for batch in source.batches():
+        for row in batch.rows():
+            empty = False
+            if not isinstance(row, RowError) and (found := kind_of(row)) is not None:
+                return found
+    raise ValueError(f"{source.name}: holds no rows" + ("" if empty else f" with {wanted}"))
 
 
 def tokenizer(path: str) -> tuple[Any, str]:

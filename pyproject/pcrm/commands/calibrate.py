@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..datafiles import Batch, Columns, Source, open_source
+from ..datafiles import Batch, Columns, open_source
 from ..report import statistics
-from ..report.reading import _number, numbers
+from ..report.reading import number, numbers
 from ..report.statistics import Floats
-from ..rows import RowError, text, texts
+from ..rows import RowError, listed, text, texts
 from ..shards import Output
 from . import _passes
 
@@ -127,7 +127,7 @@ def _run(args: argparse.Namespace) -> Output:
     from tqdm import tqdm
 
     source = open_source(args.scores, args.split)
-    kind = _kind(source)
+    kind = _passes.kind(source, _KINDS, "chosen_score and rejected_score, scores or score")
     column = args.column or "length"
     how = {
         "method": args.method,
@@ -179,26 +179,6 @@ def _run(args: argparse.Namespace) -> Output:
         return _passes.finish(output, args.scores)
 
 
-def _kind(source: Source) -> tuple[str, ...]:
-    """Which of _KINDS the rows are: what the table's columns say, or the first line that is of a kind."""
-
-    def kind_of(columns: Any) -> tuple[str, ...] | None:
-        return next((kind for kind in _KINDS if all(name in columns for name in kind)), None)
-
-    wanted = "chosen_score and rejected_score, scores or score"
-    if (columns := source.columns) is not None:
-        if (kind := kind_of(columns)) is None:
-            raise ValueError(f"{source.name}: has no columns {wanted}; its columns are {', '.join(columns)}")
-        return kind
-    empty = True
-    for batch in source.batches():
-        for row in batch.rows():
-            empty = False
-            if not isinstance(row, RowError) and (kind := kind_of(row)) is not None:
-                return kind
-    raise ValueError(f"{source.name}: holds no rows" + ("" if empty else f" with {wanted}"))
-
-
 def _read(
     batch: Batch, kind: tuple[str, ...], column: str, measure: _Measure | None, skip: bool
 ) -> tuple[_Read, Floats, Floats]:
@@ -248,13 +228,13 @@ def _calibrated(name: str) -> str:
 
 def _numbers(row: dict[str, Any], kind: tuple[str, ...], names: tuple[str, ...]) -> list[float]:
     """The numbers of a row's responses: a ranking's in the one list, else in a column each."""
-    return numbers(row, names[0]) if kind == ("scores",) else [_number(row, name) for name in names]
+    return numbers(row, names[0]) if kind == ("scores",) else [number(row, name) for name in names]
 
 
 def _responses(row: dict[str, Any], names: tuple[str, ...]) -> list[str]:
     for name in names:
         if name not in row:
-            raise RowError(f"has no {name}, its keys are {', '.join(row)}")
+            raise RowError(f"has no {name}, its keys are {listed(row)}")
     if len(names) == 2:
         return list(texts(row.get("prompt"), *(row[name] for name in names)))
     value = row[names[0]]

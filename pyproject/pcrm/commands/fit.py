@@ -115,7 +115,7 @@ def similarities(data: str, split: str, column: str) -> np.ndarray:
                 )
             value = row[column]
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise ValueError(f"{batch.place(i)}: {column} is {value!r}, must be a number in [0, 1]")
+                raise ValueError(f"{batch.place(i)}: {column} is {value!r:.80}, must be a number in [0, 1]")
             found.append(value)
     if not found:
         raise ValueError(f"{data}: holds no rows")

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import priors
 from ..datafiles import Batch, open_source
-from ..rows import RowError, texts
+from ..rows import RowError, listed, texts
 from ..shards import Output
 from . import _passes
 
@@ -101,7 +101,7 @@ def _check_columns(name: str, columns: list[str] | None) -> None:
         raise ValueError(f"{name}: has a column 'prior' already")
     for column in ("chosen", "rejected"):
         if column not in columns:
-            raise ValueError(f"{name}: has no column {column!r}, its columns are {', '.join(columns)}")
+            raise ValueError(f"{name}: has no column {column!r}, its columns are {listed(columns)}")
 
 
 def _pairs(
@@ -117,7 +117,7 @@ def _pairs(
                 raise ValueError(f"{batch.place(i)}: has a column 'prior' already")
             for name in ("chosen", "rejected"):
                 if name not in row:
-                    raise RowError(f"has no {name}, its keys are {', '.join(row)}")
+                    raise RowError(f"has no {name}, its keys are {listed(row)}")
             pairs.append(texts(row.get("prompt"), row["chosen"], row["rejected"], with_prompt=with_prompt))
             kept.append(i)
         except RowError as error:

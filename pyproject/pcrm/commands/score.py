@@ -12,7 +12,7 @@ import numpy as np
 from .. import principles
 from ..datafiles import Batch, Columns, Source, open_source
 from ..principles import Principle
-from ..rows import RowError, inputs
+from ..rows import RowError, inputs, listed
 from ..scoring import DTYPES, RewardModel
 from ..shards import Output
 from . import _passes
@@ -89,7 +89,11 @@ def main(argv: list[str]) -> int:
 
 def _run(args: argparse.Namespace) -> Output:
     source = open_source(args.data, args.split)
-    kind = _kind(source)
+    kind = _passes.kind(source, _KINDS, "chosen and rejected, responses or response")
+    if (columns := source.columns) is not None:
+        for name in _KINDS[kind]:
+            if name in columns:
+                raise ValueError(f"{source.name}: has a column {name!r} already")
     asked = _Principles.of(args)
     model = RewardModel(
         args.model, dtype=args.dtype, device=args.device, batch_size=args.batch_size, max_length=args.max_length
@@ -132,32 +136,6 @@ def add_scores(
                 output.write(batch, *_scored(batch, kind, model, asked, skip, progress))
                 progress(1.0)
         return _passes.finish(output, args.data)
-
-
-def _kind(source: Source) -> tuple[str, ...]:
-    """Which of _KINDS the rows are: what the table's columns say, or the first line that is of a kind."""
-
-    def kind_of(columns: Any) -> tuple[str, ...] | None:
-        return next((kind for kind in _KINDS if all(name in columns for name in kind)), None)
-
-    if (columns := source.columns) is not None:
-        if (kind := kind_of(columns)) is not None:
-            for name in _KINDS[kind]:
-                if name in columns:
-                    raise ValueError(f"{source.name}: has a column {name!r} already")
-            return kind
-        raise ValueError(
-            f"{source.name}: has no columns chosen and rejected, responses or response; its columns are {', '.join(columns)}"
-        )
-    empty = True
-    for batch in source.batches(rows=_SHARD_ROWS):
-        for row in batch.rows():
-            empty = False
-            if not isinstance(row, RowError) and (kind := kind_of(row)) is not None:
-                return kind
-    raise ValueError(
-        f"{source.name}: holds no rows" + ("" if empty else " with chosen and rejected, responses or response")
-    )
 
 
 @dataclass
@@ -244,7 +222,7 @@ def _encoded(
     """What the model reads for each response of a row, by the name of a principle, None for all of them, and its own."""
     for name in kind:
         if name not in row:
-            raise RowError(f"has no {name}, its keys are {', '.join(row)}")
+            raise RowError(f"has no {name}, its keys are {listed(row)}")
     if kind == ("responses",):
         if not isinstance(row["responses"], list) or not row["responses"]:
             raise RowError(f"responses is {row['responses']!r:.80}, must be a list of texts or lists of messages")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 from trl import apply_chat_template, extract_prompt, is_conversational
+
+from ..datafiles import read_rows
+from ..rows import listed
 
 Row = dict[str, Any]
 
@@ -24,44 +23,21 @@ def read_preferences(path: str | Path) -> list[Row]:
         ValueError: another suffix, no rows, or a row that is no preference; the message
             names file and line (or row).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if path.name.endswith(".parquet"):
-        try:
-            rows = [(f"row {i}", row) for i, row in enumerate(pyarrow.parquet.read_table(path).to_pylist())]
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{path}: {error}") from None
-    elif path.name.endswith((".jsonl", ".jsonl.gz")):
-        rows = list(_json_lines(path))
-    else:
+    if not str(path).endswith((".jsonl", ".jsonl.gz", ".parquet")):
         raise ValueError(f"{path}: must end in .jsonl, .jsonl.gz or .parquet")
-    for place, row in rows:
-        _check_row(f"{path}, {place}", row)
+    rows = []
+    for place, row in read_rows(path):
+        _check_row(place, row)
+        rows.append(row)
     if not rows:
         raise ValueError(f"{path}: holds no rows")
-    return [row for _, row in rows]
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"line {number}", json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}, line {number}: is not JSON: {error}") from None
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path}, after line {number}: {error}") from None
+    return rows
 
 
 def _check_row(place: str, row: Any) -> None:
-    if not isinstance(row, dict):
-        raise ValueError(f"{place}: is a {type(row).__name__}, must be an object with chosen and rejected")
     for key in ("chosen", "rejected"):
         if key not in row:
-            raise ValueError(f"{place}: has no {key}, its keys are {', '.join(row) or 'none'}")
+            raise ValueError(f"{place}: has no {key}, its keys are {listed(row)}")
         _check_text(f"{place}: {key}", row[key])
     if type(row["chosen"]) is not type(row["rejected"]):
         raise ValueError(

@@ -353,7 +353,18 @@ def _legend(figure: Any, names: list[str], order: list[str]) -> None:
     handles = [
         Line2D([], [], color=style.color(i), linestyle=style.line(i), label=order[i]) for i in map(order.index, names)
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 4))
+    figure.legend(handles=handles, loc="outside upper left", ncols=_columns(names, figure.get_size_inches()[0]))
+
+
+def _columns(names: list[str], width: float) -> int:
+    """As many columns of a legend, up to four, as fit into a width in inches."""
+    # At 8.5 points a letter of the system's font has .066 inches on average; a line and the space
+    # beside it take as much as ten.
+    for columns in range(min(len(names), 4), 1, -1):
+        widest = (max(map(len, names[i::columns])) + 10 for i in range(columns))
+        if 0.066 * sum(widest) <= width:
+            return columns
+    return 1
 
 
 def _percent() -> Callable[[float, Any], str]:

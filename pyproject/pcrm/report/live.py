@@ -93,7 +93,7 @@ def _metrics(file: Path) -> tuple[dict[str, dict[str, Any]], int, int]:
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
         log = state["log_history"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: is no trainer_state.json: {error!r:.200}") from None
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for entry in log if isinstance(log, list) else []:
@@ -104,8 +104,12 @@ def _metrics(file: Path) -> tuple[dict[str, dict[str, Any]], int, int]:
             name = key.removeprefix(prefix)
             if name in _NOT or re.search(r"(runtime|per_second)$", name) or not isinstance(value, (int, float)):
                 continue
+            try:
+                point = float(entry.get("step", math.nan)), float(value)
+            except (ValueError, TypeError, OverflowError) as error:
+                raise ValueError(f"{file}: is no trainer_state.json: step or {name!r:.80}: {error}") from None
             if math.isfinite(value):
-                found.setdefault(name, {}).setdefault(_PARTS[prefix], []).append((entry.get("step", math.nan), value))
+                found.setdefault(name, {}).setdefault(_PARTS[prefix], []).append(point)
     if not found:
         raise ValueError(f"{file}: its log_history holds no metrics")
 

@@ -14,7 +14,6 @@ A pair may have scores_by_principle, and principles whose scores say what each o
 from __future__ import annotations
 
 import importlib
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from .. import principles
 from ..datafiles import Batch, open_source
-from ..rows import RowError, shared, text, texts
+from ..rows import RowError, finite, listed, shared, text, texts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -358,17 +357,17 @@ def _one(row: dict[str, Any], place: str, columns: _Columns) -> None:
         raise RowError(
             f"is {' and '.join(sorted(kinds))} at once"
             if kinds
-            else f"has neither chosen_score and rejected_score, nor scores and ratings, nor score; its keys are {', '.join(row)}"
+            else f"has neither chosen_score and rejected_score, nor scores and ratings, nor score; its keys are {listed(row)}"
         )
     kind = kinds.pop()
     if kind == "pair":
         for name in ("chosen", "rejected"):
-            columns.add(name, [_number(row, f"{name}_score")])
-        calibrated = [_number(row, n) for n in _CALIBRATED] if set(_CALIBRATED) & row.keys() else None
+            columns.add(name, [number(row, f"{name}_score")])
+        calibrated = [number(row, n) for n in _CALIBRATED] if set(_CALIBRATED) & row.keys() else None
         columns.optional(
             "pair", "calibrated_score", None if calibrated is None else [calibrated[0] - calibrated[1]], place
         )
-        prior = _number(row, "prior") if "prior" in row else None
+        prior = number(row, "prior") if "prior" in row else None
         if prior is not None and not 0 <= prior <= 1:
             raise RowError(f"prior is {prior:g}, must be in [0, 1]")
         columns.optional("pair", "prior", None if prior is None else [prior], place)
@@ -376,7 +375,7 @@ def _one(row: dict[str, Any], place: str, columns: _Columns) -> None:
             columns.by_principle.setdefault(name, []).append(margin)
         lengths: list[float] | None = None
         if given := {"chosen_length", "rejected_length"} & row.keys():
-            lengths = [_number(row, f"{n}_length") for n in ("chosen", "rejected")]
+            lengths = [number(row, f"{n}_length") for n in ("chosen", "rejected")]
         elif {"chosen", "rejected"} <= row.keys():
             lengths = [float(len(t)) for t in texts(row.get("prompt"), row["chosen"], row["rejected"])]
         for k, n in enumerate(("chosen_length", "rejected_length")):
@@ -400,10 +399,10 @@ def _one(row: dict[str, Any], place: str, columns: _Columns) -> None:
         columns.add("sizes", [len(scores)])
         columns.optional("ranking", "lengths", lengths, place)
     else:
-        columns.add("single", [_number(row, "score")])
+        columns.add("single", [number(row, "score")])
         lengths = None
         if given := "length" in row:
-            lengths = [_number(row, "length")]
+            lengths = [number(row, "length")]
         elif "response" in row:
             lengths = [_text_length(row["response"])]
         columns.optional("score", "single_length", lengths, place)
@@ -422,7 +421,7 @@ def _by_principle(row: dict[str, Any]) -> dict[str, float]:
         if not isinstance(entry, dict) or not isinstance(entry.get("principle"), str):
             raise RowError(f"{_BY_PRINCIPLE}[{i}] is {entry!r:.80}, must be an object with principle")
         chosen, rejected = (
-            _finite(f"{_BY_PRINCIPLE}[{i}].{name}", entry.get(name)) for name in ("chosen_score", "rejected_score")
+            finite(f"{_BY_PRINCIPLE}[{i}].{name}", entry.get(name)) for name in ("chosen_score", "rejected_score")
         )
         score = preferred.get(entry["principle"])
         if score != 0:
@@ -434,24 +433,16 @@ def _text_length(response: Any) -> float:
     return float(len(text(response)))
 
 
-def _number(row: dict[str, Any], name: str) -> float:
+def number(row: dict[str, Any], name: str) -> float:
     if name not in row:
-        raise RowError(f"has no {name}, its keys are {', '.join(row)}")
-    return _finite(name, row[name])
+        raise RowError(f"has no {name}, its keys are {listed(row)}")
+    return finite(name, row[name])
 
 
 def numbers(row: dict[str, Any], name: str) -> list[float]:
     """A row's list of finite numbers; RowError where it is something else."""
     if name not in row:
-        raise RowError(f"has no {name}, its keys are {', '.join(row)}")
+        raise RowError(f"has no {name}, its keys are {listed(row)}")
     if not isinstance(row[name], list):
         raise RowError(f"{name} is {row[name]!r:.80}, must be a list of numbers")
-    return [_finite(f"{name}[{i}]", v) for i, v in enumerate(row[name])]
-
-
-def _finite(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RowError(f"{name} is {value!r:.80}, must be a number")
-    if not math.isfinite(value):
-        raise RowError(f"{name} is {value}, must be finite")
-    return float(value)
+    return [finite(f"{name}[{i}]", v) for i, v in enumerate(row[name])]

