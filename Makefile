@@ -34,7 +34,7 @@ fuzz: $(VENV)/test
 
 # The documentation site, in build/site. What mkdocs-material says of the future of MkDocs is not about this build.
 docs: $(VENV)/test
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/test
 	$(BIN)/python benchmarks/losses.py

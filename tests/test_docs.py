@@ -223,9 +223,9 @@ def test_the_tests_of_blocks_are_there(test):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The site, built as `make docs` does."""
+    """The site, built as `make docs` does. (Not --quiet: MkDocs then counts no warnings, and is strict with none.)"""
     folder = tmp_path_factory.mktemp("docs") / "site"
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=250, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     )
