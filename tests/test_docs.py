@@ -138,6 +138,10 @@ NOT_RUN = {
     ): "minutes; .ci/run is `make test`, and tests/test_demo.py has a short demo",
     (
         "README.md",
+        "pcrm optimize pool.jsonl --proxy reward-model --gold ratings --out optimized",
+    ): "a line of optimize.md's block, which is run",
+    (
+        "README.md",
         "deepspeed --module pcrm.openrlhf train_rm --pcrm.beta1 1.1 --pcrm.beta3 0.9 ...    # and OpenRLHF's flags",
     ): "an ellipsis of flags; make test-openrlhf starts this launcher",
     (
