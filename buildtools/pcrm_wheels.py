@@ -25,6 +25,7 @@ import tempfile
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from elftools.elf.elffile import ELFFile
 from pcrm_build import GLIBC, GO_PACKAGE, GOARCH, ROOT, ZIG_PACKAGE
@@ -102,7 +103,7 @@ def foreign_symbols(extension: bytes) -> list[str]:
 
     The loader, with which a missing one is an error, runs the extension's own processor only.
     """
-    elf = ELFFile(io.BytesIO(extension))
+    elf: Any = ELFFile(io.BytesIO(extension))  # of a section's kind its types know nothing
     symbols, versions = elf.get_section_by_name(".dynsym"), elf.get_section_by_name(".gnu.version")
     unversioned = ("VER_NDX_LOCAL", "VER_NDX_GLOBAL")
     return [
