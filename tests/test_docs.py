@@ -23,6 +23,10 @@ RUN = {
     ("README.md", "import torch"): "test_readme.py::test_python_blocks",
     ("README.md", "PCRM_TRACE=trace python train.py && pcrm verify trace"): "test_guides.py::test_trace",
     ("README.md", "pcrm report scores.jsonl --out report --preset alpaca/length_ratio"): "test_guides.py::test_report",
+    (
+        "README.md",
+        "pcrm optimize pool.jsonl --proxy reward-model --gold ratings --out optimized",
+    ): "test_guides.py::test_optimize",
     ("README.md", "losses := make([]float64, n) // may be nil for the mean"): "test_guides.py::test_go_of_the_readme",
     ("average.md", "pcrm average rm-seed0 rm-seed1 rm-seed2 --out rm-warm"): "test_guides.py::test_average",
     ("calibrate.md", "pcrm calibrate pairs-scores.jsonl --out calibrated.jsonl"): "test_guides.py::test_calibrate",
@@ -135,7 +139,7 @@ NOT_RUN = {
     (
         "README.md",
         "make demo     # trains both models on the CPU, prints the table, writes demo-out/margins.png",
-    ): "minutes; .ci/run is `make test`, and tests/test_demo.py has a short demo",
+    ): "minutes; .ci/run has `make test`, tests/test_demo.py a short demo",
     (
         "README.md",
         "pcrm optimize pool.jsonl --proxy reward-model --gold ratings --out optimized",

@@ -181,20 +181,23 @@ def test_optimize(folder, monkeypatch, tiny, tiny_policy, rows):
         "--proxy": ["--device", "cpu"],
         "--rl": ["--steps", "1", "--prompts", "1", "--generations", "2"],
     }
-    found = commands("docs/optimize.md")
-    assert len(found) == 4
+    found = [
+        command for page in ("docs/optimize.md", "README.md") for command in commands(page) if command[0] == "optimize"
+    ]
+    assert len(found) == 5
     for i, command in enumerate(found):
         (folder / str(i)).mkdir()
         monkeypatch.chdir(folder / str(i))
         scores = {} if "--proxy" in command else {"scores": [0.5, 0.25]}
-        write("POOL.jsonl", [pool | scores | {"ratings": [1, 2]}] * 3)
+        for name in ("POOL.jsonl", "pool.jsonl"):
+            write(name, [pool | scores | {"ratings": [1, 2]}] * 3)
         write("PROMPTS.jsonl", [{"prompt": r["prompt"]} for r in rows[:2]])
         Path("model").symlink_to(tiny_policy)
         for name in ("a", "b", "reward-model", "larger-model"):
             Path(name).symlink_to(tiny)
         more = [word for flag, words in short.items() if flag in command for word in words]
         assert cli.main(command + more) == 0, command
-        assert Path("DIR/optimize.html").is_file()
+        assert Path(command[command.index("--out") + 1], "optimize.html").is_file()
 
 
 def test_principles():

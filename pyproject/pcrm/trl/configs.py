@@ -22,47 +22,47 @@ class PCRMArguments:
     betas, the form of the loss, how pairs are drawn, and what is logged.
 
     Parameters:
-        pcrm_prior (`str`, *optional*, defaults to `"length_ratio"`):
+        pcrm_prior:
             What the similarity of two responses is: `"length_ratio"` of their token ids, in the
             collator; `"cosine"` of their embeddings by `pcrm_prior_model` and `"lexical"` of their
             n-grams, both before training; `"column"` for the data set's column `prior`, numbers
             in [0, 1]; `"fixed"` for a delta that is the same for all; `"random"` for one drawn
             for each pair. A data set that has a column `prior` uses that in the place of the
             first three.
-        pcrm_prior_model (`str`, *optional*):
+        pcrm_prior_model:
             The encoder of the cosine: a sentence-transformers or transformers checkpoint.
-        pcrm_preset (`str`, *optional*):
+        pcrm_preset:
             A published setting, such as `"alpaca/length_ratio"`, which is the default of reward
             models; that of DPO is `"dpo/length_ratio"`.
-        pcrm_beta1, pcrm_beta2, pcrm_beta3 (`float`, *optional*):
+        pcrm_beta1, pcrm_beta2, pcrm_beta3:
             The betas; each that is given overrides the preset's.
-        pcrm_floor, pcrm_cap (`float`, *optional*):
+        pcrm_floor, pcrm_cap:
             Least and greatest delta.
-        pcrm_delta (`float`, *optional*):
+        pcrm_delta:
             The delta of the fixed prior; `inf` trains the stock loss.
-        pcrm_low, pcrm_high (`float`, *optional*):
+        pcrm_low, pcrm_high:
             The bounds of the random prior's delta, which the trainer's `seed` and the pair's
             token ids determine (with `pcrm_config` the file's seed, 0 where it says none).
-        pcrm_config (`str`, *optional*):
+        pcrm_config:
             A TOML file with all of it, as `pcrm fit` writes and `pcrm.config.load_config` reads.
             What it leaves out is as for reward models, for DPO too.
-        pcrm_form (`str`, *optional*, defaults to `"pair"`):
+        pcrm_form:
             `"pair"` for the loss of each pair's scores; `"token"` for that of the authors' code,
             over the scores of all tokens, with a model whose module `score` gives them.
-        pcrm_sft_eta (`float`, *optional*, defaults to `0.0`):
+        pcrm_sft_eta:
             Weight eta of a demonstration term, the mean negative log-likelihood of the chosen
             responses' tokens, which joins the loss: L + eta * NLL (docs/sft.md; arXiv 2405.16436
             and 2406.06874). DPO gets TRL's loss `sft` with that weight; a reward model needs a
             language-model head beside its score.
-        pcrm_priority_alpha (`float`, *optional*, defaults to `0.0`):
+        pcrm_priority_alpha:
             Where it is greater than 0, pairs are drawn by |dL/dm| ** alpha of when they were last
             seen, and weighted so that the gradient is that of the data: `pcrm.sampling.PrioritizedSampler`.
-        pcrm_priority_epsilon (`float`, *optional*, defaults to `0.1`):
+        pcrm_priority_epsilon:
             The share of uniform draws; the weights are at most 1 / epsilon.
-        pcrm_priority_samples (`int`, *optional*):
+        pcrm_priority_samples:
             Draws in an epoch, after which the priorities are looked at anew; as many as there are
             pairs where it is not said.
-        pcrm_log_margins (`bool`, *optional*, defaults to `False`):
+        pcrm_log_margins:
             Whether each log writes to TensorBoard the histogram of the margins of all pairs since
             the last one, chosen minus rejected, for DPO z: `pcrm/margins` in training,
             `eval/pcrm/margins` in evaluation, `eval/NAME/pcrm/margins` where there are several
