@@ -142,10 +142,6 @@ NOT_RUN = {
     ): "minutes; .ci/run has `make test`, tests/test_demo.py a short demo",
     (
         "README.md",
-        "pcrm optimize pool.jsonl --proxy reward-model --gold ratings --out optimized",
-    ): "a line of optimize.md's block, which is run",
-    (
-        "README.md",
         "deepspeed --module pcrm.openrlhf train_rm --pcrm.beta1 1.1 --pcrm.beta3 0.9 ...    # and OpenRLHF's flags",
     ): "an ellipsis of flags; make test-openrlhf starts this launcher",
     (
