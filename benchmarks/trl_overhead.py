@@ -39,7 +39,7 @@ def rows(count):
 
 def stepper(trainer_class, config_class, data, out):
     """A function that takes one training step."""
-    model = AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=1)
+    model = AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=1, use_safetensors=True)
     trainer = trainer_class(
         model,
         config_class(

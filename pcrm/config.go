@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"reflect"
@@ -55,10 +56,20 @@ type document struct {
 	} `toml:"dpo"`
 }
 
+// maxConfig is thirty times what pcrm fit writes. go-toml takes a time that is quadratic
+// in the unknown keys: a second for as many as go in here, an hour for a megabyte.
+const maxConfig = 16 << 10
+
 // LoadConfig reads a TOML file and parses it with [ParseConfig]. A file that cannot
 // be read is an [*os.PathError].
 func LoadConfig(path string) (Config, error) {
-	data, err := os.ReadFile(path)
+	file, err := os.Open(path)
+	if err != nil {
+		return Config{}, err
+	}
+	defer file.Close()
+	// One byte more than it may have, of whatever it is: a device has no end.
+	data, err := io.ReadAll(io.LimitReader(file, maxConfig+1))
 	if err != nil {
 		return Config{}, err
 	}
@@ -93,10 +104,14 @@ func LoadConfig(path string) (Config, error) {
 // no published setting and need all three betas.
 //
 // Errors, each wrapping an [*ArgumentError] and beginning with name and line: a
-// document that is no TOML, an unknown key, a value of the wrong type or out of
+// document over 16 KiB or that is no TOML, an unknown key, a value of the wrong type or out of
 // range, a preset of another prior, and settings that the prior or the form has no
 // use for.
 func ParseConfig(name string, data []byte) (Config, error) {
+	if len(data) > maxConfig {
+		line := 1 + bytes.Count(data[:maxConfig], []byte("\n"))
+		return Config{}, atLine(name, line, argErr("TOML", -1, "is longer than %d bytes", maxConfig))
+	}
 	var s document
 	s.Loss.Form, s.DPO.Beta = "pair", 0.1
 	if err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&s); err != nil {
@@ -221,10 +236,10 @@ func (c *Config) checkLoss() error {
 func decodingError(name string, err error) error {
 	var unknown *toml.StrictMissingError
 	if errors.As(err, &unknown) {
-		all := make([]error, len(unknown.Errors))
-		for i, e := range unknown.Errors {
+		var all []error
+		for _, e := range unknown.Errors[:min(len(unknown.Errors), maxFailures)] {
 			line, _ := e.Position()
-			all[i] = atLine(name, line, argErr(strings.Join(e.Key(), "."), -1, "is not a key, %s", knownKeys(e.Key())))
+			all = append(all, atLine(name, line, argErr(strings.Join(e.Key(), "."), -1, "is not a key, %s", knownKeys(e.Key()))))
 		}
 		return errors.Join(all...)
 	}

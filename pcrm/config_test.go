@@ -2,10 +2,12 @@ package pcrm_test
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -121,6 +123,34 @@ func TestLoadConfig(t *testing.T) {
 	require.NoError(t, os.WriteFile(path, []byte("[dpo]\nbeta = -1\n"), 0o600))
 	_, err = pcrm.LoadConfig(path)
 	assert.EqualError(t, err, path+":2: dpo.beta is -1, must be finite and greater than 0")
+}
+
+// What nobody writes by hand is refused before go-toml takes its time, and no more of it is
+// read than that.
+func TestLargeConfig(t *testing.T) {
+	const most = 16 << 10
+	line := "# a comment\n"
+	document := strings.Repeat(line, most/len(line)) + strings.Repeat("#", most%len(line))
+	_, err := pcrm.ParseConfig("pcrm.toml", []byte(document))
+	require.NoError(t, err)
+	_, err = pcrm.ParseConfig("pcrm.toml", []byte(document+"\n"))
+	assert.EqualError(t, err, fmt.Sprintf("pcrm.toml:%d: TOML is longer than 16384 bytes", 1+most/len(line)))
+	var argument *pcrm.ArgumentError
+	assert.ErrorAs(t, err, &argument)
+	if _, err := os.Stat("/dev/zero"); err == nil {
+		_, err = pcrm.LoadConfig("/dev/zero")
+		assert.EqualError(t, err, "/dev/zero:1: TOML is longer than 16384 bytes")
+	}
+	var unknown strings.Builder
+	for i := range 1000 {
+		fmt.Fprintf(&unknown, "k%d = 1\n", i)
+	}
+	_, err = pcrm.ParseConfig("pcrm.toml", []byte(unknown.String()))
+	assert.Equal(t, 19, strings.Count(err.Error(), "\n"), "twenty errors of a thousand")
+	for _, nested := range []string{"a = " + strings.Repeat("[", 16000), "a = " + strings.Repeat("{a=", 5000), strings.Repeat("a.", 8000) + "a = 1"} {
+		_, err = pcrm.ParseConfig("pcrm.toml", []byte(nested))
+		assert.ErrorContains(t, err, "pcrm.toml:1: ")
+	}
 }
 
 // A configuration or an error with a line: never a panic, never a constraint that

@@ -599,3 +599,51 @@ func TestVerifyTraceSample(t *testing.T) {
 	require.NoError(t, err)
 	assert.True(t, bytes.Contains(data, []byte(`"pcrm_trace":"1"`)))
 }
+
+// A good file with one setting, one shape and some bytes changed: a report that names the
+// file, never a panic, and never confirmed where a number is beyond its tolerance.
+func FuzzVerifyTrace(f *testing.F) {
+	f.Add(uint8(0), "beta", "0.2", uint8(0), int64(9), uint16(0), []byte{0, 0, 0x80, 0x7f})
+	f.Add(uint8(1), "reduction", "none", uint8(3), int64(0), uint16(40), []byte{0xff, 0xff, 0xff, 0xff})
+	f.Add(uint8(2), "label_smoothing", "NaN", uint8(2), int64(1), uint16(9), []byte{})
+	f.Add(uint8(0), "constraint", `{"beta1":1e308,"beta2":0,"beta3":"inf"}`, uint8(1), int64(9), uint16(0), []byte{})
+	f.Add(uint8(1), "pad_token_id", "-1", uint8(0), int64(-1), uint16(700), []byte{1, 2, 3, 4, 5, 6, 7, 8})
+	f.Add(uint8(0), "versions", "other", uint8(0), int64(9), uint16(0), []byte{})
+	folder := f.TempDir()
+	f.Fuzz(func(t *testing.T, form uint8, key, value string, tensor uint8, size int64, at uint16, patch []byte) {
+		forms := []func() traced{
+			func() traced { return traceOf[float32]("pair", "bfloat16", "mean", 0.1, 0.01, true, 0) },
+			func() traced { return traceOf[float64]("token", "float64", "sum", 0, 0, false, 0) },
+			func() traced { return traceOf[float32]("dpo", "float32", "none", 0, 0, true, 0) },
+		}
+		file := forms[int(form)%len(forms)]()
+		name := file.name()
+		file.metadata[key] = value
+		names := slices.Sorted(maps.Keys(file.tensors))
+		changed := file.tensors[names[int(tensor)%len(names)]]
+		if len(changed.shape) > 0 {
+			changed.shape = slices.Clone(changed.shape)
+			changed.shape[0] = int(size)
+		}
+		data := file.bytes()
+		copy(data[min(int(at), len(data)):], patch)
+		dir, err := os.MkdirTemp(folder, "")
+		require.NoError(t, err)
+		defer os.RemoveAll(dir)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), data, 0o600))
+		report, err := pcrm.VerifyTrace(dir)
+		require.NoError(t, err)
+		require.Equal(t, 1, report.Files)
+		require.Equal(t, report.OK(), report.Failed == 0)
+		require.Len(t, report.Failures, min(report.Failed, 20))
+		for _, failure := range report.Failures {
+			require.True(t, strings.HasPrefix(failure, name+": "), failure)
+		}
+		for _, row := range report.Rows {
+			if row.LossError > row.LossTolerance || row.GradientError > row.GradientTolerance ||
+				math.IsNaN(row.LossError) || math.IsNaN(row.GradientError) {
+				require.False(t, report.OK(), "%v", report)
+			}
+		}
+	})
+}

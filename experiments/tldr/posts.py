@@ -113,7 +113,7 @@ def states(posts: Posts, model: str, cache: Path) -> tuple[torch.Tensor, torch.T
     file = cache / f"states-{key}.safetensors"
     if not file.exists():
         computed = _states(posts, model)
-        cache.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}")
         save_file(computed, partial)
         partial.replace(file)
@@ -124,7 +124,7 @@ def states(posts: Posts, model: str, cache: Path) -> tuple[torch.Tensor, torch.T
 @torch.inference_mode()
 def _states(posts: Posts, model: str) -> dict[str, torch.Tensor]:
     tokenizer = AutoTokenizer.from_pretrained(model)
-    encoder: Any = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
+    encoder: Any = AutoModel.from_pretrained(model, dtype=torch.float32, use_safetensors=True).eval()
     encoder.encoder.layer = encoder.encoder.layer[:FROZEN_LAYERS]
 
     def ids(texts: list[str], room: int) -> list[list[int]]:

@@ -55,7 +55,7 @@ class Encoder:
 
     Raises:
         ImportError: there is no transformers (or sentence-transformers, for its checkpoints).
-        OSError: there is no such checkpoint.
+        OSError: there is no such checkpoint, or its weights are no safetensors.
         ValueError: an argument out of its range.
     """
 
@@ -184,7 +184,8 @@ class _SentenceTransformer:
     def __init__(self, model: str, device: str, max_length: int | None) -> None:
         from sentence_transformers import SentenceTransformer
 
-        self.model = SentenceTransformer(model, device=device).float().eval()
+        # Never pickle: weights that are no safetensors are an error.
+        self.model = SentenceTransformer(model, device=device, model_kwargs={"use_safetensors": True}).float().eval()
         if max_length is not None:
             self.model.max_seq_length = max_length
         self.max_length: int = self.model.max_seq_length or 0  # 0: it has no limit
@@ -207,7 +208,7 @@ class _Transformer:
         self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model = AutoModel.from_pretrained(model).float().eval().to(device)
+        self.model = AutoModel.from_pretrained(model, use_safetensors=True).float().eval().to(device)
         config = self.model.config
         limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 1 << 62)
         if max_length is not None and max_length > limit:

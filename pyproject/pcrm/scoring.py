@@ -40,7 +40,7 @@ class RewardModel:
         max_length: Tokens of a sequence; by default what the model and its tokenizer take.
 
     Raises:
-        OSError: there is no such checkpoint, or no tokenizer in it.
+        OSError: there is no such checkpoint, no tokenizer in it, or weights that are no safetensors.
         ValueError: the checkpoint has another number of labels, or lacks weights; its tokenizer
             has no token to pad with; an adapter without peft, or one that does not fit its base
             model; an argument out of its range.
@@ -185,7 +185,7 @@ def _load(name: str, dtype: Any, tokens: int) -> Any:
     if config.num_labels != 1:
         raise ValueError(f"{name}: has {config.num_labels} labels, a reward model has 1")
     model, report = AutoModelForSequenceClassification.from_pretrained(
-        name, config=config, dtype=dtype, output_loading_info=True
+        name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
     )
     _check_complete(name, report["missing_keys"])
     return model
@@ -193,16 +193,21 @@ def _load(name: str, dtype: Any, tokens: int) -> Any:
 
 def _load_adapter(name: str, dtype: Any, tokens: int) -> Any:
     from transformers import AutoModelForSequenceClassification
+    from transformers.utils.hub import cached_file
 
     try:
         from peft import PeftConfig, PeftModel, load_peft_weights
+        from peft.utils import SAFETENSORS_WEIGHTS_NAME
     except ModuleNotFoundError:
         raise ValueError(f"{name}: is an adapter, which needs peft: pip install peft") from None
+    # peft would take adapter_model.bin, which is a pickle, where this is not there.
+    if cached_file(name, SAFETENSORS_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False) is None:
+        raise ValueError(f"{name}: has no {SAFETENSORS_WEIGHTS_NAME}, and weights of another format are not read")
     config = PeftConfig.from_pretrained(name)
     base: str = config.base_model_name_or_path  # pyright: ignore[reportAssignmentType]
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            base, revision=config.revision, num_labels=1, dtype=dtype, output_loading_info=True
+            base, revision=config.revision, num_labels=1, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
         if tokens > model.get_input_embeddings().weight.shape[0]:  # trained with tokens of its own
             model.resize_token_embeddings(tokens)

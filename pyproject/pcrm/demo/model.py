@@ -67,7 +67,9 @@ def load_tokenizer(path: str | Path) -> Any:
 
 def load_model(path: str | Path, seed: int) -> Any:
     torch.manual_seed(seed)  # a checkpoint without a scalar head gets a random one
-    return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
+    return AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=1, dtype=torch.float32, use_safetensors=True
+    )
 
 
 class Encoder:
