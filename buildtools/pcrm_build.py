@@ -146,7 +146,7 @@ def _own_flags(generated: Path) -> None:
     The command that gopy writes down goes too: cgo derives names from this file's bits,
     which would then differ with the folder. For the same reason -I is not among the flags.
     """
-    cflags = "#cgo CFLAGS: -O2 -fno-fast-math -Wno-error -Wno-implicit-function-declaration -Wno-int-conversion"
+    cflags = "#cgo CFLAGS: -fno-fast-math -Wno-error -Wno-implicit-function-declaration -Wno-int-conversion"
     text = generated.read_text()
     text, cflags_count = re.subn(r"^#cgo CFLAGS:.*$", cflags, text, flags=re.M)
     text, ldflags_count = re.subn(r"^#cgo LDFLAGS:.*$\n", "", text, flags=re.M)
@@ -154,6 +154,16 @@ def _own_flags(generated: Path) -> None:
     if (cflags_count, ldflags_count, command_count) != (1, 1, 1):
         raise RuntimeError("gopy's output has another form than gopy v0.4.10 writes: check go.mod")
     generated.write_text(text)
+
+
+def _in_order(generated: Path, pattern: str) -> None:
+    """Sort the parts of a file that match.
+
+    gopy writes the functions in the random order of a Go map, and no two builds were the same.
+    """
+    text = generated.read_text()
+    parts = iter(sorted(re.findall(pattern, text, flags=re.M | re.S)))
+    generated.write_text(re.sub(pattern, lambda _: next(parts), text, flags=re.M | re.S))
 
 
 def compile_native(work: Path, extension: Path) -> None:
@@ -170,7 +180,8 @@ def compile_native(work: Path, extension: Path) -> None:
     go = _go()
     env = {k: v for k, v in os.environ.items() if not k.startswith(("CGO_", "GOPY_"))} | {
         "CC": _cc(platform.machine()),
-        "CGO_CFLAGS": f'"-I{include}"',
+        # Without -O, zig adds calls of a sanitizer that nothing links.
+        "CGO_CFLAGS": f'"-I{include}" -O2',
         "CGO_ENABLED": "1",
         "GOFLAGS": "-mod=readonly -trimpath -buildvcs=false",
         "GOTOOLCHAIN": "local",
@@ -189,6 +200,8 @@ def compile_native(work: Path, extension: Path) -> None:
     run(go, "build", "-o", f"{tools}/", "github.com/go-python/gopy", "golang.org/x/tools/cmd/goimports")
     run(str(tools / "gopy"), "gen", "-output", str(generated), "-vm", sys.executable, "-no-make", "./bridge")
     _own_flags(generated / "bridge.go")
+    _in_order(generated / "bridge.go", r"^//export bridge_.*?^}\n")
+    _in_order(generated / "build.py", r"^add_checked_[^\n]*\(mod, 'bridge_[^\n]*\n")
     run(str(tools / "goimports"), "-w", "bridge.go", cwd=generated)
     if (machine := _machine()) != platform.machine():
         env |= {"CC": _cc(machine), "GOARCH": GOARCH[machine]}  # what ran until here, runs on this machine

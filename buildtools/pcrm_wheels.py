@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import platform
@@ -22,8 +23,11 @@ import sys
 import tarfile
 import tempfile
 import tomllib
+import zipfile
 from pathlib import Path
+from typing import Any
 
+from elftools.elf.elffile import ELFFile
 from pcrm_build import GLIBC, GO_PACKAGE, GOARCH, ROOT, ZIG_PACKAGE
 
 SIZE_LIMIT = 6 * 2**20
@@ -80,14 +84,36 @@ def build_wheel(python: str, machine: str, source: Path, out: Path) -> Path:
 
 
 def complaint(wheel: Path) -> str | None:
-    """What keeps a wheel from being uploaded, or None."""
+    """What keeps a wheel from being uploaded, or None; its extension may be for another processor."""
     newest = tuple(map(int, GLIBC.split(".")))
     tags = re.findall(r"manylinux_(\d+)_(\d+)_", wheel.name)
     if not tags or max(tuple(map(int, tag)) for tag in tags) > newest:
         return f"{wheel.name} is not for manylinux_{'_'.join(map(str, newest))} or older"
     if (size := wheel.stat().st_size) >= SIZE_LIMIT:
         return f"{wheel.name} has {size} bytes, should have less than {SIZE_LIMIT}"
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".so"))
+        if unknown := foreign_symbols(archive.read(name)):
+            return f"{name} needs {', '.join(unknown)}, of neither Python nor glibc"
     return None
+
+
+def foreign_symbols(extension: bytes) -> list[str]:
+    """The symbols that an extension takes from elsewhere, less Python's and glibc's, which are those with a version.
+
+    The loader, with which a missing one is an error, runs the extension's own processor only.
+    """
+    elf: Any = ELFFile(io.BytesIO(extension))  # of a section's kind its types know nothing
+    symbols, versions = elf.get_section_by_name(".dynsym"), elf.get_section_by_name(".gnu.version")
+    unversioned = ("VER_NDX_LOCAL", "VER_NDX_GLOBAL")
+    return [
+        symbol.name
+        for number, symbol in enumerate(symbols.iter_symbols())
+        if symbol.entry.st_shndx == "SHN_UNDEF"
+        and symbol.entry.st_info.bind == "STB_GLOBAL"
+        and versions.get_symbol(number).entry.ndx in unversioned
+        and not symbol.name.startswith(("Py", "_Py"))
+    ]
 
 
 def main() -> int:

@@ -116,6 +116,14 @@ def test_refuses_another_gopy(tmp_path):
         pcrm_build._own_flags(generated)
 
 
+def test_puts_what_gopy_generates_in_order(tmp_path):
+    generated = tmp_path / "bridge.go"
+    blocks = [f"//export bridge_{name}\nfunc bridge_{name}() {{\n\treturn\n}}\n" for name in ("A", "B", "C")]
+    generated.write_text("head\n" + blocks[2] + "\n" + blocks[0] + "\n" + blocks[1] + "tail\n")
+    pcrm_build._in_order(generated, r"^//export bridge_.*?^}\n")
+    assert generated.read_text() == "head\n" + "\n".join(blocks) + "tail\n"
+
+
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [

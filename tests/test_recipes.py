@@ -50,12 +50,12 @@ def workplace(prepared, monkeypatch):
     return prepared
 
 
-def parsed(recipe):
+def parsed(recipe, *flags):
     """The arguments of a recipe by TRL's own parser, which here refuses what it does not know."""
     config = {"sft": trl.SFTConfig, "reward": PCRMRewardConfig, "dpo": PCRMDPOConfig}[kind_of(recipe)]
     parser = trl.TrlParser((ScriptArguments, config, trl.ModelConfig, DatasetMixtureConfig))
     # For use_cpu: without a GPU bfloat16 is refused.
-    return parser.parse_args_and_config(["--config", str(recipe), "--use_cpu", "true"])[1]
+    return parser.parse_args_and_config(["--config", str(recipe), "--use_cpu", "true", *flags])[1]
 
 
 @each_trl
@@ -68,6 +68,14 @@ def test_an_unknown_key_is_found(workplace, tmp_path):
     path.write_text((RECIPES / "trl" / "tldr-llama-2-7b-reward.yaml").read_text() + "warmup_steeps: 3\n")
     with pytest.raises(ValueError, match="warmup_steeps"):
         parsed(path)
+
+
+def test_another_prior(workplace):
+    """The flags of the README."""
+    flags = "--dataset_name runs/data/alpaca-farm/cosine --pcrm_prior column --pcrm_preset alpaca/cosine"
+    assert flags in (RECIPES / "README.md").read_text()
+    arguments = parsed(RECIPES / "trl" / "alpaca-farm-llama-2-7b-reward.yaml", *flags.split())
+    assert betas(arguments.pcrm_constraint()) == (20.0, 0.001, -15.0)
 
 
 def betas(constraint):
