@@ -90,8 +90,10 @@ def _load() -> ModuleType | None:
     global _native, _loaded_in, _unavailable
     if _native is None and _unavailable is None:
         try:
-            _native = importlib.import_module("pcrm._native._bridge")
+            module = importlib.import_module("pcrm._native._bridge")
+            # In this order: to another thread, a library of no process is one from before a fork.
             _loaded_in = os.getpid()
+            _native = module
         except ImportError as error:
             _unavailable = str(error)
             with contextlib.suppress(OSError, ValueError):
