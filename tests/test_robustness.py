@@ -8,6 +8,7 @@ import ctypes.util
 import importlib.util
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -292,7 +293,7 @@ func main() {}
 def other_runtime(tmp_path_factory):
     """A shared library made with the project's Go: a runtime of its own."""
     try:
-        go, cc = pcrm_build._go(), pcrm_build._cc()
+        go, cc = pcrm_build._go(), pcrm_build._cc(platform.machine())
     except RuntimeError as error:
         pytest.skip(f"needs what builds the extension: {error}")
     folder = tmp_path_factory.mktemp("other")

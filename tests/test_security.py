@@ -142,9 +142,10 @@ with pcrm.trace("trace"):
     pcrm.functional.pcrm_loss(torch.ones(2, requires_grad=True), torch.zeros(2), 4.0).backward()
 Encoder(get_model_path(), device="cpu").embed(["a"])
 sys.path.insert(0, sys.argv[1])
+import numpy as np
 import posts
 posts._states = lambda *_: {"states": torch.zeros(1), "mask": torch.ones(1)}
-posts.states(posts.Posts([], [], *[None] * 4), get_model_path(), Path("experiment"))
+posts.states(posts.Posts([], [], *[np.empty(0, int)] * 4), get_model_path(), Path("experiment"))
 """
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hf")}
     command = [sys.executable, "-c", code, str(ROOT / "experiments" / "tldr")]

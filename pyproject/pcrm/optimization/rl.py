@@ -140,7 +140,7 @@ def train(
         raise ValueError(f"{os.fspath(policy)}: its tokenizer has no token that ends a text")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model: Any = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32, use_safetensors=True)
     recipe = dataclasses.asdict(settings) | {
         "policy": identity_of(os.fspath(policy), model.config),
         "prompts": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),

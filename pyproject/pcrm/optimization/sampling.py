@@ -60,7 +60,7 @@ class Policy:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        loaded: Any = AutoModelForCausalLM.from_pretrained(self.name)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(self.name, use_safetensors=True)
         self._model = loaded.eval().to(self.device)
         ends = self._model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
