@@ -201,7 +201,7 @@ def test_what_is_not_length_stays(tmp_path):
 @pytest.mark.parametrize("before", SUFFIXES)
 def test_formats(tmp_path, monkeypatch, before, after):
     monkeypatch.setattr("pcrm.datafiles._BATCH_ROWS", 20)
-    monkeypatch.setattr("pcrm.datafiles._READ_LINES", 5)
+    monkeypatch.setattr("pcrm.datafiles._LOOK_ROWS", 5)
     for kind, make in ROWS.items():
         rows = make(90)
         source, out = write(tmp_path / f"{kind}{before}", rows), tmp_path / f"{kind}-out{after}"

@@ -312,7 +312,11 @@ def test_a_terminal_is_given_no_orders(capsys):
 
 
 def test_memory_is_bounded(found):
-    largest = max(found, key=lambda f: f["grown"])
+    # Too large rows are there to run out of memory: how much of it Arrow got before depends on how
+    # its buffer grew, in place or by a copy.
+    bounded = [f for f in found if f["case"] != "parquet: too large rows"]
+    assert len(bounded) < len(found)
+    largest = max(bounded, key=lambda f: f["grown"])
     assert largest["grown"] < GROWTH, largest
 
 
