@@ -144,7 +144,7 @@ Encoder(get_model_path(), device="cpu").embed(["a"])
 sys.path.insert(0, sys.argv[1])
 import posts
 posts._states = lambda *_: {"states": torch.zeros(1), "mask": torch.ones(1)}
-posts.states(posts.Posts([], [], *[None] * 4), get_model_path(), Path("experiment"))
+posts.states(posts.Posts([], [], *[torch.empty(0).numpy()] * 4), get_model_path(), Path("experiment"))
 """
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hf")}
     command = [sys.executable, "-c", code, str(ROOT / "experiments" / "tldr")]
