@@ -27,6 +27,8 @@ import zipfile
 from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
+from elftools.elf.gnuversions import GNUVerSymSection
+from elftools.elf.sections import SymbolTableSection
 from pcrm_build import GLIBC, GO_PACKAGE, GOARCH, ROOT, ZIG_PACKAGE
 
 SIZE_LIMIT = 6 * 2**20
@@ -103,14 +105,14 @@ def foreign_symbols(extension: bytes) -> list[str]:
     The loader, with which a missing one is an error, runs the extension's own processor only.
     """
     elf = ELFFile(io.BytesIO(extension))
-    symbols, versions = elf.get_section_by_name(".dynsym"), elf.get_section_by_name(".gnu.version")
-    unversioned = ("VER_NDX_LOCAL", "VER_NDX_GLOBAL")
+    (symbols,) = (s for s in elf.iter_sections() if isinstance(s, SymbolTableSection) and s.name == ".dynsym")
+    (versions,) = (s for s in elf.iter_sections() if isinstance(s, GNUVerSymSection))
     return [
         symbol.name
-        for number, symbol in enumerate(symbols.iter_symbols())
+        for symbol, version in zip(symbols.iter_symbols(), versions.iter_symbols(), strict=True)
         if symbol.entry.st_shndx == "SHN_UNDEF"
         and symbol.entry.st_info.bind == "STB_GLOBAL"
-        and versions.get_symbol(number).entry.ndx in unversioned
+        and version.entry.ndx in ("VER_NDX_LOCAL", "VER_NDX_GLOBAL")
         and not symbol.name.startswith(("Py", "_Py"))
     ]
 
