@@ -25,9 +25,10 @@ import tempfile
 import tomllib
 import zipfile
 from pathlib import Path
-from typing import Any
 
 from elftools.elf.elffile import ELFFile
+from elftools.elf.gnuversions import GNUVerSymSection
+from elftools.elf.sections import SymbolTableSection
 from pcrm_build import GLIBC, GO_PACKAGE, GOARCH, ROOT, ZIG_PACKAGE
 
 SIZE_LIMIT = 6 * 2**20
@@ -103,15 +104,15 @@ def foreign_symbols(extension: bytes) -> list[str]:
 
     The loader, with which a missing one is an error, runs the extension's own processor only.
     """
-    elf: Any = ELFFile(io.BytesIO(extension))  # of a section's kind its types know nothing
-    symbols, versions = elf.get_section_by_name(".dynsym"), elf.get_section_by_name(".gnu.version")
-    unversioned = ("VER_NDX_LOCAL", "VER_NDX_GLOBAL")
+    elf = ELFFile(io.BytesIO(extension))
+    (symbols,) = (s for s in elf.iter_sections() if isinstance(s, SymbolTableSection) and s.name == ".dynsym")
+    (versions,) = (s for s in elf.iter_sections() if isinstance(s, GNUVerSymSection))
     return [
         symbol.name
-        for number, symbol in enumerate(symbols.iter_symbols())
+        for symbol, version in zip(symbols.iter_symbols(), versions.iter_symbols(), strict=True)
         if symbol.entry.st_shndx == "SHN_UNDEF"
         and symbol.entry.st_info.bind == "STB_GLOBAL"
-        and versions.get_symbol(number).entry.ndx in unversioned
+        and version.entry.ndx in ("VER_NDX_LOCAL", "VER_NDX_GLOBAL")
         and not symbol.name.startswith(("Py", "_Py"))
     ]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 import torch
 from torch.autograd import forward_ad
@@ -716,7 +716,17 @@ def _differentiated(form: _Form, chosen: Tensor, rejected: Tensor, *arguments: A
     return results
 
 
-@torch.library.custom_op("pcrm::reward_loss", mutates_args=(), device_types=("cpu", "cuda"))
+def _custom_op(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """`torch.library.custom_op`. torch 2.4 takes annotations as they stand, which is as strings here."""
+
+    def register(function: Callable[..., Any]) -> Any:
+        function.__annotations__ = get_type_hints(function)
+        return torch.library.custom_op(name, function, mutates_args=(), device_types=("cpu", "cuda"))
+
+    return register
+
+
+@_custom_op("pcrm::reward_loss")
 def _reward_op(
     chosen: Tensor,
     rejected: Tensor,
@@ -730,7 +740,7 @@ def _reward_op(
     return _differentiated(_PAIR, chosen, rejected, delta, *options)
 
 
-@torch.library.custom_op("pcrm::token_loss", mutates_args=(), device_types=("cpu", "cuda"))
+@_custom_op("pcrm::token_loss")
 def _token_op(
     chosen: Tensor,
     rejected: Tensor,
@@ -743,7 +753,7 @@ def _token_op(
     return _differentiated(_TOKEN, chosen, rejected, chosen_ids, rejected_ids, delta, pad_token_id, reduction)
 
 
-@torch.library.custom_op("pcrm::dpo_loss", mutates_args=(), device_types=("cpu", "cuda"))
+@_custom_op("pcrm::dpo_loss")
 def _dpo_op(
     policy_chosen: Tensor,
     policy_rejected: Tensor,
