@@ -1,28 +1,17 @@
 package pcrm
 
-import "math"
+import (
+	"math"
+
+	"github.com/pcrm-project/pcrm/pcrm/internal/half"
+)
 
 // Float16 holds the bits of an IEEE 754 half-precision number, which Go has no
 // arithmetic for.
 type Float16 uint16
 
 // Float64 converts exactly; a NaN stays a NaN, of unspecified payload.
-func (h Float16) Float64() float64 {
-	if h&0x7c00 == 0x7c00 {
-		if h&0x3ff != 0 {
-			return math.NaN()
-		}
-		return math.Inf(1 - int(h>>15)*2)
-	}
-	return float64(h.finite())
-}
-
-// finite is Float64 but for infinities and NaNs, which it takes for larger numbers.
-func (h Float16) finite() float32 {
-	// The exponent and fraction land in the float32's places with a bias too small
-	// by 127-15, which the product restores, subnormals included: both are exact.
-	return math.Float32frombits(uint32(h&0x8000)<<16|uint32(h&0x7fff)<<13) * 0x1p112
-}
+func (h Float16) Float64() float64 { return half.Float64(uint16(h)) }
 
 // Element is what an embedding may be made of.
 type Element interface{ float32 | float64 | Float16 }
@@ -190,7 +179,7 @@ func halfProducts(a, b []Float16) (ab, aa, bb float64) {
 		n := min(len(a), len(x))
 		for i, h := range a[:n] {
 			g := b[i]
-			x[i&127], y[i&127] = h.finite(), g.finite()
+			x[i&127], y[i&127] = half.Finite(uint16(h)), half.Finite(uint16(g))
 			special |= (h&0x7c00 + 0x400) | (g&0x7c00 + 0x400)
 		}
 		ab1, aa1, bb1 := products32(x[:n], y[:n])

@@ -58,12 +58,10 @@ func DPOLoss[F Float](losses, gradChosen, gradRejected, chosenRewards, rejectedR
 		sliceLength{"reference_chosen_logps", len(referenceChosen), true},
 		sliceLength{"reference_rejected_logps", len(referenceRejected), true},
 		sliceLength{"delta", len(delta), true},
-		sliceLength{"losses", len(losses), losses != nil || o.Reduction == None},
-		sliceLength{"gradChosen", len(gradChosen), gradChosen != nil || gradRejected != nil},
-		sliceLength{"gradRejected", len(gradRejected), gradRejected != nil || gradChosen != nil},
-		sliceLength{"chosenRewards", len(chosenRewards), chosenRewards != nil},
-		sliceLength{"rejectedRewards", len(rejectedRewards), rejectedRewards != nil},
 	); err != nil {
+		return 0, err
+	}
+	if err := checkDestinations("policy_chosen_logps", n, o.Reduction, losses, gradChosen, gradRejected, chosenRewards, rejectedRewards); err != nil {
 		return 0, err
 	}
 	if o.CheckFinite {

@@ -139,10 +139,10 @@ func RewardLoss[F Float](losses, gradChosen, gradRejected, chosen, rejected, del
 	if err := checkLengths("chosen_rewards", n,
 		sliceLength{"rejected_rewards", len(rejected), true},
 		sliceLength{"delta", len(delta), true},
-		sliceLength{"losses", len(losses), losses != nil || o.Reduction == None},
-		sliceLength{"gradChosen", len(gradChosen), gradChosen != nil || gradRejected != nil},
-		sliceLength{"gradRejected", len(gradRejected), gradRejected != nil || gradChosen != nil},
 	); err != nil {
+		return 0, err
+	}
+	if err := checkDestinations("chosen_rewards", n, o.Reduction, losses, gradChosen, gradRejected, nil, nil); err != nil {
 		return 0, err
 	}
 	j := takeJob[F]()
@@ -202,4 +202,18 @@ func checkLengths(name string, n int, slices ...sliceLength) error {
 		}
 	}
 	return nil
+}
+
+// checkDestinations reports the first slice to be written to that has not n elements, as the
+// named one has: the losses where each is wanted, and what else is given. A gradient comes
+// with the other.
+func checkDestinations[F Float](name string, n int, r Reduction, losses, gradChosen, gradRejected, chosenRewards, rejectedRewards []F) error {
+	gradient := gradChosen != nil || gradRejected != nil
+	return checkLengths(name, n,
+		sliceLength{"losses", len(losses), losses != nil || r == None},
+		sliceLength{"gradChosen", len(gradChosen), gradient},
+		sliceLength{"gradRejected", len(gradRejected), gradient},
+		sliceLength{"chosenRewards", len(chosenRewards), chosenRewards != nil},
+		sliceLength{"rejectedRewards", len(rejectedRewards), rejectedRewards != nil},
+	)
 }

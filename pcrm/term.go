@@ -178,12 +178,10 @@ func TermLoss[F Float](losses, gradChosen, gradRejected, chosenRewards, rejected
 		sliceLength{"referenceChosen", len(referenceChosen), references},
 		sliceLength{"referenceRejected", len(referenceRejected), references},
 		sliceLength{"offset", len(offset), true},
-		sliceLength{"losses", len(losses), losses != nil || o.Reduction == None},
-		sliceLength{"gradChosen", len(gradChosen), gradChosen != nil || gradRejected != nil},
-		sliceLength{"gradRejected", len(gradRejected), gradRejected != nil || gradChosen != nil},
-		sliceLength{"chosenRewards", len(chosenRewards), chosenRewards != nil},
-		sliceLength{"rejectedRewards", len(rejectedRewards), rejectedRewards != nil},
 	); err != nil {
+		return 0, err
+	}
+	if err := checkDestinations("chosen", n, o.Reduction, losses, gradChosen, gradRejected, chosenRewards, rejectedRewards); err != nil {
 		return 0, err
 	}
 	j := takeJob[F]()

@@ -392,21 +392,9 @@ func (r *record) floats(dtype string, shape []int, names []string, dst ...*[]flo
 	return nil
 }
 
-// float64s converts exactly.
 func float64s(t safetensors.Tensor) []float64 {
-	dst, order := make([]float64, t.Len()), binary.LittleEndian
-	for i := range dst {
-		switch t.Dtype {
-		case "F64":
-			dst[i] = math.Float64frombits(order.Uint64(t.Data[8*i:]))
-		case "F32":
-			dst[i] = float64(math.Float32frombits(order.Uint32(t.Data[4*i:])))
-		case "BF16":
-			dst[i] = float64(math.Float32frombits(uint32(order.Uint16(t.Data[2*i:])) << 16))
-		case "F16":
-			dst[i] = Float16(order.Uint16(t.Data[2*i:])).Float64()
-		}
-	}
+	dst := make([]float64, t.Len())
+	safetensors.Float64s(dst, t.Data, t.Dtype)
 	return dst
 }
 

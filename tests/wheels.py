@@ -33,7 +33,7 @@ TRAINERS = (
     "tests/test_trl_invariants.py::test_backends_train_the_same_model",
 )
 # Inductor needs the compiler that is not on PATH.
-LOSSES = (*GOLDEN, "tests/test_functional.py", "tests/test_forms.py", "-k", "not inductor")
+LOSSES = (*GOLDEN, "tests/test_functional.py", "tests/test_forms.py", "tests/test_rivals.py", "-k", "not inductor")
 
 PAIRS = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No " * i} for i in range(1, 33)]
 ROWS = {
@@ -189,7 +189,9 @@ def main() -> int:
             torch = oldest_torch(wheel)
             env.install(str(wheel), torch)
             say(f"{torch}, alone:", env.doctor(Path(temporary)), "golden vectors ok")
-            env.install(str(wheel), torch, "pytest", "hypothesis", "pyelftools", "numpy")
+            env.install(
+                f"pcrm[trace] @ {wheel.as_uri()}", torch, "pytest", "hypothesis", "mpmath", "pyelftools", "numpy"
+            )
             say(f"{torch}:", env.pytest(*LOSSES))
     return 0
 

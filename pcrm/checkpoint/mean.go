@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"math"
 
-	"github.com/pcrm-project/pcrm/pcrm"
 	"github.com/pcrm-project/pcrm/pcrm/internal/safetensors"
 )
 
@@ -57,7 +56,7 @@ next:
 func scale(sums []float64, data []byte, dtype string, weight float64) {
 	n := scaleSIMD(sums, data, dtype, weight)
 	sums = sums[n:]
-	decode(sums, data[n*safetensors.Size(dtype):], dtype)
+	safetensors.Float64s(sums, data[n*safetensors.Size(dtype):], dtype)
 	for i, v := range sums {
 		sums[i] = weight * v
 	}
@@ -68,7 +67,7 @@ func accumulate(sums []float64, data []byte, dtype string, weight float64) {
 	n := accumulateSIMD(sums, data, dtype, weight)
 	var x [block]float64
 	sums = sums[n:]
-	decode(x[:len(sums)], data[n*safetensors.Size(dtype):], dtype)
+	safetensors.Float64s(x[:len(sums)], data[n*safetensors.Size(dtype):], dtype)
 	for i, v := range x[:len(sums)] {
 		sums[i] += float64(weight * v) // the conversion keeps a compiler from rounding but once
 	}
@@ -83,34 +82,13 @@ func quotient(dst []byte, sums []float64, dtype string, total float64) (notFinit
 		sums[i] /= total
 	}
 	encode(dst, sums, dtype)
-	decode(sums, dst, dtype)
+	safetensors.Float64s(sums, dst, dtype)
 	for _, v := range sums {
 		if v-v != 0 {
 			notFinite++
 		}
 	}
 	return notFinite
-}
-
-func decode(dst []float64, data []byte, dtype string) {
-	switch dtype {
-	case "F64":
-		for i := range dst {
-			dst[i] = math.Float64frombits(order.Uint64(data[8*i:]))
-		}
-	case "F32":
-		for i := range dst {
-			dst[i] = float64(math.Float32frombits(order.Uint32(data[4*i:])))
-		}
-	case "BF16":
-		for i := range dst {
-			dst[i] = float64(math.Float32frombits(uint32(order.Uint16(data[2*i:])) << 16))
-		}
-	case "F16":
-		for i := range dst {
-			dst[i] = pcrm.Float16(order.Uint16(data[2*i:])).Float64()
-		}
-	}
 }
 
 func encode(data []byte, x []float64, dtype string) {

@@ -52,7 +52,7 @@ func (f format) encode(x ...float64) []byte {
 
 func (f format) decode(data []byte) []float64 {
 	x := make([]float64, len(data)*8/int(f.bits))
-	decode(x, data, f.dtype)
+	safetensors.Float64s(x, data, f.dtype)
 	return x
 }
 

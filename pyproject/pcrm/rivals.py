@@ -10,7 +10,7 @@ the option `center_rewards_coefficient` of the former. `pcrm.trace` does not rec
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from .functional import (
     _check_alike,
     _check_options,
     _check_where,
+    _custom_op,
     _differentiated,
     _evaluate,
     _fake,
@@ -397,30 +398,6 @@ def _go(
     return loss, by_chosen, by_rejected, *more
 
 
-def _offset_loss(
-    gradient: bool, chosen: Tensor, rejected: Tensor, native: Any, offset: Tensor, coefficient: float, reduction: int
-) -> tuple[Tensor, ...]:
-    return _go(gradient, native, (chosen, rejected), False, offset, reduction, 0, 1.0, 0.0, 1.0, coefficient)
-
-
-def _dpo_term_loss(
-    gradient: bool,
-    chosen: Tensor,
-    rejected: Tensor,
-    native: Any,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    offset: Tensor,
-    term: int,
-    beta: float,
-    reward_beta: float,
-    offset_scale: float,
-    reduction: int,
-) -> tuple[Tensor, ...]:
-    logps = (chosen, rejected, reference_chosen, reference_rejected)
-    return _go(gradient, native, logps, True, offset, reduction, term, beta, reward_beta, offset_scale, 0.0)
-
-
 # On a CUDA device: the same, as soon as the stream comes to it. The offsets there were not
 # looked at, which would wait for it.
 
@@ -454,34 +431,44 @@ def _cuda(
     return loss, by_chosen, by_rejected, *more
 
 
-def _cuda_offset_loss(
-    gradient: bool,
-    chosen: Tensor,
-    rejected: Tensor,
-    device: backends.Device,
-    offset: Tensor,
-    coefficient: float,
-    reduction: int,
-) -> tuple[Tensor, ...]:
-    return _cuda(gradient, device, (chosen, rejected), False, offset, reduction, 0, 1.0, 0.0, 1.0, coefficient)
+# Both forms by the one or the other.
 
 
-def _cuda_dpo_term_loss(
-    gradient: bool,
-    chosen: Tensor,
-    rejected: Tensor,
-    device: backends.Device,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    offset: Tensor,
-    term: int,
-    beta: float,
-    reward_beta: float,
-    offset_scale: float,
-    reduction: int,
-) -> tuple[Tensor, ...]:
-    logps = (chosen, rejected, reference_chosen, reference_rejected)
-    return _cuda(gradient, device, logps, True, offset, reduction, term, beta, reward_beta, offset_scale, 0.0)
+def _offset_loss(term_loss: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    def loss(
+        gradient: bool,
+        chosen: Tensor,
+        rejected: Tensor,
+        computer: Any,
+        offset: Tensor,
+        coefficient: float,
+        reduction: int,
+    ) -> tuple[Tensor, ...]:
+        numbers = (reduction, 0, 1.0, 0.0, 1.0, coefficient)
+        return term_loss(gradient, computer, (chosen, rejected), False, offset, *numbers)
+
+    return loss
+
+
+def _dpo_term_loss(term_loss: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    def loss(
+        gradient: bool,
+        chosen: Tensor,
+        rejected: Tensor,
+        computer: Any,
+        reference_chosen: Tensor,
+        reference_rejected: Tensor,
+        offset: Tensor,
+        term: int,
+        beta: float,
+        reward_beta: float,
+        offset_scale: float,
+        reduction: int,
+    ) -> tuple[Tensor, ...]:
+        logps = (chosen, rejected, reference_chosen, reference_rejected)
+        return term_loss(gradient, computer, logps, True, offset, reduction, term, beta, reward_beta, offset_scale, 0.0)
+
+    return loss
 
 
 # What torch computes: the same arguments, the loss and what else there is.
@@ -509,8 +496,8 @@ def _plain_dpo_term(
 
 _OFFSET = _Form(
     "offset",
-    _offset_loss,
-    _cuda_offset_loss,
+    _offset_loss(_go),
+    _offset_loss(_cuda),
     _plain_offset,
     _REWARDS,
     ("offset", "coefficient", "reduction"),
@@ -518,8 +505,8 @@ _OFFSET = _Form(
 )
 _DPO_TERM = _Form(
     "dpo_term",
-    _dpo_term_loss,
-    _cuda_dpo_term_loss,
+    _dpo_term_loss(_go),
+    _dpo_term_loss(_cuda),
     _plain_dpo_term,
     _LOGPS[:2],
     (*_LOGPS[2:], "offset", "term", "beta", "reward_beta", "offset_scale", "reduction"),
@@ -528,14 +515,14 @@ _DPO_TERM = _Form(
 )
 
 
-@torch.library.custom_op("pcrm::offset_loss", mutates_args=(), device_types=("cpu", "cuda"))
+@_custom_op("pcrm::offset_loss")
 def _offset_op(
     chosen: Tensor, rejected: Tensor, offset: Tensor, coefficient: float, reduction: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _differentiated(_OFFSET, chosen, rejected, offset, coefficient, reduction)
 
 
-@torch.library.custom_op("pcrm::dpo_term_loss", mutates_args=(), device_types=("cpu", "cuda"))
+@_custom_op("pcrm::dpo_term_loss")
 def _dpo_term_op(
     policy_chosen: Tensor,
     policy_rejected: Tensor,

@@ -27,6 +27,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/pcrm-project/pcrm/pcrm/internal/half"
 )
 
 const (
@@ -324,4 +326,28 @@ func (w walker) entry() (e Entry, err error) {
 		return e, fmt.Errorf("shape %v of %s is %d bytes, but data_offsets are %v", shape, e.Dtype, size, offsets)
 	}
 	return e, nil
+}
+
+// Float64s converts the first numbers of data, exactly, to as many as dst has room for. Data
+// of another type than F64, F32, BF16 or F16 leaves dst as it is.
+func Float64s(dst []float64, data []byte, dtype string) {
+	order := binary.LittleEndian
+	switch dtype {
+	case "F64":
+		for i := range dst {
+			dst[i] = math.Float64frombits(order.Uint64(data[8*i:]))
+		}
+	case "F32":
+		for i := range dst {
+			dst[i] = float64(math.Float32frombits(order.Uint32(data[4*i:])))
+		}
+	case "BF16":
+		for i := range dst {
+			dst[i] = float64(math.Float32frombits(uint32(order.Uint16(data[2*i:])) << 16))
+		}
+	case "F16":
+		for i := range dst {
+			dst[i] = half.Float64(order.Uint16(data[2*i:]))
+		}
+	}
 }
