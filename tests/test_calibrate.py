@@ -1,23 +1,18 @@
 """`pcrm calibrate`: against statsmodels and NumPy through the command, and what it takes out of scores."""
 
-import gzip
 import json
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import scipy.stats
-from datasets import Dataset, load_from_disk
+from files import SUFFIXES, read, write
 from pcrm.report import statistics
 from statsmodels.nonparametric.smoothers_lowess import lowess
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from pcrm import cli
-
-SUFFIXES = [".jsonl", ".jsonl.gz", ".parquet", ""]
 
 
 def calibrate(source, out, *arguments):
@@ -28,29 +23,6 @@ def fails(capsys, source, out, *arguments):
     capsys.readouterr()
     assert calibrate(source, out, *arguments) == 1
     return capsys.readouterr().err
-
-
-def write(path, rows):
-    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    if path.name.endswith(".parquet"):
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.name.endswith(".gz"):
-        path.write_bytes(gzip.compress(lines))
-    elif path.name.endswith(".jsonl"):
-        path.write_bytes(lines)
-    else:
-        Dataset.from_list(rows).save_to_disk(path)
-    return path
-
-
-def read(path):
-    if path.name.endswith(".parquet"):
-        return pq.read_table(path).to_pylist()
-    if path.name.endswith(".gz"):
-        return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
-    if path.name.endswith(".jsonl"):
-        return [json.loads(line) for line in path.read_bytes().splitlines()]
-    return load_from_disk(str(path)).to_list()
 
 
 def words(random, length):

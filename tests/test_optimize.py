@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_tiny
+from files import read, write
 from pcrm.demo import world
 from pcrm.optimization import best_of_n, reference, rl, softmax_policy
 from pcrm.optimization.sampling import Policy, sample
@@ -32,11 +33,6 @@ def summary(out):
     return json.loads((out / "summary.json").read_text())
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def scored_rows(n=40, seed=0, scale=1.0):
     random = np.random.default_rng(seed)
     rows = []
@@ -48,10 +44,6 @@ def scored_rows(n=40, seed=0, scale=1.0):
 
 def gold(prompts, responses):
     return [world.gold(p, r) for p, r in zip(prompts, responses, strict=True)]
-
-
-def rows_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +205,7 @@ def test_pools_are_scored_as_by_pcrm_score(tmp_path, tiny, second, rows):
     out = tmp_path / "out"
     assert optimize(out, source, "--proxy", tiny, "--proxy", f"other={second}", "--gold", "ratings") == 0
     assert cli.main(["score", str(second), str(source), "--out", str(tmp_path / "scores.jsonl")]) == 0
-    scores = [r["scores"] for r in rows_of(tmp_path / "scores.jsonl")]
+    scores = [r["scores"] for r in read(tmp_path / "scores.jsonl")]
     curve = best_of_n(scores, [r["ratings"] for r in pool])
     found = summary(out)["models"]
     assert list(found) == [tiny.name, "other"]
@@ -297,7 +289,7 @@ def test_samples_go_on_after_a_kill(tmp_path, tiny_policy):
     sample(killed, str(source), tmp_path / "out.jsonl", samples=2, seed=5)
     assert [a[2][1] for a in calls] == [0, 64, 128, 128]  # no shard twice
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert all(len(r["responses"]) == 2 and r["ä"] == "ß" for r in rows_of(tmp_path / "out.jsonl"))
+    assert all(len(r["responses"]) == 2 and r["ä"] == "ß" for r in read(tmp_path / "out.jsonl"))
     sample(killed, str(source), tmp_path / "out.jsonl", samples=2, seed=6)
     assert (tmp_path / "out.jsonl").read_bytes() != (tmp_path / "whole.jsonl").read_bytes()
 
@@ -444,7 +436,7 @@ def test_policy_and_rl(tmp_path, capsys, tiny, second, tiny_policy, prompt_file)
     assert optimize(out, *arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     found = summary(out)["models"]
-    before, after = rows_of(out / "pool.jsonl"), rows_of(out / "rl" / "a" / "pool.jsonl")
+    before, after = read(out / "pool.jsonl"), read(out / "rl" / "a" / "pool.jsonl")
     assert [r["prompt"] for r in before] == [r["prompt"] for r in after] and before != after
     a = found["a"]["scaled"]
     proxy = RewardModel(tiny)

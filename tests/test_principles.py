@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 from datasets import Dataset
+from files import read, write
 from pcrm.cli import main
 from pcrm.demo.model import make_model, make_tokenizer
 from pcrm.principles import Principle, load, parse, with_principles
@@ -18,15 +19,6 @@ from trainers import build
 
 PAIR = {"prompt": "Cats?", "chosen": " Yes.", "rejected": " No, {prompt}."}
 FOUR = [{"text": f"Be {w}.", "name": w, "negation": f"Be un{w}."} for w in ("kind", "fair", "clear", "even")]
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def rows(n, seed=0, scores=(-2.0, -1.0, 0.0, 1.0, 2.0)):

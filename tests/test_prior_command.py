@@ -11,16 +11,14 @@ import sys
 import time
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict
+from files import SUFFIXES, lines, read, write
 from pcrm.cli import main
 from pcrm.demo.world import generate
 
 import pcrm
 
-SUFFIXES = [".jsonl", ".jsonl.gz", ".parquet", ""]
 # Small batches: many shards of few rows. All else is the command as it is installed.
 COMMAND = "import sys, pcrm.datafiles as d; d._BATCH_ROWS, d._LOOK_ROWS = 20, 5; from pcrm.cli import main; sys.exit(main(sys.argv[1:]))"
 
@@ -34,33 +32,6 @@ def pairs():
 def small_batches(monkeypatch):
     monkeypatch.setattr("pcrm.datafiles._BATCH_ROWS", 20)
     monkeypatch.setattr("pcrm.datafiles._LOOK_ROWS", 5)
-
-
-def write(path, rows):
-    name = path.name
-    if name.endswith(".parquet"):
-        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=33)
-    elif name.endswith(".gz"):
-        path.write_bytes(gzip.compress(lines(rows)))
-    elif name.endswith(".jsonl"):
-        path.write_bytes(lines(rows))
-    else:
-        Dataset.from_list(rows).save_to_disk(path)
-    return path
-
-
-def lines(rows):
-    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-
-
-def read(path):
-    if path.name.endswith(".parquet"):
-        return pq.read_table(path).to_pylist()
-    if path.name.endswith(".gz"):
-        return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
-    if path.name.endswith(".jsonl"):
-        return [json.loads(line) for line in path.read_bytes().splitlines()]
-    return load_from_disk(str(path)).to_list()
 
 
 def content(path):

@@ -14,6 +14,7 @@ import pytest
 import scipy.optimize
 import scipy.special
 import scipy.stats
+from files import write
 from pcrm.report import statistics
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
@@ -29,11 +30,6 @@ def report(out, *arguments):
 
 def summary(out):
     return json.loads((out / "summary.json").read_text())
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def pair_rows(n=300, seed=0):

@@ -3,8 +3,6 @@
 import itertools
 import math
 import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -13,7 +11,7 @@ from pcrm.sampling import PrioritizedSampler
 from pcrm.trl import PCRMDPOConfig, PCRMRewardConfig
 from test_readme import blocks
 from torch.utils.data import DataLoader, RandomSampler
-from trainers import FORMATS, build, distance, load, steps
+from trainers import FORMATS, TWO_PROCESSES, build, distance, launch, load, steps
 
 import pcrm
 
@@ -281,15 +279,8 @@ def test_in_two_processes_is_accumulation_in_one(tiny, tmp_path):
         torch.save(trainer.sampler.state_dict(), f"{{sys.argv[2]}}/sampler-{{trainer.args.process_index}}.pt")
         """)
     )
-    launchers = {
-        "one": ([], "2"),
-        "two": (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], "1"),
-    }
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "ACCELERATE_USE_CPU": "true"}
-    for name, (launcher, accumulation) in launchers.items():
-        command = [sys.executable, *launcher, str(script), str(tiny), str(tmp_path / name), accumulation]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-5000:]
+    launch(str(script), str(tiny), str(tmp_path / "one"), "2")
+    launch(*TWO_PROCESSES, str(script), str(tiny), str(tmp_path / "two"), "1")
     one, two, other = (
         torch.load(tmp_path / path, weights_only=True)
         for path in ("one/sampler-0.pt", "two/sampler-0.pt", "two/sampler-1.pt")
@@ -298,7 +289,7 @@ def test_in_two_processes_is_accumulation_in_one(tiny, tmp_path):
     for key in ("priorities", "probabilities"):
         assert torch.equal(two[key], other[key])
         torch.testing.assert_close(one[key], two[key], rtol=0, atol=1e-6)
-    a, b = (load("reward", tmp_path / name).state_dict() for name in launchers)
+    a, b = (load("reward", tmp_path / name).state_dict() for name in ("one", "two"))
     assert max((a[k] - b[k]).abs().max().item() for k in a) < 5e-6
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 from datasets import Dataset, load_from_disk
+from files import read, write
 from pcrm.cli import main
 from pcrm.demo.world import generate
 from trainers import FORMATS, build
@@ -28,15 +29,6 @@ TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'nobody' %}{{ raise_exception('nobody speaks') }}{% endif %}"
     "{{ m['role'] }}{{ '!' if loud else ':' }} {{ m['content'] }}\n{% endfor %}"
 )
-
-
-def write(path, rows):
-    path.write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-    return path
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def score(model, rows, tmp_path, *options):

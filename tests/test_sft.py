@@ -2,8 +2,6 @@
 
 import math
 import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -13,7 +11,7 @@ from pcrm.trl import PCRMDPOConfig, PCRMRewardConfig
 from peft import LoraConfig
 from test_readme import blocks
 from torch.nn.functional import logsigmoid
-from trainers import FORMATS, build, distance, load, steps
+from trainers import FORMATS, TWO_PROCESSES, build, distance, launch, load, steps
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForCausalLM
 
 UNCONSTRAINED = {"pcrm_prior": "fixed", "pcrm_delta": math.inf}
@@ -260,16 +258,9 @@ def test_reward_in_two_processes_is_accumulation_in_one(tiny_policy, tmp_path, r
         trainer.save_model()
         """)
     )
-    launchers = {
-        "one": ([], "2"),
-        "two": (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], "1"),
-    }
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "ACCELERATE_USE_CPU": "true"}
-    for name, (launcher, accumulation) in launchers.items():
-        command = [sys.executable, *launcher, str(script), str(tiny_policy), str(tmp_path / name), accumulation]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-5000:]
-    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in launchers)
+    launch(str(script), str(tiny_policy), str(tmp_path / "one"), "2")
+    launch(*TWO_PROCESSES, str(script), str(tiny_policy), str(tmp_path / "two"), "1")
+    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("one", "two"))
     assert max((one[k] - two[k]).abs().max().item() for k in one) < SAME
     start = load("dpo", tiny_policy).state_dict()
     assert (one["lm_head.weight"] - start["lm_head.weight"]).abs().max() > 20 * SAME

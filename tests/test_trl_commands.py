@@ -94,7 +94,7 @@ def test_accelerate_launch(config, rows, tmp_path):
     )
     file, out = config("reward", "launched", datasets=None, pcrm_prior="column", pcrm_beta1=1.0, pcrm_beta3=0.0)
     launch(
-        *("accelerate.commands.launch", "--config_file", str(ROOT / "examples" / "accelerate" / "ddp.yaml")),
+        *("-m", "accelerate.commands.launch", "--config_file", str(ROOT / "examples" / "accelerate" / "ddp.yaml")),
         *("--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0", "-m", "pcrm", "reward"),
         *("--config", file, "--dataset_name", str(path)),
     )

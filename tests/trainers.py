@@ -50,15 +50,15 @@ def build(kind, folder, out, data, *, stock=False, eval_data=None, model=None, t
     )
 
 
-TWO_PROCESSES = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 def launch(*command):
-    """Run a Python module with its arguments, on the CPU; its output where it fails."""
+    """Run Python with these arguments, on the CPU; its output where it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "ACCELERATE_USE_CPU": "true"}
     # A session of its own, so that a launcher's children do not outlive it.
     with subprocess.Popen(
-        [sys.executable, "-m", *command],
+        [sys.executable, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

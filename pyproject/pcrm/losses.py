@@ -8,7 +8,8 @@ import torch
 
 from . import tracing
 from .constraint import Constraint
-from .functional import Reduction, _check_options, pcrm_dpo_loss, pcrm_loss
+from .forms import Reduction, check_options
+from .functional import pcrm_dpo_loss, pcrm_loss
 
 
 class PCRMLoss(torch.nn.Module):
@@ -38,7 +39,7 @@ class PCRMLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.constraint = _checked(constraint)
-        _check_options(label_smoothing, reduction)
+        check_options(label_smoothing, reduction)
         self.settings: dict[str, Any] = {
             "label_smoothing": label_smoothing,
             "center_rewards_coefficient": center_rewards_coefficient,
@@ -89,7 +90,7 @@ class PCRMDPOLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.constraint = _checked(constraint)
-        _check_options(label_smoothing, reduction)
+        check_options(label_smoothing, reduction)
         self.settings: dict[str, Any] = {"beta": beta, "label_smoothing": label_smoothing, "reduction": reduction}
 
     def forward(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import backends, reference, rows
-from .functional import check_pad
+from .forms import check_pad
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,35 +17,33 @@ from typing import Any, Literal
 import torch
 
 from . import backends, reference
-from .functional import (
-    _COMPUTE,
-    _DTYPES,
-    _LOGPS,
-    _NAMES,
-    _NONE,
-    _OPERATORS,
-    _REWARDS,
-    _SCALARS,
+from .forms import (
+    COMPUTE,
+    DTYPES,
+    LOGPS,
+    NAMES,
+    NONE,
+    REWARDS,
+    SCALARS,
+    Form,
     Reduction,
-    _check_alike,
-    _check_options,
-    _check_where,
-    _custom_op,
-    _differentiated,
-    _evaluate,
-    _fake,
-    _Form,
-    _in_memory,
-    _number,
-    _on_device,
-    _places,
-    _save_gradients,
-    _scale_gradients,
-    _transformed,
-    pcrm_dpo_loss,
+    Tensor,
+    check_alike,
+    check_options,
+    check_where,
+    differentiated,
+    evaluate,
+    fake,
+    in_memory,
+    is_transformed,
+    number,
+    on_device,
+    operator,
+    places,
+    register,
 )
+from .functional import pcrm_dpo_loss
 
-Tensor = torch.Tensor
 Distance = Literal["squared", "forward_kl", "backward_kl"]
 
 
@@ -293,10 +291,10 @@ def rdpo_loss(
             negative or infinite.
     """
     logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    _check_alike(_LOGPS, logps, 1)
+    check_alike(LOGPS, logps, 1)
     alpha, beta = _at_least_0("alpha", alpha), _positive("beta", beta)
-    longer_by = _of_pairs("chosen_lengths", chosen_lengths, logps[0], _LOGPS[0], 0.0) - _of_pairs(
-        "rejected_lengths", rejected_lengths, logps[0], _LOGPS[0], 0.0
+    longer_by = _of_pairs("chosen_lengths", chosen_lengths, logps[0], LOGPS[0], 0.0) - _of_pairs(
+        "rejected_lengths", rejected_lengths, logps[0], LOGPS[0], 0.0
     )
     return _of_logps(logps, "the difference of lengths", longer_by, "offset", beta, beta, -alpha, reduction)
 
@@ -304,10 +302,10 @@ def rdpo_loss(
 def _of_scores(
     chosen: Tensor, rejected: Tensor, name: str, offset: Any, coefficient: float, reduction: Reduction
 ) -> Tensor:
-    _check_alike(_REWARDS, (chosen, rejected), 1)
-    _, code = _check_options(0.0, reduction)
-    offset = _of_pairs(name, offset, chosen, _REWARDS[0])
-    return _evaluate(_OFFSET, chosen, rejected, (offset, coefficient, code))
+    check_alike(REWARDS, (chosen, rejected), 1)
+    _, code = check_options(0.0, reduction)
+    offset = _of_pairs(name, offset, chosen, REWARDS[0])
+    return evaluate(_OFFSET, chosen, rejected, (offset, coefficient, code))
 
 
 def _of_logps(
@@ -320,22 +318,22 @@ def _of_logps(
     offset_scale: float,
     reduction: Reduction,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_alike(_LOGPS, tuple(logps), 1)
-    _, code = _check_options(0.0, reduction)
-    offset = _of_pairs(name, offset, logps[0], _LOGPS[0])
+    check_alike(LOGPS, tuple(logps), 1)
+    _, code = check_options(0.0, reduction)
+    offset = _of_pairs(name, offset, logps[0], LOGPS[0])
     numbers = (reference.TERMS.index(term), beta, reward_beta, offset_scale, code)
-    return _evaluate(_DPO_TERM, logps[0], logps[1], (logps[2].detach(), logps[3].detach(), offset, *numbers))
+    return evaluate(_DPO_TERM, logps[0], logps[1], (logps[2].detach(), logps[3].detach(), offset, *numbers))
 
 
 def _positive(name: str, value: Any) -> float:
-    value = _number(name, value)
+    value = number(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} is {value:g}, must be greater than 0 and finite")
     return value
 
 
 def _at_least_0(name: str, value: Any) -> float:
-    value = _number(name, value)
+    value = number(name, value)
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} is {value:g}, must be at least 0 and finite")
     return value
@@ -348,7 +346,7 @@ def _of_pairs(name: str, value: Any, scores: Tensor, first: str, least: float = 
     margin, the gap, the offset and the lengths; in a compiled graph, where this cannot be, by
     them.
     """
-    dtype = _COMPUTE[scores.dtype]
+    dtype = COMPUTE[scores.dtype]
     wanted = "finite" if least == -math.inf else f"finite and at least {least:g}"
     if not isinstance(value, Tensor):
         if not isinstance(value, Real):
@@ -367,8 +365,8 @@ def _of_pairs(name: str, value: Any, scores: Tensor, first: str, least: float = 
     if value.device != scores.device:
         raise ValueError(f"{name} is on {value.device}, {first} is on {scores.device}")
     numbers = value.to(dtype).contiguous()
-    if numbers.is_cpu and not torch.compiler.is_compiling() and not _transformed():
-        _check_where(name, value, numbers.isfinite() & (numbers >= least), wanted)
+    if numbers.is_cpu and not torch.compiler.is_compiling() and not is_transformed():
+        check_where(name, value, numbers.isfinite() & (numbers >= least), wanted)
     return numbers
 
 
@@ -380,16 +378,16 @@ def _go(
     gradient: bool, native: Any, scores: Sequence[Tensor], rewards: bool, offset: Tensor, reduction: int, *numbers: Any
 ) -> tuple[Tensor, ...]:
     dtype = offset.dtype
-    inputs = [_in_memory(x, dtype) for x in scores]
-    offset = _in_memory(offset, offset.dtype)
-    loss = torch.empty_like(offset if reduction == 2 else _SCALARS[dtype])
-    by_chosen, by_rejected = (torch.empty_like(offset), torch.empty_like(offset)) if gradient else (_NONE, _NONE)
+    inputs = [in_memory(x, dtype) for x in scores]
+    offset = in_memory(offset, offset.dtype)
+    loss = torch.empty_like(offset if reduction == 2 else SCALARS[dtype])
+    by_chosen, by_rejected = (torch.empty_like(offset), torch.empty_like(offset)) if gradient else (NONE, NONE)
     more = (torch.empty_like(offset), torch.empty_like(offset)) if rewards else ()
     backends.call(
         native.bridge_TermLoss,
         dtype.itemsize,
         offset.numel(),
-        *(x.data_ptr() for x in (loss, by_chosen, by_rejected, *(more or (_NONE, _NONE)), *inputs)),
+        *(x.data_ptr() for x in (loss, by_chosen, by_rejected, *(more or (NONE, NONE)), *inputs)),
         *(0 for _ in range(4 - len(inputs))),
         offset.data_ptr(),
         *numbers,
@@ -412,17 +410,17 @@ def _cuda(
     *numbers: Any,
 ) -> tuple[Tensor, ...]:
     inputs = [x.resolve_neg() for x in scores]
-    offset = _in_memory(offset, offset.dtype)
-    loss, by_chosen, by_rejected, _ = memory = _on_device(device, offset, reduction, offset if gradient else None)
+    offset = in_memory(offset, offset.dtype)
+    loss, by_chosen, by_rejected, _ = memory = on_device(device, offset, reduction, offset if gradient else None)
     more = (torch.empty_like(offset), torch.empty_like(offset)) if rewards else ()
     backends.call(
         device.library.bridge_CUDATermLoss,
         device.index,
         device.stream(),
-        _DTYPES[inputs[0].dtype],
+        DTYPES[inputs[0].dtype],
         offset.numel(),
-        *(x.data_ptr() for x in (*memory, *(more or (_NONE, _NONE)))),
-        *_places(*inputs),
+        *(x.data_ptr() for x in (*memory, *(more or (NONE, NONE)))),
+        *places(*inputs),
         *(0 for _ in range(2 * (4 - len(inputs)))),
         offset.data_ptr(),
         *numbers,
@@ -475,7 +473,7 @@ def _dpo_term_loss(term_loss: Callable[..., tuple[Tensor, ...]]) -> Callable[...
 
 
 def _plain_offset(w: Tensor, l: Tensor, offset: Tensor, c: float, r: int) -> tuple[Tensor]:  # noqa: E741
-    return (reference.offset_loss(w, l, offset, c, _NAMES[r]),)
+    return (reference.offset_loss(w, l, offset, c, NAMES[r]),)
 
 
 def _plain_dpo_term(
@@ -491,38 +489,38 @@ def _plain_dpo_term(
     r: int,
 ) -> tuple[Tensor, ...]:
     name = reference.TERMS[term]
-    return reference.dpo_term_loss(w, l, ref_w, ref_l, offset, name, beta, reward_beta, offset_scale, _NAMES[r])
+    return reference.dpo_term_loss(w, l, ref_w, ref_l, offset, name, beta, reward_beta, offset_scale, NAMES[r])
 
 
-_OFFSET = _Form(
+_OFFSET = Form(
     "offset",
     _offset_loss(_go),
     _offset_loss(_cuda),
     _plain_offset,
-    _REWARDS,
+    REWARDS,
     ("offset", "coefficient", "reduction"),
     traced=False,
 )
-_DPO_TERM = _Form(
+_DPO_TERM = Form(
     "dpo_term",
     _dpo_term_loss(_go),
     _dpo_term_loss(_cuda),
     _plain_dpo_term,
-    _LOGPS[:2],
-    (*_LOGPS[2:], "offset", "term", "beta", "reward_beta", "offset_scale", "reduction"),
-    _REWARDS,
+    LOGPS[:2],
+    (*LOGPS[2:], "offset", "term", "beta", "reward_beta", "offset_scale", "reduction"),
+    REWARDS,
     traced=False,
 )
 
 
-@_custom_op("pcrm::offset_loss")
+@operator("pcrm::offset_loss")
 def _offset_op(
     chosen: Tensor, rejected: Tensor, offset: Tensor, coefficient: float, reduction: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _differentiated(_OFFSET, chosen, rejected, offset, coefficient, reduction)
+    return differentiated(_OFFSET, chosen, rejected, offset, coefficient, reduction)
 
 
-@_custom_op("pcrm::dpo_term_loss")
+@operator("pcrm::dpo_term_loss")
 def _dpo_term_op(
     policy_chosen: Tensor,
     policy_rejected: Tensor,
@@ -536,12 +534,12 @@ def _dpo_term_op(
     reduction: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     arguments = (reference_chosen, reference_rejected, offset, term, beta, reward_beta, offset_scale, reduction)
-    return _differentiated(_DPO_TERM, policy_chosen, policy_rejected, *arguments)
+    return differentiated(_DPO_TERM, policy_chosen, policy_rejected, *arguments)
 
 
 @_offset_op.register_fake
 def _(chosen, rejected, offset, coefficient, reduction):
-    return _fake(chosen, offset, reduction)
+    return fake(chosen, offset, reduction)
 
 
 @_dpo_term_op.register_fake
@@ -557,9 +555,8 @@ def _(
     offset_scale,
     reduction,
 ):
-    return _fake(policy_chosen, offset, reduction, more=2)
+    return fake(policy_chosen, offset, reduction, more=2)
 
 
 for _form, _operator in ((_OFFSET, _offset_op), (_DPO_TERM, _dpo_term_op)):
-    _operator.register_autograd(_scale_gradients, setup_context=_save_gradients)
-    _OPERATORS[_form.name] = _operator
+    register(_form, _operator)
