@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pcrm.demo import data, metrics, model, world
+from pcrm.report import statistics
 from scipy.stats import spearmanr
 
 import pcrm
@@ -205,6 +206,39 @@ def test_spearman_by_prompt():
         rows, np.array([scores[r["chosen"]] for r in rows]), np.array([scores[r["rejected"]] for r in rows])
     )
     assert got == pytest.approx(spearmanr([2.0, 1.5, 1.0, -1.0], [3, 1, 2, 0])[0])
+
+
+def test_numbers_are_those_of_a_report():
+    """Which computes them in Go, where the demo does without."""
+    rows = world.generate(400, seed=1)
+    noise = np.random.default_rng(1)
+    chosen, rejected = (np.array([r[f"rating_{side}"] for r in rows]) for side in ("chosen", "rejected"))
+    score = {r[side]: noise.normal() for r in rows for side in ("chosen", "rejected")}
+    chosen, rejected = (
+        x + np.array([score[r[side]] for r in rows]) for x, side in ((chosen, "chosen"), (rejected, "rejected"))
+    )
+    ceiling = noise.uniform(0.5, 3, len(rows))
+    got = metrics.evaluate(rows, chosen, rejected, ceiling)
+    want = {k: value for k, (value, _, _) in statistics.pairs(chosen - rejected, None, ceiling).items()}
+    names = {
+        "accuracy": "accuracy",
+        "margin_mean": "margin/mean",
+        "margin_sd": "margin/sd",
+        "margin_p95": "margin/quantiles/0.95",
+        "share_over_ceiling": "violation_rate",
+        "ece": "ece",
+    }
+    assert {ours: got[ours] for ours in names} == pytest.approx({ours: want[theirs] for ours, theirs in names.items()})
+    by_prompt: dict[str, dict[str, tuple[float, float]]] = {}
+    for r, *pair in zip(rows, chosen, rejected, strict=True):
+        for side, value in zip(("chosen", "rejected"), pair, strict=True):
+            by_prompt.setdefault(r["prompt"], {})[r[side]] = (value, r[f"rating_{side}"])
+    prompts = [list(responses.values()) for responses in by_prompt.values() if len(responses) >= 3]
+    assert len(prompts) > 20
+    scores, ratings = (np.array([pair[i] for prompt in prompts for pair in prompt]) for i in range(2))
+    offsets = np.cumsum([0, *map(len, prompts)])
+    ranked, _, _ = statistics.rankings(scores, ratings, offsets)
+    assert got["spearman_rating"] == pytest.approx(ranked["spearman_rating"][0])
 
 
 def test_encoder_cuts_the_prompt_at_its_beginning(tiny):
