@@ -337,6 +337,18 @@ def test_length_ratio(tmp_path, tiny):
         assert np.float32(row["prior"]) == np.float32(ratio)
 
 
+def test_a_checkpoint_without_tokenizer(pairs, tmp_path, capsys):
+    """transformers makes up an empty one for some, by which all texts have no tokens."""
+    source = write(tmp_path / "in.jsonl", pairs[:3])
+    for kind, reason in (("qwen3", "has no tokenizer"), ("llama", "its tokenizer cannot be loaded: ")):
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+        for option in (["--prior", "length_ratio", "--tokenizer"], ["--prior", "cosine", "--no-cache", "--model"]):
+            assert main(["prior", str(source), "--out", str(tmp_path / "out.jsonl"), *option, str(folder)]) == 1
+            assert f"{folder}: {reason}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options", [[], ["--raw"], ["--pooling", "cls"], ["--with-prompt"]])
 def test_cosine(tmp_path, options, monkeypatch):
     """With the real encoder, against sentence-transformers and NumPy."""

@@ -119,6 +119,18 @@ def test_a_file_by_name_is_read_as_trl_reads_a_data_set(config, data, tmp_path):
         cli.main(["reward", "--config", endless, "--dataset_name", str(path), "--dataset_streaming", "true"])
 
 
+def test_a_file_is_split_for_evaluation(config, data, capsys):
+    file, out = config("reward", "evaluated", datasets=None, eval_strategy="steps", eval_steps=3)
+    command = ["reward", "--config", file, "--dataset_name", str(data)]
+    with pytest.raises(SystemExit):
+        cli.main(command)
+    error = capsys.readouterr().err
+    assert f"--eval_strategy wants rows to evaluate on, which {data} has none of: --test_split_size 0.1" in error
+    assert cli.main([*command, "--test_split_size", "0.25"]) == 0
+    log = json.loads((out / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+    assert sum("eval_loss" in entry for entry in log) == 2
+
+
 @pytest.mark.parametrize("kind", ["reward", "dpo"])
 def test_scripts_of_trl_run_unmodified(config, kind):
     """The loss is swapped in the configuration alone."""

@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .tokens import load_tokenizer
+
 POOLINGS = ("mean", "cls")
 
 # An embed call writes one file; so many small ones become one, so that a search opens few
@@ -201,10 +203,10 @@ class _Transformer:
     """A checkpoint of transformers, pooled here."""
 
     def __init__(self, model: str, pooling: str, device: str, max_length: int | None) -> None:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         self.pooling = pooling
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.tokenizer = load_tokenizer(model)
         self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token

@@ -19,6 +19,7 @@ import torch
 
 from . import backends, reference, rows
 from .forms import check_pad
+from .tokens import load_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -346,9 +347,7 @@ def _encoder(model: str, process: int, **settings: Any) -> Encoder:
 
 @lru_cache(maxsize=2)
 def _tokenizer(name: str, process: int) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(name)
+    return load_tokenizer(name)
 
 
 def forget_models() -> None:

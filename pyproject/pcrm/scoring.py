@@ -16,6 +16,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from .rows import RowError, inputs
+from .tokens import load_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -55,8 +56,6 @@ class RewardModel:
         batch_size: int = 32,
         max_length: int | None = None,
     ) -> None:
-        from transformers import AutoTokenizer
-
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}, must be one of {', '.join(DTYPES)}")
         for name, value in (("batch_size", batch_size), ("max_length", max_length)):
@@ -64,9 +63,7 @@ class RewardModel:
                 raise ValueError(f"{name} is {value!r}, must be an integer of at least 1")
         self.name, self.batch_size = os.fspath(model), batch_size
         self._dtype = getattr(torch, dtype)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(self.name)
-        if len(self.tokenizer) <= len(self.tokenizer.all_special_tokens):  # what transformers makes of no files at all
-            raise OSError(f"{self.name}: has no tokenizer")
+        self.tokenizer = load_tokenizer(self.name)
         self._model = _load(self.name, torch.float32 if dtype == "float32" else "auto", len(self.tokenizer)).eval()
         try:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -14,6 +14,7 @@ from .. import __version__
 from ..datafiles import Source
 from ..rows import RowError, listed
 from ..shards import Output
+from ..tokens import load_tokenizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,8 +85,6 @@ def kind(source: Source, kinds: Iterable[tuple[str, ...]], wanted: str) -> tuple
 
 def tokenizer(path: str) -> tuple[Any, str]:
     """A tokenizer, and what tells it from others."""
-    from transformers import AutoTokenizer
-
-    loaded: Any = AutoTokenizer.from_pretrained(path)
+    loaded = load_tokenizer(path)
     vocabulary = json.dumps(sorted(loaded.get_vocab().items()))
     return loaded, hashlib.sha256(vocabulary.encode()).hexdigest()

@@ -11,11 +11,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     LlamaConfig,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
+
+from .. import tokens
 
 _CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 
@@ -57,7 +58,7 @@ def make_model(tokenizer: Any, max_length: int, seed: int) -> Any:
 
 
 def load_tokenizer(path: str | Path) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = tokens.load_tokenizer(path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from ..scoring import identity_of
+from ..tokens import load_tokenizer
 from .pools import made
 
 # The rewards of responses to prompts: a RewardModel, or whatever takes both lists.
@@ -135,7 +136,7 @@ def train(
     out = Path(out)
     if len(prompts) < settings.prompts:
         raise ValueError(f"prompts are {len(prompts)}, a step takes {settings.prompts}")
-    tokenizer: Any = AutoTokenizer.from_pretrained(policy, padding_side="left")
+    tokenizer = load_tokenizer(policy, padding_side="left")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{os.fspath(policy)}: its tokenizer has no token that ends a text")
     if tokenizer.pad_token is None:

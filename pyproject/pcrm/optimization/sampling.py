@@ -15,6 +15,7 @@ from ..datafiles import Source, open_source
 from ..rows import RowError
 from ..scoring import identity_of
 from ..shards import Output
+from ..tokens import load_tokenizer
 from .pools import made
 
 # What is in memory at once and what a kill loses. Lines of a file are read by no fewer.
@@ -46,7 +47,7 @@ class Policy:
         batch_size: int = 32,
         device: str | None = None,
     ) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
         for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -54,7 +55,7 @@ class Policy:
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature is {temperature}, must be greater than 0 and finite")
         self.name, self.batch_size = os.fspath(model), batch_size
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(self.name, padding_side="left")
+        self.tokenizer = load_tokenizer(self.name, padding_side="left")
         if self.tokenizer.eos_token_id is None:
             raise ValueError(f"{self.name}: its tokenizer has no token that ends a text")
         if self.tokenizer.pad_token is None:

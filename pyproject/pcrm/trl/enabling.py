@@ -139,11 +139,16 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
         arguments = parser.parse_args_and_config(argv, fail_with_unknown_args=False)
     except ValueError as error:
         parser.error(str(error))
-    script_arguments, _, _, dataset_arguments = arguments
+    script_arguments, training_arguments, _, dataset_arguments = arguments
     name = script_arguments.dataset_name
     if name is not None and os.path.isfile(name) and not dataset_arguments.datasets:  # both: TRL warns, and takes these
         from trl.scripts.utils import DatasetConfig
 
+        if training_arguments.eval_strategy != "no" and dataset_arguments.test_split_size is None:
+            parser.error(
+                f"--eval_strategy wants rows to evaluate on, which {name} has none of: --test_split_size 0.1 takes a "
+                "tenth of it for that"
+            )
         reader = "parquet" if name.endswith(".parquet") else "json"
         dataset_arguments.datasets = [DatasetConfig(path=reader, data_files=name)]
         dataset_arguments.streaming = script_arguments.dataset_streaming
