@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from methods import ALL, TARGETS, Data
-from numpy.typing import NDArray
 from pcrm.demo.plot import plot_margins
 from pcrm.report import style
+from tables import COEFFICIENTS, COLUMNS, SHOWN, Estimates, Found, interval
 
 from pcrm import Constraint
 
-if TYPE_CHECKING:
-    from tables import Column, Estimates, Run
-
-# What one looks at first, and whether more is better (1), less (-1) or neither (0).
-SHOWN = {"accuracy": 1, "spearman": 1, "best_of_4_rating": 1, "rl_rating_at_kl": 1, "margin_sd": 0, "ece": -1}
 COMPARED = ("plain", "fixed, fitted", "length ratio, fitted", "cosine, fitted", "length ratio, published")
 
 
@@ -25,20 +20,14 @@ def _write(figure: Any, file: Path, title: str) -> None:
     file.write_text(style.standalone(style.svg(figure, file.stem, title)))
 
 
-def interval(value: Any, resampled: NDArray[np.float64]) -> tuple[Any, Any]:
-    """95%: see the module tables."""
-    half = 1.96 * resampled.std(0)
-    return value - half, value + half
-
-
-def differences(file: Path, estimates: Estimates, columns: dict[str, Column]) -> None:
+def differences(file: Path, estimates: Estimates) -> None:
     """What each method has more than plain, with its interval."""
     methods = [m for m in ALL if m in estimates and m != "plain"]
     base, base_resampled = estimates["plain"]
     with style.style():
         figure, axes = style.figure(1, 0.5 + 0.42 * len(methods), 2, 3, sharey=True)
         for ax, (key, better) in zip(axes.flat, SHOWN.items(), strict=True):
-            k = list(columns).index(key)
+            k = list(COLUMNS).index(key)
             ax.axvline(0, color=style.MUTED, linewidth=0.8, zorder=1)
             for y, method in enumerate(reversed(methods)):
                 value, resampled = estimates[method]
@@ -47,14 +36,14 @@ def differences(file: Path, estimates: Estimates, columns: dict[str, Column]) ->
                 ax.plot([low, high], [y, y], color=color, zorder=2)
                 ax.plot(value[k] - base[k], y, "o", color=color, markersize=4, zorder=3)
             note = {1: " (more is better)", -1: " (less is better)", 0: ""}[better]
-            ax.set_title(columns[key].head + note, fontsize=7.5)
+            ax.set_title(COLUMNS[key].head + note, fontsize=7.5)
             ax.set_yticks(range(len(methods)), list(reversed(methods)))
             ax.locator_params(axis="x", nbins=4)
             ax.grid(axis="x")
         _write(figure, file, "Each method less plain, with 95% intervals")
 
 
-def optimization(file: Path, found: dict[str, dict[str, list[Run]]], coefficients: NDArray[np.float64]) -> None:
+def optimization(file: Path, found: Found) -> None:
     """The softmax policies of tier B, or of what there is: what the proxy promises and what people's ratings say."""
     runs = found.get("B") or found["A"]
     with style.style():
@@ -62,7 +51,7 @@ def optimization(file: Path, found: dict[str, dict[str, list[Run]]], coefficient
         for i, method in enumerate(m for m in COMPARED if m in runs):
             kl, proxy, rating = np.mean([run.curves.mean(0) for run in runs[method]], 0)
             look: Any = {"color": style.color(i), "linestyle": style.line(i), "label": method}
-            axes[0].plot(coefficients, proxy, **look)
+            axes[0].plot(COEFFICIENTS, proxy, **look)
             axes[1].plot(kl, proxy, **look)
             axes[2].plot(kl, rating, **look)
         axes[0].set_xscale("log")

@@ -191,7 +191,10 @@ def main() -> int:
 
         train_data, test_data = (_data(arguments.data, split, arguments.model) for split in ("train", "test"))
         rows, page = kept(arguments.out / "scores.parquet"), arguments.page
-        tables.write(test_data.posts, rows, arguments.out / "results.csv", page)
+        found, estimates = tables.write(test_data.posts, rows, arguments.out / "results.csv", page)
+        for tier, of_tier in estimates.items():
+            figures.differences(page.with_name(f"{page.stem}-{tier.lower()}.svg"), of_tier)
+        figures.optimization(page.with_name(f"{page.stem}-rl.svg"), found)
         figures.margins(page.with_name(f"{page.stem}-margins.png"), train_data, test_data, rows)
     return 0
 

@@ -1,4 +1,4 @@
-"""What the kept scores say: results.csv, and the tables and figures of docs/experiments.md.
+"""What the kept scores say: results.csv, and the tables of docs/experiments.md.
 
 Statistics of one run are those of `pcrm report` and `pcrm optimize`. Intervals are a mean over seeds
 plus and minus 1.96 standard deviations of a bootstrap that resamples test posts and, apart from
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import figures
 import numpy as np
 from methods import ALL
 from numpy.typing import NDArray
@@ -57,6 +56,8 @@ COLUMNS = {
 
 SCORES = list(COLUMNS)[:7]
 OPTIMIZATION = list(COLUMNS)[7:]
+# What one looks at first, and whether more is better (1), less (-1) or neither (0).
+SHOWN = {"accuracy": 1, "spearman": 1, "best_of_4_rating": 1, "rl_rating_at_kl": 1, "margin_sd": 0, "ece": -1}
 
 
 class Run:
@@ -103,9 +104,14 @@ class Run:
         ]
 
 
-def write(posts: Posts, rows: list[dict[str, Any]], results: Path, page: Path) -> None:
-    """results.csv, the tables of the page between their marks, and the figures beside it."""
-    found: dict[str, dict[str, list[Run]]] = {}
+# By method: the value of each column, and of each resample, (resamples, columns).
+Estimates = dict[str, tuple[Floats, Floats]]
+Found = dict[str, dict[str, list[Run]]]  # by tier and method
+
+
+def write(posts: Posts, rows: list[dict[str, Any]], results: Path, page: Path) -> tuple[Found, dict[str, Estimates]]:
+    """results.csv, and the tables of the page between their marks; returns what is in them, by tier."""
+    found: Found = {}
     for row in tqdm(rows, desc="statistics", disable=None):
         run = Run(posts, np.array(row["scores"], np.float64))
         found.setdefault(row["tier"], {}).setdefault(row["method"], []).append(run)
@@ -117,18 +123,13 @@ def write(posts: Posts, rows: list[dict[str, Any]], results: Path, page: Path) -
             run = found[row["tier"]][row["method"]][row["seed"]]
             writer.writerow([row["tier"], row["method"], row["seed"], *(f"{v:.5f}" for v in run.columns(*everything))])
     text = page.read_text()
-    for tier, runs in found.items():
-        estimates = bootstrap(posts, runs)
-        text = _replaced(text, f"{tier}: scores", table(estimates, SCORES))
-        text = _replaced(text, f"{tier}: optimization", table(estimates, OPTIMIZATION))
-        text = _replaced(text, f"{tier}: differences", differences(estimates, list(figures.SHOWN)))
-        figures.differences(page.parent / f"{page.stem}-{tier.lower()}.svg", estimates, COLUMNS)
-    figures.optimization(page.parent / f"{page.stem}-rl.svg", found, COEFFICIENTS)
+    estimates = {tier: bootstrap(posts, runs) for tier, runs in found.items()}
+    for tier, of_tier in estimates.items():
+        text = _replaced(text, f"{tier}: scores", table(of_tier, SCORES))
+        text = _replaced(text, f"{tier}: optimization", table(of_tier, OPTIMIZATION))
+        text = _replaced(text, f"{tier}: differences", differences(of_tier, list(SHOWN)))
     page.write_text(text)
-
-
-# By method: the value of each column, and of each resample, (resamples, columns).
-Estimates = dict[str, tuple[Floats, Floats]]
+    return found, estimates
 
 
 def bootstrap(posts: Posts, runs: dict[str, list[Run]], resamples: int = RESAMPLES) -> Estimates:
@@ -147,6 +148,12 @@ def bootstrap(posts: Posts, runs: dict[str, list[Run]], resamples: int = RESAMPL
             values = {s: models[s].columns(sample, pairs, responses) for s in set(drawn.tolist())}
             found[method].append(np.mean([values[s] for s in drawn], 0).tolist())
     return {method: (np.array(values[0]), np.array(values[1:])) for method, values in found.items()}
+
+
+def interval(value: Any, resampled: Floats) -> tuple[Any, Any]:
+    """95%: see above."""
+    half = 1.96 * resampled.std(0)
+    return value - half, value + half
 
 
 def table(estimates: Estimates, keys: Sequence[str]) -> str:
@@ -177,7 +184,7 @@ def _markdown(estimates: Estimates, keys: Sequence[str], cell: Callable[[Column,
     lines = ["| method | " + " | ".join(COLUMNS[key].head for key in keys) + " |", "|---" * (len(keys) + 1) + "|"]
     for method in (m for m in ALL if m in estimates):
         value, resampled = estimates[method]
-        low, high = figures.interval(value, resampled)
+        low, high = interval(value, resampled)
         places = [(COLUMNS[key], list(COLUMNS).index(key)) for key in keys]
         lines.append(f"| {method} | " + " | ".join(cell(c, value[k], low[k], high[k]) for c, k in places) + " |")
     return "\n".join(lines)

@@ -42,6 +42,14 @@ from .forms import (
     places,
     register,
 )
+from .rivals import (
+    ipo_loss,
+    l2_reward_loss,
+    llama2_margin_loss,
+    odpo_loss,
+    rdpo_loss,
+    rpo_distance_loss,
+)
 
 
 def pcrm_loss(
@@ -201,6 +209,37 @@ def pcrm_dpo_loss(
     reference_logps = (reference_chosen_logps.detach(), reference_rejected_logps.detach())
     arguments = (*reference_logps, delta, beta, label_smoothing, code)
     return evaluate(_DPO, policy_chosen_logps, policy_rejected_logps, arguments)
+
+
+def cdpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    *,
+    label_smoothing: float,
+    beta: float = 0.1,
+    reduction: Reduction = "mean",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Conservative DPO: DPO for labels of which a share e is wrong.
+
+        L = -(1 - e) log sigmoid(z) - e log sigmoid(-z)
+
+    with z as in `pcrm_dpo_loss`, of which it is the case delta = inf. It is least where
+    sigmoid(z) = 1 - e. (E. Mitchell, "A note on DPO with noisy preferences & relationship to
+    IPO", 2023, equation 3.)
+
+    Args:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
+            Log probabilities of the responses, shape (B,), as in `pcrm_dpo_loss`.
+        label_smoothing: e, in [0, 0.5); 0 is DPO.
+        beta: Scales log-probability ratios to rewards, greater than 0.
+        reduction: "mean", "sum" or "none".
+
+    Returns, raises: as `pcrm_dpo_loss` does.
+    """
+    logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+    return pcrm_dpo_loss(*logps, math.inf, beta=beta, label_smoothing=label_smoothing, reduction=reduction)
 
 
 def _delta_of(delta: Tensor | float, scores: Tensor, name: str = "chosen_rewards") -> Tensor:
@@ -555,17 +594,6 @@ def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, delt
 for _form, _operator in ((_PAIR, _reward_op), (_TOKEN, _token_op), (_DPO, _dpo_op)):
     register(_form, _operator)
 
-
-# At the end, as they are built of what is above.
-from .rivals import (  # noqa: E402
-    cdpo_loss,
-    ipo_loss,
-    l2_reward_loss,
-    llama2_margin_loss,
-    odpo_loss,
-    rdpo_loss,
-    rpo_distance_loss,
-)
 
 __all__ = [
     "Reduction",

@@ -3,8 +3,9 @@
 They take the shapes, dtypes, backends and reductions of `pcrm_loss` and `pcrm_dpo_loss`, so
 that an experiment changes one word. Each is a function of a pair's margin and of one number
 of the pair's own; docs/rivals.md has them in a table. Plain Bradley-Terry is `pcrm_loss`
-with delta = inf, plain DPO is `pcrm_dpo_loss` with it, and centering (arXiv 2312.09244) is
-the option `center_rewards_coefficient` of the former. `pcrm.trace` does not record them.
+with delta = inf, plain DPO is `pcrm_dpo_loss` with it (`cdpo_loss` with label smoothing), and
+centering (arXiv 2312.09244) is the option `center_rewards_coefficient` of the former.
+`pcrm.trace` does not record them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ from .forms import (
     places,
     register,
 )
-from .functional import pcrm_dpo_loss
 
 Distance = Literal["squared", "forward_kl", "backward_kl"]
 
@@ -100,37 +100,6 @@ def l2_reward_loss(
     """
     coefficient = _at_least_0("coefficient", coefficient)
     return _of_scores(chosen_rewards, rejected_rewards, "margin", 0.0, coefficient, reduction)
-
-
-def cdpo_loss(
-    policy_chosen_logps: Tensor,
-    policy_rejected_logps: Tensor,
-    reference_chosen_logps: Tensor,
-    reference_rejected_logps: Tensor,
-    *,
-    label_smoothing: float,
-    beta: float = 0.1,
-    reduction: Reduction = "mean",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Conservative DPO: DPO for labels of which a share e is wrong.
-
-        L = -(1 - e) log sigmoid(z) - e log sigmoid(-z)
-
-    with z as in `pcrm_dpo_loss`, of which it is the case delta = inf. It is least where
-    sigmoid(z) = 1 - e. (E. Mitchell, "A note on DPO with noisy preferences & relationship to
-    IPO", 2023, equation 3.)
-
-    Args:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
-            Log probabilities of the responses, shape (B,), as in `pcrm_dpo_loss`.
-        label_smoothing: e, in [0, 0.5); 0 is DPO.
-        beta: Scales log-probability ratios to rewards, greater than 0.
-        reduction: "mean", "sum" or "none".
-
-    Returns, raises: as `pcrm_dpo_loss` does.
-    """
-    logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    return pcrm_dpo_loss(*logps, math.inf, beta=beta, label_smoothing=label_smoothing, reduction=reduction)
 
 
 def ipo_loss(
