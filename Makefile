@@ -32,6 +32,17 @@ fuzz: $(VENV)/test
 	@for target in $$(grep -ro 'func Fuzz[A-Za-z0-9]*' --include='*_test.go' pcrm | sed 's|/[^/]*:func |:|'); do \
 		$(GO) test -run '^$$' -fuzz "^$${target#*:}$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x "./$${target%:*}" || exit 1; done
 
+# Known vulnerabilities of what the project is built from, and of what its tests install. Both ask
+# databases on the network, and one that cannot be asked is a failure, not a clean result.
+audit: $(VENV)/test build/audit
+	@status=0; $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./... || status=1; \
+	$(BIN)/pip freeze --exclude-editable | sed 's/+.*//' > build/audit/requirements.txt; \
+	build/audit/bin/pip-audit --strict --disable-pip --no-deps -r build/audit/requirements.txt || status=1; exit $$status
+
+build/audit:
+	$(PYTHON) -m venv --clear $@
+	$@/bin/pip install --quiet pip-audit==2.10.1
+
 # The documentation site, in build/site. What mkdocs-material says of the future of MkDocs is not about this build.
 docs: $(VENV)/test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -308,10 +308,21 @@ def test_no_broken_link(pages):
     assert forge >= 10
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "RELEASE.md", "SECURITY.md"])
 def test_links_of_the_front_pages(name):
     for link in re.findall(r"\]\(([^)#\s]+)", (ROOT / name).read_text()):
         assert urlsplit(link).netloc or (ROOT / link).exists(), link
+
+
+def test_each_make_that_is_named_is_there():
+    makefile = (ROOT / "Makefile").read_text()
+    rules = set(re.findall(r"^([a-z][a-z-]*):", makefile, flags=re.M))
+    phony = set(re.findall(r"^\.PHONY: (.*)$", makefile, flags=re.M)[0].split())
+    assert phony <= rules
+    named = set()
+    for page in [*PAGES, *ROOT.glob("*.md"), ROOT / "recipes" / "README.md", ROOT / ".ci" / "run"]:
+        named |= set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", page.read_text(), flags=re.M))
+    assert len(named) > 10 and named <= rules, named - rules
 
 
 def test_links_out_of_docs(caplog):
