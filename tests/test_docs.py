@@ -37,12 +37,12 @@ RUN = {
     ("go.md", "0.2030 [-0.0021 -0.1345]"): "test_guides.py::test_go_program",
     (
         "index.md",
-        "pcrm prior pairs.jsonl --out train.jsonl                        # how alike the responses of each pair are",
+        "pcrm prior pairs.jsonl --out train.jsonl          # how alike responses are",
     ): "test_guides.py::test_from_pairs_to_a_report",
     ("openrlhf.md", "from pcrm import Constraint"): "test_guides.py::test_openrlhf_in_a_script",
     (
         "optimize.md",
-        "pcrm optimize POOL.jsonl --out DIR                                            # scored pools: no model is needed",
+        "# Scored pools: no model is needed.",
     ): "test_guides.py::test_optimize",
     (
         "optimize.md",

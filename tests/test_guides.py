@@ -31,8 +31,12 @@ SHORT_FLAGS = [word for key, value in SHORT.items() for word in (f"--{key}", str
 
 def commands(page, *, having=""):
     """The lines `pcrm ...` of the page's blocks that contain `having`, split into words."""
-    lines = [line for block in blocks(page, "") if having in block for line in block.splitlines()]
+    lines = [line for block in blocks(page, "") if having in block for line in joined(block)]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("pcrm ")]
+
+
+def joined(block):
+    return block.replace("\\\n", " ").splitlines()
 
 
 def logged(out):
