@@ -23,7 +23,7 @@ FILES = ("test_trl_invariants.py", "test_trl_modes.py")
 PAGE = """\
 # Versions of TRL
 
-`make compat` runs `tests/test_trl_invariants.py` (whole training runs: unconstrained is stock, both backends, gradient
+`make compat` runs `tests/test_trl_invariants.py` (whole training runs: unconstrained is stock, Go and torch, gradient
 accumulation, resume, evaluation) and `tests/test_trl_modes.py` (DPO's options, LoRA, bfloat16, the token form and more) against
 each of these. What it last saw, with {with_}:
 

@@ -105,7 +105,7 @@ LINES = {
     "terminal's escapes in a key": (
         b'{"\\u001b[2J\\u0007": 1}\n',
         {"report": r"its keys are '\\x1b\[2J\\x07'$", "fit": "has no 's'"}
-        | dict.fromkeys(("to jsonl", "to parquet"), r"has no chosen, its keys are '\\x1b\[2J\\x07'$"),
+        | dict.fromkeys(("to jsonl", "to parquet"), r"has no chosen, its keys are '\\x1b\[2J\\x07' \(--on"),
     ),
     "many keys": (
         json.dumps({f"key{i}": i for i in range(50_000)}).encode(),

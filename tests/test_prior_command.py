@@ -337,6 +337,23 @@ def test_length_ratio(tmp_path, tiny):
         assert np.float32(row["prior"]) == np.float32(ratio)
 
 
+def test_what_fails_at_once_leaves_nothing(tmp_path, capsys):
+    source = write(tmp_path / "in.jsonl", [{"chosen": "a"}])
+    assert main(["prior", str(source), "--out", str(tmp_path / "out.jsonl")]) == 1
+    error = capsys.readouterr().err
+    assert "line 1: has no rejected, its keys are chosen (--on-error skip leaves such rows out)" in error
+    assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_checkpoint_that_is_not_there(pairs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    source = write(tmp_path / "in.jsonl", pairs[:3])
+    for name in ("a-model-of-no-one", "./nowhere/at/all"):
+        command = ["prior", str(source), "--out", str(tmp_path / "out.jsonl"), "--prior", "length_ratio"]
+        assert main([*command, "--tokenizer", name]) == 1
+        assert f"{name}: is no folder, and by that name on the hub: " in capsys.readouterr().err
+
+
 def test_a_checkpoint_without_tokenizer(pairs, tmp_path, capsys):
     """transformers makes up an empty one for some, by which all texts have no tokens."""
     source = write(tmp_path / "in.jsonl", pairs[:3])

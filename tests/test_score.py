@@ -302,7 +302,10 @@ def test_a_bad_row_first(tmp_path, tiny, capsys):
     source, out = write(tmp_path / "in.jsonl", [{"a": 1}, RANKING]), tmp_path / "out.jsonl"
     message = f"{source}, line 1: has no responses, its keys are a"
     assert message in fails(capsys, tiny, source, "--out", out)
-    for rows, words in (([], ""), ([{"a": 1}], " with chosen and rejected, responses or response")):
+    for rows, words in (
+        ([], ""),
+        ([{"a": 1}], " with chosen and rejected, responses or response; of the first, line 1, its keys are a"),
+    ):
         write(source, rows)
         assert f"{source}: holds no rows{words}\n" in fails(capsys, tiny, source, "--out", out)
 

@@ -172,14 +172,47 @@ def test_run_a_module_and_a_script_with_arguments(tmp_path, monkeypatch, capsys)
         ("pcrm_bta1 is not a key of this configuration: did you mean pcrm_beta1?", {"pcrm_bta1": 1.0}, []),
         ("delta is -10.01 at similarity 1", {"pcrm_beta1": 10.0, "pcrm_beta3": -20.0}, []),
         ("pcrm_delta is 4.0, which pcrm_prior='length_ratio' does not use", {}, ["--pcrm_delta", "4"]),
-        ("--pcrm_bta1", {}, ["--pcrm_bta1", "4"]),
+        ("there is no flag --pcrm_bta1: did you mean --pcrm_beta1?", {}, ["--pcrm_bta1", "4"]),
+        ("there is no file nope.jsonl.gz", {"datasets": None}, ["--dataset_name", "nope.jsonl.gz"]),
+        ("nope.toml: no such file", {"pcrm_config": "nope.toml"}, []),
     ],
 )
 def test_bad_arguments_end_before_anything_is_loaded(config, capsys, message, options, arguments):
     file, _ = config("reward", "bad", **options)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["reward", "--config", file, *arguments])
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 2, "not all the flags before it"
+
+
+def test_a_configuration_that_is_not_there(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["reward", "--config", "nope.yaml"])
+    assert "pcrm reward: error: [Errno 2] No such file or directory: 'nope.yaml'" in capsys.readouterr().err
+
+
+def test_an_empty_file(config, tmp_path, capsys):
+    file, _ = config("reward", "empty", datasets=None)
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["reward", "--config", file, "--dataset_name", str(tmp_path / "empty.jsonl")])
+    assert "empty.jsonl holds no rows" in capsys.readouterr().err
+
+
+def test_errors_of_ours_are_a_line_and_others_have_their_traceback(config, capsys):
+    file, _ = config("reward", "column", pcrm_prior="column")
+    assert cli.main(["reward", "--config", file]) == 1
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("pcrm reward: ") and "prior" in error and "Traceback" not in error
+    file, _ = config("reward", "nowhere", datasets=[{"path": "json", "data_files": "nowhere.jsonl"}])
+    with pytest.raises(FileNotFoundError):
+        cli.main(["reward", "--config", file])
+
+
+def test_a_key_that_is_nearly_one_of_trl(config):
+    file, _ = config("reward", "typo", learning_rte=1e-3)
+    with pytest.warns(UserWarning, match="learning_rte is not a key.*TRL ignores it: did you mean learning_rate?"):
+        assert cli.main(["reward", "--config", file]) == 0
 
 
 def test_enabled_classes(tmp_path, tiny, rows, monkeypatch):

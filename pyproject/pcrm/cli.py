@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 # What each command is for, and the extra that it needs.
@@ -23,7 +24,7 @@ _COMMANDS = {
     "doctor": ("what this machine computes with, and whether it computes right", None),
 }
 
-# Their errors may come from deep inside a training run: these keep their tracebacks.
+# Errors may come from deep inside a training run: those that are not pcrm's own keep their tracebacks.
 _TRAINING = ("reward", "dpo", "run", "openrlhf")
 
 
@@ -45,18 +46,29 @@ def main(argv: list[str] | None = None) -> int:
     if name not in _COMMANDS:
         print(f"pcrm: there is no command {name!r}\n{usage}", file=sys.stderr)
         return 2
-    expected = () if name in _TRAINING else (ValueError, OSError)
     try:
         return importlib.import_module(f".commands.{name}", __package__).main(rest)
     except ModuleNotFoundError as error:
         extra = _COMMANDS[name][1]
         hint = f": pip install 'pcrm[{extra}]'" if extra else ""
         print(f"pcrm {name}: {error}{hint}", file=sys.stderr)
-    except expected as error:
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        if name in _TRAINING and not _is_ours(error):
+            raise
         # A file's contents may be in it: what a terminal would obey is escaped.
         text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(error))
         print(f"pcrm {name}: {text}", file=sys.stderr)
     return 1
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether code of this package raised it, or something built in that it called."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and at.tb_frame.f_globals.get("__name__", "").startswith("pcrm.")
 
 
 if __name__ == "__main__":

@@ -79,6 +79,9 @@ class Output:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.folder.is_dir() and not self._shards():  # nothing was done that another run could go on with
+            self.folder.rename(self._removed)
+            shutil.rmtree(self._removed)
         self._lock.close()
 
     @property

@@ -18,10 +18,12 @@ def load_tokenizer(name: str | os.PathLike[str], **options: Any) -> Any:
     """
     from transformers import AutoTokenizer
 
+    name = os.fspath(name)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, **options)
-    except ValueError as error:  # which does not say whose
-        raise OSError(f"{os.fspath(name)}: its tokenizer cannot be loaded: {error}") from None
+    except (ValueError, OSError) as error:  # which speak of the hub alone, or do not say whose tokenizer it is
+        what = "its tokenizer cannot be loaded" if os.path.isdir(name) else "is no folder, and by that name on the hub"
+        raise OSError(f"{name}: {what}: {error}") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise OSError(f"{os.fspath(name)}: has no tokenizer")
+        raise OSError(f"{name}: has no tokenizer")
     return tokenizer

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import __version__
-from ..datafiles import Source
+from ..datafiles import Batch, Source
 from ..rows import RowError, listed
 from ..shards import Output
 from ..tokens import load_tokenizer
@@ -40,7 +40,9 @@ def run(
     try:
         output = work(args)
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; the same command goes on from {args.out}.parts", file=sys.stderr)
+        kept = os.path.isdir(f"{args.out}.parts")
+        done = f"the same command goes on from {args.out}.parts" if kept else "nothing was written"
+        print(f"{parser.prog}: interrupted; {done}", file=sys.stderr)
         return 130
     left_out = f", {output.skipped} skipped: {output.side}" if output.skipped else ""
     print(f"{args.out}: {output.rows} rows{left_out}")
@@ -51,6 +53,11 @@ def settings_of_input(args: argparse.Namespace, name: str, source: Source) -> di
     """What going on with an output needs to be the same: the input and the version."""
     identity = {f"{name} ({key})": value for key, value in source.identity.items()}
     return {"--split": args.split, "pcrm": __version__} | identity
+
+
+def bad_row(batch: Batch, i: int, error: RowError) -> ValueError:
+    """What ends the command at row i of a batch, where bad rows are not skipped."""
+    return ValueError(f"{batch.place(i)}: {error.message} (--on-error skip leaves such rows out)")
 
 
 def finish(output: Output, source: str) -> Output:
@@ -74,13 +81,15 @@ def kind(source: Source, kinds: Iterable[tuple[str, ...]], wanted: str) -> tuple
         if (found := kind_of(columns)) is None:
             raise ValueError(f"{source.name}: has no columns {wanted}; its columns are {listed(columns)}")
         return found
-    empty = True
+    first = None
     for batch in source.batches():
-        for row in batch.rows():
-            empty = False
+        for i, row in enumerate(batch.rows()):
             if not isinstance(row, RowError) and (found := kind_of(row)) is not None:
                 return found
-    raise ValueError(f"{source.name}: holds no rows" + ("" if empty else f" with {wanted}"))
+            if first is None:
+                of = row.message if isinstance(row, RowError) else f"its keys are {listed(row)}"
+                first = f" with {wanted}; of the first, {batch.place(i).removeprefix(f'{source.name}, ')}, {of}"
+    raise ValueError(f"{source.name}: holds no rows{first or ''}")
 
 
 def tokenizer(path: str) -> tuple[Any, str]:

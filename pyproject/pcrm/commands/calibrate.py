@@ -216,7 +216,7 @@ def _read(
             part.sizes.append(len(its_scores))
         except RowError as error:
             if not skip:
-                raise ValueError(f"{batch.place(i)}: {error.message}") from None
+                raise _passes.bad_row(batch, i, error) from None
             part.skipped.append({"place": batch.place(i), "error": error.message, "row": batch.original(i)})
     feature = given if measure is None else measure(responses)
     return part, np.array(scores, np.float64), np.array(feature, np.float64)

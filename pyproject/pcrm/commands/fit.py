@@ -57,6 +57,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="default: --out with the suffix .png")
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     args = parser.parse_args(argv)
+    if args.out.suffix != ".toml":
+        raise ValueError(f"--out is {args.out}, must end in .toml")
     plot: Path = args.plot or args.out.with_suffix(".png")
     if plot == args.out:
         raise ValueError(f"--out and --plot are both {plot}")

@@ -57,6 +57,8 @@ def main(argv: list[str]) -> int:
         ("floor", float, "least delta"),
         ("cap", float, "greatest delta"),
         ("delta", float, "the delta of the prior 'fixed'; inf trains OpenRLHF's own loss"),
+        ("low", float, "least delta of the prior 'random'"),
+        ("high", float, "greatest delta of it"),
         ("config", str, "a pcrm.toml with all of it"),
     ):
         group.add_argument(f"--pcrm.{name}", dest=name, type=kind, metavar=name.upper(), help=text)

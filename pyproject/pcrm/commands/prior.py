@@ -122,6 +122,6 @@ def _pairs(
             kept.append(i)
         except RowError as error:
             if not skip:
-                raise ValueError(f"{batch.place(i)}: {error.message}") from None
+                raise _passes.bad_row(batch, i, error) from None
             skipped.append({"place": batch.place(i), "error": error.message, "row": batch.original(i)})
     return kept, pairs, skipped

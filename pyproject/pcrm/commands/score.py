@@ -171,7 +171,7 @@ def _scored(
 
     def refuse(i: int, error: RowError) -> None:
         if not skip:
-            raise ValueError(f"{batch.place(i)}: {error.message}") from None
+            raise _passes.bad_row(batch, i, error) from None
         bad[i] = error.message
 
     encoded: dict[int, dict[tuple[str | None, str], list[int]]] = {}

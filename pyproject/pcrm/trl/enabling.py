@@ -6,8 +6,11 @@ import dataclasses
 import difflib
 import importlib
 import os
+import sys
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import trl
 import trl.trainer
@@ -81,18 +84,25 @@ class _EnabledDPOTrainer(_Enabled, PCRMDPOTrainer):
     config_class = _EnabledDPOConfig
 
 
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.8)
+    return f": did you mean {near[0]}?" if near else ""
+
+
 class _Parser(trl.TrlParser):
     __doc__ = trl.TrlParser.__doc__
 
     def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
         # TRL ignores what it does not know, and a misspelt constraint would train another loss.
         remaining = super().set_defaults_with_config(**kwargs)
-        known = sorted({action.dest for action in self._actions if action.dest.startswith("pcrm")})
-        for key in kwargs:
-            if key.startswith("pcrm") and key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known) or 'none here'}"
-                raise ValueError(f"{key} is not a key of this configuration: {hint}")
+        known = {action.dest for action in self._actions}
+        ours = sorted(name for name in known if name.startswith("pcrm"))
+        for key in kwargs.keys() - known:
+            if key.startswith("pcrm"):
+                hint = _hint(key, ours) or f": the keys are {', '.join(ours) or 'none here'}"
+                raise ValueError(f"{key} is not a key of this configuration{hint}")
+            if hint := _hint(key, known):
+                warnings.warn(f"{key} is not a key of this configuration, and TRL ignores it{hint}", stacklevel=2)
         return remaining
 
 
@@ -135,17 +145,32 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
         _put(DPOConfig=PCRMDPOConfig, DPOTrainer=PCRMDPOTrainer)
     script = importlib.import_module(f"trl.scripts.{kind}")
     parser = script.make_parser(prog=f"pcrm {kind}")
+
+    def fail(message: object) -> NoReturn:
+        """argparse's own `error` prints all flags before the message, some hundreds of lines."""
+        print(f"{parser.prog}: error: {message}\n{parser.prog} --help lists the flags", file=sys.stderr)
+        raise SystemExit(2)
+
+    parser.error = fail
+    flags = {flag for action in parser._actions for flag in action.option_strings}
+    for flag in (word.split("=")[0] for word in argv if word.startswith("--pcrm")):
+        if flag not in flags:
+            fail(f"there is no flag {flag}{_hint(flag, flags)}")
     try:
         arguments = parser.parse_args_and_config(argv, fail_with_unknown_args=False)
-    except ValueError as error:
-        parser.error(str(error))
+    except (ValueError, OSError) as error:
+        fail(error)
     script_arguments, training_arguments, _, dataset_arguments = arguments
     name = script_arguments.dataset_name
+    if name is not None and name.endswith((".jsonl", ".jsonl.gz", ".parquet")) and not os.path.isfile(name):
+        fail(f"there is no file {name}")
     if name is not None and os.path.isfile(name) and not dataset_arguments.datasets:  # both: TRL warns, and takes these
         from trl.scripts.utils import DatasetConfig
 
+        if os.path.getsize(name) == 0:
+            fail(f"{name} holds no rows")
         if training_arguments.eval_strategy != "no" and dataset_arguments.test_split_size is None:
-            parser.error(
+            fail(
                 f"--eval_strategy wants rows to evaluate on, which {name} has none of: --test_split_size 0.1 takes a "
                 "tenth of it for that"
             )
