@@ -138,7 +138,7 @@ NOT_RUN = {
     ): FORMULA,
     (
         "README.md",
-        "make demo     # trains both models on the CPU, prints the table, writes demo-out/margins.png",
+        "make demo     # trains three models on the CPU, prints the table, writes demo-out/margins.png",
     ): "minutes; .ci/run has `make test`, tests/test_demo.py a short demo",
     (
         "README.md",

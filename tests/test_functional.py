@@ -4,6 +4,8 @@ import contextlib
 import math
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -317,6 +319,65 @@ def test_operator_is_what_torch_expects():
         torch.library.opcheck(
             torch.ops.pcrm.reward_loss.default, (chosen, rejected, delta, *arguments), test_utils=checks
         )
+
+
+def test_modes_that_see_each_operation_get_some_to_see():
+    """A graph of make_fx must not hold the numbers of the inputs that it was made with."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    chosen, rejected, delta = (x.detach() for x in batch())
+    with pcrm.backends.use_backend("go"):
+        for mode in ("real", "fake"):
+            graph = make_fx(lambda *x: pcrm_loss(*x), tracing_mode=mode)(chosen, rejected, delta)
+            torch.testing.assert_close(graph(2 * chosen, rejected, delta), pcrm_loss(2 * chosen, rejected, delta))
+        with FakeTensorMode():
+            assert pcrm_loss(torch.empty(3), torch.empty(3), 2.0).shape == ()
+
+
+def test_another_default_device():
+    """Which is nothing to buffers that Go writes to, whenever it is set."""
+    code = """
+import torch
+torch.set_default_device("meta")
+import pcrm
+with torch.device("cpu"):
+    chosen, rejected = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.0])
+chosen.requires_grad_()
+for backend in ("go", "torch"):
+    with pcrm.backends.use_backend(backend):
+        loss = pcrm.functional.pcrm_loss(chosen, rejected, torch.full((2,), 4.5, device="cpu"))
+        (gradient,) = torch.autograd.grad(loss, chosen)
+        print(f"{loss.item():.6f} {gradient.sum().item():.6f}")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    chosen, rejected = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([0.5, 0.0])
+    loss = pcrm_loss(chosen, rejected, 4.5)
+    loss.backward()
+    assert done.stdout.splitlines() == [f"{loss.item():.6f} {chosen.grad.sum().item():.6f}"] * 2
+
+
+def test_a_delta_that_is_none_of_float32(backend):
+    """In which 1e300 would be inf, no constraint at all, and 1e-60 would be 0."""
+    scores = torch.zeros(2), torch.zeros(2)
+    for value in (1e300, 1e-60, -1.0, math.nan):
+        for delta, name in ((torch.tensor([2.0, value], dtype=torch.float64), r"delta\[1\]"), (value, "delta")):
+            with pytest.raises(
+                ValueError, match=rf"{name} is {value:g}".replace("+", r"\+") + ", must be greater than 0"
+            ):
+                pcrm_loss(*scores, delta)
+    least = torch.tensor([2.0**-149, math.inf], dtype=torch.float64)
+    assert pcrm_loss(*scores, least).isfinite()
+    with pytest.raises(ValueError, match="delta is greater than any float"):
+        pcrm_loss(*scores, 10**400)
+
+
+def test_sparse_scores(backend):
+    sparse = torch.ones(2).to_sparse()
+    for scores, name in (((sparse, sparse), "chosen_rewards"), ((torch.ones(2), sparse), "rejected_rewards")):
+        with pytest.raises(TypeError, match=f"{name} has layout torch.sparse_coo, must be dense"):
+            pcrm_loss(*scores, 2.0)
 
 
 def test_other_devices_take_the_torch_path():

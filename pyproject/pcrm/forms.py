@@ -98,12 +98,14 @@ def _autograd_in_operators() -> Any:
 
 def is_transformed() -> bool:
     """Whether torch is looking into the computation, which it cannot if Go does it: under
-    torch.func's transforms, forward-mode differentiation or torch.jit.trace.
+    torch.func's transforms, forward-mode differentiation, torch.jit.trace, or a mode that sees
+    each operation (make_fx, FakeTensorMode).
     """
     return (
         torch._C._are_functorch_transforms_active()  # pyright: ignore[reportAttributeAccessIssue]
         or forward_ad._current_level >= 0
         or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0  # pyright: ignore[reportAttributeAccessIssue]
     )
 
 
@@ -280,8 +282,8 @@ def register(form: Form, operator: Any) -> None:
 # Memory that native code reads and writes. Without a gradient its two are empty tensors, whose
 # address is 0: Go's word for none. empty_like is the fastest way to memory from Python.
 
-NONE = torch.empty(0)
-SCALARS = {dtype: torch.empty((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
+NONE = torch.empty(0, device="cpu")
+SCALARS = {dtype: torch.empty((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
 
 
 def in_memory(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -344,6 +346,8 @@ def check_alike(names: tuple[str, ...], tensors: tuple[Tensor, ...], dimensions:
             raise TypeError(f"{name} is a {type(x).__name__}, must be a torch.Tensor")
         if x.dtype not in COMPUTE:
             raise TypeError(f"{name} has dtype {x.dtype}, must be float32, float64, bfloat16 or float16")
+        if x.layout is not torch.strided:
+            raise TypeError(f"{name} has layout {x.layout}, must be dense")
         if x.dim() != dimensions:
             wanted = "(B,): squeeze the last dimension of (B, 1)" if dimensions == 1 else "(B, L)"
             raise ValueError(f"{name} has shape {tuple(x.shape)}, must be {wanted}")
@@ -359,11 +363,19 @@ def check_alike(names: tuple[str, ...], tensors: tuple[Tensor, ...], dimensions:
 def _are_alike(tensors: tuple[Tensor, ...], dimensions: int) -> bool:
     """Whether all is well, in as few looks as will do; if not, `check_alike` says why."""
     first = tensors[0]
-    if not isinstance(first, Tensor) or first.dtype not in COMPUTE or first.dim() != dimensions or first.numel() == 0:
+    if (
+        not isinstance(first, Tensor)
+        or first.layout is not torch.strided
+        or first.dtype not in COMPUTE
+        or first.dim() != dimensions
+        or first.numel() == 0
+    ):
         return False
     shape, dtype, device = first.shape, first.dtype, first.device
     for x in tensors[1:]:
         if not isinstance(x, Tensor) or x.dtype is not dtype or x.shape != shape or x.device != device:
+            return False
+        if x.layout is not torch.strided:
             return False
     return True
 
@@ -383,7 +395,10 @@ def number(name: str, value: Any) -> float:
         return value
     if not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}, must be a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an integer of more than 308 digits, too many to print
+        raise ValueError(f"{name} is greater than any float") from None
 
 
 def check_pad(pad_token_id: Any) -> int:

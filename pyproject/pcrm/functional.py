@@ -32,10 +32,12 @@ from .forms import (
     check_all_finite,
     check_options,
     check_pad,
+    check_where,
     differentiated,
     evaluate,
     fake,
     in_memory,
+    is_transformed,
     number,
     on_device,
     operator,
@@ -250,25 +252,34 @@ def _delta_of(delta: Tensor | float, scores: Tensor, name: str = "chosen_rewards
     if not isinstance(delta, Tensor):
         if not isinstance(delta, Real):
             raise TypeError(f"delta is a {type(delta).__name__}, must be a torch.Tensor or a float")
-        delta = float(delta)
+        delta = number("delta", delta)
         if not delta > 0:
             raise ValueError(f"delta is {delta:g}, must be greater than 0")
-        if torch.finfo(dtype).max < delta < math.inf:
-            raise ValueError(
-                f"delta is {delta:g}, must be inf or at most {torch.finfo(dtype).max:g}, the greatest {dtype}"
-            )
+        # Half the least subnormal number is rounded to 0.
+        if torch.finfo(dtype).max < delta < math.inf or (dtype is torch.float32 and delta <= 2.0**-150):
+            raise ValueError(f"delta is {delta:g}, must be {_in_range(dtype)}")
         return torch.full(scores.shape[:1], delta, dtype=dtype, device=scores.device)
     if not delta.is_floating_point():
         raise TypeError(f"delta has dtype {delta.dtype}, must be floating point")
     if delta.requires_grad:
         raise ValueError("delta requires a gradient, but none flows through the constraint: pass delta.detach()")
     if delta.dim() == 0:
-        return delta.to(device=scores.device, dtype=dtype).expand(scores.shape[:1]).contiguous()
+        delta = delta.to(scores.device).expand(scores.shape[:1])
     if delta.shape != scores.shape[:1]:
         raise ValueError(f"delta has shape {tuple(delta.shape)}, must be {tuple(scores.shape[:1])} or one number")
     if delta.device != scores.device:
         raise ValueError(f"delta is on {delta.device}, {name} is on {scores.device}")
-    return (delta if delta.dtype is dtype else delta.to(dtype)).contiguous()
+    if delta.dtype is dtype:
+        return delta.contiguous()
+    rounded = delta.to(dtype)
+    # A float64 that is finite may be none in float32, and would mean no constraint at all.
+    if delta.dtype is torch.float64 and delta.is_cpu and not torch.compiler.is_compiling() and not is_transformed():
+        check_where("delta", delta, (delta > 0) & (rounded > 0) & (rounded.isinf() == delta.isinf()), _in_range(dtype))
+    return rounded.contiguous()
+
+
+def _in_range(dtype: torch.dtype) -> str:
+    return f"greater than 0, and inf or at most {torch.finfo(dtype).max:g}, as numbers of {dtype} are"
 
 
 # What Go computes. Each returns the loss, its gradients by the chosen and the rejected

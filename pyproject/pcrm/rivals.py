@@ -320,9 +320,10 @@ def _of_pairs(name: str, value: Any, scores: Tensor, first: str, least: float = 
     if not isinstance(value, Tensor):
         if not isinstance(value, Real):
             raise TypeError(f"{name} is a {type(value).__name__}, must be a torch.Tensor or a float")
-        if not (abs(float(value)) <= torch.finfo(dtype).max and float(value) >= least):
-            raise ValueError(f"{name} is {float(value):g}, must be {wanted}")
-        return torch.full(scores.shape, float(value), dtype=dtype, device=scores.device)
+        value = number(name, value)
+        if not (abs(value) <= torch.finfo(dtype).max and value >= least):
+            raise ValueError(f"{name} is {value:g}, must be {wanted}")
+        return torch.full(scores.shape, value, dtype=dtype, device=scores.device)
     if value.dtype is torch.bool or value.is_complex():
         raise TypeError(f"{name} has dtype {value.dtype}, must be floating point or integer")
     if value.requires_grad:
