@@ -5,7 +5,7 @@ package pcrm
 const NoPad = -1
 
 // Int is what token ids and the offsets of ragged columns may be made of.
-type Int interface{ int32 | int64 }
+type Int interface{ int | int32 | int64 }
 
 // LengthRatio is the prior similarity of two responses by their lengths in tokens,
 // after the tokens that they share at the start (arXiv 2404.00978, section 3.2.1):

@@ -30,6 +30,7 @@ func TestLengthRatio(t *testing.T) {
 		assert.Equal(t, c.want, pcrm.LengthRatio(c.chosen, c.rejected, c.pad), "%v", c)
 		assert.Equal(t, c.want, pcrm.LengthRatio(c.rejected, c.chosen, c.pad), "swapped %v", c)
 	}
+	assert.Equal(t, 0.5, pcrm.LengthRatio([]int{1, 2, 3}, []int{1, 9}, pcrm.NoPad), "ids of Go's own int")
 }
 
 func TestLengthRatios(t *testing.T) {
