@@ -13,7 +13,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig
 from ..arguments import settings_of, warn_of_smoothing
 from ..config import Config
 from ..constraint import Constraint
-from ..sampling import PrioritizedSampler
+from ..sampling import check_draws
 
 
 @dataclass
@@ -126,6 +126,7 @@ class PCRMArguments:
         """The settings that the fields describe.
 
         Raises:
+            TypeError: a field is of another kind.
             ValueError: a field is unknown, out of range or contradicts another one.
             OSError: `pcrm_config` cannot be read.
         """
@@ -156,8 +157,8 @@ class PCRMArguments:
         if not 0 <= self.pcrm_sft_eta < math.inf:
             raise ValueError(f"pcrm_sft_eta is {self.pcrm_sft_eta}, must be at least 0 and finite")
         alpha = self.pcrm_priority_alpha
-        # For its checks: how many pairs there are is not known yet.
-        PrioritizedSampler(1, alpha=alpha, epsilon=self.pcrm_priority_epsilon, num_samples=self.pcrm_priority_samples)
+        names = ("pcrm_priority_alpha", "pcrm_priority_epsilon", "pcrm_priority_samples")
+        check_draws(alpha, self.pcrm_priority_epsilon, self.pcrm_priority_samples, names)
         if not alpha:
             return
         # What the weights would not reach, and who else would draw.
