@@ -61,6 +61,8 @@ def test_length_bonus():
     np.testing.assert_allclose(length_bonus(lengths, max_length=200), [0.0, 1.25, 2.5, 4.0], rtol=1e-7)
     got = length_bonus(lengths, max_length=200, weight=2, cap=1.5, multiplier=torch.tensor([1.0, -0.4, 2.0, -0.4]))
     np.testing.assert_allclose(got, [0.0, -0.2, 2.0, -4.0], rtol=1e-7)
+    # Greater than any integer of torch's.
+    assert length_bonus(lengths, max_length=2**70, weight=2**70)[3] == 1000
     assert got.dtype == torch.float32 and length_bonus(lengths.double(), max_length=3).dtype == torch.float64
 
 
@@ -102,6 +104,21 @@ def test_length_bonus():
             lambda: length_bonus(torch.ones(1), max_length=1, multiplier=torch.ones(2)),
             ValueError,
             "multiplier has shape (2,), lengths has (1,)",
+        ),
+        (
+            lambda: length_bonus(torch.ones(1), max_length=10**400),
+            ValueError,
+            "max_length is beyond the range of a float, must be finite",
+        ),
+        (
+            lambda: length_bonus(torch.ones(1), max_length=1, multiplier=-(10**5000)),
+            ValueError,
+            "multiplier is beyond the range of a float, must be finite",
+        ),
+        (
+            lambda: length_bonus_function(max_length=1, weight=10**400),
+            ValueError,
+            "weight is beyond the range of a float, must be finite",
         ),
         (lambda: length_bonus_function(max_length=-1), ValueError, "max_length is -1, must be greater than 0"),
         (

@@ -102,8 +102,8 @@ def length_bonus(
         if multiplier.shape != lengths.shape:
             raise ValueError(f"multiplier has shape {tuple(multiplier.shape)}, lengths has {tuple(lengths.shape)}")
     else:
-        _check_number("multiplier", multiplier)
-    _check_bonus(max_length, weight, cap)
+        multiplier = _number("multiplier", multiplier)
+    max_length, weight, cap = _bonus(max_length, weight, cap)
     wide = torch.float64 if lengths.dtype == torch.float64 else torch.float32
     return reference.length_bonus(lengths.to(wide), max_length, weight, cap, multiplier).to(wide)
 
@@ -195,9 +195,9 @@ def length_bonus_function(
     Raises:
         TypeError, ValueError: as in `length_bonus`. The function: there is no such column.
     """
-    _check_bonus(max_length, weight, cap)
+    max_length, weight, cap = _bonus(max_length, weight, cap)
     if not isinstance(multiplier, str):
-        _check_number("multiplier", multiplier)
+        multiplier = _number("multiplier", multiplier)
 
     def bonus(completion_ids: list[list[int]], **columns: Any) -> list[float]:
         if isinstance(multiplier, str) and multiplier not in columns:
@@ -219,18 +219,23 @@ def _references(name: str, value: Any) -> list[Any]:
     return list(value)
 
 
-def _check_bonus(max_length: float, weight: float, cap: float) -> None:
-    for name, value in (("max_length", max_length), ("weight", weight), ("cap", cap)):
-        _check_number(name, value)
+def _bonus(max_length: float, weight: float, cap: float) -> tuple[float, float, float]:
+    max_length, weight, cap = _number("max_length", max_length), _number("weight", weight), _number("cap", cap)
     if max_length <= 0:
         raise ValueError(f"max_length is {max_length:g}, must be greater than 0")
+    return max_length, weight, cap
 
 
-def _check_number(name: str, value: Any) -> None:
+def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r:.80}, must be a number")
+    try:
+        value = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is beyond the range of a float, must be finite") from None
     if not math.isfinite(value):
         raise ValueError(f"{name} is {value}, must be finite")
+    return value
 
 
 def _described(value: Any) -> str:
