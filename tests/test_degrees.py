@@ -2,6 +2,7 @@
 
 import math
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -50,9 +51,27 @@ def test_what_is_removed():
     assert degrade("", DEGREES) == ["", "", ""] and degrade(" \n", [0.5]) == [" \n"] and degrade("one", [0.1]) == [""]
 
 
+@pytest.mark.parametrize("n", [25, 50, 100, 1000])
+@pytest.mark.parametrize("kind", [float, np.float32])
+def test_the_share_is_of_the_decimal_number(n, kind):
+    """In hundredths, whose products integers have exactly: as floating point .07, .14, .28, .55 and .56 of 100 are more."""
+    text = " ".join(f"w{i}" for i in range(n))
+    left = degrade(text, [kind(percent / 100) for percent in range(1, 101)])
+    assert [n - len(t.split()) for t in left] == [-(-percent * n // 100) for percent in range(1, 101)]
+
+
+def test_shares_of_other_kinds():
+    for degree, removed in ((Fraction(1, 3), 2), (1, 6), (1e-300, 1), (np.float64(0.5), 3)):
+        (left,) = degrade("a b c d e f", [degree])
+        assert len(left.split()) == 6 - removed
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
+        (lambda: degrade("a", [0.5, "1"]), TypeError, "degrees[1] is '1', must be a number"),
+        (lambda: degrade("a", [True]), TypeError, "degrees[0] is True, must be a number"),
+        (lambda: degrade("a", [math.nan]), ValueError, "degrees[0] is nan, must be in (0, 1]"),
         (lambda: degrade(None, [0.5]), TypeError, "text is None, must be a text"),
         (lambda: degrade("a", []), ValueError, "degrees are empty, must be at least one"),
         (lambda: degrade("a", [0.5, 1.5]), ValueError, "degrees[1] is 1.5, must be in (0, 1]"),

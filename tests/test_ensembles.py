@@ -84,6 +84,11 @@ def test_nan_propagates():
             "coefficient is nan, must be at least 0 and finite",
             lambda: ensemble(SCORES, "variance", coefficient=math.nan),
         ),
+        (
+            ValueError,
+            "coefficient is beyond the range of a float, must be at least 0 and finite",
+            lambda: ensemble(SCORES, "variance", coefficient=10**400),
+        ),
         (TypeError, "coefficient is '1', must be a number", lambda: ensemble(SCORES, "variance", coefficient="1")),
     ],
 )

@@ -3,6 +3,7 @@
 import fcntl
 import gzip
 import json
+import os
 import random
 import resource
 import shutil
@@ -220,6 +221,12 @@ def test_bad_files(tmp_path, capsys):
         ("folder", "folder: is a folder with something else than a data set"),
     ):
         assert message in fails(capsys, good, "--out", tmp_path / name)
+    for name in ("pipe", "pipe.jsonl", "pipe.parquet"):
+        os.mkfifo(tmp_path / name)
+        (tmp_path / f"to.{name}").symlink_to(name)
+        for path in (tmp_path / name, tmp_path / f"to.{name}"):
+            assert f"{path}: is neither a file nor a folder" in fails(capsys, good, "--out", path)
+        assert (tmp_path / name).is_fifo() and not (tmp_path / f"{name}.parts").exists()
     with pytest.raises(SystemExit, match="2"):
         main(["prior", str(good), "--out", str(good)])
     for options in (["--prior", "cosine"], ["--prior", "length_ratio"], ["--model", "x"], ["--tokenizer", "x"]):

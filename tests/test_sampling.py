@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import re
 import textwrap
 
 import pytest
@@ -99,10 +100,115 @@ def test_resumed_sampler_goes_on(tmp_path):
         PrioritizedSampler(6).load_state_dict(sampler.state_dict())
 
 
+def _state(**changes):
+    return PrioritizedSampler(3).state_dict() | {"round": 2} | changes
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "state"),
+    [
+        (TypeError, "state is None, must be a mapping as state_dict gives it", None),
+        (ValueError, "state has no 'round'", {}),
+        (ValueError, "state has no 'probabilities'", {"round": 0, "priorities": torch.ones(3)}),
+        (TypeError, "state['round'] is 1.5, must be an integer", _state(round=1.5)),
+        (ValueError, "state['round'] is -1, must be at least 0", _state(round=-1)),
+        (TypeError, "state['priorities'] is [1, 1, 1], must be a tensor", _state(priorities=[1, 1, 1])),
+        (TypeError, "state['priorities'] has dtype torch.complex64", _state(priorities=torch.ones(3) * 1j)),
+        (ValueError, "state['priorities'] has shape (3, 1), must be (3,)", _state(priorities=torch.ones(3, 1))),
+        (ValueError, "state['priorities'] has shape (), must be (3,)", _state(priorities=torch.tensor(1.0))),
+        (
+            ValueError,
+            "state['probabilities'] has shape (2,): the state is of 2 pairs, these are 3",
+            _state(probabilities=torch.ones(2) / 2),
+        ),
+        (
+            ValueError,
+            "state['priorities'][1] is nan, must be at least 0 and finite",
+            _state(priorities=torch.tensor([0.0, math.nan, 1.0])),
+        ),
+        (
+            ValueError,
+            "state['probabilities'][2] is nan, must be greater than 0 and at most 1",
+            _state(probabilities=torch.tensor([0.5, 0.5, math.nan])),
+        ),
+        (ValueError, "state['probabilities'][0] is 0, must be", _state(probabilities=torch.tensor([0.0, 0.5, 0.5]))),
+    ],
+)
+def test_bad_states_change_nothing(error, message, state):
+    sampler = PrioritizedSampler(3)
+    before = sampler.state_dict()
+    with pytest.raises(error, match=re.escape(message)):
+        sampler.load_state_dict(state)
+    assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(before[k])) for k, v in sampler.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("size is 5.0, must be an integer", {"size": 5.0}),
+        ("size is True, must be an integer", {"size": True}),
+        ("num_samples is 1.5, must be an integer", {"num_samples": 1.5}),
+        ("seed is 'x', must be an integer", {"seed": "x"}),
+        ("alpha is 'x', must be a number", {"alpha": "x"}),
+        ("epsilon is None, must be a number", {"epsilon": None}),
+    ],
+)
+def test_arguments_of_other_kinds(message, options):
+    with pytest.raises(TypeError, match=message):
+        PrioritizedSampler(**{"size": 5} | options)
+
+
+def test_rounds_are_integers():
+    with pytest.raises(TypeError, match=re.escape("number is 1.5, must be an integer")):
+        PrioritizedSampler(5).set_round(1.5)
+    with pytest.raises(ValueError, match=re.escape("number is -1, must be at least 0")):
+        PrioritizedSampler(5).set_round(-1)
+
+
+@pytest.mark.parametrize(
+    ("message", "indices"),
+    [
+        ("indices has dtype torch.float32, must be a tensor of integers", torch.tensor([1.7])),
+        ("indices has dtype torch.bool, must be a tensor of integers", torch.tensor([True, False])),
+        ("indices has dtype torch.complex64, must be a tensor of integers", torch.tensor([1j])),
+        ("indices is [0], must be a tensor of integers", [0]),
+    ],
+)
+def test_indices_of_other_kinds(message, indices):
+    sampler = PrioritizedSampler(5)
+    for call in (lambda: sampler.weights(indices), lambda: sampler.update(indices, torch.ones(1))):
+        with pytest.raises(TypeError, match=re.escape(message)):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("message", "priorities"),
+    [
+        ("priorities has dtype torch.bool, must be a tensor of real numbers", torch.tensor([True])),
+        ("priorities has dtype torch.complex64, must be a tensor of real numbers", torch.tensor([1 + 1j])),
+        ("priorities is [0.5], must be a tensor of real numbers", [0.5]),
+    ],
+)
+def test_priorities_of_other_kinds_change_nothing(message, priorities):
+    sampler = PrioritizedSampler(5)
+    with pytest.raises(TypeError, match=re.escape(message)):
+        sampler.update(torch.tensor([0]), priorities)
+    assert sampler.state_dict()["priorities"].tolist() == [1.0] * 5
+
+
+def test_integers_of_every_width():
+    sampler = drawing()
+    want = sampler.weights(torch.tensor([4, 2]))
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        assert torch.equal(sampler.weights(torch.tensor([4, 2], dtype=dtype)), want)
+
+
 @pytest.mark.parametrize(
     ("message", "options"),
     [
         ("size is 0, must be at least 1", {"size": 0}),
+        ("seed is 9223372036854775808, must be less than ", {"seed": 2**63}),
+        ("seed is -9223372036854775809, must be at least -9223372036854775808", {"seed": -(2**63) - 1}),
         ("num_samples is 0, must be at least 1", {"num_samples": 0}),
         ("alpha is -0.5, must be at least 0 and finite", {"alpha": -0.5}),
         ("alpha is nan, must be at least 0 and finite", {"alpha": math.nan}),
@@ -297,9 +403,9 @@ def test_in_two_processes_is_accumulation_in_one(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("message", "fields"),
     [
-        ("alpha is -1.0, must be at least 0", {"pcrm_priority_alpha": -1.0}),
-        ("epsilon is 0.0, must be greater than 0", {"pcrm_priority_epsilon": 0.0}),
-        ("num_samples is 0, must be at least 1", {"pcrm_priority_samples": 0}),
+        ("pcrm_priority_alpha is -1.0, must be at least 0", {"pcrm_priority_alpha": -1.0}),
+        ("pcrm_priority_epsilon is 0.0, must be greater than 0", {"pcrm_priority_epsilon": 0.0}),
+        ("pcrm_priority_samples is 0, must be at least 1", {"pcrm_priority_samples": 0}),
         ("with which pcrm_sft_eta must be 0.0, not 0.1", {"pcrm_priority_alpha": 1.0, "pcrm_sft_eta": 0.1}),
         ("a pair has no one slope in the token form", {"pcrm_priority_alpha": 1.0, "pcrm_form": "token"}),
         (
@@ -310,6 +416,20 @@ def test_in_two_processes_is_accumulation_in_one(tiny, tmp_path):
 )
 def test_bad_config(tmp_path, config, message, fields):
     with pytest.raises(ValueError, match=message):
+        config(output_dir=str(tmp_path), bf16=False, **fields)
+
+
+@pytest.mark.parametrize("config", [PCRMRewardConfig, PCRMDPOConfig])
+@pytest.mark.parametrize(
+    ("message", "fields"),
+    [
+        ("pcrm_priority_alpha is 'x', must be a number", {"pcrm_priority_alpha": "x"}),
+        ("pcrm_priority_epsilon is None, must be a number", {"pcrm_priority_epsilon": None}),
+        ("pcrm_priority_samples is 1.5, must be an integer", {"pcrm_priority_samples": 1.5}),
+    ],
+)
+def test_config_of_other_kinds(tmp_path, config, message, fields):
+    with pytest.raises(TypeError, match=message):
         config(output_dir=str(tmp_path), bf16=False, **fields)
 
 

@@ -357,6 +357,8 @@ def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
         (["--batch-size", "0"], "batch_size is 0, must be an integer of at least 1"),
         (["--max-length", "0"], "max_length is 0, must be an integer of at least 1"),
         (["--device", "abacus"], "device is 'abacus': "),
+        (["--device", "meta"], "device is 'meta', on which nothing can be computed"),
+        (["--device", "meta:0", "--dtype", "bfloat16"], "device is 'meta:0', on which nothing can be computed"),
     ):
         assert message in fails(capsys, tiny, source, "--out", out, *options)
     chat = write(tmp_path / "chat.jsonl", [{"response": [USER]}])

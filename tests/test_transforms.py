@@ -61,7 +61,17 @@ def test_length_bonus():
     np.testing.assert_allclose(length_bonus(lengths, max_length=200), [0.0, 1.25, 2.5, 4.0], rtol=1e-7)
     got = length_bonus(lengths, max_length=200, weight=2, cap=1.5, multiplier=torch.tensor([1.0, -0.4, 2.0, -0.4]))
     np.testing.assert_allclose(got, [0.0, -0.2, 2.0, -4.0], rtol=1e-7)
+    # Greater than any integer of torch's.
+    assert length_bonus(lengths, max_length=2**70, weight=2**70)[3] == 1000
     assert got.dtype == torch.float32 and length_bonus(lengths.double(), max_length=3).dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_multipliers_of_a_column(kind):
+    """As a data set gives them in Python's, NumPy's and torch's format."""
+    function = length_bonus_function(max_length=4, weight=2.0, multiplier="m")
+    for column in (kind([1.0, -0.5]), [*kind([1, -2])]):
+        assert function(completion_ids=[[1, 2], [1]], m=column) == [1.0, -0.25 if column[1] == -0.5 else -1.0]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +104,16 @@ def test_length_bonus():
         ),
         (lambda: length_bonus([1], max_length=1), TypeError, "lengths is [1], must be a tensor of numbers"),
         (lambda: length_bonus(torch.ones(1, 1), max_length=1), ValueError, "lengths has shape (1, 1), must be (B,)"),
+        (
+            lambda: length_bonus(torch.tensor([3, -2]), max_length=1),
+            ValueError,
+            "lengths[1] is -2, must be at least 0 and finite",
+        ),
+        (
+            lambda: length_bonus(torch.tensor([np.nan]), max_length=1),
+            ValueError,
+            "lengths[0] is nan, must be at least 0 and finite",
+        ),
         (lambda: length_bonus(torch.ones(1), max_length=0), ValueError, "max_length is 0, must be greater than 0"),
         (lambda: length_bonus(torch.ones(1), max_length=1, weight="5"), TypeError, "weight is '5', must be a number"),
         (lambda: length_bonus(torch.ones(1), max_length=1, cap=np.inf), ValueError, "cap is inf, must be finite"),
@@ -102,6 +122,21 @@ def test_length_bonus():
             lambda: length_bonus(torch.ones(1), max_length=1, multiplier=torch.ones(2)),
             ValueError,
             "multiplier has shape (2,), lengths has (1,)",
+        ),
+        (
+            lambda: length_bonus(torch.ones(1), max_length=10**400),
+            ValueError,
+            "max_length is beyond the range of a float, must be finite",
+        ),
+        (
+            lambda: length_bonus(torch.ones(1), max_length=1, multiplier=-(10**5000)),
+            ValueError,
+            "multiplier is beyond the range of a float, must be finite",
+        ),
+        (
+            lambda: length_bonus_function(max_length=1, weight=10**400),
+            ValueError,
+            "weight is beyond the range of a float, must be finite",
         ),
         (lambda: length_bonus_function(max_length=-1), ValueError, "max_length is -1, must be greater than 0"),
         (
@@ -113,6 +148,19 @@ def test_length_bonus():
             lambda: length_bonus_function(max_length=1, multiplier="m")(completion_ids=[[1]], a=[1]),
             ValueError,
             "the data set has no column 'm'; its columns are a",
+        ),
+        *(
+            (lambda m=m: length_bonus_function(max_length=1, multiplier="m")(completion_ids=[[1], [2]], m=m), e, text)
+            for m, e, text in (
+                ([1.0, None], TypeError, "m[1] is None, must be a number"),
+                (["1", 1.0], TypeError, "m[0] is '1', must be a number"),
+                ([1.0, True], TypeError, "m[1] is True, must be a number"),
+                ([1.0, np.nan], ValueError, "m[1] is nan, must be finite"),
+                ([1.0, 10**400], ValueError, "m[1] is beyond the range of a float, must be finite"),
+                ([1.0], ValueError, "m has 1 rows, completion_ids has 2"),
+                (None, TypeError, "m is None, must be a list with a value for each of completion_ids"),
+                ("ab", TypeError, "m is 'ab', must be a list with a value for each of completion_ids"),
+            )
         ),
         (lambda: reward_function(None, principles=[3]), ValueError, "principles[0] is 3, must be a text or an object"),
         (lambda: reward_function(None, principles=["a"], k=0), ValueError, "k is 0, must be at least 1"),
@@ -184,6 +232,13 @@ def test_bad_batches(model):
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             function(prompts=["one"], completions=[" two"], **columns)
+    two = {"prompts": ["one", "two"], "completions": [" two", " three"]}
+    with pytest.raises(ValueError, match=r"^refs has 1 rows, prompts has 2$"):
+        function(**two, refs=[[1.0]])
+    with pytest.raises(TypeError, match=r"^refs is None, must be a list with a value for each of prompts$"):
+        function(**two, refs=None)
+    with pytest.raises(ValueError, match=r"^completions has 1 rows, prompts has 2$"):
+        reward_function(model)(prompts=["one", "two"], completions=[" two"])
     with pytest.raises(ValueError, match=r"completion 1 of the batch: completions\[1\] has \d+ tokens with its prompt"):
         reward_function(model)(prompts=["a", "a"], completions=[" two", " two" * 3000])
 

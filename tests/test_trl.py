@@ -7,7 +7,7 @@ import pcrm.trl.reward
 import pytest
 import torch
 from datasets import IterableDataset, Value
-from pcrm.trl import PCRMRewardConfig, PCRMRewardTrainer
+from pcrm.trl import PCRMDPOConfig, PCRMRewardConfig, PCRMRewardTrainer
 from trainers import FORMATS, build, distance, steps
 from trl import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
@@ -197,6 +197,28 @@ def test_traced_run_is_verified(train, plain, tmp_path, backend, options):
 def test_bad_config(tmp_path, message, fields):
     with pytest.raises(ValueError, match=message):
         PCRMRewardConfig(output_dir=str(tmp_path), bf16=False, **fields)
+
+
+COEFFICIENT = "center_rewards_coefficient"
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message", "fields"),
+    [
+        (PCRMRewardConfig, ValueError, f"{COEFFICIENT} is -1, must be at least 0 and finite", {COEFFICIENT: -1}),
+        (PCRMRewardConfig, ValueError, f"{COEFFICIENT} is nan, must be at least 0 and finite", {COEFFICIENT: math.nan}),
+        (PCRMRewardConfig, ValueError, f"{COEFFICIENT} is inf, must be at least 0 and finite", {COEFFICIENT: math.inf}),
+        (PCRMRewardConfig, TypeError, f"{COEFFICIENT} is 'x', must be a number", {COEFFICIENT: "x"}),
+        (PCRMRewardConfig, TypeError, "pcrm_sft_eta is '0.1', must be a number", {"pcrm_sft_eta": "0.1"}),
+        (PCRMDPOConfig, TypeError, "pcrm_sft_eta is None, must be a number", {"pcrm_sft_eta": None}),
+        (PCRMRewardConfig, TypeError, r"pcrm_preset is \['x'\], must be a text", {"pcrm_preset": ["x"]}),
+        (PCRMDPOConfig, TypeError, "beta is 'x', must be a number", {"beta": "x"}),
+        (PCRMDPOConfig, TypeError, "label_smoothing is None, must be a number", {"label_smoothing": None}),
+    ],
+)
+def test_config_says_which_field(tmp_path, config, error, message, fields):
+    with pytest.raises(error, match=f"^{message}"):
+        config(output_dir=str(tmp_path), bf16=False, **fields)
 
 
 def test_config(tmp_path):

@@ -19,6 +19,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from numbers import Real
 
 import torch
 from torch import nn
@@ -44,6 +46,7 @@ def degrade(
     Degree d takes ceil(d * n) of n words: those of the least frequency, and of equal ones those
     of the least hash of (seed, text, place). So a degree takes all that a smaller one does, and
     the same text always loses the same words. Few words have few degrees: two texts may be equal.
+    d is the decimal number that Python prints, and the product is exact: 0.07 of 100 words are 7.
 
     Args:
         text: Of any language that has spaces between its words.
@@ -53,12 +56,14 @@ def degrade(
         seed: An integer.
 
     Raises:
-        TypeError: the text is none.
+        TypeError: the text is none; a degree that is no number.
         ValueError: no degrees, or one out of its range or order.
     """
     if not isinstance(text, str):
         raise TypeError(f"text is {text!r:.80}, must be a text")
     for i, d in enumerate(degrees):
+        if isinstance(d, bool) or not isinstance(d, Real):
+            raise TypeError(f"degrees[{i}] is {d!r:.80}, must be a number")
         if not 0 < d <= 1:
             raise ValueError(f"degrees[{i}] is {d}, must be in (0, 1]")
         if i and d <= degrees[i - 1]:
@@ -75,7 +80,8 @@ def degrade(
     end = text[words[-1].end() :] if words else text
     texts = []
     for d in degrees:
-        removed = set(order[: math.ceil(d * len(words))])
+        # By floating point 0.07 * 100 is a little more than 7, and its ceiling is 8.
+        removed = set(order[: math.ceil(Fraction(str(d)) * len(words))])
         texts.append("".join(m[0] for i, m in enumerate(words) if i not in removed) + end)
     return texts
 

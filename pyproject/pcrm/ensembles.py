@@ -80,6 +80,10 @@ def _coefficient(method: str, value: Any) -> float:
         raise ValueError("coefficient is missing: method 'variance' needs one")
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"coefficient is {value!r}, must be a number")
-    if not 0 <= float(value) < math.inf:
-        raise ValueError(f"coefficient is {float(value):g}, must be at least 0 and finite")
-    return float(value)
+    try:
+        value = float(value)
+    except OverflowError:
+        raise ValueError("coefficient is beyond the range of a float, must be at least 0 and finite") from None
+    if not 0 <= value < math.inf:
+        raise ValueError(f"coefficient is {value:g}, must be at least 0 and finite")
+    return value

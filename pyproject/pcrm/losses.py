@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from . import tracing
 from .constraint import Constraint
-from .forms import Reduction, check_options
+from .forms import Reduction, check_options, number
 from .functional import pcrm_dpo_loss, pcrm_loss
 
 
@@ -26,6 +27,9 @@ class PCRMLoss(torch.nn.Module):
         constraint: What turns a prior into a ceiling of the margin.
         label_smoothing, center_rewards_coefficient, reduction, check_finite: As in
             `pcrm.functional.pcrm_loss`.
+
+    Raises:
+        TypeError, ValueError: as in `pcrm_loss`, of the settings.
     """
 
     def __init__(
@@ -40,6 +44,9 @@ class PCRMLoss(torch.nn.Module):
         super().__init__()
         self.constraint = _checked(constraint)
         check_options(label_smoothing, reduction)
+        coefficient = number("center_rewards_coefficient", center_rewards_coefficient)
+        if not 0 <= coefficient < math.inf:
+            raise ValueError(f"center_rewards_coefficient is {coefficient:g}, must be at least 0 and finite")
         self.settings: dict[str, Any] = {
             "label_smoothing": label_smoothing,
             "center_rewards_coefficient": center_rewards_coefficient,
@@ -78,6 +85,9 @@ class PCRMDPOLoss(torch.nn.Module):
     Args:
         constraint: What turns a prior into a ceiling of the difference of implicit rewards.
         beta, label_smoothing, reduction: As in `pcrm.functional.pcrm_dpo_loss`.
+
+    Raises:
+        TypeError, ValueError: as in `pcrm_dpo_loss`, of the settings.
     """
 
     def __init__(
@@ -91,6 +101,8 @@ class PCRMDPOLoss(torch.nn.Module):
         super().__init__()
         self.constraint = _checked(constraint)
         check_options(label_smoothing, reduction)
+        if not 0 < number("beta", beta) < math.inf:
+            raise ValueError(f"beta is {beta:g}, must be greater than 0 and finite")
         self.settings: dict[str, Any] = {"beta": beta, "label_smoothing": label_smoothing, "reduction": reduction}
 
     def forward(

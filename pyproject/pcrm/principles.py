@@ -21,6 +21,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,10 +98,14 @@ def with_principles(
         raise TypeError(f"k is {k!r}, must be an integer or None")
     if k is not None and k < 1:
         raise ValueError(f"k is {k}, must be at least 1")
+    if isinstance(negate, bool) or not isinstance(negate, Real):
+        raise TypeError(f"negate is {negate!r:.80}, must be a number")
     if not 0 <= negate <= 1:
         raise ValueError(f"negate is {negate!r}, must be in [0, 1]")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed is {seed!r}, must be an integer")
+    if not isinstance(negation, str):
+        raise TypeError(f"negation is {negation!r:.80}, must be a text")
     if "{principle}" not in negation:
         raise ValueError(f"negation is {negation!r:.80}, must have {{principle}} in it")
     principles = parse(row.get("principles"))

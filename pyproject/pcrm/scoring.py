@@ -44,7 +44,8 @@ class RewardModel:
         OSError: there is no such checkpoint, no tokenizer in it, or weights that are no safetensors.
         ValueError: the checkpoint has another number of labels, or lacks weights; its tokenizer
             has no token to pad with; an adapter without peft, or one that does not fit its base
-            model; an argument out of its range.
+            model; a device that is not there or holds no numbers, as "meta"; an argument out of
+            its range.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class RewardModel:
             self._model.to(self.device)
         except (RuntimeError, AssertionError) as error:  # torch has either for what is not there
             raise ValueError(f"device is {device!r}: {error}") from None
+        if self.device.type == "meta":  # torch moves the model there: it has shapes and no numbers
+            raise ValueError(f"device is {str(device)!r}, on which nothing can be computed")
         config = self._model.config.get_text_config()
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token

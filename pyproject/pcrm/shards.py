@@ -40,8 +40,8 @@ class Output:
 
     Raises:
         ValueError: the name has another ending, or is that of a folder with something else in
-            it; what is to be gone on with was begun with other settings; another process
-            writes it.
+            it, or of a device, a pipe or a socket; what is to be gone on with was begun with
+            other settings; another process writes it.
         OSError: the folder beside it cannot be made.
     """
 
@@ -49,6 +49,8 @@ class Output:
         self.path, self.skip = Path(path), skip
         name = self.path.name
         self.suffix = next((s for s in (".jsonl", ".jsonl.gz", ".parquet") if name.endswith(s)), "")
+        if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):  # whoever has it open would lose it
+            raise ValueError(f"{self.path}: is neither a file nor a folder")
         if self.suffix:
             if self.path.is_dir():
                 raise ValueError(f"{self.path}: is a folder")

@@ -7,13 +7,14 @@ nothing else computes them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import reference
+from .forms import check_where
 from .principles import TEMPLATE, with_principles
 from .rows import RowError, inputs
 
@@ -92,7 +93,8 @@ def length_bonus(
     Raises:
         TypeError: lengths are no tensor, or one of booleans or complex numbers; an option that
             is no number.
-        ValueError: another shape; an option that is not finite; max_length not greater than 0.
+        ValueError: another shape; a length that is less than 0 or not finite; an option that is
+            not finite; max_length not greater than 0.
     """
     if not isinstance(lengths, Tensor) or lengths.dtype == torch.bool or lengths.is_complex():
         raise TypeError(f"lengths is {_described(lengths)}, must be a tensor of numbers")
@@ -102,10 +104,12 @@ def length_bonus(
         if multiplier.shape != lengths.shape:
             raise ValueError(f"multiplier has shape {tuple(multiplier.shape)}, lengths has {tuple(lengths.shape)}")
     else:
-        _check_number("multiplier", multiplier)
-    _check_bonus(max_length, weight, cap)
+        multiplier = _number("multiplier", multiplier)
+    max_length, weight, cap = _bonus(max_length, weight, cap)
     wide = torch.float64 if lengths.dtype == torch.float64 else torch.float32
-    return reference.length_bonus(lengths.to(wide), max_length, weight, cap, multiplier).to(wide)
+    lengths = lengths.to(wide)
+    check_where("lengths", lengths, lengths.isfinite() & (lengths >= 0), "at least 0 and finite")
+    return reference.length_bonus(lengths, max_length, weight, cap, multiplier).to(wide)
 
 
 def reward_function(
@@ -141,8 +145,9 @@ def reward_function(
 
     Raises:
         ValueError: principles, a template or a `k` that is none. The function: there is no
-            column of references; references, a prompt or a completion that is none, or too
-            long for the model, by its index in the batch.
+            column of references; completions or references of another number than the prompts;
+            references, a prompt or a completion that is none, or too long for the model, by its
+            index in the batch.
         TypeError: a `k` or `seed` of another kind.
     """
     if principles is not None:  # what is wrong with them is said before any rollout
@@ -158,6 +163,9 @@ def reward_function(
     def rewards(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
         if references is not None and references not in columns:
             raise ValueError(f"the data set has no column {references!r}; its columns are {', '.join(columns)}")
+        _check_rows("completions", completions, "prompts", len(prompts))
+        if references is not None:
+            _check_rows(references, columns[references], "prompts", len(prompts))
         ids, known = [], []
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             given = [] if references is None else _references(f"{references}[{i}]", columns[references][i])
@@ -193,17 +201,24 @@ def length_bonus_function(
         multiplier: A number, or the column of the data set that has one for each prompt.
 
     Raises:
-        TypeError, ValueError: as in `length_bonus`. The function: there is no such column.
+        TypeError, ValueError: as in `length_bonus`. The function: there is no such column, it has
+            another number of rows than the completions, or a row of it is no finite number.
     """
-    _check_bonus(max_length, weight, cap)
+    max_length, weight, cap = _bonus(max_length, weight, cap)
     if not isinstance(multiplier, str):
-        _check_number("multiplier", multiplier)
+        multiplier = _number("multiplier", multiplier)
 
     def bonus(completion_ids: list[list[int]], **columns: Any) -> list[float]:
         if isinstance(multiplier, str) and multiplier not in columns:
             raise ValueError(f"the data set has no column {multiplier!r}; its columns are {', '.join(columns)}")
-        by = torch.tensor(columns[multiplier], dtype=torch.float32) if isinstance(multiplier, str) else multiplier
         lengths = torch.tensor([len(ids) for ids in completion_ids])
+        by: Tensor | float
+        if isinstance(multiplier, str):
+            _check_rows(multiplier, columns[multiplier], "completion_ids", len(lengths))
+            values = [_number(f"{multiplier}[{i}]", _scalar(v)) for i, v in enumerate(columns[multiplier])]
+            by = torch.tensor(values, dtype=torch.float32)
+        else:
+            by = multiplier
         return length_bonus(lengths, max_length=max_length, weight=weight, cap=cap, multiplier=by).tolist()
 
     bonus.__name__ = "length_bonus"
@@ -219,18 +234,36 @@ def _references(name: str, value: Any) -> list[Any]:
     return list(value)
 
 
-def _check_bonus(max_length: float, weight: float, cap: float) -> None:
-    for name, value in (("max_length", max_length), ("weight", weight), ("cap", cap)):
-        _check_number(name, value)
+def _check_rows(name: str, value: Any, other: str, n: int) -> None:
+    """Refuse a column that is none, or not of the n rows that the other one has."""
+    if not isinstance(value, Sized) or isinstance(value, str):
+        raise TypeError(f"{name} is {value!r:.80}, must be a list with a value for each of {other}")
+    if len(value) != n:
+        raise ValueError(f"{name} has {len(value)} rows, {other} has {n}")
+
+
+def _scalar(value: Any) -> Any:
+    """A data set in the format of NumPy or torch gives scalars of theirs."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _bonus(max_length: float, weight: float, cap: float) -> tuple[float, float, float]:
+    max_length, weight, cap = _number("max_length", max_length), _number("weight", weight), _number("cap", cap)
     if max_length <= 0:
         raise ValueError(f"max_length is {max_length:g}, must be greater than 0")
+    return max_length, weight, cap
 
 
-def _check_number(name: str, value: Any) -> None:
+def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r:.80}, must be a number")
+    try:
+        value = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is beyond the range of a float, must be finite") from None
     if not math.isfinite(value):
         raise ValueError(f"{name} is {value}, must be finite")
+    return value
 
 
 def _described(value: Any) -> str:

@@ -13,7 +13,8 @@ from trl import DPOConfig, DPOTrainer, RewardConfig
 from ..arguments import settings_of, warn_of_smoothing
 from ..config import Config
 from ..constraint import Constraint
-from ..sampling import PrioritizedSampler
+from ..forms import number
+from ..sampling import check_draws
 
 
 @dataclass
@@ -126,10 +127,13 @@ class PCRMArguments:
         """The settings that the fields describe.
 
         Raises:
+            TypeError: a field is of another kind.
             ValueError: a field is unknown, out of range or contradicts another one.
             OSError: `pcrm_config` cannot be read.
         """
         self._check_training()
+        if self.pcrm_preset is not None and not isinstance(self.pcrm_preset, str):
+            raise TypeError(f"pcrm_preset is {self.pcrm_preset!r}, must be a text")
         model = self.pcrm_prior_model
         arguments: dict[str, Any] = {}
         for f in dataclasses.fields(PCRMArguments):
@@ -153,11 +157,11 @@ class PCRMArguments:
 
     def _check_training(self) -> None:
         """The fields that are not the constraint's."""
-        if not 0 <= self.pcrm_sft_eta < math.inf:
+        if not 0 <= number("pcrm_sft_eta", self.pcrm_sft_eta) < math.inf:
             raise ValueError(f"pcrm_sft_eta is {self.pcrm_sft_eta}, must be at least 0 and finite")
         alpha = self.pcrm_priority_alpha
-        # For its checks: how many pairs there are is not known yet.
-        PrioritizedSampler(1, alpha=alpha, epsilon=self.pcrm_priority_epsilon, num_samples=self.pcrm_priority_samples)
+        names = ("pcrm_priority_alpha", "pcrm_priority_epsilon", "pcrm_priority_samples")
+        check_draws(alpha, self.pcrm_priority_epsilon, self.pcrm_priority_samples, names)
         if not alpha:
             return
         # What the weights would not reach, and who else would draw.
@@ -213,6 +217,9 @@ class PCRMRewardConfig(PCRMArguments, RewardConfig):
             return
         self._check_log_margins()
         settings = self.pcrm_settings()
+        coefficient = self.center_rewards_coefficient
+        if coefficient is not None and not 0 <= number("center_rewards_coefficient", coefficient) < math.inf:
+            raise ValueError(f"center_rewards_coefficient is {coefficient}, must be at least 0 and finite")
         self._merged("center_rewards_coefficient", settings.center_rewards_coefficient, None)
         if settings.form == "token" and self.center_rewards_coefficient:
             raise ValueError(
@@ -261,9 +268,9 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
             raise ValueError("pcrm_form is 'token', but DPO has no scores of tokens: set pcrm_form='pair'")
         self._merged("label_smoothing", settings.label_smoothing, 0.0)
         self._merged("beta", settings.dpo_beta, 0.1)
-        if not 0 <= self.label_smoothing < 0.5:
+        if not 0 <= number("label_smoothing", self.label_smoothing) < 0.5:
             raise ValueError(f"label_smoothing is {self.label_smoothing}, must be in [0, 0.5)")
-        if not 0 < self.beta < math.inf:
+        if not 0 < number("beta", self.beta) < math.inf:
             raise ValueError(f"beta is {self.beta}, must be greater than 0 and finite")
         if self.use_weighting:
             raise ValueError("use_weighting is True, which weights TRL's losses inside of TRL and would miss pcrm's")
