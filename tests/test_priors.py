@@ -52,6 +52,17 @@ def test_values(backend):
     assert length_ratio(wide[:, 1:], wide[:, 1:].flip(0), pad_token_id=0).tolist() == [0, 0]  # not contiguous
 
 
+def test_strided_tensors_are_the_lists_that_they_hold(backend):
+    square = torch.tensor([[5, 6, 7, 1], [5, 6, 7, 2], [5, 6, 7, 3]])
+    column, row, repeated = square[:, 3:], torch.arange(8)[None, ::2], torch.tensor([[4]]).expand(5, 1)
+    assert length_ratio(column, torch.tensor([[1, 9], [2, 9], [3, 9]])).tolist() == [0, 0, 0]
+    for ids in (column, row, repeated, column.int(), row.int(), square.T, square[::2, ::2]):
+        other = [[*x, 9, 9][1:] for x in ids.tolist()]
+        for prior in (length_ratio, pcrm.priors.random_uniform):
+            assert torch.equal(prior(ids, other), prior(ids.tolist(), other))
+            assert torch.equal(prior(other, ids), prior(other, ids.tolist()))
+
+
 @pytest.mark.parametrize(
     ("error", "message", "chosen", "rejected", "pad"),
     [

@@ -466,7 +466,9 @@ class _Ragged:
     def of_ids(cls, name: str, ids: Ids) -> _Ragged:
         if isinstance(ids, torch.Tensor):
             rows, width = ids.shape
-            return cls(ids.detach().to("cpu", torch.int64).flatten(), torch.arange(rows + 1) * width)
+            # Not flatten, which keeps the strides of a single column or row.
+            values = ids.detach().to("cpu", torch.int64).contiguous().view(-1)
+            return cls(values, torch.arange(rows + 1, device="cpu") * width)
         if _is_arrow(ids):
             return cls(*_arrow_lists(name, ids))
         try:
