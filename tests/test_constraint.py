@@ -246,3 +246,50 @@ def test_bad_similarities(backend):
         c.delta(torch.tensor([1]))
     with pytest.raises(TypeError, match="s is a list, must be a float, a NumPy array or a tensor"):
         c.delta([0.5])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(
+    "constraint",
+    [Constraint(10, 0.001, -5), Constraint(10, 0.001, -5, 2, 12), Constraint.fixed(4.5), Constraint.random(4, 5)],
+)
+def test_delta_under_transforms(backend, constraint):
+    loss = pcrm.PCRMLoss(constraint)
+    one, other = torch.rand(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a, b, p = one
+    a = a.clone().requires_grad_()
+    want = torch.autograd.grad(loss(a, b, p), a)[0]
+    a = a.detach()
+    # Go's roundings and torch's: some tens of 1.1e-16 each, which count for more where terms cancel.
+    close = {"rtol": 1e-12, "atol": 1e-14}
+    torch.testing.assert_close(torch.func.grad(lambda a: loss(a, b, p))(a), want, **close)
+    torch.testing.assert_close(torch.func.grad(lambda p: loss(a, b, p))(p), torch.zeros(4).double(), **close)
+    value, tangent = torch.func.jvp(lambda a: loss(a, b, p), (a,), (b,))
+    torch.testing.assert_close(value, loss(a, b, p), **close)
+    torch.testing.assert_close(tangent, want @ b, **close)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(a, b)
+        tangent = torch.autograd.forward_ad.unpack_dual(loss(dual, b, p)).tangent
+    torch.testing.assert_close(tangent, want @ b, **close)
+    priors = torch.stack([p, other[2]])
+    each = torch.stack([loss(a, b, x) for x in priors])
+    torch.testing.assert_close(torch.vmap(loss, (None, None, 0))(a, b, priors), each, **close)
+    torch.testing.assert_close(torch.vmap(constraint.delta)(priors), constraint.delta(priors), **close)
+    # What is traced computes of what comes in, and does not return what it was traced with.
+    traced = torch.jit.trace(loss, (a, b, p))
+    torch.testing.assert_close(traced(*other), loss(*other), **close)
+    traced = torch.jit.trace(constraint.delta, (p,))
+    torch.testing.assert_close(traced(other[2]), constraint.delta(other[2]), **close)
+
+
+def test_default_device(backend):
+    """What a factory of torch would put on another device is memory of the CPU's here."""
+
+    def everything():
+        c = Constraint.fit([0.1, 0.5, 0.9], target_alike=1, target_unlike=pcrm.margin_of(0.95))
+        curve = Constraint(3.0, 0.1, 2.0)
+        return c, curve, c.delta(0.5), Constraint.fixed(4.5).delta(1.0), curve.delta(np.array([0.5])).tolist()
+
+    want = everything()
+    with torch.device("meta"):
+        assert everything() == want

@@ -63,6 +63,26 @@ def test_strided_tensors_are_the_lists_that_they_hold(backend):
             assert torch.equal(prior(other, ids), prior(other, ids.tolist()))
 
 
+def test_default_device(backend):
+    """What a factory of torch would put on another device is memory of the CPU's here."""
+    ids = torch.tensor([[1, 2, 3]])
+    a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 1.0]])
+
+    def everything():
+        return [
+            length_ratio([[1, 2]], [[1, 3, 4]]),
+            length_ratio(ids, [[1, 3]]),
+            pcrm.priors.random_uniform([[1, 2]], ids, 7),
+            pcrm.priors.lexical(["The moon"], ["the moon pulls"]),
+            pcrm.priors.cosine(a, b),
+        ]
+
+    want = everything()
+    with torch.device("meta"):
+        got = everything()
+    assert all(map(torch.equal, got, want))
+
+
 @pytest.mark.parametrize(
     ("error", "message", "chosen", "rejected", "pad"),
     [

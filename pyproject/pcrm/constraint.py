@@ -14,6 +14,7 @@ from typing import Any, overload
 import torch
 
 from . import backends, reference
+from .forms import is_transformed
 
 
 @functools.cache
@@ -78,7 +79,7 @@ class Constraint:
                 raise ValueError(f"{name} is {value:g}, must be greater than 0")
         if self.floor is not None and self.cap is not None and self.floor > self.cap:
             raise ValueError(f"floor is {self.floor:g}, must not be greater than cap, which is {self.cap:g}")
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")
         for s, delta in zip((0, 1), self._reference(ends).tolist(), strict=True):
             if not delta > 0:
                 raise ValueError(
@@ -207,7 +208,7 @@ class Constraint:
         native = backends.native()
         if native is None:
             return cls(*reference.fit(s, target_alike, target_unlike, low, high))
-        fitted = torch.empty(5, dtype=torch.float64)
+        fitted = torch.empty(5, dtype=torch.float64, device="cpu")
         targets = (target_alike, target_unlike, low, high)
         backends.call(native.bridge_Fit, s.numel(), fitted.data_ptr(), s.data_ptr(), *targets)
         return cls(*fitted.tolist())
@@ -239,12 +240,13 @@ class Constraint:
         Raises:
             TypeError: s holds no floating-point numbers.
             ValueError: a similarity is NaN or outside [0, 1], named by its index (checked on
-                the CPU; elsewhere the check would stall the device).
+                the CPU; elsewhere the check would stall the device, and torch.func's transforms,
+                torch.jit.trace and torch.compile allow no look at values).
         """
         if isinstance(s, torch.Tensor):
             return self._delta(s)
         if isinstance(s, (int, float)):
-            return self._delta(torch.tensor([s], dtype=torch.float64)).item()
+            return self._delta(torch.tensor([s], dtype=torch.float64, device="cpu")).item()
         import numpy as np
 
         if not isinstance(s, (np.ndarray, np.generic)):
@@ -278,7 +280,7 @@ class Constraint:
         s = s.detach()
         if s.dtype not in (torch.float32, torch.float64):
             s = s.float()
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_transformed():
             return self._reference(s)
         native = backends.native_for("s", s)
         if native is None:
@@ -305,7 +307,7 @@ def margin_of(win_probability: float) -> float:
     p = _check_number("win_probability", win_probability)
     if not 0.5 < p < 1:
         raise ValueError(f"win_probability is {p:g}, must be in (0.5, 1)")
-    return torch.tensor(p, dtype=torch.float64).logit().item()
+    return torch.tensor(p, dtype=torch.float64, device="cpu").logit().item()
 
 
 def _vector(similarities: Any) -> torch.Tensor:
@@ -319,7 +321,7 @@ def _vector(similarities: Any) -> torch.Tensor:
         s = torch.from_numpy(np.ascontiguousarray(similarities, dtype=np.float64))
     else:
         try:
-            s = torch.tensor(array("d", similarities), dtype=torch.float64)
+            s = torch.tensor(array("d", similarities), dtype=torch.float64, device="cpu")
         except TypeError:
             for i, x in enumerate(similarities):
                 _check_number(f"similarities[{i}]", x)

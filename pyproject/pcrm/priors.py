@@ -143,7 +143,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor, angular: bool = True) -> torch.Tens
     if a.dtype == torch.bfloat16:
         a, b = a.float(), b.float()
     a, b = a.resolve_neg().contiguous(), b.resolve_neg().contiguous()
-    result = torch.empty(len(a), dtype=dtype)
+    result = torch.empty(len(a), dtype=dtype, device="cpu")
     backends.call(
         native.bridge_Cosines, a.element_size(), *a.shape, result.data_ptr(), a.data_ptr(), b.data_ptr(), angular
     )
@@ -178,8 +178,8 @@ def lexical(chosen: Sequence[str], rejected: Sequence[str], *, words: bool = Fal
     native = backends.native()
     if native is None:
         pairs = zip(chosen, rejected, strict=True)
-        return torch.tensor([reference.lexical(a, b, words) for a, b in pairs], dtype=torch.float32)
-    result = torch.empty(len(chosen), dtype=torch.float32)
+        return torch.tensor([reference.lexical(a, b, words) for a, b in pairs], dtype=torch.float32, device="cpu")
+    result = torch.empty(len(chosen), dtype=torch.float32, device="cpu")
     backends.call(
         native.bridge_Lexicals, len(chosen), result.data_ptr(), *columns[0].addresses, *columns[1].addresses, words
     )
@@ -377,16 +377,16 @@ def _of_ids(
     n = len(chosen_ids)
     if len(rejected_ids) != n:
         raise ValueError(f"rejected_ids has {len(rejected_ids)} rows, chosen_ids has {n}")
-    device = chosen_ids.device if isinstance(chosen_ids, torch.Tensor) else None
+    device = chosen_ids.device if isinstance(chosen_ids, torch.Tensor) else torch.device("cpu")
     native = backends.native()
     if native is None:
         rows = zip(_rows("chosen_ids", chosen_ids), _rows("rejected_ids", rejected_ids), strict=True)
         return torch.tensor([plain(a, b, pad_token_id) for a, b in rows], dtype=torch.float32, device=device)
-    result = torch.empty(n, dtype=torch.float32)
+    result = torch.empty(n, dtype=torch.float32, device="cpu")
     chosen, rejected = _Ragged.of_ids("chosen_ids", chosen_ids), _Ragged.of_ids("rejected_ids", rejected_ids)
     pad = -1 if pad_token_id is None else pad_token_id
     backends.call(getattr(native, function), n, result.data_ptr(), *first, *chosen.addresses, *rejected.addresses, pad)
-    return result if device is None else result.to(device)
+    return result.to(device)
 
 
 def _check_ids(name: str, ids: Ids) -> None:
