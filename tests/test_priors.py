@@ -95,6 +95,11 @@ def test_default_device(backend):
         (TypeError, r"rejected_ids\[1\] is no sequence of integers", [[1], [2]], [[1], ["x"]], None),
         (TypeError, r"chosen_ids\[0\] is no sequence of integers", [3, 4], [[1], [2]], None),
         (TypeError, r"chosen_ids\[0\] is no sequence of integers", [{1, 2}], [[1]], None),
+        (TypeError, r"chosen_ids\[1\] is no sequence of integers: it is a dict", [[1], {1: 2}], [[1], [2]], None),
+        (TypeError, r"chosen_ids\[0\] is no sequence of integers: it is a mappingproxy", [vars(int)], [[1]], None),
+        (TypeError, r"rejected_ids\[1\] is no sequence of integers: it is a bytes", [[1], [2]], [[1], b"ab"], None),
+        (TypeError, r"rejected_ids\[0\] is no sequence of integers: it is a bytearray", [[1]], [bytearray(b"ab")], None),
+        (TypeError, r"rejected_ids\[0\] is no sequence of integers: it is a str", [[1]], [""], None),
         (ValueError, r"chosen_ids\[0\] has an id that is not in", [[2**70]], [[1]], None),
     ],
 )
@@ -144,6 +149,15 @@ def test_arrow_columns(backend):
         pa.table({"chosen_ids": square, "rejected_ids": square[::-1]}), prior="length_ratio"
     )
     assert annotated["prior"].to_pylist() == [1, 1] and annotated["prior"].type == pa.float32()
+    unsigned = pa.list_(pa.uint64())
+    largest = pa.array([[2**63 - 1, 0]], unsigned)
+    assert length_ratio(largest, [[2**63 - 1]]).tolist() == [0]
+    wrapped = pa.array([[], [1], [], [4, 2**63], [2**64 - 1]], unsigned)
+    for column in (wrapped, pa.chunked_array([wrapped[:1], wrapped[1:]])):
+        with pytest.raises(ValueError, match=r"chosen_ids\[3\] has an id that is not in \[-2\*\*63, 2\*\*63\)"):
+            length_ratio(column, [[1]] * 5)
+    with pytest.raises(ValueError, match=r"rejected_ids\[1\] has an id"):
+        length_ratio([[1]] * 3, wrapped[2:])
     for message, column in {
         r"rejected_ids has the Arrow type string, must be a list of integers": pa.array(["a", "b"]),
         r"rejected_ids has the Arrow type list<item: double>, must be": pa.array([[1.5], [2.0]]),

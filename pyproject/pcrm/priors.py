@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate, chain, pairwise
 from numbers import Integral
@@ -59,7 +59,8 @@ def length_ratio(chosen_ids: Ids, rejected_ids: Ids, *, pad_token_id: int | None
 
     Raises:
         TypeError: ids that are no integers.
-        ValueError: a tensor of another shape, different numbers of rows, a negative pad id.
+        ValueError: a tensor of another shape, different numbers of rows, an id that is no
+            int64, a negative pad id.
     """
     return _of_ids(chosen_ids, rejected_ids, pad_token_id, "bridge_LengthRatios", (), reference.length_ratio)
 
@@ -423,10 +424,13 @@ def _arrow_lists(name: str, ids: Any) -> tuple[np.ndarray, np.ndarray]:
     if any(part.null_count for part in parts):
         row = next(i for i, x in enumerate(column) if x.values.null_count)
         raise TypeError(f"{name}[{row}] is no sequence of integers: it has a null")
-    values = [part.to_numpy().astype(np.int64, copy=False) for part in parts] or [np.empty(0, np.int64)]
+    arrays = [part.to_numpy() for part in parts] or [np.empty(0, np.int64)]
+    values = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     offsets = np.zeros(len(column) + 1, np.int64)
     np.cumsum(pyarrow.compute.call_function("list_value_length", [column]), out=offsets[1:])
-    return values[0] if len(values) == 1 else np.concatenate(values), offsets
+    if values.dtype == np.uint64 and (over := values >= 2**63).any():
+        raise _out_of_range(name, int(np.searchsorted(offsets, over.argmax(), "right")) - 1)
+    return values.astype(np.int64, copy=False), offsets
 
 
 def _rows(name: str, ids: Ids) -> Sequence[Sequence[int]]:
@@ -439,14 +443,23 @@ def _rows(name: str, ids: Ids) -> Sequence[Sequence[int]]:
     rows = []
     for i, row in enumerate(ids):
         try:
-            if not hasattr(row, "__getitem__") or isinstance(row, (dict, str, bytes)):
+            if not _holds_ids(type(row)):
                 raise TypeError(f"it is a {type(row).__name__}")
             rows.append(array("q", row))
         except TypeError as error:
             raise TypeError(f"{name}[{i}] is no sequence of integers: {error}") from None
         except OverflowError:
-            raise ValueError(f"{name}[{i}] has an id that is not in [-2**63, 2**63)") from None
+            raise _out_of_range(name, i) from None
     return rows
+
+
+def _out_of_range(name: str, row: int) -> ValueError:
+    return ValueError(f"{name}[{row}] has an id that is not in [-2**63, 2**63)")
+
+
+def _holds_ids(kind: type) -> bool:
+    """Whether rows of that type may: the numbers in bytes and the keys of a mapping are none."""
+    return hasattr(kind, "__getitem__") and not issubclass(kind, (Mapping, str, bytes, bytearray))
 
 
 def _address(x: Column) -> int:
@@ -472,7 +485,7 @@ class _Ragged:
         if _is_arrow(ids):
             return cls(*_arrow_lists(name, ids))
         try:
-            if not all(hasattr(row, "__getitem__") for row in ids):
+            if not all(map(_holds_ids, set(map(type, ids)))):
                 raise TypeError("not sequences")
             values = array("q", chain.from_iterable(ids))
         except (TypeError, OverflowError):
