@@ -147,7 +147,7 @@ class Constraint:
         """The constraint of a `pcrm.toml`, whose tables `pcrm.config.load_config` describes.
 
         Raises:
-            OSError: the file cannot be read.
+            OSError: the file cannot be read, or is no regular one, such as a pipe.
             ValueError: it is no such file; the message names file, line and key.
         """
         from .config import load_config
