@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -125,6 +126,25 @@ func TestLoadConfig(t *testing.T) {
 	assert.EqualError(t, err, path+":2: dpo.beta is -1, must be finite and greater than 0")
 }
 
+// Of a pipe with no writer, or with one that is silent, nobody waits for what comes.
+func TestLoadConfigOfNoFile(t *testing.T) {
+	folder := t.TempDir()
+	pipe := filepath.Join(folder, "pipe")
+	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
+	paths := []string{pipe, folder, "/dev/zero"}
+	for range 2 {
+		for _, path := range paths {
+			_, err := pcrm.LoadConfig(path)
+			assert.EqualError(t, err, "open "+path+": is no regular file")
+			var refused *os.PathError
+			assert.ErrorAs(t, err, &refused)
+		}
+		writer, err := os.OpenFile(pipe, os.O_RDWR, 0)
+		require.NoError(t, err)
+		defer writer.Close()
+	}
+}
+
 // What nobody writes by hand is refused before go-toml takes its time, and no more of it is
 // read than that.
 func TestLargeConfig(t *testing.T) {
@@ -137,10 +157,10 @@ func TestLargeConfig(t *testing.T) {
 	assert.EqualError(t, err, fmt.Sprintf("pcrm.toml:%d: TOML is longer than 16384 bytes", 1+most/len(line)))
 	var argument *pcrm.ArgumentError
 	assert.ErrorAs(t, err, &argument)
-	if _, err := os.Stat("/dev/zero"); err == nil {
-		_, err = pcrm.LoadConfig("/dev/zero")
-		assert.EqualError(t, err, "/dev/zero:1: TOML is longer than 16384 bytes")
-	}
+	path := filepath.Join(t.TempDir(), "pcrm.toml")
+	require.NoError(t, os.WriteFile(path, []byte(strings.Repeat(document, 9)), 0o600))
+	_, err = pcrm.LoadConfig(path)
+	assert.EqualError(t, err, fmt.Sprintf("%s:%d: TOML is longer than 16384 bytes", path, 1+most/len(line)))
 	var unknown strings.Builder
 	for i := range 1000 {
 		fmt.Fprintf(&unknown, "k%d = 1\n", i)

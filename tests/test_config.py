@@ -1,6 +1,9 @@
 """`pcrm.toml`: what Go reads, as Python sees it."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 from pcrm.config import load_config
@@ -72,6 +75,17 @@ def test_missing_file(tmp_path):
         pcrm.Constraint.from_toml(tmp_path / "none.toml")
 
 
+def test_what_is_no_file(tmp_path):
+    """A pipe would be waited for, in Go, where no signal of Python's arrives: so in a child with a limit."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    load = "import sys; from pcrm.config import load_config; load_config(sys.argv[1])"
+    for name in ("pipe", "link", "."):
+        path = tmp_path / name
+        child = subprocess.run([sys.executable, "-c", load, path], capture_output=True, text=True, timeout=60)
+        assert child.stderr.strip().endswith(f"OSError: open {path}: is no regular file"), child.stderr
+
+
 def test_random_constraint(backend):
     c = pcrm.Constraint.random(4, 5, seed=3)
     assert c.is_random and not c.is_fixed and repr(c) == "Constraint.random(low=4.0, high=5.0, seed=3)"
@@ -87,10 +101,8 @@ def test_random_constraint(backend):
             pcrm.Constraint.random(*arguments)
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forked_child_is_told(tmp_path):
-    import os
-
     path = write(tmp_path, "")
     load_config(path)
     child = os.fork()

@@ -1,6 +1,8 @@
 """`Constraint`: the curve, its types, its presets, its fit, what it refuses."""
 
 import math
+from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pyarrow
@@ -127,7 +129,19 @@ def test_fit_takes_any_column(backend):
         assert fit(column) == want
     # ascontiguousarray of the other byte order is what numpy reads, not what lies there.
     assert fit(s.astype(">f4")) == want
-    assert fit(np.array([0, 1])) == fit([0, 1]) == fit([False, True])
+    assert fit(np.array([0, 1])) == fit([0, 1]) == fit(torch.tensor([0, 1], dtype=torch.uint8))
+    # Numbers of several kinds, and what holds them.
+    mixed = [0, 0.25, np.float32(0.5), torch.tensor(0.75), Fraction(7, 8), np.int8(1)]
+    numbers = [0, 0.25, 0.5, 0.75, 0.875, 1]
+    for column in (
+        mixed,
+        (x for x in mixed),
+        dict(enumerate(mixed)).values(),
+        np.array(numbers, object),
+        np.ma.masked_invalid(numbers),
+        pyarrow.chunked_array([numbers[:2], numbers[2:]], pyarrow.float64()),
+    ):
+        assert fit(column) == fit(numbers)
 
 
 def test_fit_of_many_similarities():
@@ -192,6 +206,29 @@ def test_margin_of():
         (TypeError, r"similarities\[1\] is None, must be a number", [0.1, None], {}),
         (TypeError, r"similarities\[0\] is \[0\.1, 0\.2\], must be a number", [[0.1, 0.2]], {}),
         (ValueError, r"similarities have shape \(1, 2\), must have one dimension", np.array([[0.1, 0.2]]), {}),
+        (ValueError, r"similarities have shape \(\), must have one dimension", np.float64(0.5), {}),
+        (TypeError, r"similarities have dtype <U3, must be real numbers", np.array(["0.1", "0.9"]), {}),
+        (TypeError, r"similarities have dtype \|S3, must be real numbers", np.array([b"0.1", b"0.9"]), {}),
+        (TypeError, r"similarities have dtype bool, must be real numbers", np.array([False, True]), {}),
+        (TypeError, r"similarities have dtype complex128, must be real numbers", np.array([0.1, 0.9 + 1j]), {}),
+        (TypeError, r"similarities have dtype datetime64\[s\], must be", np.array([0, 1], "datetime64[s]"), {}),
+        (TypeError, r"similarities have dtype torch\.bool, must be real numbers", torch.tensor([False, True]), {}),
+        (TypeError, r"similarities have dtype torch\.complex64, must be", torch.tensor([0.1, 0.9 + 1j]), {}),
+        (TypeError, r"similarities\[1\] is masked", np.ma.masked_array([0.1, 0.2, 0.9], [False, True, False]), {}),
+        (TypeError, r"similarities\[1\] is None, must be a number", np.array([0.1, None]), {}),
+        (TypeError, r"similarities\[0\] is '0\.1', must be a number", pyarrow.array(["0.1", "0.9"]), {}),
+        (TypeError, r"similarities\[1\] is True, must be a number", [0.1, True], {}),
+        (TypeError, r"similarities\[0\] is (np\.False_|False), must be a number", [np.False_, 0.9], {}),
+        (TypeError, r"similarities\[1\] is True, must be a number", [0.1, torch.tensor(True)], {}),
+        (TypeError, r"similarities\[1\] is .*1j.*, must be a number", [0.1, np.complex128(1j)], {}),
+        (TypeError, r"similarities\[2\] is masked, must be a number", [0.1, 0.9, np.ma.masked], {}),
+        (TypeError, r"similarities are b'\\x00\\x01', must be a sequence of numbers", b"\0\1", {}),
+        (TypeError, r"similarities are {0\.1: 1, 0\.9: 2}, must be a sequence", {0.1: 1, 0.9: 2}, {}),
+        (TypeError, r"similarities are 0\.5, must be a sequence of numbers", 0.5, {}),
+        (ValueError, r"similarities\[1\] is beyond 1\.79769e\+308", [0.1, 10**400], {}),
+        (ValueError, r"target_alike is beyond 1\.79769e\+308, must be", None, {"target_alike": 10**400}),
+        (ValueError, r"target_unlike is beyond 1\.79769e\+308, must be", None, {"target_unlike": Fraction(10**400)}),
+        (TypeError, r"quantiles are \(0, 10+\), must be two numbers", None, {"quantiles": (0, 10**400)}),
         (ValueError, r"similarities are 0\.5 and 0\.5 at the quantiles 0\.05 and 0\.95, must differ", [0.5] * 9, {}),
         (
             ValueError,
@@ -206,6 +243,24 @@ def test_bad_fit(backend, error, message, similarities, options):
     similarities = [0.1, 0.9] if similarities is None else similarities
     with pytest.raises(error, match=message):
         Constraint.fit(similarities, **{"target_alike": 1, "target_unlike": 3} | options)
+
+
+def test_a_generator_with_a_hole(backend):
+    """What has been read of it when the hole is met cannot be read again."""
+    with pytest.raises(TypeError, match=r"similarities\[1\] is None, must be a number"):
+        Constraint.fit((x for x in (0.1, None, 0.9)), target_alike=1, target_unlike=3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_are_read_only(backend, request):
+    request.addfinalizer(partial(torch.set_warn_always, torch.is_warn_always_enabled()))
+    torch.set_warn_always(True)  # or torch says it once in a process
+    s = np.linspace(0, 1, 9)
+    want = Constraint.fit(s, target_alike=1, target_unlike=3)
+    s.setflags(write=False)
+    assert Constraint.fit(s, target_alike=1, target_unlike=3) == want
+    np.testing.assert_array_equal(want.delta(s), want.delta(s.copy()))
+    np.testing.assert_array_equal(want.delta(s[::-2]), want.delta(s.copy())[::-2])
 
 
 @pytest.mark.parametrize(
@@ -229,6 +284,43 @@ def test_bad_constraint(error, message, arguments):
         Constraint(*arguments)
 
 
+@pytest.mark.parametrize("name", ["beta1", "beta2", "beta3", "floor", "cap", "low", "high"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_numbers_that_no_float64_has(name, sign):
+    random = {"low": 4, "high": 5} if name in ("low", "high") else {}
+    # Of so many digits that Python prints no such number.
+    for huge in (sign * 10**400, sign * 10**5000):
+        with pytest.raises(ValueError, match=rf"^{name} is beyond 1\.79769e\+308, must be a number that float64 has"):
+            Constraint(**{"beta1": 1, "beta2": 1, "beta3": 5} | random | {name: huge})
+
+
+def test_more_numbers_that_no_float64_has(backend):
+    for name, call in {
+        "delta": Constraint.fixed,
+        "low": lambda x: Constraint.random(x, x),
+        "win_probability": pcrm.margin_of,
+        "s": Constraint(10, 0.001, -5).delta,
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name} is beyond"):
+            call(10**400)
+
+
+def test_bad_random():
+    """Each field is looked at, of whichever kind the constraint is."""
+    for more in ({}, {"low": 4, "high": 5}):
+        for seed in ("x", None, 0.5, True):
+            with pytest.raises(TypeError, match=f"seed is {seed!r}, must be an integer"):
+                Constraint(1, 0.1, 5, seed=seed, **more)
+        for seed in (-1, 2**64):
+            with pytest.raises(ValueError, match=rf"seed is {seed}, must be in \[0, 2\*\*64\)"):
+                Constraint(1, 0.1, 5, seed=seed, **more)
+        for name in ("beta1", "beta2", "beta3", "floor", "cap"):
+            with pytest.raises(ValueError, match=f"{name} is nan, must be a number"):
+                Constraint(**{"beta1": 1, "beta2": 0.1, "beta3": 5} | more | {name: math.nan})
+    seed = Constraint.random(4, 5, np.uint64(2**64 - 1)).seed
+    assert type(seed) is int and seed == 2**64 - 1
+
+
 @pytest.mark.parametrize("delta", [0, -1, math.nan])
 def test_bad_fixed(delta):
     with pytest.raises(ValueError, match=f"delta is {delta}, must be greater than 0"):
@@ -246,3 +338,50 @@ def test_bad_similarities(backend):
         c.delta(torch.tensor([1]))
     with pytest.raises(TypeError, match="s is a list, must be a float, a NumPy array or a tensor"):
         c.delta([0.5])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(
+    "constraint",
+    [Constraint(10, 0.001, -5), Constraint(10, 0.001, -5, 2, 12), Constraint.fixed(4.5), Constraint.random(4, 5)],
+)
+def test_delta_under_transforms(backend, constraint):
+    loss = pcrm.PCRMLoss(constraint)
+    one, other = torch.rand(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a, b, p = one
+    a = a.clone().requires_grad_()
+    want = torch.autograd.grad(loss(a, b, p), a)[0]
+    a = a.detach()
+    # Go's roundings and torch's: some tens of 1.1e-16 each, which count for more where terms cancel.
+    close = {"rtol": 1e-12, "atol": 1e-14}
+    torch.testing.assert_close(torch.func.grad(lambda a: loss(a, b, p))(a), want, **close)
+    torch.testing.assert_close(torch.func.grad(lambda p: loss(a, b, p))(p), torch.zeros(4).double(), **close)
+    value, tangent = torch.func.jvp(lambda a: loss(a, b, p), (a,), (b,))
+    torch.testing.assert_close(value, loss(a, b, p), **close)
+    torch.testing.assert_close(tangent, want @ b, **close)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(a, b)
+        tangent = torch.autograd.forward_ad.unpack_dual(loss(dual, b, p)).tangent
+    torch.testing.assert_close(tangent, want @ b, **close)
+    priors = torch.stack([p, other[2]])
+    each = torch.stack([loss(a, b, x) for x in priors])
+    torch.testing.assert_close(torch.vmap(loss, (None, None, 0))(a, b, priors), each, **close)
+    torch.testing.assert_close(torch.vmap(constraint.delta)(priors), constraint.delta(priors), **close)
+    # What is traced computes of what comes in, and does not return what it was traced with.
+    traced = torch.jit.trace(loss, (a, b, p))
+    torch.testing.assert_close(traced(*other), loss(*other), **close)
+    traced = torch.jit.trace(constraint.delta, (p,))
+    torch.testing.assert_close(traced(other[2]), constraint.delta(other[2]), **close)
+
+
+def test_default_device(backend):
+    """What a factory of torch would put on another device is memory of the CPU's here."""
+
+    def everything():
+        c = Constraint.fit([0.1, 0.5, 0.9], target_alike=1, target_unlike=pcrm.margin_of(0.95))
+        curve = Constraint(3.0, 0.1, 2.0)
+        return c, curve, c.delta(0.5), Constraint.fixed(4.5).delta(1.0), curve.delta(np.array([0.5])).tolist()
+
+    want = everything()
+    with torch.device("meta"):
+        assert everything() == want

@@ -52,6 +52,37 @@ def test_values(backend):
     assert length_ratio(wide[:, 1:], wide[:, 1:].flip(0), pad_token_id=0).tolist() == [0, 0]  # not contiguous
 
 
+def test_strided_tensors_are_the_lists_that_they_hold(backend):
+    square = torch.tensor([[5, 6, 7, 1], [5, 6, 7, 2], [5, 6, 7, 3]])
+    column, row, repeated = square[:, 3:], torch.arange(8)[None, ::2], torch.tensor([[4]]).expand(5, 1)
+    assert length_ratio(column, torch.tensor([[1, 9], [2, 9], [3, 9]])).tolist() == [0, 0, 0]
+    for ids in (column, row, repeated, column.int(), row.int(), square.T, square[::2, ::2]):
+        other = [[*x, 9, 9][1:] for x in ids.tolist()]
+        for prior in (length_ratio, pcrm.priors.random_uniform):
+            assert torch.equal(prior(ids, other), prior(ids.tolist(), other))
+            assert torch.equal(prior(other, ids), prior(other, ids.tolist()))
+
+
+def test_default_device(backend):
+    """What a factory of torch would put on another device is memory of the CPU's here."""
+    ids = torch.tensor([[1, 2, 3]])
+    a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 1.0]])
+
+    def everything():
+        return [
+            length_ratio([[1, 2]], [[1, 3, 4]]),
+            length_ratio(ids, [[1, 3]]),
+            pcrm.priors.random_uniform([[1, 2]], ids, 7),
+            pcrm.priors.lexical(["The moon"], ["the moon pulls"]),
+            pcrm.priors.cosine(a, b),
+        ]
+
+    want = everything()
+    with torch.device("meta"):
+        got = everything()
+    assert all(map(torch.equal, got, want))
+
+
 @pytest.mark.parametrize(
     ("error", "message", "chosen", "rejected", "pad"),
     [
@@ -64,6 +95,17 @@ def test_values(backend):
         (TypeError, r"rejected_ids\[1\] is no sequence of integers", [[1], [2]], [[1], ["x"]], None),
         (TypeError, r"chosen_ids\[0\] is no sequence of integers", [3, 4], [[1], [2]], None),
         (TypeError, r"chosen_ids\[0\] is no sequence of integers", [{1, 2}], [[1]], None),
+        (TypeError, r"chosen_ids\[1\] is no sequence of integers: it is a dict", [[1], {1: 2}], [[1], [2]], None),
+        (TypeError, r"chosen_ids\[0\] is no sequence of integers: it is a mappingproxy", [vars(int)], [[1]], None),
+        (TypeError, r"rejected_ids\[1\] is no sequence of integers: it is a bytes", [[1], [2]], [[1], b"ab"], None),
+        (
+            TypeError,
+            r"rejected_ids\[0\] is no sequence of integers: it is a bytearray",
+            [[1]],
+            [bytearray(b"ab")],
+            None,
+        ),
+        (TypeError, r"rejected_ids\[0\] is no sequence of integers: it is a str", [[1]], [""], None),
         (ValueError, r"chosen_ids\[0\] has an id that is not in", [[2**70]], [[1]], None),
     ],
 )
@@ -113,6 +155,15 @@ def test_arrow_columns(backend):
         pa.table({"chosen_ids": square, "rejected_ids": square[::-1]}), prior="length_ratio"
     )
     assert annotated["prior"].to_pylist() == [1, 1] and annotated["prior"].type == pa.float32()
+    unsigned = pa.list_(pa.uint64())
+    largest = pa.array([[2**63 - 1, 0]], unsigned)
+    assert length_ratio(largest, [[2**63 - 1]]).tolist() == [0]
+    wrapped = pa.array([[], [1], [], [4, 2**63], [2**64 - 1]], unsigned)
+    for column in (wrapped, pa.chunked_array([wrapped[:1], wrapped[1:]])):
+        with pytest.raises(ValueError, match=r"chosen_ids\[3\] has an id that is not in \[-2\*\*63, 2\*\*63\)"):
+            length_ratio(column, [[1]] * 5)
+    with pytest.raises(ValueError, match=r"rejected_ids\[1\] has an id"):
+        length_ratio([[1]] * 3, wrapped[2:])
     for message, column in {
         r"rejected_ids has the Arrow type string, must be a list of integers": pa.array(["a", "b"]),
         r"rejected_ids has the Arrow type list<item: double>, must be": pa.array([[1.5], [2.0]]),

@@ -48,7 +48,7 @@ def load_config(path: str | os.PathLike[str]) -> Config:
         beta = 0.1
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is no regular one, such as a pipe.
         ValueError: no TOML, an unknown key, a value of the wrong type or out of range, or
             settings that contradict each other; the message names file, line and key.
         RuntimeError: the native library is not there, or this is a forked child of a process

@@ -5,15 +5,19 @@ from __future__ import annotations
 import functools
 import math
 import os
+import sys
 import tomllib
 from array import array
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from numbers import Real
+from itertools import count
+from numbers import Integral, Real
 from typing import Any, overload
 
 import torch
 
 from . import backends, reference
+from .forms import is_transformed
 
 
 @functools.cache
@@ -60,9 +64,11 @@ class Constraint:
         return f"Constraint{'.random' if self.is_random else ''}({', '.join(f'{k}={v!r}' for k, v in values.items())})"
 
     def __post_init__(self) -> None:
-        if self.is_random:
-            self._check_random()
-            return
+        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
+            raise TypeError(f"seed is {self.seed!r:.80}, must be an integer")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed is {self.seed}, must be in [0, 2**64)")
+        object.__setattr__(self, "seed", int(self.seed))
         for name in ("beta1", "beta2", "beta3", "floor", "cap"):
             value: Any = getattr(self, name)
             if value is None and name in ("floor", "cap"):
@@ -71,6 +77,9 @@ class Constraint:
             if value == -math.inf or (value == math.inf and name not in ("beta3", "cap")):
                 raise ValueError(f"{name} is {value}, must be finite")
             object.__setattr__(self, name, value)
+        if self.is_random:
+            self._check_random()
+            return
         if self.beta2 < 0:
             raise ValueError(f"beta2 is {self.beta2:g}, must be at least 0")
         for name in ("floor", "cap"):
@@ -78,7 +87,7 @@ class Constraint:
                 raise ValueError(f"{name} is {value:g}, must be greater than 0")
         if self.floor is not None and self.cap is not None and self.floor > self.cap:
             raise ValueError(f"floor is {self.floor:g}, must not be greater than cap, which is {self.cap:g}")
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")
         for s, delta in zip((0, 1), self._reference(ends).tolist(), strict=True):
             if not delta > 0:
                 raise ValueError(
@@ -92,18 +101,15 @@ class Constraint:
             raise ValueError(f"low is {low:g}, must be finite and greater than 0")
         if not low <= high < math.inf:
             raise ValueError(f"high is {high:g}, must be finite and at least low, which is {low:g}")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed is {self.seed!r}, must be an integer in [0, 2**64)")
         for name, value in (("low", low), ("high", high)):
             object.__setattr__(self, name, value)
 
     @classmethod
     def fixed(cls, delta: float) -> Constraint:
         """The same delta for every pair; `math.inf` gives the Bradley-Terry loss."""
-        if isinstance(delta, bool) or not isinstance(delta, Real):
-            raise TypeError(f"delta is {delta!r}, must be a number")
+        delta = _float("delta", delta)
         if not delta > 0:  # NaN too
-            raise ValueError(f"delta is {delta}, must be greater than 0")
+            raise ValueError(f"delta is {delta:g}, must be greater than 0")
         # beta2 = 1 keeps 0 / (s + beta2) from being 0 / 0 at s = 0.
         return cls(0.0, 1.0, delta)
 
@@ -141,7 +147,7 @@ class Constraint:
         """The constraint of a `pcrm.toml`, whose tables `pcrm.config.load_config` describes.
 
         Raises:
-            OSError: the file cannot be read.
+            OSError: the file cannot be read, or is no regular one, such as a pipe.
             ValueError: it is no such file; the message names file, line and key.
         """
         from .config import load_config
@@ -178,7 +184,8 @@ class Constraint:
                 interpolated linearly.
 
         Raises:
-            TypeError: a similarity, a target or a quantile that is no number.
+            TypeError: a similarity, a target or a quantile that is no number, which a truth
+                value, a text, a complex number and what is masked or missing are not.
             ValueError: no similarities, or one outside [0, 1] (named by its index); targets
                 or quantiles out of order; similarities that are less than 1e-6 apart at the
                 two quantiles: no curve has two targets there.
@@ -189,7 +196,7 @@ class Constraint:
         except (TypeError, ValueError):
             raise TypeError(f"quantiles are {quantiles!r}, must be two numbers") from None
         target_alike, target_unlike = (
-            float(_check_number(n, v)) for n, v in (("target_alike", target_alike), ("target_unlike", target_unlike))
+            _check_number(n, v) for n, v in (("target_alike", target_alike), ("target_unlike", target_unlike))
         )
         if not target_alike > 0:
             raise ValueError(
@@ -207,7 +214,7 @@ class Constraint:
         native = backends.native()
         if native is None:
             return cls(*reference.fit(s, target_alike, target_unlike, low, high))
-        fitted = torch.empty(5, dtype=torch.float64)
+        fitted = torch.empty(5, dtype=torch.float64, device="cpu")
         targets = (target_alike, target_unlike, low, high)
         backends.call(native.bridge_Fit, s.numel(), fitted.data_ptr(), s.data_ptr(), *targets)
         return cls(*fitted.tolist())
@@ -239,17 +246,20 @@ class Constraint:
         Raises:
             TypeError: s holds no floating-point numbers.
             ValueError: a similarity is NaN or outside [0, 1], named by its index (checked on
-                the CPU; elsewhere the check would stall the device).
+                the CPU; elsewhere the check would stall the device, and torch.func's transforms,
+                torch.jit.trace and torch.compile allow no look at values).
         """
         if isinstance(s, torch.Tensor):
             return self._delta(s)
-        if isinstance(s, (int, float)):
-            return self._delta(torch.tensor([s], dtype=torch.float64)).item()
+        if isinstance(s, int):
+            s = _float("s", s)
+        if isinstance(s, float):
+            return self._delta(torch.tensor([s], dtype=torch.float64, device="cpu")).item()
         import numpy as np
 
         if not isinstance(s, (np.ndarray, np.generic)):
             raise TypeError(f"s is a {type(s).__name__}, must be a float, a NumPy array or a tensor")
-        result = self._delta(torch.from_numpy(np.ascontiguousarray(s))).numpy().reshape(s.shape)
+        result = self._delta(torch.from_numpy(np.require(s, requirements=_FOR_TORCH))).numpy().reshape(s.shape)
         return result if isinstance(s, np.ndarray) else result[()]
 
     @overload
@@ -278,7 +288,7 @@ class Constraint:
         s = s.detach()
         if s.dtype not in (torch.float32, torch.float64):
             s = s.float()
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_transformed():
             return self._reference(s)
         native = backends.native_for("s", s)
         if native is None:
@@ -305,36 +315,77 @@ def margin_of(win_probability: float) -> float:
     p = _check_number("win_probability", win_probability)
     if not 0.5 < p < 1:
         raise ValueError(f"win_probability is {p:g}, must be in (0.5, 1)")
-    return torch.tensor(p, dtype=torch.float64).logit().item()
+    return torch.tensor(p, dtype=torch.float64, device="cpu").logit().item()
+
+
+# Of a NumPy array: in C's order, as torch knows no negative strides, and writable, as it warns
+# of what is not. Only what is not so is copied.
+_FOR_TORCH = ("C", "W")
 
 
 def _vector(similarities: Any) -> torch.Tensor:
     """Similarities of any kind as a contiguous vector of float64 on the CPU."""
     if isinstance(similarities, torch.Tensor):
+        if similarities.dtype == torch.bool or similarities.is_complex():
+            raise TypeError(f"similarities have dtype {similarities.dtype}, must be real numbers")
         s = similarities.detach().to("cpu", torch.float64).resolve_neg()
     elif hasattr(similarities, "__array__"):
-        import numpy as np
-
-        # Contiguous first: torch knows no negative strides.
-        s = torch.from_numpy(np.ascontiguousarray(similarities, dtype=np.float64))
+        s = _from_numpy(similarities)
     else:
-        try:
-            s = torch.tensor(array("d", similarities), dtype=torch.float64)
-        except TypeError:
-            for i, x in enumerate(similarities):
-                _check_number(f"similarities[{i}]", x)
-            raise
+        s = _from_python(similarities)
     if s.dim() != 1:
         raise ValueError(f"similarities have shape {tuple(s.shape)}, must have one dimension")
     return s.contiguous()
 
 
-def _check_number(name: str, value: Any) -> float:
+def _from_numpy(similarities: Any) -> torch.Tensor:
+    import numpy as np
+
+    if isinstance(similarities, np.ma.MaskedArray) and (masked := np.ma.getmaskarray(similarities).ravel()).any():
+        raise TypeError(f"similarities[{masked.argmax()}] is masked, must be a number")
+    values = np.asarray(similarities)
+    if values.dtype.kind == "O" and values.ndim == 1:
+        return _from_python(values)
+    if values.dtype.kind not in "fiu":
+        raise TypeError(f"similarities have dtype {values.dtype}, must be real numbers")
+    return torch.from_numpy(np.require(values, np.float64, _FOR_TORCH))
+
+
+def _from_python(similarities: Any) -> torch.Tensor:
+    # Of a mapping there would be the keys, of bytes their numbers.
+    if isinstance(similarities, (str, bytes, bytearray, Mapping)) or not isinstance(similarities, Iterable):
+        raise TypeError(f"similarities are {similarities!r:.80}, must be a sequence of numbers")
+    values: Any = list(similarities)
+    # The types first: there are few of them. What is wrong, or a tensor, is worth a longer look.
+    is_plain = all(issubclass(kind, Real) and kind is not bool for kind in set(map(type, values)))
+    try:
+        numbers = array("d", values if is_plain else map(_similarity, count(), values))
+    except OverflowError:
+        numbers = array("d", map(_similarity, count(), values))
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
+
+
+def _similarity(index: int, value: Any) -> float:
+    if isinstance(value, torch.Tensor) and value.dim() == 0:
+        value = value.item()
+    return _check_number(f"similarities[{index}]", value)
+
+
+def _float(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}, must be a number")
-    if math.isnan(value):
+    try:
+        return float(value)
+    except OverflowError:
+        # Without the number: Python refuses to print one of over 4300 digits.
+        raise ValueError(f"{name} is beyond {sys.float_info.max:g}, must be a number that float64 has") from None
+
+
+def _check_number(name: str, value: Any) -> float:
+    number = _float(name, value)
+    if math.isnan(number):
         raise ValueError(f"{name} is nan, must be a number")
-    return float(value)
+    return number
 
 
 def check_similarities(s: torch.Tensor, name: str = "similarities") -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate, chain, pairwise
 from numbers import Integral
@@ -59,7 +59,8 @@ def length_ratio(chosen_ids: Ids, rejected_ids: Ids, *, pad_token_id: int | None
 
     Raises:
         TypeError: ids that are no integers.
-        ValueError: a tensor of another shape, different numbers of rows, a negative pad id.
+        ValueError: a tensor of another shape, different numbers of rows, an id that is no
+            int64, a negative pad id.
     """
     return _of_ids(chosen_ids, rejected_ids, pad_token_id, "bridge_LengthRatios", (), reference.length_ratio)
 
@@ -143,7 +144,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor, angular: bool = True) -> torch.Tens
     if a.dtype == torch.bfloat16:
         a, b = a.float(), b.float()
     a, b = a.resolve_neg().contiguous(), b.resolve_neg().contiguous()
-    result = torch.empty(len(a), dtype=dtype)
+    result = torch.empty(len(a), dtype=dtype, device="cpu")
     backends.call(
         native.bridge_Cosines, a.element_size(), *a.shape, result.data_ptr(), a.data_ptr(), b.data_ptr(), angular
     )
@@ -178,8 +179,8 @@ def lexical(chosen: Sequence[str], rejected: Sequence[str], *, words: bool = Fal
     native = backends.native()
     if native is None:
         pairs = zip(chosen, rejected, strict=True)
-        return torch.tensor([reference.lexical(a, b, words) for a, b in pairs], dtype=torch.float32)
-    result = torch.empty(len(chosen), dtype=torch.float32)
+        return torch.tensor([reference.lexical(a, b, words) for a, b in pairs], dtype=torch.float32, device="cpu")
+    result = torch.empty(len(chosen), dtype=torch.float32, device="cpu")
     backends.call(
         native.bridge_Lexicals, len(chosen), result.data_ptr(), *columns[0].addresses, *columns[1].addresses, words
     )
@@ -377,16 +378,16 @@ def _of_ids(
     n = len(chosen_ids)
     if len(rejected_ids) != n:
         raise ValueError(f"rejected_ids has {len(rejected_ids)} rows, chosen_ids has {n}")
-    device = chosen_ids.device if isinstance(chosen_ids, torch.Tensor) else None
+    device = chosen_ids.device if isinstance(chosen_ids, torch.Tensor) else torch.device("cpu")
     native = backends.native()
     if native is None:
         rows = zip(_rows("chosen_ids", chosen_ids), _rows("rejected_ids", rejected_ids), strict=True)
         return torch.tensor([plain(a, b, pad_token_id) for a, b in rows], dtype=torch.float32, device=device)
-    result = torch.empty(n, dtype=torch.float32)
+    result = torch.empty(n, dtype=torch.float32, device="cpu")
     chosen, rejected = _Ragged.of_ids("chosen_ids", chosen_ids), _Ragged.of_ids("rejected_ids", rejected_ids)
     pad = -1 if pad_token_id is None else pad_token_id
     backends.call(getattr(native, function), n, result.data_ptr(), *first, *chosen.addresses, *rejected.addresses, pad)
-    return result if device is None else result.to(device)
+    return result.to(device)
 
 
 def _check_ids(name: str, ids: Ids) -> None:
@@ -423,10 +424,13 @@ def _arrow_lists(name: str, ids: Any) -> tuple[np.ndarray, np.ndarray]:
     if any(part.null_count for part in parts):
         row = next(i for i, x in enumerate(column) if x.values.null_count)
         raise TypeError(f"{name}[{row}] is no sequence of integers: it has a null")
-    values = [part.to_numpy().astype(np.int64, copy=False) for part in parts] or [np.empty(0, np.int64)]
+    arrays = [part.to_numpy() for part in parts] or [np.empty(0, np.int64)]
+    values = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     offsets = np.zeros(len(column) + 1, np.int64)
     np.cumsum(pyarrow.compute.call_function("list_value_length", [column]), out=offsets[1:])
-    return values[0] if len(values) == 1 else np.concatenate(values), offsets
+    if values.dtype == np.uint64 and (over := values >= 2**63).any():
+        raise _out_of_range(name, int(np.searchsorted(offsets, over.argmax(), "right")) - 1)
+    return values.astype(np.int64, copy=False), offsets
 
 
 def _rows(name: str, ids: Ids) -> Sequence[Sequence[int]]:
@@ -439,14 +443,23 @@ def _rows(name: str, ids: Ids) -> Sequence[Sequence[int]]:
     rows = []
     for i, row in enumerate(ids):
         try:
-            if not hasattr(row, "__getitem__") or isinstance(row, (dict, str, bytes)):
+            if not _holds_ids(type(row)):
                 raise TypeError(f"it is a {type(row).__name__}")
             rows.append(array("q", row))
         except TypeError as error:
             raise TypeError(f"{name}[{i}] is no sequence of integers: {error}") from None
         except OverflowError:
-            raise ValueError(f"{name}[{i}] has an id that is not in [-2**63, 2**63)") from None
+            raise _out_of_range(name, i) from None
     return rows
+
+
+def _out_of_range(name: str, row: int) -> ValueError:
+    return ValueError(f"{name}[{row}] has an id that is not in [-2**63, 2**63)")
+
+
+def _holds_ids(kind: type) -> bool:
+    """Whether rows of that type may: the numbers in bytes and the keys of a mapping are none."""
+    return hasattr(kind, "__getitem__") and not issubclass(kind, (Mapping, str, bytes, bytearray))
 
 
 def _address(x: Column) -> int:
@@ -466,11 +479,13 @@ class _Ragged:
     def of_ids(cls, name: str, ids: Ids) -> _Ragged:
         if isinstance(ids, torch.Tensor):
             rows, width = ids.shape
-            return cls(ids.detach().to("cpu", torch.int64).flatten(), torch.arange(rows + 1) * width)
+            # Not flatten, which keeps the strides of a single column or row.
+            values = ids.detach().to("cpu", torch.int64).contiguous().view(-1)
+            return cls(values, torch.arange(rows + 1, device="cpu") * width)
         if _is_arrow(ids):
             return cls(*_arrow_lists(name, ids))
         try:
-            if not all(hasattr(row, "__getitem__") for row in ids):
+            if not all(map(_holds_ids, set(map(type, ids)))):
                 raise TypeError("not sequences")
             values = array("q", chain.from_iterable(ids))
         except (TypeError, OverflowError):
