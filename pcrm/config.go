@@ -6,14 +6,14 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
 	"reflect"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
+
+	"github.com/pcrm-project/pcrm/pcrm/internal/regular"
 )
 
 // Priors are the names that a prior may have. "column" is the user's own numbers;
@@ -64,20 +64,11 @@ const maxConfig = 16 << 10
 // LoadConfig reads a TOML file and parses it with [ParseConfig]. A file that cannot
 // be read or is no regular one, such as a pipe, is an [*os.PathError].
 func LoadConfig(path string) (Config, error) {
-	// To open a pipe with no writer waits for one, unless told not to. What it is is asked of
-	// what was opened, as another file may have the name by then.
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	file, _, err := regular.Open(path)
 	if err != nil {
 		return Config{}, err
 	}
 	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		return Config{}, err
-	}
-	if !info.Mode().IsRegular() {
-		return Config{}, &os.PathError{Op: "open", Path: path, Err: errors.New("is no regular file")}
-	}
 	// One byte more than it may have: it may grow while it is read.
 	data, err := io.ReadAll(io.LimitReader(file, maxConfig+1))
 	if err != nil {

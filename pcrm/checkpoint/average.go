@@ -16,6 +16,7 @@ import (
 
 	"github.com/pcrm-project/pcrm/pcrm"
 	"github.com/pcrm-project/pcrm/pcrm/internal/parallel"
+	"github.com/pcrm-project/pcrm/pcrm/internal/regular"
 	"github.com/pcrm-project/pcrm/pcrm/internal/safetensors"
 )
 
@@ -258,7 +259,7 @@ func describe(mode os.FileMode) string {
 
 // readIndex reads no more than a header may have.
 func readIndex(path string) ([]byte, error) {
-	file, _, err := openRegular(path)
+	file, _, err := regular.Open(path)
 	if err != nil {
 		return nil, err
 	}
@@ -271,28 +272,8 @@ func readIndex(path string) ([]byte, error) {
 	return data, err
 }
 
-// openRegular looks at what it opens before, as a pipe would keep it waiting.
-func openRegular(path string) (*os.File, int64, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, 0, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, 0, bad(path, "is no regular file")
-	}
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, 0, err
-	}
-	if info, err = file.Stat(); err != nil {
-		file.Close()
-		return nil, 0, err
-	}
-	return file, info.Size(), nil
-}
-
 func (m *model) openShard(path string) error {
-	file, size, err := openRegular(path)
+	file, size, err := regular.Open(path)
 	if err != nil {
 		return err
 	}

@@ -195,7 +195,7 @@ func TestRefusals(t *testing.T) {
 	pipe := folder(t, nil)
 	require.NoError(t, syscall.Mkfifo(filepath.Join(pipe, Single), 0o600))
 	_, err = New([]string{first, pipe}, nil)
-	assert.EqualError(t, err, filepath.Join(pipe, Single)+": is no regular file")
+	assert.EqualError(t, err, "open "+filepath.Join(pipe, Single)+": is no regular file")
 
 	for _, c := range []struct {
 		folders []string

@@ -21,7 +21,6 @@ import (
 	"maps"
 	"math"
 	"math/bits"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -29,6 +28,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/pcrm-project/pcrm/pcrm/internal/half"
+	"github.com/pcrm-project/pcrm/pcrm/internal/regular"
 )
 
 const (
@@ -76,15 +76,16 @@ func (t Tensor) Len() int { return len(t.Data) / int(dtypes[t.Dtype]) }
 
 // Read parses a file. Errors: an [*os.PathError], a file over 4 GiB, and those of [Parse].
 func Read(path string) (*File, error) {
-	info, err := os.Stat(path)
+	file, size, err := regular.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	if !info.Mode().IsRegular() || info.Size() > maxFile {
-		return nil, fmt.Errorf("is a %v of %d bytes, must be a regular file of at most %d", info.Mode().Type(), info.Size(), int64(maxFile))
+	defer file.Close()
+	if size > maxFile {
+		return nil, fmt.Errorf("has %d bytes, must have at most %d", size, int64(maxFile))
 	}
-	data, err := os.ReadFile(path)
-	if err != nil {
+	data := make([]byte, size)
+	if _, err := io.ReadFull(file, data); err != nil {
 		return nil, err
 	}
 	return Parse(data)
