@@ -54,6 +54,8 @@ def test_presets(backend):
     assert {f"{d}/{p}" for d in ("alpaca", "tldr") for p in ("length_ratio", "cosine", "fixed")} <= presets().keys()
     for name in presets():
         assert Constraint.preset(name).delta(1.0) > 0
+    with pytest.raises(ValueError, match=r"preset is \['alpaca/cosine'\], must be one of"):
+        pcrm.Constraint.preset(["alpaca/cosine"])
     with pytest.raises(ValueError, match="preset is 'alpaca/typo', must be one of alpaca/cosine, "):
         Constraint.preset("alpaca/typo")
 

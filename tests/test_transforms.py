@@ -162,6 +162,11 @@ def test_multipliers_of_a_column(kind):
                 ("ab", TypeError, "m is 'ab', must be a list with a value for each of completion_ids"),
             )
         ),
+        (
+            lambda: reward_function(None, principles="Be kind."),
+            TypeError,
+            "principles is 'Be kind.', must be a list of",
+        ),
         (lambda: reward_function(None, principles=[3]), ValueError, "principles[0] is 3, must be a text or an object"),
         (lambda: reward_function(None, principles=["a"], k=0), ValueError, "k is 0, must be at least 1"),
         (

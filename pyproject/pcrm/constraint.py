@@ -120,7 +120,7 @@ class Constraint:
         Raises:
             ValueError: there is no preset of that name; the message lists them.
         """
-        row = presets().get(name)
+        row = presets().get(name) if isinstance(name, str) else None
         if row is None:
             raise ValueError(f"preset is {name!r}, must be one of {', '.join(sorted(presets()))}")
         if row["prior"] == "fixed":

@@ -148,8 +148,10 @@ def reward_function(
             column of references; completions or references of another number than the prompts;
             references, a prompt or a completion that is none, or too long for the model, by its
             index in the batch.
-        TypeError: a `k` or `seed` of another kind.
+        TypeError: principles, a `k` or `seed` of another kind.
     """
+    if isinstance(principles, str):
+        raise TypeError(f"principles is {principles!r:.80}, must be a list of texts or objects")
     if principles is not None:  # what is wrong with them is said before any rollout
         with_principles({"prompt": "", "principles": list(principles)}, template=template, k=k, seed=seed)
 
