@@ -7,6 +7,23 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm"
 )
 
+// At the target delta/2 the loss is least; without a constraint it falls for ever.
+func ExamplePairLoss() {
+	for _, delta := range []float64{4, math.Inf(1)} {
+		for _, margin := range []float64{1, 2, 3} {
+			loss, slope := pcrm.PairLoss(margin, delta, 0)
+			fmt.Printf("delta %v, margin %v: loss %.3f, slope %+.3f\n", delta, margin, loss, slope)
+		}
+	}
+	// Output:
+	// delta 4, margin 1: loss 0.362, slope -0.222
+	// delta 4, margin 2: loss 0.254, slope +0.000
+	// delta 4, margin 3: loss 0.362, slope +0.222
+	// delta +Inf, margin 1: loss 0.313, slope -0.269
+	// delta +Inf, margin 2: loss 0.127, slope -0.119
+	// delta +Inf, margin 3: loss 0.049, slope -0.047
+}
+
 // The first margin is over its target delta/2 = 2, the second under, and the third
 // pair has no constraint.
 func ExampleRewardLoss() {
@@ -33,6 +50,20 @@ func ExampleTokenLoss() {
 		[]float64{5}, 0, pcrm.RewardOptions{})
 	fmt.Printf("%.4f %.3f %v\n", loss, gradChosen, err)
 	// Output: 0.2535 [0.000 0.000 -0.125 -0.036 0.000] <nil>
+}
+
+// IPO wants log probability ratios that differ by 1/(2 beta), and no more: the first pair's do,
+// the second's do not differ.
+func ExampleTermLoss() {
+	policyChosen, policyRejected := []float64{-10, -12}, []float64{-13, -12}
+	referenceChosen, referenceRejected := []float64{-11, -12}, []float64{-12, -12}
+	const beta = 0.25
+	gradChosen, gradRejected := make([]float64, 2), make([]float64, 2)
+	loss, err := pcrm.TermLoss(nil, gradChosen, gradRejected, nil, nil,
+		policyChosen, policyRejected, referenceChosen, referenceRejected, []float64{1 / (2 * beta), 1 / (2 * beta)},
+		pcrm.TermOptions{Term: pcrm.SquaredTerm, Beta: 1, OffsetScale: 1})
+	fmt.Println(loss, gradChosen, gradRejected, err)
+	// Output: 2 [0 -2] [-0 2] <nil>
 }
 
 func ExampleSpan() {

@@ -21,6 +21,13 @@ func ExampleConstraint() {
 	// delta is -10.009990009990009 at similarity 1, must be greater than 0 on all of [0, 1]: a ceiling of zero or less rewards ties and reversals
 }
 
+func ExampleDeltas() {
+	delta := make([]float32, 3)
+	err := pcrm.Deltas(delta, []float32{0, 0.5, 1}, pcrm.Constraint{Beta1: 1.1, Beta2: 0.001, Beta3: 0.9, Cap: 12})
+	fmt.Println(delta, err)
+	// Output: [12 3.0956087 1.9989011] <nil>
+}
+
 func ExampleRandom() {
 	c := pcrm.Random(4, 5, 42)
 	u := pcrm.RandomUniform(c.Seed, []int64{1, 2, 3}, []int64{1, 9}, pcrm.NoPad)
