@@ -31,13 +31,11 @@ func ExampleBestOfN() {
 		fmt.Println(err)
 	}
 	for _, point := range points {
-		for _, e := range point.Estimates[:3] {
-			fmt.Printf("%s %.3f  ", e.Key, e.Value)
-		}
-		fmt.Println()
+		kl, proxy, gold := point.Estimates[0], point.Estimates[1], point.Estimates[2]
+		fmt.Printf("%s %.3f, %s %.3f, %s %.3f\n", kl.Key, kl.Value, proxy.Key, proxy.Value, gold.Key, gold.Value)
 	}
 	// Output:
-	// kl 0.000  proxy 1.500  gold 1.000
-	// kl 0.193  proxy 2.333  gold 1.167
-	// kl 0.636  proxy 3.000  gold 1.000
+	// kl 0.000, proxy 1.500, gold 1.000
+	// kl 0.193, proxy 2.333, gold 1.167
+	// kl 0.636, proxy 3.000, gold 1.000
 }
