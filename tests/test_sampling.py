@@ -383,6 +383,7 @@ def test_in_two_processes_is_accumulation_in_one(tiny, tmp_path):
         trainer.train()
         trainer.save_model()
         torch.save(trainer.sampler.state_dict(), f"{{sys.argv[2]}}/sampler-{{trainer.args.process_index}}.pt")
+        trainer.accelerator.end_training()
         """)
     )
     launch(str(script), str(tiny), str(tmp_path / "one"), "2")

@@ -256,6 +256,7 @@ def test_reward_in_two_processes_is_accumulation_in_one(tiny_policy, tmp_path, r
                         gradient_accumulation_steps=int(sys.argv[3]))
         trainer.train()
         trainer.save_model()
+        trainer.accelerator.end_training()
         """)
     )
     launch(str(script), str(tiny_policy), str(tmp_path / "one"), "2")

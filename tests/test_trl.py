@@ -184,7 +184,7 @@ def test_traced_run_is_verified(train, plain, tmp_path, backend, options):
         ("pcrm_delta is 5.0, which pcrm_prior='length_ratio' does not use", {"pcrm_delta": 5.0}),
         ("pcrm_beta1 is 1.0, which pcrm_prior='fixed' does not use", {"pcrm_prior": "fixed", "pcrm_beta1": 1.0}),
         ("pcrm_delta is missing", {"pcrm_prior": "fixed"}),
-        ("delta is -1.0, must be greater than 0", {"pcrm_prior": "fixed", "pcrm_delta": -1.0}),
+        ("delta is -1, must be greater than 0", {"pcrm_prior": "fixed", "pcrm_delta": -1.0}),
         (
             "pcrm_delta is 5.0 and pcrm_preset is 'alpaca/fixed'",
             {"pcrm_prior": "fixed", "pcrm_delta": 5.0, "pcrm_preset": "alpaca/fixed"},

@@ -67,7 +67,7 @@ class PrioritizedSampler(Sampler[int]):
         size: n, the number of pairs, at least 1.
         alpha: 0 for uniform draws, 1 for draws in proportion to the priorities; at least 0.
         epsilon: The share of uniform draws, greater than 0 and at most 1.
-        seed: Of the draws, an integer in [-2**63, 2**63).
+        seed: Of the draws, an integer in `[-2**63, 2**63)`.
         num_samples: Draws in a round, at least 1; n where it is not said.
 
     Raises:

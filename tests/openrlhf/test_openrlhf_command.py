@@ -23,7 +23,7 @@ from pcrm import cli
         (["train_rm", "--pcrm.preset", "alpaca/length"], "preset is 'alpaca/length', must be one of "),
         (["train_rm", "--pcrm.delta", "4.5"], "--pcrm.delta is 4.5, which --pcrm.prior='length_ratio' does not use"),
         (["train_rm", "--pcrm.prior", "fixed"], "--pcrm.delta is missing"),
-        (["train_rm", "--pcrm.prior", "fixed", "--pcrm.delta", "-1"], "delta is -1.0, must be greater than 0"),
+        (["train_rm", "--pcrm.prior", "fixed", "--pcrm.delta", "-1"], "delta is -1, must be greater than 0"),
         (["train_rm", "--pcrm.prior", "fixed", "--pcrm.delta", "4", "--pcrm.cap", "5"], "--pcrm.cap is 5.0, which"),
         (["train_rm", "--pcrm.preset", "alpaca/fixed"], "--pcrm.preset is 'alpaca/fixed', which is for the prior"),
         (["train_rm", "--pcrm.beta3", "-11"], "delta is -1.00999 at similarity 1"),

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
+import torch
 import trl
 import trl.trainer
 
@@ -179,3 +180,6 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
         dataset_arguments.streaming = script_arguments.dataset_streaming
         script_arguments.dataset_name = None
     script.main(*arguments)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # TRL's script leaves it to the end of the process, where its threads may still be running.
+        torch.distributed.destroy_process_group()
