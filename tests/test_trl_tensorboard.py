@@ -184,7 +184,9 @@ from trainers import FORMATS, build
 
 folder, out, rows, options = sys.argv[1:]
 train, held_out = (FORMATS["plain"](part) for part in json.loads(open(rows).read()))
-build("reward", folder, out, train, eval_data=held_out, **json.loads(options)).train()
+trainer = build("reward", folder, out, train, eval_data=held_out, **json.loads(options))
+trainer.train()
+trainer.accelerator.end_training()
 """
 
 
