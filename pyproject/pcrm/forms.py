@@ -7,6 +7,7 @@ with the loss, or in a compiled graph by an operator. `functional` and `rivals` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, get_type_hints
@@ -399,6 +400,20 @@ def number(name: str, value: Any) -> float:
         return float(value)
     except OverflowError:  # an integer of more than 308 digits, too many to print
         raise ValueError(f"{name} is greater than any float") from None
+
+
+def positive(name: str, value: Any) -> float:
+    value = number(name, value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value:g}, must be greater than 0 and finite")
+    return value
+
+
+def at_least_0(name: str, value: Any) -> float:
+    value = number(name, value)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value:g}, must be at least 0 and finite")
+    return value
 
 
 def check_pad(pad_token_id: Any) -> int:

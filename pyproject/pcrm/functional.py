@@ -28,6 +28,7 @@ from .forms import (
     Form,
     Reduction,
     Tensor,
+    at_least_0,
     check_alike,
     check_all_finite,
     check_options,
@@ -42,6 +43,7 @@ from .forms import (
     on_device,
     operator,
     places,
+    positive,
     register,
 )
 from .rivals import (
@@ -103,9 +105,7 @@ def pcrm_loss(
     """
     check_alike(REWARDS, (chosen_rewards, rejected_rewards), 1)
     label_smoothing, code = check_options(label_smoothing, reduction)
-    center_rewards_coefficient = number("center_rewards_coefficient", center_rewards_coefficient)
-    if not 0 <= center_rewards_coefficient < math.inf:
-        raise ValueError(f"center_rewards_coefficient is {center_rewards_coefficient:g}, must be at least 0 and finite")
+    center_rewards_coefficient = at_least_0("center_rewards_coefficient", center_rewards_coefficient)
     delta = _delta_of(delta, chosen_rewards)
     arguments = (delta, label_smoothing, center_rewards_coefficient, code, check_finite)
     return evaluate(_PAIR, chosen_rewards, rejected_rewards, arguments)
@@ -204,9 +204,7 @@ def pcrm_dpo_loss(
         LOGPS, (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps), 1
     )
     label_smoothing, code = check_options(label_smoothing, reduction)
-    beta = number("beta", beta)
-    if not 0 < beta < math.inf:
-        raise ValueError(f"beta is {beta:g}, must be greater than 0 and finite")
+    beta = positive("beta", beta)
     delta = _delta_of(delta, policy_chosen_logps, LOGPS[0])
     reference_logps = (reference_chosen_logps.detach(), reference_rejected_logps.detach())
     arguments = (*reference_logps, delta, beta, label_smoothing, code)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
 from . import tracing
 from .constraint import Constraint
-from .forms import Reduction, check_options, number
+from .forms import Reduction, at_least_0, check_options, positive
 from .functional import pcrm_dpo_loss, pcrm_loss
 
 
@@ -44,9 +43,7 @@ class PCRMLoss(torch.nn.Module):
         super().__init__()
         self.constraint = _checked(constraint)
         check_options(label_smoothing, reduction)
-        coefficient = number("center_rewards_coefficient", center_rewards_coefficient)
-        if not 0 <= coefficient < math.inf:
-            raise ValueError(f"center_rewards_coefficient is {coefficient:g}, must be at least 0 and finite")
+        at_least_0("center_rewards_coefficient", center_rewards_coefficient)
         self.settings: dict[str, Any] = {
             "label_smoothing": label_smoothing,
             "center_rewards_coefficient": center_rewards_coefficient,
@@ -101,8 +98,7 @@ class PCRMDPOLoss(torch.nn.Module):
         super().__init__()
         self.constraint = _checked(constraint)
         check_options(label_smoothing, reduction)
-        if not 0 < number("beta", beta) < math.inf:
-            raise ValueError(f"beta is {beta:g}, must be greater than 0 and finite")
+        positive("beta", beta)
         self.settings: dict[str, Any] = {"beta": beta, "label_smoothing": label_smoothing, "reduction": reduction}
 
     def forward(

@@ -29,6 +29,7 @@ from .forms import (
     Form,
     Reduction,
     Tensor,
+    at_least_0,
     check_alike,
     check_options,
     check_where,
@@ -41,6 +42,7 @@ from .forms import (
     on_device,
     operator,
     places,
+    positive,
     register,
 )
 
@@ -98,7 +100,7 @@ def l2_reward_loss(
     Raises:
         TypeError, ValueError: as in `pcrm_loss`; a coefficient that is negative or infinite.
     """
-    coefficient = _at_least_0("coefficient", coefficient)
+    coefficient = at_least_0("coefficient", coefficient)
     return _of_scores(chosen_rewards, rejected_rewards, "margin", 0.0, coefficient, reduction)
 
 
@@ -130,7 +132,7 @@ def ipo_loss(
     Returns, raises: as `pcrm_dpo_loss` does.
     """
     logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    beta = _positive("beta", beta)
+    beta = positive("beta", beta)
     return _of_logps(logps, "1 / (2 beta)", 1 / (2 * beta), "squared", 1.0, beta, 1.0, reduction)
 
 
@@ -181,7 +183,7 @@ def rpo_distance_loss(
     distances = reference.TERMS[1:]
     if distance not in distances:
         raise ValueError(f"distance is {distance!r}, must be one of {', '.join(distances)}")
-    beta, eta = _positive("beta", beta), _positive("eta", eta)
+    beta, eta = positive("beta", beta), positive("eta", eta)
     return _of_logps(logps, "gold_gap", gold_gap, distance, beta, beta, eta, reduction)
 
 
@@ -218,7 +220,7 @@ def odpo_loss(
             its index, and looked at on the CPU) or that requires a gradient.
     """
     logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    beta = _positive("beta", beta)
+    beta = positive("beta", beta)
     return _of_logps(logps, "offset", offset, "offset", beta, beta, 1.0, reduction)
 
 
@@ -261,7 +263,7 @@ def rdpo_loss(
     """
     logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     check_alike(LOGPS, logps, 1)
-    alpha, beta = _at_least_0("alpha", alpha), _positive("beta", beta)
+    alpha, beta = at_least_0("alpha", alpha), positive("beta", beta)
     longer_by = _of_pairs("chosen_lengths", chosen_lengths, logps[0], LOGPS[0], 0.0) - _of_pairs(
         "rejected_lengths", rejected_lengths, logps[0], LOGPS[0], 0.0
     )
@@ -292,20 +294,6 @@ def _of_logps(
     offset = _of_pairs(name, offset, logps[0], LOGPS[0])
     numbers = (reference.TERMS.index(term), beta, reward_beta, offset_scale, code)
     return evaluate(_DPO_TERM, logps[0], logps[1], (logps[2].detach(), logps[3].detach(), offset, *numbers))
-
-
-def _positive(name: str, value: Any) -> float:
-    value = number(name, value)
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value:g}, must be greater than 0 and finite")
-    return value
-
-
-def _at_least_0(name: str, value: Any) -> float:
-    value = number(name, value)
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {value:g}, must be at least 0 and finite")
-    return value
 
 
 def _of_pairs(name: str, value: Any, scores: Tensor, first: str, least: float = -math.inf) -> Tensor:

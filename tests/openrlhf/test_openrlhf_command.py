@@ -26,6 +26,8 @@ from pcrm import cli
         (["train_rm", "--pcrm.prior", "fixed", "--pcrm.delta", "-1"], "delta is -1, must be greater than 0"),
         (["train_rm", "--pcrm.prior", "fixed", "--pcrm.delta", "4", "--pcrm.cap", "5"], "--pcrm.cap is 5.0, which"),
         (["train_rm", "--pcrm.preset", "alpaca/fixed"], "--pcrm.preset is 'alpaca/fixed', which is for the prior"),
+        (["train_rm", "--pcrm.prior", "random", "--pcrm.low", "2"], "--pcrm.high is missing: --pcrm.low is 2.0"),
+        (["train_rm", "--pcrm.prior", "random", "--pcrm.low", "4", "--pcrm.high", "2"], "at least low, which is 4"),
         (["train_rm", "--pcrm.beta3", "-11"], "delta is -1.00999 at similarity 1"),
         (["train_dpo", "--pcrm.beta3", "-20"], "delta is -0.01998 at similarity 1"),  # of dpo's preset, 20/.001
         (["train_rm", "--pcrm.config", "nowhere.toml"], "nowhere.toml"),
