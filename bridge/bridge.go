@@ -222,23 +222,6 @@ func Fit(n int64, dst, similarities uintptr, targetAlike, targetUnlike, low, hig
 	return err == nil, err
 }
 
-// LoadConfig calls pcrm.LoadConfig. It writes beta1, beta2, beta3, floor, cap, low,
-// high, label_smoothing, center_rewards_coefficient and the beta of DPO to the ten
-// float64 at dst and the seed to the uint64 at seed, and returns prior and form, a
-// space between them.
-func LoadConfig(path string, dst, seed uintptr) (priorAndForm string, err error) {
-	defer convert(&err)
-	c, err := pcrm.LoadConfig(path)
-	if err != nil {
-		return "", fileError(err)
-	}
-	k := c.Constraint
-	copy(slice[float64](dst, 10), []float64{k.Beta1, k.Beta2, k.Beta3, k.Floor, k.Cap, k.Low, k.High,
-		c.LabelSmoothing, c.CenterRewardsCoefficient, c.DPOBeta})
-	slice[uint64](seed, 1)[0] = k.Seed
-	return c.Prior + " " + c.Form, nil
-}
-
 // VerifyTrace calls pcrm.VerifyTrace and returns its report as a JSON object: ok, files,
 // pairs, rows (a list of objects of form, dtype, backend, files, pairs, loss_error,
 // gradient_error, loss_tolerance and gradient_tolerance; an infinite error is null),

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"reflect"
 	"slices"
@@ -16,11 +17,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/regular"
 )
 
-// Priors are the names that a prior may have. "column" is the user's own numbers;
-// "fixed" and "random" need no similarity.
-var Priors = []string{"length_ratio", "cosine", "lexical", "column", "fixed", "random"}
-
-// Config is what a pcrm.toml says, with every default filled in.
+// Config is a parsed pcrm.toml with every default filled in.
 type Config struct {
 	Prior      string // one of Priors
 	Constraint Constraint
@@ -32,22 +29,10 @@ type Config struct {
 	DPOBeta float64
 }
 
-// document is the file as it is written; nil is a key that is not there.
+// document is the file as written; nil means that a key is absent.
 type document struct {
-	Constraint struct {
-		Prior  *string  `toml:"prior"`
-		Preset *string  `toml:"preset"`
-		Beta1  *float64 `toml:"beta1"`
-		Beta2  *float64 `toml:"beta2"`
-		Beta3  *float64 `toml:"beta3"`
-		Floor  *float64 `toml:"floor"`
-		Cap    *float64 `toml:"cap"`
-		Delta  *float64 `toml:"delta"`
-		Low    *float64 `toml:"low"`
-		High   *float64 `toml:"high"`
-		Seed   *uint64  `toml:"seed"`
-	} `toml:"constraint"`
-	Loss struct {
+	Constraint Settings `toml:"constraint"`
+	Loss       struct {
 		Form                     string  `toml:"form"`
 		LabelSmoothing           float64 `toml:"label_smoothing"`
 		CenterRewardsCoefficient float64 `toml:"center_rewards_coefficient"`
@@ -61,9 +46,15 @@ type document struct {
 // in the unknown keys: a second for as many as go in here, an hour for a megabyte.
 const maxConfig = 16 << 10
 
-// LoadConfig reads a TOML file and parses it with [ParseConfig]. A file that cannot
-// be read or is no regular one, such as a pipe, is an [*os.PathError].
-func LoadConfig(path string) (Config, error) {
+// LoadConfig reads a TOML file with the settings of a reward model: see [ParseConfig].
+//
+// Errors: those of [ParseConfig]; a file that cannot be read or is not a regular
+// file, such as a pipe, is an [*os.PathError].
+func LoadConfig(path string) (Config, error) { return LoadConfigFor(RewardTask, path) }
+
+// LoadConfigFor is [LoadConfig] for a task. The file is the same; only the published
+// setting that fills in missing values differs.
+func LoadConfigFor(task Task, path string) (Config, error) {
 	file, _, err := regular.Open(path)
 	if err != nil {
 		return Config{}, err
@@ -74,21 +65,21 @@ func LoadConfig(path string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	return ParseConfig(path, data)
+	return ParseConfig(task, path, data)
 }
 
-// ParseConfig reads the settings of a training run. All of them are optional:
+// ParseConfig parses the settings of a training run. Every key is optional:
 //
-//	[constraint]
+//	[constraint]                    # see Settings.Resolve
 //	prior = "length_ratio"          # one of Priors
 //	preset = "alpaca/length_ratio"  # a published setting, see LookupPreset
 //	beta1 = 10.0                    # each overrides the preset's
 //	beta2 = 0.001
 //	beta3 = -5.0
-//	floor = 2.0                     # least and greatest delta; cap may be inf
+//	floor = 2.0                     # smallest and largest delta; cap may be inf
 //	cap = 12.0
-//	delta = 4.5                     # of prior = "fixed"; may be inf
-//	low = 4.0                       # of prior = "random"
+//	delta = 4.5                     # for prior = "fixed"; may be inf
+//	low = 4.0                       # for prior = "random"
 //	high = 5.0
 //	seed = 0
 //
@@ -100,15 +91,10 @@ func LoadConfig(path string) (Config, error) {
 //	[dpo]
 //	beta = 0.1
 //
-// The prior is that of the preset, where only a preset is given. Without a preset
-// it is the one of AlpacaFarm for the prior. The priors "lexical" and "column" have
-// no published setting and need all three betas.
-//
-// Errors, each wrapping an [*ArgumentError] and beginning with name and line: a
-// document over 16 KiB or that is no TOML, an unknown key, a value of the wrong type or out of
-// range, a preset of another prior, and settings that the prior or the form has no
-// use for.
-func ParseConfig(name string, data []byte) (Config, error) {
+// name appears in errors. Each error wraps an [*ArgumentError] and begins with name and
+// line: a document over 16 KiB, malformed TOML, an unknown key, a value of the wrong type
+// or out of range, and settings that [Settings.Resolve] refuses or that the form does not use.
+func ParseConfig(task Task, name string, data []byte) (Config, error) {
 	if len(data) > maxConfig {
 		line := 1 + bytes.Count(data[:maxConfig], []byte("\n"))
 		return Config{}, atLine(name, line, argErr("TOML", -1, "is longer than %d bytes", maxConfig))
@@ -118,6 +104,9 @@ func ParseConfig(name string, data []byte) (Config, error) {
 	if err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&s); err != nil {
 		return Config{}, decodingError(name, err)
 	}
+	if err := checkCase(name, data); err != nil {
+		return Config{}, err
+	}
 	c := Config{
 		Form:                     s.Loss.Form,
 		LabelSmoothing:           s.Loss.LabelSmoothing,
@@ -125,7 +114,7 @@ func ParseConfig(name string, data []byte) (Config, error) {
 		DPOBeta:                  s.DPO.Beta,
 	}
 	var err error
-	if c.Prior, c.Constraint, err = s.constraint(); err != nil {
+	if c.Prior, c.Constraint, err = s.Constraint.Resolve(task); err != nil {
 		return Config{}, settingError(name, data, "constraint", err)
 	}
 	if err := c.checkLoss(); err != nil {
@@ -135,83 +124,6 @@ func ParseConfig(name string, data []byte) (Config, error) {
 		return Config{}, settingError(name, data, "dpo", argErr("beta", -1, "is %v, must be finite and greater than 0", c.DPOBeta))
 	}
 	return c, nil
-}
-
-// constraint makes the prior and the constraint of the [constraint] table.
-func (s *document) constraint() (prior string, c Constraint, err error) {
-	in := &s.Constraint
-	prior = "length_ratio"
-	if in.Preset != nil {
-		p, err := LookupPreset(*in.Preset)
-		if err != nil {
-			return "", c, err
-		}
-		prior = p.Prior
-	}
-	if in.Prior != nil {
-		if !slices.Contains(Priors, *in.Prior) {
-			return "", c, argErr("prior", -1, "is %q, must be one of %s", *in.Prior, strings.Join(Priors, ", "))
-		}
-		if in.Preset != nil && *in.Prior != prior {
-			return "", c, argErr("preset", -1, "is %q, which is for the prior %q, but prior is %q", *in.Preset, prior, *in.Prior)
-		}
-		prior = *in.Prior
-	}
-	curve := prior != "fixed" && prior != "random"
-	published := prior != "lexical" && prior != "column"
-	if published {
-		preset := "alpaca/" + prior
-		if in.Preset != nil {
-			preset = *in.Preset
-		}
-		p, err := LookupPreset(preset)
-		if err != nil {
-			return "", c, err
-		}
-		c = p.Constraint
-	}
-	for _, key := range []struct {
-		name   string
-		value  *float64
-		to     *float64
-		usable bool
-		needed bool
-	}{
-		{"beta1", in.Beta1, &c.Beta1, curve, !published},
-		{"beta2", in.Beta2, &c.Beta2, curve, !published},
-		{"beta3", in.Beta3, &c.Beta3, curve, !published},
-		{"floor", in.Floor, &c.Floor, curve, false},
-		{"cap", in.Cap, &c.Cap, curve, false},
-		{"delta", in.Delta, &c.Beta3, prior == "fixed", false}, // see Fixed
-		{"low", in.Low, &c.Low, prior == "random", false},
-		{"high", in.High, &c.High, prior == "random", false},
-	} {
-		switch {
-		case key.value == nil && key.needed:
-			return "", c, argErr(key.name, -1, "is missing: the prior %q has no published setting, it needs beta1, beta2 and beta3", prior)
-		case key.value == nil:
-		case !key.usable:
-			return "", c, argErr(key.name, -1, "is %v, but the prior %q has no use for it", *key.value, prior)
-		default:
-			*key.to = *key.value
-		}
-	}
-	switch {
-	case in.Seed != nil && prior != "random":
-		err = argErr("seed", -1, "is %d, but the prior %q has no use for it", *in.Seed, prior)
-	case in.Cap != nil && *in.Cap == 0:
-		err = argErr("cap", -1, "is 0, must be greater than 0") // in a Constraint it means none
-	case prior == "fixed" && !(c.Beta3 > 0):
-		err = argErr("delta", -1, "is %v, must be greater than 0", c.Beta3)
-	case prior == "random":
-		if in.Seed != nil {
-			c.Seed = *in.Seed
-		}
-		err = c.validateRandom()
-	default:
-		err = c.Validate()
-	}
-	return prior, c, err
 }
 
 func (c *Config) checkLoss() error {
@@ -224,10 +136,10 @@ func (c *Config) checkLoss() error {
 	}
 	if c.Form == "token" {
 		if c.LabelSmoothing != 0 {
-			return argErr("label_smoothing", -1, "is %v, but the form \"token\" has no use for it", c.LabelSmoothing)
+			return argErr("label_smoothing", -1, "is %v, which form = \"token\" does not use", c.LabelSmoothing)
 		}
 		if c.CenterRewardsCoefficient != 0 {
-			return argErr("center_rewards_coefficient", -1, "is %v, but the form \"token\" has no use for it", c.CenterRewardsCoefficient)
+			return argErr("center_rewards_coefficient", -1, "is %v, which form = \"token\" does not use", c.CenterRewardsCoefficient)
 		}
 	}
 	return nil
@@ -310,8 +222,18 @@ func atLine(name string, line int, err error) error {
 	return fmt.Errorf("%s:%d: %w", name, line, err)
 }
 
-// keyLines returns the line of every dotted key of a document that go-toml decoded,
-// in lower case, as go-toml matches keys.
+// checkCase refuses keys that are not in lower case: go-toml ignores case, TOML does not.
+func checkCase(name string, data []byte) error {
+	lines := keyLines(data)
+	for _, key := range slices.SortedFunc(maps.Keys(lines), func(a, b string) int { return lines[a] - lines[b] }) {
+		if key != strings.ToLower(key) {
+			return atLine(name, lines[key], argErr(key, -1, "is not a key, %s", knownKeys(strings.Split(key, "."))))
+		}
+	}
+	return nil
+}
+
+// keyLines returns the line of every dotted key of a document that go-toml decoded.
 func keyLines(data []byte) map[string]int {
 	lines := map[string]int{}
 	var p unstable.Parser
@@ -320,7 +242,7 @@ func keyLines(data []byte) map[string]int {
 	enter = func(table string, e *unstable.Node) string {
 		path := table
 		for key := e.Key(); key.Next(); {
-			path = strings.TrimPrefix(path+"."+strings.ToLower(string(key.Node().Data)), ".")
+			path = strings.TrimPrefix(path+"."+string(key.Node().Data), ".")
 			lines[path] = p.Shape(key.Node().Raw).Start.Line
 		}
 		if e.Kind == unstable.KeyValue && e.Value().Kind == unstable.InlineTable {

@@ -51,7 +51,7 @@ func TestParseConfig(t *testing.T) {
 		"[constraint]\nprior = 'cosine'\npreset = 'tldr/cosine'\nbeta2 = 0.5\nbeta3 = 1\nfloor = 2\ncap = +inf\n" +
 			"[loss]\nlabel_smoothing = 0.1\ncenter_rewards_coefficient = 0.01\n[dpo]\nbeta = 0.5\n": all,
 	} {
-		got, err := pcrm.ParseConfig("pcrm.toml", []byte(document))
+		got, err := pcrm.ParseConfig(pcrm.RewardTask, "pcrm.toml", []byte(document))
 		require.NoError(t, err, document)
 		assert.Equal(t, want, got, document)
 	}
@@ -86,7 +86,7 @@ func TestParseConfigErrors(t *testing.T) {
 		"[constraint]\nprior = 'random'\nlow = 6":             "3: constraint.high is 5, must be finite and at least low, which is 6",
 		"[constraint]\nprior = 'random'\nlow = 0\nhigh = 0":   "3: constraint.low is 0, must be finite and greater than 0: a ceiling of zero or less rewards ties and reversals",
 		"[constraint]\nprior = 'length'":                      `2: constraint.prior is "length", must be one of length_ratio, cosine, lexical, column, fixed, random`,
-		"[Constraint]\nPrior = 'length'":                      `2: constraint.prior is "length", must be one of length_ratio, cosine, lexical, column, fixed, random`,
+		"[Constraint]\nPrior = 'length'":                      "1: Constraint is not a key, the tables are constraint, loss, dpo",
 		"[constraint]\npreset = 'alpaca'":                     `2: constraint.preset is "alpaca", must be one of alpaca/cosine, alpaca/fixed, alpaca/length_ratio, alpaca/random, dpo/cosine, dpo/length_ratio, tldr/cosine, tldr/fixed, tldr/length_ratio, tldr/random`,
 		"[loss]\nform = 'tokens'":                             `2: loss.form is "tokens", must be pair or token`,
 		"\n[loss]\nlabel_smoothing = 0.5":                     "3: loss.label_smoothing is 0.5, must be in [0, 0.5)",
@@ -95,16 +95,16 @@ func TestParseConfigErrors(t *testing.T) {
 		"[dpo]\n\nbeta = inf":                                 "3: dpo.beta is +Inf, must be finite and greater than 0",
 		// Contradictions.
 		"[constraint]\nprior = 'cosine'\npreset = 'tldr/fixed'": `3: constraint.preset is "tldr/fixed", which is for the prior "fixed", but prior is "cosine"`,
-		"[constraint]\nprior = 'fixed'\nbeta1 = 3":              `3: constraint.beta1 is 3, but the prior "fixed" has no use for it`,
-		"[constraint]\nprior = 'random'\nfloor = 3":             `3: constraint.floor is 3, but the prior "random" has no use for it`,
-		"[constraint]\ndelta = 3":                               `2: constraint.delta is 3, but the prior "length_ratio" has no use for it`,
-		"[constraint]\nprior = 'fixed'\nhigh = 3":               `3: constraint.high is 3, but the prior "fixed" has no use for it`,
-		"[constraint]\nseed = 3":                                `2: constraint.seed is 3, but the prior "length_ratio" has no use for it`,
-		"[constraint]\nprior = 'lexical'\nbeta1 = 3":            `3: constraint.beta2 is missing: the prior "lexical" has no published setting, it needs beta1, beta2 and beta3`,
-		"[loss]\nform = 'token'\nlabel_smoothing = 0.1":         `3: loss.label_smoothing is 0.1, but the form "token" has no use for it`,
-		"[loss]\nform = 'token'\ncenter_rewards_coefficient=1":  `3: loss.center_rewards_coefficient is 1, but the form "token" has no use for it`,
+		"[constraint]\nprior = 'fixed'\nbeta1 = 3":              `3: constraint.beta1 is 3, which the prior "fixed" does not use`,
+		"[constraint]\nprior = 'random'\nfloor = 3":             `3: constraint.floor is 3, which the prior "random" does not use`,
+		"[constraint]\ndelta = 3":                               `2: constraint.delta is 3, which the prior "length_ratio" does not use`,
+		"[constraint]\nprior = 'fixed'\nhigh = 3":               `3: constraint.high is 3, which the prior "fixed" does not use`,
+		"[constraint]\nseed = 3":                                `2: constraint.seed is 3, which the prior "length_ratio" does not use`,
+		"[constraint]\nprior = 'lexical'\nbeta1 = 3":            `3: constraint.beta3 is missing: the prior "lexical" has no published setting for reward models, set beta1 and beta3`,
+		"[loss]\nform = 'token'\nlabel_smoothing = 0.1":         `3: loss.label_smoothing is 0.1, which form = "token" does not use`,
+		"[loss]\nform = 'token'\ncenter_rewards_coefficient=1":  `3: loss.center_rewards_coefficient is 1, which form = "token" does not use`,
 	} {
-		got, err := pcrm.ParseConfig("pcrm.toml", []byte(document))
+		got, err := pcrm.ParseConfig(pcrm.RewardTask, "pcrm.toml", []byte(document))
 		assert.EqualError(t, err, "pcrm.toml:"+message, document)
 		var argument *pcrm.ArgumentError
 		assert.ErrorAs(t, err, &argument, document)
@@ -151,9 +151,9 @@ func TestLargeConfig(t *testing.T) {
 	const most = 16 << 10
 	line := "# a comment\n"
 	document := strings.Repeat(line, most/len(line)) + strings.Repeat("#", most%len(line))
-	_, err := pcrm.ParseConfig("pcrm.toml", []byte(document))
+	_, err := pcrm.ParseConfig(pcrm.RewardTask, "pcrm.toml", []byte(document))
 	require.NoError(t, err)
-	_, err = pcrm.ParseConfig("pcrm.toml", []byte(document+"\n"))
+	_, err = pcrm.ParseConfig(pcrm.RewardTask, "pcrm.toml", []byte(document+"\n"))
 	assert.EqualError(t, err, fmt.Sprintf("pcrm.toml:%d: TOML is longer than 16384 bytes", 1+most/len(line)))
 	var argument *pcrm.ArgumentError
 	assert.ErrorAs(t, err, &argument)
@@ -165,10 +165,10 @@ func TestLargeConfig(t *testing.T) {
 	for i := range 1000 {
 		fmt.Fprintf(&unknown, "k%d = 1\n", i)
 	}
-	_, err = pcrm.ParseConfig("pcrm.toml", []byte(unknown.String()))
+	_, err = pcrm.ParseConfig(pcrm.RewardTask, "pcrm.toml", []byte(unknown.String()))
 	assert.Equal(t, 19, strings.Count(err.Error(), "\n"), "twenty errors of a thousand")
 	for _, nested := range []string{"a = " + strings.Repeat("[", 16000), "a = " + strings.Repeat("{a=", 5000), strings.Repeat("a.", 8000) + "a = 1"} {
-		_, err = pcrm.ParseConfig("pcrm.toml", []byte(nested))
+		_, err = pcrm.ParseConfig(pcrm.RewardTask, "pcrm.toml", []byte(nested))
 		assert.ErrorContains(t, err, "pcrm.toml:1: ")
 	}
 }
@@ -188,7 +188,7 @@ func FuzzParseConfig(f *testing.F) {
 		f.Add([]byte(document))
 	}
 	f.Fuzz(func(t *testing.T, document []byte) {
-		config, err := pcrm.ParseConfig("x.toml", document)
+		config, err := pcrm.ParseConfig(pcrm.RewardTask, "x.toml", document)
 		if err != nil {
 			require.Regexp(t, `^x\.toml:[1-9]`, err.Error())
 			var argument *pcrm.ArgumentError

@@ -152,9 +152,6 @@ func Deltas[F Float](dst, s []F, c Constraint) error {
 	return nil
 }
 
-// beta2OfFit keeps the curve finite at s = 0; it is the value of every published setting.
-const beta2OfFit = 0.001
-
 // leastSpread is how far apart the two quantiles of a fit must be: ten times what the
 // rounding of a float32 prior may part them by. It also bounds beta1, whose rounding
 // moves a target by 2^-52/leastSpread of it at most.
@@ -201,7 +198,7 @@ func Fit[F Float](similarities []F, targetAlike, targetUnlike, lo, hi float64) (
 		return Constraint{}, argErr("similarities", -1, "are %v and %v at the quantiles %v and %v, must differ by at least %v: "+
 			"this prior does not tell pairs apart, use a fixed delta", sLo, sHi, lo, hi, leastSpread)
 	}
-	c := Constraint{Beta2: beta2OfFit, Floor: 2 * targetAlike, Cap: 2 * targetUnlike}
+	c := Constraint{Beta2: defaultBeta2, Floor: 2 * targetAlike, Cap: 2 * targetUnlike}
 	c.Beta1 = 2 * (targetUnlike - targetAlike) / (1/(sLo+c.Beta2) - 1/(sHi+c.Beta2))
 	c.Beta3 = 2*targetAlike - c.Beta1/(sHi+c.Beta2)
 	if err := c.Validate(); err != nil { // a target near the greatest float64

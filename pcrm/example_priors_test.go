@@ -89,7 +89,7 @@ func ExampleLoadConfig() {
 }
 
 func ExampleParseConfig() {
-	_, err := pcrm.ParseConfig("pcrm.toml", []byte("[constraint]\nprior = \"fixed\"\nbeta1 = 10\n"))
+	_, err := pcrm.ParseConfig(pcrm.RewardTask, "pcrm.toml", []byte("[constraint]\nprior = \"fixed\"\nbeta1 = 10\n"))
 	fmt.Println(err)
-	// Output: pcrm.toml:3: constraint.beta1 is 10, but the prior "fixed" has no use for it
+	// Output: pcrm.toml:3: constraint.beta1 is 10, which the prior "fixed" does not use
 }

@@ -13,8 +13,8 @@ for TRL's trainers.
 from importlib.metadata import version
 
 from . import backends, ensembles, functional, priors
-from .constraint import Constraint, margin_of
 from .losses import PCRMDPOLoss, PCRMLoss
+from .settings import Constraint, margin_of
 from .tracing import trace
 
 __version__ = version("pcrm")

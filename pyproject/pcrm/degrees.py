@@ -20,11 +20,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from numbers import Real
 
 import torch
 from torch import nn
 
+from . import _check
 from .functional import pcrm_loss
 
 Tensor = torch.Tensor
@@ -62,8 +62,7 @@ def degrade(
     if not isinstance(text, str):
         raise TypeError(f"text is {text!r:.80}, must be a text")
     for i, d in enumerate(degrees):
-        if isinstance(d, bool) or not isinstance(d, Real):
-            raise TypeError(f"degrees[{i}] is {d!r:.80}, must be a number")
+        _check.number(f"degrees[{i}]", d)
         if not 0 < d <= 1:
             raise ValueError(f"degrees[{i}] is {d}, must be in (0, 1]")
         if i and d <= degrees[i - 1]:

@@ -6,11 +6,11 @@ differentiable as they are, on any device.
 
 from __future__ import annotations
 
-import math
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+
+from . import _check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,12 +78,4 @@ def _coefficient(method: str, value: Any) -> float:
         return 0.0
     if value is None:
         raise ValueError("coefficient is missing: method 'variance' needs one")
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"coefficient is {value!r}, must be a number")
-    try:
-        value = float(value)
-    except OverflowError:
-        raise ValueError("coefficient is beyond the range of a float, must be at least 0 and finite") from None
-    if not 0 <= value < math.inf:
-        raise ValueError(f"coefficient is {value:g}, must be at least 0 and finite")
-    return value
+    return _check.at_least_0("coefficient", value)

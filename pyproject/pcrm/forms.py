@@ -7,15 +7,13 @@ with the loss, or in a compiled graph by an operator. `functional` and `rivals` 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 import torch
 from torch.autograd import forward_ad
 
-from . import backends, tracing
+from . import _check, backends, tracing
 
 Tensor = torch.Tensor
 Reduction = Literal["mean", "sum", "none"]
@@ -383,47 +381,7 @@ def _are_alike(tensors: tuple[Tensor, ...], dimensions: int) -> bool:
 
 def check_options(label_smoothing: float, reduction: str) -> tuple[float, int]:
     """The smoothing as a float, and the bridge's code of the reduction."""
-    label_smoothing = number("label_smoothing", label_smoothing)
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing is {label_smoothing:g}, must be in [0, 0.5)")
-    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}, must be one of {', '.join(_REDUCTIONS)}")
-    return label_smoothing, _REDUCTIONS[reduction]
-
-
-def number(name: str, value: Any) -> float:
-    if isinstance(value, float):
-        return value
-    if not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}, must be a number")
-    try:
-        return float(value)
-    except OverflowError:  # an integer of more than 308 digits, too many to print
-        raise ValueError(f"{name} is greater than any float") from None
-
-
-def positive(name: str, value: Any) -> float:
-    value = number(name, value)
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value:g}, must be greater than 0 and finite")
-    return value
-
-
-def at_least_0(name: str, value: Any) -> float:
-    value = number(name, value)
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {value:g}, must be at least 0 and finite")
-    return value
-
-
-def check_pad(pad_token_id: Any) -> int:
-    """The id of the padding as an int that is no error."""
-    if not isinstance(pad_token_id, Integral):
-        raise TypeError(f"pad_token_id is {pad_token_id!r}, must be an integer")
-    pad = int(pad_token_id)
-    if not 0 <= pad < 2**63:
-        raise ValueError(f"pad_token_id is {pad}, must be at least 0 and less than 2**63")
-    return pad
+    return _check.label_smoothing(label_smoothing), _REDUCTIONS[_check.one_of("reduction", reduction, _REDUCTIONS)]
 
 
 def _check_values(form: Form, chosen: Tensor, rejected: Tensor, arguments: tuple[Any, ...]) -> None:

@@ -11,12 +11,11 @@ torch.jit.trace), torch computes.
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import Any
 
 import torch
 
-from . import backends, reference, tracing
+from . import _check, backends, reference, tracing
 from .forms import (
     COMPUTE,
     DTYPES,
@@ -28,22 +27,18 @@ from .forms import (
     Form,
     Reduction,
     Tensor,
-    at_least_0,
     check_alike,
     check_all_finite,
     check_options,
-    check_pad,
     check_where,
     differentiated,
     evaluate,
     fake,
     in_memory,
     is_transformed,
-    number,
     on_device,
     operator,
     places,
-    positive,
     register,
 )
 from .rivals import (
@@ -105,7 +100,7 @@ def pcrm_loss(
     """
     check_alike(REWARDS, (chosen_rewards, rejected_rewards), 1)
     label_smoothing, code = check_options(label_smoothing, reduction)
-    center_rewards_coefficient = at_least_0("center_rewards_coefficient", center_rewards_coefficient)
+    center_rewards_coefficient = _check.at_least_0("center_rewards_coefficient", center_rewards_coefficient)
     delta = _delta_of(delta, chosen_rewards)
     arguments = (delta, label_smoothing, center_rewards_coefficient, code, check_finite)
     return evaluate(_PAIR, chosen_rewards, rejected_rewards, arguments)
@@ -156,7 +151,7 @@ def pcrm_token_loss(
             raise ValueError(f"{name} has shape {tuple(ids.shape)}, chosen_rewards has {tuple(chosen_rewards.shape)}")
         if ids.device != chosen_rewards.device:
             raise ValueError(f"{name} is on {ids.device}, chosen_rewards is on {chosen_rewards.device}")
-    pad_token_id = check_pad(pad_token_id)
+    pad_token_id = _check.integer("pad_token_id", pad_token_id)
     _, code = check_options(0.0, reduction)
     delta = _delta_of(delta, chosen_rewards)
     return evaluate(_TOKEN, chosen_rewards, rejected_rewards, (chosen_ids, rejected_ids, delta, pad_token_id, code))
@@ -204,7 +199,7 @@ def pcrm_dpo_loss(
         LOGPS, (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps), 1
     )
     label_smoothing, code = check_options(label_smoothing, reduction)
-    beta = positive("beta", beta)
+    beta = _check.positive("beta", beta)
     delta = _delta_of(delta, policy_chosen_logps, LOGPS[0])
     reference_logps = (reference_chosen_logps.detach(), reference_rejected_logps.detach())
     arguments = (*reference_logps, delta, beta, label_smoothing, code)
@@ -248,9 +243,7 @@ def _delta_of(delta: Tensor | float, scores: Tensor, name: str = "chosen_rewards
         tracing.current.confirm(delta)
     dtype = COMPUTE[scores.dtype]
     if not isinstance(delta, Tensor):
-        if not isinstance(delta, Real):
-            raise TypeError(f"delta is a {type(delta).__name__}, must be a torch.Tensor or a float")
-        delta = number("delta", delta)
+        delta = _check.number("delta", delta)
         if not delta > 0:
             raise ValueError(f"delta is {delta:g}, must be greater than 0")
         # Half the least subnormal number is rounded to 0.
@@ -607,7 +600,6 @@ for _form, _operator in ((_PAIR, _reward_op), (_TOKEN, _token_op), (_DPO, _dpo_o
 __all__ = [
     "Reduction",
     "cdpo_loss",
-    "check_pad",
     "ipo_loss",
     "l2_reward_loss",
     "llama2_margin_loss",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 import torch
 
-from . import tracing
-from .constraint import Constraint
-from .forms import Reduction, at_least_0, check_options, positive
+from . import _check, tracing
+from .forms import Reduction, check_options
 from .functional import pcrm_dpo_loss, pcrm_loss
+from .settings import Constraint
 
 
 class PCRMLoss(torch.nn.Module):
@@ -43,7 +45,7 @@ class PCRMLoss(torch.nn.Module):
         super().__init__()
         self.constraint = _checked(constraint)
         check_options(label_smoothing, reduction)
-        at_least_0("center_rewards_coefficient", center_rewards_coefficient)
+        _check.at_least_0("center_rewards_coefficient", center_rewards_coefficient)
         self.settings: dict[str, Any] = {
             "label_smoothing": label_smoothing,
             "center_rewards_coefficient": center_rewards_coefficient,
@@ -98,7 +100,7 @@ class PCRMDPOLoss(torch.nn.Module):
         super().__init__()
         self.constraint = _checked(constraint)
         check_options(label_smoothing, reduction)
-        positive("beta", beta)
+        _check.positive("beta", beta)
         self.settings: dict[str, Any] = {"beta": beta, "label_smoothing": label_smoothing, "reduction": reduction}
 
     def forward(
@@ -149,3 +151,13 @@ def delta_of(constraint: Constraint, prior: torch.Tensor | None) -> torch.Tensor
         delta = constraint.delta(prior)
     tracing.note(prior, constraint, delta)
     return delta
+
+
+def warn_of_smoothing(label_smoothing: float, constraint: Constraint) -> None:
+    """Warn that label smoothing does not act on a constrained pair: see `pcrm.functional.pcrm_loss`."""
+    if label_smoothing > 0 and constraint.delta(1.0) < math.inf:
+        warnings.warn(
+            f"label_smoothing is {label_smoothing}: where delta is finite it adds label_smoothing * delta to pcrm's "
+            "loss and moves no gradient",
+            stacklevel=4,
+        )

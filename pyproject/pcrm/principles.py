@@ -21,10 +21,10 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import _check
 from .rows import RowError, finite
 
 # Before the prompt: a plain response follows the prompt's last character.
@@ -94,16 +94,11 @@ def with_principles(
             chosen and rejected or none, whose preference could not follow.
         TypeError, ValueError: an argument of another kind, or out of its range.
     """
-    if k is not None and (isinstance(k, bool) or not isinstance(k, int)):
-        raise TypeError(f"k is {k!r}, must be an integer or None")
-    if k is not None and k < 1:
-        raise ValueError(f"k is {k}, must be at least 1")
-    if isinstance(negate, bool) or not isinstance(negate, Real):
-        raise TypeError(f"negate is {negate!r:.80}, must be a number")
-    if not 0 <= negate <= 1:
+    if k is not None:
+        _check.integer("k", k, low=1)
+    if not 0 <= _check.number("negate", negate) <= 1:
         raise ValueError(f"negate is {negate!r}, must be in [0, 1]")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed is {seed!r}, must be an integer")
+    _check.integer("seed", seed, -(2**63))
     if not isinstance(negation, str):
         raise TypeError(f"negation is {negation!r:.80}, must be a text")
     if "{principle}" not in negation:

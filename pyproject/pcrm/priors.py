@@ -9,16 +9,15 @@ from __future__ import annotations
 import copy
 import os
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate, chain, pairwise
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import backends, reference, rows
-from .forms import check_pad
+from . import _check, backends, reference, rows
+from .settings.constraint import check_similarities
 from .tokens import load_tokenizer
 
 if TYPE_CHECKING:
@@ -84,11 +83,7 @@ def random_uniform(
     Raises:
         TypeError, ValueError: as in `length_ratio`; a seed out of its range.
     """
-    if not isinstance(seed, Integral):
-        raise TypeError(f"seed is {seed!r}, must be an integer")
-    seed = int(seed)
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed is {seed}, must be in [0, 2**64)")
+    seed = _check.integer("seed", seed, 0, 2**64)
 
     def plain(chosen: Sequence[int], rejected: Sequence[int], pad: int | None) -> float:
         return reference.random_uniform(seed, chosen, rejected, pad)
@@ -357,6 +352,19 @@ def forget_models() -> None:
     _tokenizer.cache_clear()
 
 
+def prior_tensor(column: Iterable[Any]) -> torch.Tensor:
+    """A data set's column of priors as float32.
+
+    Raises:
+        TypeError, ValueError: an element is not a number in [0, 1], named by its index.
+    """
+    # A data set in the format of NumPy or torch gives scalars of theirs.
+    plain = (value.item() if getattr(value, "ndim", None) == 0 else value for value in column)
+    prior = torch.tensor([_check.number(f"prior[{i}]", value) for i, value in enumerate(plain)], dtype=torch.float32)
+    check_similarities(prior, "prior")
+    return prior
+
+
 def _unpacked(column: Any) -> Any:
     """A column of ids: NumPy's arrays as what `length_ratio` takes."""
     return column if isinstance(column, torch.Tensor) else list(column)
@@ -372,7 +380,7 @@ def _of_ids(
 ) -> torch.Tensor:
     """A number a pair of rows, by a function of the bridge or by its plain twin."""
     if pad_token_id is not None:
-        pad_token_id = check_pad(pad_token_id)
+        pad_token_id = _check.integer("pad_token_id", pad_token_id)
     _check_ids("chosen_ids", chosen_ids)
     _check_ids("rejected_ids", rejected_ids)
     n = len(chosen_ids)

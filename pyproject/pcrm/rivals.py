@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any, Literal
 
 import torch
 
-from . import backends, reference
+from . import _check, backends, reference
 from .forms import (
     COMPUTE,
     DTYPES,
@@ -29,7 +28,6 @@ from .forms import (
     Form,
     Reduction,
     Tensor,
-    at_least_0,
     check_alike,
     check_options,
     check_where,
@@ -38,11 +36,9 @@ from .forms import (
     fake,
     in_memory,
     is_transformed,
-    number,
     on_device,
     operator,
     places,
-    positive,
     register,
 )
 
@@ -100,7 +96,7 @@ def l2_reward_loss(
     Raises:
         TypeError, ValueError: as in `pcrm_loss`; a coefficient that is negative or infinite.
     """
-    coefficient = at_least_0("coefficient", coefficient)
+    coefficient = _check.at_least_0("coefficient", coefficient)
     return _of_scores(chosen_rewards, rejected_rewards, "margin", 0.0, coefficient, reduction)
 
 
@@ -132,7 +128,7 @@ def ipo_loss(
     Returns, raises: as `pcrm_dpo_loss` does.
     """
     logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    beta = positive("beta", beta)
+    beta = _check.positive("beta", beta)
     return _of_logps(logps, "1 / (2 beta)", 1 / (2 * beta), "squared", 1.0, beta, 1.0, reduction)
 
 
@@ -183,7 +179,7 @@ def rpo_distance_loss(
     distances = reference.TERMS[1:]
     if distance not in distances:
         raise ValueError(f"distance is {distance!r}, must be one of {', '.join(distances)}")
-    beta, eta = positive("beta", beta), positive("eta", eta)
+    beta, eta = _check.positive("beta", beta), _check.positive("eta", eta)
     return _of_logps(logps, "gold_gap", gold_gap, distance, beta, beta, eta, reduction)
 
 
@@ -220,7 +216,7 @@ def odpo_loss(
             its index, and looked at on the CPU) or that requires a gradient.
     """
     logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    beta = positive("beta", beta)
+    beta = _check.positive("beta", beta)
     return _of_logps(logps, "offset", offset, "offset", beta, beta, 1.0, reduction)
 
 
@@ -263,7 +259,7 @@ def rdpo_loss(
     """
     logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     check_alike(LOGPS, logps, 1)
-    alpha, beta = at_least_0("alpha", alpha), positive("beta", beta)
+    alpha, beta = _check.at_least_0("alpha", alpha), _check.positive("beta", beta)
     longer_by = _of_pairs("chosen_lengths", chosen_lengths, logps[0], LOGPS[0], 0.0) - _of_pairs(
         "rejected_lengths", rejected_lengths, logps[0], LOGPS[0], 0.0
     )
@@ -306,9 +302,7 @@ def _of_pairs(name: str, value: Any, scores: Tensor, first: str, least: float = 
     dtype = COMPUTE[scores.dtype]
     wanted = "finite" if least == -math.inf else f"finite and at least {least:g}"
     if not isinstance(value, Tensor):
-        if not isinstance(value, Real):
-            raise TypeError(f"{name} is a {type(value).__name__}, must be a torch.Tensor or a float")
-        value = number(name, value)
+        value = _check.number(name, value)
         if not (abs(value) <= torch.finfo(dtype).max and value >= least):
             raise ValueError(f"{name} is {value:g}, must be {wanted}")
         return torch.full(scores.shape, value, dtype=dtype, device=scores.device)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 
-from .forms import number
+from . import _check
 
 Tensor = torch.Tensor
 
@@ -27,12 +26,12 @@ def check_draws(
         TypeError: one is of another kind.
         ValueError: one is out of its range.
     """
-    if not 0 <= number(names[0], alpha) < math.inf:
+    if not 0 <= _check.number(names[0], alpha) < math.inf:
         raise ValueError(f"{names[0]} is {alpha}, must be at least 0 and finite")
-    if not 0 < number(names[1], epsilon) <= 1:
+    if not 0 < _check.number(names[1], epsilon) <= 1:
         raise ValueError(f"{names[1]} is {epsilon}, must be greater than 0 and at most 1")
     if num_samples is not None:
-        _check_integer(names[2], num_samples, 1)
+        _check.integer(names[2], num_samples, low=1)
 
 
 class PrioritizedSampler(Sampler[int]):
@@ -78,10 +77,8 @@ class PrioritizedSampler(Sampler[int]):
     def __init__(
         self, size: int, *, alpha: float = 1.0, epsilon: float = 0.1, seed: int = 0, num_samples: int | None = None
     ) -> None:
-        _check_integer("size", size, 1)
-        _check_integer("seed", seed, -(2**63))
-        if seed >= 2**63:
-            raise ValueError(f"seed is {seed}, must be less than 2**63")
+        _check.integer("size", size, low=1)
+        _check.integer("seed", seed, -(2**63))
         check_draws(alpha, epsilon, num_samples)
         self.alpha, self.epsilon, self.seed = alpha, epsilon, seed
         self.num_samples = size if num_samples is None else num_samples
@@ -112,7 +109,7 @@ class PrioritizedSampler(Sampler[int]):
             TypeError: the number is no integer.
             ValueError: it is less than 0.
         """
-        _check_integer("number", number, 0)
+        _check.integer("number", number, low=0)
         if number != self._round:
             self._round = number
             self._refresh()
@@ -160,7 +157,7 @@ class PrioritizedSampler(Sampler[int]):
             raise TypeError(f"state is {state!r:.80}, must be a mapping as state_dict gives it")
         if missing := [key for key in ("round", "priorities", "probabilities") if key not in state]:
             raise ValueError(f"state has no {missing[0]!r}")
-        _check_integer("state['round']", state["round"], 0)
+        _check.integer("state['round']", state["round"])
         names, n = ("state['priorities']", "state['probabilities']"), len(self._priorities)
         priorities, probabilities = _doubles(names[0], state["priorities"]), _doubles(names[1], state["probabilities"])
         for name, values in zip(names, (priorities, probabilities), strict=True):
@@ -208,10 +205,3 @@ def _check_tensor(name: str, values: Any, wanted: str) -> None:
 def _check_priorities(name: str, priorities: Tensor) -> None:
     for i in (~((priorities >= 0) & (priorities < math.inf))).nonzero()[:1, 0].tolist():
         raise ValueError(f"{name}[{i}] is {priorities[i].item():g}, must be at least 0 and finite")
-
-
-def _check_integer(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {value!r:.80}, must be an integer")
-    if value < least:
-        raise ValueError(f"{name} is {value}, must be at least {least}")

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from .constraint import Constraint
+    from .settings import Constraint
 
 _FILE = re.compile(r"rank(\d{5})-step(\d{8})\.safetensors")
 

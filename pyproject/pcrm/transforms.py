@@ -6,14 +6,13 @@ nothing else computes them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence, Sized
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import reference
+from . import _check, reference
 from .forms import check_where
 from .principles import TEMPLATE, with_principles
 from .rows import RowError, inputs
@@ -104,7 +103,7 @@ def length_bonus(
         if multiplier.shape != lengths.shape:
             raise ValueError(f"multiplier has shape {tuple(multiplier.shape)}, lengths has {tuple(lengths.shape)}")
     else:
-        multiplier = _number("multiplier", multiplier)
+        multiplier = _check.finite("multiplier", multiplier)
     max_length, weight, cap = _bonus(max_length, weight, cap)
     wide = torch.float64 if lengths.dtype == torch.float64 else torch.float32
     lengths = lengths.to(wide)
@@ -208,7 +207,7 @@ def length_bonus_function(
     """
     max_length, weight, cap = _bonus(max_length, weight, cap)
     if not isinstance(multiplier, str):
-        multiplier = _number("multiplier", multiplier)
+        multiplier = _check.finite("multiplier", multiplier)
 
     def bonus(completion_ids: list[list[int]], **columns: Any) -> list[float]:
         if isinstance(multiplier, str) and multiplier not in columns:
@@ -217,7 +216,7 @@ def length_bonus_function(
         by: Tensor | float
         if isinstance(multiplier, str):
             _check_rows(multiplier, columns[multiplier], "completion_ids", len(lengths))
-            values = [_number(f"{multiplier}[{i}]", _scalar(v)) for i, v in enumerate(columns[multiplier])]
+            values = [_check.finite(f"{multiplier}[{i}]", _scalar(v)) for i, v in enumerate(columns[multiplier])]
             by = torch.tensor(values, dtype=torch.float32)
         else:
             by = multiplier
@@ -250,22 +249,14 @@ def _scalar(value: Any) -> Any:
 
 
 def _bonus(max_length: float, weight: float, cap: float) -> tuple[float, float, float]:
-    max_length, weight, cap = _number("max_length", max_length), _number("weight", weight), _number("cap", cap)
+    max_length, weight, cap = (
+        _check.finite("max_length", max_length),
+        _check.finite("weight", weight),
+        _check.finite("cap", cap),
+    )
     if max_length <= 0:
         raise ValueError(f"max_length is {max_length:g}, must be greater than 0")
     return max_length, weight, cap
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r:.80}, must be a number")
-    try:
-        value = float(value)
-    except OverflowError:
-        raise ValueError(f"{name} is beyond the range of a float, must be finite") from None
-    if not math.isfinite(value):
-        raise ValueError(f"{name} is {value}, must be finite")
-    return value
 
 
 def _described(value: Any) -> str:

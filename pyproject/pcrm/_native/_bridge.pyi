@@ -70,7 +70,6 @@ def bridge_Deltas(dtype: int, n: int, dst: int, similarities: int, constraint: i
 def bridge_Fit(
     n: int, dst: int, similarities: int, targetAlike: float, targetUnlike: float, low: float, high: float
 ) -> bool: ...
-def bridge_LoadConfig(path: str, dst: int, seed: int) -> str: ...
 def bridge_LengthRatios(
     n: int,
     dst: int,

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..constraint import Constraint, margin_of
 from ..datafiles import open_source
 from ..rows import RowError
+from ..settings import Constraint, margin_of
 
 _FIT = """\
 Finds the constraint whose target margin is --target-alike for the alike pairs of a data set

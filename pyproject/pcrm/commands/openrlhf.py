@@ -12,8 +12,7 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-from ..arguments import PRIORS, settings_of
-from ..config import Config
+from ..settings import PRIORS, SETTINGS, Config, settings_of
 
 _ABOUT = """\
 Runs OpenRLHF's command line of that name with the prior-constrained loss. Every flag but those below
@@ -49,17 +48,22 @@ def main(argv: list[str]) -> int:
     parser.add_argument("command", choices=("train_rm", "train_dpo"), help="OpenRLHF's command line")
     group = parser.add_argument_group("the constraint")
     for name, kind, text in (
-        ("prior", str, f"what the similarity of two responses is: {', '.join(PRIORS)} (default: length_ratio)"),
-        ("preset", str, "a published setting (default: alpaca/length_ratio, for DPO dpo/length_ratio)"),
-        ("beta1", float, "of delta(s) = beta1 / (s + beta2) + beta3, over the preset's"),
-        ("beta2", float, "the same"),
-        ("beta3", float, "the same"),
-        ("floor", float, "least delta"),
-        ("cap", float, "greatest delta"),
-        ("delta", float, "the delta of the prior 'fixed'; inf trains OpenRLHF's own loss"),
-        ("low", float, "least delta of the prior 'random'"),
-        ("high", float, "greatest delta of it"),
-        ("config", str, "a pcrm.toml with all of it"),
+        (
+            "prior",
+            str,
+            f"what the similarity of two responses is: {', '.join(PRIORS)} (default: the preset's, else length_ratio)",
+        ),
+        ("preset", str, "a published setting (default: alpaca/<prior> for reward models, dpo/<prior> for DPO)"),
+        ("beta1", float, "beta1 of delta(s) = beta1 / (s + beta2) + beta3, overrides the preset's"),
+        ("beta2", float, "beta2, overrides the preset's"),
+        ("beta3", float, "beta3, overrides the preset's"),
+        ("floor", float, "smallest delta"),
+        ("cap", float, "largest delta"),
+        ("delta", float, "delta of the prior 'fixed'; inf trains OpenRLHF's own loss"),
+        ("low", float, "smallest delta of the prior 'random'"),
+        ("high", float, "largest delta of the prior 'random'"),
+        ("seed", int, "seed of the prior 'random' (default: 0)"),
+        ("config", str, "a pcrm.toml with all settings"),
     ):
         group.add_argument(f"--pcrm.{name}", dest=name, type=kind, metavar=name.upper(), help=text)
     group.add_argument("--model.loss_type", dest="loss_type", default="sigmoid", help="must be 'sigmoid', its default")
@@ -74,10 +78,10 @@ def main(argv: list[str]) -> int:
             f"--model.loss_type is {given.loss_type!r}, must be 'sigmoid': "
             "of anything else OpenRLHF makes LogExp without a word"
         )
-    constraint = {name: value for name, value in vars(given).items() if name not in ("command", "loss_type")}
+    constraint = {name: getattr(given, name) for name in SETTINGS}
     dpo = given.command == "train_dpo"
     try:
-        settings = settings_of(**constraint, paper="dpo" if dpo else "alpaca", prefix="--pcrm.")
+        settings = settings_of(constraint, "dpo" if dpo else "reward", config=given.config, prefix="--pcrm.")
         if settings.form != "pair":
             raise ValueError(
                 f"{given.config} has the form {settings.form!r}, must be 'pair': OpenRLHF scores responses, not tokens"

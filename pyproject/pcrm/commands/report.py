@@ -43,8 +43,8 @@ def main(argv: list[str]) -> int:
             live.write(args.live, args.out, watch=args.watch)
         return 0
 
-    from ..constraint import Constraint
     from ..report import reading, summary
+    from ..settings import Constraint
 
     constraint = None
     if args.constraint:

@@ -17,7 +17,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
 from .. import priors
-from ..constraint import Constraint
+from ..settings import Constraint
 from ..trl import PCRMRewardConfig, PCRMRewardTrainer
 from . import data, metrics, model, plot, world
 

@@ -12,8 +12,9 @@ from openrlhf.trainer.dpo_trainer import DPOTrainer  # pyright: ignore[reportMis
 from openrlhf.trainer.rm_trainer import RewardModelTrainer  # pyright: ignore[reportMissingImports]
 
 from .. import priors
-from ..arguments import prior_tensor, warn_of_smoothing
-from ..constraint import Constraint
+from ..losses import warn_of_smoothing
+from ..priors import prior_tensor
+from ..settings import Constraint
 from .losses import PCRMDPOLoss, PCRMPairWiseLoss
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import NullLocator
 
-from ..constraint import Constraint
+from ..settings import Constraint
 from . import statistics, style
 from .statistics import Floats
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..constraint import Constraint
+from ..settings import Constraint
 from . import figures, page, statistics, style
 from .figures import Figure
 from .reading import Scores

@@ -15,10 +15,10 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from .. import __version__, priors
-from ..arguments import prior_tensor
-from ..config import Config
 from ..encoders import content_hash
+from ..priors import prior_tensor
 from ..sampling import PrioritizedSampler
+from ..settings import Config
 from .configs import PCRMArguments
 
 PAPER = {

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from transformers.integrations import is_tensorboard_available
 from trl import DPOConfig, DPOTrainer, RewardConfig
 
-from ..arguments import settings_of, warn_of_smoothing
-from ..config import Config
-from ..constraint import Constraint
-from ..forms import number
+from .. import _check
+from ..losses import warn_of_smoothing
 from ..sampling import check_draws
+from ..settings import SETTINGS, Config, Constraint, Task, settings_of
 
 
 @dataclass
@@ -24,7 +21,8 @@ class PCRMArguments:
 
     Parameters:
         pcrm_prior:
-            What the similarity of two responses is: `"length_ratio"` of their token ids, in the
+            What the similarity of two responses is. By default it is the preset's, or without a
+            preset `"length_ratio"`: `"length_ratio"` of their token ids, in the
             collator; `"cosine"` of their embeddings by `pcrm_prior_model` and `"lexical"` of their
             n-grams, both before training; `"column"` for the data set's column `prior`, numbers
             in [0, 1]; `"fixed"` for a delta that is the same for all; `"random"` for one drawn
@@ -33,22 +31,25 @@ class PCRMArguments:
         pcrm_prior_model:
             The encoder of the cosine: a sentence-transformers or transformers checkpoint.
         pcrm_preset:
-            A published setting, such as `"alpaca/length_ratio"`, which is the default of reward
-            models; that of DPO is `"dpo/length_ratio"`.
+            A published setting, such as `"alpaca/length_ratio"`. The default is
+            `"alpaca/<prior>"` for reward models and `"dpo/<prior>"` for DPO, where it exists.
         pcrm_beta1, pcrm_beta2, pcrm_beta3:
-            The betas; each that is given overrides the preset's.
+            The betas. Each value that is given overrides the preset's. The priors `"lexical"` and
+            `"column"` have no published betas and need beta1 and beta3.
         pcrm_floor, pcrm_cap:
             Least and greatest delta.
         pcrm_delta:
             The delta of the fixed prior; `inf` trains the stock loss.
         pcrm_low, pcrm_high:
-            The bounds of the random prior's delta, which the trainer's `seed` and the pair's
-            token ids determine (with `pcrm_config` the file's seed, 0 where it says none).
+            The bounds of the random prior's delta.
+        pcrm_seed:
+            The seed of the random prior, 0 by default. The seed and the pair's token ids alone
+            determine a delta, so the trainer's own `seed` does not change it.
         pcrm_config:
-            A TOML file with all of it, as `pcrm fit` writes and `pcrm.config.load_config` reads.
-            What it leaves out is as for reward models, for DPO too.
+            A TOML file with all of these settings, as `pcrm fit` writes it and
+            `pcrm.settings.load_config` reads it.
         pcrm_form:
-            `"pair"` for the loss of each pair's scores; `"token"` for that of the authors' code,
+            `"pair"`, the default, for the loss of each pair's scores; `"token"` for that of the authors' code,
             over the scores of all tokens, with a model whose module `score` gives them.
         pcrm_sft_eta:
             Weight eta of a demonstration term, the mean negative log-likelihood of the chosen
@@ -70,10 +71,10 @@ class PCRMArguments:
             evaluation sets. Needs `report_to="tensorboard"`.
     """
 
-    pcrm_prior: str = field(
-        default="length_ratio",
+    pcrm_prior: str | None = field(
+        default=None,
         metadata={
-            "help": "Similarity of two responses: 'length_ratio' of their token ids, 'cosine' of their embeddings, "
+            "help": "Similarity of two responses: 'length_ratio' (the default) of their token ids, 'cosine' of their embeddings, "
             "'lexical' of their n-grams, 'column' for the data set's column 'prior', 'fixed' for one delta, 'random' "
             "for a random one.",
         },
@@ -83,7 +84,7 @@ class PCRMArguments:
     )
     pcrm_preset: str | None = field(
         default=None,
-        metadata={"help": "A published setting: 'alpaca/length_ratio' by default, 'dpo/length_ratio' for DPO."},
+        metadata={"help": "A published setting: 'alpaca/<prior>' by default, 'dpo/<prior>' for DPO."},
     )
     pcrm_beta1: float | None = field(default=None, metadata={"help": "beta1 of delta = beta1 / (s + beta2) + beta3."})
     pcrm_beta2: float | None = field(default=None, metadata={"help": "beta2 of delta = beta1 / (s + beta2) + beta3."})
@@ -95,12 +96,15 @@ class PCRMArguments:
     )
     pcrm_low: float | None = field(default=None, metadata={"help": "Least delta of pcrm_prior='random'."})
     pcrm_high: float | None = field(default=None, metadata={"help": "Greatest delta of pcrm_prior='random'."})
+    pcrm_seed: int | None = field(default=None, metadata={"help": "Seed of pcrm_prior='random', 0 by default."})
     pcrm_config: str | None = field(
         default=None, metadata={"help": "A TOML file with the settings of the constraint, as 'pcrm fit' writes it."}
     )
-    pcrm_form: str = field(
-        default="pair",
-        metadata={"help": "'pair' for the loss of each pair's scores, 'token' for that of all tokens' scores."},
+    pcrm_form: str | None = field(
+        default=None,
+        metadata={
+            "help": "'pair' (the default) for the loss of each pair's scores, 'token' for that of all tokens' scores."
+        },
     )
     pcrm_sft_eta: float = field(
         default=0.0, metadata={"help": "Weight of the chosen responses' mean negative log-likelihood in the loss."}
@@ -119,7 +123,7 @@ class PCRMArguments:
         metadata={"help": "Whether to write the histogram of the margins to TensorBoard, at each log."},
     )
 
-    _pcrm_paper: ClassVar[str] = "alpaca"
+    _pcrm_task: ClassVar[Task] = "reward"
     # What `pcrm.trl.enable` makes of a configuration that asks for none of this.
     pcrm_enabled: ClassVar[bool] = True
 
@@ -132,33 +136,27 @@ class PCRMArguments:
             OSError: `pcrm_config` cannot be read.
         """
         self._check_training()
-        if self.pcrm_preset is not None and not isinstance(self.pcrm_preset, str):
-            raise TypeError(f"pcrm_preset is {self.pcrm_preset!r}, must be a text")
-        model = self.pcrm_prior_model
-        arguments: dict[str, Any] = {}
-        for f in dataclasses.fields(PCRMArguments):
-            if f.name in ("pcrm_prior_model", "pcrm_log_margins") or f.name.startswith(("pcrm_sft_", "pcrm_priority_")):
-                continue
-            value = getattr(self, f.name)
-            if self.pcrm_config is not None and value == f.default:  # a default contradicts no file
-                value = None
-            arguments[f.name.removeprefix("pcrm_")] = value
-        settings = settings_of(**arguments, seed=getattr(self, "seed", 0), paper=self._pcrm_paper)
+        settings = settings_of(
+            {name: getattr(self, f"pcrm_{name}") for name in SETTINGS},
+            self._pcrm_task,
+            config=self.pcrm_config,
+            form=self.pcrm_form,
+            prefix="pcrm_",
+        )
         if self.pcrm_priority_alpha and settings.form == "token":
             raise ValueError(
                 f"pcrm_priority_alpha is {self.pcrm_priority_alpha}, but a pair has no one slope in the token form"
             )
-        if model is not None and settings.prior != "cosine":
+        if self.pcrm_prior_model is not None and settings.prior != "cosine":
             where = "pcrm_prior='cosine'" if self.pcrm_config is None else f"prior = 'cosine' in {self.pcrm_config}"
             raise ValueError(
-                f"pcrm_prior_model is {model!r}, which pcrm_prior={settings.prior!r} does not use: set {where}"
+                f"pcrm_prior_model is {self.pcrm_prior_model!r}, which pcrm_prior={settings.prior!r} does not use: set {where}"
             )
         return settings
 
     def _check_training(self) -> None:
         """The fields that are not the constraint's."""
-        if not 0 <= number("pcrm_sft_eta", self.pcrm_sft_eta) < math.inf:
-            raise ValueError(f"pcrm_sft_eta is {self.pcrm_sft_eta}, must be at least 0 and finite")
+        _check.at_least_0("pcrm_sft_eta", self.pcrm_sft_eta)
         alpha = self.pcrm_priority_alpha
         names = ("pcrm_priority_alpha", "pcrm_priority_epsilon", "pcrm_priority_samples")
         check_draws(alpha, self.pcrm_priority_epsilon, self.pcrm_priority_samples, names)
@@ -218,8 +216,8 @@ class PCRMRewardConfig(PCRMArguments, RewardConfig):
         self._check_log_margins()
         settings = self.pcrm_settings()
         coefficient = self.center_rewards_coefficient
-        if coefficient is not None and not 0 <= number("center_rewards_coefficient", coefficient) < math.inf:
-            raise ValueError(f"center_rewards_coefficient is {coefficient}, must be at least 0 and finite")
+        if coefficient is not None:
+            _check.at_least_0("center_rewards_coefficient", coefficient)
         self._merged("center_rewards_coefficient", settings.center_rewards_coefficient, None)
         if settings.form == "token" and self.center_rewards_coefficient:
             raise ValueError(
@@ -250,7 +248,7 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
         },
     )
 
-    _pcrm_paper: ClassVar[str] = "dpo"
+    _pcrm_task: ClassVar[Task] = "dpo"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -268,10 +266,8 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
             raise ValueError("pcrm_form is 'token', but DPO has no scores of tokens: set pcrm_form='pair'")
         self._merged("label_smoothing", settings.label_smoothing, 0.0)
         self._merged("beta", settings.dpo_beta, 0.1)
-        if not 0 <= number("label_smoothing", self.label_smoothing) < 0.5:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}, must be in [0, 0.5)")
-        if not 0 < number("beta", self.beta) < math.inf:
-            raise ValueError(f"beta is {self.beta}, must be greater than 0 and finite")
+        _check.label_smoothing(self.label_smoothing)
+        _check.positive("beta", self.beta)
         if self.use_weighting:
             raise ValueError("use_weighting is True, which weights TRL's losses inside of TRL and would miss pcrm's")
         if self.use_liger_kernel and hasattr(DPOTrainer, "_compute_loss_liger"):

@@ -17,7 +17,7 @@ import trl
 import trl.trainer
 
 from .common import Constrained
-from .configs import PCRMArguments, PCRMDPOConfig, PCRMRewardConfig
+from .configs import PCRMDPOConfig, PCRMRewardConfig
 from .dpo import PCRMDPOTrainer
 from .reward import PCRMRewardTrainer
 
@@ -35,11 +35,6 @@ def _given(config: Any) -> list[str]:
 class _EnabledRewardConfig(PCRMRewardConfig):
     __doc__ = PCRMRewardConfig.__doc__
 
-    # None, so that the default prior can be asked for.
-    pcrm_prior: str | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default=None, metadata=dict(PCRMArguments.__dataclass_fields__["pcrm_prior"].metadata)
-    )
-
     @property
     def pcrm_enabled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return bool(_given(self))
@@ -49,9 +44,6 @@ class _EnabledRewardConfig(PCRMRewardConfig):
 class _EnabledDPOConfig(PCRMDPOConfig):
     __doc__ = PCRMDPOConfig.__doc__
 
-    pcrm_prior: str | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default=None, metadata=dict(PCRMArguments.__dataclass_fields__["pcrm_prior"].metadata)
-    )
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid"],
         metadata=dict(PCRMDPOConfig.__dataclass_fields__["loss_type"].metadata),

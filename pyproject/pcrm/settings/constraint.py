@@ -5,25 +5,20 @@ from __future__ import annotations
 import functools
 import math
 import os
-import sys
-import tomllib
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, overload
 
 import torch
 
-from . import backends, reference
-from .forms import is_transformed
-
-
-@functools.cache
-def presets() -> dict[str, dict[str, Any]]:
-    """The published settings by name: `prior` and the betas, or `delta` for a fixed one."""
-    return tomllib.loads((backends._NATIVE_FOLDER / "presets.toml").read_text())
+from .. import _check, backends, reference
+from ..forms import is_transformed
+from . import toml
+from .presets import lookup
+from .rules import Task, resolve
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,16 +59,12 @@ class Constraint:
         return f"Constraint{'.random' if self.is_random else ''}({', '.join(f'{k}={v!r}' for k, v in values.items())})"
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
-            raise TypeError(f"seed is {self.seed!r:.80}, must be an integer")
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed is {self.seed}, must be in [0, 2**64)")
-        object.__setattr__(self, "seed", int(self.seed))
+        object.__setattr__(self, "seed", _check.integer("seed", self.seed, 0, 2**64))
         for name in ("beta1", "beta2", "beta3", "floor", "cap"):
             value: Any = getattr(self, name)
             if value is None and name in ("floor", "cap"):
                 continue
-            value = _check_number(name, value)
+            value = _check.not_nan(name, value)
             if value == -math.inf or (value == math.inf and name not in ("beta3", "cap")):
                 raise ValueError(f"{name} is {value}, must be finite")
             object.__setattr__(self, name, value)
@@ -96,7 +87,7 @@ class Constraint:
                 )
 
     def _check_random(self) -> None:
-        low, high = _check_number("low", self.low), _check_number("high", self.high)
+        low, high = _check.not_nan("low", self.low), _check.not_nan("high", self.high)
         if not 0 < low < math.inf:
             raise ValueError(f"low is {low:g}, must be finite and greater than 0")
         if not low <= high < math.inf:
@@ -107,7 +98,7 @@ class Constraint:
     @classmethod
     def fixed(cls, delta: float) -> Constraint:
         """The same delta for every pair; `math.inf` gives the Bradley-Terry loss."""
-        delta = _float("delta", delta)
+        delta = _check.number("delta", delta)
         if not delta > 0:  # NaN too
             raise ValueError(f"delta is {delta:g}, must be greater than 0")
         # beta2 = 1 keeps 0 / (s + beta2) from being 0 / 0 at s = 0.
@@ -120,14 +111,7 @@ class Constraint:
         Raises:
             ValueError: there is no preset of that name; the message lists them.
         """
-        row = presets().get(name) if isinstance(name, str) else None
-        if row is None:
-            raise ValueError(f"preset is {name!r}, must be one of {', '.join(sorted(presets()))}")
-        if row["prior"] == "fixed":
-            return cls.fixed(row["delta"])
-        if row["prior"] == "random":
-            return cls.random(row["low"], row["high"])
-        return cls(row["beta1"], row["beta2"], row["beta3"])
+        return _made_of({key: value for key, value in lookup(name).items() if key != "prior"})
 
     @classmethod
     def random(cls, low: float, high: float, seed: int = 0) -> Constraint:
@@ -140,19 +124,23 @@ class Constraint:
         Raises:
             ValueError: not 0 < low <= high < inf, or a seed outside [0, 2**64).
         """
-        return cls(0.0, 0.0, 0.0, low=_check_number("low", low), high=_check_number("high", high), seed=seed)
+        return cls(0.0, 0.0, 0.0, low=_check.not_nan("low", low), high=_check.not_nan("high", high), seed=seed)
 
     @classmethod
-    def from_toml(cls, path: str | os.PathLike[str]) -> Constraint:
-        """The constraint of a `pcrm.toml`, whose tables `pcrm.config.load_config` describes.
+    def from_toml(cls, path: str | os.PathLike[str], task: Task = "reward") -> Constraint:
+        """The constraint of a `pcrm.toml`, which `pcrm.settings.load_config` describes.
+
+        Args:
+            path: The file.
+            task: "reward" or "dpo": the published setting that fills in missing values.
 
         Raises:
-            OSError: the file cannot be read, or is no regular one, such as a pipe.
-            ValueError: it is no such file; the message names file, line and key.
+            OSError: the file cannot be read, or is not a regular file, such as a pipe.
+            ValueError: the file is malformed; the message names file, line and key.
         """
-        from .config import load_config
-
-        return load_config(path).constraint
+        document = toml.read(path)
+        with document.located():
+            return constraint_of(document.constraint, task)[1]
 
     @classmethod
     def fit(
@@ -192,11 +180,11 @@ class Constraint:
         """
         s = _vector(similarities)
         try:
-            low, high = (_check_number("quantiles", q) for q in quantiles)
+            low, high = (_check.not_nan("quantiles", q) for q in quantiles)
         except (TypeError, ValueError):
             raise TypeError(f"quantiles are {quantiles!r}, must be two numbers") from None
         target_alike, target_unlike = (
-            _check_number(n, v) for n, v in (("target_alike", target_alike), ("target_unlike", target_unlike))
+            _check.not_nan(n, v) for n, v in (("target_alike", target_alike), ("target_unlike", target_unlike))
         )
         if not target_alike > 0:
             raise ValueError(
@@ -252,7 +240,7 @@ class Constraint:
         if isinstance(s, torch.Tensor):
             return self._delta(s)
         if isinstance(s, int):
-            s = _float("s", s)
+            s = _check.number("s", s)
         if isinstance(s, float):
             return self._delta(torch.tensor([s], dtype=torch.float64, device="cpu")).item()
         import numpy as np
@@ -302,6 +290,33 @@ class Constraint:
         return result
 
 
+def constraint_of(given: Mapping[str, Any], task: Task = "reward", prefix: str = "") -> tuple[str, Constraint]:
+    """The prior and the constraint that settings describe, by the rules of `pcrm.settings.resolve`.
+
+    Args:
+        given: Values by name; None counts as not given.
+        task: What is trained, "reward" or "dpo".
+        prefix: What messages put before a setting's name, such as `pcrm_`.
+
+    Raises:
+        TypeError: a value of the wrong type.
+        ValueError: settings that break a rule, or a value out of range.
+    """
+    prior, values = resolve(given, task, prefix)
+    try:
+        return prior, _made_of(values)
+    except (TypeError, ValueError) as error:
+        # A message begins with the setting's name, or with delta, which the betas may have made.
+        own = str(error).split(" ")[0] in given
+        raise type(error)(f"{prefix if own else ''}{error}") from None
+
+
+def _made_of(values: Mapping[str, Any]) -> Constraint:
+    if "delta" in values:
+        return Constraint.fixed(**values)
+    return Constraint.random(**values) if "low" in values else Constraint(**values)
+
+
 def margin_of(win_probability: float) -> float:
     """The margin whose sigmoid is a win probability p: log(p / (1 - p)).
 
@@ -312,7 +327,7 @@ def margin_of(win_probability: float) -> float:
         TypeError: no number.
         ValueError: not in (0.5, 1): a target is a finite margin greater than 0.
     """
-    p = _check_number("win_probability", win_probability)
+    p = _check.not_nan("win_probability", win_probability)
     if not 0.5 < p < 1:
         raise ValueError(f"win_probability is {p:g}, must be in (0.5, 1)")
     return torch.tensor(p, dtype=torch.float64, device="cpu").logit().item()
@@ -368,24 +383,7 @@ def _from_python(similarities: Any) -> torch.Tensor:
 def _similarity(index: int, value: Any) -> float:
     if isinstance(value, torch.Tensor) and value.dim() == 0:
         value = value.item()
-    return _check_number(f"similarities[{index}]", value)
-
-
-def _float(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}, must be a number")
-    try:
-        return float(value)
-    except OverflowError:
-        # Without the number: Python refuses to print one of over 4300 digits.
-        raise ValueError(f"{name} is beyond {sys.float_info.max:g}, must be a number that float64 has") from None
-
-
-def _check_number(name: str, value: Any) -> float:
-    number = _float(name, value)
-    if math.isnan(number):
-        raise ValueError(f"{name} is nan, must be a number")
-    return number
+    return _check.not_nan(f"similarities[{index}]", value)
 
 
 def check_similarities(s: torch.Tensor, name: str = "similarities") -> None:

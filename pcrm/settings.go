@@ -1,0 +1,162 @@
+package pcrm
+
+import (
+	"slices"
+	"strings"
+)
+
+// Priors are the names that a prior may have. "column" stands for the user's own numbers;
+// "fixed" and "random" need no similarity.
+var Priors = []string{"length_ratio", "cosine", "lexical", "column", "fixed", "random"}
+
+// Task is what is trained. It selects the published setting that fills in missing values.
+type Task int
+
+const (
+	RewardTask Task = iota // AlpacaFarm reward models, presets alpaca/...
+	DPOTask                // DPO policies, presets dpo/...
+)
+
+// published is the first part of the names of a task's default presets.
+func (t Task) published() string {
+	if t == DPOTask {
+		return "dpo"
+	}
+	return "alpaca"
+}
+
+func (t Task) String() string {
+	if t == DPOTask {
+		return "DPO"
+	}
+	return "reward models"
+}
+
+// Settings describe a constraint the way a user writes it, in a file or in Go. nil means
+// that a value was not given.
+type Settings struct {
+	Prior  *string  `toml:"prior"`
+	Preset *string  `toml:"preset"`
+	Beta1  *float64 `toml:"beta1"`
+	Beta2  *float64 `toml:"beta2"`
+	Beta3  *float64 `toml:"beta3"`
+	Floor  *float64 `toml:"floor"`
+	Cap    *float64 `toml:"cap"`
+	Delta  *float64 `toml:"delta"`
+	Low    *float64 `toml:"low"`
+	High   *float64 `toml:"high"`
+	Seed   *uint64  `toml:"seed"`
+}
+
+// defaultBeta2 keeps the curve finite at s = 0. Every published setting has this value.
+const defaultBeta2 = 0.001
+
+// Resolve returns the prior and the constraint that the settings describe. The rules are
+// the same for a pcrm.toml, for Python's trainers and for every command line; Python's
+// pcrm.settings.resolve is the twin of this method, and testdata/settings.json holds both
+// to the same cases.
+//
+//  1. The prior is the given one, else the preset's, else "length_ratio".
+//  2. A preset must be for that prior. Only "column" may borrow a curve from another prior,
+//     because the caller knows what the column holds.
+//  3. A value that is given is used. A missing one is the preset's; without a preset, the
+//     published setting's for the task and the prior ("alpaca/<prior>" for reward models,
+//     "dpo/<prior>" for DPO).
+//  4. A value that nothing is published for must be given: beta1 and beta3 for "lexical"
+//     and "column", delta for "fixed", low and high for "random". beta2 is 0.001, floor and
+//     cap are none, and seed is 0 unless given.
+//  5. A value that the prior does not use is refused.
+//
+// Errors, each an [*ArgumentError]: an unknown prior or preset, settings that break a rule,
+// and the errors of [Constraint.Validate].
+func (s Settings) Resolve(task Task) (prior string, c Constraint, err error) {
+	var preset *Preset
+	prior = "length_ratio"
+	if s.Preset != nil {
+		p, err := LookupPreset(*s.Preset)
+		if err != nil {
+			return "", c, err
+		}
+		preset, prior = &p, p.Prior
+	}
+	if s.Prior != nil {
+		if !slices.Contains(Priors, *s.Prior) {
+			return "", c, argErr("prior", -1, "is %q, must be one of %s", *s.Prior, strings.Join(Priors, ", "))
+		}
+		prior = *s.Prior
+	}
+	if preset != nil && prior != preset.Prior && (prior != "column" || !isCurve(preset.Prior)) {
+		return "", c, argErr("preset", -1, "is %q, which is for the prior %q, but prior is %q", *s.Preset, preset.Prior, prior)
+	}
+	if preset == nil {
+		if p, err := LookupPreset(task.published() + "/" + prior); err == nil {
+			preset = &p
+		}
+	}
+	needed := preset == nil
+	switch {
+	case preset != nil:
+		c = preset.Constraint
+	case prior == "fixed":
+		c = Fixed(0)
+	case isCurve(prior):
+		c.Beta2 = defaultBeta2
+	}
+	for _, key := range []struct {
+		name   string
+		value  *float64
+		to     *float64
+		usable bool
+		needed bool
+	}{
+		{"beta1", s.Beta1, &c.Beta1, isCurve(prior), needed},
+		{"beta2", s.Beta2, &c.Beta2, isCurve(prior), false},
+		{"beta3", s.Beta3, &c.Beta3, isCurve(prior), needed},
+		{"floor", s.Floor, &c.Floor, isCurve(prior), false},
+		{"cap", s.Cap, &c.Cap, isCurve(prior), false},
+		{"delta", s.Delta, &c.Beta3, prior == "fixed", needed}, // see Fixed
+		{"low", s.Low, &c.Low, prior == "random", needed},
+		{"high", s.High, &c.High, prior == "random", needed},
+	} {
+		switch {
+		case key.value != nil && !key.usable:
+			return "", Constraint{}, argErr(key.name, -1, "is %v, which the prior %q does not use", *key.value, prior)
+		case key.value != nil:
+			*key.to = *key.value
+		case key.needed && key.usable:
+			return "", Constraint{}, argErr(key.name, -1, "is missing: the prior %q has no published setting for %s, set %s",
+				prior, task, neededBy[prior])
+		}
+	}
+	if s.Seed != nil {
+		if prior != "random" {
+			return "", Constraint{}, argErr("seed", -1, "is %d, which the prior %q does not use", *s.Seed, prior)
+		}
+		c.Seed = *s.Seed
+	}
+	switch {
+	case s.Floor != nil && *s.Floor == 0: // in a Constraint, 0 means none
+		err = argErr("floor", -1, "is 0, must be greater than 0")
+	case s.Cap != nil && *s.Cap == 0:
+		err = argErr("cap", -1, "is 0, must be greater than 0")
+	case prior == "fixed" && !(c.Beta3 > 0):
+		err = argErr("delta", -1, "is %v, must be greater than 0", c.Beta3)
+	case prior == "random":
+		err = c.validateRandom()
+	default:
+		err = c.Validate()
+	}
+	if err != nil {
+		return "", Constraint{}, err
+	}
+	return prior, c, nil
+}
+
+// isCurve reports whether the prior's constraint is beta1/(s+beta2) + beta3.
+func isCurve(prior string) bool { return prior != "fixed" && prior != "random" }
+
+// neededBy names the values without which a prior has no constraint.
+var neededBy = map[string]string{
+	"length_ratio": "beta1 and beta3", "cosine": "beta1 and beta3", "lexical": "beta1 and beta3", "column": "beta1 and beta3",
+	"fixed": "delta", "random": "low and high",
+}

@@ -1,0 +1,25 @@
+"""The settings of a constraint: what users write, the rules that read it, and what it becomes.
+
+`presets` has the published settings, `rules` the rules for settings from every door (files,
+trainers' fields, flags, Python), `toml` reads the file, `constraint` has the curve, and `config`
+puts all of a run's settings together.
+"""
+
+from .config import Config, load_config, settings_of
+from .constraint import Constraint, constraint_of, margin_of
+from .presets import presets
+from .rules import PRIORS, SETTINGS, Task, resolve
+
+__all__ = [
+    "PRIORS",
+    "SETTINGS",
+    "Config",
+    "Constraint",
+    "Task",
+    "constraint_of",
+    "load_config",
+    "margin_of",
+    "presets",
+    "resolve",
+    "settings_of",
+]

@@ -1,0 +1,27 @@
+"""The published settings, from the table that Go owns (`pcrm/presets.toml`)."""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from .. import _check
+
+_TABLE = Path(__file__).parent.parent / "_native" / "presets.toml"
+
+
+@functools.cache
+def presets() -> dict[str, dict[str, Any]]:
+    """The published settings by name: `prior`, and the betas, `delta`, or `low` and `high`."""
+    return tomllib.loads(_TABLE.read_text())
+
+
+def lookup(name: Any) -> dict[str, Any]:
+    """The published setting of that name.
+
+    Raises:
+        ValueError: there is no preset of that name; the message lists them.
+    """
+    return presets()[_check.one_of("preset", name, sorted(presets()))]

@@ -1,0 +1,80 @@
+"""What a user's settings mean: one set of rules for files, fields, flags and Python.
+
+The rules are those of Go's `Settings.Resolve` (pcrm/settings.go), and pcrm/testdata/settings.json
+holds both to the same cases. They are written in Python too, as they must hold where the native
+library is not installed.
+
+1. The prior is the given one, else the preset's, else `length_ratio`.
+2. A preset must be for that prior. Only `column` may borrow a curve from another prior, because
+   the caller knows what the column holds.
+3. A value that is given is used. A missing one is the preset's; without a preset, the published
+   setting's for the task and the prior (`alpaca/<prior>` for reward models, `dpo/<prior>` for DPO).
+4. A value that nothing is published for must be given: `beta1` and `beta3` for `lexical` and
+   `column`, `delta` for `fixed`, `low` and `high` for `random`. `beta2` is 0.001, `floor` and
+   `cap` are none, and `seed` is 0 unless given.
+5. A value that the prior does not use is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from .. import _check
+from .presets import lookup, presets
+
+Task = Literal["reward", "dpo"]
+
+PRIORS = ("length_ratio", "cosine", "lexical", "column", "fixed", "random")
+# The names of the values, and the priors that use them.
+_CURVES = ("length_ratio", "cosine", "lexical", "column")
+_USED_BY = {
+    **dict.fromkeys(("beta1", "beta2", "beta3", "floor", "cap"), _CURVES),
+    "delta": ("fixed",),
+    **dict.fromkeys(("low", "high", "seed"), ("random",)),
+}
+_NEEDED = {**dict.fromkeys(_CURVES, ("beta1", "beta3")), "fixed": ("delta",), "random": ("low", "high")}
+# Where nothing is published and nothing is given.
+_DEFAULTS = {"beta2": 0.001, "seed": 0}
+_PUBLISHED: dict[Task, str] = {"reward": "alpaca", "dpo": "dpo"}
+_TASKS: dict[Task, str] = {"reward": "reward models", "dpo": "DPO"}
+
+SETTINGS = ("prior", "preset", *_USED_BY)
+
+
+def resolve(given: Mapping[str, Any], task: Task = "reward", prefix: str = "") -> tuple[str, dict[str, Any]]:
+    """The prior, and the values that make its constraint, by the rules above.
+
+    The values are `beta1`, `beta2`, `beta3`, `floor` and `cap`, or `delta`, or `low`, `high` and
+    `seed`. Whether they are in range is for `Constraint` to say, which is made of them.
+
+    Args:
+        given: Values of `SETTINGS` by name; None counts as not given.
+        task: What is trained: it selects the published setting that fills in missing values.
+        prefix: What messages put before a setting's name, such as `pcrm_`.
+
+    Raises:
+        ValueError: an unknown prior or preset, or settings that break a rule.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    preset = given.pop("preset", None)
+    row = None if preset is None else lookup(preset)
+    prior = _check.one_of(f"{prefix}prior", given.pop("prior", row["prior"] if row else "length_ratio"), PRIORS)
+    if row and prior != row["prior"] and not (prior == "column" and row["prior"] in _CURVES):
+        raise ValueError(
+            f"{prefix}preset must be a setting for {prefix}prior {prior!r}, got {preset!r}, which is for {row['prior']!r}"
+        )
+    for name, value in given.items():
+        if prior not in _USED_BY[name]:
+            raise ValueError(f"{prefix}{name} is {value}, which {prefix}prior {prior!r} does not use")
+    if row is None:
+        row = presets().get(f"{_PUBLISHED[task]}/{prior}", {})
+    values = {name: value for name, value in row.items() if name != "prior"} | given
+    for name in _NEEDED[prior]:
+        if name not in values:
+            hint = "; `pcrm fit` finds betas on your data" if prior in _CURVES else ""
+            raise ValueError(
+                f"{prefix}{name} is missing: {prefix}prior {prior!r} has no published setting for {_TASKS[task]}, set "
+                f"{' and '.join(f'{prefix}{n}' for n in _NEEDED[prior])}{hint}"
+            )
+    return prior, {name: value for name, value in _DEFAULTS.items() if prior in _USED_BY[name]} | values
