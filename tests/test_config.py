@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from pcrm.settings import load_config
 
 import pcrm
-from pcrm.settings import load_config
 
 
 def write(tmp_path, text):
@@ -60,7 +60,7 @@ def test_defaults_and_kinds(tmp_path):
         ("[constraint]\nbeta4 = 1", r"pcrm\.toml:2: constraint\.beta4 is not a key"),
         ('[constraint]\n\nbeta1 = "x"', r"pcrm\.toml:3: constraint\.beta1 must be a number, got 'x'"),
         ("[constraint]\nbeta1 = 10\nbeta3 = -20", r"pcrm\.toml:3: constraint\.delta is -10\.0\d* at similarity 1"),
-        ("[constraint]\ndelta = 5", r"pcrm\.toml:2: constraint\.delta is 5, which prior 'length_ratio' does not use"),
+        ("[constraint]\ndelta = 5", r"pcrm\.toml:2: constraint\.delta is 5, which prior='length_ratio' does not use"),
         ("[loss]\nlabel_smoothing = 0.7", r"pcrm\.toml:2: loss\.label_smoothing must be in \[0, 0\.5\), got 0\.7"),
         ("[loss", r"pcrm\.toml:1: TOML is malformed"),
     ],

@@ -69,8 +69,8 @@ def test_shares_of_other_kinds():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: degrade("a", [0.5, "1"]), TypeError, "degrees[1] is '1', must be a number"),
-        (lambda: degrade("a", [True]), TypeError, "degrees[0] is True, must be a number"),
+        (lambda: degrade("a", [0.5, "1"]), TypeError, "degrees[1] must be a number, got '1'"),
+        (lambda: degrade("a", [True]), TypeError, "degrees[0] must be a number, got True"),
         (lambda: degrade("a", [math.nan]), ValueError, "degrees[0] is nan, must be in (0, 1]"),
         (lambda: degrade(None, [0.5]), TypeError, "text is None, must be a text"),
         (lambda: degrade("a", []), ValueError, "degrees are empty, must be at least one"),

@@ -66,7 +66,7 @@ RUN = {
         "priors.md",
         "python benchmarks/distributions.py pairs.jsonl.gz --model all-MiniLM-L6-v2",
     ): "test_readme.py::test_distributions",
-    ("priors.md", "from pcrm.constraint import presets"): "test_readme.py::test_python_about_priors",
+    ("priors.md", "from pcrm.settings import presets"): "test_readme.py::test_python_about_priors",
     (
         "priors.md",
         "$ pcrm prior tldr.jsonl.gz --out tldr-prior.parquet --prior cosine --model all-MiniLM-L6-v2",
@@ -103,6 +103,7 @@ RUN = {
         "score.md",
         '{"prompt": "...", "chosen": "...", "rejected": "...", "chosen_score": 1.0312, "rejected_score": -0.4177}',
     ): "test_score.py::test_documentation",
+    ("settings.md", "[constraint]"): "test_settings.py::test_documentation",
     ("sft.md", '-    args=PCRMDPOConfig(output_dir="policy"),'): "test_guides.py::test_arguments_of_a_diff",
     (
         "sft.md",

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from datasets import Dataset
-from pcrm.config import load_config
+from pcrm.settings import load_config
 
 import pcrm
 from pcrm import cli

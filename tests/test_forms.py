@@ -236,7 +236,7 @@ def test_bad_tokens(backend, error, message, index, value):
 
 
 def test_bad_pad(backend):
-    with pytest.raises(ValueError, match="pad_token_id is -1, must be at least 0"):
+    with pytest.raises(ValueError, match="pad_token_id must be in"):
         pcrm_token_loss(*tokens(), pad_token_id=-1)
 
 
@@ -262,9 +262,9 @@ def test_bad_logps(backend, error, message, index, value):
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        ("beta is 0, must be greater than 0 and finite", {"beta": 0}),
-        ("label_smoothing is 0.6", {"label_smoothing": 0.6}),
-        ("reduction is 'all'", {"reduction": "all"}),
+        ("beta must be .*, got 0", {"beta": 0}),
+        ("label_smoothing must be .*, got 0.6", {"label_smoothing": 0.6}),
+        ("reduction must be .*, got 'all'", {"reduction": "all"}),
     ],
 )
 def test_bad_dpo_options(backend, message, options):

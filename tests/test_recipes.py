@@ -11,8 +11,8 @@ import pytest
 import trl
 import yaml
 from conftest import ROOT
-from pcrm.arguments import settings_of
 from pcrm.datafiles import read_rows
+from pcrm.settings import settings_of
 from pcrm.trl import PCRMDPOConfig, PCRMRewardConfig
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 from workplace import RECIPES, ROWS, kind_of, make_workplace, prepare_alpaca_farm, recorded

@@ -110,8 +110,8 @@ def _state(**changes):
         (TypeError, "state is None, must be a mapping as state_dict gives it", None),
         (ValueError, "state has no 'round'", {}),
         (ValueError, "state has no 'probabilities'", {"round": 0, "priorities": torch.ones(3)}),
-        (TypeError, "state['round'] is 1.5, must be an integer", _state(round=1.5)),
-        (ValueError, "state['round'] is -1, must be at least 0", _state(round=-1)),
+        (TypeError, "state['round'] must be an integer, got 1.5", _state(round=1.5)),
+        (ValueError, "state['round'] must be in [0, 2**63), got -1", _state(round=-1)),
         (TypeError, "state['priorities'] is [1, 1, 1], must be a tensor", _state(priorities=[1, 1, 1])),
         (TypeError, "state['priorities'] has dtype torch.complex64", _state(priorities=torch.ones(3) * 1j)),
         (ValueError, "state['priorities'] has shape (3, 1), must be (3,)", _state(priorities=torch.ones(3, 1))),
@@ -145,12 +145,12 @@ def test_bad_states_change_nothing(error, message, state):
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        ("size is 5.0, must be an integer", {"size": 5.0}),
-        ("size is True, must be an integer", {"size": True}),
-        ("num_samples is 1.5, must be an integer", {"num_samples": 1.5}),
-        ("seed is 'x', must be an integer", {"seed": "x"}),
-        ("alpha is 'x', must be a number", {"alpha": "x"}),
-        ("epsilon is None, must be a number", {"epsilon": None}),
+        ("size must be an integer, got 5.0", {"size": 5.0}),
+        ("size must be an integer, got True", {"size": True}),
+        ("num_samples must be an integer, got 1.5", {"num_samples": 1.5}),
+        ("seed must be an integer, got 'x'", {"seed": "x"}),
+        ("alpha must be a number, got 'x'", {"alpha": "x"}),
+        ("epsilon must be a number, got None", {"epsilon": None}),
     ],
 )
 def test_arguments_of_other_kinds(message, options):
@@ -159,9 +159,9 @@ def test_arguments_of_other_kinds(message, options):
 
 
 def test_rounds_are_integers():
-    with pytest.raises(TypeError, match=re.escape("number is 1.5, must be an integer")):
+    with pytest.raises(TypeError, match=re.escape("number must be an integer, got 1.5")):
         PrioritizedSampler(5).set_round(1.5)
-    with pytest.raises(ValueError, match=re.escape("number is -1, must be at least 0")):
+    with pytest.raises(ValueError, match=re.escape("number must be in [0, 2**63), got -1")):
         PrioritizedSampler(5).set_round(-1)
 
 
@@ -206,10 +206,10 @@ def test_integers_of_every_width():
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        ("size is 0, must be at least 1", {"size": 0}),
-        ("seed is 9223372036854775808, must be less than ", {"seed": 2**63}),
-        ("seed is -9223372036854775809, must be at least -9223372036854775808", {"seed": -(2**63) - 1}),
-        ("num_samples is 0, must be at least 1", {"num_samples": 0}),
+        ("size must be .*, got 0", {"size": 0}),
+        ("seed must be .*, got 9223372036854775808", {"seed": 2**63}),
+        ("seed must be .*, got -9223372036854775809", {"seed": -(2**63) - 1}),
+        ("num_samples must be .*, got 0", {"num_samples": 0}),
         ("alpha is -0.5, must be at least 0 and finite", {"alpha": -0.5}),
         ("alpha is nan, must be at least 0 and finite", {"alpha": math.nan}),
         ("epsilon is 0, must be greater than 0 and at most 1", {"epsilon": 0}),
@@ -406,7 +406,7 @@ def test_in_two_processes_is_accumulation_in_one(tiny, tmp_path):
     [
         ("pcrm_priority_alpha is -1.0, must be at least 0", {"pcrm_priority_alpha": -1.0}),
         ("pcrm_priority_epsilon is 0.0, must be greater than 0", {"pcrm_priority_epsilon": 0.0}),
-        ("pcrm_priority_samples is 0, must be at least 1", {"pcrm_priority_samples": 0}),
+        ("pcrm_priority_samples must be .*, got 0", {"pcrm_priority_samples": 0}),
         ("with which pcrm_sft_eta must be 0.0, not 0.1", {"pcrm_priority_alpha": 1.0, "pcrm_sft_eta": 0.1}),
         ("a pair has no one slope in the token form", {"pcrm_priority_alpha": 1.0, "pcrm_form": "token"}),
         (
@@ -424,9 +424,9 @@ def test_bad_config(tmp_path, config, message, fields):
 @pytest.mark.parametrize(
     ("message", "fields"),
     [
-        ("pcrm_priority_alpha is 'x', must be a number", {"pcrm_priority_alpha": "x"}),
-        ("pcrm_priority_epsilon is None, must be a number", {"pcrm_priority_epsilon": None}),
-        ("pcrm_priority_samples is 1.5, must be an integer", {"pcrm_priority_samples": 1.5}),
+        ("pcrm_priority_alpha must be a number, got 'x'", {"pcrm_priority_alpha": "x"}),
+        ("pcrm_priority_epsilon must be a number, got None", {"pcrm_priority_epsilon": None}),
+        ("pcrm_priority_samples must be an integer, got 1.5", {"pcrm_priority_samples": 1.5}),
     ],
 )
 def test_config_of_other_kinds(tmp_path, config, message, fields):

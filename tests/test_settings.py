@@ -6,6 +6,7 @@ Go's own doors are held to the same rows by pcrm/settings_test.go.
 import argparse
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -174,3 +175,53 @@ def test_the_trainers_seed_draws_no_deltas(tmp_path):
     options = {"output_dir": str(tmp_path), "bf16": False, "pcrm_prior": "random"}
     assert PCRMRewardConfig(**options, seed=9).pcrm_constraint().seed == 0
     assert PCRMRewardConfig(**options, pcrm_seed=7).pcrm_constraint().seed == 7
+
+
+def test_documentation(tmp_path):
+    page = (ROOT / "docs" / "settings.md").read_text()
+    (tmp_path / "pcrm.toml").write_text(page.split("```toml\n")[1].split("```")[0])
+    config = settings.load_config(tmp_path / "pcrm.toml")
+    assert config.constraint == pcrm.Constraint(10, 0.001, -5, 2, 12)
+    # Each example, and what a reader takes from it.
+    wanted = {
+        "none": (
+            "length_ratio",
+            pcrm.Constraint.preset("alpaca/length_ratio"),
+            pcrm.Constraint.preset("dpo/length_ratio"),
+        ),
+        "preset=tldr/cosine": ("cosine", pcrm.Constraint.preset("tldr/cosine"), pcrm.Constraint.preset("tldr/cosine")),
+        "prior=column": ("column", None, None),
+        "prior=column, preset=tldr/cosine, cap=50": ("column", *[pcrm.Constraint(30, 0.001, -25, cap=50)] * 2),
+        "prior=lexical, beta1=2": ("lexical", None, None),
+        "prior=fixed": ("fixed", pcrm.Constraint.fixed(4.5), None),
+        "prior=random, low=4.5": ("random", pcrm.Constraint.random(4.5, 5), None),
+        "preset=alpaca/fixed, delta=3": ("fixed", *[pcrm.Constraint.fixed(3)] * 2),
+    }
+    rows = [
+        row.split(" | ")[0].strip("|` ")
+        for row in page.split("For example:")[1].split("##")[0].split("\n")[4:]
+        if row.strip("| ")
+    ]
+    assert rows[: len(wanted)] == list(wanted)
+    for row, (prior, *constraints) in wanted.items():
+        values = {} if row == "none" else dict(pair.split("=") for pair in row.split(", "))
+        values |= {name: float(value) for name, value in values.items() if name not in ("prior", "preset")}
+        for task, constraint in zip(("reward", "dpo"), constraints, strict=True):
+            if constraint is None:
+                with pytest.raises(ValueError, match="is missing"):
+                    settings.constraint_of(values, task)
+            else:
+                assert settings.constraint_of(values, task) == (prior, constraint)
+
+
+def test_published_settings_of_the_documentation():
+    page = (ROOT / "docs" / "settings.md").read_text().split("## Published settings")[1]
+    seen = set()
+    for row in re.findall(r"^\| (`.*`) \| (.*) \|$", page, re.MULTILINE):
+        numbers = [float(x) for x in re.findall(r"[\d.]+", row[1])]
+        for name in re.findall(r"`(.*?)`", row[0]):
+            seen.add(name)
+            preset = settings.presets()[name]
+            values = [abs(v) for k, v in preset.items() if k != "prior"]
+            assert numbers == (values if len(values) == len(numbers) else None), name
+    assert seen == settings.presets().keys()

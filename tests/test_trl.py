@@ -176,21 +176,19 @@ def test_traced_run_is_verified(train, plain, tmp_path, backend, options):
     ("message", "fields"),
     [
         (
-            "pcrm_prior is 'cosinus', must be one of length_ratio, cosine, lexical, fixed, random, column",
+            "pcrm_prior must be one of length_ratio, cosine, lexical, column, fixed, random, got 'cosinus'",
             {"pcrm_prior": "cosinus"},
         ),
-        ("preset is 'alpaca', must be one of alpaca/cosine", {"pcrm_preset": "alpaca"}),
+        ("preset must be one of alpaca/cosine.*, got 'alpaca'", {"pcrm_preset": "alpaca"}),
         ("delta is -10.01 at similarity 1", {"pcrm_beta1": 10.0, "pcrm_beta3": -20.0}),
         ("pcrm_delta is 5.0, which pcrm_prior='length_ratio' does not use", {"pcrm_delta": 5.0}),
         ("pcrm_beta1 is 1.0, which pcrm_prior='fixed' does not use", {"pcrm_prior": "fixed", "pcrm_beta1": 1.0}),
-        ("pcrm_delta is missing", {"pcrm_prior": "fixed"}),
+        ("pcrm_beta3 is missing.*set pcrm_beta1 and pcrm_beta3", {"pcrm_prior": "column", "pcrm_beta1": 2.0}),
         ("delta is -1, must be greater than 0", {"pcrm_prior": "fixed", "pcrm_delta": -1.0}),
         (
-            "pcrm_delta is 5.0 and pcrm_preset is 'alpaca/fixed'",
-            {"pcrm_prior": "fixed", "pcrm_delta": 5.0, "pcrm_preset": "alpaca/fixed"},
+            "pcrm_preset must be a setting for pcrm_prior='cosine', got 'alpaca/fixed', which is for 'fixed'",
+            {"pcrm_prior": "cosine", "pcrm_preset": "alpaca/fixed"},
         ),
-        ("pcrm_preset is 'alpaca/fixed', which is for the prior 'fixed'", {"pcrm_preset": "alpaca/fixed"}),
-        ("pcrm_preset is 'alpaca/cosine', which is for the prior 'cosine'", {"pcrm_preset": "alpaca/cosine"}),
         ("floor is 3, must not be greater than cap, which is 2", {"pcrm_floor": 3.0, "pcrm_cap": 2.0}),
     ],
 )
@@ -205,15 +203,25 @@ COEFFICIENT = "center_rewards_coefficient"
 @pytest.mark.parametrize(
     ("config", "error", "message", "fields"),
     [
-        (PCRMRewardConfig, ValueError, f"{COEFFICIENT} is -1, must be at least 0 and finite", {COEFFICIENT: -1}),
-        (PCRMRewardConfig, ValueError, f"{COEFFICIENT} is nan, must be at least 0 and finite", {COEFFICIENT: math.nan}),
-        (PCRMRewardConfig, ValueError, f"{COEFFICIENT} is inf, must be at least 0 and finite", {COEFFICIENT: math.inf}),
-        (PCRMRewardConfig, TypeError, f"{COEFFICIENT} is 'x', must be a number", {COEFFICIENT: "x"}),
-        (PCRMRewardConfig, TypeError, "pcrm_sft_eta is '0.1', must be a number", {"pcrm_sft_eta": "0.1"}),
-        (PCRMDPOConfig, TypeError, "pcrm_sft_eta is None, must be a number", {"pcrm_sft_eta": None}),
-        (PCRMRewardConfig, TypeError, r"pcrm_preset is \['x'\], must be a text", {"pcrm_preset": ["x"]}),
-        (PCRMDPOConfig, TypeError, "beta is 'x', must be a number", {"beta": "x"}),
-        (PCRMDPOConfig, TypeError, "label_smoothing is None, must be a number", {"label_smoothing": None}),
+        (PCRMRewardConfig, ValueError, f"{COEFFICIENT} must be finite and at least 0, got -1", {COEFFICIENT: -1}),
+        (
+            PCRMRewardConfig,
+            ValueError,
+            f"{COEFFICIENT} must be finite and at least 0, got nan",
+            {COEFFICIENT: math.nan},
+        ),
+        (
+            PCRMRewardConfig,
+            ValueError,
+            f"{COEFFICIENT} must be finite and at least 0, got inf",
+            {COEFFICIENT: math.inf},
+        ),
+        (PCRMRewardConfig, TypeError, f"{COEFFICIENT} must be a number, got 'x'", {COEFFICIENT: "x"}),
+        (PCRMRewardConfig, TypeError, "pcrm_sft_eta must be a number, got '0.1'", {"pcrm_sft_eta": "0.1"}),
+        (PCRMDPOConfig, TypeError, "pcrm_sft_eta must be a number, got None", {"pcrm_sft_eta": None}),
+        (PCRMRewardConfig, ValueError, r"preset must be one of .*, got \['x'\]", {"pcrm_preset": ["x"]}),
+        (PCRMDPOConfig, TypeError, "beta must be a number, got 'x'", {"beta": "x"}),
+        (PCRMDPOConfig, TypeError, "label_smoothing must be a number, got None", {"label_smoothing": None}),
     ],
 )
 def test_config_says_which_field(tmp_path, config, error, message, fields):

@@ -174,7 +174,7 @@ def test_run_a_module_and_a_script_with_arguments(tmp_path, monkeypatch, capsys)
         ("pcrm_delta is 4.0, which pcrm_prior='length_ratio' does not use", {}, ["--pcrm_delta", "4"]),
         ("there is no flag --pcrm_bta1: did you mean --pcrm_beta1?", {}, ["--pcrm_bta1", "4"]),
         ("there is no file nope.jsonl.gz", {"datasets": None}, ["--dataset_name", "nope.jsonl.gz"]),
-        ("nope.toml: no such file", {"pcrm_config": "nope.toml"}, []),
+        ("No such file or directory: 'nope.toml'", {"pcrm_config": "nope.toml"}, []),
     ],
 )
 def test_bad_arguments_end_before_anything_is_loaded(config, capsys, message, options, arguments):

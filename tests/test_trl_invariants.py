@@ -150,7 +150,7 @@ def test_workers_and_processes(run, rows):
 
 def test_random_prior_is_the_same_in_any_batch(run, rows):
     data = FORMATS["plain"](rows)
-    options = {"pcrm_prior": "random", "pcrm_low": 0.1, "pcrm_high": 0.3, "seed": 3}
+    options = {"pcrm_prior": "random", "pcrm_low": 0.1, "pcrm_high": 0.3, "pcrm_seed": 3}
     trainer = run(data, max_steps=2, **options)
     examples = [trainer.train_dataset[i] for i in range(6)]
     whole = trainer.data_collator(examples)["prior"]
@@ -158,7 +158,7 @@ def test_random_prior_is_the_same_in_any_batch(run, rows):
     assert torch.equal(whole, parts) and len(set(whole.tolist())) == 6
     deltas = [step["pcrm/delta"] for step in steps(trainer)]
     assert all(0.1 <= d <= 0.3 for d in deltas) and deltas[0] != deltas[1]
-    other = run(data, max_steps=1, **options | {"seed": 4})
+    other = run(data, max_steps=1, **options | {"pcrm_seed": 4})
     assert not torch.equal(other.data_collator(examples)["prior"], whole)
 
 

@@ -303,7 +303,7 @@ def test_lexical_and_cosine_are_annotated_before_training(dpo, reward, rows):
     tokenized = Dataset.from_list([{"chosen_ids": [1, 2], "rejected_ids": [1, 3]}])
     with pytest.raises(ValueError, match="the train data set has no texts, which pcrm_prior='lexical' needs"):
         reward(go=False, data=tokenized, pcrm_prior="lexical", pcrm_beta1=1.0, pcrm_beta3=0.0)
-    with pytest.warns(UserWarning, match="pcrm_prior='lexical' has no published betas"):
+    with pytest.raises(ValueError, match="pcrm_beta1 is missing: pcrm_prior='lexical' has no published setting"):
         PCRMRewardConfig(output_dir="x", bf16=False, pcrm_prior="lexical")
 
 
@@ -360,7 +360,7 @@ def test_toml_file(tmp_path, reward, dpo):
     assert trainer.args.center_rewards_coefficient == 0.01
     assert dpo(go=False, pcrm_config=str(path)).beta == 0.3
     fields = {"output_dir": str(tmp_path), "bf16": False, "pcrm_config": str(path)}
-    with pytest.raises(ValueError, match=r"pcrm_beta1 is 2.0 and pcrm_config is set: put all of it into the file"):
+    with pytest.raises(ValueError, match=r"pcrm_beta1 is 2.0 and pcrm_config is set: put all settings into the file"):
         PCRMRewardConfig(**fields, pcrm_beta1=2.0)
     with pytest.raises(ValueError, match=r"pcrm_prior is 'random', and .*pcrm.toml says 'length_ratio'"):
         PCRMRewardConfig(**fields, pcrm_prior="random")
@@ -388,13 +388,13 @@ def test_toml_file(tmp_path, reward, dpo):
         ("`loss_weights` must have the same length", {"loss_type": ["pcrm", "sft"], "loss_weights": [1.0]}),
         ("use_weighting is True, which weights TRL's losses", {"use_weighting": True}),
         ("pcrm_form is 'token', but DPO has no scores of tokens", {"pcrm_form": "token"}),
-        ("label_smoothing is 0.5, must be in", {"label_smoothing": 0.5}),
-        ("beta is 0.0, must be greater than 0", {"beta": 0.0}),
-        ("pcrm_prior is 'cosinus', must be one of", {"pcrm_prior": "cosinus"}),
+        ("label_smoothing must be in", {"label_smoothing": 0.5}),
+        ("beta must be finite and greater than 0, got 0", {"beta": 0.0}),
+        ("pcrm_prior must be one of .*, got 'cosinus'", {"pcrm_prior": "cosinus"}),
         ("pcrm_low is 0.1, which pcrm_prior='length_ratio' does not use", {"pcrm_low": 0.1}),
-        ("pcrm_high is missing: pcrm_low is 4.0", {"pcrm_prior": "random", "pcrm_low": 4.0}),
+        ("pcrm_high is missing", {"pcrm_prior": "random", "pcrm_low": 4.0}),
         ("high is 3, must be finite and at least low", {"pcrm_prior": "random", "pcrm_low": 4.0, "pcrm_high": 3.0}),
-        ("pcrm_form is 'tokens', must be pair or token", {"pcrm_form": "tokens"}),
+        ("pcrm_form must be one of pair, token, got 'tokens'", {"pcrm_form": "tokens"}),
         ("pcrm_prior_model is 'x', which pcrm_prior='length_ratio' does not use", {"pcrm_prior_model": "x"}),
         ("delta is -10.01 at similarity 1", {"pcrm_beta1": 10.0, "pcrm_beta3": -20.0}),
         ("delta is -.* at similarity 0", {"pcrm_beta1": -1.0, "pcrm_beta3": 2.0}),
@@ -411,7 +411,7 @@ def test_default_presets(tmp_path):
     assert PCRMDPOConfig(**options).pcrm_constraint() == pcrm.Constraint.preset("dpo/length_ratio")
     assert PCRMRewardConfig(**options).pcrm_constraint() == pcrm.Constraint.preset("alpaca/length_ratio")
     assert PCRMDPOConfig(**options, pcrm_prior="cosine").pcrm_constraint() == pcrm.Constraint.preset("dpo/cosine")
-    constraint = PCRMDPOConfig(**options, pcrm_prior="random", seed=9).pcrm_constraint()
+    constraint = PCRMDPOConfig(**options, pcrm_preset="alpaca/random", pcrm_seed=9).pcrm_constraint()
     assert constraint == pcrm.Constraint.random(4, 5, 9)
     with pytest.raises(TypeError, match="args is a DPOConfig, must be a PCRMDPOConfig"):
         PCRMDPOTrainer("model", args=DPOConfig(**options))

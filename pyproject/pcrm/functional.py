@@ -11,6 +11,7 @@ torch.jit.trace), torch computes.
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -243,6 +244,8 @@ def _delta_of(delta: Tensor | float, scores: Tensor, name: str = "chosen_rewards
         tracing.current.confirm(delta)
     dtype = COMPUTE[scores.dtype]
     if not isinstance(delta, Tensor):
+        if not isinstance(delta, Real):
+            raise TypeError(f"delta is a {type(delta).__name__}, must be a torch.Tensor or a float")
         delta = _check.number("delta", delta)
         if not delta > 0:
             raise ValueError(f"delta is {delta:g}, must be greater than 0")

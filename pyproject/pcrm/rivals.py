@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -302,6 +303,8 @@ def _of_pairs(name: str, value: Any, scores: Tensor, first: str, least: float = 
     dtype = COMPUTE[scores.dtype]
     wanted = "finite" if least == -math.inf else f"finite and at least {least:g}"
     if not isinstance(value, Tensor):
+        if not isinstance(value, Real):
+            raise TypeError(f"{name} is a {type(value).__name__}, must be a torch.Tensor or a float")
         value = _check.number(name, value)
         if not (abs(value) <= torch.finfo(dtype).max and value >= least):
             raise ValueError(f"{name} is {value:g}, must be {wanted}")

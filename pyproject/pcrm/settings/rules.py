@@ -62,11 +62,11 @@ def resolve(given: Mapping[str, Any], task: Task = "reward", prefix: str = "") -
     prior = _check.one_of(f"{prefix}prior", given.pop("prior", row["prior"] if row else "length_ratio"), PRIORS)
     if row and prior != row["prior"] and not (prior == "column" and row["prior"] in _CURVES):
         raise ValueError(
-            f"{prefix}preset must be a setting for {prefix}prior {prior!r}, got {preset!r}, which is for {row['prior']!r}"
+            f"{prefix}preset must be a setting for {prefix}prior={prior!r}, got {preset!r}, which is for {row['prior']!r}"
         )
     for name, value in given.items():
         if prior not in _USED_BY[name]:
-            raise ValueError(f"{prefix}{name} is {value}, which {prefix}prior {prior!r} does not use")
+            raise ValueError(f"{prefix}{name} is {value}, which {prefix}prior={prior!r} does not use")
     if row is None:
         row = presets().get(f"{_PUBLISHED[task]}/{prior}", {})
     values = {name: value for name, value in row.items() if name != "prior"} | given
@@ -74,7 +74,7 @@ def resolve(given: Mapping[str, Any], task: Task = "reward", prefix: str = "") -
         if name not in values:
             hint = "; `pcrm fit` finds betas on your data" if prior in _CURVES else ""
             raise ValueError(
-                f"{prefix}{name} is missing: {prefix}prior {prior!r} has no published setting for {_TASKS[task]}, set "
+                f"{prefix}{name} is missing: {prefix}prior={prior!r} has no published setting for {_TASKS[task]}, set "
                 f"{' and '.join(f'{prefix}{n}' for n in _NEEDED[prior])}{hint}"
             )
     return prior, {name: value for name, value in _DEFAULTS.items() if prior in _USED_BY[name]} | values
