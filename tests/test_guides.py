@@ -15,7 +15,7 @@ import torch
 import yaml
 from conftest import ROOT
 from datasets import Dataset
-from test_readme import blocks
+from documents import blocks
 from trainers import SETTINGS
 from trl.scripts import dpo
 

@@ -76,7 +76,7 @@ def test_lines_keep_all_they_have(tmp_path):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_kill_at_any_moment(tmp_path, pairs, small_batches, suffix, capsys):
-    """A process really killed, at moments drawn anew each time, and started again: the same bytes."""
+    """A process is really killed, at several moments of its work, and started again: the same bytes."""
     rows = [row | {"i": i} for i, row in enumerate(pairs * 6)]
     source = write(tmp_path / "in.jsonl", [*rows[:1000], {"chosen": 3}, *rows[1000:]])
     command = ["prior", str(source), "--on-error", "skip", "--out"]
@@ -84,7 +84,7 @@ def test_kill_at_any_moment(tmp_path, pairs, small_batches, suffix, capsys):
     assert main([*command, str(whole)]) == 0
     parts = tmp_path / f"{out.name}.parts"
     merging = [parts / f"{out.name}.part", parts / "whole.stream.part", parts / "saved.part"]
-    moments = random.Random()
+    moments = random.Random(suffix)
     kills = []
     # After so many more of the 121 shards, and the last time in the middle of their merge.
     for wait in [*(moments.randint(0, 40) for _ in range(2 if suffix == ".jsonl" else 1)), None]:

@@ -13,15 +13,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from documents import blocks
 from pcrm.demo.world import generate
 
 import pcrm
 from pcrm import cli
-
-
-def blocks(path, language):
-    text = (ROOT / path).read_text()
-    return [block for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.S | re.M) if kind == language]
 
 
 def test_python_blocks(tmp_path, monkeypatch):

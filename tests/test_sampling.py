@@ -8,9 +8,9 @@ import textwrap
 
 import pytest
 import torch
+from documents import blocks
 from pcrm.sampling import PrioritizedSampler
 from pcrm.trl import PCRMDPOConfig, PCRMRewardConfig
-from test_readme import blocks
 from torch.utils.data import DataLoader, RandomSampler
 from trainers import FORMATS, TWO_PROCESSES, build, distance, launch, load, steps
 

@@ -7,9 +7,9 @@ import textwrap
 import pytest
 import torch
 from conftest import make_tiny
+from documents import blocks
 from pcrm.trl import PCRMDPOConfig, PCRMRewardConfig
 from peft import LoraConfig
-from test_readme import blocks
 from torch.nn.functional import logsigmoid
 from trainers import FORMATS, TWO_PROCESSES, build, distance, launch, load, steps
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForCausalLM

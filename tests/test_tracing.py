@@ -9,10 +9,9 @@ import sys
 
 import pytest
 import torch
+from cases import batch, logps, tokens
 from pcrm.functional import pcrm_dpo_loss, pcrm_loss, pcrm_token_loss
 from safetensors import safe_open
-from test_forms import logps, tokens
-from test_functional import batch
 
 import pcrm
 from pcrm import tracing
