@@ -21,6 +21,7 @@ def test_choice():
         backends.set_backend("cpu")
 
 
+@pytest.mark.slow
 def test_environment():
     out = python("import pcrm; print(pcrm.backends.get_backend())", PCRM_BACKEND="torch")
     assert out.stdout.strip() == "torch", out.stderr
@@ -28,6 +29,7 @@ def test_environment():
     assert "ValueError: PCRM_BACKEND is 'gpu', must be one of auto, go, cuda, torch" in out.stderr
 
 
+@pytest.mark.slow
 def test_import_loads_no_native_library():
     """So that a process may fork, and use it in the child."""
     code = "import sys, pcrm; assert 'pcrm._native._bridge' not in sys.modules"
@@ -55,6 +57,7 @@ with os.fdopen(reader) as answer:
 """
 
 
+@pytest.mark.slow
 def test_fork_after_use():
     """The child takes the torch path, whatever was chosen, and does not hang.
 
@@ -68,6 +71,7 @@ def test_fork_after_use():
     assert child["numbers"][:2] == parent["numbers"][:2], "the prior has the same bits"
 
 
+@pytest.mark.slow
 def test_first_use_in_a_forked_child():
     code = """
 import os, sys, pcrm
@@ -111,6 +115,7 @@ def test_datasets_map_after_use():
         assert numbers == pytest.approx(want, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_without_native_library_torch_computes_and_says_so_once(without_native):
     code = """
 import warnings, torch
@@ -129,6 +134,7 @@ print(pcrm.priors.length_ratio([[1, 2]], [[1]]), pcrm.Constraint.fit([0.1, 0.9],
     assert "pcrm computes with torch, not with its Go core: the native extension is built on Linux" in out.stderr
 
 
+@pytest.mark.slow
 def test_without_native_library_go_is_an_error(without_native):
     out = python("import pcrm; pcrm.backends.set_backend('go')", PYTHONPATH=without_native)
     assert "RuntimeError: backend 'go' is not available: the native extension is built on Linux" in out.stderr

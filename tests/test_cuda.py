@@ -14,6 +14,8 @@ import pytest
 from conftest import ROOT
 from processes import python
 
+pytestmark = pytest.mark.slow
+
 
 def pytest_again(environment, *arguments):
     done = subprocess.run(

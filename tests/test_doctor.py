@@ -47,6 +47,7 @@ def test_notices_wrong_gradients(capsys, monkeypatch):
     assert "self-test torch on cpu, float32: grad at margin 0, " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_without_native_library(without_native):
     shutil.copy(pcrm.backends._NATIVE_FOLDER / "golden.json", without_native + "/pcrm/_native")
     out = python(COMMAND, PYTHONPATH=without_native)
@@ -61,6 +62,7 @@ def test_without_native_library(without_native):
 COMMAND = "import sys, pcrm.cli; sys.exit(pcrm.cli.main(['doctor']))"
 
 
+@pytest.mark.slow
 def test_driver(fake_driver):
     """The fake one: torch's own runtime does not take it for a driver."""
     out = python(COMMAND, **fake_driver)

@@ -51,6 +51,7 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_top_layers_are_the_encoders(data):
     import posts
     import tiers
