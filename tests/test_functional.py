@@ -275,6 +275,7 @@ def test_compiled_for_native_code_that_is_not_there(monkeypatch):
         compiled(chosen, rejected, torch.where(torch.arange(8) == 7, -1.0, delta))
 
 
+@pytest.mark.slow
 def test_compile_with_inductor(backend):
     compiler = os.environ.get("CXX", "g++")  # inductor's own choice
     if shutil.which(compiler) is None:
@@ -319,6 +320,7 @@ def test_modes_that_see_each_operation_get_some_to_see():
             assert pcrm_loss(torch.empty(3), torch.empty(3), 2.0).shape == ()
 
 
+@pytest.mark.slow
 def test_another_default_device():
     """Which is nothing to buffers that Go writes to, whenever it is set."""
     code = """

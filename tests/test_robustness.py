@@ -20,6 +20,8 @@ from processes import compute
 sys.path.insert(0, str(ROOT / "buildtools"))
 import pcrm_build
 
+pytestmark = pytest.mark.slow
+
 EXTENSION = importlib.util.find_spec("pcrm._native._bridge").origin
 
 # The extension without pcrm, which imports torch.

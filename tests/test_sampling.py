@@ -366,6 +366,7 @@ def test_dpo_with_precomputed_reference(trainer_of):
     assert all(math.isfinite(step["loss"]) for step in steps(trainer))
 
 
+@pytest.mark.slow
 def test_in_two_processes_is_accumulation_in_one(tiny, tmp_path):
     """All processes have the same priorities, and so draw the same pairs in the second round."""
     script = tmp_path / "train.py"

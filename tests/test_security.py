@@ -147,6 +147,7 @@ def test_weights_that_are_pickles_are_refused(tmp_path, tiny, monkeypatch):
     assert marker.exists(), "it would have told"
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_private(tmp_path):
     """The folders of traces and caches and all in them, under a umask that forbids nothing."""
     code = """

@@ -240,6 +240,7 @@ def test_reward_with_lora(reward):
     assert all(math.isfinite(step["pcrm/nll"]) for step in steps(trainer))
 
 
+@pytest.mark.slow
 def test_reward_in_two_processes_is_accumulation_in_one(tiny_policy, tmp_path, rows):
     """DDP, which has to learn of the head beside the model's output."""
     script = tmp_path / "train.py"
