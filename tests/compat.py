@@ -25,7 +25,7 @@ PAGE = """\
 
 `make compat` runs `tests/test_trl_invariants.py` (whole training runs: unconstrained is stock, Go and torch, gradient
 accumulation, resume, evaluation) and `tests/test_trl_modes.py` (DPO's options, LoRA, bfloat16, the token form and more) against
-each of these. What it last saw, with {with_}:
+each of these. Not tested in CI: versions between the oldest and the newest. The last run, with {with_}:
 
 | TRL | passed | failed | skipped |
 |---|---|---|---|

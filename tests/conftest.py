@@ -7,7 +7,9 @@ os.environ.update(CI="1", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZER
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import json
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,6 +55,32 @@ def fake_device(monkeypatch):
     monkeypatch.setattr(
         backends, "loss_for", lambda *_: backends.native() if backends.get_backend() == "go" else backends._device(0)
     )
+
+
+@pytest.fixture(scope="session")
+def without_native(tmp_path_factory):
+    """The package as it is where the extension could not be built."""
+    folder = tmp_path_factory.mktemp("no-native")
+    shutil.copytree(
+        os.path.dirname(pcrm.__file__), folder / "pcrm", ignore=shutil.ignore_patterns("_bridge*.so", "__pycache__")
+    )
+    info = {"native": False, "reason": "the native extension is built on Linux, and this is beos"}
+    (folder / "pcrm" / "_native" / "build_info.json").write_text(json.dumps(info))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def fake_driver(tmp_path_factory):
+    """The environment of a process that finds the fake driver."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("the fake CUDA driver needs a C++ compiler, and there is no c++ on PATH")
+    folder = tmp_path_factory.mktemp("fakecuda")
+    # _FORTIFY_SOURCE would take its threads' jumps for an attack.
+    flags = ["-O2", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-w"]
+    source = ROOT / "gpu" / "testdata" / "fakecuda" / "fakecuda.cpp"
+    subprocess.run([compiler, *flags, "-o", folder / "libcuda.so.1", source], check=True)
+    return {"LD_LIBRARY_PATH": str(folder), "PCRM_TEST_FAKECUDA": "1"}
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ import warnings
 
 import pytest
 import torch
+from cases import batch, logps, tokens
 from conftest import ROOT
 from pcrm.functional import llama2_margin_loss, pcrm_dpo_loss, pcrm_loss, pcrm_token_loss, rpo_distance_loss
-from test_forms import logps, tokens
-from test_functional import batch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pcrm import backends, functional

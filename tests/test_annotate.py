@@ -209,6 +209,7 @@ print(json.dumps([here, list(mapped), [x for batch in loader for x in batch]]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PRIORS)
 def test_forked_workers(kind):
     """In a process of its own, with torch's threads whatever the other tests did."""
@@ -222,6 +223,7 @@ def test_forked_workers(kind):
     assert mapped == pytest.approx(here, rel=tolerance) and loaded == pytest.approx(here, rel=tolerance)
 
 
+@pytest.mark.slow
 def test_spawned_workers():
     """They have the function by pickle, load the native library, and raise what is wrong by row."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -420,6 +420,7 @@ def large(tmp_path):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT], ids=["kill", "interrupt"])
 def test_ended_in_the_middle(tmp_path, large, by):
     """A kill leaves no folder that looks finished, an interrupt none at all; the same command then makes it."""
@@ -449,6 +450,7 @@ def test_ended_in_the_middle(tmp_path, large, by):
     assert (out / "model.safetensors").stat().st_size == (large / "model.safetensors").stat().st_size
 
 
+@pytest.mark.slow
 def test_no_space(tmp_path, large):
     """No file may be over 100 MB."""
 
@@ -462,6 +464,7 @@ def test_no_space(tmp_path, large):
     assert listing(tmp_path) == ["large", "large/config.json", "large/model.safetensors"]
 
 
+@pytest.mark.slow
 def test_memory(tmp_path, large):
     """A tensor of 256 MB in two checkpoints needs under 24 MB: buffers, and Go's own heap."""
     code = """

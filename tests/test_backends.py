@@ -1,24 +1,15 @@
 """Which code computes: the choice, forks, and machines without the native library."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import ROOT
-from pcrm.functional import pcrm_loss
+from processes import compute, python
 
-import pcrm
 from pcrm import backends
-
-
-def python(code, **env):
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | env
-    )
 
 
 def test_choice():
@@ -30,6 +21,7 @@ def test_choice():
         backends.set_backend("cpu")
 
 
+@pytest.mark.slow
 def test_environment():
     out = python("import pcrm; print(pcrm.backends.get_backend())", PCRM_BACKEND="torch")
     assert out.stdout.strip() == "torch", out.stderr
@@ -37,27 +29,17 @@ def test_environment():
     assert "ValueError: PCRM_BACKEND is 'gpu', must be one of auto, go, cuda, torch" in out.stderr
 
 
+@pytest.mark.slow
 def test_import_loads_no_native_library():
     """So that a process may fork, and use it in the child."""
     code = "import sys, pcrm; assert 'pcrm._native._bridge' not in sys.modules"
     assert python(code).returncode == 0
 
 
-def compute(_=None):
-    """A loss, a delta and a prior, in whichever process this runs."""
-    chosen = torch.tensor([1.0, 2.0], requires_grad=True)
-    prior = pcrm.priors.length_ratio([[1, 2, 3], [1]], [[1, 9], [1]])
-    delta = pcrm.Constraint.preset("alpaca/length_ratio").delta(prior)
-    loss = pcrm_loss(chosen, torch.zeros(2), delta)
-    loss.backward()
-    served = "torch" if backends.native() is None else "go"
-    return {"served": served, "numbers": [*prior.tolist(), loss.item(), *chosen.grad.tolist()]}
-
-
 FORK = """
 import json, os, sys, torch, pcrm
 sys.path.insert(0, "tests")
-from test_backends import compute
+from processes import compute
 pcrm.backends.set_backend("go")
 parent = compute()
 # From here on torch has OpenMP threads, which a child has not.
@@ -75,6 +57,7 @@ with os.fdopen(reader) as answer:
 """
 
 
+@pytest.mark.slow
 def test_fork_after_use():
     """The child takes the torch path, whatever was chosen, and does not hang.
 
@@ -88,11 +71,12 @@ def test_fork_after_use():
     assert child["numbers"][:2] == parent["numbers"][:2], "the prior has the same bits"
 
 
+@pytest.mark.slow
 def test_first_use_in_a_forked_child():
     code = """
 import os, sys, pcrm
 sys.path.insert(0, "tests")
-from test_backends import compute
+from processes import compute
 child = os.fork()
 if child == 0:
     os._exit(0 if compute()["served"] == "go" else 3)
@@ -131,18 +115,7 @@ def test_datasets_map_after_use():
         assert numbers == pytest.approx(want, rel=1e-6)
 
 
-@pytest.fixture(scope="module")
-def without_native(tmp_path_factory):
-    """The package as it is where the extension could not be built."""
-    folder = tmp_path_factory.mktemp("no-native")
-    shutil.copytree(
-        os.path.dirname(pcrm.__file__), folder / "pcrm", ignore=shutil.ignore_patterns("_bridge*.so", "__pycache__")
-    )
-    info = {"native": False, "reason": "the native extension is built on Linux, and this is beos"}
-    (folder / "pcrm" / "_native" / "build_info.json").write_text(json.dumps(info))
-    return str(folder)
-
-
+@pytest.mark.slow
 def test_without_native_library_torch_computes_and_says_so_once(without_native):
     code = """
 import warnings, torch
@@ -161,6 +134,7 @@ print(pcrm.priors.length_ratio([[1, 2]], [[1]]), pcrm.Constraint.fit([0.1, 0.9],
     assert "pcrm computes with torch, not with its Go core: the native extension is built on Linux" in out.stderr
 
 
+@pytest.mark.slow
 def test_without_native_library_go_is_an_error(without_native):
     out = python("import pcrm; pcrm.backends.set_backend('go')", PYTHONPATH=without_native)
     assert "RuntimeError: backend 'go' is not available: the native extension is built on Linux" in out.stderr

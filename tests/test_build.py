@@ -136,6 +136,7 @@ def test_puts_what_gopy_generates_in_order(tmp_path):
     assert generated.read_text() == "head\n" + "\n".join(blocks) + "tail\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [

@@ -75,6 +75,7 @@ def test_missing_file(tmp_path):
         pcrm.Constraint.from_toml(tmp_path / "none.toml")
 
 
+@pytest.mark.slow
 def test_what_is_no_file(tmp_path):
     """A pipe would be waited for, in Go, where no signal of Python's arrives: so in a child with a limit."""
     os.mkfifo(tmp_path / "pipe")

@@ -6,27 +6,15 @@ runs the kernels' own code. It is found as the real one would be, in processes o
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from processes import python
 
-
-@pytest.fixture(scope="module")
-def fake(tmp_path_factory):
-    """The environment of a process that finds the fake driver."""
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("the fake CUDA driver needs a C++ compiler, and there is no c++ on PATH")
-    folder = tmp_path_factory.mktemp("fakecuda")
-    # _FORTIFY_SOURCE would take its threads' jumps for an attack.
-    flags = ["-O2", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-w"]
-    source = ROOT / "gpu" / "testdata" / "fakecuda" / "fakecuda.cpp"
-    subprocess.run([compiler, *flags, "-o", folder / "libcuda.so.1", source], check=True)
-    return {"LD_LIBRARY_PATH": str(folder), "PCRM_TEST_FAKECUDA": "1"}
+pytestmark = pytest.mark.slow
 
 
 def pytest_again(environment, *arguments):
@@ -42,30 +30,19 @@ def pytest_again(environment, *arguments):
     return done.stdout
 
 
-def test_cases(fake):
+def test_cases(fake_driver):
     """tests/cuda_cases.py: the choice of the device, launches, errors, other devices."""
-    assert " passed" in pytest_again(fake | {"FAKECUDA_DEVICES": "8"}, "tests/cuda_cases.py")
+    assert " passed" in pytest_again(fake_driver | {"FAKECUDA_DEVICES": "8"}, "tests/cuda_cases.py")
 
 
-def test_everything_that_the_other_backends_pass(fake):
+def test_everything_that_the_other_backends_pass(fake_driver):
     """The losses' own tests, with the backend `cuda`."""
     files = [f"tests/test_{name}.py" for name in ("functional", "forms", "golden", "tracing", "rivals")]
-    out = pytest_again(fake, *files, "-k", "cuda")
+    out = pytest_again(fake_driver, *files, "-k", "cuda")
     assert int(out.split(" passed")[0].split()[-1]) > 180
 
 
-def python(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | environment,
-        cwd=ROOT,
-    )
-
-
-def test_not_before_it_is_needed(fake, tmp_path):
+def test_not_before_it_is_needed(fake_driver, tmp_path):
     """Neither the import nor a loss on the CPU touches the driver, so that one may fork."""
     log = tmp_path / "log"
     code = """
@@ -73,7 +50,7 @@ import torch, pcrm
 x = torch.ones(2, requires_grad=True)
 pcrm.functional.pcrm_loss(x, torch.zeros(2), 4.5).backward()
 """
-    out = python(code, FAKECUDA_LOG=str(log), **fake)
+    out = python(code, FAKECUDA_LOG=str(log), **fake_driver)
     assert out.returncode == 0, out.stderr
     # Torch's own look, in the backward pass, asks for the driver's version and no more.
     assert not log.exists() or set(log.read_text().split()) == {"cuDriverGetVersion"}
@@ -106,9 +83,9 @@ except RuntimeError as error:
         ),
     ],
 )
-def test_no_usable_driver(fake, environment, reason):
+def test_no_usable_driver(fake_driver, environment, reason):
     """`auto`: torch and one warning. `cuda`: an error. Both with the reason."""
-    out = python(LOOK, **fake, **environment)
+    out = python(LOOK, **fake_driver, **environment)
     assert out.stdout.strip() == f"backend 'cuda' is not available: {reason}", out.stderr
     warned = f"RuntimeWarning: pcrm computes with torch, not with its CUDA kernels: {reason}"
     assert out.stderr.count("RuntimeWarning") == 1 and warned in out.stderr
@@ -122,7 +99,7 @@ def test_no_driver(tmp_path):
     assert out.stderr.count("RuntimeWarning") == 1
 
 
-def test_environment(fake, tmp_path):
+def test_environment(fake_driver, tmp_path):
     """PCRM_BACKEND=cuda touches nothing at import; the first loss on the CPU is refused."""
     log = tmp_path / "log"
     code = """
@@ -130,7 +107,7 @@ import torch, pcrm
 assert pcrm.backends.get_backend() == "cuda"
 pcrm.functional.pcrm_loss(torch.ones(1), torch.zeros(1), 4.5)
 """
-    out = python(code, PCRM_BACKEND="cuda", FAKECUDA_LOG=str(log), **fake)
+    out = python(code, PCRM_BACKEND="cuda", FAKECUDA_LOG=str(log), **fake_driver)
     assert "ValueError: backend 'cuda' computes on CUDA devices, chosen_rewards is on cpu" in out.stderr
     assert not log.exists()
 

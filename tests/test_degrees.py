@@ -133,6 +133,7 @@ def ordered(model, head, tokenizer, rows, frequencies):
     return (scores[:, :-1] > scores[:, 1:]).double().mean().item()
 
 
+@pytest.mark.slow
 def test_the_loop_of_the_documentation(tmp_path, monkeypatch, tiny_policy):
     """It trains as it is printed; the head learns the order of degrees that it has not seen."""
     (block,) = re.findall("```python\n(.*?)```", (ROOT / "docs" / "degrees.md").read_text(), flags=re.S)

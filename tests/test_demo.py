@@ -61,6 +61,7 @@ def test_goes_on_where_it_was_killed(finished, capsys):
         assert again["models"][name] == pytest.approx(numbers, rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_formats(tmp_path, tiny, capsys):
     """TRL's formats, plain and conversational, with and without a prompt, and a checkpoint."""
     rows = world.generate(64, seed=1)
@@ -82,6 +83,7 @@ def test_formats(tmp_path, tiny, capsys):
     assert demo(tmp_path / "c", "--data", tmp_path / "implicit.jsonl.gz") == 0
 
 
+@pytest.mark.slow
 def test_real_preferences(tmp_path, real_pairs):
     assert demo(tmp_path, "--data", real_pairs, "--max-length", 64) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -252,6 +254,7 @@ def test_encoder_cuts_the_prompt_at_its_beginning(tiny):
     assert torch.equal(*(pcrm.priors.length_ratio([a], [b]) for a, b in (whole, cut)))
 
 
+@pytest.mark.slow
 def test_console_script():
     out = subprocess.run([sys.executable, "-m", "pcrm.cli", "demo", "--help"], capture_output=True, text=True)
     assert out.returncode == 0 and "--target-unlike" in out.stdout

@@ -151,7 +151,7 @@ NOT_RUN = {
     ): "a list of folders",
     (
         "CONTRIBUTING.md",
-        "make test      # all tests: test-go, test-tiers (each kernel tier forced), test-python",
+        "make test        # the quick loop, about five minutes: test-go and test-python",
     ): "a list of targets, some of which take hours or a GPU; .ci/run has the others",
     ("average.md", "theta = sum_i w_i theta_i / sum_i w_i"): FORMULA,
     ("benchmarks-priors.md", "python benchmarks/priors.py"): "minutes of a quiet machine, and never an assertion",
@@ -269,10 +269,12 @@ def pages(site):
     return {path: Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
 
 
+@pytest.mark.slow
 def test_each_page_is_built(pages):
     assert {path.stem for path in pages} == {page.stem for page in PAGES}
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere(site, pages):
     for path, page in pages.items():
         assert page.loads
@@ -288,6 +290,7 @@ def test_nothing_is_loaded_from_elsewhere(site, pages):
         assert "unpkg" not in script.read_text() and "googleapis" not in script.read_text(), script.name
 
 
+@pytest.mark.slow
 def test_no_broken_link(pages):
     """By the built pages, and not by what MkDocs says of it."""
     forge = 0
@@ -340,6 +343,7 @@ def test_links_out_of_docs(caplog):
     assert "page.md links to nowhere.md, which the repository does not have" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_reference_has_what_is_public(site):
     """Each public name of the package, and its formulas without Markdown's reading of their stars."""
     import pcrm.openrlhf

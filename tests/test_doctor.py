@@ -6,8 +6,7 @@ import shutil
 import pytest
 import torch
 from pcrm.cli import main
-from test_backends import without_native  # noqa: F401  (a fixture)
-from test_cuda import fake, python  # noqa: F401
+from processes import python
 
 import pcrm
 
@@ -48,7 +47,8 @@ def test_notices_wrong_gradients(capsys, monkeypatch):
     assert "self-test torch on cpu, float32: grad at margin 0, " in capsys.readouterr().out
 
 
-def test_without_native_library(without_native):  # noqa: F811
+@pytest.mark.slow
+def test_without_native_library(without_native):
     shutil.copy(pcrm.backends._NATIVE_FOLDER / "golden.json", without_native + "/pcrm/_native")
     out = python(COMMAND, PYTHONPATH=without_native)
     assert out.returncode == 0, out.stderr
@@ -62,11 +62,12 @@ def test_without_native_library(without_native):  # noqa: F811
 COMMAND = "import sys, pcrm.cli; sys.exit(pcrm.cli.main(['doctor']))"
 
 
-def test_driver(fake):  # noqa: F811
+@pytest.mark.slow
+def test_driver(fake_driver):
     """The fake one: torch's own runtime does not take it for a driver."""
-    out = python(COMMAND, **fake)
+    out = python(COMMAND, **fake_driver)
     assert out.returncode == 0, out.stderr
     assert "CUDA      driver for 12.1, torch built for " in out.stdout
     assert "cuda:1    Fake 1, compute capability 9.0\nCUDA      torch finds no device\n" in out.stdout
-    out = python(COMMAND, FAKECUDA_VERSION="11080", **fake)
+    out = python(COMMAND, FAKECUDA_VERSION="11080", **fake_driver)
     assert out.returncode == 0 and "CUDA      none: the driver supports CUDA 11.8" in out.stdout

@@ -139,6 +139,7 @@ def test_many_small_files_become_one(tmp_path, counted):
     assert torch.equal(other.embed(texts), want) and not seen
 
 
+@pytest.mark.slow
 def test_processes_share_a_cache(tmp_path, counted):
     """Two of them at once, merging the same files: each gets what it asked for, no warning, nothing lost."""
     code = (

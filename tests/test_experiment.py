@@ -51,6 +51,7 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_top_layers_are_the_encoders(data):
     import posts
     import tiers
@@ -159,6 +160,7 @@ def test_intervals_pair_posts_and_seeds(data):
     np.testing.assert_allclose(plain, want)
 
 
+@pytest.mark.slow
 def test_a_killed_experiment_goes_on(data, tmp_path):
     marks = [f"{tier}: {part}" for tier in "AB" for part in ("scores", "optimization", "differences")]
     page = tmp_path / "page.md"

@@ -5,45 +5,13 @@ import math
 import baselines
 import pytest
 import torch
+from cases import PAD, close, logps, precisions, refused, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pcrm.functional import pcrm_dpo_loss, pcrm_token_loss
-from test_functional import refused
-from test_golden import close, precisions
 from torch.nn.functional import logsigmoid
 
 import pcrm
-
-PAD = 0
-
-
-def tokens(rows=4, width=9, seed=0, dtype=torch.float64):
-    """Scores, ids and deltas of a batch with shared starts, padding and one pair of equal rows."""
-    g = torch.Generator().manual_seed(seed)
-    ids = torch.randint(1, 50, (2, rows, width), generator=g)
-    ids[1, :, :3] = ids[0, :, :3]
-    for i in range(rows):
-        ids[0, i, width - i % 4 :] = PAD
-        ids[1, i, width - (2 * i) % 5 :] = PAD
-    ids[1, -1] = ids[0, -1]
-    scores = 3 * torch.randn(2, rows, width, generator=g, dtype=torch.float64)
-    delta = 1 + 9 * torch.rand(rows, generator=g, dtype=torch.float64)
-    delta[0] = math.inf
-    return (
-        *(s.to(dtype).requires_grad_() for s in scores),
-        *ids,
-        delta.to(torch.float64 if dtype == torch.float64 else torch.float32),
-    )
-
-
-def logps(n=6, seed=0, dtype=torch.float64):
-    g = torch.Generator().manual_seed(seed)
-    policy = -5 - 200 * torch.rand(2, n, generator=g, dtype=torch.float64)
-    reference = policy + 10 * torch.randn(2, n, generator=g, dtype=torch.float64)
-    delta = 1 + 9 * torch.rand(n, generator=g, dtype=torch.float64)
-    delta[1] = math.inf
-    out = (*(p.to(dtype).requires_grad_() for p in policy), *reference.to(dtype))
-    return *out, delta.to(torch.float64 if dtype == torch.float64 else torch.float32)
 
 
 @precisions

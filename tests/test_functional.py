@@ -1,6 +1,5 @@
 """`pcrm_loss`: its gradient, where it stands in a graph, what it takes and what it refuses."""
 
-import contextlib
 import math
 import os
 import shutil
@@ -9,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from cases import batch, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pcrm.functional import pcrm_loss
@@ -17,16 +17,6 @@ from torch.nn.functional import logsigmoid
 import pcrm
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-
-
-def batch(n=8, dtype=torch.float64, seed=0, requires_grad=True):
-    g = torch.Generator().manual_seed(seed)
-    chosen, rejected = (4 * torch.randn(n, generator=g, dtype=torch.float64) for _ in range(2))
-    delta = 1 + 20 * torch.rand(n, generator=g, dtype=torch.float64)
-    delta[::3] = math.inf
-    return *(x.to(dtype).requires_grad_(requires_grad) for x in (chosen, rejected)), delta.to(
-        torch.float32 if dtype.itemsize < 4 else dtype
-    )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -68,12 +58,6 @@ def test_go_equals_torch(pairs, smoothing, center, reduction):
     for go, reference in zip(*results, strict=True):
         # Gradients are differences of numbers up to 1, times the pull of the centering.
         torch.testing.assert_close(go, reference, rtol=1e-12, atol=1e-14)
-
-
-def refused(backend, error, message):
-    """`pytest.raises`, but on a device, whose memory is not looked at, for the values of delta."""
-    unseen = backend == "cuda" and "delta\\[" in message
-    return contextlib.nullcontext() if unseen else pytest.raises(error, match=message)
 
 
 def test_infinite_delta_is_bradley_terry(backend):
@@ -291,6 +275,7 @@ def test_compiled_for_native_code_that_is_not_there(monkeypatch):
         compiled(chosen, rejected, torch.where(torch.arange(8) == 7, -1.0, delta))
 
 
+@pytest.mark.slow
 def test_compile_with_inductor(backend):
     compiler = os.environ.get("CXX", "g++")  # inductor's own choice
     if shutil.which(compiler) is None:
@@ -335,6 +320,7 @@ def test_modes_that_see_each_operation_get_some_to_see():
             assert pcrm_loss(torch.empty(3), torch.empty(3), 2.0).shape == ()
 
 
+@pytest.mark.slow
 def test_another_default_device():
     """Which is nothing to buffers that Go writes to, whenever it is set."""
     code = """

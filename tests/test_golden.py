@@ -2,18 +2,11 @@
 
 import math
 
-import pytest
 import torch
+from cases import close, precisions
 from pcrm.functional import pcrm_loss
 
 import pcrm
-
-PRECISIONS = [(torch.float64, 1e-12), (torch.float32, 2e-6)]
-precisions = pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS, ids=["float64", "float32"])
-
-
-def close(got, want, relative, absolute=0.0):
-    torch.testing.assert_close(got.double(), torch.as_tensor(want, dtype=torch.float64), rtol=relative, atol=absolute)
 
 
 @precisions

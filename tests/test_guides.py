@@ -15,7 +15,7 @@ import torch
 import yaml
 from conftest import ROOT
 from datasets import Dataset
-from test_readme import blocks
+from documents import blocks
 from trainers import SETTINGS
 from trl.scripts import dpo
 
@@ -177,6 +177,7 @@ def test_report(folder, page):
         assert (folder / "report" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_optimize(folder, monkeypatch, tiny, tiny_policy, rows):
     """Each command in a folder of its own, with few and short samples and one step of RL."""
     pool = {"prompt": rows[0]["prompt"], "responses": [rows[0]["chosen"], rows[0]["rejected"]]}
@@ -246,6 +247,7 @@ def shell(folder):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/verify.md"])
 def test_trace(shell, folder, page):
     """Of the plain loop of docs/frameworks.md."""
@@ -293,12 +295,14 @@ def go(folder):
     return run
 
 
+@pytest.mark.slow
 def test_go_program(go):
     (program,) = blocks("docs/go.md", "go")
     (printed,) = [block for block in blocks("docs/go.md", "") if block[0].isdigit()]
     assert go(program) == printed
 
 
+@pytest.mark.slow
 def test_go_of_the_readme(go):
     (lines,) = blocks("README.md", "go")
     out = go(
@@ -325,6 +329,7 @@ func main() {{
     assert [float(x) for x in (mean, *losses)] == pytest.approx([want] * 3)
 
 
+@pytest.mark.slow
 def test_go_tests(go, folder):
     """Both tests of docs/verify.md, on a trace and on a right loss."""
     first, second = blocks("docs/verify.md", "go")

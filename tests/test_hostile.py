@@ -282,6 +282,7 @@ def found(tmp_path_factory):
     return [json.loads(text) for text in done.stdout.splitlines() if text.startswith("{")]
 
 
+@pytest.mark.slow
 def test_says_what_is_wrong_and_where(found):
     """A ValueError that names the file, and the line or row where there is one; or the file is read."""
     said = {(f["case"], f["reader"]): f for f in found if f["reader"] in READERS}
@@ -298,6 +299,7 @@ def test_says_what_is_wrong_and_where(found):
     assert not wrong, "\n".join(map(str, wrong))
 
 
+@pytest.mark.slow
 def test_messages_are_short_and_plain(found):
     """What a file holds neither fills a terminal nor gives it orders."""
     for f in found:
@@ -311,6 +313,7 @@ def test_a_terminal_is_given_no_orders(capsys):
     assert capsys.readouterr().err == "pcrm fit: x\\x1b[2J.jsonl: no such file\n"
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(found):
     # Too large rows are there to run out of memory: how much of it Arrow got before depends on how
     # its buffer grew, in place or by a copy.
@@ -320,6 +323,7 @@ def test_memory_is_bounded(found):
     assert largest["grown"] < GROWTH, largest
 
 
+@pytest.mark.slow
 def test_damaged_parquet_files(found):
     """Any byte may be wrong: an error of ours, or rows."""
     damaged = [f for f in found if f["reader"] == "damaged"]

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import pcrm
 
 
+@pytest.mark.slow
 def test_a_million_calls_keep_their_size():
     """Under 1 MB, over all functions of the bridge, errors among them.
 

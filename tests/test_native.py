@@ -36,13 +36,13 @@ def test_size(extension):
 
 
 def test_imports_quickly():
-    """Under 50 ms: the least of five processes, as a loaded machine only adds to it."""
+    """Under 50 ms of processor time, which does not count how long a loaded machine lets it wait."""
     # Without torch, which `import pcrm` brings: the extension alone.
     spec = importlib.util.find_spec("pcrm._native._bridge")
     code = (
-        "import importlib.util as u, time; t = time.perf_counter();"
+        "import importlib.util as u, time; t = time.process_time();"
         f"s = u.spec_from_file_location('_bridge', {spec.origin!r}); u.module_from_spec(s);"
-        "print(time.perf_counter() - t)"
+        "print(time.process_time() - t)"
     )
     times = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(5)]
     assert min(times) < 0.05, times

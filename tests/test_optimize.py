@@ -315,6 +315,7 @@ def test_bad_prompts(tmp_path, tiny_policy, row, message):
 SETTINGS = rl.Settings(steps=3, prompts=2, generations=3, max_new_tokens=8, learning_rate=1e-2, seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_steps_are_those_of_the_stock_trainer(tmp_path, tiny, tiny_policy, prompts, algorithm):
     """Rewards and divergence as TRL's own trainer logs them, of a run that has none of ours but the reward model."""
@@ -355,6 +356,7 @@ def test_steps_are_those_of_the_stock_trainer(tmp_path, tiny, tiny_policy, promp
         assert step.gold_mean == pytest.approx(np.mean(gold(asked, answers)), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_a_kill(tmp_path, tiny, tiny_policy, prompts):
     proxy = RewardModel(tiny)
     whole = rl.train(tiny_policy, prompts, proxy, gold, tmp_path / "whole", SETTINGS)
@@ -387,6 +389,7 @@ def load(folder):
     return AutoModelForCausalLM.from_pretrained(folder).state_dict()
 
 
+@pytest.mark.slow
 def test_rl_raises_the_proxy(tmp_path, tiny_policy, prompts):
     """A reward that is easy to have, and that the policy has not: it learns it, at a price in KL."""
 
@@ -426,6 +429,7 @@ def test_bad_rewards(tmp_path, tiny_policy, prompts):
         rl.train(tiny_policy, prompts[:1], gold, gold, tmp_path / "b", SETTINGS)
 
 
+@pytest.mark.slow
 def test_policy_and_rl(tmp_path, capsys, tiny, second, tiny_policy, prompt_file):
     arguments = [
         prompt_file, "--policy", tiny_policy, "--proxy", f"a={tiny}", "--proxy", f"b={second}", "--gold", second,
@@ -466,6 +470,7 @@ def test_policy_and_rl(tmp_path, capsys, tiny, second, tiny_policy, prompt_file)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.jsonl")} == before
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_with(tmp_path, tiny, tiny_policy, prompt_file):
     """The process itself, killed while it trains."""
     out = tmp_path / "out"

@@ -354,6 +354,7 @@ def test_report_refuses(tmp_path, capsys, value, message):
 # A model that learns them.
 
 
+@pytest.mark.slow
 def test_a_reward_model_learns_principles_and_their_negations(tmp_path):
     """Nothing of the responses says which is better: only the principle in the prompt does."""
     draw = random.Random(0)

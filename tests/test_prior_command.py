@@ -74,9 +74,10 @@ def test_lines_keep_all_they_have(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_kill_at_any_moment(tmp_path, pairs, small_batches, suffix, capsys):
-    """A process really killed, at moments drawn anew each time, and started again: the same bytes."""
+    """A process is really killed, at several moments of its work, and started again: the same bytes."""
     rows = [row | {"i": i} for i, row in enumerate(pairs * 6)]
     source = write(tmp_path / "in.jsonl", [*rows[:1000], {"chosen": 3}, *rows[1000:]])
     command = ["prior", str(source), "--on-error", "skip", "--out"]
@@ -84,7 +85,7 @@ def test_kill_at_any_moment(tmp_path, pairs, small_batches, suffix, capsys):
     assert main([*command, str(whole)]) == 0
     parts = tmp_path / f"{out.name}.parts"
     merging = [parts / f"{out.name}.part", parts / "whole.stream.part", parts / "saved.part"]
-    moments = random.Random()
+    moments = random.Random(suffix)
     kills = []
     # After so many more of the 121 shards, and the last time in the middle of their merge.
     for wait in [*(moments.randint(0, 40) for _ in range(2 if suffix == ".jsonl" else 1)), None]:
@@ -110,6 +111,7 @@ def test_kill_at_any_moment(tmp_path, pairs, small_batches, suffix, capsys):
     assert not list(tmp_path.glob("*.parts*"))
 
 
+@pytest.mark.slow
 def test_no_space(tmp_path, pairs):
     """No file may be over 100 kB: shards fit, what they become does not."""
     source, out = write(tmp_path / "in.jsonl", pairs), tmp_path / "out.jsonl"
@@ -311,6 +313,7 @@ def test_a_folder_is_replaced_by_its_successor(tmp_path, pairs):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out"]
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_batch(tmp_path, pairs):
     """A hundred times the rows, 50 MB more, in less than 24 MB more."""
     code = (

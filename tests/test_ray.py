@@ -15,6 +15,7 @@ from pcrm.demo.world import generate
 
 import pcrm
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("ray.data", reason="Ray has no wheel for this Python or system")
 
 # In a process of its own: Ray leaves threads and signal handlers behind.

@@ -13,17 +13,14 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from documents import blocks
 from pcrm.demo.world import generate
 
 import pcrm
 from pcrm import cli
 
 
-def blocks(path, language):
-    text = (ROOT / path).read_text()
-    return [block for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.S | re.M) if kind == language]
-
-
+@pytest.mark.slow
 def test_python_blocks(tmp_path, monkeypatch):
     """In one folder, in their order, after a demo as the README has it."""
     found = blocks("README.md", "python")
@@ -70,6 +67,7 @@ def test_commands_about_priors(pairs, capsys):
         assert words in page and words in out
 
 
+@pytest.mark.slow
 def test_distributions(pairs):
     """And its tables are the page's in form."""
     (line,) = [x for block in blocks("docs/priors.md", "") for x in block.splitlines() if x.startswith("python ")]
@@ -87,6 +85,7 @@ def test_distributions(pairs):
     assert Path("priors.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_python_about_priors(pairs):
     """In a process of its own, as `num_proc` forks; Ray's block is in tests/test_ray.py."""
     found = [block for block in blocks("docs/priors.md", "python") if "ray" not in block]

@@ -157,6 +157,7 @@ def test_flags_of_the_user_come_last(tmp_path, recipe):
     assert recorded(recipe, tmp_path, *model, "--data.max_len", "7 7")[-2:] == ["--data.max_len", "7 7"]
 
 
+@pytest.mark.slow
 @each_trl
 def test_one_step(workplace, recipe):
     """Everything is the recipe's but how long, where to, how often to say so, and the device."""

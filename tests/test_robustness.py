@@ -15,10 +15,12 @@ import sys
 
 import pytest
 from conftest import ROOT
-from test_backends import compute
+from processes import compute
 
 sys.path.insert(0, str(ROOT / "buildtools"))
 import pcrm_build
+
+pytestmark = pytest.mark.slow
 
 EXTENSION = importlib.util.find_spec("pcrm._native._bridge").origin
 
@@ -52,7 +54,7 @@ def python(code, *arguments, timeout=120, **env):
     ids=["before torch", "after torch"],
 )
 def test_import_order(before):
-    code = before + "\nimport json\nfrom test_backends import compute\nprint(json.dumps(compute()))"
+    code = before + "\nimport json\nfrom processes import compute\nprint(json.dumps(compute()))"
     assert python(code) == compute() | {"served": "go"}
 
 
@@ -81,10 +83,10 @@ print(json.dumps(served))
 )
 def test_start_methods(method, used, served, tmp_path):
     """Forks of a process that used Go compute with torch, all other children with Go."""
-    (tmp_path / "uses_pcrm.py").write_text("from test_backends import compute\ncompute()\n")
+    (tmp_path / "uses_pcrm.py").write_text("from processes import compute\ncompute()\n")
     code = f"""
 import json, multiprocessing
-from test_backends import compute
+from processes import compute
 if __name__ == "__main__":
     if {used and method == "fork"}:
         import uses_pcrm
@@ -99,19 +101,17 @@ if __name__ == "__main__":
         assert got["numbers"] == pytest.approx(compute()["numbers"], rel=1e-6)
 
 
-# A call of some tenths of a second of a processor, and how long it took.
+# A call of some tenths of a second of a processor.
 LONG = """
-import json, os, signal, sys, threading, time
+import json, os, signal, sys, threading
 import numpy as np
 from pcrm.report import statistics
-from test_backends import compute
+from processes import compute
 pcrm = sys.modules["pcrm"]
 pcrm.backends.set_num_threads(1)
 points = np.random.default_rng(0).normal(size=(2, 20_000))
 def long():
-    start = time.monotonic()
     statistics.lowess(*points, frac=0.1)
-    return time.monotonic() - start
 """
 
 
@@ -121,32 +121,26 @@ def test_keyboard_interrupt():
         LONG
         + """
 want, handler = compute(), signal.getsignal(signal.SIGINT)
-caught = []
+caught = 0
 for _ in range(2):
     begun = threading.Event()
     def interrupt():
         begun.wait()
-        time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGINT)
-        sent.append(time.monotonic())
-    sent = []
     thread = threading.Thread(target=interrupt)
     thread.start()
     try:
         begun.set()
-        for _ in range(1000):
+        while True:
             long()
     except KeyboardInterrupt:
-        caught.append(time.monotonic() - sent[0])
+        caught += 1
     thread.join()
-took = long()
-print(json.dumps([caught, took, compute() == want, signal.getsignal(signal.SIGINT) is handler is signal.default_int_handler]))
+long()
+print(json.dumps([caught, compute() == want, signal.getsignal(signal.SIGINT) is handler is signal.default_int_handler]))
 """
     )
-    caught, took, same, handled = python(code, timeout=200)
-    assert took > 0.1, "the call is too short to be interrupted"
-    assert len(caught) == 2 and same and handled
-    assert max(caught) < 60
+    assert python(code, timeout=200) == [2, True, True]
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
@@ -228,7 +222,7 @@ def test_floating_point_mode_is_left_alone():
         + """
 alone = mode()
 import pcrm
-from test_backends import compute
+from processes import compute
 pcrm.backends.library()
 loaded = mode()
 calls()
@@ -315,7 +309,7 @@ import ctypes, json, sys
 from concurrent.futures import ThreadPoolExecutor
 import pcrm, torch
 from pcrm.functional import pcrm_loss
-from test_backends import compute
+from processes import compute
 def load():
     library = ctypes.CDLL(sys.argv[1])
     library.Work.argtypes, library.Work.restype = [ctypes.c_longlong], ctypes.c_longlong

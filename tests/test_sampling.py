@@ -8,9 +8,9 @@ import textwrap
 
 import pytest
 import torch
+from documents import blocks
 from pcrm.sampling import PrioritizedSampler
 from pcrm.trl import PCRMDPOConfig, PCRMRewardConfig
-from test_readme import blocks
 from torch.utils.data import DataLoader, RandomSampler
 from trainers import FORMATS, TWO_PROCESSES, build, distance, launch, load, steps
 
@@ -366,6 +366,7 @@ def test_dpo_with_precomputed_reference(trainer_of):
     assert all(math.isfinite(step["loss"]) for step in steps(trainer))
 
 
+@pytest.mark.slow
 def test_in_two_processes_is_accumulation_in_one(tiny, tmp_path):
     """All processes have the same priorities, and so draw the same pairs in the second round."""
     script = tmp_path / "train.py"

@@ -385,6 +385,7 @@ def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
 COMMAND = "import sys, pcrm.commands.score as s, pcrm.datafiles as d; s._SHARD_ROWS, d._LOOK_ROWS = 8, 4; from pcrm.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
+@pytest.mark.slow
 def test_kill_and_go_on(tmp_path, tiny, capsys):
     """Really killed after some shards, and started again: the same bytes, and none of it done twice."""
     rows = [*PAIRS, {"chosen": 3}, *generate(400, seed=6)]

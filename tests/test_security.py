@@ -61,6 +61,24 @@ def violations(source):
     return found
 
 
+# Modules that open connections.
+NETWORK = {"socket", "ssl", "http", "urllib", "ftplib", "smtplib", "requests", "httpx", "aiohttp", "websockets"}
+
+
+def connections(source):
+    """The modules that a source imports to open connections."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return [name for name in names if name.partition(".")[0] in NETWORK]
+
+
+def test_no_connection():
+    """What the package itself sends is nothing; what transformers and `datasets` do is theirs."""
+    assert connections("import os, urllib.request\nfrom socket import socket") == ["urllib.request", "socket"]
+    assert [p for p in SOURCES if p.is_relative_to(ROOT / "pyproject") and connections(p.read_text())] == []
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_pickle(path):
     assert violations(path.read_text()) == []
@@ -129,6 +147,7 @@ def test_weights_that_are_pickles_are_refused(tmp_path, tiny, monkeypatch):
     assert marker.exists(), "it would have told"
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_private(tmp_path):
     """The folders of traces and caches and all in them, under a umask that forbids nothing."""
     code = """

@@ -7,9 +7,9 @@ import textwrap
 import pytest
 import torch
 from conftest import make_tiny
+from documents import blocks
 from pcrm.trl import PCRMDPOConfig, PCRMRewardConfig
 from peft import LoraConfig
-from test_readme import blocks
 from torch.nn.functional import logsigmoid
 from trainers import FORMATS, TWO_PROCESSES, build, distance, launch, load, steps
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForCausalLM
@@ -240,6 +240,7 @@ def test_reward_with_lora(reward):
     assert all(math.isfinite(step["pcrm/nll"]) for step in steps(trainer))
 
 
+@pytest.mark.slow
 def test_reward_in_two_processes_is_accumulation_in_one(tiny_policy, tmp_path, rows):
     """DDP, which has to learn of the head beside the model's output."""
     script = tmp_path / "train.py"

@@ -9,10 +9,9 @@ import sys
 
 import pytest
 import torch
+from cases import batch, logps, tokens
 from pcrm.functional import pcrm_dpo_loss, pcrm_loss, pcrm_token_loss
 from safetensors import safe_open
-from test_forms import logps, tokens
-from test_functional import batch
 
 import pcrm
 from pcrm import tracing
@@ -144,6 +143,7 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
     assert files(tmp_path) == ["rank00000-step00000000.safetensors"]
 
 
+@pytest.mark.slow
 def test_environment(tmp_path):
     code = "import torch, pcrm; f = lambda: pcrm.functional.pcrm_loss(torch.ones(2, requires_grad=True), torch.zeros(2), 4.5); [f() for _ in range(4)]"
     environment = os.environ | {"PCRM_TRACE": str(tmp_path / "t"), "PCRM_TRACE_EVERY": "2", "RANK": "3"}

@@ -66,6 +66,7 @@ def history(out):
 TORCHRUN = (*TWO_PROCESSES, "-m", "pcrm")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["reward", "dpo"])
 def test_two_processes_are_one_with_twice_the_batch(config, kind):
     one, one_out = config(kind, "one", per_device_train_batch_size=8, **CONSTRAINT)
@@ -82,6 +83,7 @@ def test_two_processes_are_one_with_twice_the_batch(config, kind):
     assert distance(one_out, stock_out) > 1e-4
 
 
+@pytest.mark.slow
 def test_accelerate_launch(config, rows, tmp_path):
     """With the example's own configuration, and a prior column in a file named on the command line."""
     prior = [i % 4 / 4 + 0.25 for i in range(len(rows))]

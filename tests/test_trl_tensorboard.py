@@ -190,6 +190,7 @@ trainer.accelerator.end_training()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_histogram(rows, tiny, tmp_path, monkeypatch):
     """Of 8 pairs by two in each of two processes. An evaluation of 7 has one twice, to be even, which
     the histogram has not.

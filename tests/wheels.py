@@ -8,6 +8,9 @@ With the first PYTHON: the sdist builds with neither Go nor a C compiler on PATH
 installs and does what it is for, and the oldest torch that pcrm takes passes the losses' tests.
 Run it with a Python that has packaging and uv, which holds torch on disk once for all
 environments: in build/uv-cache, some 8 GB, unless UV_CACHE_DIR names another folder.
+
+`--only smoke`, which is `make test-wheels`, installs no dependency: the wheel goes into an
+environment on top of the packages of PYTHON, where it must reproduce the golden vectors.
 """
 
 from __future__ import annotations
@@ -85,6 +88,14 @@ class Environment:
             sys.exit(f"{done.stdout[-5000:]}\n{program} {' '.join(arguments)} ended with {done.returncode}")
         return done.stdout
 
+    def add_packages_of(self, python: str) -> None:
+        """Let the environment import what that Python's environment has; its own packages come first."""
+        code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        theirs, ours = (
+            subprocess.check_output([p, "-c", code], text=True).strip() for p in (python, self.bin / "python")
+        )
+        Path(ours, "packages.pth").write_text(f"import site; site.addsitedir({theirs!r})\n")
+
     def doctor(self, cwd: Path) -> str:
         """What `pcrm doctor` found, which must be the wheel's Go core, right to the last golden vector."""
         found = self.run("pcrm", "doctor", cwd=cwd)
@@ -95,7 +106,11 @@ class Environment:
 
     def pytest(self, *tests: str) -> str:
         """The closing line of these tests, of which none may be skipped."""
-        last = self.run("pytest", "-q", "-p", "no:cacheprovider", *tests, cwd=ROOT).strip().rsplit("\n", 1)[1]
+        last = (
+            self.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, cwd=ROOT)
+            .strip()
+            .rsplit("\n", 1)[1]
+        )
         if "skipped" in last:
             sys.exit(f"{' '.join(tests)}: {last}")
         return last
@@ -117,7 +132,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dist", type=Path)
     parser.add_argument("pythons", nargs="+", metavar="PYTHON")
-    parser.add_argument("--only", choices=("wheels", "sdist", "extras", "oldest"), help="one part of it")
+    parser.add_argument("--only", choices=("wheels", "sdist", "extras", "oldest", "smoke"), help="one part of it")
     args = parser.parse_args()
     dist = args.dist.resolve()
     # On this disk, so that uv can link instead of copy.
@@ -139,6 +154,19 @@ def main() -> int:
         print("check-wheels:", *what, flush=True)
 
     first = args.pythons[0]
+    if args.only == "smoke":
+        wheel = wheel_of(first)
+        with tempfile.TemporaryDirectory(dir=ROOT / "build") as temporary:
+            env = Environment(Path(temporary, "env"), first)
+            env.install("--no-deps", str(wheel))
+            env.add_packages_of(first)
+            where = env.run("python", "-c", "import pcrm; print(pcrm.__file__)", cwd=Path(temporary)).strip()
+            if not where.startswith(str(env.bin.parent)):
+                sys.exit(f"{wheel.name} is shadowed: pcrm is imported from {where}")
+            say(wheel.name, "on top of", f"{first}'s packages:", env.doctor(Path(temporary)))
+            say("  golden vectors and ELF headers:", env.pytest(*GOLDEN))
+        return 0
+
     for python in args.pythons if part("wheels") else ():
         wheel = wheel_of(python)
         with tempfile.TemporaryDirectory(dir=ROOT / "build") as temporary:
