@@ -44,6 +44,15 @@ func Reliability(n int64, dst, margins uintptr) (ok bool, err error) {
 	return true, nil
 }
 
+// CalibrationError calls stats.CalibrationError on n float64 and writes the value and the
+// ends of its interval to the 3 float64 at dst.
+func CalibrationError(n int64, dst, margins uintptr) (ok bool, err error) {
+	defer convert(&err)
+	d := slice[float64](dst, 3)
+	d[0], d[1], d[2] = stats.CalibrationError(stats.Reliability(slice[float64](margins, n)))
+	return true, nil
+}
+
 // Lowess calls stats.Lowess on n float64 points.
 func Lowess(n int64, dst, x, y uintptr, frac float64, iterations int64, delta float64) (ok bool, err error) {
 	defer convert(&err)

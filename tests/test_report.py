@@ -3,6 +3,8 @@
 import gzip
 import json
 import re
+import runpy
+import sys
 import xml.etree.ElementTree as ET
 
 import html5lib
@@ -11,6 +13,7 @@ import pytest
 import scipy.optimize
 import scipy.special
 import scipy.stats
+from conftest import ROOT
 from files import write
 from pcrm.report import statistics
 from sklearn.calibration import calibration_curve
@@ -172,18 +175,31 @@ def test_intervals_against_scipy_bootstrap():
 
 @pytest.mark.parametrize("k", [1.0, 0.7], ids=["calibrated", "too sure"])
 def test_intervals_of_the_calibration_error_cover(k):
-    """At least 90% of 40 draws hold the true error, as benchmarks/calibration.py measures for many more."""
+    """At least 90% of 200 draws hold the true error, as benchmarks/calibration.py measures for many more."""
     random = np.random.default_rng(7)
 
     def draw(n):
         size = np.abs(1.5 * random.normal(size=n))
         return np.where(random.random(n) < scipy.special.expit(k * size), size, -size)
 
-    true = statistics.pairs(draw(200_000))["ece"][0] if k < 1 else 0.0
+    true = statistics.calibration_error(draw(200_000))[0] if k < 1 else 0.0
     assert true == pytest.approx(0.053 if k < 1 else 0, abs=0.002)
-    found = [statistics.pairs(draw(200))["ece"] for _ in range(40)]
-    assert sum(low <= true <= high for _, low, high in found) >= 36
+    found = [statistics.calibration_error(draw(200)) for _ in range(200)]
+    assert sum(low <= true <= high for _, low, high in found) >= 180
     assert all(0 <= low <= value <= high <= 1 for value, low, high in found)
+    m = draw(200)
+    assert statistics.pairs(m)["ece"] == statistics.calibration_error(m)
+
+
+def test_the_simulation_of_the_docs_runs(monkeypatch, capsys):
+    """Its first line is that of docs/report.md but for the number of draws."""
+    monkeypatch.setattr(sys, "argv", ["calibration.py", "--draws", "20"])
+    runpy.run_path(str(ROOT / "benchmarks" / "calibration.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    assert "| " + " | ".join(cells[0]) + " |" in (ROOT / "docs" / "report.md").read_text()
+    assert [c[:3] for c in cells[2:5]] == [["none", "0", n] for n in ("200", "500", "2,000")]
+    assert len(cells) == 2 + 18 and min(float(c[5].rstrip("%")) for c in cells[2:]) >= 80
 
 
 def test_statistics_refuse_what_is_not_finite():

@@ -57,6 +57,13 @@ def reliability(margins: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats
     return dst[0], dst[1], dst[2], dst[3], dst[4]
 
 
+def calibration_error(margins: Floats) -> tuple[float, float, float]:
+    """The expected calibration error, corrected for its bias, and the ends of its 95% interval; NaN for no margins."""
+    dst = np.empty(3)
+    _call("CalibrationError", len(margins), dst, margins)
+    return float(dst[0]), float(dst[1]), float(dst[2])
+
+
 def lowess(x: Floats, y: Floats, *, frac: float = 2 / 3, iterations: int = 3, delta: float = 0.0) -> Floats:
     """Cleveland's smooth curve through the points, at each x.
 
