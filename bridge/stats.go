@@ -33,14 +33,23 @@ func Histogram(n, bins int64, dst, x uintptr, low, high float64) (ok bool, err e
 }
 
 // Reliability calls stats.Reliability on n float64 and writes the counts, the
-// confidences and the accuracies of its bins to the 30 float64 at dst.
+// confidences, the accuracies and the ends of their intervals to the 50 float64 at dst.
 func Reliability(n int64, dst, margins uintptr) (ok bool, err error) {
 	defer convert(&err)
 	const k = stats.ReliabilityBins
-	d := slice[float64](dst, 3*k)
+	d := slice[float64](dst, 5*k)
 	for i, b := range stats.Reliability(slice[float64](margins, n)) {
-		d[i], d[k+i], d[2*k+i] = float64(b.Count), b.Confidence, b.Accuracy
+		d[i], d[k+i], d[2*k+i], d[3*k+i], d[4*k+i] = float64(b.Count), b.Confidence, b.Accuracy, b.Low, b.High
 	}
+	return true, nil
+}
+
+// CalibrationError calls stats.CalibrationError on n float64 and writes the value and the
+// ends of its interval to the 3 float64 at dst.
+func CalibrationError(n int64, dst, margins uintptr) (ok bool, err error) {
+	defer convert(&err)
+	d := slice[float64](dst, 3)
+	d[0], d[1], d[2] = stats.CalibrationError(stats.Reliability(slice[float64](margins, n)))
 	return true, nil
 }
 
@@ -68,8 +77,8 @@ func Calibrated(n int64, margins, calibrated uintptr) (estimates string, err err
 	return estimated(e, err)
 }
 
-// Pairs calls stats.Pairs on n float64 and returns a JSON object of its estimates, a
-// list of the value and the ends of its interval each; an infinite end is null.
+// Pairs calls stats.Pairs on n float64 and returns a JSON object of its estimates, each a
+// list of the value and the ends of its interval; an infinite end is null.
 // difference and delta may be 0.
 func Pairs(n int64, margins, difference, delta uintptr) (estimates string, err error) {
 	defer convert(&err)

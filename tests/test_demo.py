@@ -228,7 +228,7 @@ def test_numbers_are_those_of_a_report():
         "margin_sd": "margin/sd",
         "margin_p95": "margin/quantiles/0.95",
         "share_over_ceiling": "violation_rate",
-        "ece": "ece",
+        "ece": "ece_plugin",
     }
     assert {ours: got[ours] for ours in names} == pytest.approx({ours: want[theirs] for ours, theirs in names.items()})
     by_prompt: dict[str, dict[str, tuple[float, float]]] = {}

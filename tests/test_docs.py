@@ -83,7 +83,6 @@ RUN = {
         "report.md",
         "pcrm report plain=plain.jsonl plain=plain-ratings.jsonl constrained=constrained.jsonl --out report",
     ): "test_guides.py::test_report",
-    ("report.md", "pcrm report --live OUTPUT_DIR --out report [--watch]"): "test_guides.py::test_report",
     ("rivals.md", "import math"): "test_rivals.py::test_the_guide_runs_as_it_is_printed",
     (
         "rivals.md",

@@ -115,6 +115,30 @@ def test_page_of_several_models(tmp_path, capsys):
         assert kl[0][at] == pytest.approx(kl[1][half], rel=1e-9)
 
 
+def test_the_figures_come_before_the_table(tmp_path):
+    assert optimize(tmp_path / "out", write(tmp_path / "pool.jsonl", scored_rows(3))) == 0
+    page = (tmp_path / "out" / "optimize.html").read_text()
+    assert 0 < page.index("<main") < page.index("<table")
+
+
+@pytest.mark.parametrize("name", ["Cost$5 $x^{", "<script>alert(1)</script>", 'x\x01\x1b[31m\n,"y"', "\udc80"])
+def test_any_name_is_shown_as_it_is(tmp_path, capsys, name):
+    """On the page, in figures and on the terminal; what does not print is escaped."""
+    pool = write(tmp_path / "pool.jsonl", scored_rows(3))
+    assert optimize(tmp_path / "out", f"{name}={pool}", f"b={pool}") == 0
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+    printed = capsys.readouterr().out
+    assert f"\n{shown}: best of 8" in printed and all(c.isprintable() or c == "\n" for c in printed)
+    page = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(
+        (tmp_path / "out" / "optimize.html").read_text()
+    )
+    assert [h.find("i").tail for h in page.find(".//thead").iter("th")] == [shown, "b"]
+    assert not list(page.iter("script"))
+    for figure in ("best-of-n", "softmax-policy"):
+        root = ET.parse(tmp_path / "out" / f"{figure}.svg").getroot()
+        assert shown in [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
 def test_pools_of_different_sizes(tmp_path):
     rows = [{"scores": [1, 2, 3], "ratings": [0, 1, 5]}, {"scores": [4, 5], "ratings": [2, 1]}]
     assert optimize(tmp_path / "out", write(tmp_path / "pool.jsonl", rows)) == 0
@@ -164,7 +188,12 @@ def test_bad_scored_pools(tmp_path, capsys, rows, message):
         (["--gold", "gold_scores"], "line 1: has no gold_scores, its keys are scores, ratings"),
         (["m=pool.jsonl", "m=pool.jsonl"], "pool.jsonl: there is a proxy m already: name it, NAME=pool.jsonl"),
         (["none.jsonl"], "none.jsonl: no such file"),
-        (["--gold", "model"], "--gold MODEL goes with --proxy: scored pools have gold_scores or ratings"),
+        (["--gold", "some/model"], "--gold MODEL requires --proxy: scored pools already have gold_scores or ratings"),
+        (
+            ["--proxy", "m", "--gold", "rating"],
+            "--gold must be a column (gold_scores or ratings), a folder of a reward "
+            "model or the name of one on the hub (OWNER/NAME), got 'rating'",
+        ),
         (["--policy", "p"], "--policy needs --proxy"),
         (["--rl", "rloo"], "--rl needs --policy"),
         (["b.jsonl", "--proxy", "m"], "--proxy takes one POOL"),

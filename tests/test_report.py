@@ -3,9 +3,8 @@
 import gzip
 import json
 import re
-import subprocess
+import runpy
 import sys
-import time
 import xml.etree.ElementTree as ET
 
 import html5lib
@@ -14,11 +13,13 @@ import pytest
 import scipy.optimize
 import scipy.special
 import scipy.stats
+from conftest import ROOT
 from files import write
 from pcrm.report import statistics
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import brier_score_loss
+from sklearn.metrics import brier_score_loss, log_loss
 from statsmodels.nonparametric.smoothers_lowess import lowess
+from statsmodels.stats.proportion import proportion_confint
 
 import pcrm
 from pcrm import cli
@@ -115,6 +116,7 @@ def test_pairs_against_scipy_and_scikit_learn():
     difference = random.integers(-50, 50, len(m)).astype(float)
     delta = random.uniform(1, 6, len(m))
     got = {k: v[0] for k, v in statistics.pairs(m, difference, delta).items()}
+    assert 0 < got.pop("ece") < got["ece_plugin"]
     p = scipy.special.expit(m)
     correct, confidence = m > 0, np.maximum(p, 1 - p)
 
@@ -132,7 +134,8 @@ def test_pairs_against_scipy_and_scikit_learn():
         "margin/sd": m.std(),
         "margin/share_over_5": (m > 5).mean(),
         "margin/share_over_10": (m > 10).mean(),
-        "ece": (np.abs(accuracy - (mean + 1) / 2) * counts).sum() / len(m),
+        "ece_plugin": (np.abs(accuracy - (mean + 1) / 2) * counts).sum() / len(m),
+        "nll": log_loss(np.ones(len(m)), p, labels=[0, 1]),
         "brier": brier_score_loss(np.ones(len(m)), p, pos_label=1),
         "temperature": 1 / scipy.optimize.minimize_scalar(loss, (0.01, 1), tol=1e-12).x,
         "spearman_margin_length_difference": scipy.stats.spearmanr(m, difference)[0],
@@ -148,12 +151,14 @@ def test_pairs_against_scipy_and_scikit_learn():
 
 def test_reliability():
     m = np.random.default_rng(4).normal(0.5, 2, 3000)
-    count, confidence, accuracy = statistics.reliability(m)
+    count, confidence, accuracy, low, high = statistics.reliability(m)
     c = scipy.special.expit(np.abs(m))
     theirs, mean = calibration_curve(m > 0, 2 * c - 1, n_bins=10)
     assert count.sum() == len(m)
     np.testing.assert_allclose(accuracy, theirs, atol=1e-14)
     np.testing.assert_allclose(confidence, (mean + 1) / 2, atol=1e-14)
+    ends = proportion_confint((accuracy * count).round(), count, method="wilson")
+    np.testing.assert_allclose([low, high], ends, atol=1e-14)
 
 
 def test_intervals_against_scipy_bootstrap():
@@ -166,6 +171,35 @@ def test_intervals_against_scipy_bootstrap():
         ).confidence_interval
         width = theirs.high - theirs.low
         assert ours[key][1:] == pytest.approx(tuple(theirs), abs=0.2 * width), key
+
+
+@pytest.mark.parametrize("k", [1.0, 0.7], ids=["calibrated", "too sure"])
+def test_intervals_of_the_calibration_error_cover(k):
+    """At least 90% of 200 draws hold the true error, as benchmarks/calibration.py measures for many more."""
+    random = np.random.default_rng(7)
+
+    def draw(n):
+        size = np.abs(1.5 * random.normal(size=n))
+        return np.where(random.random(n) < scipy.special.expit(k * size), size, -size)
+
+    true = statistics.calibration_error(draw(200_000))[0] if k < 1 else 0.0
+    assert true == pytest.approx(0.053 if k < 1 else 0, abs=0.002)
+    found = [statistics.calibration_error(draw(200)) for _ in range(200)]
+    assert sum(low <= true <= high for _, low, high in found) >= 180
+    assert all(0 <= low <= value <= high <= 1 for value, low, high in found)
+    m = draw(200)
+    assert statistics.pairs(m)["ece"] == statistics.calibration_error(m)
+
+
+def test_the_simulation_of_the_docs_runs(monkeypatch, capsys):
+    """Its first line is that of docs/report.md but for the number of draws."""
+    monkeypatch.setattr(sys, "argv", ["calibration.py", "--draws", "20"])
+    runpy.run_path(str(ROOT / "benchmarks" / "calibration.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    assert "| " + " | ".join(cells[0]) + " |" in (ROOT / "docs" / "report.md").read_text()
+    assert [c[:3] for c in cells[2:5]] == [["none", "0", n] for n in ("200", "500", "2,000")]
+    assert len(cells) == 2 + 18 and min(float(c[5].rstrip("%")) for c in cells[2:]) >= 80
 
 
 def test_statistics_refuse_what_is_not_finite():
@@ -191,9 +225,10 @@ def test_summary_has_the_keys_and_the_numbers(tmp_path):
     scores = write(tmp_path / "scores.jsonl", [*rows, *rankings])
     assert report(tmp_path / "out", scores, "--preset", "alpaca/length_ratio") == 0
     got = summary(tmp_path / "out")
-    plain = ["accuracy", "accuracy_longer_chosen", "accuracy_shorter_chosen", "ece", "brier", "temperature"]
+    plain = ["accuracy", "accuracy_longer_chosen", "accuracy_shorter_chosen", "ece", "nll", "brier", "temperature"]
     plain += ["spearman_score_length", "spearman_margin_length_difference", "violation_rate"]
     plain += [f"{p}{k}_rating" for p in ("", "pooled_") for k in ("spearman", "kendall_tau_b")]
+    assert got.pop("ece_plugin") > got["ece"] and got.pop("ece_plugin_ci") == [None, None]
     assert got.keys() == {*plain, *(f"{k}_ci" for k in plain), "margin", "residual"}
     assert got["residual"].keys() == {"mean", "mean_ci", "sd", "sd_ci"}
     inner = {"mean", "sd", "share_over_5", "share_over_10", "quantiles"}
@@ -431,98 +466,92 @@ def test_bad_files_and_arguments(tmp_path, capsys):
         ([good, "--preset", "alpaca/typo"], "preset is 'alpaca/typo', must be one of"),
         ([good, "--preset", "alpaca/random"], "the constraint is random"),
         ([good, "--constraint", tmp_path / "none.toml"], "none.toml"),
-        (["--live", tmp_path / "none.json"], "none.json: there is no such file"),
-        (["--live", tmp_path], "holds no trainer_state.json"),
-        (["--live", good], "good.jsonl: is no trainer_state.json"),
     ):
         assert report(tmp_path / "out", *arguments) == 1
         assert message in capsys.readouterr().err
-    for arguments in ([], [good, "--live", good], [good, "--watch"]):
-        with pytest.raises(SystemExit):
-            report(tmp_path / "out", *arguments)
+    with pytest.raises(SystemExit):
+        report(tmp_path / "out")
 
 
-# A run.
+def test_the_table_is_printed(tmp_path, capsys):
+    """With intervals for one model, with a column for each of several."""
+    scores = write(tmp_path / "scores.jsonl", [*pair_rows(), *ranking_rows()])
+    assert report(tmp_path / "out", scores) == 0
+    got, printed = summary(tmp_path / "out"), capsys.readouterr().out
+    low, high = got["nll_ci"]
+    assert re.search(rf"^Negative log-likelihood \(NLL\) +{got['nll']:.3f} +\[{low:.3f}, {high:.3f}\]$", printed, re.M)
+    assert re.search(rf"^Accuracy +{got['accuracy']:.1%}  +\[", printed, re.M)
+    assert "\n\n\n" not in printed and printed.endswith(f"figures to {tmp_path / 'out'}\n")
+    other = write(tmp_path / "other.jsonl", pair_rows(seed=5))
+    assert report(tmp_path / "several", scores, f"b={other}") == 0
+    a, b = summary(tmp_path / "several")["models"].values()
+    printed = capsys.readouterr().out
+    assert re.match(r"^ +scores +b\n", printed)
+    assert re.search(rf"^Accuracy +{a['accuracy']:.1%} +{b['accuracy']:.1%}$", printed, re.M)
+    assert re.search(r"^Spearman with the ratings, mean over prompts +0\.\d{3} +\u2013$", printed, re.M)
 
 
-def state(step, loss):
-    log = [
-        {"step": s, "epoch": s / 10, "loss": 1 / s, "rewards/margins": 0.1 * s, "pcrm/violation": 0.01 * s}
-        for s in range(1, step)
-    ]
-    log += [
-        {"step": step, "eval_loss": loss, "eval_runtime": 3.0},
-        {"step": step, "train_runtime": 9.0, "train_loss": 1.0},
-    ]
-    return json.dumps({"log_history": log, "global_step": step, "max_steps": 100})
+NAMES = [
+    "Cost$5 $x^{",  # matplotlib's mathtext
+    "a$\\q$",
+    "<script>alert(1)</script>&amp;",
+    "x\x01\x1b[31m\ny\u2028",
+    "\udc80",  # a file name that is not UTF-8
+    "url(#c) font: 9px x; font-family: y",  # what is rewritten in attributes
+    "_hidden",
+    "{{ 7 * 7 }}",
+]
 
 
-def test_live(tmp_path):
-    for step in (10, 20):
-        (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
-        (tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").write_text(state(step, 0.5))
-        time.sleep(0.02)  # they are told apart by their times
-    assert report(tmp_path / "out", "--live", tmp_path / "run") == 0
-    text = (tmp_path / "out" / "report.html").read_text()
-    page = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(text)
-    assert [h.text for h in page.iter("h2")] == ["loss", "rewards/margins", "pcrm/violation"]
-    assert "step 20 of 100" in text and "http-equiv" not in text
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "loss.svg",
-        "pcrm-violation.svg",
-        "report.html",
-        "rewards-margins.svg",
-    ]
-    assert "evaluation" in (tmp_path / "out" / "loss.svg").read_text()
+def shown(name):
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
-def test_live_of_a_trainer(tmp_path, tiny, rows):
-    """What TRL writes, and not what we think that it does."""
-    from datasets import Dataset
-    from pcrm.trl import PCRMRewardConfig, PCRMRewardTrainer
-
-    args = PCRMRewardConfig(
-        output_dir=str(tmp_path / "run"),
-        max_steps=2,
-        logging_steps=1,
-        save_strategy="steps",
-        save_steps=2,
-        report_to="none",
-        bf16=False,
-        use_cpu=True,
-        per_device_train_batch_size=4,
-        disable_tqdm=True,
-        save_only_model=True,
-    )
-    PCRMRewardTrainer(str(tiny), args, train_dataset=Dataset.from_list(rows)).train()
-    assert report(tmp_path / "out", "--live", tmp_path / "run") == 0
-    names = {p.stem for p in (tmp_path / "out").glob("*.svg")}
-    assert {"loss", "accuracy", "margin", "pcrm-delta", "pcrm-violation"} <= names
+def svg_texts(file):
+    return [e.text for e in ET.parse(file).getroot().iter("{http://www.w3.org/2000/svg}text")]
 
 
-def test_watch_draws_again(tmp_path):
-    file = tmp_path / "trainer_state.json"
-    file.write_text(state(10, 0.5))
-    command = [
-        sys.executable,
-        "-m",
-        "pcrm.cli",
-        "report",
-        "--live",
-        str(file),
-        "--watch",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            page = tmp_path / "out" / "report.html"
-            assert process.stdout.readline().endswith(f"report.html of {file}\n")
-            assert "step 10 of 100" in page.read_text() and 'http-equiv="refresh"' in page.read_text()
-            file.write_text(state(11, 0.5)[:-20])  # half written: kept as it was
-            time.sleep(2.5)
-            file.write_text(state(12, 0.5))
-            assert process.stdout.readline()
-            assert "step 12 of 100" in page.read_text()
-        finally:
-            process.terminate()
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_is_shown_as_it_is(tmp_path, capsys, name):
+    """On the page, in figures and on the terminal; what does not print is escaped."""
+    principles = [{"principle": name, "chosen_score": 1.0, "rejected_score": 0.5}]
+    rows = [row | {"scores_by_principle": principles} for row in pair_rows(40)]
+    scores = write(tmp_path / "a.jsonl", rows)
+    assert report(tmp_path / "one", f"{name}={scores}") == 0
+    assert report(tmp_path / "two", f"{name}={scores}", f"b{name}={scores}") == 0
+    printed = capsys.readouterr().out
+    assert shown(f"b{name}") in printed and all(c.isprintable() or c == "\n" for c in printed)
+    for folder, heading in (("one", name), ("two", "Reward model report")):
+        page = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(
+            (tmp_path / folder / "report.html").read_text()
+        )
+        assert page.find(".//h1").text == page.find(".//title").text == shown(heading)
+        assert not list(page.iter("script"))
+        assert f"By “{shown(name)}”: accuracy" in [e.text for e in page.iter("th")]
+    assert [h.find("i").tail for h in page.find(".//thead").iter("th")] == [shown(name), shown(f"b{name}")]
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["models"].keys() == {name, f"b{name}"}
+    for figure in ("margins", "calibration", "prior"):
+        texts = svg_texts(tmp_path / "two" / f"{figure}.svg")
+        assert {shown(name), shown(f"b{name}")} <= set(texts), figure
+
+
+def test_a_bin_of_three_pairs_does_not_set_the_axis(monkeypatch):
+    """It has an interval, which says how little it says."""
+    from pcrm.report import figures, style
+
+    random = np.random.default_rng(0)
+    sizes = random.uniform(0, 2, 2000)  # confidences up to .9
+    m = np.where(random.random(2000) < scipy.special.expit(sizes), sizes, -sizes)
+    m = np.concatenate([m, [-3.5, -3.5, 3.5]])  # and three of .97, a third of them right
+    drawn = []
+    monkeypatch.setattr(style, "svg", lambda figure, *_: drawn.append(figure))
+    with style.style():
+        figures.calibration({"a": m}, ["a"])
+    ax = drawn[0].axes[1]
+    assert ax.get_ylim()[0] > 0.4
+    (intervals,) = ax.collections
+    count, confidence, accuracy, low, high = statistics.reliability(m)
+    assert (count[-1], accuracy[-1]) == (3, pytest.approx(1 / 3))
+    ends = [segment.tolist() for segment in intervals.get_segments()]
+    assert ends[-1] == pytest.approx(np.array([[confidence[-1], low[-1]], [confidence[-1], high[-1]]]))
+    assert len(ends) == (count > 0).sum()

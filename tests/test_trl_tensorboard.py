@@ -138,6 +138,18 @@ def test_they_move_with_training(kind, make, rows, tmp_path):
     assert means[0] != pytest.approx(means[-1], rel=1e-2)
 
 
+def test_the_curves_of_a_run_are_scalars(kind, make, rows, tmp_path):
+    """What TRL logs and what we log, for training and evaluation: no page of our own draws them."""
+    data = FORMATS["plain"](rows)
+    make(data, eval_data=data.select(range(4)), max_steps=2, logging_steps=1, eval_strategy="steps", **LOGGED).train()
+    (file,) = (tmp_path / "out").rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file)).Reload()
+    margin = "margin" if kind == "reward" else "rewards/margins"
+    for name in ("loss", margin, "pcrm/delta", "pcrm/violation"):
+        assert [e.step for e in events.Scalars(f"train/{name}")] == [1, 2], name
+        assert f"eval/{name}" in events.Tags()["scalars"], name
+
+
 def test_several_evaluation_sets_and_a_prediction_between(kind, make, rows, tmp_path):
     data = FORMATS["plain"](rows)
     parts = {"short": data.select(range(4)), "long_one": data.select(range(6))}

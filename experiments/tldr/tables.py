@@ -81,7 +81,7 @@ class Run:
     def columns(self, sample: NDArray[np.int64], pairs: NDArray[np.int64], responses: NDArray[np.int64]) -> list[float]:
         """In the order of COLUMNS; `sample` are posts, `pairs` and `responses` all that they have."""
         margins = self.margins[pairs]
-        share, confidence, right = statistics.reliability(margins)
+        share, confidence, right, *_ = statistics.reliability(margins)
         kl, proxy, rating = self.curves[sample].mean(0)
         at = np.log(COEFFICIENTS[::-1])
 

@@ -32,18 +32,35 @@ func brier(m float64) float64 {
 	return q * q
 }
 
+// NLL is the mean of -log P with P = sigmoid(m), in nats: log 2 for margins of 0, 0 for
+// large ones, and as large as they are on the wrong side. NaN for no margins.
+func NLL(margins []float64) float64 {
+	sum := 0.0
+	for _, m := range margins {
+		sum += nll(m)
+	}
+	return sum / float64(len(margins))
+}
+
+// nll is log(1 + exp(-m)), without overflow.
+func nll(m float64) float64 {
+	return max(-m, 0) + math.Log1p(math.Exp(-math.Abs(m)))
+}
+
 // ReliabilityBins is how many equal parts [0.5, 1] is cut into.
 const ReliabilityBins = 10
 
 // A Bin is one part of a reliability diagram.
 type Bin struct {
 	Count      int
-	Confidence float64 // the mean of max(P, 1-P); NaN for no pairs
-	Accuracy   float64 // the share of pairs whose margin is greater than 0; NaN for no pairs
+	Confidence float64 // the mean of max(P, 1-P)
+	Accuracy   float64 // the share of pairs whose margin is greater than 0
+	Low, High  float64 // Wilson's 95% interval of the accuracy
 }
 
 // Reliability sorts margins by confidence max(P, 1-P) into [ReliabilityBins] equal
-// bins of [0.5, 1]; each but the last is open on the right.
+// bins of [0.5, 1]; each but the last is open on the right. The numbers of a bin
+// without pairs are NaN.
 func Reliability(margins []float64) [ReliabilityBins]Bin {
 	var sums binSums
 	for _, m := range margins {
@@ -57,8 +74,9 @@ func Reliability(margins []float64) [ReliabilityBins]Bin {
 //
 //	sum over the bins of |accuracy - confidence| count / n
 //
-// in [0, 1]; NaN for no pairs. It is biased upwards by the noise of each bin's
-// accuracy, by about 0.4/sqrt(n/10) where all bins hold as many.
+// in [0, 1]; NaN for no pairs. It is the plug-in estimate, biased upward by the noise of
+// each bin's accuracy: by about 0.4/sqrt(n/10) for a calibrated model where all bins hold
+// equally many pairs. [CalibrationError] corrects this.
 func ECE(bins [ReliabilityBins]Bin) float64 {
 	total, gap := 0, 0.0
 	for _, b := range bins {
@@ -90,9 +108,19 @@ func (s *binSums) add(bin uint8, confidence float64, correct bool) {
 func (s *binSums) bins() (bins [ReliabilityBins]Bin) {
 	for i := range bins {
 		n := float64(s.count[i])
-		bins[i] = Bin{s.count[i], s.confidence[i] / n, float64(s.correct[i]) / n}
+		accuracy := float64(s.correct[i]) / n
+		low, high := wilson(accuracy, n)
+		bins[i] = Bin{s.count[i], s.confidence[i] / n, accuracy, low, high}
 	}
 	return bins
+}
+
+// wilson is the 95% interval of a share of n.
+func wilson(share, n float64) (low, high float64) {
+	z := math.Sqrt2 * math.Erfinv(Level)
+	center := (share + z*z/(2*n)) / (1 + z*z/n)
+	half := z / (1 + z*z/n) * math.Sqrt(share*(1-share)/n+z*z/(4*n*n))
+	return max(center-half, 0), min(center+half, 1)
 }
 
 // Temperature is the T > 0 that makes the mean of -log sigmoid(m/T) least: dividing

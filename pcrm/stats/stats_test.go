@@ -30,27 +30,28 @@ func same(t *testing.T, want, got, tolerance float64, name string) {
 func TestCalibration(t *testing.T) {
 	log3 := math.Log(3) // sigmoid is 3/4
 	for _, c := range []struct {
-		name                              string
-		margins                           []float64
-		accuracy, brier, ece, temperature float64
+		name                                   string
+		margins                                []float64
+		accuracy, brier, nll, ece, temperature float64
 	}{
-		{"half right at 3/4", []float64{log3, -log3}, 0.5, (1./16 + 9./16) / 2, 0.25, inf},
-		{"calibrated", []float64{log3, log3, log3, -log3}, 0.75, (3./16 + 9./16) / 4, 0, 1},
+		{"half right at 3/4", []float64{log3, -log3}, 0.5, (1./16 + 9./16) / 2, (math.Log(4./3) + math.Log(4)) / 2, 0.25, inf},
+		{"calibrated", []float64{log3, log3, log3, -log3}, 0.75, (3./16 + 9./16) / 4, (3*math.Log(4./3) + math.Log(4)) / 4, 0, 1},
 		// At 9/10 a temperature of 2 gives 3/4.
-		{"twice too sure", []float64{2 * log3, 2 * log3, 2 * log3, -2 * log3}, 0.75, (3./100 + 81./100) / 4, 0.15, 2},
-		{"ties are not right", []float64{0, 0}, 0, 0.25, 0.5, inf},
-		{"all right", []float64{1, 0}, 0.5, (math.Pow(1/(1+math.E), 2) + 0.25) / 2, (0.5 + 1/(1+math.E)) / 2, 0},
-		{"sure and wrong", []float64{-1000}, 0, 1, 1, inf},
-		{"extreme", []float64{1e300, -1e-300}, 0.5, 0.125, 0.25, nan},
+		{"twice too sure", []float64{2 * log3, 2 * log3, 2 * log3, -2 * log3}, 0.75, (3./100 + 81./100) / 4, (3*math.Log(10./9) + math.Log(10)) / 4, 0.15, 2},
+		{"ties are not right", []float64{0, 0}, 0, 0.25, math.Ln2, 0.5, inf},
+		{"all right", []float64{1, 0}, 0.5, (math.Pow(1/(1+math.E), 2) + 0.25) / 2, (math.Log1p(math.Exp(-1)) + math.Ln2) / 2, (0.5 + 1/(1+math.E)) / 2, 0},
+		{"sure and wrong", []float64{-1000}, 0, 1, 1000, 1, inf},
+		{"extreme", []float64{1e300, -1e-300}, 0.5, 0.125, math.Ln2 / 2, 0.25, nan},
 	} {
 		same(t, c.accuracy, Accuracy(c.margins), 0, c.name)
 		same(t, c.brier, Brier(c.margins), 1e-15, c.name)
+		same(t, c.nll, NLL(c.margins), 1e-15, c.name)
 		same(t, c.ece, ECE(Reliability(c.margins)), 1e-15, c.name)
 		if !math.IsNaN(c.temperature) {
 			same(t, c.temperature, Temperature(c.margins), 1e-12, c.name)
 		}
 	}
-	for _, f := range []func([]float64) float64{Accuracy, Brier, Temperature} {
+	for _, f := range []func([]float64) float64{Accuracy, Brier, NLL, Temperature} {
 		assert.True(t, math.IsNaN(f(nil)))
 	}
 	assert.True(t, math.IsNaN(ECE(Reliability(nil))))
@@ -65,7 +66,9 @@ func TestReliability(t *testing.T) {
 	assert.Equal(t, 0.5, bins[0].Accuracy)
 	assert.Equal(t, 1, bins[1].Count)
 	assert.Equal(t, 0.0, bins[1].Accuracy)
-	assert.Equal(t, Bin{1, 1, 1}, bins[9])
+	// Wilson's interval of one of one begins at 1/(1 + 1.96^2).
+	assert.InDelta(t, 0.20654931, bins[9].Low, 1e-8)
+	assert.Equal(t, Bin{1, 1, 1, bins[9].Low, 1}, bins[9])
 	assert.True(t, math.IsNaN(bins[5].Accuracy) && math.IsNaN(bins[5].Confidence))
 }
 
@@ -340,11 +343,17 @@ func TestPairs(t *testing.T) {
 		"margin/mean": 4.25, "margin/sd": math.Sqrt((7.75*7.75 + 1.75*1.75 + 3.25*3.25 + 6.25*6.25) / 4),
 		"margin/share_over_5": 0.5, "margin/share_over_10": 0.25, "margin/quantiles/0.5": 3.5,
 		"residual/mean": (7 + 1 + 0 - 3) / 4., "violation_rate": 0.25,
-		"ece": ECE(Reliability(margins)), "brier": Brier(margins), "temperature": Temperature(margins),
+		"ece_plugin": ECE(Reliability(margins)), "nll": NLL(margins),
+		"brier": Brier(margins), "temperature": Temperature(margins),
 	} {
 		assert.InDelta(t, want, e[key].Value, 1e-12, key)
+		if key == "ece_plugin" {
+			assert.Equal(t, []float64{-inf, inf}, []float64{e[key].Low, e[key].High}, "no interval of it would cover")
+		}
 		assert.LessOrEqual(t, e[key].Low, e[key].High, key)
 	}
+	value, low, high := CalibrationError(Reliability(margins))
+	assert.Equal(t, Estimate{"ece", value, low, high}, e["ece"])
 	s, _ := Spearman(margins, []float64{1, -1, 0, 3})
 	assert.InDelta(t, s, e["spearman_margin_length_difference"].Value, 1e-15)
 

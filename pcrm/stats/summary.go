@@ -6,12 +6,13 @@ import (
 	"slices"
 )
 
-// An Estimate is a number of a report with its 95% bootstrap interval.
+// An Estimate is a number of a report with its 95% interval, which is the bootstrap's
+// unless its documentation says otherwise.
 type Estimate struct {
 	// Key is its name in summary.json; a slash goes into an object: "margin/mean".
 	Key       string
 	Value     float64
-	Low, High float64 // may be infinite
+	Low, High float64 // may be infinite; both are where nothing is known of the error
 }
 
 // MarginQuantiles are those of a report.
@@ -24,7 +25,9 @@ var MarginQuantiles = []float64{0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99}
 //	accuracy_shorter_chosen          ... whose chosen response is shorter
 //	margin/mean, sd, quantiles/0.5   of m; the standard deviation divides by n
 //	margin/share_over_5, _10         share of m > 5 and of m > 10
-//	ece, brier, temperature          see [ECE], [Brier], [Temperature]
+//	ece                              see [CalibrationError], which has its own interval
+//	ece_plugin                       see [ECE]; its interval is infinite
+//	nll, brier, temperature          see [NLL], [Brier], [Temperature]
 //	spearman_margin_length_difference  of m with the length of chosen less that of rejected
 //	residual/mean, sd                of m - delta/2
 //	violation_rate                   share of m > delta
@@ -60,12 +63,16 @@ func Pairs(margins, difference, delta []float64) ([]Estimate, error) {
 	keys = append(keys, "spearman_margin_length_difference")
 	p := newPairs(margins, difference, delta)
 	values, low, high := onSample(len(keys), len(margins), len(margins), p.statistic)
-	return estimates(keys, values, low, high), nil
+	bins := Reliability(margins)
+	ece := Estimate{Key: "ece"}
+	ece.Value, ece.Low, ece.High = CalibrationError(bins)
+	plugIn := Estimate{Key: "ece_plugin", Value: ECE(bins), Low: math.Inf(-1), High: math.Inf(1)}
+	return append(estimates(keys, values, low, high), ece, plugIn), nil
 }
 
 // pairKeys are in the order in which statistic puts them; quantiles and the correlation follow.
 var pairKeys = []string{"accuracy", "accuracy_longer_chosen", "accuracy_shorter_chosen",
-	"margin/mean", "margin/sd", "margin/share_over_5", "margin/share_over_10", "ece", "brier", "temperature",
+	"margin/mean", "margin/sd", "margin/share_over_5", "margin/share_over_10", "nll", "brier", "temperature",
 	"residual/mean", "residual/sd", "violation_rate"}
 
 // estimates leaves out what is not defined.
@@ -82,11 +89,10 @@ func estimates(keys []string, values, low, high []float64) []Estimate {
 // pair is all that resamples need of one pair, side by side: they read pairs at random
 // places, and what is farther apart than a cache line is waited for once more.
 type pair struct {
-	margin, residual, confidence, brier float64
-	code, difference                    uint32
-	bin                                 uint8
-	longer                              int8 // the sign of the difference of the lengths
-	over                                bool // the margin is over delta
+	margin, residual, nll, brier float64
+	code, difference             uint32
+	longer                       int8 // the sign of the difference of the lengths
+	over                         bool // the margin is over delta
 }
 
 type pairs struct {
@@ -104,8 +110,7 @@ func newPairs(margins, difference, delta []float64) *pairs {
 	}
 	code := codes(margins)
 	for i, m := range margins {
-		confidence := sigmoid(math.Abs(m))
-		p.pairs[i] = pair{margin: m, confidence: confidence, brier: brier(m), code: code[i], bin: binOf(confidence)}
+		p.pairs[i] = pair{margin: m, nll: nll(m), brier: brier(m), code: code[i]}
 	}
 	if p.hasDifference {
 		code = codes(difference)
@@ -142,13 +147,12 @@ func (p *pairs) statistic() statistic {
 		code, difference = resize(code, n), resize(difference, n)
 		var right, over5, over10, over int
 		var ofSign, rightOfSign [3]int // by the sign of the difference + 1
-		var brier float64
-		var sums binSums
+		var nll, brier float64
 		for j, i := range units {
 			v := &p.pairs[i]
 			margin[j], residual[j], code[j], difference[j] = v.margin, v.residual, v.code, v.difference
 			correct := v.margin > 0
-			sums.add(v.bin, v.confidence, correct)
+			nll += v.nll
 			brier += v.brier
 			ofSign[v.longer+1]++
 			if correct {
@@ -174,7 +178,7 @@ func (p *pairs) statistic() statistic {
 			put(math.NaN(), math.NaN())
 		}
 		put(meanSD(margin))
-		put(share(over5, n), share(over10, n), ECE(sums.bins()), brier/float64(n))
+		put(share(over5, n), share(over10, n), nll/float64(n), brier/float64(n))
 		put(1 / inverseTemperature(margin, p.inverseTemperature))
 		if p.hasResidual {
 			put(meanSD(residual))

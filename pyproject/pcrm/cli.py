@@ -6,6 +6,8 @@ import importlib
 import os
 import sys
 
+from .names import printable
+
 # What each command is for, and the extra that it needs.
 _COMMANDS = {
     "demo": ("see what the constraint does, in a few minutes", "demo"),
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         if name in _TRAINING and not _is_ours(error):
             raise
         # A file's contents may be in it: what a terminal would obey is escaped.
-        text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(error))
+        text = "\n".join(map(printable, str(error).split("\n")))
         print(f"pcrm {name}: {text}", file=sys.stderr)
     return 1
 

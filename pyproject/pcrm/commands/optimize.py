@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..datafiles import open_source, read_rows
+from ..names import printable
 
 if TYPE_CHECKING:
     from ..optimization.pools import Pools
@@ -43,7 +44,9 @@ def main(argv: list[str]) -> int:
         "--proxy", metavar="MODEL", action="append", default=[], help="a reward model, or NAME=MODEL; any number of times"
     )  # fmt: skip
     parser.add_argument(
-        "--gold", metavar="MODEL", help="a reward model, or the column of gold values: ratings or gold_scores"
+        "--gold",
+        metavar="MODEL",
+        help="gold standard: the column gold_scores or ratings, or a reward model (folder or OWNER/NAME on the hub)",
     )
     parser.add_argument("--split", default="train", help="of a data set that has some (default: %(default)s)")
     parser.add_argument(
@@ -89,8 +92,14 @@ def main(argv: list[str]) -> int:
     from ..optimization.pools import GOLD_COLUMNS
 
     gold_model = args.gold is not None and args.gold not in GOLD_COLUMNS
+    # A model's name on the hub has a slash: this is more likely a misspelled column.
+    if gold_model and "/" not in args.gold and not os.path.isdir(args.gold):
+        parser.error(
+            f"--gold must be a column ({' or '.join(GOLD_COLUMNS)}), a folder of a reward model or the name of one "
+            f"on the hub (OWNER/NAME), got {args.gold!r}"
+        )
     if gold_model and not args.proxy:
-        parser.error("--gold MODEL goes with --proxy: scored pools have gold_scores or ratings")
+        parser.error(f"--gold MODEL requires --proxy: scored pools already have {' or '.join(GOLD_COLUMNS)}")
     if args.policy and not gold_model:
         parser.error("--policy needs --gold MODEL: what it samples has no ratings")
 
@@ -107,8 +116,8 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("pcrm optimize: interrupted; the same command goes on", file=sys.stderr)
         return 130
-    print(f"{args.out}: optimize.html, summary.json and the figures")
-    print("\n".join(summary.lines(found)))
+    print(f"Wrote optimize.html, summary.json and the figures to {printable(args.out)}")
+    print("\n".join(map(printable, summary.lines(found))))
     return 0
 
 

@@ -16,7 +16,8 @@ def calibration_error(margin: np.ndarray) -> float:
     """Expected calibration error of P(chosen preferred) = sigmoid(margin), in [0, 1].
 
     Ten equal bins of the confidence max(P, 1 - P) over [0.5, 1]; in each, mean confidence
-    against the share of pairs whose preferred response scores higher.
+    against the share of pairs whose preferred response scores higher. This is the plug-in
+    estimate, which is biased upward on few pairs.
     """
     confidence = 1 / (1 + np.exp(-np.abs(margin)))
     correct = margin > 0
@@ -69,7 +70,7 @@ LABELS = {
     "margin_sd": "margin, sd",
     "margin_p95": "margin, 95th percentile",
     "share_over_ceiling": "share over the ceiling",
-    "ece": "expected calibration error",
+    "ece": "calibration error, plug-in",
     "spearman_rating": "Spearman with the true reward",
 }
 

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from ..names import printable
 from ..scoring import identity_of
 from ..tokens import load_tokenizer
 from .pools import made
@@ -293,7 +294,9 @@ class _Recorder(TrainerCallback, ExportableState):
         return proxy.tolist()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit=" steps", disable=None)
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc=printable(self.name), unit=" steps", disable=None
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         last = self.rows[-1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import math
 import os
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import __version__
+from ..names import printable
 from ..report import figures, page, style
 from ..report.figures import Figure
 from ..report.statistics import Floats
@@ -129,8 +132,9 @@ def write(
         subtitle=" · ".join(lines(summary)),
         columns=list(analyzed),
         rows=_rows(analyzed),
-        note="In brackets 95% bootstrap intervals, which resample prompts. Gains are over the reference policy.",
+        note="In brackets: 95% bootstrap intervals, which resample prompts. Gains are over the reference policy.",
         figures=pictures,
+        figures_first=True,
         footer=f"pcrm {__version__} · {_contents(models)}",
     )
     (folder / "optimize.html").write_text(html, encoding="utf-8")
@@ -278,8 +282,10 @@ def _csv(runs: dict[str, Run]) -> str:
     rows = [["proxy", *keys]]
     for name, run in runs.items():
         for step in run.steps:
-            rows.append([name, *("" if (v := getattr(step, k)) is None else str(v) for k in keys)])
-    return "".join(",".join(f'"{c}"' if "," in c else c for c in row) + "\n" for row in rows)
+            rows.append([printable(name), *("" if (v := getattr(step, k)) is None else str(v) for k in keys)])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def _contents(models: Sequence[Pools]) -> str:

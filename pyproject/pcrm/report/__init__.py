@@ -4,5 +4,4 @@ reading     score files into arrays
 statistics  numbers of arrays, which Go computes
 figures     pictures of both, as SVG
 page        the self-contained report.html
-live        the metrics of a run that is going on
 """

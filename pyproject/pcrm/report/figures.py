@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.ticker import NullLocator
 
 from ..settings import Constraint
@@ -20,6 +21,9 @@ from .statistics import Floats
 # Beyond so many points a cloud hides its own density, and an SVG of it is large.
 _POINTS = 3000
 
+# Of the pairs. At least one of ten bins has a tenth.
+_SHARE_OF_A_BIN = 0.02
+
 
 @dataclass
 class Figure:
@@ -28,7 +32,7 @@ class Figure:
     name: str
     title: str
     caption: str
-    svg: str
+    svg: Markup
     wide: bool = True
 
 
@@ -73,13 +77,16 @@ def calibration(models: dict[str, Floats], order: list[str]) -> Figure | None:
     lowest = 0.45
     for name, m in models.items():
         i = order.index(name)
-        count, confidence, accuracy = statistics.reliability(m)
+        count, confidence, accuracy, low, high = statistics.reliability(m)
         seen = count > 0
         ax.plot(
             confidence[seen], accuracy[seen], style.line(i), color=style.color(i), marker="o", markersize=3.5, zorder=3
         )
+        ax.vlines(confidence[seen], low[seen], high[seen], color=style.color(i), linewidth=0.9, alpha=0.6, zorder=2)
         _steps(top, np.linspace(0.5, 1, 11), count / len(m), i, filled=len(models) == 1)
-        lowest = min(lowest, float(accuracy[seen].min()) - 0.03)
+        # A bin of a few pairs may have any accuracy. Its interval shows that; the axis is for the others.
+        known = seen & (count >= _SHARE_OF_A_BIN * len(m))
+        lowest = min(lowest, float(accuracy[known].min()) - 0.03)
     ax.set_xlim(0.5, 1.005)
     ax.set_ylim(max(lowest, -0.02), 1.02)
     ax.set_xlabel("confidence: max(P, 1 \N{MINUS SIGN} P), P = sigmoid(margin)")
@@ -94,8 +101,8 @@ def calibration(models: dict[str, Floats], order: list[str]) -> Figure | None:
     return Figure(
         "calibration",
         "Calibration",
-        "Accuracy in ten equal bins of confidence. On the line a model is right as often as it says; "
-        "below it, it is too sure of itself. Above: the share of pairs in each bin.",
+        "Accuracy in ten equal bins of confidence, with 95% intervals. On the line a model is right as often as it "
+        "says; below it, it is too sure of itself. Above: the share of pairs in each bin.",
         style.svg(figure, "calibration", "Reliability diagram"),
         wide=False,
     )
@@ -204,20 +211,6 @@ def rankings(models: dict[str, tuple[Floats, Floats]], order: list[str]) -> Figu
         f"Of {' to '.join(dict.fromkeys(f'{p:,}' for p in (prompts[0], prompts[-1])))} prompts; the triangles are the means.",
         style.svg(figure, "rankings", "Rank correlation by prompt"),
     )
-
-
-def series(name: str, lines: dict[str, tuple[Floats, Floats]], label: str) -> Figure:
-    """A metric of a run over its steps, a line a part of the data."""
-    figure, ax = style.figure(0.5, 2.2)
-    for i, (part, (steps, values)) in enumerate(lines.items()):
-        marker = "o" if len(steps) < 30 else ""
-        ax.plot(steps, values, color=style.color(i), marker=marker, markersize=3, label=part)
-    ax.set_xlabel("step")
-    ax.margins(x=0.02)
-    ax.grid(axis="y")
-    if len(lines) > 1:
-        _legend(figure, list(lines), list(lines))
-    return Figure(name, label, "", style.svg(figure, name, label), wide=False)
 
 
 def policies(

@@ -16,7 +16,7 @@ from .. import backends
 
 Floats = NDArray[np.float64]
 
-# The value and its 95% interval, an end of which may be None where it is infinite.
+# The value and its 95% interval. An infinite end is None; both are None where there is no interval.
 Estimates = dict[str, tuple[float, float | None, float | None]]
 
 
@@ -44,16 +44,24 @@ def histogram(x: Floats, bins: int, low: float, high: float) -> NDArray[np.int64
     return dst
 
 
-def reliability(margins: Floats) -> tuple[Floats, Floats, Floats]:
+def reliability(margins: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats]:
     """Ten equal bins of the confidence max(P, 1 - P) over [0.5, 1], P = sigmoid(margin).
 
     Returns:
-        The pairs in each bin, their mean confidence and the share of them whose margin is
-        greater than 0; shape (10,) each, NaN for a bin without pairs.
+        The number of pairs in each bin, their mean confidence, the share of them whose margin
+        is greater than 0 and the ends of its 95% interval; shape (10,) each, NaN for a bin
+        without pairs.
     """
-    dst = np.empty((3, 10))
+    dst = np.empty((5, 10))
     _call("Reliability", len(margins), dst, margins)
-    return dst[0], dst[1], dst[2]
+    return dst[0], dst[1], dst[2], dst[3], dst[4]
+
+
+def calibration_error(margins: Floats) -> tuple[float, float, float]:
+    """The expected calibration error, corrected for its bias, and the ends of its 95% interval; NaN for no margins."""
+    dst = np.empty(3)
+    _call("CalibrationError", len(margins), dst, margins)
+    return float(dst[0]), float(dst[1]), float(dst[2])
 
 
 def lowess(x: Floats, y: Floats, *, frac: float = 2 / 3, iterations: int = 3, delta: float = 0.0) -> Floats:

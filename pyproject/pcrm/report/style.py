@@ -15,6 +15,10 @@ import matplotlib
 matplotlib.use("Agg")  # no display is needed, and none may be there
 
 import matplotlib.pyplot as plt
+from markupsafe import Markup, escape
+from matplotlib.text import Text
+
+from ..names import printable
 
 # Light and dark. Inks are of text, of what recedes, of rules and of the page.
 INK, MUTED, RULE, PAPER = "#24292f", "#6b7480", "#d5dae0", "#ffffff"
@@ -52,6 +56,7 @@ _RC: Any = {
     "axes.facecolor": "none",
     "figure.facecolor": PAPER,
     "text.color": INK,
+    "text.parse_math": False,  # names may have a $ in them
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -94,13 +99,15 @@ DARK_CSS = "".join(
 _STANDALONE = f"<style>@media screen and (prefers-color-scheme: dark){{{DARK_CSS}}}</style>"
 
 
-def svg(figure: Any, name: str, title: str) -> str:
-    """A figure as the text of an SVG element, and nothing of it left behind.
+def svg(figure: Any, name: str, title: str) -> Markup:
+    """A figure as an SVG element, closed afterwards.
 
     Args:
         name: Put before the element's ids, so that several can be in one page.
         title: What a screen reader says.
     """
+    for text in figure.findobj(Text):
+        text.set_text(printable(text.get_text()))
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -108,21 +115,26 @@ def svg(figure: Any, name: str, title: str) -> str:
     text = out.getvalue()
     text = text[text.index("<svg") :].rstrip()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
-    text = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', text)
-    text = re.sub(r'href="#', f'href="#{name}-', text)
-    text = re.sub(r"url\(#", f"url(#{name}-", text)
-    # The family that the viewer has; matplotlib writes a list of what it looked for.
-    text = re.sub(r"(font: [^;\"]*?\d+(?:\.\d+)?px) [^;\"]*", r"\1 system-ui, sans-serif", text)
-    text = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", text)
+
+    def tag(match: re.Match[str]) -> str:
+        text = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', match[0])
+        text = re.sub(r'href="#', f'href="#{name}-', text)
+        text = re.sub(r"url\(#", f"url(#{name}-", text)
+        # The family that the viewer has; matplotlib writes a list of what it looked for.
+        text = re.sub(r"(font: [^;\"]*?\d+(?:\.\d+)?px) [^;\"]*", r"\1 system-ui, sans-serif", text)
+        return re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", text)
+
+    text = re.sub(r"<[^>]*>", tag, text)  # and not in the texts between tags, which may be names
     # The page decides on the size; the view box keeps the proportions.
     head, rest = text.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
-    return f'{head} role="img" aria-labelledby="{name}-title"><title id="{name}-title">{title}</title>{rest}'
+    head += f' role="img" aria-labelledby="{name}-title"><title id="{name}-title">{escape(title)}</title>'
+    return Markup(head + rest)  # matplotlib has escaped its texts
 
 
 def standalone(svg: str) -> str:
     """The same as a file of its own."""
-    head, rest = svg.split(">", 1)
+    head, rest = str(svg).split(">", 1)
     x, y, width, height = re.search(r'viewBox="([^"]*)"', head)[1].split()  # pyright: ignore[reportOptionalSubscript]
     del x, y
     return f'<?xml version="1.0" encoding="utf-8"?>\n{head} width="{width}pt" height="{height}pt">{_STANDALONE}{rest}\n'

@@ -22,7 +22,7 @@ _LABELS: dict[str, str | None] = {
     "accuracy_longer_chosen": "… where the chosen response is longer",
     "accuracy_shorter_chosen": "… where it is shorter",
     "accuracy_calibrated": "… by calibrated scores",
-    "flip_rate": "Pairs that calibration turns",
+    "flip_rate": "Pairs whose order calibration changes",
     "-margin": None,
     "margin/mean": "Margin, mean",
     "margin/sd": "Margin, standard deviation",
@@ -32,6 +32,8 @@ _LABELS: dict[str, str | None] = {
     "margin/share_over_10": "Margins over 10",
     "-calibration": None,
     "ece": "Calibration error (ECE)",
+    "ece_plugin": "… plug-in estimate, biased upward",
+    "nll": "Negative log-likelihood (NLL)",
     "brier": "Brier score",
     "temperature": "Temperature",
     "-length": None,
@@ -61,18 +63,18 @@ _PERCENT = (
 )
 
 
-def write(models: list[Scores], out: str | os.PathLike[str], constraint: Constraint | None = None) -> dict[str, Any]:
-    """Write summary.json, report.html and the figures as SVG into a folder, which is made.
+def write(models: list[Scores], out: str | os.PathLike[str], constraint: Constraint | None = None) -> str:
+    """Write summary.json, report.html and the figures as SVG into a folder, which is created.
 
     Args:
         models: At least one, as `reading.read` gives them.
         constraint: Gives the target curve, the residuals and the violation rate.
 
     Returns:
-        What summary.json holds: the keys of docs/report.md for one model, else {"models": {name: keys}}.
+        The table of the numbers as text.
 
     Raises:
-        ValueError: the constraint is random, which is no function of a prior.
+        ValueError: the constraint is random, so it is not a function of a prior.
         OSError: the folder cannot be written.
     """
     if constraint is not None and constraint.is_random:
@@ -95,18 +97,20 @@ def write(models: list[Scores], out: str | os.PathLike[str], constraint: Constra
     folder.mkdir(parents=True, exist_ok=True)
     for f in pictures:
         (folder / f"{f.name}.svg").write_text(style.standalone(f.svg), encoding="utf-8")
+    rows = [*_rows(estimates), *_principle_rows(principles)]
     html = page.render(
         title="Reward model report" if len(models) > 1 else models[0].name,
         subtitle=_contents(models),
         columns=list(estimates),
-        rows=[*_rows(estimates), *_principle_rows(principles)],
-        note="In brackets 95% bootstrap intervals: of pairs, and for the rank correlations of prompts.",
+        rows=rows,
+        note="In brackets: 95% intervals. Those of the calibration error invert a test, the others are bootstrap "
+        "intervals over pairs, or over prompts for the rank correlations with ratings.",
         figures=pictures,
         footer=f"pcrm {__version__}" + (f" · {constraint!r}" if constraint is not None else ""),
     )
     (folder / "report.html").write_text(html, encoding="utf-8")
     (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return summary
+    return page.text(list(estimates), rows)
 
 
 def _estimates(m: Scores, constraint: Constraint | None, by_prompt: dict[str, Any]) -> Estimates:
@@ -184,7 +188,7 @@ def _cell(key: str, estimate: tuple[float, float | None, float | None] | None) -
         return (f"{round(100 * x, 1) + 0:.1f}%" if percent else f"{round(x, 3) + 0:.3f}").replace("-", "\N{MINUS SIGN}")
 
     value, low, high = map(text, estimate)
-    return value, f"[{low}, {high}]"
+    return value, "" if estimate[1:] == (None, None) else f"[{low}, {high}]"
 
 
 def _contents(models: list[Scores]) -> str:
