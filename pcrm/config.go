@@ -104,6 +104,8 @@ func LoadConfig(path string) (Config, error) {
 // it is the one of AlpacaFarm for the prior. The priors "lexical" and "column" have
 // no published setting and need all three betas.
 //
+// A UTF-8 byte order mark at the start is ignored.
+//
 // Errors, each wrapping an [*ArgumentError] and beginning with name and line: a
 // document over 16 KiB or that is no TOML, an unknown key, a value of the wrong type or out of
 // range, a preset of another prior, and settings that the prior or the form has no
@@ -113,6 +115,7 @@ func ParseConfig(name string, data []byte) (Config, error) {
 		line := 1 + bytes.Count(data[:maxConfig], []byte("\n"))
 		return Config{}, atLine(name, line, argErr("TOML", -1, "is longer than %d bytes", maxConfig))
 	}
+	data = bytes.TrimPrefix(data, []byte("\ufeff")) // of an editor; TOML has no use for it
 	var s document
 	s.Loss.Form, s.DPO.Beta = "pair", 0.1
 	if err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&s); err != nil {
