@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
 
 import torch
@@ -146,9 +147,9 @@ def prior_tensor(column: Iterable[Any]) -> torch.Tensor:
     for i, value in enumerate(column):
         # A data set in the format of NumPy or torch gives scalars of theirs.
         number = value.item() if getattr(value, "ndim", None) == 0 else value
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
+        if isinstance(number, bool) or not isinstance(number, (int, float, Decimal)):
             raise TypeError(f"prior[{i}] is {value!r}, must be a number in [0, 1]")
-        numbers.append(number)
+        numbers.append(float(number))
     prior = torch.tensor(numbers, dtype=torch.float32)
     check_similarities(prior, "prior")
     return prior
