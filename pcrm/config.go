@@ -91,7 +91,7 @@ func LoadConfigFor(task Task, path string) (Config, error) {
 //	[dpo]
 //	beta = 0.1
 //
-// name appears in errors. Each error wraps an [*ArgumentError] and begins with name and
+// A UTF-8 byte order mark at the start is ignored. name appears in errors. Each error wraps an [*ArgumentError] and begins with name and
 // line: a document over 16 KiB, malformed TOML, an unknown key, a value of the wrong type
 // or out of range, and settings that [Settings.Resolve] refuses or that the form does not use.
 func ParseConfig(task Task, name string, data []byte) (Config, error) {
@@ -99,6 +99,7 @@ func ParseConfig(task Task, name string, data []byte) (Config, error) {
 		line := 1 + bytes.Count(data[:maxConfig], []byte("\n"))
 		return Config{}, atLine(name, line, argErr("TOML", -1, "is longer than %d bytes", maxConfig))
 	}
+	data = bytes.TrimPrefix(data, []byte("\ufeff")) // of an editor; TOML has no use for it
 	var s document
 	s.Loss.Form, s.DPO.Beta = "pair", 0.1
 	if err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&s); err != nil {

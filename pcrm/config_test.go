@@ -38,6 +38,7 @@ func TestParseConfig(t *testing.T) {
 		"[constraint]\nprior = 'cosine'":           with("cosine", curve(20, -15)),
 		"[constraint]\npreset = 'tldr/cosine'":     with("cosine", curve(30, -25)),
 		"[constraint]\nbeta3 = -4":                 with("length_ratio", curve(10, -4)),
+		"\ufeff[constraint]\nbeta3 = -4":           with("length_ratio", curve(10, -4)),
 		"[constraint]\r\nfloor = 1\r\ncap = 9\r\n": with("length_ratio", pcrm.Constraint{Beta1: 10, Beta2: 0.001, Beta3: -5, Floor: 1, Cap: 9}),
 		"[constraint]\nprior = 'lexical'\nbeta1 = 6\nbeta2 = 0.001\nbeta3 = 0": with("lexical", curve(6, 0)),
 		"constraint = {prior = 'column', beta1 = 6, beta2 = 0.001, beta3 = 0}": with("column", curve(6, 0)),
@@ -109,6 +110,13 @@ func TestParseConfigErrors(t *testing.T) {
 		var argument *pcrm.ArgumentError
 		assert.ErrorAs(t, err, &argument, document)
 		assert.Zero(t, got, document)
+	}
+}
+
+func TestErrorsBehindAByteOrderMarkNameTheLine(t *testing.T) {
+	for _, document := range []string{"\ufeff[constraint]\nbeta2 = -1", "\ufeff[constraint]\nbeta4 = 1"} {
+		_, err := pcrm.ParseConfig("pcrm.toml", []byte(document))
+		assert.ErrorContains(t, err, "pcrm.toml:2: constraint.beta", document)
 	}
 }
 

@@ -423,7 +423,7 @@ def child():
             (
                 lambda: [None for _ in read_rows(path)],
                 lambda: reading.read([str(path)]),
-                lambda: fit.similarities(str(path), "train", "s"),
+                lambda: fit.similarities(open_source(path), "s"),
                 lambda: convert(path, "out.jsonl"),
                 lambda: convert(path, "out.parquet"),
             ),

@@ -57,7 +57,8 @@ def test_formats(tmp_path, pairs, small_batches, before, after, capsys):
     assert [list(row) for row in got] == [[*row, "prior"] for row in pairs]
     assert [{k: v for k, v in row.items() if k != "prior"} for row in got] == pairs
     assert np.array([row["prior"] for row in got], np.float32).tobytes() == want.numpy().tobytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([source.name, out.name])
+    record = [] if after == ".parquet" else [f"{out.name}.prior.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([source.name, out.name, *record])
 
 
 def test_lines_keep_all_they_have(tmp_path):
@@ -122,7 +123,7 @@ def test_no_space(tmp_path, pairs):
 
     failed = subprocess.run(argv, capture_output=True, text=True, timeout=60, preexec_fn=limited)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
-    assert f"File too large. What is done is kept: the same command goes on: '{out}'" in failed.stderr
+    assert f"File too large. 400 rows are kept: give the same command again to go on: '{out}'" in failed.stderr
     assert not out.exists() and len(list((tmp_path / "out.jsonl.parts").glob("*.jsonl"))) == 20
     subprocess.run(argv, check=True, timeout=60)
     assert [row["chosen"] for row in read(out)] == [row["chosen"] for row in pairs]
@@ -310,7 +311,7 @@ def test_a_folder_is_replaced_by_its_successor(tmp_path, pairs):
     for n in (30, 20):
         assert main(["prior", str(write(tmp_path / "in.jsonl", pairs[:n])), "--out", str(out)]) == 0
         assert len(read(out)) == n
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out", "out.prior.json"]
 
 
 @pytest.mark.slow

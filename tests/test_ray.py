@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from conftest import ROOT
+from datasets import Dataset, Features, Json
 from pcrm.demo.world import generate
 
 import pcrm
@@ -42,12 +43,20 @@ try:
         # The two are fused: `where` runs where `annotate` did.
         made.append(data.map_batches(annotate, batch_size=8).map_batches(where, batch_size=8).take_all())
     exec(docs)
+    pairs = ray.data.read_parquet("json.parquet").map_batches(pcrm.priors.annotate, batch_format="pyarrow")
+    pairs.write_parquet("json-with-prior")
 finally:
     ray.shutdown()
 json.dump(made, open("made.json", "w"), default=float)
 """
 
 ROWS = [row | {"id": i} for i, row in enumerate(generate(64, seed=4))]
+# Messages whose keys vary, which `datasets` saves as JSON texts.
+VARIED = [
+    {name: [{"role": "user", "content": f"{text} {i}"} | ({"thinking": "t"} if i % 2 else {})] for name, text in texts}
+    for i in range(8)
+    for texts in [(("chosen", "a sunny day"), ("rejected", "a rainy day"))]
+]
 COLUMNS = {name: [row[name] for row in ROWS] for name in ROWS[0]}
 DOCS = re.findall(r"^```python\n([^`]*ray\.data[^`]*)^```$", (ROOT / "docs" / "priors.md").read_text(), flags=re.M)
 
@@ -71,6 +80,7 @@ def folder(tmp_path_factory, settings):
     (folder / "pairs").mkdir()
     for i in range(4):
         pa.parquet.write_table(pa.Table.from_pylist(ROWS[16 * i :][:16]), folder / "pairs" / f"{i}.parquet")
+    Dataset.from_list(VARIED, features=Features(dict.fromkeys(VARIED[0], Json()))).to_parquet(folder / "json.parquet")
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         input=json.dumps([ROWS, [s for s, _ in settings], *DOCS]),
@@ -104,3 +114,10 @@ def test_the_ten_lines_of_the_docs(folder):
     made = pa.parquet.read_table(folder / "pairs-with-prior").sort_by("id")
     assert made["prior"].to_pylist() == pcrm.priors.annotate(COLUMNS, prior="lexical")["prior"]
     assert made.drop_columns("prior").to_pylist() == ROWS
+
+
+def test_json_columns_are_decoded(folder):
+    made = pa.parquet.read_table(folder / "json-with-prior")
+    want = pcrm.priors.annotate({name: [row[name] for row in VARIED] for name in VARIED[0]})["prior"]
+    assert made["prior"].to_pylist() == pytest.approx(want)
+    assert made.schema.field("chosen").type == pa.json_()

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import trl
 import yaml
+from datasets import DatasetDict, load_from_disk
 from safetensors.torch import load_file
 from trainers import FORMATS, SETTINGS, TWO_PROCESSES, launch
 
@@ -119,6 +121,29 @@ def test_a_file_by_name_is_read_as_trl_reads_a_data_set(config, data, tmp_path):
     endless, _ = config("reward", "streamed", datasets=None, max_steps=-1)
     with pytest.raises(ValueError, match="max_steps"):  # what has no length needs
         cli.main(["reward", "--config", endless, "--dataset_name", str(path), "--dataset_streaming", "true"])
+
+
+@pytest.mark.parametrize("parts", [False, True], ids=["one data set", "splits"])
+def test_a_folder_of_save_to_disk_is_read_by_name(config, data, tmp_path, parts):
+    """As `pcrm prior --out FOLDER` writes it; by `datasets` in a YAML file too."""
+    folder = tmp_path / "annotated"
+    assert cli.main(["prior", str(data), "--out", str(folder)]) == 0
+    prior = load_from_disk(str(folder))["prior"][:]
+    asked = {"pcrm_prior": "column", **CONSTRAINT}  # which finds the column or fails
+    if parts:
+        DatasetDict(train=load_from_disk(str(folder)), test=load_from_disk(str(folder))).save_to_disk(
+            tmp_path / "parts"
+        )
+        folder = tmp_path / "parts"
+    load = datasets.load_dataset
+    evaluated = {"eval_strategy": "steps", "eval_steps": 3} | ({} if parts else {"test_split_size": 0.25})
+    file, out = config("reward", "named", datasets=None, **asked, **evaluated)
+    assert cli.main(["reward", "--config", file, "--dataset_name", str(folder)]) == 0
+    assert all(min(prior) <= entry["pcrm/prior"] <= max(prior) for entry in history(out))
+    file, out = config("reward", "mixed", datasets=[{"path": str(folder)}], **asked)
+    assert cli.main(["reward", "--config", file]) == 0
+    assert all(min(prior) <= entry["pcrm/prior"] <= max(prior) for entry in history(out))
+    assert datasets.load_dataset is load
 
 
 def test_a_file_is_split_for_evaluation(config, data, capsys):

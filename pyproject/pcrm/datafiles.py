@@ -5,19 +5,22 @@
     a folder             of `datasets`' save_to_disk; another one as `load_dataset` reads it
     anything else        the name of a data set on the hub, streamed
 
-Errors name the file with the line, or the row from 0 where a file has no lines.
+A UTF-8 byte order mark at the start of a file is ignored. Arrow columns of JSON texts, the feature
+`Json` of `datasets`, have the values of these texts, as the same rows have in JSON Lines. Errors name the file with the line, or the row from 0 where a file has no lines.
 """
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -41,6 +44,9 @@ _LINE_BYTES = _BATCH_BYTES
 # JSON and Arrow know no limit, and Python's is where the stack happens to be. Rows of messages
 # with tool calls have 10.
 _DEPTH = 64
+# Where `shards.Output` leaves how a column `prior` was computed: in Parquet's metadata, else in a
+# file beside the data.
+PRIOR_KEY, PRIOR_SUFFIX = b"pcrm.prior", ".prior.json"
 # What Python's values cannot hold of Arrow's: a date past the year 9999, a struct with a name twice.
 _NO_VALUE = (ValueError, OverflowError, KeyError)
 
@@ -117,6 +123,16 @@ class Source:
         return None
 
     @property
+    def prior(self) -> dict[str, Any] | None:
+        """How the column `prior` was computed, as `pcrm prior` recorded it; None where nothing is recorded.
+
+        Raises:
+            ValueError: There is a record, and it is not a JSON object with a key `prior`.
+        """
+        side = f"{os.path.normpath(self.name)}{PRIOR_SUFFIX}"
+        return _record(Path(side).read_bytes(), side) if os.path.isfile(side) else None
+
+    @property
     def fraction(self) -> float | None:
         """How much of it has been read, about; None where `total` tells."""
         return None
@@ -126,6 +142,16 @@ class Source:
         wherever the first begins. A pass that is slow takes fewer `rows` at a time than others.
         """
         raise NotImplementedError
+
+
+def _record(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        record = text
+    if not isinstance(record, dict) or not isinstance(record.get("prior"), str):
+        raise ValueError(f"{where} must be a JSON object with a key 'prior', got {record!r:.80}")
+    return record
 
 
 class Batch:
@@ -204,6 +230,8 @@ class _JsonLines(Source):
         number = 0
         while line := file.readline(_LINE_BYTES + 1):
             number += 1
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if len(line) > _LINE_BYTES:
                 raise ValueError(f"{self.name}, line {number}: is longer than {_LINE_BYTES} bytes")
             yield line
@@ -299,21 +327,35 @@ class _Lines(Batch):
 
 def _parsed(line: bytes) -> Row | RowError:
     try:
-        row = json.loads(line.decode())
-    except (ValueError, RecursionError) as error:
-        return RowError(f"is not JSON: {error}")
+        row = _loaded(line)
+    except RowError as error:
+        return error
     if not isinstance(row, dict) or not row:
         return RowError(f"is {row!r:.80}, must be an object with keys")
-    if line.count(b"[") + line.count(b"{") > _DEPTH and _is_deep(row):
-        return RowError(f"has lists and objects in each other more than {_DEPTH} deep")
     return row
 
 
-def _is_deep(row: Row) -> bool:
-    level: list[Any] = [row]
+def _loaded(text: bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        RowError: The text is not JSON, or nested more than `_DEPTH` deep.
+    """
+    try:
+        value = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"is not JSON: {error}") from None
+    if text.count(b"[") + text.count(b"{") > _DEPTH and _is_deep(value):
+        raise RowError(f"has lists and objects in each other more than {_DEPTH} deep")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
     for _ in range(_DEPTH):
-        level = [x for v in level for x in (v.values() if isinstance(v, dict) else v) if isinstance(x, (dict, list))]
-    return bool(level)
+        level = [v for v in level if isinstance(v, (dict, list))]
+        level = [x for v in level for x in (v.values() if isinstance(v, dict) else v)]
+    return any(isinstance(v, (dict, list)) for v in level)
 
 
 def _fault(table: pa.Table) -> str | None:
@@ -373,7 +415,7 @@ class _Parquet(_Tables):
         super().__init__(name)
         try:
             self._metadata = pq.read_metadata(name)
-            self._columns = pq.read_schema(name).names
+            self._schema = pq.read_schema(name)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -386,7 +428,12 @@ class _Parquet(_Tables):
 
     @property
     def columns(self) -> list[str] | None:
-        return self._columns
+        return self._schema.names
+
+    @property
+    def prior(self) -> dict[str, Any] | None:
+        text = (self._schema.metadata or {}).get(PRIOR_KEY)
+        return None if text is None else _record(text, f"{self.name}: the metadata {PRIOR_KEY.decode()}")
 
     def tables(self, start: int) -> Iterator[tuple[int, pa.Table]]:
         import pyarrow as pa
@@ -489,38 +536,39 @@ class _Rows(Batch):
         table = self._table
         if columns is not None:
             table = table.select([name for name in table.column_names if name in set(columns)])
-        try:
-            return table.to_pylist()  # pyright: ignore[reportReturnType]
-        except _NO_VALUE:
-            return [_as_row(table.slice(i, 1)) for i in range(len(self))]
+        return rows_of(table)
 
     def original(self, i: int) -> Any:
-        row = _as_row(part := self._table.slice(i, 1))
+        (row,) = rows_of(part := self._table.slice(i, 1))
         return str(part) if isinstance(row, RowError) else row
 
     def table(self, schema: pa.Schema) -> pa.Table | None:
         import pyarrow as pa
 
-        n = self._table.num_rows
+        columns, n = [], self._table.num_rows
         try:
-            return pa.table(
-                [
-                    self._table[f.name].cast(f.type) if f.name in self._table.column_names else pa.nulls(n, f.type)
-                    for f in schema
-                ],
-                schema=schema,
-            )
+            for field in schema:
+                if field.name not in self._table.column_names:
+                    columns.append(pa.nulls(n, field.type))
+                elif _holds(self._table.schema.field(field.name), field.type):
+                    columns.append(self._table[field.name].cast(field.type))
+                else:
+                    return None
+            return pa.table(columns, schema=schema)
         except pa.ArrowException:
             return None
 
     def to_json_lines(self, kept: list[int], columns: Columns) -> bytes:
         lines = []
-        try:
-            for row, *xs in zip(self._kept(kept).to_pylist(), *map(_shortest, columns.values()), strict=True):
+        rows = rows_of(self._kept(kept))
+        for i, row, *xs in zip(kept, rows, *map(_shortest, columns.values()), strict=True):
+            try:
+                if isinstance(row, RowError):
+                    raise row
                 row |= {name: json.loads(x) for name, x in zip(columns, xs, strict=True)}
-                lines.append(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        except (TypeError, *_NO_VALUE) as error:
-            raise ValueError(f"{self.name}: its rows do not fit into JSON: {error}") from None
+                lines.append(json.dumps(row, ensure_ascii=False, default=_exact_float).encode() + b"\n")
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{self.place(i)}: cannot be written as JSON: {error}") from None
         return b"".join(lines)
 
     def to_table(self, kept: list[int], columns: Columns) -> pa.Table:
@@ -532,14 +580,111 @@ class _Rows(Batch):
         return table
 
     def _kept(self, kept: list[int]) -> pa.Table:
-        return self._table if len(kept) == len(self) else self._table.take(kept)
+        import pyarrow as pa
+
+        if len(kept) == len(self):
+            return self._table
+        # Arrow cannot `take` from views or from what holds them, but it can slice and concatenate them.
+        runs = groupby(enumerate(kept), key=lambda x: x[1] - x[0])
+        pieces = [self._table.slice(run[0][1], len(run)) for run in (list(run) for _, run in runs)]
+        return pa.concat_tables([self._table.slice(0, 0), *pieces]).combine_chunks()
 
 
-def _as_row(table: pa.Table) -> Row | RowError:
+def rows_of(table: pa.Table | pa.RecordBatch) -> list[Row | RowError]:
+    """Each row of an Arrow table, or what is wrong with it. The values of JSON texts stand in their places."""
     try:
-        return table.to_pylist()[0]
+        rows: list[Any] = table.to_pylist()
     except _NO_VALUE as error:
-        return RowError(f"has a value that Python has not: {error}")
+        if len(table) == 1:
+            return [RowError(f"has a value that Python has not: {error}")]
+        return [row for i in range(len(table)) for row in rows_of(table.slice(i, 1))]
+    for name, decode in _decoders(table.schema).items():
+        for i, row in enumerate(rows):
+            if not isinstance(row, RowError):
+                try:
+                    row[name] = decode(row[name])
+                except RowError as error:
+                    rows[i] = RowError(f"{name} {error.message}")
+    return rows
+
+
+_Decode = Callable[[Any], Any]
+
+
+def _decoders(fields: Iterable[pa.Field]) -> dict[str, _Decode]:
+    """By the names of the fields that hold JSON texts, at any depth: what turns a Python value of
+    the field into one with the values of these texts.
+    """
+    return {field.name: decode for field in fields if (decode := _decoder(field)) is not None}
+
+
+def _decoder(field: pa.Field) -> _Decode | None:
+    import pyarrow as pa
+
+    kind, types = field.type, pa.types
+    # Before version 19 pyarrow has no such type. The field then says of texts that they are JSON.
+    extension = getattr(kind, "extension_name", None) or (field.metadata or {}).get(b"ARROW:extension:name")
+    if extension in ("arrow.json", b"arrow.json"):
+        decode: _Decode | None = _json_value
+    elif types.is_struct(kind):
+        decode = _of_struct(_decoders(kind.field(i) for i in range(kind.num_fields)))
+    elif types.is_map(kind):
+        decode = _of_map(_decoder(kind.key_field), _decoder(kind.item_field))
+    elif types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+        decode = _decoder(pa.field(field.name, kind.value_type))
+    else:
+        inside = getattr(kind, "value_field", None)  # of the elements of any type of list
+        decode = None if inside is None else _of_list(_decoder(inside))
+    return decode and (lambda x: None if x is None else decode(x))
+
+
+def _json_value(text: str) -> Any:
+    return _loaded(text.encode())
+
+
+def _of_struct(inner: dict[str, _Decode]) -> _Decode | None:
+    return (lambda x: x | {name: decode(x[name]) for name, decode in inner.items()}) if inner else None
+
+
+def _of_map(key: _Decode | None, item: _Decode | None) -> _Decode | None:
+    if key is None and item is None:
+        return None
+    return lambda x: [(key(k) if key else k, item(v) if item else v) for k, v in x]
+
+
+def _of_list(decode: _Decode | None) -> _Decode | None:
+    return decode and (lambda x: [decode(v) for v in x])
+
+
+def _holds(field: pa.Field, wanted: pa.DataType) -> bool:
+    """Whether a field's values are of the wanted kind already, a number or a text, so that a cast
+    changes their type and not what they are. JSON texts, and decimals, whose digits a cast may
+    round otherwise than Python, are not.
+    """
+    import pyarrow as pa
+
+    kind, types = field.type, pa.types
+    if types.is_null(kind):
+        return True
+    if _decoder(field) is not None:
+        return False
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_list(wanted):
+        inside = getattr(kind, "value_field", None)
+        return inside is not None and _holds(inside, wanted.value_type)
+    if types.is_floating(wanted):
+        return types.is_floating(kind) or types.is_integer(kind)
+    if types.is_string(wanted):
+        return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return types.is_struct(wanted) and types.is_struct(kind)
+
+
+def _exact_float(value: Any) -> float:
+    """What `json.dumps` writes for a decimal: the same number as a float, if there is one with these digits."""
+    if isinstance(value, Decimal) and Decimal(repr(number := float(value))) == value:
+        return number
+    raise TypeError(f"{value!r:.80} is not a JSON value")
 
 
 def _shortest(column: Any) -> list[str]:

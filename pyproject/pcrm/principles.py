@@ -182,7 +182,7 @@ def load(path: str | os.PathLike[str]) -> list[Principle]:
         ValueError: it is no such list; the message begins with the file.
     """
     try:
-        return parse(json.loads(Path(path).read_text(encoding="utf-8")))
+        return parse(json.loads(Path(path).read_text(encoding="utf-8-sig")))
     except RowError as error:
         raise ValueError(f"{os.fspath(path)}: {error.message}") from None
     except (ValueError, RecursionError) as error:
@@ -202,7 +202,7 @@ def _parsed(place: str, entry: Any) -> Principle:
             raise RowError(f"{place}.{key} is {entry[key]!r:.80}, must be a text that is not empty")
     score = entry.get("score")
     if score is not None:
-        finite(f"{place}.score", score)
+        score = finite(f"{place}.score", score)
     return Principle(entry["text"], entry.get("name", entry["text"]), entry.get("negation"), score)
 
 

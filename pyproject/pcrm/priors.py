@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 NAMES = ("length_ratio", "lexical", "cosine")
 
+_TEXTS = ("prompt", "chosen", "rejected")
+
 _IMPORTED_IN = os.getpid()
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -205,7 +207,9 @@ def annotate(
     Args:
         batch: A mapping of columns (a dict, a batch of `datasets`, NumPy arrays as Ray gives
             them), a pyarrow Table or RecordBatch, or a pandas DataFrame. Its columns `chosen` and `rejected`,
-            and `prompt` if it has one, are in one of TRL's formats, see `pcrm.rows`.
+            and `prompt` if it has one, are in one of TRL's formats, see `pcrm.rows`. Columns
+            of the type `Json` of `datasets` are decoded in tables and in batches of `datasets`;
+            NumPy and pandas have only their texts, so let Ray give tables (`batch_format="pyarrow"`).
         prior: "length_ratio", "lexical" or "cosine".
         model: What embeds for the cosine: a checkpoint's folder or hub name, or an `Encoder`.
         tokenizer: What splits texts for the length ratio: a checkpoint's folder or hub name,
@@ -243,21 +247,29 @@ def annotate(
             raise ValueError(f"{name} is one text, must be a column of them: map a data set with batched=True")
 
     def column(name: str) -> Any:
-        return batch[name].to_pylist() if is_table else batch[name].tolist() if is_frame else batch[name]
+        return batch[name].tolist() if is_frame else batch[name]
 
     if ids:
         _check_prior(prior, model, tokenizer, encoder)
         sides = ("chosen_ids", "rejected_ids")
         result = length_ratio(*(batch[side] if is_table else _unpacked(column(side)) for side in sides))
     else:
-        chosen, rejected = column("chosen"), column("rejected")
-        if len(chosen) != len(rejected):
-            raise ValueError(f"rejected has {len(rejected)} rows, chosen has {len(chosen)}")
+        if is_table:
+            from .datafiles import rows_of
+
+            found = rows_of(batch.select([name for name in _TEXTS if name in names]))
+        else:
+            chosen, rejected = column("chosen"), column("rejected")
+            if len(chosen) != len(rejected):
+                raise ValueError(f"rejected has {len(rejected)} rows, chosen has {len(chosen)}")
+            prompts = column("prompt") if "prompt" in names else [None] * len(chosen)
+            found = (dict(zip(_TEXTS, row, strict=True)) for row in zip(prompts, chosen, rejected, strict=True))
         pairs = []
-        prompts = column("prompt") if "prompt" in names else [None] * len(chosen)
-        for i, row in enumerate(zip(prompts, chosen, rejected, strict=True)):
+        for i, row in enumerate(found):
             try:
-                pairs.append(rows.texts(*row, with_prompt=with_prompt))
+                if isinstance(row, rows.RowError):
+                    raise row
+                pairs.append(rows.texts(row.get("prompt"), row["chosen"], row["rejected"], with_prompt=with_prompt))
             except rows.RowError as error:
                 raise rows.RowError(error.message, i) from None
         result = of_texts(

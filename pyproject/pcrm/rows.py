@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from itertools import islice
 from typing import Any
 
@@ -133,12 +134,12 @@ def inputs(prompt: Any, responses: Mapping[str, Any], *, end: str = "") -> list[
 
 
 def finite(name: str, value: Any) -> float:
-    """A number of a row, called `name` in messages.
+    """A number of a row, called `name` in messages: an int, a float, or a Decimal, as Parquet has them.
 
     Raises:
-        RowError: it is none, not finite, or an integer beyond the range of float.
+        RowError: The value is not a number, not finite, or beyond the range of float.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
         raise RowError(f"{name} is {value!r:.80}, must be a number")
     try:
         number = float(value)

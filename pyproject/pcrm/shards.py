@@ -4,6 +4,9 @@
     OUT.parts/000000000000-000000004096-4095.jsonl    4,095 rows from these positions of the input
     OUT.parts/000000000000-000000004096-4095.skipped  those of them that were left out, and why
 
+    OUT.skipped.jsonl                                 beside the output: the rows that were left out
+    OUT.prior.json                                    how its column `prior` was computed; Parquet has it inside
+
 A shard is on the disk whole or not at all, so that a process may be killed at any moment:
 the next one goes on after the last shard. The output itself appears at the end, at once.
 """
@@ -21,6 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from .datafiles import PRIOR_KEY, PRIOR_SUFFIX
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -37,17 +42,28 @@ class Output:
             for `datasets.load_from_disk`. What is there is replaced, once all is done.
         settings: Whatever the rows depend on, as JSON. Going on needs the same.
         skip: Whether rows may be left out; they are listed in `OUT.skipped.jsonl`.
+        prior: How the output's column `prior` is computed, as JSON, for `Source.prior` to read.
 
     Raises:
         ValueError: the name has another ending, or is that of a folder with something else in
-            it, or of a device, a pipe or a socket; what is to be gone on with was begun with
-            other settings; another process writes it.
+            it, or of a device, a pipe or a socket; the folder of the shards is a link; what is to
+            be gone on with was begun with other settings; another process writes it.
         OSError: the folder beside it cannot be made.
     """
 
-    def __init__(self, path: str | os.PathLike[str], settings: dict[str, Any], *, skip: bool) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        settings: dict[str, Any],
+        *,
+        skip: bool,
+        prior: dict[str, Any] | None = None,
+    ) -> None:
         self.path, self.skip = Path(path), skip
+        self.prior = None if prior is None else json.dumps(prior)
         name = self.path.name
+        if name in ("", ".."):  # it must be replaced by a rename, and its shards lie beside it
+            raise ValueError(f"The output must be a file or a folder with a name, got {os.fspath(path)!r}")
         self.suffix = next((s for s in (".jsonl", ".jsonl.gz", ".parquet") if name.endswith(s)), "")
         if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):  # whoever has it open would lose it
             raise ValueError(f"{self.path}: is neither a file nor a folder")
@@ -61,9 +77,13 @@ class Output:
         self.settings = settings
         self.folder = self.path.with_name(name + ".parts")
         self.side = self.path.with_name(name + ".skipped.jsonl")
+        self.prior_side = self.path.with_name(name + PRIOR_SUFFIX)
         self.position = self.rows = self.skipped = 0
 
     def __enter__(self) -> Output:
+        for folder in (self.folder, self._removed):
+            if folder.is_symlink():  # another disk, from where the output cannot be renamed, or another's data
+                raise ValueError(f"{folder} must be a folder, got a link to {os.readlink(folder)}: remove the link")
         # Named otherwise before it is removed: a folder by its own name is always whole.
         shutil.rmtree(self._removed, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +101,7 @@ class Output:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.folder.is_dir() and not self._shards():  # nothing was done that another run could go on with
+        if self.folder.is_dir() and not self.rows:  # nothing was done that another run could go on with
             self.folder.rename(self._removed)
             shutil.rmtree(self._removed)
         self._lock.close()
@@ -145,6 +165,15 @@ class Output:
         self.position, self.rows = batch.end, self.rows + len(kept)
         self.skipped += len(skipped)
 
+    @property
+    def first_skipped(self) -> dict[str, Any] | None:
+        """What `write` was told of the first row that was left out."""
+        for *_, path in self._shards():
+            if (side := path.with_suffix(".skipped")).is_file():
+                with side.open("rb") as file:
+                    return json.loads(file.readline())
+        return None
+
     def finish(self) -> None:
         """Make the output of the shards and remove them.
 
@@ -152,6 +181,7 @@ class Output:
             ValueError: the shards' columns have types that do not go together.
         """
         shards = [path for *_, path in self._shards()]
+        self.prior_side.unlink(missing_ok=True)  # of an earlier output
         if self.suffix in (".jsonl", ".jsonl.gz"):
             self._concatenated(shards, self.path)
         elif self.suffix == ".parquet":
@@ -164,6 +194,9 @@ class Output:
             self._concatenated([p for s in shards if (p := s.with_suffix(".skipped")).is_file()], self.side)
         elif self.skip:
             self.side.unlink(missing_ok=True)
+        if self.prior is not None and self.suffix != ".parquet":
+            with self._written(self.prior_side) as file:
+                file.write(self.prior.encode() + b"\n")
         self.folder.rename(self._removed)
         shutil.rmtree(self._removed)
 
@@ -185,12 +218,17 @@ class Output:
             schema = pa.unify_schemas((t.schema for t in tables()), promote_options="permissive")
         except pa.ArrowException as error:
             raise ValueError(f"{self.path}: the rows' columns are of no one type: {error}") from None
-        with self._written(path) as file, writer(file, schema) as out:
-            for table in tables():
-                missing = [field for field in schema if field.name not in table.column_names]
-                for field in missing:
-                    table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-                out.write_table(table.select(schema.names).cast(schema))
+        if self.prior is not None:
+            schema = schema.with_metadata({**(schema.metadata or {}), PRIOR_KEY: self.prior.encode()})
+        try:
+            with self._written(path) as file, writer(file, schema) as out:
+                for table in tables():
+                    missing = [field for field in schema if field.name not in table.column_names]
+                    for field in missing:
+                        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+                    out.write_table(table.select(schema.names).cast(schema))
+        except pa.ArrowNotImplementedError as error:  # of Parquet: views in lists, unions, intervals
+            raise ValueError(f"{path}: cannot hold the columns' types: {error}. Write a folder or .jsonl") from None
 
     def _saved(self, shards: list[Path]) -> None:
         import pyarrow as pa
@@ -217,9 +255,8 @@ class Output:
             part.replace(path)
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise OSError(
-                error.errno, f"{error.strerror or error}. What is done is kept: the same command goes on", str(path)
-            ) from error
+            kept = f". {self.rows} rows are kept: give the same command again to go on" if self.rows else ""
+            raise OSError(error.errno, f"{error.strerror or error}{kept}", str(path)) from error
         if path.parent == self.folder:  # a shard less after a power cut is made once more
             return
         folder = os.open(path.parent, os.O_RDONLY)

@@ -61,7 +61,12 @@ def bad_row(batch: Batch, i: int, error: RowError) -> ValueError:
 
 
 def finish(output: Output, source: str) -> Output:
-    if not output.rows + output.skipped:
+    if (first := output.first_skipped) is not None and not output.rows:
+        raise ValueError(
+            f"{source}: all {output.skipped} rows were refused, so there is nothing to write. The first: "
+            f"{first['place']}: {first['error']}"
+        )
+    if not output.rows:
         raise ValueError(f"{source}: holds no rows")
     output.finish()
     return output

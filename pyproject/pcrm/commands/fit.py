@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from array import array
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..datafiles import open_source
+from .. import priors
+from ..datafiles import Source, open_source
 from ..rows import RowError
 from ..settings import Constraint, margin_of
 
@@ -52,6 +54,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--column", default="prior", metavar="NAME", help="where the similarities are (default: %(default)s)"
     )
+    parser.add_argument(
+        "--prior",
+        choices=(*priors.NAMES, "column"),
+        help="prior to write into the toml, which a trainer computes for data without a column 'prior'; `column` makes "
+        "it refuse such data (default: the one that `pcrm prior` recorded with DATA, else column)",
+    )
     parser.add_argument("--split", default="train", help="of a data set that has some (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("pcrm.toml"), metavar="FILE", help="default: %(default)s")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="default: --out with the suffix .png")
@@ -69,21 +77,23 @@ def main(argv: list[str]) -> int:
             raise FileNotFoundError(f"{path.parent}: no such folder")
     import matplotlib  # noqa: F401  (not after a long reading)
 
-    s = similarities(args.data, args.split, args.column)
+    source = open_source(args.data, args.split)
+    prior = _prior(source, args.column, args.prior)
+    s = similarities(source, args.column)
     low, high = args.quantiles
     constraint = Constraint.fit(
         s, target_alike=args.target_alike, target_unlike=args.target_unlike, quantiles=(low, high)
     )
     at = np.quantile(s, (high, low))
-    source = f"{len(s):,} pairs of {args.data!r}, column {args.column!r}"
+    pairs = f"{len(s):,} pairs of {args.data!r}, column {args.column!r}"
     goals = [
         f"target margin {target:.4g} (win probability {_sigmoid(target):.3f}) at the similarity {where:.4g}, quantile {q:g}"
         for target, where, q in zip((args.target_alike, args.target_unlike), at, (high, low), strict=True)
     ]
     # Before anything is printed, which may end in a closed pipe.
     draw(plot, s, constraint, at)
-    write(args.out, constraint, [f"Made by pcrm fit of {source}:", *goals])
-    print("\n".join([source, *goals, "", *report(s, constraint), "", f"{args.out} and {plot} written"]))
+    write(args.out, constraint, prior, [f"Made by pcrm fit of {pairs}:", *goals])
+    print("\n".join([pairs, *goals, "", *report(s, constraint), "", f"{args.out} and {plot} written"]))
     return 0
 
 
@@ -98,7 +108,26 @@ def _sigmoid(x: np.ndarray | float) -> np.ndarray:
     return torch.as_tensor(x, dtype=torch.float64).sigmoid().numpy()
 
 
-def similarities(data: str, split: str, column: str) -> np.ndarray:
+def _prior(source: Source, column: str, asked: str | None) -> str:
+    """The prior that the toml names: the one asked for, else the one that is recorded, else "column".
+
+    Raises:
+        ValueError: A trainer that computes the prior asked for gets other numbers than those recorded.
+    """
+    record = source.prior if column == "prior" else None
+    if record is None:
+        return asked or "column"
+    # Trainers compare responses alone, and cosines as angles.
+    computed = record["prior"] in priors.NAMES and not record.get("with_prompt") and not record.get("raw")
+    recorded = record["prior"] if computed else "column"
+    if asked not in (None, "column", recorded):
+        raise ValueError(
+            f"--prior must be {recorded} for {source.name}, got {asked}: the record of its column 'prior' says {record}"
+        )
+    return asked or recorded
+
+
+def similarities(source: Source, column: str) -> np.ndarray:
     """A column of numbers in [0, 1] of a file or data set.
 
     Raises:
@@ -106,21 +135,21 @@ def similarities(data: str, split: str, column: str) -> np.ndarray:
             values is none; the message names file and line (or row).
     """
     found = array("d")
-    for batch in open_source(data, split).batches():
+    for batch in source.batches():
         for i, row in enumerate(batch.rows([column])):
             if isinstance(row, RowError):
                 raise ValueError(f"{batch.place(i)}: {row.message}")
             if column not in row:
                 raise ValueError(
-                    f"{batch.place(i)}: has no {column!r}: `pcrm prior {data} --out FILE` makes a column 'prior', "
+                    f"{batch.place(i)}: has no {column!r}: `pcrm prior {source.name} --out FILE` makes a column 'prior', "
                     "--column names another one"
                 )
             value = row[column]
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)) or not 0 <= value <= 1:
                 raise ValueError(f"{batch.place(i)}: {column} is {value!r:.80}, must be a number in [0, 1]")
-            found.append(value)
+            found.append(float(value))
     if not found:
-        raise ValueError(f"{data}: holds no rows")
+        raise ValueError(f"{source.name}: holds no rows")
     return np.array(found)
 
 
@@ -157,15 +186,13 @@ def report(s: np.ndarray, constraint: Constraint) -> list[str]:
     ]
 
 
-def write(path: Path, constraint: Constraint, comments: list[str]) -> None:
+def write(path: Path, constraint: Constraint, prior: str, comments: list[str]) -> None:
     """Put the constraint in a `pcrm.toml`, which is there whole or not at all."""
     c = constraint
     lines = [
         *(f"# {line}" for line in comments),
         "[constraint]",
-        # Not the name of the prior: where a data set has no such column, a trainer must not
-        # compute a prior of its own, with another tokenizer or encoder, for these betas.
-        'prior = "column"  # of the training data: these betas fit no other prior',
+        f'prior = "{prior}"  # these betas fit no other prior',
         *(f"{name} = {getattr(c, name)!r}" for name in ("beta1", "beta2", "beta3", "floor", "cap")),
         "",
     ]

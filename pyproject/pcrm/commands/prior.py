@@ -17,6 +17,8 @@ Adds a column `prior`, how alike the two responses of a row are, in [0, 1]. IN a
 Rows are in TRL's formats, plain or conversational, with or without a prompt of their own, and
 keep their order and their other columns. OUT is replaced if it is there, once all is done.
 Killed, the same command goes on where it was; until then its shards are in OUT.parts.
+How the prior was computed is recorded for `pcrm fit`: in Parquet in the schema's metadata, under
+pcrm.prior, otherwise in OUT.prior.json.
 """
 
 _COLUMNS = ("prompt", "chosen", "rejected")
@@ -61,8 +63,11 @@ def main(argv: list[str]) -> int:
 def _run(args: argparse.Namespace) -> Output:
     from tqdm import tqdm
 
+    source = open_source(args.source, args.split)
+    _check_columns(source.name, source.columns)
     how: dict[str, Any] = {"prior": args.prior}  # what of_texts is called with
     settings: dict[str, Any] = {"--prior": args.prior, "--with-prompt": args.with_prompt}
+    record: dict[str, Any] = {"prior": args.prior, "with_prompt": args.with_prompt}
     if args.prior == "cosine":
         from ..encoders import Encoder
 
@@ -74,15 +79,15 @@ def _run(args: argparse.Namespace) -> Output:
             cache=not args.no_cache,
         )
         how |= {"model": encoder, "angular": not args.raw}
+        record |= {"model": args.model, "raw": args.raw}
         # The last bits of an embedding depend on what else is in its pass, and on the device.
         settings |= {"--model": encoder.identity, "--raw": args.raw}
         settings |= {"--batch-size": args.batch_size, "--device": encoder.device}
     elif args.prior == "length_ratio":
         how["tokenizer"], settings["--tokenizer"] = _passes.tokenizer(args.tokenizer)
-    source = open_source(args.source, args.split)
-    _check_columns(source.name, source.columns)
+        record["tokenizer"] = args.tokenizer
     settings |= _passes.settings_of_input(args, "IN", source)
-    with Output(args.out, settings, skip=args.on_error == "skip") as output:
+    with Output(args.out, settings, skip=args.on_error == "skip", prior=record) as output:
         with tqdm(total=source.total, initial=output.position, unit=" rows", disable=None, mininterval=0.5) as bar:
             for batch in source.batches(output.position):
                 kept, pairs, skipped = _pairs(batch, args.with_prompt, args.on_error == "skip")
@@ -98,7 +103,7 @@ def _check_columns(name: str, columns: list[str] | None) -> None:
     if columns is None:
         return
     if "prior" in columns:
-        raise ValueError(f"{name}: has a column 'prior' already")
+        raise ValueError(f"{name}: has a column 'prior' already: remove or rename it")
     for column in ("chosen", "rejected"):
         if column not in columns:
             raise ValueError(f"{name}: has no column {column!r}, its columns are {listed(columns)}")
@@ -114,7 +119,7 @@ def _pairs(
             if isinstance(row, RowError):
                 raise row
             if "prior" in row:
-                raise ValueError(f"{batch.place(i)}: has a column 'prior' already")
+                raise ValueError(f"{batch.place(i)}: has a column 'prior' already: remove or rename it")
             for name in ("chosen", "rejected"):
                 if name not in row:
                     raise RowError(f"has no {name}, its keys are {listed(row)}")

@@ -151,7 +151,7 @@ class _Principles:
             return None
         template = principles.TEMPLATE
         if args.principle_template:
-            template = Path(args.principle_template).read_text(encoding="utf-8").removesuffix("\n")
+            template = Path(args.principle_template).read_text(encoding="utf-8-sig").removesuffix("\n")
         principles.into_prompt("", [], template)  # a template that is none says so before the model is read
         return cls(None if args.principles == "column" else principles.load(args.principles), template)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
 import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
@@ -126,11 +127,42 @@ def enable() -> None:
         setattr(importlib.import_module(f"trl.trainer.{module}"), ours.__name__.removeprefix("_Enabled"), ours)
 
 
+def _is_saved(name: Any, *markers: str) -> bool:
+    """Whether it is a folder of `save_to_disk`, of one data set (state.json) or of several splits (dataset_dict.json)."""
+    return isinstance(name, str) and any(os.path.isfile(os.path.join(name, marker)) for marker in markers)
+
+
+@contextlib.contextmanager
+def _saved_folders_load() -> Iterator[None]:
+    """Let `datasets.load_dataset`, by which TRL's scripts read, also take folders of `save_to_disk`."""
+    import datasets
+
+    load: Any = datasets.load_dataset
+
+    def load_dataset(path: Any, *args: Any, split: Any = None, streaming: bool = False, **options: Any) -> Any:
+        if not _is_saved(path, "state.json", "dataset_dict.json"):
+            return load(path, *args, split=split, streaming=streaming, **options)
+        saved: Any = datasets.load_from_disk(path)
+        if isinstance(saved, datasets.Dataset):
+            saved = datasets.DatasetDict({"train": saved})
+        if streaming:
+            saved = datasets.IterableDatasetDict({name: part.to_iterable_dataset() for name, part in saved.items()})
+        if split is not None and split not in saved:
+            raise ValueError(f"split must be one of those of {path}, {', '.join(saved)}, got {split!r}")
+        return saved if split is None else saved[split]
+
+    datasets.load_dataset = load_dataset
+    try:
+        yield
+    finally:
+        datasets.load_dataset = load
+
+
 def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
     """TRL's own command of that name, always with the constrained loss.
 
-    It takes all of its flags and its YAML file, those of the constraint, and in `--dataset_name`
-    also a .jsonl, .jsonl.gz or .parquet file.
+    It takes all of its flags and its YAML file and those of the constraint. A data set may also be
+    a folder of `save_to_disk`, and `--dataset_name` a .jsonl, .jsonl.gz or .parquet file.
     """
     if kind == "reward":
         _put(RewardConfig=PCRMRewardConfig, RewardTrainer=PCRMRewardTrainer)
@@ -157,10 +189,12 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
     name = script_arguments.dataset_name
     if name is not None and name.endswith((".jsonl", ".jsonl.gz", ".parquet")) and not os.path.isfile(name):
         fail(f"there is no file {name}")
-    if name is not None and os.path.isfile(name) and not dataset_arguments.datasets:  # both: TRL warns, and takes these
+    is_file = name is not None and os.path.isfile(name)
+    # Both: TRL warns, and takes the mixture.
+    if name is not None and (is_file or _is_saved(name, "state.json")) and not dataset_arguments.datasets:
         from trl.scripts.utils import DatasetConfig
 
-        if os.path.getsize(name) == 0:
+        if is_file and os.path.getsize(name) == 0:
             fail(f"{name} holds no rows")
         if training_arguments.eval_strategy != "no" and dataset_arguments.test_split_size is None:
             fail(
@@ -168,10 +202,12 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
                 "tenth of it for that"
             )
         reader = "parquet" if name.endswith(".parquet") else "json"
-        dataset_arguments.datasets = [DatasetConfig(path=reader, data_files=name)]
+        source = DatasetConfig(path=reader, data_files=name) if is_file else DatasetConfig(path=name)
+        dataset_arguments.datasets = [source]
         dataset_arguments.streaming = script_arguments.dataset_streaming
         script_arguments.dataset_name = None
-    script.main(*arguments)
+    with _saved_folders_load():
+        script.main(*arguments)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # TRL's script leaves it to the end of the process, where its threads may still be running.
         torch.distributed.destroy_process_group()
