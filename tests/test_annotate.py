@@ -208,7 +208,6 @@ import torch
 from datasets import Dataset
 sys.path.insert(0, "tests")
 from test_annotate import CHOSEN, PRIORS, REJECTED
-from pcrm.encoders import Encoder
 from pcrm.priors import annotate
 
 kind = sys.argv[1]
