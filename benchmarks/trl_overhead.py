@@ -39,7 +39,9 @@ def rows(count):
 
 def stepper(trainer_class, config_class, data, out):
     """A function that takes one training step."""
-    model = AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=1, use_safetensors=True)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        get_model_path(), num_labels=1, use_safetensors=True, trust_remote_code=False
+    )
     trainer = trainer_class(
         model,
         config_class(
@@ -53,7 +55,7 @@ def stepper(trainer_class, config_class, data, out):
             disable_tqdm=True,
         ),
         train_dataset=data,
-        processing_class=AutoTokenizer.from_pretrained(get_model_path()),
+        processing_class=AutoTokenizer.from_pretrained(get_model_path(), trust_remote_code=False),
     )
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1  # what train() would set

@@ -115,7 +115,7 @@ func TestParseConfigErrors(t *testing.T) {
 
 func TestErrorsBehindAByteOrderMarkNameTheLine(t *testing.T) {
 	for _, document := range []string{"\ufeff[constraint]\nbeta2 = -1", "\ufeff[constraint]\nbeta4 = 1"} {
-		_, err := pcrm.ParseConfig("pcrm.toml", []byte(document))
+		_, err := pcrm.ParseConfig(pcrm.RewardTask, "pcrm.toml", []byte(document))
 		assert.ErrorContains(t, err, "pcrm.toml:2: constraint.beta", document)
 	}
 }

@@ -128,6 +128,30 @@ def tiny(tmp_path_factory, rows):
     return make_tiny(tmp_path_factory.mktemp("tiny"), rows, LlamaForSequenceClassification, num_labels=1)
 
 
+@pytest.fixture(scope="session", params=["transformers", "sentence-transformers", "static"])
+def no_special_tokens(request, tmp_path_factory, tiny):
+    """The folder of a tiny random encoder whose tokenizer adds no tokens, so that an empty text has none."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, StaticEmbedding, Transformer
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    if request.param == "static":
+        module = StaticEmbedding(tokenizer, embedding_dim=8)
+        SentenceTransformer(modules=[module], device="cpu").save(str(folder))
+        return folder
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for part in (BertModel(BertConfig(vocab_size=len(tokenizer), **size)), tokenizer):
+        part.save_pretrained(folder)
+    if request.param == "sentence-transformers":
+        inner = Transformer(str(folder))
+        folder = tmp_path_factory.mktemp("encoder")
+        SentenceTransformer(modules=[inner, Pooling(16)], device="cpu").save(str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_policy(tmp_path_factory, rows):
     """The folder of a tiny random language model with its tokenizer."""

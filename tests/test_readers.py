@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, Features, Json, List, Value, load_dataset, load_from_disk
 from files import SUFFIXES, read, write
-from pcrm.arguments import prior_tensor
 from pcrm.cli import main
-from pcrm.config import load_config
 from pcrm.datafiles import open_source, read_rows, rows_of
+from pcrm.priors import prior_tensor
 from pcrm.report import reading
 from pcrm.rows import RowError
+from pcrm.settings import load_config
 from test_prior_command import COMMAND
 
 import pcrm

@@ -18,8 +18,15 @@ from datasets import Dataset, load_from_disk
 from files import read, write
 from pcrm.cli import main
 from pcrm.demo.world import generate
+from safetensors.torch import load_file, save_file
 from trainers import FORMATS, build
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
 PAIRS = generate(40, seed=5)
 USER, ANSWER = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}
@@ -129,7 +136,7 @@ def test_scores_are_the_trainers_with_an_adapter(tmp_path, tiny_policy, capsys):
     headless = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
     headless.save_pretrained(str(tmp_path / "headless"))
     AutoTokenizer.from_pretrained(tiny_policy).save_pretrained(tmp_path / "headless")
-    message = f"{tmp_path / 'headless'}: is no trained reward model, it has no weights for score.weight"
+    message = f"{tmp_path / 'headless'}: is not a trained reward model: it has no weights for score.weight"
     assert message in fails(capsys, tmp_path / "headless", tmp_path / "in.jsonl", "--out", tmp_path / "out2.jsonl")
     model = AutoModelForSequenceClassification.from_pretrained(tiny_policy, num_labels=2, dtype=torch.float32)
     get_peft_model(model, lora).save_pretrained(str(tmp_path / "two"))
@@ -161,6 +168,68 @@ def strip(folder, token):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {f"{token}_id": None}))
     assert getattr(AutoTokenizer.from_pretrained(folder), token) is None
+
+
+@pytest.mark.parametrize("pad", ["another", "none", "minus one"])
+def test_the_configurations_pad_token_says_where_the_score_is(tmp_path, wide, pad):
+    """As transformers reads it, a row at a time, also where the tokenizer has no pad token or another one."""
+    folder = tmp_path / "model"
+    shutil.copytree(wide, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token if pad == "another" else None
+    tokenizer.save_pretrained(folder)
+    if pad == "minus one":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": -1}))
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert model.config.pad_token_id != tokenizer.eos_token_id
+    texts = [r["prompt"] + r["chosen"] + tokenizer.eos_token for r in PAIRS[:9]]
+    with torch.no_grad():
+        want = [model(**tokenizer(text, return_tensors="pt")).logits.item() for text in texts]
+        before = [model(**tokenizer(text.removesuffix("<eos>"), return_tensors="pt")).logits.item() for text in texts]
+    assert np.abs(np.subtract(want, before)).max() > 0.1, "the token before is another score"
+    got = score(folder, [{"prompt": r["prompt"], "response": r["chosen"]} for r in PAIRS[:9]], tmp_path)
+    np.testing.assert_allclose([row["score"] for row in got], want, **ROUNDING)
+
+
+def openrlhf(source, folder, prefix="score"):
+    """A copy of a reward model as OpenRLHF saves it: no labels in its configuration, a head under a name of its own."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("id2label", "label2id"):
+        config.pop(key, None)
+    config |= {"architectures": ["RewardModel"], "value_head_prefix": prefix, "normalize_reward": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    weights[f"{prefix}.weight"] = weights.pop("score.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("prefix", ["score", "value_head"])
+@pytest.mark.parametrize("pad", ["<pad>", "<eos>"])
+def test_a_model_of_openrlhf(tmp_path, wide, prefix, pad):
+    """Against its forward pass and its data set's text, written out. tests/openrlhf has one that OpenRLHF trained."""
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(wide),
+        AutoModelForSequenceClassification.from_pretrained(wide).eval(),
+    )
+    folder = openrlhf(wide, tmp_path / "model", prefix)
+    tokenizer.pad_token = pad
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": tokenizer.pad_token_id}))
+    rows = [{"prompt": r["prompt"], "response": r["chosen"]} for r in PAIRS[:9]]
+    rows[3]["response"] += "\n\n"
+    rows[4]["response"] += "<eos>"
+    want = []
+    for row in rows:
+        text = (row["prompt"] + row["response"]).rstrip("\n")
+        ids = tokenizer(text if text.endswith("<eos>") else text + " <eos>", add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            want.append(model.score(model.model(torch.tensor([ids])).last_hidden_state[0, -1]).item())
+    got = score(folder, rows, tmp_path)
+    np.testing.assert_allclose([row["score"] for row in got], want, **ROUNDING)
 
 
 def test_an_encoder(tmp_path):
@@ -329,6 +398,56 @@ def test_lengths(tmp_path, tiny, capsys):
     )
 
 
+TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_labels": 1}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0}
+
+
+def of_words(n, tokenizer):
+    """A text of so many tokens."""
+    assert len(tokenizer(" the" * 3)["input_ids"]) == 3
+    return " the" * n
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "made_for", "most"),
+    [
+        ("roberta", {"max_position_embeddings": 66, "pad_token_id": 1}, 64, 64),
+        ("bert", {"max_position_embeddings": 64}, 64, 64),
+        ("opt", {"max_position_embeddings": 64, "ffn_dim": 32, "word_embed_proj_dim": 16}, 64, 64),
+        (
+            "deberta-v2",
+            {"max_position_embeddings": 32, "relative_attention": True, "position_biased_input": False},
+            32,
+            None,
+        ),
+        ("llama", {"max_position_embeddings": 32, "rope_parameters": YARN}, 32, None),
+    ],
+)
+def test_a_row_at_the_limit_of_positions(tmp_path, tiny, capsys, kind, settings, made_for, most):
+    """One token more is a bad row. Without a table of positions --max-length goes beyond what the model was made for."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **TINY | {"pad_token_id": 0} | settings)
+    model = AutoModelForSequenceClassification.from_config(config)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    rows = [{"response": of_words(n - 1, tokenizer)} for n in (made_for, made_for + 1, 100)]
+    got = score(tmp_path / "model", rows, tmp_path, "--on-error", "skip")
+    assert [row["response"] for row in got] == [rows[0]["response"]]
+    skipped = [s["error"] for s in read(tmp_path / "out.jsonl.skipped.jsonl")]
+    assert skipped == [f"response has {n} tokens with its prompt, more than {made_for}" for n in (made_for + 1, 100)]
+    if most is None:
+        got = score(tmp_path / "model", rows, tmp_path, "--max-length", "100")
+        with torch.no_grad():
+            want = [model.eval()(**tokenizer(r["response"] + "<eos>", return_tensors="pt")).logits.item() for r in rows]
+        np.testing.assert_allclose([row["score"] for row in got], want, **ROUNDING)
+    else:
+        error = fails(
+            capsys, tmp_path / "model", tmp_path / "in.jsonl", "--out", tmp_path / "o.jsonl", "--max-length", 65
+        )
+        assert f"max_length is 65, {tmp_path / 'model'} takes at most {most} tokens\n" in error
+
+
 def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
     source, out = write(tmp_path / "in.jsonl", [GOOD]), tmp_path / "out.jsonl"
     tokenizer = AutoTokenizer.from_pretrained(tiny)
@@ -348,8 +467,8 @@ def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
     ).save_pretrained(tmp_path / "wordless")
     for name, message in (
         ("wordless", "wordless: has no tokenizer"),
-        ("two", "two: has 2 labels, a reward model has 1"),
-        ("headless", "headless: is no trained reward model, it has no weights for score.weight"),
+        ("two", "two: score.weight has shape (2, 16), that of a reward model with 1 label has shape (1, 16)"),
+        ("headless", "headless: is not a trained reward model: it has no weights for score.weight"),
         ("nowhere", "nowhere"),
     ):
         assert message in fails(capsys, tmp_path / name, source, "--out", out)
@@ -362,7 +481,7 @@ def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
     ):
         assert message in fails(capsys, tiny, source, "--out", out, *options)
     chat = write(tmp_path / "chat.jsonl", [{"response": [USER]}])
-    message = f"{tmp_path / 'mute'}: its tokenizer has no chat template, and response is a list of messages"
+    message = f"response is a list of messages, and the tokenizer of {tmp_path / 'mute'} has no chat template. Save a"
     assert message in fails(capsys, tmp_path / "mute", chat, "--out", out, "--on-error", "skip")
     for name, row in (("rejected_score", GOOD), ("scores", RANKING), ("score", {"response": "a"})):
         write(source, [row | {name: 1.0}])

@@ -1,8 +1,12 @@
 """No pickle, and what is kept is its owner's alone. Hostile data files: tests/test_hostile.py."""
 
 import ast
+import json
 import os
 import pickle
+import re
+import runpy
+import shutil
 import stat
 import subprocess
 import sys
@@ -11,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from pcrm.cli import main
+from pcrm.demo.world import generate
 from pcrm.encoders import Encoder
 from pcrm.scoring import RewardModel
 
@@ -48,6 +54,9 @@ def violations(source):
             or given.get("weights_only") == "False"
         ):
             found.append((node.lineno, called))
+        # transformers asks on stdin where it is not said. peft runs no code of an adapter but what scoring.py refuses.
+        if called.endswith(".from_pretrained") and "Peft" not in called and given.get("trust_remote_code") != "False":
+            found.append((node.lineno, called))
         # transformers and peft fall back to torch.load.
         if (
             "Model" in called
@@ -56,7 +65,9 @@ def violations(source):
             and given.get("use_safetensors") != "True"
         ):
             found.append((node.lineno, called))
-        if called == "SentenceTransformer" and "'use_safetensors': True" not in given.get("model_kwargs", ""):
+        if called.endswith("SentenceTransformer") and not (
+            "'use_safetensors': True" in given.get("model_kwargs", "") and given.get("trust_remote_code") == "False"
+        ):
             found.append((node.lineno, called))
     return found
 
@@ -92,7 +103,11 @@ def test_no_pickle(path):
         "import torch.package as p",
         "torch.load(f, weights_only=True)",
         "np.load(f, allow_pickle=True)",
-        "AutoModel.from_pretrained(name)",
+        "AutoModel.from_pretrained(name, trust_remote_code=False)",
+        "AutoModel.from_pretrained(name, use_safetensors=True)",
+        "AutoConfig.from_pretrained(name)",
+        "tokenizer = AutoTokenizer.from_pretrained(name)",
+        "SentenceTransformer(name, model_kwargs={'use_safetensors': True})",
         "AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=True)",
         "SentenceTransformer(name, device=d)",
         "eval(text)",
@@ -145,6 +160,156 @@ def test_weights_that_are_pickles_are_refused(tmp_path, tiny, monkeypatch):
     assert not marker.exists()
     pickle.loads(content)
     assert marker.exists(), "it would have told"
+
+
+def hostile(folder, source, kind, marker):
+    """A copy of a checkpoint with a module beside it that leaves a mark when it is imported, and something that names it."""
+    shutil.copytree(source, folder)
+    module = f"open({str(marker)!r}, 'w').close()\nfrom transformers import *\n"
+    (folder / "evil.py").write_text(module + "class Evil(LlamaConfig):\n    model_type = 'evil'\n")
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text(module + "generate = None\n")
+
+    def change(name, **values):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    classes = ("AutoConfig", "AutoModel", "AutoModelForSequenceClassification", "AutoModelForCausalLM")
+    if kind == "configuration":
+        change("config.json", auto_map={name: "evil.Evil" for name in classes}, model_type="evil")
+    elif kind == "tokenizer":
+        change("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, tokenizer_class="Evil")
+    elif kind == "beside transformers' own":
+        change("config.json", auto_map={name: "evil.Evil" for name in classes})
+        change("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]})
+    elif kind == "kernel":
+        change("config.json", attn_implementation="evil/kernel")
+    elif kind == "module":
+        (folder / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "evil.Evil"}]')
+    elif kind == "arguments":
+        # sentence-transformers 5 took arguments of from_pretrained from here.
+        change("config.json", auto_map={name: "evil.Evil" for name in classes}, model_type="evil")
+        (folder / "sentence_bert_config.json").write_text(
+            '{"model_args": {"trust_remote_code": true}, "config_args": {"trust_remote_code": true}}'
+        )
+        (folder / "modules.json").write_text(
+            '[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]'
+        )
+    return folder
+
+
+COMMANDS = {
+    "score": "score {model} {data} --out {out}/s.jsonl",
+    "prior, encoder": "prior {data} --out {out}/p.jsonl --prior cosine --no-cache --model {model}",
+    "prior, tokenizer": "prior {data} --out {out}/p.jsonl --prior length_ratio --tokenizer {model}",
+    "calibrate": "calibrate {scores} --out {out}/c.jsonl --feature tokens --tokenizer {model}",
+    "average": "average {model} {model} --out {out}/mean",
+    "demo": "demo --data {data} --model {model} --pairs 8 --held-out 4 --epochs 1 --out {out}/demo",
+    "optimize, proxy": "optimize --proxy {model} --gold {tiny} --policy {policy} {data} --samples 2 --max-new-tokens 2 --out {out}/o",
+    "optimize, policy": "optimize --proxy {tiny} --gold {tiny} --policy {model} {data} --samples 2 --max-new-tokens 2 --out {out}/o",
+    "reward": "reward --model_name_or_path {model} --dataset_name {folder} --max_steps 1 --use_cpu true --bf16 false --report_to none --output_dir {out}/r",
+    "reward, encoder": "reward --model_name_or_path {tiny} --pcrm_prior cosine --pcrm_prior_model {model} --dataset_name {folder} --max_steps 1 --use_cpu true --bf16 false --report_to none --output_dir {out}/r",
+    "dpo": "dpo --model_name_or_path {model} --dataset_name {folder} --max_steps 1 --use_cpu true --bf16 false --report_to none --output_dir {out}/d",
+}
+KINDS = ("configuration", "tokenizer", "beside transformers' own", "kernel", "module", "arguments")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_code_of_a_checkpoint_runs(command, tmp_path, tiny, tiny_policy, monkeypatch, capsys, trl_as_it_was):
+    """Nor is anything asked on stdin. What cannot be read without the code is refused in one line that names the checkpoint."""
+    marker, asked, rows = tmp_path / "imported", [], generate(16, seed=2)
+    monkeypatch.setattr("builtins.input", lambda *question: asked.append(question) or "y")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data, scores, folder = tmp_path / "data.jsonl", tmp_path / "scores.jsonl", tmp_path / "data"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scored = [{"chosen_score": float(i % 3), "rejected_score": 0.5} for i in range(16)]
+    scores.write_text("".join(json.dumps(row | more) + "\n" for row, more in zip(rows, scored, strict=True)))
+    folder.mkdir()
+    shutil.copy(data, folder / "train.jsonl")
+    source = tiny_policy if command in ("dpo", "optimize, policy") else tiny
+    for kind in KINDS:
+        out = tmp_path / f"out {kind}"
+        out.mkdir()
+        model = hostile(tmp_path / f"model {kind}", source, kind, marker)
+        monkeypatch.syspath_prepend(str(model))  # as for `python -m pcrm` in the folder
+        places = {"model": model, "data": data, "scores": scores, "folder": folder, "out": out} | {
+            "tiny": tiny,
+            "policy": tiny_policy,
+        }
+        argv = [word.format(**places) for word in COMMANDS[command].split()]
+        try:
+            code = main(argv)
+        except (ValueError, OSError, ImportError) as error:  # of TRL's own loading
+            assert command in ("reward", "dpo"), error
+            code = 1
+        assert not marker.exists() and not asked and "evil" not in sys.modules, kind
+        said = capsys.readouterr().err
+        if code and command not in ("reward", "dpo"):
+            (last,) = [line for line in said.splitlines() if line.startswith(f"pcrm {argv[0]}: ")]
+            assert last.startswith(f"pcrm {argv[0]}: {model}: "), (kind, last)
+            assert "trust_remote_code=True" not in last
+        refused = {"configuration", "kernel", "tokenizer", "module", "arguments"}
+        assert code in (0, 1) and (code == 0 or kind in refused), (kind, said)
+    runpy.run_path(str(model / "evil.py"))
+    assert marker.exists(), "it would have told"
+
+
+@pytest.mark.parametrize("kind", ["module", "arguments"])
+def test_older_sentence_transformers_are_refused(kind, tmp_path, tiny, monkeypatch):
+    """They import what modules.json names, and take trust_remote_code from the checkpoint."""
+    import sentence_transformers
+
+    monkeypatch.setattr(sentence_transformers, "__version__", "5.7.0")
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", lambda *_, **__: pytest.fail("it was asked"))
+    model = hostile(tmp_path / "model", tiny, kind, tmp_path / "imported")
+    with pytest.raises(
+        (OSError, ModuleNotFoundError), match=r"the module 'evil.Evil' is not one|must be at least 6, .* got 5\.7\.0"
+    ):
+        Encoder(model, cache=False)
+    assert not (tmp_path / "imported").exists()
+
+
+def test_an_adapter_names_no_module(tmp_path, tiny, monkeypatch):
+    """peft imports the module of `megatron_core`; since 0.19 only of some packages."""
+    pytest.importorskip("peft")
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    adapter = tmp_path / "adapter"
+    shutil.copytree(tiny, adapter)
+    (adapter / "config.json").unlink()
+    (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "base_model_name_or_path": str(tiny), "target_modules": ["q_proj"]}
+    settings |= {"megatron_config": {"a": 1}, "megatron_core": "evil"}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="adapter: has a megatron_config, which names code to import"):
+        RewardModel(adapter)
+    assert not (tmp_path / "imported").exists()
+
+
+BROKEN = {
+    "configuration": ("config.json", b"{"),
+    "configuration of a list": ("config.json", b"[1]"),
+    "a number that is a text": ("config.json", b'{"model_type": "llama", "hidden_size": "a", "pad_token_id": 0}'),
+    "no such activation": ("config.json", b'{"model_type": "llama", "hidden_act": "none", "hidden_size": 16}'),
+    "negative sizes": ("config.json", b'{"model_type": "llama", "hidden_size": -16, "vocab_size": -1}'),
+    "tokenizer": ("tokenizer.json", b'{"model": 5}'),
+    "tokenizer's settings": ("tokenizer_config.json", b'{"tokenizer_class": 5}'),
+    "weights": ("model.safetensors", b"\xff" * 100),
+    "no weights": ("model.safetensors", b""),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_checkpoint_is_named(what, tmp_path, tiny, capsys):
+    model, data = tmp_path / "model", tmp_path / "data.jsonl"
+    shutil.copytree(tiny, model)
+    (model / BROKEN[what][0]).write_bytes(BROKEN[what][1])
+    data.write_text('{"chosen": "a", "rejected": "b"}\n')
+    for argv in (["score", model, data], ["prior", data, "--prior", "cosine", "--no-cache", "--model", model]):
+        assert main([*map(str, argv), "--out", str(tmp_path / "out.jsonl")]) == 1
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"pcrm {argv[0]}: ")]
+        assert re.match(rf"pcrm {argv[0]}: {model}: (it|its tokenizer|the encoder) cannot be loaded: ", line)
 
 
 @pytest.mark.slow

@@ -350,6 +350,18 @@ def test_another_encoder_in_the_same_folder_is_told_apart(reward, rows, tiny, tm
     assert max(abs(a - b) for a, b in zip(*made, strict=True)) > 1e-3
 
 
+def test_a_response_without_an_embedding_is_named_by_its_row(reward, no_special_tokens, tmp_path, monkeypatch):
+    """Of the data set, not of the batch of 1,000 that it is annotated in."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    rows = [{"prompt": "q", "chosen": "a", "rejected": "b"}] * 1005
+    rows[1003] = {"prompt": "q", "chosen": "a", "rejected": ""}
+    options = {"pcrm_prior": "cosine", "pcrm_prior_model": str(no_special_tokens)}
+    with pytest.raises(
+        ValueError, match=r"^the train data set, row 1003: rejected .* `pcrm prior --on-error skip` leaves"
+    ):
+        reward(go=False, data=Dataset.from_list(rows), **options)
+
+
 def test_toml_file(tmp_path, reward, dpo):
     path = tmp_path / "pcrm.toml"
     path.write_text(

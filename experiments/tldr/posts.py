@@ -123,8 +123,10 @@ def states(posts: Posts, model: str, cache: Path) -> tuple[torch.Tensor, torch.T
 
 @torch.inference_mode()
 def _states(posts: Posts, model: str) -> dict[str, torch.Tensor]:
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    encoder: Any = AutoModel.from_pretrained(model, dtype=torch.float32, use_safetensors=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    encoder: Any = AutoModel.from_pretrained(
+        model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    ).eval()
     encoder.encoder.layer = encoder.encoder.layer[:FROZEN_LAYERS]
 
     def ids(texts: list[str], room: int) -> list[list[int]]:

@@ -41,7 +41,9 @@ class TopLayers(nn.Module):
 
     def __init__(self, model: str) -> None:
         super().__init__()
-        encoder: Any = AutoModel.from_pretrained(model, dtype=torch.float32, use_safetensors=True)
+        encoder: Any = AutoModel.from_pretrained(
+            model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
         self.layers = encoder.encoder.layer[FROZEN_LAYERS:]
         self.heads, self.dropout = encoder.config.num_attention_heads, encoder.config.hidden_dropout_prob
         self.head = nn.Linear(encoder.config.hidden_size, 1)

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .tokens import load_tokenizer
+from .checkpoints import load_config, load_model, loading, longest
+from .tokens import load_tokenizer, pad_token_id
 
 POOLINGS = ("mean", "cls")
 
@@ -47,8 +48,9 @@ class Encoder:
             `modules.json` in it, else the mean.
         device: A torch device; by default the GPU where there is one, else the CPU.
         batch_size: Texts in a forward pass. Texts of like length are put together.
-        max_length: Tokens of a text, special ones included; what is over is cut off. By
-            default what the checkpoint was made for.
+        max_length: Tokens of a text, special ones included; the rest is cut off. By default
+            what the checkpoint was made for. A model with relative, rotary or scaled positions
+            takes more, one with a table of positions does not.
         cache: Where embeddings are kept: a folder, True for the default place, False for
             nowhere.
 
@@ -56,9 +58,11 @@ class Encoder:
     and read again where it arrives.
 
     Raises:
-        ImportError: there is no transformers (or sentence-transformers, for its checkpoints).
-        OSError: there is no such checkpoint, or its weights are no safetensors.
-        ValueError: an argument out of its range.
+        ImportError: There is no transformers, or, for checkpoints of sentence-transformers, no
+            sentence-transformers of at least version 6.
+        OSError: There is no such checkpoint, its weights are not safetensors, it needs code of
+            its own, or it cannot be read.
+        ValueError: An argument is out of its range, or the tokenizer has no token to pad with.
     """
 
     def __init__(
@@ -87,15 +91,12 @@ class Encoder:
         self.model = os.fspath(model)
         self.batch_size = batch_size
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            if pooling is None and _is_sentence_transformer(self.model):
-                self.pooling = "checkpoint"
-                self._body: Any = _SentenceTransformer(self.model, self.device, max_length)
-            else:
-                self.pooling = pooling or "mean"
-                self._body = _Transformer(self.model, self.pooling, self.device, max_length)
-        except OSError as error:
-            raise OSError(f"{self.model}: cannot be read as an encoder: {error}") from error
+        if pooling is None and (modules := _modules(self.model)) is not None:
+            self.pooling = "checkpoint"
+            self._body: Any = _SentenceTransformer(self.model, modules, self.device, max_length)
+        else:
+            self.pooling = pooling or "mean"
+            self._body = _Transformer(self.model, self.pooling, self.device, max_length)
         self.max_length: int = self._body.max_length
         self._cache_root = None if cache is False else _default_cache() if cache is True else Path(cache)
 
@@ -124,28 +125,50 @@ class Encoder:
             float32, shape (N, D), on the CPU.
 
         Raises:
-            TypeError: an element is no text, named by its index.
-            ValueError: a text that is no valid Unicode, has no tokens, or whose embedding is
+            TypeError: An element is not a text, named by its index.
+            ValueError: A text is not valid Unicode, has no tokens, or gets an embedding that is
                 not finite.
-            OSError: the cache cannot be written.
+            OSError: The cache cannot be written.
+        """
+        rows, bad = self.embed_all(texts)
+        for i, reason in bad.items():
+            raise ValueError(f"texts[{i}] {reason}")
+        return rows
+
+    def embed_all(self, texts: Sequence[str]) -> tuple[torch.Tensor, dict[int, str]]:
+        """`embed` that goes on after a text without an embedding.
+
+        Returns:
+            The embeddings, and for each text that has none the reason, by its index in
+            ascending order. The rows of these texts mean nothing.
+
+        Raises:
+            TypeError, OSError: As from `embed`.
+            ValueError: A text is not valid Unicode.
         """
         keys = [_key(i, text) for i, text in enumerate(texts)]
         place: dict[bytes, int] = {}
         for i, key in enumerate(keys):
             place.setdefault(key, i)
         known = self._cache.get(place) if self._cache is not None else {}
-        missing = [key for key in place if key not in known]
-        if missing:
-            rows = self._body.embed([texts[place[key]] for key in missing], self.batch_size)
-            if not (finite := rows.isfinite().all(1)).all():
-                worst = place[missing[int((~finite).nonzero()[0])]]
-                raise ValueError(f"texts[{worst}]: {self.model} gives it an embedding that is not finite")
-            if self._cache is not None:
-                self._cache.put(missing, rows)
+        reasons: dict[bytes, str] = {}
+        if missing := [key for key in place if key not in known]:
+            rows, empty = self._body.embed([texts[place[key]] for key in missing], self.batch_size)
+            finite = rows.isfinite().all(1).tolist()
+            for i, key in enumerate(missing):
+                if i in empty:
+                    reasons[key] = f"has no tokens for {self.model}"
+                elif not finite[i]:
+                    reasons[key] = f"gets an embedding of {self.model} that is not finite"
+            good = [i for i, key in enumerate(missing) if key not in reasons]
+            if self._cache is not None and good:
+                self._cache.put([missing[i] for i in good], rows[good])
             known.update(zip(missing, rows, strict=True))
         if not keys:
-            return self._body.embed(["a"], 1)[:0]
-        return torch.stack([known[key] for key in keys])
+            return self._body.embed(["a"], 1)[0][:0], {}
+        return torch.stack([known[key] for key in keys]), {
+            i: reasons[key] for i, key in enumerate(keys) if key in reasons
+        }
 
 
 def _key(i: int, text: str) -> bytes:
@@ -161,12 +184,26 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pcrm" / "embeddings"
 
 
-def _is_sentence_transformer(model: str) -> bool:
-    if os.path.isdir(model):
-        return os.path.isfile(os.path.join(model, "modules.json"))
+def _modules(model: str) -> list[dict[str, str]] | None:
+    """The modules of a checkpoint of sentence-transformers, None for another.
+
+    Raises:
+        OSError: One of them is code outside sentence-transformers.
+    """
     from transformers.utils.hub import cached_file
 
-    return cached_file(model, "modules.json", _raise_exceptions_for_missing_entries=False) is not None
+    with loading(model, "its modules.json"):
+        path = cached_file(model, "modules.json", _raise_exceptions_for_missing_entries=False)
+        if path is None:
+            return None
+        modules = json.loads(Path(path).read_text(encoding="utf-8"))
+        for module in modules:
+            if not module["type"].startswith("sentence_transformers."):
+                raise ValueError(
+                    f"the module {module['type']!r:.80} is not one of sentence-transformers, and pcrm runs no other code. "
+                    "pooling='mean' or 'cls' reads the checkpoint without its modules"
+                )
+    return modules
 
 
 def content_hash(folder: Path) -> str:
@@ -183,20 +220,51 @@ def content_hash(folder: Path) -> str:
 class _SentenceTransformer:
     """A checkpoint of sentence-transformers, with the pooling that it names."""
 
-    def __init__(self, model: str, device: str, max_length: int | None) -> None:
-        from sentence_transformers import SentenceTransformer
+    def __init__(self, model: str, modules: list[dict[str, str]], device: str, max_length: int | None) -> None:
+        import sentence_transformers
 
-        # Never pickle: weights that are no safetensors are an error.
-        self.model = SentenceTransformer(model, device=device, model_kwargs={"use_safetensors": True}).float().eval()
-        if max_length is not None:
-            self.model.max_seq_length = max_length
-        self.max_length: int = self.model.max_seq_length or 0  # 0: it has no limit
-        config = getattr(getattr(self.model[0], "auto_model", None), "config", None)
+        if int(sentence_transformers.__version__.partition(".")[0]) < 6:
+            raise ModuleNotFoundError(
+                "sentence-transformers must be at least 6, as older ones run code of a checkpoint, "
+                f"got {sentence_transformers.__version__}"
+            )
+        for module in modules:
+            if module["type"].endswith(".Transformer"):
+                load_config(model, subfolder=module["path"])
+        with loading(model, "the encoder"):
+            loaded = sentence_transformers.SentenceTransformer(
+                model, device=device, model_kwargs={"use_safetensors": True}, trust_remote_code=False
+            )
+            self.model = loaded.float().eval()
+        inner = getattr(self.model[0], "auto_model", None)
+        config = getattr(inner, "config", None)
+        own = self.model.max_seq_length or 0  # 0: it has no limit
+        self.max_length: int = max_length or own if config is None else longest(model, inner, own, max_length)
+        if self.max_length != own:
+            self.model.max_seq_length = self.max_length
         self.commit: str | None = None if os.path.isdir(model) else getattr(config, "_commit_hash", None) or model
 
-    def embed(self, texts: list[str], batch_size: int) -> torch.Tensor:
-        rows: Any = self.model.encode(texts, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
-        return rows.float().cpu()
+    def embed(self, texts: list[str], batch_size: int) -> tuple[torch.Tensor, set[int]]:
+        empty = self._empty(texts)
+        rows: Any = self.model.encode(
+            [text for i, text in enumerate(texts) if i not in empty] or ["a"],
+            batch_size=batch_size,
+            convert_to_tensor=True,
+            show_progress_bar=False,
+        )
+        result = torch.full((len(texts), rows.shape[1]), torch.nan)
+        if good := [i for i in range(len(texts)) if i not in empty]:
+            result[good] = rows.float().cpu()
+        return result, empty
+
+    def _empty(self, texts: list[str]) -> set[int]:
+        """The texts without tokens, on which transformers' models fail. Other modules make zeros of them."""
+        from transformers import PreTrainedTokenizerBase
+
+        tokenizer = getattr(self.model[0], "tokenizer", None)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase) or tokenizer.num_special_tokens_to_add():
+            return set()
+        return {i for i, ids in enumerate(tokenizer(texts, verbose=False)["input_ids"]) if not ids}
 
 
 class _Transformer:
@@ -208,26 +276,22 @@ class _Transformer:
         self.pooling = pooling
         self.tokenizer = load_tokenizer(model)
         self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model = AutoModel.from_pretrained(model, use_safetensors=True).float().eval().to(device)
+        self.model = load_model(AutoModel, model).float().eval().to(device)
         config = self.model.config
-        limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 1 << 62)
-        if max_length is not None and max_length > limit:
-            raise ValueError(f"max_length is {max_length}, {model} takes at most {limit} tokens")
-        self.max_length: int = max_length or limit
+        pad = pad_token_id(model, self.tokenizer, self.tokenizer.pad_token_id, config.get_text_config().pad_token_id)
+        self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(pad)
+        self.max_length = longest(model, self.model, min(self.tokenizer.model_max_length, 1 << 62), max_length)
         self.commit: str | None = None if os.path.isdir(model) else getattr(config, "_commit_hash", None) or model
         self.dimension = config.hidden_size
 
     @torch.inference_mode()
-    def embed(self, texts: list[str], batch_size: int) -> torch.Tensor:
+    def embed(self, texts: list[str], batch_size: int) -> tuple[torch.Tensor, set[int]]:
         encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length)
         length = [len(ids) for ids in encoded["input_ids"]]
-        if 0 in length:
-            raise ValueError(f"the text {texts[length.index(0)]!r} has no tokens")
+        empty = {i for i, n in enumerate(length) if not n}
         # The longest first: what does not fit into memory says so at once.
-        order = sorted(range(len(texts)), key=lambda i: -length[i])
-        result = torch.empty(len(texts), self.dimension)
+        order = sorted((i for i in range(len(texts)) if i not in empty), key=lambda i: -length[i])
+        result = torch.full((len(texts), self.dimension), torch.nan)
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]
             rows = {name: [column[i] for i in part] for name, column in encoded.items()}
@@ -239,7 +303,7 @@ class _Transformer:
                 mask = batch["attention_mask"][:, :, None].to(hidden.dtype)
                 pooled = (hidden * mask).sum(1) / mask.sum(1)
             result[part] = pooled.float().cpu()
-        return result
+        return result, empty
 
 
 class _Cache:

@@ -229,7 +229,7 @@ def annotate(
         ValueError: an unknown prior; a model or tokenizer that is missing or has nothing to do;
             a column that is missing, or `prior`, which is there already.
         pcrm.rows.RowError: a ValueError that names the row, from 0 in this batch, the column
-            and the value.
+            and the value; also of a response that the model has no embedding for.
         ImportError: there is no transformers: pip install 'pcrm[encoders]'.
     """
     is_table, is_frame = hasattr(batch, "append_column"), hasattr(batch, "assign")
@@ -312,9 +312,32 @@ def of_texts(
     Returns:
         float32, shape (B,).
     """
+    how: dict[str, Any] = {"prior": prior, "model": model, "tokenizer": tokenizer, "angular": angular, **encoder}
+    result, errors = of_texts_and_errors(chosen, rejected, **how)
+    for error in errors.values():
+        raise error
+    return result
+
+
+def of_texts_and_errors(
+    chosen: Sequence[str],
+    rejected: Sequence[str],
+    *,
+    prior: str = "lexical",
+    model: str | os.PathLike[str] | Encoder | None = None,
+    tokenizer: Any = None,
+    angular: bool = True,
+    **encoder: Any,
+) -> tuple[torch.Tensor, dict[int, rows.RowError]]:
+    """`of_texts` that goes on after a row without a prior, as of an empty response to an encoder.
+
+    Returns:
+        float32, shape (B,), NaN for rows without a prior, and their errors by row, in ascending
+        order.
+    """
     _check_prior(prior, model, tokenizer, encoder)
     if prior == "lexical":
-        return lexical(chosen, rejected)
+        return lexical(chosen, rejected), {}
     if prior == "length_ratio":
         if tokenizer is None:
             raise ValueError("prior='length_ratio' needs a tokenizer to split texts")
@@ -322,14 +345,24 @@ def of_texts(
             tokenizer = _tokenizer(os.fspath(tokenizer), os.getpid())
         # Of no texts at all a tokenizer makes nothing that has ids.
         ids = [tokenizer(list(t), add_special_tokens=False)["input_ids"] if t else [] for t in (chosen, rejected)]
-        return length_ratio(ids[0], ids[1])
+        return length_ratio(ids[0], ids[1]), {}
     if os.getpid() != _IMPORTED_IN:
         torch.set_num_threads(1)  # a forked child has none of the threads that torch would wait for
     if isinstance(model, (str, os.PathLike)):
         model = _encoder(os.fspath(model), os.getpid(), **encoder)
     assert model is not None
-    embeddings = model.embed([*chosen, *rejected])
-    return cosine(embeddings[: len(chosen)], embeddings[len(chosen) :], angular)
+    embeddings, reasons = model.embed_all([*chosen, *rejected])
+    for i in (embeddings.norm(dim=1) == 0).nonzero().flatten().tolist():
+        reasons.setdefault(i, f"gets an embedding of {model.model} that is zero and has no direction")
+    errors: dict[int, rows.RowError] = {}
+    for i, reason in sorted(reasons.items()):
+        side, texts, row = ("chosen", chosen, i) if i < len(chosen) else ("rejected", rejected, i - len(chosen))
+        errors.setdefault(row, rows.RowError(f"{side} {reason}: {texts[row]!r:.80}", row))
+    result = torch.full((len(chosen),), torch.nan)
+    good = [row for row in range(len(chosen)) if row not in errors]
+    a, b = (embeddings[[row + start for row in good]] for start in (0, len(chosen)))
+    result[good] = cosine(a, b, angular)
+    return result, dict(sorted(errors.items()))
 
 
 def _check_prior(prior: str, model: Any, tokenizer: Any, encoder: dict[str, Any]) -> None:

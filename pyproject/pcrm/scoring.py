@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from .checkpoints import load_config, load_model, loading, longest
 from .rows import RowError, inputs
-from .tokens import load_tokenizer
+from .tokens import load_tokenizer, pad_token_id
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -27,9 +29,13 @@ _PARTS = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 class RewardModel:
     """A checkpoint of `AutoModelForSequenceClassification` with one label, or a PEFT adapter of one.
 
-    Tokenization is TRL's: of a text as it is, of messages by the checkpoint's chat template;
-    padding is on the right, with the pad token, or where there is none with the token that
-    ends a text, and the model is told which it is.
+    Texts are tokenized as in training. TRL takes a text as it is and messages by the checkpoint's chat template.
+    OpenRLHF, whose checkpoints have a `value_head_prefix` in their configuration, strips line ends from the end, adds a
+    space and the token that ends a text, and adds no other special tokens.
+
+    Padding is on the right. The score of a decoder is that of the last token that is not the pad token, as in transformers:
+    the configuration's, else the tokenizer's, else the token that ends a text. An adapter has no configuration, so there
+    the tokenizer's comes first. OpenRLHF reads the last token, whatever it is.
 
     Args:
         model: The checkpoint's folder or its name on the hub, with its tokenizer.
@@ -37,14 +43,16 @@ class RewardModel:
             compute as TRL does with `bf16=True`, its default, or `fp16=True`: under autocast,
             with the weights as the checkpoint has them.
         device: A torch device; by default the GPU where there is one, else the CPU.
-        batch_size: Sequences in a forward pass. Those of like length are put together.
-        max_length: Tokens of a sequence; by default what the model and its tokenizer take.
+        batch_size: Sequences in a forward pass. Those of similar length are put together.
+        max_length: Tokens of a sequence. By default what the model and its tokenizer say. A model with relative, rotary or
+            scaled positions takes more, one with a table of positions does not.
 
     Raises:
-        OSError: there is no such checkpoint, no tokenizer in it, or weights that are no safetensors.
-        ValueError: the checkpoint has another number of labels, or lacks weights; its tokenizer
+        OSError: There is no such checkpoint, it has no tokenizer, its weights are not safetensors, it needs code of its
+            own, or it cannot be read.
+        ValueError: The checkpoint's head has another number of labels, or no weights; its tokenizer
             has no token to pad with; an adapter without peft, or one that does not fit its base
-            model; a device that is not there or holds no numbers, as "meta"; an argument out of
+            model; a device that is not there or holds no numbers, such as "meta"; an argument out of
             its range.
     """
 
@@ -73,24 +81,20 @@ class RewardModel:
             raise ValueError(f"device is {device!r}: {error}") from None
         if self.device.type == "meta":  # torch moves the model there: it has shapes and no numbers
             raise ValueError(f"device is {str(device)!r}, on which nothing can be computed")
-        config = self._model.config.get_text_config()
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        if self.tokenizer.pad_token is None:
-            raise ValueError(f"{self.name}: its tokenizer has neither a pad token nor one that ends a text")
-        config.pad_token_id = self.tokenizer.pad_token_id  # a decoder's score is that of the last token that is another
-        config.use_cache = False
-        positions = getattr(config, "max_position_embeddings", None)
-        if max_length is not None and positions and max_length > positions:
-            raise ValueError(f"max_length is {max_length}, {self.name} takes at most {positions} tokens")
-        limit = self.tokenizer.model_max_length
-        self.max_length: int = max_length or (min(limit, positions) if positions else limit)
+        self._config = self._model.config.get_text_config()
+        self._config.use_cache = False
+        self.max_length = longest(self.name, self._model, self.tokenizer.model_max_length, max_length)
         self._known = self._model.get_input_embeddings().weight.shape[0]
+        self._openrlhf = hasattr(self._config, "value_head_prefix")
+        ids = [self._config.pad_token_id, self.tokenizer.pad_token_id]
+        pad = pad_token_id(self.name, self.tokenizer, *(reversed(ids) if is_adapter(self.name) else ids))
+        # None: the score is that of the last token. Some configurations say -1, which no token is.
+        self._pad = pad if 0 <= pad < self._known and not self._openrlhf else None
 
     @property
     def end(self) -> str:
-        """What a plain response ends with: TRL adds it where it does not."""
-        return self.tokenizer.eos_token or ""
+        """What `rows.inputs` has to put at the end of a plain response."""
+        return "" if self._openrlhf else self.tokenizer.eos_token or ""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -110,10 +114,15 @@ class RewardModel:
                 chat template does not take the messages.
             ValueError: the tokenizer has no chat template.
         """
-        if isinstance(value, str):
+        if self._openrlhf:
+            text = value if isinstance(value, str) else self._templated(name, value, tools, options, tokenize=False)
+            text, end = text.rstrip("\n"), self.tokenizer.eos_token or ""
+            text = text if text.endswith(end) else f"{text} {end}"
+            ids = self.tokenizer(text=text, verbose=False, add_special_tokens=False)["input_ids"]
+        elif isinstance(value, str):
             ids = self.tokenizer(text=value, verbose=False)["input_ids"]
         else:
-            ids = self._templated(name, value, tools, options)
+            ids = self._templated(name, value, tools, options, tokenize=True, return_dict=True)["input_ids"]
         if not ids:
             raise RowError(f"{name} has no tokens")
         if len(ids) > self.max_length:
@@ -122,17 +131,17 @@ class RewardModel:
             raise RowError(f"{name} has the token {max(ids)}, {self.name} knows {self._known}")
         return ids
 
-    def _templated(self, name: str, messages: list[dict[str, Any]], tools: Any, options: Any) -> list[int]:
+    def _templated(self, name: str, messages: list[dict[str, Any]], tools: Any, options: Any, **how: Any) -> Any:
         if self.tokenizer.chat_template is None:
-            raise ValueError(f"{self.name}: its tokenizer has no chat template, and {name} is a list of messages")
+            raise ValueError(
+                f"{name} is a list of messages, and the tokenizer of {self.name} has no chat template. Save a tokenizer "
+                "with its chat_template in the checkpoint, or give the rows as texts"
+            )
         try:
             tools = json.loads(tools) if isinstance(tools, str) else tools
-            encoded = self.tokenizer.apply_chat_template(
-                messages, tokenize=True, return_dict=True, tools=tools, **(options or {})
-            )
+            return self.tokenizer.apply_chat_template(messages, tools=tools, **how, **(options or {}))
         except Exception as error:  # a template is a program
             raise RowError(f"{name}: the chat template fails: {error}") from None
-        return encoded["input_ids"]
 
     def __call__(self, prompts: Sequence[Any], responses: Sequence[Any]) -> np.ndarray:
         """The scores of responses to prompts, texts or messages as `rows.inputs` has them: float32, shape (N,).
@@ -162,9 +171,14 @@ class RewardModel:
         # The longest first: what does not fit into memory says so at once.
         unique = sorted(dict.fromkeys(map(tuple, sequences)), key=len, reverse=True)
         scores: dict[tuple[int, ...], float] = {}
-        for begin in range(0, len(unique), self.batch_size):
-            part = unique[begin : begin + self.batch_size]
-            pad = self.tokenizer.pad_token_id
+        size = min(self.batch_size, max(1, self._known - 1))  # so that a token is left that ends no row of a pass
+        for begin in range(0, len(unique), size):
+            part = unique[begin : begin + size]
+            pad = self._pad
+            if pad is None:
+                ends = {ids[-1] for ids in part}
+                pad = next(id for id in range(self._known) if id not in ends)
+            self._config.pad_token_id = pad  # a decoder's score is that of the last token that is another
             ids = pad_sequence([torch.tensor(s) for s in part], batch_first=True, padding_value=pad)
             mask = torch.arange(ids.shape[1]) < torch.tensor([[len(s)] for s in part])
             with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
@@ -175,18 +189,33 @@ class RewardModel:
         return np.array([scores[tuple(s)] for s in sequences], np.float32)
 
 
-def _load(name: str, dtype: Any, tokens: int) -> Any:
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+def is_adapter(name: str) -> bool:
     from transformers.utils import find_adapter_config_file
 
-    if find_adapter_config_file(name) is not None:
+    return find_adapter_config_file(name) is not None
+
+
+def _load(name: str, dtype: Any, tokens: int) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    if is_adapter(name):
         return _load_adapter(name, dtype, tokens)
-    config = AutoConfig.from_pretrained(name)
-    if config.num_labels != 1:
-        raise ValueError(f"{name}: has {config.num_labels} labels, a reward model has 1")
-    model, report = AutoModelForSequenceClassification.from_pretrained(
-        name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+    # The number of labels is that of the head in the file: OpenRLHF's configurations do not say it, and then transformers
+    # says 2.
+    prefix = getattr(load_config(name), "value_head_prefix", "score")
+    model, report = load_model(
+        AutoModelForSequenceClassification,
+        name,
+        num_labels=1,
+        dtype=dtype,
+        key_mapping=None if prefix == "score" else {rf"^{re.escape(prefix)}\.": "score."},
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
+    for key, found, wanted in report["mismatched_keys"]:
+        raise ValueError(
+            f"{name}: {key} has shape {tuple(found)}, that of a reward model with 1 label has shape {tuple(wanted)}"
+        )
     _check_complete(name, report["missing_keys"])
     return model
 
@@ -203,25 +232,36 @@ def _load_adapter(name: str, dtype: Any, tokens: int) -> Any:
     # peft would take adapter_model.bin, which is a pickle, where this is not there.
     if cached_file(name, SAFETENSORS_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False) is None:
         raise ValueError(f"{name}: has no {SAFETENSORS_WEIGHTS_NAME}, and weights of another format are not read")
-    config = PeftConfig.from_pretrained(name)
-    base: str = config.base_model_name_or_path  # pyright: ignore[reportAssignmentType]
+    with loading(name):
+        config = PeftConfig.from_pretrained(name)
+        base = str(config.base_model_name_or_path)
+    # peft imports the module that an adapter names there.
+    if getattr(config, "megatron_config", None):
+        raise ValueError(f"{name}: has a megatron_config, which names code to import, and pcrm runs no such code")
+    model, report = load_model(
+        AutoModelForSequenceClassification,
+        base,
+        revision=config.revision,
+        num_labels=1,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # of a head that the adapter's takes the place of
+    )
     try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            base, revision=config.revision, num_labels=1, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
         if tokens > model.get_input_embeddings().weight.shape[0]:  # trained with tokens of its own
             model.resize_token_embeddings(tokens)
         adapted = PeftModel.from_pretrained(model, name)
-    except RuntimeError as error:
+    except Exception as error:  # of many types: peft does not check what an adapter says
         raise ValueError(f"{name}: does not fit its base model {base} with 1 label: {error}") from None
     own = {key.removeprefix("base_model.model.") for key in load_peft_weights(name, device="cpu")}
-    _check_complete(name, set(report["missing_keys"]) - own)
+    random = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    _check_complete(name, random - own)
     return adapted
 
 
 def _check_complete(name: str, missing: Any) -> None:
     if missing:
-        raise ValueError(f"{name}: is no trained reward model, it has no weights for {', '.join(sorted(missing))}")
+        raise ValueError(f"{name}: is not a trained reward model: it has no weights for {', '.join(sorted(missing))}")
 
 
 def identity_of(name: str, config: Any) -> Any:

@@ -374,6 +374,39 @@ def test_the_reward_model_is_what_both_loaders_read(train, monkeypatch):
     torch.testing.assert_close(rewards, scores)
 
 
+def test_pcrm_score_gives_openrlhfs_rewards(train, material, monkeypatch, tmp_path):
+    """Of its data set's tokens by its own model: a space before the end, and line ends before that are dropped."""
+    from types import SimpleNamespace
+
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    monkeypatch.syspath_prepend(CPU)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    from openrlhf.datasets import RewardDataset
+    from openrlhf.models import get_llm_for_sequence_regression
+
+    folder = finished(train(Job("train_rm", 2, 2, CONSTRAINED))).model
+    config = json.loads((folder / "config.json").read_text())
+    assert "id2label" not in config and "num_labels" not in config
+    rows = [json.loads(line) for line in (material / "plain.jsonl").read_text().splitlines()][:20]
+    rows[3]["chosen"] += "\n\n"
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "scores.jsonl"
+    assert cli.main(["score", str(folder), str(tmp_path / "rows.jsonl"), "--out", str(out)]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    keys = {"prompt_key": "prompt", "chosen_key": "chosen", "rejected_key": "rejected"}
+    strategy = SimpleNamespace(args=SimpleNamespace(data=SimpleNamespace(**keys)))
+    data = RewardDataset(Dataset.from_list(rows), tokenizer, 512, strategy, num_processors=1)
+    actor = get_llm_for_sequence_regression(str(folder), "reward", attn_implementation="eager").float().eval()
+    scored = [json.loads(line) for line in out.read_text().splitlines()]
+    for i, row in enumerate(scored):
+        chosen, chosen_mask, rejected, rejected_mask, _ = data[i]
+        with torch.no_grad():
+            want = [actor(chosen, chosen_mask).item(), actor(rejected, rejected_mask).item()]
+        assert [row["chosen_score"], row["rejected_score"]] == pytest.approx(want, rel=1e-4, abs=1e-5)
+
+
 def test_the_policy_loads_in_transformers(train):
     from transformers import AutoModelForCausalLM
 

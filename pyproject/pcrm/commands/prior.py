@@ -91,8 +91,15 @@ def _run(args: argparse.Namespace) -> Output:
         with tqdm(total=source.total, initial=output.position, unit=" rows", disable=None, mininterval=0.5) as bar:
             for batch in source.batches(output.position):
                 kept, pairs, skipped = _pairs(batch, args.with_prompt, args.on_error == "skip")
-                numbers = priors.of_texts([a for a, _ in pairs], [b for _, b in pairs], **how).numpy()
-                output.write(batch, {"prior": numbers}, kept, skipped)
+                numbers, errors = priors.of_texts_and_errors([a for a, _ in pairs], [b for _, b in pairs], **how)
+                bad = dict(zip(sorted({*range(batch.end - batch.start)}.difference(kept)), skipped, strict=True))
+                for place, error in ((kept[row], error) for row, error in errors.items()):
+                    if args.on_error == "fail":
+                        raise _passes.bad_row(batch, place, error)
+                    bad[place] = _skipped(batch, place, error)
+                good = [row for row in range(len(kept)) if row not in errors]
+                numbers, kept = numbers.numpy()[good], [kept[row] for row in good]
+                output.write(batch, {"prior": numbers}, kept, [bad[i] for i in sorted(bad)])
                 if (fraction := source.fraction) is not None:
                     bar.total = int(output.position / fraction)
                 bar.update(batch.end - batch.start)
@@ -128,5 +135,9 @@ def _pairs(
         except RowError as error:
             if not skip:
                 raise _passes.bad_row(batch, i, error) from None
-            skipped.append({"place": batch.place(i), "error": error.message, "row": batch.original(i)})
+            skipped.append(_skipped(batch, i, error))
     return kept, pairs, skipped
+
+
+def _skipped(batch: Batch, i: int, error: RowError) -> dict[str, Any]:
+    return {"place": batch.place(i), "error": error.message, "row": batch.original(i)}

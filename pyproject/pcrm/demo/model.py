@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from .. import tokens
+from .. import checkpoints, tokens
 
 _CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 
@@ -66,11 +66,12 @@ def load_tokenizer(path: str | Path) -> Any:
     return tokenizer
 
 
-def load_model(path: str | Path, seed: int) -> Any:
+def load_model(path: str | Path, seed: int, max_length: int | None = None) -> Any:
+    """A reward model of a checkpoint, for sequences of at most `max_length` tokens."""
     torch.manual_seed(seed)  # a checkpoint without a scalar head gets a random one
-    return AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=1, dtype=torch.float32, use_safetensors=True
-    )
+    model = checkpoints.load_model(AutoModelForSequenceClassification, path, num_labels=1, dtype=torch.float32)
+    checkpoints.longest(str(path), model, None, max_length)
+    return model
 
 
 class Encoder:

@@ -156,7 +156,7 @@ def _train(
     else:
         fields = {f"pcrm_{name}": getattr(constraint, name) for name in ("beta1", "beta2", "beta3", "floor", "cap")}
     reward_model = (
-        model.load_model(settings.model, settings.seed)
+        model.load_model(settings.model, settings.seed, settings.max_length)
         if settings.model
         else model.make_model(tokenizer, settings.max_length, settings.seed)
     )

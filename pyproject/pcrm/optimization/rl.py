@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from ..checkpoints import load_model
 from ..names import printable
 from ..scoring import identity_of
 from ..tokens import load_tokenizer
@@ -142,7 +143,7 @@ def train(
         raise ValueError(f"{os.fspath(policy)}: its tokenizer has no token that ends a text")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model: Any = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32, use_safetensors=True)
+    model: Any = load_model(AutoModelForCausalLM, policy, dtype=torch.float32)
     recipe = dataclasses.asdict(settings) | {
         "policy": identity_of(os.fspath(policy), model.config),
         "prompts": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),

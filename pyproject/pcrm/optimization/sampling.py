@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..checkpoints import load_model, longest
 from ..datafiles import Source, open_source
 from ..rows import RowError
 from ..scoring import identity_of
@@ -61,7 +62,7 @@ class Policy:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        loaded: Any = AutoModelForCausalLM.from_pretrained(self.name, use_safetensors=True)
+        loaded: Any = load_model(AutoModelForCausalLM, self.name)
         self._model = loaded.eval().to(self.device)
         ends = self._model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
@@ -75,8 +76,8 @@ class Policy:
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=sorted({self.tokenizer.eos_token_id, *ends}),
         )
-        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        self._room = None if positions is None else positions - max_new_tokens
+        positions = longest(self.name, self._model, None, None)
+        self._room = positions - max_new_tokens if positions else None
         self.settings: dict[str, Any] = {
             "--policy": identity_of(self.name, self._model.config),
             "--max-new-tokens": max_new_tokens,

@@ -17,6 +17,7 @@ from transformers.integrations import TensorBoardCallback
 from .. import __version__, priors
 from ..encoders import content_hash
 from ..priors import prior_tensor
+from ..rows import RowError
 from ..sampling import PrioritizedSampler
 from ..settings import Config
 from .configs import PCRMArguments
@@ -85,11 +86,21 @@ def _ids(examples: list[dict[str, Any]], kind: str) -> tuple[list[list[int]], li
     return [e["chosen_ids"] for e in examples], [e["rejected_ids"] for e in examples]
 
 
-def _annotate(batch: Any, *, made_by: Any, **how: Any) -> Any:
-    """`priors.annotate`. `datasets` keeps its result under the arguments: `made_by` tells an encoder
-    from another one that lay in the same folder before.
+def _annotate(batch: Any, indices: list[int], *, name: str, made_by: Any, **how: Any) -> Any:
+    """`priors.annotate`, whose errors name the data set and its row.
+
+    `datasets` keeps its result under the arguments: `made_by` tells an encoder from another one
+    that was in the same folder before.
     """
-    return priors.annotate(batch, **how)
+    try:
+        return priors.annotate(batch, **how)
+    except RowError as error:
+        if error.row is None:
+            raise
+        raise ValueError(
+            f"the {name} data set, row {indices[error.row]}: {error.message}. "
+            "`pcrm prior --on-error skip` leaves such rows out and adds the prior"
+        ) from None
 
 
 class _Rounds(TrainerCallback):
@@ -227,12 +238,12 @@ class Constrained:
             )
         model = args.pcrm_prior_model
         content = content_hash(Path(model)) if model is not None and os.path.isdir(model) else None
-        annotate = functools.partial(_annotate, made_by=(__version__, content), prior=kind, model=model)
+        annotate = functools.partial(_annotate, name=name, made_by=(__version__, content), prior=kind, model=model)
         described = {"desc": f"Adding the prior to {name} dataset"} if hasattr(dataset, "num_rows") else {}
         # The others find what the main process left: the data set by its fingerprint, where it
         # lies on disk, and every embedding by its text.
         with PartialState().main_process_first():
-            dataset = dataset.map(annotate, batched=True, **described)
+            dataset = dataset.map(annotate, batched=True, with_indices=True, **described)
         priors.forget_models()  # the encoder would stay beside the model that trains
         return dataset
 
