@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from . import tracing
 from .constraint import Constraint
 from .forms import Reduction, at_least_0, check_options, positive
 from .functional import pcrm_dpo_loss, pcrm_loss
+from .tracing import Origin
 
 
 class PCRMLoss(torch.nn.Module):
@@ -63,8 +63,8 @@ class PCRMLoss(torch.nn.Module):
         Raises:
             TypeError, ValueError: as in `pcrm_loss` and `Constraint.delta`; a missing prior.
         """
-        delta = delta_of(self.constraint, prior)
-        return pcrm_loss(chosen_rewards, rejected_rewards, delta, **self.settings)
+        delta, origin = delta_of(self.constraint, prior)
+        return pcrm_loss(chosen_rewards, rejected_rewards, delta, origin=origin, **self.settings)
 
     def extra_repr(self) -> str:
         return ", ".join([repr(self.constraint), *(f"{k}={v!r}" for k, v in self.settings.items() if v)])
@@ -119,14 +119,9 @@ class PCRMDPOLoss(torch.nn.Module):
         Raises:
             TypeError, ValueError: as in `pcrm_dpo_loss` and `Constraint.delta`; a missing prior.
         """
-        return pcrm_dpo_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            reference_chosen_logps,
-            reference_rejected_logps,
-            delta_of(self.constraint, prior),
-            **self.settings,
-        )
+        logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+        delta, origin = delta_of(self.constraint, prior)
+        return pcrm_dpo_loss(*logps, delta, origin=origin, **self.settings)
 
     def extra_repr(self) -> str:
         return ", ".join([repr(self.constraint), *(f"{k}={v!r}" for k, v in self.settings.items() if v)])
@@ -138,14 +133,11 @@ def _checked(constraint: Constraint) -> Constraint:
     return constraint
 
 
-def delta_of(constraint: Constraint, prior: torch.Tensor | None) -> torch.Tensor | float:
-    """The delta of a batch, noted for a trace of the loss that is called with it."""
+def delta_of(constraint: Constraint, prior: torch.Tensor | None) -> tuple[torch.Tensor | float, Origin]:
+    """Return the delta of a batch, and what it was made from, for the loss to record."""
     if constraint.is_fixed:
-        delta: torch.Tensor | float = constraint.delta(1.0)
-    elif prior is None:
+        return constraint.delta(1.0), Origin(None, constraint.recorded)
+    if prior is None:
         raise ValueError("prior is missing: only a fixed constraint needs none")
-    else:
-        prior = torch.as_tensor(prior)
-        delta = constraint.delta(prior)
-    tracing.note(prior, constraint, delta)
-    return delta
+    prior = torch.as_tensor(prior)
+    return constraint.delta(prior), Origin(prior, constraint.recorded)
