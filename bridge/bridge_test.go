@@ -92,7 +92,7 @@ func TestVerifyTrace(t *testing.T) {
 	assert.LessOrEqual(t, good.Rows[0]["gradient_error"], 2e-6)
 
 	// The last tensor, in the order of the names, is rejected_rewards of the first form.
-	const name = "rank00000-step00000001.safetensors"
+	const name = "rank00000-run0123456789ab-step00000001.safetensors"
 	data, err := os.ReadFile(filepath.Join(sample, name))
 	require.NoError(t, err)
 	data = bytes.Clone(data)

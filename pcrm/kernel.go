@@ -1,6 +1,7 @@
 package pcrm
 
 import (
+	"log"
 	"math"
 	"os"
 	"slices"
@@ -23,15 +24,20 @@ var tierNames = []string{"scalar", "avx2", "avx512"}
 var currentTier atomic.Int32
 
 func init() {
-	// A name that this machine does not know leaves the best tier: Tier tells.
-	if SetTier(os.Getenv("PCRM_TIER")) != nil {
-		currentTier.Store(int32(bestTier()))
+	currentTier.Store(int32(bestTier()))
+	// An unknown name must not end a program that only imports this package, and must not
+	// pass unnoticed either: a test of one tier would run another.
+	if name := os.Getenv("PCRM_TIER"); name != "" {
+		if err := SetTier(name); err != nil {
+			log.Printf("pcrm: PCRM_TIER is ignored, the kernels in use are %s: %v", Tier(), err)
+		}
 	}
 }
 
 // Tier returns the name of the kernels in use: "scalar", "avx2" or "avx512". The
 // fastest that the processor has is chosen at start, unless the environment
-// variable PCRM_TIER names another.
+// variable PCRM_TIER names another. A name that is unknown or not available on this
+// machine is ignored, with a line on standard error that lists the names.
 func Tier() string { return tierNames[currentTier.Load()] }
 
 // SetTier chooses the kernels for all later calls: "scalar", "avx2", "avx512", or
@@ -47,7 +53,7 @@ func SetTier(name string) error {
 		t = int(bestTier())
 	}
 	if t < 0 {
-		return argErr("tier", -1, "is %q, must be auto or, on this machine, one of %s", name, strings.Join(names, ", "))
+		return argErr("tier", -1, "must be auto or, on this machine, one of %s, got %q", strings.Join(names, ", "), name)
 	}
 	currentTier.Store(int32(t))
 	return nil

@@ -3,6 +3,8 @@ package pcrm_test
 import (
 	"fmt"
 	"os"
+	"os/exec"
+	"strings"
 	"sync"
 	"testing"
 
@@ -44,8 +46,36 @@ func TestSetTier(t *testing.T) {
 	require.NoError(t, pcrm.SetTier("auto"))
 	all := tiers()
 	assert.Equal(t, all[len(all)-1], pcrm.Tier())
-	assert.ErrorContains(t, pcrm.SetTier("typo"), `tier is "typo", must be auto or, on this machine, one of scalar`)
+	assert.ErrorContains(t, pcrm.SetTier("typo"), "tier must be auto or, on this machine, one of scalar")
 	assert.Equal(t, all[len(all)-1], pcrm.Tier(), "an error changes nothing")
+}
+
+// The variable is read when the package starts, so each name takes a process of its own.
+func TestUnknownTierIsReported(t *testing.T) {
+	if os.Getenv("PCRM_TEST_TIER") != "" {
+		fmt.Println("tier:", pcrm.Tier())
+		return
+	}
+	all := tiers()
+	start := func(name string) string {
+		c := exec.Command(os.Args[0], "-test.run=^TestUnknownTierIsReported$")
+		c.Env = append(os.Environ(), "PCRM_TEST_TIER=1", "PCRM_TIER="+name)
+		out, err := c.CombinedOutput()
+		require.NoError(t, err, string(out))
+		return string(out)
+	}
+	best := "tier: " + all[len(all)-1]
+	out := start("axv2")
+	assert.Contains(t, out, "PCRM_TIER is ignored")
+	assert.Contains(t, out, fmt.Sprintf(`must be auto or, on this machine, one of %s, got "axv2"`, strings.Join(all, ", ")))
+	assert.Contains(t, out, best)
+	for _, name := range []string{"", "auto", "scalar"} {
+		out := start(name)
+		assert.NotContains(t, out, "PCRM_TIER is ignored", name)
+		if name != "scalar" {
+			assert.Contains(t, out, best)
+		}
+	}
 }
 
 // The same bits from any number of threads, for sizes on both sides of where threads

@@ -21,6 +21,8 @@ import (
 // Report is what [VerifyTrace] found.
 type Report struct {
 	Files int         // that were looked at, good and bad
+	Runs  int         // that wrote them: a process writes one run in each trace
+	Ranks int         // of these runs
 	Pairs int         // whose loss and gradient were recomputed
 	Rows  []ReportRow // one for each form, dtype and backend, in this order
 
@@ -28,6 +30,12 @@ type Report struct {
 	// values: the first 20 of the Failed that there are.
 	Failures []string
 	Failed   int
+}
+
+// run is what one process wrote in one trace.
+type run struct {
+	rank int64
+	name string
 }
 
 // ReportRow is the worst of the files of one kind. The errors are in the units of
@@ -65,6 +73,9 @@ func (r Report) String() string {
 	if !r.OK() {
 		verdict = fmt.Sprintf("%d failures", r.Failed)
 	}
+	if r.Runs > r.Ranks {
+		fmt.Fprintf(&b, "%d runs of %d ranks: a resumed training, or several processes of one rank\n", r.Runs, r.Ranks)
+	}
 	fmt.Fprintf(&b, "%d files, %d pairs: %s\n", r.Files, r.Pairs, verdict)
 	return b.String()
 }
@@ -91,10 +102,12 @@ func (r *Report) row(form, dtype, backend string) *ReportRow {
 // VerifyTrace recomputes what a training run recorded, with the loop over [PairLoss]
 // in float64, whatever computed it then.
 //
-// A trace is a folder of files rank%05d-step%08d.safetensors, each one call of a loss.
-// Their metadata, all of it strings, is
+// A trace is a folder of files rank%05d-run%s-step%08d.safetensors, each one call of a loss.
+// A run is what one process writes in one trace. Its name, 12 random hexadecimal digits, is in
+// the file's name and in the metadata, so that no process writes over the files of another, and
+// a file under the name of another one is a failure. The metadata, all of it strings, is
 //
-//	pcrm_trace                   "1"
+//	pcrm_trace                   "2"
 //	form                         "pair", "token" or "dpo"
 //	backend, versions            free text; versions may be missing
 //	dtype                        of the scores: "float32", "float64", "bfloat16", "float16"
@@ -102,7 +115,7 @@ func (r *Report) row(form, dtype, backend string) *ReportRow {
 //	label_smoothing, center_rewards_coefficient    numbers; dpo may leave out the latter
 //	beta                         dpo only
 //	pad_token_id                 token only; -1 is [NoPad]
-//	rank, step                   as in the name
+//	rank, run, step              as in the name
 //	constraint                   may be missing; a JSON object of beta1, beta2, beta3, floor,
 //	                             cap, low, high and seed, null or missing for none, "inf"
 //
@@ -159,6 +172,7 @@ func (r *Report) row(form, dtype, backend string) *ReportRow {
 // [*ArgumentError].
 func VerifyTrace(dir string) (Report, error) {
 	var report Report
+	runs := map[run]bool{}
 	names, err := os.ReadDir(dir) // in the order of the names
 	if err != nil {
 		return report, err
@@ -166,14 +180,19 @@ func VerifyTrace(dir string) (Report, error) {
 	for _, name := range names {
 		if filepath.Ext(name.Name()) == ".safetensors" {
 			report.Files++
-			if err := verifyFile(&report, dir, name.Name()); err != nil {
+			if err := verifyFile(&report, runs, dir, name.Name()); err != nil {
 				report.fail("%s: %v", name.Name(), err)
 			}
 		}
 	}
 	if report.Files == 0 {
-		return report, argErr("trace", -1, "folder %q has no file rank00000-step00000000.safetensors or the like", dir)
+		return report, argErr("trace", -1, "folder %q has no file rank00000-run0123456789ab-step00000000.safetensors or the like", dir)
 	}
+	ranks := map[int64]bool{}
+	for r := range runs {
+		ranks[r.rank] = true
+	}
+	report.Runs, report.Ranks = len(runs), len(ranks)
 	slices.SortFunc(report.Rows, func(a, b ReportRow) int {
 		return cmp.Or(cmp.Compare(a.Form, b.Form), cmp.Compare(a.Dtype, b.Dtype), cmp.Compare(a.Backend, b.Backend))
 	})
@@ -205,6 +224,7 @@ var formScores = map[string][]string{
 type record struct {
 	*safetensors.File
 	name   string
+	run    run
 	report *Report
 	row    *ReportRow
 
@@ -223,7 +243,7 @@ type record struct {
 	chosenIDs, rejectedIDs        []int64   // token
 }
 
-func verifyFile(report *Report, dir, name string) (err error) {
+func verifyFile(report *Report, runs map[run]bool, dir, name string) (err error) {
 	r := record{name: name, report: report}
 	if r.File, err = safetensors.Read(filepath.Join(dir, name)); err != nil {
 		return err
@@ -231,6 +251,7 @@ func verifyFile(report *Report, dir, name string) (err error) {
 	if err := r.settings(); err != nil {
 		return err
 	}
+	runs[r.run] = true
 	if err := r.tensors(); err != nil {
 		return err
 	}
@@ -280,8 +301,8 @@ func (r *record) settings() (err error) {
 	reduction, known := reductions[r.Metadata["reduction"]]
 	var rank, step int64
 	switch {
-	case r.Metadata["pcrm_trace"] != "1":
-		return fmt.Errorf("metadata pcrm_trace is %q, must be \"1\"", r.Metadata["pcrm_trace"])
+	case r.Metadata["pcrm_trace"] != "2":
+		return fmt.Errorf("metadata pcrm_trace must be \"2\", got %q: record the trace with this version of pcrm", r.Metadata["pcrm_trace"])
 	case formScores[r.form] == nil:
 		return fmt.Errorf("metadata form is %q, must be pair, token or dpo", r.form)
 	case stored[r.dtype] == "":
@@ -317,9 +338,14 @@ func (r *record) settings() (err error) {
 	case r.form == "dpo" && r.options.CenterRewardsCoefficient != 0:
 		return fmt.Errorf("metadata center_rewards_coefficient is %v, must be 0 for dpo", r.options.CenterRewardsCoefficient)
 	}
-	if want := fmt.Sprintf("rank%05d-step%08d.safetensors", rank, step); r.name != want {
-		return fmt.Errorf("metadata rank %d and step %d are of a file %s", rank, step, want)
+	name, err := r.text("run")
+	if err != nil {
+		return err
 	}
+	if want := fmt.Sprintf("rank%05d-run%s-step%08d.safetensors", rank, name, step); r.name != want {
+		return fmt.Errorf("metadata rank %d, run %s and step %d are of a file %s: was the file renamed or replaced?", rank, name, step, want)
+	}
+	r.run = run{rank, name}
 	return nil
 }
 

@@ -79,7 +79,7 @@ func halfBits(v float64) uint16 {
 func (f traced) name() string {
 	rank, _ := strconv.Atoi(f.metadata["rank"])
 	step, _ := strconv.Atoi(f.metadata["step"])
-	return fmt.Sprintf("rank%05d-step%08d.safetensors", rank, step)
+	return fmt.Sprintf("rank%05d-run%s-step%08d.safetensors", rank, f.metadata["run"], step)
 }
 
 func (f traced) write(t testing.TB, dir string) {
@@ -114,7 +114,7 @@ func traceOf[C pcrm.Float](form, dtype, reduction string, e, center float64, con
 	compute := map[bool]string{true: "F32", false: "F64"}[fmt.Sprintf("%T", C(0)) == "float32"]
 	storage := map[string]string{"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
 	f := traced{map[string]string{
-		"pcrm_trace": "1", "form": form, "backend": "go", "dtype": dtype, "reduction": reduction,
+		"pcrm_trace": "2", "run": "0123456789ab", "form": form, "backend": "go", "dtype": dtype, "reduction": reduction,
 		"label_smoothing": fmt.Sprint(e), "rank": "0", "step": fmt.Sprint(step), "versions": "none",
 	}, map[string]*tracedTensor{}}
 	shape := []int{n}
@@ -283,7 +283,7 @@ func TestVerifyTraceCorruptedElement(t *testing.T) {
 				report := good.verify(t)
 				assert.False(t, report.OK(), "%s %s %s", form, dtype, name)
 				if assert.NotEmpty(t, report.Failures) {
-					assert.Contains(t, report.Failures[0], "rank00000-step00000007.safetensors: ")
+					assert.Contains(t, report.Failures[0], "rank00000-run0123456789ab-step00000007.safetensors: ")
 					if _, computed := map[string]bool{"loss": true, "grad_chosen": true, "grad_rejected": true, "delta": true}[name]; computed {
 						assert.Contains(t, report.Failures[0], fmt.Sprintf(": %s[%d]: got ", name, i))
 					}
@@ -299,7 +299,7 @@ func TestVerifyTraceCorruptedElement(t *testing.T) {
 	f.tensors["grad_chosen"].values[3] *= 1 + 1e-11
 	report := f.verify(t)
 	require.Len(t, report.Failures, 1)
-	assert.Contains(t, report.Failures[0], "rank00000-step00000001.safetensors: grad_chosen[3]: got ")
+	assert.Contains(t, report.Failures[0], "rank00000-run0123456789ab-step00000001.safetensors: grad_chosen[3]: got ")
 	assert.Equal(t, 1, report.Failed)
 }
 
@@ -328,7 +328,8 @@ func TestVerifyTraceBadFiles(t *testing.T) {
 		form, want string
 		change     func(traced)
 	}{
-		{"pair", `metadata pcrm_trace is "2", must be "1"`, func(f traced) { f.metadata["pcrm_trace"] = "2" }},
+		{"pair", `metadata pcrm_trace must be "2", got "1"`, func(f traced) { f.metadata["pcrm_trace"] = "1" }},
+		{"pair", `metadata run is missing`, func(f traced) { delete(f.metadata, "run") }},
 		{"pair", `metadata form is missing`, func(f traced) { delete(f.metadata, "form") }},
 		{"pair", `metadata form is "triple", must be pair, token or dpo`, func(f traced) { f.metadata["form"] = "triple" }},
 		{"pair", `metadata backend is missing`, func(f traced) { delete(f.metadata, "backend") }},
@@ -362,7 +363,8 @@ func TestVerifyTraceBadFiles(t *testing.T) {
 		{"pair", `metadata constraint is "{\"beta1\":\"1\"}"`, func(f traced) { f.metadata["constraint"] = `{"beta1":"1"}` }},
 		{"pair", `metadata constraint is "{}{}": something follows the object`, func(f traced) { f.metadata["constraint"] = `{}{}` }},
 		{"pair", `metadata constraint: beta1 is +Inf, must be finite`, func(f traced) { f.metadata["constraint"] = `{"beta1":"inf"}` }},
-		{"pair", `metadata rank 0 and step 8 are of a file rank00000-step00000008.safetensors`, func(f traced) { f.metadata["step"] = "8" }},
+		{"pair", `metadata rank 0, run 0123456789ab and step 8 are of a file rank00000-run0123456789ab-step00000008.safetensors`, func(f traced) { f.metadata["step"] = "8" }},
+		{"pair", `metadata rank 0, run ba9876543210 and step 7 are of a file rank00000-runba9876543210-step00000007.safetensors`, func(f traced) { f.metadata["run"] = "ba9876543210" }},
 	} {
 		f := traceFor(c.form, "float32", "mean", 0, 0, true, 7)
 		name := f.name()
@@ -378,6 +380,33 @@ func TestVerifyTraceBadFiles(t *testing.T) {
 		assert.Equal(t, 9, report.Pairs, "the other file was verified: %s", c.want)
 		assert.False(t, report.OK())
 	}
+}
+
+// Two processes of one rank: the files of both are verified, and the report says so. The file of
+// one under the name of the other is not taken for it.
+func TestVerifyTraceTellsRunsApart(t *testing.T) {
+	dir := t.TempDir()
+	first, second := traceFor("pair", "float32", "mean", 0, 0, true, 7), traceFor("pair", "float32", "mean", 0, 0, true, 7)
+	second.metadata["run"] = "ba9876543210"
+	first.write(t, dir)
+	report, err := pcrm.VerifyTrace(dir)
+	require.NoError(t, err)
+	assert.Equal(t, []int{1, 1}, []int{report.Runs, report.Ranks})
+	assert.NotContains(t, report.String(), "runs of")
+	second.write(t, dir)
+	other := traceFor("pair", "float32", "mean", 0, 0, true, 7)
+	other.metadata["rank"], other.metadata["run"] = "1", "cccccccccccc"
+	other.write(t, dir)
+	report, err = pcrm.VerifyTrace(dir)
+	require.NoError(t, err)
+	assert.True(t, report.OK(), "%v", report)
+	assert.Equal(t, []int{3, 3, 2}, []int{report.Files, report.Runs, report.Ranks})
+	assert.Contains(t, report.String(), "3 runs of 2 ranks: ")
+	require.NoError(t, os.Rename(filepath.Join(dir, second.name()), filepath.Join(dir, first.name())))
+	report, err = pcrm.VerifyTrace(dir)
+	require.NoError(t, err)
+	require.Len(t, report.Failures, 1)
+	assert.Contains(t, report.Failures[0], first.name()+": metadata rank 0, run ba9876543210 and step 7 are of a file "+second.name())
 }
 
 func TestVerifyTraceTruncated(t *testing.T) {
@@ -422,7 +451,7 @@ func TestVerifyTraceFolders(t *testing.T) {
 	assert.ErrorAs(t, err, &missing)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "notes.txt"), nil, 0o600))
 	report, err := pcrm.VerifyTrace(dir)
-	assert.EqualError(t, err, fmt.Sprintf("trace folder %q has no file rank00000-step00000000.safetensors or the like", dir))
+	assert.EqualError(t, err, fmt.Sprintf("trace folder %q has no file rank00000-run0123456789ab-step00000000.safetensors or the like", dir))
 	var argument *pcrm.ArgumentError
 	assert.ErrorAs(t, err, &argument)
 	assert.False(t, report.OK())
@@ -432,7 +461,7 @@ func TestVerifyTraceFolders(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.safetensors"), f.bytes(), 0o600))
 	report, err = pcrm.VerifyTrace(dir)
 	require.NoError(t, err)
-	assert.Equal(t, []string{"model.safetensors: metadata rank 0 and step 7 are of a file rank00000-step00000007.safetensors"}, report.Failures)
+	assert.Equal(t, []string{"model.safetensors: metadata rank 0, run 0123456789ab and step 7 are of a file rank00000-run0123456789ab-step00000007.safetensors: was the file renamed or replaced?"}, report.Failures)
 }
 
 // NaN and infinite scores are recorded as they are, and so is what becomes of them.
@@ -595,9 +624,9 @@ func TestVerifyTraceSample(t *testing.T) {
 	again, err := pcrm.VerifyTrace("testdata/trace")
 	require.NoError(t, err)
 	assert.Equal(t, report, again)
-	data, err := os.ReadFile("testdata/trace/rank00000-step00000001.safetensors")
+	data, err := os.ReadFile("testdata/trace/rank00000-run0123456789ab-step00000001.safetensors")
 	require.NoError(t, err)
-	assert.True(t, bytes.Contains(data, []byte(`"pcrm_trace":"1"`)))
+	assert.True(t, bytes.Contains(data, []byte(`"pcrm_trace":"2"`)))
 }
 
 // A good file with one setting, one shape and some bytes changed: a report that names the

@@ -362,7 +362,7 @@ def test_a_delta_that_is_none_of_float32(backend):
 def test_sparse_scores(backend):
     sparse = torch.ones(2).to_sparse()
     for scores, name in (((sparse, sparse), "chosen_rewards"), ((torch.ones(2), sparse), "rejected_rewards")):
-        with pytest.raises(TypeError, match=f"{name} has layout torch.sparse_coo, must be dense"):
+        with pytest.raises(TypeError, match=f"{name} must be a dense tensor, got layout torch.sparse_coo"):
             pcrm_loss(*scores, 2.0)
 
 

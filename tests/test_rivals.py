@@ -424,7 +424,7 @@ def test_they_are_not_traced(tmp_path, backend):
             llama2_margin_loss(chosen, rejected, x).backward()
             odpo_loss(*numbers()[:4], 0.5)
             pcrm_loss(chosen, rejected, 4.5).backward()
-    assert [p.name for p in tmp_path.iterdir()] == ["rank00000-step00000000.safetensors"]
+    assert [p.name.rpartition("-")[2] for p in tmp_path.iterdir()] == ["step00000000.safetensors"]
 
 
 ONE, TWO = torch.ones(1), torch.ones(2)

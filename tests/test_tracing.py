@@ -1,16 +1,21 @@
 """`pcrm.trace`: what it writes, when, and that nothing of it shows where it is off."""
 
+import ast
+import inspect
 import json
 import math
 import os
+import re
 import stat
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 from cases import batch, logps, tokens
 from pcrm.functional import pcrm_dpo_loss, pcrm_loss, pcrm_token_loss
+from pcrm.losses import delta_of
 from safetensors import safe_open
 
 import pcrm
@@ -26,6 +31,12 @@ def files(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
+def steps(folder):
+    """Rank and step of each file; every name has a run as well."""
+    found = [re.fullmatch(r"rank(\d{5})-run[0-9a-f]{12}-step(\d{8})\.safetensors", name) for name in files(folder)]
+    return sorted((int(m[1]), int(m[2])) for m in found)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_pair(tmp_path, backend, dtype):
     chosen, rejected, _ = batch(9, dtype)
@@ -34,8 +45,8 @@ def test_pair(tmp_path, backend, dtype):
     with pcrm.trace(tmp_path / "t"):
         loss = pcrm.PCRMLoss(constraint, center_rewards_coefficient=0.01)(chosen, rejected, prior)
         (7 * loss).backward()
-    assert files(tmp_path / "t") == ["rank00000-step00000000.safetensors"]
-    tensors, metadata = read(tmp_path / "t" / "rank00000-step00000000.safetensors")
+    assert steps(tmp_path / "t") == [(0, 0)]
+    tensors, metadata = read(tmp_path / "t" / files(tmp_path / "t")[0])
     assert torch.equal(tensors["chosen_rewards"], chosen) and tensors["chosen_rewards"].dtype == dtype
     assert torch.equal(tensors["loss"], loss.detach()) and torch.equal(tensors["prior"], prior)
     assert torch.equal(tensors["delta"], constraint.delta(prior).to(loss.dtype))
@@ -70,6 +81,35 @@ def test_compiled(tmp_path):
     torch.testing.assert_close(2 * tensors["grad_chosen"], chosen.grad)
 
 
+@pytest.mark.parametrize("module", ["PCRMLoss", "PCRMDPOLoss"])
+def test_compiled_records_the_prior_of_the_call(tmp_path, module):
+    """In a smaller last batch and with a replaced constraint too; an evaluation is no step."""
+    torch.compiler.reset()
+    loss = getattr(pcrm, module)(pcrm.Constraint(10, 0.001, -5, cap=math.inf))
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    scores = 2 if module == "PCRMLoss" else 4
+    priors = [torch.rand(n) for n in (4, 4, 4, 3)]
+    with pcrm.trace(tmp_path):
+        for prior in priors:
+            compiled(*torch.randn(scores, len(prior)).requires_grad_(), prior)
+            with torch.no_grad():
+                compiled(*torch.randn(scores, len(prior)), prior)
+        for cap in (6.0, 7.0, 8.0):
+            loss.constraint = pcrm.Constraint(10, 0.001, -5, 2, cap)
+            compiled(*torch.randn(scores, 4).requires_grad_(), priors[0])
+        torch.compiler.reset()
+        loss.constraint = pcrm.Constraint.fixed(4.5)
+        compiled(*torch.randn(scores, 4).requires_grad_())
+    recorded = [read(tmp_path / name) for name in files(tmp_path)]
+    assert len(recorded) == 8
+    for prior, (tensors, _) in zip(priors, recorded, strict=False):
+        assert torch.equal(tensors["prior"], prior)
+    caps = [json.loads(metadata["constraint"])["cap"] for _, metadata in recorded]
+    assert caps == ["inf"] * 4 + [6, 7, 8, None] and "prior" not in recorded[-1][0]
+    code, text = verify(tmp_path)
+    assert code == 0, text
+
+
 def test_every_and_when(tmp_path, backend):
     chosen, rejected, delta = batch(3)
     trace = pcrm.trace(tmp_path, every=3)
@@ -79,11 +119,82 @@ def test_every_and_when(tmp_path, backend):
             pcrm_loss(chosen, rejected, delta)  # an evaluation is no step
     trace.stop()
     pcrm_loss(chosen, rejected, delta)
-    assert files(tmp_path) == [f"rank00000-step{i:08d}.safetensors" for i in (0, 3, 6)]
-    # A second run goes on: nothing is written over.
+    assert steps(tmp_path) == [(0, 0), (0, 3), (0, 6)]
+    # A second trace has files of its own: nothing is written over.
     with pcrm.trace(tmp_path):
         pcrm_loss(chosen, rejected, delta)
-    assert files(tmp_path)[-1] == "rank00000-step00000007.safetensors" and len(files(tmp_path)) == 4
+    assert steps(tmp_path) == [(0, 0), (0, 0), (0, 3), (0, 6)]
+    assert "2 runs of 1 ranks" in verify(tmp_path)[1]
+
+
+def traced_in_a_process(folder, seed):
+    """Two processes that both take themselves for rank 0."""
+    torch.manual_seed(seed)
+    with pcrm.trace(folder):
+        for _ in range(5):
+            pcrm_loss(*batch(3, seed=seed))
+
+
+def test_processes_of_the_same_rank_keep_their_files(tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    processes = [context.Process(target=traced_in_a_process, args=(tmp_path, seed)) for seed in (1, 2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert steps(tmp_path) == sorted([(0, i) for i in range(5)] * 2)
+    code, text = verify(tmp_path)
+    assert code == 0 and "10 files" in text and "2 runs of 1 ranks" in text, text
+
+
+def test_a_forked_child_keeps_its_files_apart(tmp_path):
+    code = f"""
+import os, sys, torch, pcrm
+def step():
+    pcrm.functional.pcrm_loss(torch.ones(2, requires_grad=True), torch.zeros(2), 4.5)
+with pcrm.trace({str(tmp_path)!r}):
+    step()
+    child = os.fork()
+    step()
+    if child == 0:
+        os._exit(0)
+    sys.exit(os.waitpid(child, 0)[1])
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert steps(tmp_path) == [(0, 0), (0, 0), (0, 1)]
+
+
+def test_threads_record_their_own_priors(tmp_path, backend):
+    """As under nn.DataParallel: every call is recorded once, with its own prior."""
+    loss = pcrm.PCRMLoss(pcrm.Constraint(10, 0.001, -5))
+
+    def train(n):
+        for _ in range(10):
+            loss(torch.randn(n, requires_grad=True), torch.randn(n), torch.rand(n)).backward()
+
+    with pcrm.trace(tmp_path):
+        threads = [threading.Thread(target=train, args=(n,)) for n in (3, 4, 7)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert steps(tmp_path) == [(0, i) for i in range(30)]
+    code, text = verify(tmp_path)
+    assert code == 0, text
+
+
+def test_a_prior_between_delta_and_the_loss_of_another_thread(tmp_path, backend):
+    """What is recorded is an argument of the call. Another thread cannot get in between."""
+    chosen, rejected, _ = batch(3)
+    constraint = pcrm.Constraint(10, 0.001, -5)
+    first, second = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.7, 0.8, 0.9])
+    with pcrm.trace(tmp_path):
+        delta, origin = delta_of(constraint, first)
+        pcrm.PCRMLoss(constraint)(chosen, rejected, second)
+        pcrm_loss(chosen, rejected, delta, origin=origin)
+    recorded = [read(tmp_path / name)[0]["prior"] for name in files(tmp_path)]
+    assert torch.equal(recorded[0], second) and torch.equal(recorded[1], first)
+    assert verify(tmp_path)[0] == 0
 
 
 def test_prior_of_one_call_is_not_that_of_the_next(tmp_path, backend):
@@ -140,7 +251,7 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
         monkeypatch.setattr(tracing.os, "replace", full)
         with pytest.raises(OSError, match="No space left"):
             pcrm_loss(*batch(3))
-    assert files(tmp_path) == ["rank00000-step00000000.safetensors"]
+    assert steps(tmp_path) == [(0, 0)]
 
 
 @pytest.mark.slow
@@ -148,7 +259,7 @@ def test_environment(tmp_path):
     code = "import torch, pcrm; f = lambda: pcrm.functional.pcrm_loss(torch.ones(2, requires_grad=True), torch.zeros(2), 4.5); [f() for _ in range(4)]"
     environment = os.environ | {"PCRM_TRACE": str(tmp_path / "t"), "PCRM_TRACE_EVERY": "2", "RANK": "3"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-    assert files(tmp_path / "t") == ["rank00003-step00000000.safetensors", "rank00003-step00000002.safetensors"]
+    assert steps(tmp_path / "t") == [(3, 0), (3, 2)]
 
 
 def test_bad_arguments(tmp_path):
@@ -206,6 +317,26 @@ def test_verify_notices(tmp_path):
     path["short"].write_bytes(path["short"].read_bytes()[:-1])
     for name, what in (("element", "grad_chosen"), ("missing", "delta"), ("short", "step00000000")):
         code, text = verify(tmp_path / name)
-        assert code == 1 and what in text and "rank00000-step00000000.safetensors" in text, text
+        assert code == 1 and what in text and path[name].name in text, text
+    # A file under the name of another run's.
+    for _ in range(2):
+        with pcrm.trace(tmp_path / "mixed"):
+            pcrm_loss(*batch(3))
+    first, second = sorted((tmp_path / "mixed").iterdir())
+    second.rename(first)
+    code, text = verify(tmp_path / "mixed")
+    assert code == 1 and f"are of a file {second.name}" in text, text
     code, text = verify(tmp_path / "nothing")
     assert code == 1 and "nothing" in text
+
+
+def test_what_a_trace_says_needs_no_other_module():
+    """pcrm.tracing is below the constraint and the settings, and the constraint is below the losses."""
+
+    def imported(module):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                yield from [node.module] if node.module else [alias.name for alias in node.names]
+
+    assert not {"constraint", "config", "forms", "functional"} & set(imported(tracing))
+    assert not {"forms", "functional", "tracing"} & set(imported(pcrm.constraint))

@@ -6,6 +6,9 @@
     cuda   our kernels for the losses; an error where they cannot serve
     torch  the readable torch reference, on any device
 
+Under every backend torch computes where native code cannot read the numbers: under torch.func's
+transforms, and for wrappers such as DTensor, whose data are not where `data_ptr()` says.
+
 Where `auto` has to do without native code it warns once, with the reason. What belongs to no
 loss (priors, the constraint's delta) is computed under `cuda` as it is under `auto`.
 
@@ -31,6 +34,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+
+from ._tensors import is_readable
 
 NAMES = ("auto", "go", "cuda", "torch")
 
@@ -171,13 +176,15 @@ def set_num_threads(n: int) -> None:
     call(library().bridge_SetNumThreads, n)
 
 
-def native_for(name: str, tensor: torch.Tensor) -> ModuleType | None:
-    """`native()` for work on that tensor: None where it does not lie on the CPU.
+def native_for(name: str, tensor: torch.Tensor, *others: torch.Tensor) -> ModuleType | None:
+    """`native()` for work on these tensors: None where they are not in memory that Go can read.
 
     Raises:
         ValueError: the backend is `go` and the tensor, called `name` in the message, lies
             on another device.
     """
+    if not is_readable(tensor, *others):
+        return None
     if tensor.is_cpu:
         return native()
     if _backend == "go":

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 import torch
-from torch.autograd import forward_ad
 
 from . import _check, backends, tracing
+from ._tensors import check_dense, is_addressable, is_readable, is_transformed, named_if_wrapped
 
 Tensor = torch.Tensor
 Reduction = Literal["mean", "sum", "none"]
@@ -47,27 +47,38 @@ class Form(NamedTuple):
     traced: bool = True
 
 
-def evaluate(form: Form, chosen: Tensor, rejected: Tensor, arguments: tuple[Any, ...]) -> Any:
-    """The loss, or the loss and what comes with it, by the backend that serves these tensors."""
+def evaluate(
+    form: Form, chosen: Tensor, rejected: Tensor, arguments: tuple[Any, ...], origin: tracing.Origin = tracing.UNKNOWN
+) -> Any:
+    """The loss, or the loss and what comes with it, by the backend that serves these tensors.
+
+    `origin` is what delta was made from, for the trace.
+    """
     gradient = torch.is_grad_enabled() and (chosen.requires_grad or rejected.requires_grad)
     if torch.compiler.is_compiling():
-        if backends.has_kernels_for(chosen):
-            loss, _, _, *more = _OPERATORS[form.name](chosen, rejected, *arguments)
+        if backends.has_kernels_for(chosen) and is_addressable(chosen, rejected, *arguments):
+            # Whether there is a trace is known when the graph runs, not now.
+            traced = (*origin, gradient) if form.traced else ()
+            loss, _, _, *more = _OPERATORS[form.name](chosen, rejected, *arguments, *traced)
             more = [x.detach() for x in more]
         else:
             loss, *more = form.plain(chosen, rejected, *arguments)
         return (loss, *more) if more else loss
-    transformed = is_transformed()
-    native = None if transformed else backends.loss_for(form.scores[0], chosen)
+    if is_transformed() or not is_addressable(chosen, rejected, *arguments):
+        _check_values(form, chosen, rejected, arguments)
+        names = (*form.scores, *form.arguments)
+        with named_if_wrapped(**dict(zip(names, (chosen, rejected, *arguments), strict=True))):
+            loss, *more = form.plain(chosen, rejected, *arguments)
+        return (loss, *more) if more else loss
+    native = backends.loss_for(form.scores[0], chosen)
     if native is None:
-        if not transformed:
-            _check_values(form, chosen, rejected, arguments)
+        _check_values(form, chosen, rejected, arguments)
         loss, *more = form.plain(chosen, rejected, *arguments)
-        if gradient and not transformed and _is_wanted(form):
+        if gradient and (step := _next_step(form)) is not None:
             results = _plain_with_gradient(form, chosen, rejected, arguments)
-            _record(form, "torch", chosen, rejected, arguments, (loss, *results[1:]))
+            _record(step, form, "torch", chosen, rejected, arguments, (loss, *results[1:]), *origin)
     elif gradient:
-        return _Loss.apply(chosen, rejected, form, native, arguments)
+        return _Loss.apply(chosen, rejected, form, native, arguments, origin)
     else:
         compute = form.cuda if type(native) is backends.Device else form.go
         loss, _, _, *more = compute(False, chosen, rejected, native, *arguments)
@@ -95,31 +106,26 @@ def _autograd_in_operators() -> Any:
     return torch._C._ForceDispatchKeyGuard(included, excluded - keys)
 
 
-def is_transformed() -> bool:
-    """Whether torch is looking into the computation, which it cannot if Go does it: under
-    torch.func's transforms, forward-mode differentiation, torch.jit.trace, or a mode that sees
-    each operation (make_fx, FakeTensorMode).
-    """
-    return (
-        torch._C._are_functorch_transforms_active()  # pyright: ignore[reportAttributeAccessIssue]
-        or forward_ad._current_level >= 0
-        or torch.jit.is_tracing()
-        or torch._C._len_torch_dispatch_stack() > 0  # pyright: ignore[reportAttributeAccessIssue]
-    )
-
-
 def _name_of(native: Any) -> str:
     """Of the backend that `backends.loss_for` chose."""
     return "torch" if native is None else "cuda" if type(native) is backends.Device else "go"
 
 
-def _is_wanted(form: Form) -> bool:
-    """Whether the trace wants this call."""
-    return tracing.current is not None and form.traced and tracing.current.wants()
+def _next_step(form: Form) -> tracing.Step | None:
+    """Where the trace wants this call recorded, if it does."""
+    return tracing.current.next_step() if tracing.current is not None and form.traced else None
 
 
 def _record(
-    form: Form, backend: str, chosen: Tensor, rejected: Tensor, arguments: tuple[Any, ...], results: Sequence[Any]
+    step: tracing.Step,
+    form: Form,
+    backend: str,
+    chosen: Tensor,
+    rejected: Tensor,
+    arguments: tuple[Any, ...],
+    results: Sequence[Any],
+    prior: Tensor | None,
+    constraint: str,
 ) -> None:
     """Write a step to the trace."""
     names = (*form.scores, *form.arguments, "loss", "grad_chosen", "grad_rejected", *form.more)
@@ -128,8 +134,7 @@ def _record(
     settings = {k: v for k, v in values.items() if k not in tensors and k != "check_finite"}
     settings |= {"backend": backend, "reduction": NAMES[settings["reduction"]]}
     settings = {"label_smoothing": 0.0, "center_rewards_coefficient": 0.0} | settings
-    assert tracing.current is not None
-    tracing.current.record(form.name, tensors, settings)
+    step.record(form.name, tensors, settings, prior, constraint)
 
 
 # Whether the graph of the backward pass that is running will be kept. Not known before
@@ -147,12 +152,20 @@ class _Loss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, chosen: Tensor, rejected: Tensor, form: Form, native: Any, arguments: tuple) -> Any:
+    def forward(
+        ctx: Any,
+        chosen: Tensor,
+        rejected: Tensor,
+        form: Form,
+        native: Any,
+        arguments: tuple[Any, ...],
+        origin: tracing.Origin,
+    ) -> Any:
         device = native if type(native) is backends.Device else None
         compute = form.go if device is None else form.cuda
         results = compute(True, chosen, rejected, native, *arguments)
-        if _is_wanted(form):
-            _record(form, _name_of(native), chosen, rejected, arguments, results)
+        if (step := _next_step(form)) is not None:
+            _record(step, form, _name_of(native), chosen, rejected, arguments, results, *origin)
         loss, by_chosen, by_rejected, *more = results
         # Not save_for_backward, which is slower: nobody else holds the gradients, and of the
         # scores only what they depend on is wanted, for _Twice.
@@ -171,11 +184,15 @@ class _Loss(torch.autograd.Function):
             )
         chosen, rejected, device = ctx.results
         kept = _graph_is_kept()
-        # is_grads_batched=True sends several gradients at once, which do not fit in place.
-        batched = torch._C._functorch.is_legacy_batchedtensor(grad_loss)  # pyright: ignore[reportAttributeAccessIssue]
-        if not kept and not batched:
+        # vmap and is_grads_batched=True send several gradients at once, which do not fit in place,
+        # and the values of a wrapper cannot be read.
+        by_torch = (
+            torch._C._functorch.is_legacy_batchedtensor(grad_loss)  # pyright: ignore[reportAttributeAccessIssue]
+            or not is_readable(grad_loss)
+        )
+        if not kept and not by_torch:
             ctx.results = None  # nobody comes after us: they can be given away, and scaled in place
-        if batched or (kept and device is None):
+        if by_torch or (kept and device is None):
             chosen, rejected = _scaled(chosen, grad_loss, ctx.dtype), _scaled(rejected, grad_loss, ctx.dtype)
         elif device is not None:
             chosen, rejected = _cuda_scaled(device, (chosen, rejected), grad_loss, ctx.dtype, in_place=not kept)
@@ -187,7 +204,7 @@ class _Loss(torch.autograd.Function):
                 chosen, rejected = chosen.to(ctx.dtype), rejected.to(ctx.dtype)
         if torch.is_grad_enabled():  # create_graph=True: whoever differentiates again gets a clear error
             chosen, rejected = _Twice.apply(chosen.detach(), rejected.detach(), grad_loss, *ctx.scores)
-        return chosen, rejected, None, None, None
+        return chosen, rejected, None, None, None, None
 
 
 def _scaled(gradient: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
@@ -210,9 +227,15 @@ class _Twice(torch.autograd.Function):
     they depend on.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, chosen: Tensor, rejected: Tensor, *depends_on: Tensor) -> tuple[Tensor, ...]:
+    def forward(chosen: Tensor, rejected: Tensor, *depends_on: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return chosen.view_as(chosen), rejected.view_as(rejected)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
@@ -226,17 +249,30 @@ class _Twice(torch.autograd.Function):
 _OPERATORS: dict[str, Any] = {}  # by the name of a form
 
 
-def differentiated(form: Form, chosen: Tensor, rejected: Tensor, *arguments: Any) -> Any:
-    """Loss, both gradients and what else there is, by native code or by torch."""
-    native = backends.loss_for(form.scores[0], chosen)
+def differentiated(
+    form: Form,
+    chosen: Tensor,
+    rejected: Tensor,
+    *arguments: Any,
+    prior: Tensor | None = None,
+    constraint: str = "",
+    traced: bool = False,
+) -> Any:
+    """Loss, both gradients and what else there is, by native code or by torch.
+
+    `prior` and `constraint` are what delta was made from. `traced` is whether this is a step of
+    training, which a trace records.
+    """
+    readable = is_addressable(chosen, rejected, *arguments)
+    native = backends.loss_for(form.scores[0], chosen) if readable else None
     if native is not None:
         compute = form.cuda if type(native) is backends.Device else form.go
         results = compute(True, chosen, rejected, native, *arguments)
     else:
         _check_values(form, chosen, rejected, arguments)
         results = _plain_with_gradient(form, chosen, rejected, arguments)
-    if _is_wanted(form):
-        _record(form, _name_of(native), chosen, rejected, arguments, results)
+    if traced and readable and (step := _next_step(form)) is not None:
+        _record(step, form, _name_of(native), chosen, rejected, arguments, results, prior, constraint)
     return results
 
 
@@ -345,8 +381,7 @@ def check_alike(names: tuple[str, ...], tensors: tuple[Tensor, ...], dimensions:
             raise TypeError(f"{name} is a {type(x).__name__}, must be a torch.Tensor")
         if x.dtype not in COMPUTE:
             raise TypeError(f"{name} has dtype {x.dtype}, must be float32, float64, bfloat16 or float16")
-        if x.layout is not torch.strided:
-            raise TypeError(f"{name} has layout {x.layout}, must be dense")
+        check_dense(name, x)
         if x.dim() != dimensions:
             wanted = "(B,): squeeze the last dimension of (B, 1)" if dimensions == 1 else "(B, L)"
             raise ValueError(f"{name} has shape {tuple(x.shape)}, must be {wanted}")
@@ -401,6 +436,6 @@ def check_all_finite(**tensors: Tensor) -> None:
 
 
 def check_where(name: str, x: Tensor, good: Tensor, wanted: str) -> None:
-    if not good.all():
+    if is_readable(good) and not good.all():
         index = int((~good).nonzero()[0])
         raise ValueError(f"{name}[{index}] is {x[index].item():g}, must be {wanted}")

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from . import _check, backends, reference, tracing
+from . import _check, backends, reference
+from ._tensors import check_dense, is_readable
 from .forms import (
     COMPUTE,
     DTYPES,
@@ -36,7 +37,6 @@ from .forms import (
     evaluate,
     fake,
     in_memory,
-    is_transformed,
     on_device,
     operator,
     places,
@@ -50,6 +50,7 @@ from .rivals import (
     rdpo_loss,
     rpo_distance_loss,
 )
+from .tracing import UNKNOWN, Origin
 
 
 def pcrm_loss(
@@ -61,6 +62,7 @@ def pcrm_loss(
     center_rewards_coefficient: float = 0.0,
     reduction: Reduction = "mean",
     check_finite: bool = False,
+    origin: Origin = UNKNOWN,
 ) -> Tensor:
     """The prior-constrained preference loss of a batch of pairs.
 
@@ -86,6 +88,8 @@ def pcrm_loss(
         reduction: "mean", "sum" or "none".
         check_finite: Refuse NaN and infinite scores. Without it they propagate to the loss,
             as they do in torch.
+        origin: The prior and the constraint that made `delta`, for `pcrm.trace` to record.
+            `PCRMLoss` and the trainers pass it.
 
     Returns:
         The loss: a scalar, or shape (B,) for "none". It has the dtype of the scores, and
@@ -104,7 +108,7 @@ def pcrm_loss(
     center_rewards_coefficient = _check.at_least_0("center_rewards_coefficient", center_rewards_coefficient)
     delta = _delta_of(delta, chosen_rewards)
     arguments = (delta, label_smoothing, center_rewards_coefficient, code, check_finite)
-    return evaluate(_PAIR, chosen_rewards, rejected_rewards, arguments)
+    return evaluate(_PAIR, chosen_rewards, rejected_rewards, arguments, origin)
 
 
 def pcrm_token_loss(
@@ -116,6 +120,7 @@ def pcrm_token_loss(
     *,
     pad_token_id: int,
     reduction: Reduction = "mean",
+    origin: Origin = UNKNOWN,
 ) -> Tensor:
     """The loss in the form of the authors' released code, over the scores of all tokens.
 
@@ -134,6 +139,7 @@ def pcrm_token_loss(
         delta: The constraint of each pair, shape (B,), or one number for all.
         pad_token_id: What ends a response, at least 0.
         reduction: Over the pairs: "mean", "sum" or "none".
+        origin: As in `pcrm_loss`.
 
     Returns:
         The loss: a scalar, or shape (B,) for "none". The gradient is 0 outside the spans.
@@ -146,6 +152,7 @@ def pcrm_token_loss(
     for name, ids in (("chosen_ids", chosen_ids), ("rejected_ids", rejected_ids)):
         if not isinstance(ids, Tensor):
             raise TypeError(f"{name} is a {type(ids).__name__}, must be a torch.Tensor")
+        check_dense(name, ids)
         if ids.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name} has dtype {ids.dtype}, must be int64 or int32")
         if ids.shape != chosen_rewards.shape:
@@ -155,7 +162,8 @@ def pcrm_token_loss(
     pad_token_id = _check.integer("pad_token_id", pad_token_id)
     _, code = check_options(0.0, reduction)
     delta = _delta_of(delta, chosen_rewards)
-    return evaluate(_TOKEN, chosen_rewards, rejected_rewards, (chosen_ids, rejected_ids, delta, pad_token_id, code))
+    arguments = (chosen_ids, rejected_ids, delta, pad_token_id, code)
+    return evaluate(_TOKEN, chosen_rewards, rejected_rewards, arguments, origin)
 
 
 def pcrm_dpo_loss(
@@ -168,6 +176,7 @@ def pcrm_dpo_loss(
     beta: float = 0.1,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
+    origin: Origin = UNKNOWN,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The prior-constrained DPO loss.
 
@@ -188,6 +197,7 @@ def pcrm_dpo_loss(
         beta: Scales log-probability ratios to rewards, greater than 0.
         label_smoothing: As in `pcrm_loss`.
         reduction: "mean", "sum" or "none".
+        origin: As in `pcrm_loss`.
 
     Returns:
         The loss as in `pcrm_loss`, and the implicit rewards `beta * (policy - reference)` of
@@ -204,7 +214,7 @@ def pcrm_dpo_loss(
     delta = _delta_of(delta, policy_chosen_logps, LOGPS[0])
     reference_logps = (reference_chosen_logps.detach(), reference_rejected_logps.detach())
     arguments = (*reference_logps, delta, beta, label_smoothing, code)
-    return evaluate(_DPO, policy_chosen_logps, policy_rejected_logps, arguments)
+    return evaluate(_DPO, policy_chosen_logps, policy_rejected_logps, arguments, origin)
 
 
 def cdpo_loss(
@@ -240,8 +250,6 @@ def cdpo_loss(
 
 def _delta_of(delta: Tensor | float, scores: Tensor, name: str = "chosen_rewards") -> Tensor:
     """`delta` as a contiguous tensor of shape (B,) in the dtype that computes."""
-    if tracing.current is not None:
-        tracing.current.confirm(delta)
     dtype = COMPUTE[scores.dtype]
     if not isinstance(delta, Tensor):
         if not isinstance(delta, Real):
@@ -252,7 +260,8 @@ def _delta_of(delta: Tensor | float, scores: Tensor, name: str = "chosen_rewards
         # Half the least subnormal number is rounded to 0.
         if torch.finfo(dtype).max < delta < math.inf or (dtype is torch.float32 and delta <= 2.0**-150):
             raise ValueError(f"delta is {delta:g}, must be {_in_range(dtype)}")
-        return torch.full(scores.shape[:1], delta, dtype=dtype, device=scores.device)
+        return scores.new_full(scores.shape[:1], delta, dtype=dtype)
+    check_dense("delta", delta)
     if not delta.is_floating_point():
         raise TypeError(f"delta has dtype {delta.dtype}, must be floating point")
     if delta.requires_grad:
@@ -267,7 +276,7 @@ def _delta_of(delta: Tensor | float, scores: Tensor, name: str = "chosen_rewards
         return delta.contiguous()
     rounded = delta.to(dtype)
     # A float64 that is finite may be none in float32, and would mean no constraint at all.
-    if delta.dtype is torch.float64 and delta.is_cpu and not torch.compiler.is_compiling() and not is_transformed():
+    if delta.dtype is torch.float64 and delta.is_cpu and is_readable(delta):
         check_where("delta", delta, (delta > 0) & (rounded > 0) & (rounded.isinf() == delta.isinf()), _in_range(dtype))
     return rounded.contiguous()
 
@@ -548,9 +557,12 @@ def _reward_op(
     center_rewards_coefficient: float,
     reduction: int,
     check_finite: bool,
+    prior: Tensor | None = None,
+    constraint: str = "",
+    traced: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    options = (label_smoothing, center_rewards_coefficient, reduction, check_finite)
-    return differentiated(_PAIR, chosen, rejected, delta, *options)
+    arguments = (delta, label_smoothing, center_rewards_coefficient, reduction, check_finite)
+    return differentiated(_PAIR, chosen, rejected, *arguments, prior=prior, constraint=constraint, traced=traced)
 
 
 @operator("pcrm::token_loss")
@@ -562,8 +574,12 @@ def _token_op(
     delta: Tensor,
     pad_token_id: int,
     reduction: int,
+    prior: Tensor | None = None,
+    constraint: str = "",
+    traced: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return differentiated(_TOKEN, chosen, rejected, chosen_ids, rejected_ids, delta, pad_token_id, reduction)
+    arguments = (chosen_ids, rejected_ids, delta, pad_token_id, reduction)
+    return differentiated(_TOKEN, chosen, rejected, *arguments, prior=prior, constraint=constraint, traced=traced)
 
 
 @operator("pcrm::dpo_loss")
@@ -576,23 +592,29 @@ def _dpo_op(
     beta: float,
     label_smoothing: float,
     reduction: int,
+    prior: Tensor | None = None,
+    constraint: str = "",
+    traced: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    chosen, rejected = policy_chosen, policy_rejected
     arguments = (reference_chosen, reference_rejected, delta, beta, label_smoothing, reduction)
-    return differentiated(_DPO, policy_chosen, policy_rejected, *arguments)
+    return differentiated(_DPO, chosen, rejected, *arguments, prior=prior, constraint=constraint, traced=traced)
 
 
 @_reward_op.register_fake
-def _(chosen, rejected, delta, label_smoothing, center_rewards_coefficient, reduction, check_finite):
+def _(chosen, rejected, delta, label_smoothing, center_rewards_coefficient, reduction, *_):
     return fake(chosen, delta, reduction)
 
 
 @_token_op.register_fake
-def _(chosen, rejected, chosen_ids, rejected_ids, delta, pad_token_id, reduction):
+def _(chosen, rejected, chosen_ids, rejected_ids, delta, pad_token_id, reduction, *_):
     return fake(chosen, delta, reduction)
 
 
 @_dpo_op.register_fake
-def _(policy_chosen, policy_rejected, reference_chosen, reference_rejected, delta, beta, label_smoothing, reduction):
+def _(
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected, delta, beta, label_smoothing, reduction, *_
+):
     return fake(policy_chosen, delta, reduction, more=2)
 
 

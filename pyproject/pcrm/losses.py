@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from . import _check, tracing
+from . import _check
 from .forms import Reduction, check_options
 from .functional import pcrm_dpo_loss, pcrm_loss
 from .settings import Constraint
+from .tracing import Origin
 
 
 class PCRMLoss(torch.nn.Module):
@@ -65,8 +66,8 @@ class PCRMLoss(torch.nn.Module):
         Raises:
             TypeError, ValueError: as in `pcrm_loss` and `Constraint.delta`; a missing prior.
         """
-        delta = delta_of(self.constraint, prior)
-        return pcrm_loss(chosen_rewards, rejected_rewards, delta, **self.settings)
+        delta, origin = delta_of(self.constraint, prior)
+        return pcrm_loss(chosen_rewards, rejected_rewards, delta, origin=origin, **self.settings)
 
     def extra_repr(self) -> str:
         return ", ".join([repr(self.constraint), *(f"{k}={v!r}" for k, v in self.settings.items() if v)])
@@ -121,14 +122,9 @@ class PCRMDPOLoss(torch.nn.Module):
         Raises:
             TypeError, ValueError: as in `pcrm_dpo_loss` and `Constraint.delta`; a missing prior.
         """
-        return pcrm_dpo_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            reference_chosen_logps,
-            reference_rejected_logps,
-            delta_of(self.constraint, prior),
-            **self.settings,
-        )
+        logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+        delta, origin = delta_of(self.constraint, prior)
+        return pcrm_dpo_loss(*logps, delta, origin=origin, **self.settings)
 
     def extra_repr(self) -> str:
         return ", ".join([repr(self.constraint), *(f"{k}={v!r}" for k, v in self.settings.items() if v)])
@@ -140,17 +136,14 @@ def _checked(constraint: Constraint) -> Constraint:
     return constraint
 
 
-def delta_of(constraint: Constraint, prior: torch.Tensor | None) -> torch.Tensor | float:
-    """The delta of a batch, noted for a trace of the loss that is called with it."""
+def delta_of(constraint: Constraint, prior: torch.Tensor | None) -> tuple[torch.Tensor | float, Origin]:
+    """Return the delta of a batch, and what it was made from, for the loss to record."""
     if constraint.is_fixed:
-        delta: torch.Tensor | float = constraint.delta(1.0)
-    elif prior is None:
+        return constraint.delta(1.0), Origin(None, constraint.recorded)
+    if prior is None:
         raise ValueError("prior is missing: only a fixed constraint needs none")
-    else:
-        prior = torch.as_tensor(prior)
-        delta = constraint.delta(prior)
-    tracing.note(prior, constraint, delta)
-    return delta
+    prior = torch.as_tensor(prior)
+    return constraint.delta(prior), Origin(prior, constraint.recorded)
 
 
 def warn_of_smoothing(label_smoothing: float, constraint: Constraint) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import _check, backends, reference, rows
+from ._tensors import check_dense, is_addressable, is_readable, named_if_wrapped
 from .settings.constraint import check_similarities
 from .tokens import load_tokenizer
 
@@ -120,6 +121,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor, angular: bool = True) -> torch.Tens
             raise TypeError(
                 f"{name} is {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}, must be a floating-point tensor"
             )
+        check_dense(name, x)
         if x.dim() != 2 or x.shape[1] == 0:
             raise ValueError(f"{name} has shape {tuple(x.shape)}, must be (B, D)")
     if a.shape != b.shape or a.device != b.device:
@@ -128,16 +130,18 @@ def cosine(a: torch.Tensor, b: torch.Tensor, angular: bool = True) -> torch.Tens
         raise TypeError(f"b has dtype {b.dtype}, a has {a.dtype}")
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
     a, b = a.detach(), b.detach()
-    native = backends.native_for("a", a)
+    native = backends.native_for("a", a, b)
     if native is None:
-        if a.is_cpu:
-            for name, x in (("a", a), ("b", b)):
-                norm = x.double().norm(dim=1)
-                if not (good := (norm > 0) & norm.isfinite()).all():
-                    raise ValueError(
-                        f"{name}[{int((~good).nonzero()[0])}] has the norm {norm[~good][0].item():g}: it has no direction"
-                    )
-        return reference.cosine(a, b, angular).to(dtype)
+        with named_if_wrapped(a=a, b=b):
+            result = reference.cosine(a, b, angular).to(dtype)
+            norms = {"a": a.double().norm(dim=1), "b": b.double().norm(dim=1)} if a.is_cpu else {}
+        for name, norm in norms.items():
+            good = (norm > 0) & norm.isfinite()
+            if is_readable(good) and not good.all():
+                raise ValueError(
+                    f"{name}[{int((~good).nonzero()[0])}] has the norm {norm[~good][0].item():g}: it has no direction"
+                )
+        return result
     if a.dtype == torch.bfloat16:
         a, b = a.float(), b.float()
     a, b = a.resolve_neg().contiguous(), b.resolve_neg().contiguous()
@@ -445,6 +449,11 @@ def _of_ids(
 
 def _check_ids(name: str, ids: Ids) -> None:
     if isinstance(ids, torch.Tensor):
+        check_dense(name, ids)
+        if not is_addressable(ids):
+            raise TypeError(
+                f"{name} must be a plain tensor, got a {type(ids).__name__}: pass a DTensor's full_tensor() or a list of rows"
+            )
         if ids.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name} has dtype {ids.dtype}, must be int64 or int32")
         if ids.dim() != 2:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from . import _check, backends, reference
+from ._tensors import check_dense, is_readable
 from .forms import (
     COMPUTE,
     DTYPES,
@@ -36,7 +37,6 @@ from .forms import (
     evaluate,
     fake,
     in_memory,
-    is_transformed,
     on_device,
     operator,
     places,
@@ -308,7 +308,8 @@ def _of_pairs(name: str, value: Any, scores: Tensor, first: str, least: float = 
         value = _check.number(name, value)
         if not (abs(value) <= torch.finfo(dtype).max and value >= least):
             raise ValueError(f"{name} is {value:g}, must be {wanted}")
-        return torch.full(scores.shape, value, dtype=dtype, device=scores.device)
+        return scores.new_full(scores.shape, value, dtype=dtype)
+    check_dense(name, value)
     if value.dtype is torch.bool or value.is_complex():
         raise TypeError(f"{name} has dtype {value.dtype}, must be floating point or integer")
     if value.requires_grad:
@@ -320,7 +321,7 @@ def _of_pairs(name: str, value: Any, scores: Tensor, first: str, least: float = 
     if value.device != scores.device:
         raise ValueError(f"{name} is on {value.device}, {first} is on {scores.device}")
     numbers = value.to(dtype).contiguous()
-    if numbers.is_cpu and not torch.compiler.is_compiling() and not is_transformed():
+    if numbers.is_cpu and is_readable(numbers):
         check_where(name, value, numbers.isfinite() & (numbers >= least), wanted)
     return numbers
 

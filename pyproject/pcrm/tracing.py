@@ -5,15 +5,18 @@
 
 or `PCRM_TRACE=trace` (and `PCRM_TRACE_EVERY=10`) in the environment. Then `pcrm verify trace`.
 
-One safetensors file per rank and recorded step, `rank00000-step00000010.safetensors`. A step
-is one call of a loss of pcrm's own (not of `pcrm.rivals`) that needs a gradient. Its tensors are
-what went in and what came out:
+Each recorded step is one safetensors file, `rank00000-run0123456789ab-step00000010.safetensors`.
+The run is a random number that each process draws for each trace, so that no process can write
+over the files of another, whatever rank it believes to be. A step is one call of a loss of pcrm's
+own (not of `pcrm.rivals`) that needs a gradient. Calls under torch.func's transforms and calls
+with wrapper tensors such as DTensor are not recorded. The tensors of a step are what went in and
+what came out:
 
     pair    chosen_rewards, rejected_rewards (B,)
     token   the same (B, L), and chosen_ids, rejected_ids
     dpo     policy_* and reference_*_logps (B,), and the implicit chosen_rewards, rejected_rewards
     all     delta (B,), loss, grad_chosen and grad_rejected: the gradient of the reduced loss by
-            the scores, before what comes from above; prior (B,) where the loss was called with one
+            the scores, before what comes from above; prior (B,) where delta was made from one
 
 Its metadata are the settings, the backend, the constraint and the versions. A file is
 written whole or not at all, in a folder that only its owner can read.
@@ -21,23 +24,27 @@ written whole or not at all, in a folder that only its owner can read.
 
 from __future__ import annotations
 
-import json
-import math
+import itertools
 import os
 import platform
-import re
+import secrets
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 
-if TYPE_CHECKING:
-    from .settings import Constraint
-
-_FILE = re.compile(r"rank(\d{5})-step(\d{8})\.safetensors")
-
 current: Trace | None = None  # the trace that is being written
+
+
+class Origin(NamedTuple):
+    """What a delta was made from: the prior, and what its constraint calls `recorded`; None and "" where unknown."""
+
+    prior: torch.Tensor | None = None
+    constraint: str = ""
+
+
+UNKNOWN = Origin()
 
 
 class Trace:
@@ -48,11 +55,8 @@ class Trace:
 
         self.folder, self.every = Path(folder), every
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.calls: int | None = None
         self.outer = current  # goes on when this one stops
-        self.noted: Any = None  # the delta that prior and constraint made
-        self.prior: torch.Tensor | None = None
-        self.constraint: Constraint | None = None
+        self._runs: dict[int, _Run] = {}  # by process: a forked child numbers its own steps
 
     def __enter__(self) -> Trace:
         return self
@@ -66,55 +70,66 @@ class Trace:
         if current is self:
             current = self.outer
 
-    def confirm(self, delta: Any) -> None:
-        """Forget what was noted, unless it was for this delta: its own call never came."""
-        if self.noted is not delta:
-            self.prior = self.constraint = None
-        self.noted = None
+    def next_step(self) -> Step | None:
+        """Count a call of a loss; return where to record it, None if it is not to be recorded."""
+        process = os.getpid()
+        # setdefault, so that threads that come here at once agree.
+        run = self._runs.get(process) or self._runs.setdefault(process, _Run())
+        number = next(run.steps)
+        return None if number % self.every else Step(self.folder, run, number)
 
-    def wants(self) -> bool:
-        """Whether the call that is about to be made is to be recorded: asked once a call."""
-        if self.calls is None:  # now, as at the start there may be no process group yet
-            self.rank = _rank()
-            steps = [
-                int(m[2]) for f in self.folder.iterdir() if (m := _FILE.fullmatch(f.name)) and int(m[1]) == self.rank
-            ]
-            self.calls = max(steps, default=-1) + 1  # go on after what an earlier run wrote
-        self.calls += 1
-        wanted = (self.calls - 1) % self.every == 0
-        if not wanted:
-            self.prior = self.constraint = None
-        return wanted
 
-    def record(self, form: str, tensors: dict[str, torch.Tensor], settings: dict[str, Any]) -> None:
-        """Write one step. `tensors` has the scores first."""
+class _Run:
+    """What one process records in one trace. Made at its first step: earlier there may be no process group."""
+
+    def __init__(self) -> None:
+        self.rank = _rank()
+        self.name = secrets.token_hex(6)
+        self.steps = itertools.count()
+
+
+class Step(NamedTuple):
+    """A step that is to be recorded."""
+
+    folder: Path
+    run: _Run
+    number: int
+
+    def record(
+        self,
+        form: str,
+        tensors: dict[str, torch.Tensor],
+        settings: dict[str, Any],
+        prior: torch.Tensor | None,
+        constraint: str,
+    ) -> None:
+        """Write the step.
+
+        Args:
+            form: The name of the loss.
+            tensors: What went in and what came out, the scores first.
+            settings: The other arguments of the loss, and the backend.
+            prior: What delta was made from, if that is known.
+            constraint: What the constraint that made it calls `recorded`, if that is known.
+        """
         from safetensors.torch import save_file
 
-        assert self.calls is not None
-        step = self.calls - 1
         scores = next(iter(tensors.values()))
         metadata = {
-            "pcrm_trace": "1",
+            "pcrm_trace": "2",
             "form": form,
             "dtype": str(scores.dtype).removeprefix("torch."),
-            "rank": str(self.rank),
-            "step": str(step),
+            "rank": str(self.run.rank),
+            "run": self.run.name,
+            "step": str(self.number),
             "versions": f"pcrm {_version()}, torch {torch.__version__}, Python {platform.python_version()}",
             **{name: str(value) for name, value in settings.items()},
         }
-        if self.constraint is not None:
-            metadata["constraint"] = json.dumps(
-                {
-                    name: str(value) if isinstance(value, float) and math.isinf(value) else value
-                    for name in ("beta1", "beta2", "beta3", "floor", "cap", "low", "high", "seed")
-                    for value in (getattr(self.constraint, name),)
-                }
-            )
-        if self.prior is not None:
-            exact = self.prior.dtype in (torch.float32, torch.float64)
-            prior = self.prior if exact else self.prior.float()
-            tensors = tensors | {"prior": prior.expand_as(tensors["delta"])}
-        self.prior = self.constraint = None
+        if constraint:
+            metadata["constraint"] = constraint
+        if prior is not None:
+            exact = prior.dtype in (torch.float32, torch.float64)
+            tensors = tensors | {"prior": (prior if exact else prior.float()).expand_as(tensors["delta"])}
         # Each a copy of its own: safetensors refuses shared memory.
         columns = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items()}
         # A name that no reader takes for a step, private to its owner from its first byte.
@@ -123,27 +138,28 @@ class Trace:
         try:
             save_file(columns, part, metadata)
             os.chmod(part, 0o600)
-            os.replace(part, self.folder / f"rank{self.rank:05d}-step{step:08d}.safetensors")
+            name = f"rank{self.run.rank:05d}-run{self.run.name}-step{self.number:08d}.safetensors"
+            os.replace(part, self.folder / name)
         except BaseException:
             os.unlink(part)
             raise
 
 
 def trace(folder: str | os.PathLike[str], every: int = 1) -> Trace:
-    """Record every so many steps of this process from now on, to be checked by `pcrm verify`.
+    """Record every n-th step of this process from now on, to be checked by `pcrm verify`.
 
     Args:
-        folder: Where to, made if it is not there and then private; one folder serves all
-            ranks. Files of an earlier run stay, and the count of steps goes on after them.
-        every: Record each so-manieth call of a loss, at least 1.
+        folder: Where to write, created with private permissions if it does not exist. One folder
+            serves all ranks and several runs: files that are there stay as they are.
+        every: Record every n-th call of a loss, at least 1.
 
     Returns:
-        The trace, to be stopped by `stop` or as a context manager.
+        The trace. Call `stop` to end it, or use it as a context manager.
 
     Raises:
-        TypeError, ValueError: every is no integer, or less than 1.
-        ImportError: there is no safetensors: pip install 'pcrm[trace]'.
-        OSError: the folder cannot be made; later, from the loss, a file cannot be written.
+        TypeError, ValueError: `every` is not an integer, or less than 1.
+        ImportError: safetensors is not installed: pip install 'pcrm[trace]'.
+        OSError: the folder cannot be created; later, from the loss, a file cannot be written.
     """
     global current
     if isinstance(every, bool) or not isinstance(every, int):
@@ -152,12 +168,6 @@ def trace(folder: str | os.PathLike[str], every: int = 1) -> Trace:
         raise ValueError(f"every is {every}, must be at least 1")
     current = Trace(folder, every)
     return current
-
-
-def note(prior: torch.Tensor | None, constraint: Constraint, delta: torch.Tensor | float) -> None:
-    """What made the delta that a loss is about to be called with."""
-    if current is not None:
-        current.prior, current.constraint, current.noted = None if constraint.is_fixed else prior, constraint, delta
 
 
 def _rank() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import os
 from array import array
@@ -10,15 +11,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from numbers import Real
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 
 from .. import _check, backends, reference
-from ..forms import is_transformed
+from .._tensors import check_dense, is_readable, named_if_wrapped
 from . import toml
 from .presets import lookup
 from .rules import Task, resolve
+
+_NUMBERS = ("beta1", "beta2", "beta3", "floor", "cap", "low", "high")
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,6 +55,7 @@ class Constraint:
     low: float | None = field(default=None, kw_only=True)
     high: float | None = field(default=None, kw_only=True)
     seed: int = field(default=0, kw_only=True)
+    recorded: ClassVar[str]  # of each constraint: its numbers as JSON, which `pcrm.trace` records
 
     def __repr__(self) -> str:
         names = ("low", "high", "seed") if self.is_random else ("beta1", "beta2", "beta3", "floor", "cap")
@@ -59,6 +63,13 @@ class Constraint:
         return f"Constraint{'.random' if self.is_random else ''}({', '.join(f'{k}={v!r}' for k, v in values.items())})"
 
     def __post_init__(self) -> None:
+        self._check()
+        # Now, as torch.compile can read a text but cannot make one of numbers.
+        numbers = {name: getattr(self, name) for name in (*_NUMBERS, "seed")}
+        text = {n: str(x) if isinstance(x, float) and math.isinf(x) else x for n, x in numbers.items()}
+        object.__setattr__(self, "recorded", json.dumps(text))
+
+    def _check(self) -> None:
         object.__setattr__(self, "seed", _check.integer("seed", self.seed, 0, 2**64))
         for name in ("beta1", "beta2", "beta3", "floor", "cap"):
             value: Any = getattr(self, name)
@@ -199,9 +210,10 @@ class Constraint:
         if s.numel() == 0:
             raise ValueError("similarities are empty, must be at least one number")
         check_similarities(s)
-        native = backends.native()
+        native = backends.native_for("similarities", s)
         if native is None:
-            return cls(*reference.fit(s, target_alike, target_unlike, low, high))
+            with named_if_wrapped(similarities=s):
+                return cls(*reference.fit(s, target_alike, target_unlike, low, high))
         fitted = torch.empty(5, dtype=torch.float64, device="cpu")
         targets = (target_alike, target_unlike, low, high)
         backends.call(native.bridge_Fit, s.numel(), fitted.data_ptr(), s.data_ptr(), *targets)
@@ -268,21 +280,23 @@ class Constraint:
     @functools.cached_property
     def _numbers(self) -> array[float]:
         """What the bridge reads; 0 is Go's word for none."""
-        return array("d", [getattr(self, n) or 0.0 for n in ("beta1", "beta2", "beta3", "floor", "cap", "low", "high")])
+        return array("d", [getattr(self, n) or 0.0 for n in _NUMBERS])
 
     def _delta(self, s: torch.Tensor) -> torch.Tensor:
+        check_dense("s", s)
         if not s.is_floating_point():
             raise TypeError(f"similarities have dtype {s.dtype}, must be floating point")
         s = s.detach()
         if s.dtype not in (torch.float32, torch.float64):
             s = s.float()
-        if torch.compiler.is_compiling() or is_transformed():
+        if torch.compiler.is_compiling():
             return self._reference(s)
         native = backends.native_for("s", s)
         if native is None:
             if s.is_cpu:
                 check_similarities(s)
-            return self._reference(s)
+            with named_if_wrapped(s=s):
+                return self._reference(s)
         s = s.resolve_neg().contiguous()
         result = torch.empty_like(s)
         addresses = (result.data_ptr(), s.data_ptr(), self._numbers.buffer_info()[0])
@@ -341,6 +355,7 @@ _FOR_TORCH = ("C", "W")
 def _vector(similarities: Any) -> torch.Tensor:
     """Similarities of any kind as a contiguous vector of float64 on the CPU."""
     if isinstance(similarities, torch.Tensor):
+        check_dense("similarities", similarities)
         if similarities.dtype == torch.bool or similarities.is_complex():
             raise TypeError(f"similarities have dtype {similarities.dtype}, must be real numbers")
         s = similarities.detach().to("cpu", torch.float64).resolve_neg()
@@ -389,6 +404,6 @@ def _similarity(index: int, value: Any) -> float:
 def check_similarities(s: torch.Tensor, name: str = "similarities") -> None:
     """Refuse a similarity that is NaN or outside [0, 1]: a ValueError names the first one."""
     good = (s >= 0) & (s <= 1)
-    if not good.all():
+    if is_readable(good) and not good.all():
         index = int((~good).flatten().nonzero()[0])
         raise ValueError(f"{name}[{index}] is {s.flatten()[index].item():g}, must be in [0, 1]")

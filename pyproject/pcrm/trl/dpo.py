@@ -98,9 +98,9 @@ class PCRMDPOTrainer(Constrained, DPOTrainer):
         z = beta * (score if score.dtype == torch.float64 else score.float())
         if not self._checked:
             self._check(recorder.seen)
-        delta = delta_of(self.constraint, prior)
-        reduction = "mean" if drawn is None else "none"
-        ours = pcrm_loss(z, torch.zeros_like(z), delta, label_smoothing=self.label_smoothing, reduction=reduction)
+        delta, origin = delta_of(self.constraint, prior)
+        options: Any = {"label_smoothing": self.label_smoothing, "reduction": "mean" if drawn is None else "none"}
+        ours = pcrm_loss(z, torch.zeros_like(z), delta, origin=origin, **options)
         if drawn is not None:
             ours = self._weighted(ours, drawn, *torch.autograd.grad(ours.sum(), z, retain_graph=True))
         loss = loss + self._weight * ours

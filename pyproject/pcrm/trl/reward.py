@@ -14,6 +14,7 @@ from trl import RewardTrainer
 
 from ..functional import pcrm_loss, pcrm_token_loss
 from ..losses import delta_of
+from ..tracing import Origin
 from .common import PAPER, Constrained
 from .configs import PCRMRewardConfig
 
@@ -82,9 +83,9 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
             # TRL's own pass for its metrics; its loss is not used and costs no second forward.
             _, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         chosen, rejected = _upcast(outputs.logits.squeeze(-1)).chunk(2)  # pyright: ignore[reportAttributeAccessIssue]
-        delta = delta_of(self.constraint, prior)
+        delta, origin = delta_of(self.constraint, prior)
         if self.settings.form == "token":
-            loss = self._token_loss(tokens, inputs["input_ids"], delta)
+            loss = self._token_loss(tokens, inputs["input_ids"], delta, origin)
         else:
             # Half of the column each way moves their difference by all of it, and their sum,
             # which is centered, not at all.
@@ -96,6 +97,7 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
                 label_smoothing=self.settings.label_smoothing,
                 center_rewards_coefficient=self._center,
                 reduction="mean" if drawn is None else "none",
+                origin=origin,
             )
         if drawn is not None:
             # The centering adds the same to both, which their difference does not see.
@@ -172,7 +174,7 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
             handle.remove()
 
     def _token_loss(
-        self, tokens: list[torch.Tensor], input_ids: torch.Tensor, delta: torch.Tensor | float
+        self, tokens: list[torch.Tensor], input_ids: torch.Tensor, delta: torch.Tensor | float, origin: Origin
     ) -> torch.Tensor:
         scores = [_upcast(x.squeeze(-1)) for x in tokens]
         if len(scores) != 1 or scores[0].shape != input_ids.shape:
@@ -182,7 +184,7 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
             )
         pad: Any = self.processing_class.pad_token_id  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         (chosen, rejected), (chosen_ids, rejected_ids) = scores[0].chunk(2), input_ids.chunk(2)
-        return pcrm_token_loss(chosen, rejected, chosen_ids, rejected_ids, delta, pad_token_id=pad)
+        return pcrm_token_loss(chosen, rejected, chosen_ids, rejected_ids, delta, pad_token_id=pad, origin=origin)
 
 
 def _heads(model: Any, kind: str) -> list[torch.nn.Module]:
