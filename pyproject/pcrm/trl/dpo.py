@@ -100,7 +100,8 @@ class PCRMDPOTrainer(Constrained, DPOTrainer):
             self._check(recorder.seen)
         delta = delta_of(self.constraint, prior)
         reduction = "mean" if drawn is None else "none"
-        ours = pcrm_loss(z, torch.zeros_like(z), delta, label_smoothing=self.label_smoothing, reduction=reduction)
+        smoothing = self.args._pcrm_label_smoothing
+        ours = pcrm_loss(z, torch.zeros_like(z), delta, label_smoothing=smoothing, reduction=reduction)
         if drawn is not None:
             ours = self._weighted(ours, drawn, *torch.autograd.grad(ours.sum(), z, retain_graph=True))
         loss = loss + self._weight * ours
