@@ -85,6 +85,9 @@ func scalarFirstEqual(a []int64, value int64) int {
 // padding. That is what the released code does and what this form is for; scores
 // outside the span are not looked at.
 //
+// padToken must not occur inside a response. Where the pad token also ends turns, overwrite
+// the padding with an id that no row has, and pass that id.
+//
 // Errors, each an [*ArgumentError]: no rows or rows of no width, slices whose lengths
 // do not fit each other, a delta that is not greater than 0, options out of range;
 // with CheckFinite a score in a span that is NaN or infinite (its index is that in

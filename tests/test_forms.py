@@ -88,6 +88,74 @@ def test_go_equals_torch_on_tokens(rows, width, seed, reduction):
         torch.testing.assert_close(go, reference, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_masks_end_responses_where_the_pad_token_also_ends_turns(backend, dtype, reduction):
+    """The same turns with a pad token of their own are the same loss and gradient."""
+    end, alone = 2, 49
+    chosen_ids = [[7, 8, end, 9, 10, end], [7, 8, end], [5, 6]]
+    rejected_ids = [[7, 3, end, 4, end], [7, 8, end, 9, end], [5, 6, end]]  # the last two differ where one ends
+    width = 8
+
+    def padded(rows, pad):
+        return torch.tensor([row + [pad] * (width - len(row)) for row in rows], dtype=dtype)
+
+    masks = {
+        f"{name}_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        for name, rows in (("chosen", chosen_ids), ("rejected", rejected_ids))
+    }
+    results = []
+    for pad, named in ((end, masks), (alone, {"pad_token_id": alone})):
+        scores = [s.requires_grad_() for s in torch.randn(2, 3, width, generator=torch.Generator().manual_seed(0))]
+        ids = padded(chosen_ids, pad), padded(rejected_ids, pad)
+        loss = pcrm_token_loss(*scores, *ids, 1.5, reduction=reduction, **named)
+        loss.sum().backward()
+        results.append((loss.detach(), *(s.grad for s in scores)))
+    for with_masks, with_its_own_pad in zip(*results, strict=True):
+        assert torch.equal(with_masks, with_its_own_pad)
+    # From the first difference to the end of the longer response, its last token included.
+    inside = [row.nonzero()[:, 0].tolist() for row in results[0][1]]
+    assert inside == [[1, 2, 3, 4, 5], [3, 4], [2]]
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "masks"),
+    [
+        (TypeError, "pad_token_id is missing: pass it, or chosen_mask and rejected_mask", {}),
+        (
+            TypeError,
+            "rejected_mask must be a torch.Tensor, got NoneType: pass both",
+            {"chosen_mask": torch.ones(1, 3) > 0},
+        ),
+        (
+            TypeError,
+            "chosen_mask must be bool or an integer dtype, got torch.float32",
+            {"chosen_mask": torch.ones(1, 3)},
+        ),
+        (
+            ValueError,
+            r"chosen_mask must have the shape of chosen_ids, \(1, 3\), got \(3,\)",
+            {"chosen_mask": torch.ones(3).int()},
+        ),
+        (
+            ValueError,
+            r"chosen_mask\[0\] must be padded on the right, got a 1 after a 0",
+            {"chosen_mask": torch.tensor([[0, 1, 1]])},
+        ),
+    ],
+)
+def test_bad_masks(backend, error, message, masks):
+    scores, ids = torch.zeros(2, 1, 3), torch.tensor([[[1, 2, 3]], [[1, 2, 4]]])
+    with pytest.raises(error, match=message):
+        pcrm_token_loss(*scores, *ids, 1.0, **masks)
+
+
+def test_ids_that_masks_cannot_tell_from_padding(backend):
+    ids, mask = torch.tensor([[1, 2**31 - 1]]), torch.ones(1, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"rejected_ids\[0\] must be less than 2\*\*31 - 1, got 2147483647"):
+        pcrm_token_loss(*torch.zeros(2, 1, 2), mask.long(), ids, 1.0, chosen_mask=mask, rejected_mask=mask)
+
+
 def test_dpo_with_infinite_delta_is_dpo(backend):
     chosen, rejected, ref_chosen, ref_rejected, _ = logps(50)
     loss, *_ = pcrm_dpo_loss(chosen, rejected, ref_chosen, ref_rejected, math.inf, beta=0.3)

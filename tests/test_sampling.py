@@ -320,6 +320,33 @@ def test_resumed_is_uninterrupted(trainer_of, tmp_path, kind, at):
     assert p.max() > 1.05 * p.min() and whole.state.epoch == 7 / 4
 
 
+def test_a_checkpoint_without_the_sampler_is_told(trainer_of, tmp_path):
+    trainer_of("reward", save_strategy="steps", save_steps=2, max_steps=2).train()
+    ours = trainer_of("reward", out=tmp_path / "ours", pcrm_priority_alpha=1.0, max_steps=4)
+    message = r"checkpoint-2 must hold pcrm_sampler.safetensors to be resumed with pcrm_priority_alpha"
+    with pytest.raises(ValueError, match=message):
+        ours.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_a_checkpoint_of_other_data_is_named(trainer_of, tmp_path):
+    options = {"pcrm_priority_alpha": 1.0, "save_strategy": "steps", "save_steps": 2}
+    trainer_of("reward", max_steps=2, **options).train()
+    fewer = trainer_of("reward", 12, out=tmp_path / "fewer", max_steps=4, **options)
+    with pytest.raises(ValueError, match=r"checkpoint-2/pcrm_sampler.safetensors: .* is of 16 pairs, these are 12"):
+        fewer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_a_score_that_gets_no_priority_names_its_row(trainer_of):
+    trainer = trainer_of("reward", pcrm_priority_alpha=1.0)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in (5, 2, 9)])
+    trainer.model.train()
+    score = trainer.model.score.forward
+    # The second pair's chosen response.
+    trainer.model.score.forward = lambda states: score(states).index_fill(0, torch.tensor(1), math.nan)
+    with pytest.raises(ValueError, match=r"row 2 of the prepared training data .* must have finite scores.*got nan"):
+        trainer.compute_loss(trainer.model, batch)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_trainer_sees_the_draws_in_their_order(trainer_of, workers):
     options = {"max_steps": 6, "pcrm_priority_samples": 12, "dataloader_num_workers": workers}

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import datasets
+import pcrm.trl
 import pytest
 import trl
 import yaml
@@ -263,6 +264,47 @@ def test_enabled_classes(tmp_path, tiny, rows, monkeypatch):
     assert trl.RewardTrainer(str(tiny), asked, train_dataset=data).constrained
     with pytest.raises(ValueError, match=r"pcrm_beta1 is set, but loss_type is \['sigmoid'\]: add 'pcrm' to it"):
         trl.DPOConfig(**options, pcrm_beta1=1.0)
+
+
+def test_runs_that_ask_for_nothing_keep_trls_names(tmp_path, tiny, tiny_policy, rows, monkeypatch):
+    """Tags, model card, citation and the default output folder."""
+    from pcrm.trl import enable
+
+    stock = trl.RewardTrainer, trl.DPOTrainer
+    enable()
+    data = FORMATS["plain"](rows[:8])
+    options = {"bf16": False, "use_cpu": True, "report_to": "none"}
+
+    def named(trainer):
+        trainer.create_model_card(model_name="tiny")
+        card = (Path(trainer.args.output_dir) / "README.md").read_text()
+        return (
+            trainer._name,
+            trainer._tag_names,
+            trainer._paper,
+            trainer.model.model_tags,
+            "PCRM" in card,
+            "2404" in card,
+        )
+
+    for kind, folder, asked in (
+        ("Reward", tiny, {"pcrm_prior": "length_ratio"}),
+        ("DPO", tiny_policy, {"loss_type": ["pcrm"]}),
+    ):
+        config, trainer = getattr(trl, f"{kind}Config"), getattr(trl, f"{kind}Trainer")
+        original, ours = stock[kind == "DPO"], getattr(pcrm.trl, f"PCRM{kind}Trainer")
+        plain = named(trainer(str(folder), config(output_dir=str(tmp_path / "a"), **options), train_dataset=data))
+        tags = original._tag_names
+        assert plain == (original._name, tags, original._paper, tags, False, False)
+        constrained = config(output_dir=str(tmp_path / "b"), **options, **asked)
+        got = named(trainer(str(folder), constrained, train_dataset=data))
+        assert got[:4] == (ours._name, ours._tag_names, ours._paper, ours._tag_names) and got[4]
+        # Without arguments TRL asks for bfloat16, and names the folder.
+        made = []
+        monkeypatch.setattr(trainer, "config_class", lambda folder, made=made: made.append(folder) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer(str(folder), train_dataset=data)
+        assert made == [f"{folder.name}-{kind}"]
 
 
 def test_trainers_imported_from_their_own_modules_are_enabled_too():

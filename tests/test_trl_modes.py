@@ -11,7 +11,7 @@ from datasets import Dataset, load_from_disk
 from packaging.version import Version
 from pcrm.trl import PCRMDPOConfig, PCRMDPOTrainer, PCRMRewardConfig
 from peft import LoraConfig
-from trainers import FORMATS, build, distance, load, steps
+from trainers import FORMATS, build, distance, load, logged, steps
 from transformers import AutoTokenizer, BertConfig, BertModel
 from trl import DPOConfig, DPOTrainer
 
@@ -173,7 +173,23 @@ def test_bfloat16_scores_are_subtracted_in_float32(reward, tiny):
     assert outputs.logits.dtype == torch.bfloat16
     chosen, rejected = outputs.logits.squeeze(-1).double().chunk(2)
     want = (chosen - rejected - 0.5 / (batch["prior"].double() + 0.001)).mean().item()
-    assert trainer._metrics["eval"]["pcrm/residual"] == [pytest.approx(want, rel=1e-6)]
+    assert logged(trainer)["eval_pcrm/residual"] == pytest.approx(want, rel=1e-6)
+
+
+def test_the_loss_of_bfloat16_weights_is_computed_in_float32(reward, tiny):
+    """Where TRL's own computes it in bfloat16, from the same scores: docs/trl.md says so."""
+    losses = {}
+    for stock in (True, False):
+        trainer = reward(go=False, stock=stock, model=load("reward", tiny).bfloat16(), **{} if stock else UNCONSTRAINED)
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+        loss, outputs = trainer.compute_loss(trainer.model.eval(), dict(batch), return_outputs=True)
+        losses[stock] = loss
+    chosen, rejected = outputs.logits.squeeze(-1).double().chunk(2)
+    want = -torch.nn.functional.logsigmoid(chosen - rejected).mean().item()
+    assert (losses[True].dtype, losses[False].dtype) == (torch.bfloat16, torch.float32)
+    assert losses[False].item() == pytest.approx(want, rel=1e-6)
+    assert losses[True].item() == pytest.approx(want, rel=2**-7)
+    assert losses[True].item() != pytest.approx(want, rel=1e-6)
 
 
 def test_center_rewards_coefficient_with_gradient_checkpointing(reward):
@@ -206,6 +222,118 @@ def test_label_smoothing(dpo):
     assert distance(free, dpo(**UNCONSTRAINED)) > SAME
     z = torch.tensor(0.0)
     assert steps(free)[0]["loss"] == pytest.approx(-torch.nn.functional.logsigmoid(z).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("mix", ["robust", "exo_pair"])
+def test_label_smoothing_of_a_mix_belongs_to_the_loss_of_trl(dpo, mix):
+    """`pcrm` is TRL's `sigmoid` beside it, not conservative DPO, and with a finite delta its loss stays."""
+    options = {"loss_weights": [1.0, 0.5], "label_smoothing": 0.2}
+    stock = dpo(stock=True, loss_type=["sigmoid", mix], **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        ours = dpo(loss_type=["pcrm", mix], **UNCONSTRAINED, **options)
+        bound = dpo(loss_type=["pcrm", mix], **BINDING, **options)
+    assert distance(ours, stock) < SAME
+    for a, b in zip(steps(ours), steps(stock), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+    # At the first step all margins are 0, where the constrained loss is log 2 + log(1 + exp(-delta)).
+    more = math.log1p(math.exp(-0.05))
+    assert steps(bound)[0]["loss"] == pytest.approx(steps(stock)[0]["loss"] + more, rel=1e-5)
+
+
+def test_label_smoothing_of_a_file_is_for_pcrm_alone(tmp_path):
+    path = tmp_path / "pcrm.toml"
+    path.write_text("[constraint]\nprior = 'fixed'\ndelta = 4.5\n[loss]\nlabel_smoothing = 0.1\n")
+    with pytest.raises(
+        ValueError, match=r"label_smoothing in .*pcrm.toml must be 0 with loss_type .*robust would take it"
+    ):
+        PCRMDPOConfig(output_dir="x", bf16=False, pcrm_config=str(path), loss_type=["pcrm", "robust"])
+
+
+def test_stock_sigmoid_ignores_label_smoothing_and_pcrm_does_not(dpo):
+    """The one option with which an infinite delta is not the stock trainer: docs/trl.md says so."""
+    options = {"label_smoothing": 0.2, "learning_rate": 1.0}
+    stock = dpo(stock=True, **options)
+    assert distance(stock, dpo(stock=True, learning_rate=1.0)) == 0
+    assert distance(dpo(**UNCONSTRAINED, **options), stock) > 10 * SAME
+
+
+@pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode is deprecated:FutureWarning")
+@pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
+@pytest.mark.parametrize("prior", ["length_ratio", "random"])
+def test_dpo_prior_is_that_of_the_ids_that_train(dpo, mode, prior):
+    """Not of the responses before they are cut."""
+    shortened = dpo(go=False, max_length=40, truncation_mode=mode, pcrm_prior=prior)
+    whole = dpo(go=False, max_length=None, pcrm_prior=prior)
+    examples = [shortened.train_dataset[i] for i in range(8)]
+
+    def kept(example, key):
+        prompt, response = example["prompt_ids"], example[key]
+        ids = [(token, place >= len(prompt)) for place, token in enumerate(prompt + response)]
+        return [token for token, trains in (ids[:40] if mode == "keep_start" else ids[-40:]) if trains]
+
+    def of(e):
+        ids = kept(e, "chosen_ids"), kept(e, "rejected_ids")
+        if prior == "random":
+            return pcrm.reference.random_uniform(shortened.args.seed, *ids, None)
+        return pcrm.reference.length_ratio(*ids, None)
+
+    got = shortened.data_collator(examples)["prior"].tolist()
+    assert got == pytest.approx([of(e) for e in examples], rel=1e-6)
+    assert got != whole.data_collator(examples)["prior"].tolist()
+
+
+def test_reward_prior_is_that_of_the_ids_that_train(reward):
+    """Also where a collator of the user's cuts them; TRL drops rows that are too long."""
+    from trl.trainer.reward_trainer import DataCollatorForPreference
+
+    class Cut(DataCollatorForPreference):
+        def torch_call(self, examples):
+            return super().torch_call([{k: ids[:40] for k, ids in e.items() if k.endswith("_ids")} for e in examples])
+
+    trainer = reward(go=False, trainer={"data_collator": Cut(pad_token_id=0)})
+    examples = [trainer.train_dataset[i] for i in range(8)]
+    want = [pcrm.reference.length_ratio(e["chosen_ids"][:40], e["rejected_ids"][:40], None) for e in examples]
+    assert trainer.data_collator(examples)["prior"].tolist() == pytest.approx(want, rel=1e-6)
+
+
+def test_a_collator_without_ids_is_told(reward):
+    trainer = reward(go=False, trainer={"data_collator": lambda examples: {"pixel_values": torch.zeros(2)}})
+    with pytest.raises(
+        ValueError, match=r"needs 'input_ids' and 'attention_mask' in each batch, .* makes pixel_values"
+    ):
+        trainer.data_collator([trainer.train_dataset[0]])
+
+
+def test_token_form_of_turns_that_end_with_the_pad_token(tiny, tmp_path, rows):
+    """All of a conversation's turns train, as with a pad token of its own."""
+    template = (
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+
+    def turns(*answers):
+        return [
+            {"role": role, "content": text}
+            for answer in answers
+            for role, text in (("user", "Why?"), ("assistant", answer))
+        ]
+
+    texts = [[text for r in rows[i : i + 3] for text in (r["chosen"], r["rejected"])] for i in range(8)]
+    data = Dataset.from_list([{"chosen": turns(*t[:3]), "rejected": turns(*t[3:5])} for t in texts])
+    losses = {}
+    for pad in ("[PAD]", "eos"):
+        tokenizer = AutoTokenizer.from_pretrained(tiny)
+        tokenizer.chat_template = template
+        tokenizer.pad_token = tokenizer.eos_token if pad == "eos" else tokenizer.pad_token
+        tokenizer.save_pretrained(tmp_path / pad)
+        model = load("reward", tiny)
+        with torch.no_grad():  # scores at padding count too, where the longer response goes on
+            embeddings = model.model.embed_tokens.weight
+            embeddings[AutoTokenizer.from_pretrained(tiny).pad_token_id] = embeddings[tokenizer.eos_token_id]
+        trainer = build("reward", tmp_path / pad, tmp_path, data, model=model, pcrm_form="token", max_steps=1)
+        trainer.train()
+        losses[pad] = steps(trainer)[0]["loss"]
+    assert losses["eos"] == pytest.approx(losses["[PAD]"], rel=1e-6)
 
 
 def test_token_form(reward, tmp_path, rows):

@@ -78,6 +78,12 @@ def steps(trainer):
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
+def logged(trainer):
+    """What a log says of the batches since the last one."""
+    trainer.log({})
+    return trainer.state.log_history[-1]
+
+
 def distance(a, b):
     """The greatest difference of two trainers' parameters."""
     ours, theirs = (dict(t.model.named_parameters()) for t in (a, b))

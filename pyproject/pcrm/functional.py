@@ -118,7 +118,9 @@ def pcrm_token_loss(
     rejected_ids: Tensor,
     delta: Tensor | float,
     *,
-    pad_token_id: int,
+    pad_token_id: int | None = None,
+    chosen_mask: Tensor | None = None,
+    rejected_mask: Tensor | None = None,
     reduction: Reduction = "mean",
     origin: Origin = UNKNOWN,
 ) -> Tensor:
@@ -126,9 +128,13 @@ def pcrm_token_loss(
 
     The pair loss of `pcrm_loss` at every position from the first at which the two rows of
     token ids differ to the end of the longer response, its mean over these positions, then
-    the mean over the pairs. A response ends at the first pad token at or after the first
-    difference; two equal rows are compared at their last position. Positions where the
-    shorter response is padded count, as they do in that code.
+    the mean over the pairs. Two equal rows are compared at their last position. Positions
+    where the shorter response is padded count, as they do in that code.
+
+    The attention masks say where each response ends. Without masks, a response ends at the
+    first `pad_token_id` at or after the first difference. That is wrong where the pad token
+    also occurs inside responses, for example where it equals the end-of-turn token: pass the
+    masks then.
 
     Args:
         chosen_rewards: A score for each position, shape (B, L), of the dtypes of `pcrm_loss`.
@@ -137,7 +143,11 @@ def pcrm_token_loss(
             the right.
         rejected_ids: The same of the other responses.
         delta: The constraint of each pair, shape (B,), or one number for all.
-        pad_token_id: What ends a response, at least 0.
+        pad_token_id: The id of the padding, at least 0. Required without masks, ignored with them.
+        chosen_mask: 1 or True at the tokens of the chosen row, 0 or False at its padding, shape
+            (B, L): a tokenizer's `attention_mask`. Pass both masks or neither. With masks, the
+            ids must be less than 2**31 - 1.
+        rejected_mask: The same of the other responses.
         reduction: Over the pairs: "mean", "sum" or "none".
         origin: As in `pcrm_loss`.
 
@@ -145,8 +155,9 @@ def pcrm_token_loss(
         The loss: a scalar, or shape (B,) for "none". The gradient is 0 outside the spans.
 
     Raises:
-        TypeError, ValueError: as in `pcrm_loss`; ids of another shape, device or dtype; a
-            negative pad id.
+        TypeError, ValueError: as in `pcrm_loss`; ids or masks of another shape, device or dtype;
+            a negative pad id; neither a pad id nor masks; a mask that is not padded on the right
+            (checked on the CPU only, to avoid a synchronization).
     """
     check_alike(REWARDS, (chosen_rewards, rejected_rewards), 2)
     for name, ids in (("chosen_ids", chosen_ids), ("rejected_ids", rejected_ids)):
@@ -159,6 +170,12 @@ def pcrm_token_loss(
             raise ValueError(f"{name} has shape {tuple(ids.shape)}, chosen_rewards has {tuple(chosen_rewards.shape)}")
         if ids.device != chosen_rewards.device:
             raise ValueError(f"{name} is on {ids.device}, chosen_rewards is on {chosen_rewards.device}")
+    if chosen_mask is not None or rejected_mask is not None:
+        chosen_ids = _padded("chosen", chosen_ids, chosen_mask)
+        rejected_ids = _padded("rejected", rejected_ids, rejected_mask)
+        pad_token_id = _NO_TOKEN
+    elif pad_token_id is None:
+        raise TypeError("pad_token_id is missing: pass it, or chosen_mask and rejected_mask")
     pad_token_id = _check.integer("pad_token_id", pad_token_id)
     _, code = check_options(0.0, reduction)
     delta = _delta_of(delta, chosen_rewards)
@@ -279,6 +296,29 @@ def _delta_of(delta: Tensor | float, scores: Tensor, name: str = "chosen_rewards
     if delta.dtype is torch.float64 and delta.is_cpu and is_readable(delta):
         check_where("delta", delta, (delta > 0) & (rounded > 0) & (rounded.isinf() == delta.isinf()), _in_range(dtype))
     return rounded.contiguous()
+
+
+# An id that is in no vocabulary and fits into int32.
+_NO_TOKEN = 2**31 - 1
+
+
+def _padded(name: str, ids: Tensor, mask: Tensor | None) -> Tensor:
+    """The ids with `_NO_TOKEN` as their padding, which no token can be mistaken for."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name}_mask must be a torch.Tensor, got {type(mask).__name__}: pass both masks or neither")
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(f"{name}_mask must be bool or an integer dtype, got {mask.dtype}")
+    if mask.shape != ids.shape:
+        raise ValueError(f"{name}_mask must have the shape of {name}_ids, {tuple(ids.shape)}, got {tuple(mask.shape)}")
+    if mask.device != ids.device:
+        raise ValueError(f"{name}_mask must be on the device of {name}_ids, {ids.device}, got {mask.device}")
+    mask = mask.bool()
+    if ids.is_cpu and is_readable(ids, mask):
+        for row in (mask[:, 1:] & ~mask[:, :-1]).any(1).nonzero()[:1, 0].tolist():
+            raise ValueError(f"{name}_mask[{row}] must be padded on the right, got a 1 after a 0")
+        for row in (mask & (ids >= _NO_TOKEN)).any(1).nonzero()[:1, 0].tolist():
+            raise ValueError(f"{name}_ids[{row}] must be less than 2**31 - 1, got {ids[row][mask[row]].max().item()}")
+    return torch.where(mask, ids, _NO_TOKEN)
 
 
 def _in_range(dtype: torch.dtype) -> str:

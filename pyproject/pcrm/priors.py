@@ -54,7 +54,8 @@ def length_ratio(chosen_ids: Ids, rejected_ids: Ids, *, pad_token_id: int | None
             right.
         rejected_ids: The same of the other responses; L may differ.
         pad_token_id: Ends a response, at the first place at or after the difference. None
-            where nothing is padded: every id counts.
+            where nothing is padded: every id counts. If the pad token also occurs inside
+            responses (pad equal to eos), pass sequences without padding and None.
 
     Returns:
         float32, shape (B,), on the device of `chosen_ids` if that is a tensor.

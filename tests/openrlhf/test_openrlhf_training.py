@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -260,6 +261,29 @@ def test_the_prior_is_the_length_ratio_of_each_pair(train, material, command):
     traced = torch.cat([step["prior"] for rank in (0, 1) for step in result.trace(rank)])
     assert len(set(traced.tolist())) > PAIRS / 4
     assert counted(traced) == counted(length_ratios(material))
+
+
+@pytest.mark.parametrize("prior", ["length_ratio", "random"])
+def test_the_prior_of_dpo_is_that_of_the_tokens_that_train(prior, monkeypatch):
+    """Not of the prompt's, whose last token may differ where it merged with the response."""
+    monkeypatch.syspath_prepend(str(CPU))
+    from pcrm.openrlhf.training import PCRMRewardDataset
+
+    import pcrm
+
+    data = object.__new__(PCRMRewardDataset)
+    data.is_dpo, data.column, data.prior, data.seed = True, False, prior, 3
+    data.tokenizer = SimpleNamespace(pad_token_id=0)
+    pairs = [([1, 2, 7, 5, 6], [1, 2, 8, 5], 3), ([4, 5, 5, 9], [4, 6], 1)]
+    items = []
+    for chosen, rejected, prompt in pairs:
+        ids = [torch.tensor([row]) for row in (chosen, rejected)]
+        items.append((ids[0], torch.ones_like(ids[0]), ids[1], torch.ones_like(ids[1]), prompt))
+    *_, extras = data.collate_fn(items)
+    trained = [[row[k][row[2] :] for row in pairs] for k in (0, 1)]
+    want = (pcrm.priors.random_uniform(*trained, 3) if prior == "random" else torch.tensor([0.0, 1 / 3])).tolist()
+    assert [length for length, _ in extras] == [3, 1]
+    assert [s for _, s in extras] == pytest.approx(want, rel=1e-6)
 
 
 @pytest.mark.slow

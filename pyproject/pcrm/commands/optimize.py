@@ -91,9 +91,9 @@ def main(argv: list[str]) -> int:
         parser.error("--proxy takes one POOL")
     from ..optimization.pools import GOLD_COLUMNS
 
-    gold_model = args.gold is not None and args.gold not in GOLD_COLUMNS
+    gold_model: str | None = None if args.gold in GOLD_COLUMNS else args.gold
     # A model's name on the hub has a slash: this is more likely a misspelled column.
-    if gold_model and "/" not in args.gold and not os.path.isdir(args.gold):
+    if gold_model and "/" not in gold_model and not os.path.isdir(gold_model):
         parser.error(
             f"--gold must be a column ({' or '.join(GOLD_COLUMNS)}), a folder of a reward model or the name of one "
             f"on the hub (OWNER/NAME), got {args.gold!r}"

@@ -61,8 +61,11 @@ class PCRMRewardDataset(RewardDataset):
             prior = [extra["prior"] for extra in extras]
             extras = [extra["extra"] for extra in extras]
         else:
-            # The ids of each item are of shape (1, L) and not padded yet.
-            chosen, rejected = ([item[k][0].tolist() for item in item_list] for k in (0, 2))
+            # The ids of each item have shape (1, L), are truncated and not padded yet. For DPO they
+            # begin with the prompt, which does not train; its length is the item's last number.
+            chosen, rejected = (
+                [item[k][0, item[4] if self.is_dpo else 0 :].tolist() for item in item_list] for k in (0, 2)
+            )
             if self.prior == "random":
                 prior = priors.random_uniform(chosen, rejected, self.seed).tolist()
             else:

@@ -52,7 +52,7 @@ class PriorCollator:
         if kind == "fixed":
             batch.pop("prior", None)
         elif kind == "random":
-            batch["prior"] = priors.random_uniform(*_ids(examples, kind), seed=self.settings.constraint.seed)
+            batch["prior"] = priors.random_uniform(*_trained_ids(batch, kind), seed=self.settings.constraint.seed)
         elif any("prior" in e for e in examples):
             batch["prior"] = prior_tensor(_priors(examples))
         elif "prior" in batch:
@@ -61,8 +61,7 @@ class PriorCollator:
                 "set a column 'prior'"
             )
         elif kind == "length_ratio":
-            # TRL's collators get the ids unpadded.
-            batch["prior"] = priors.length_ratio(*_ids(examples, kind))
+            batch["prior"] = priors.length_ratio(*_trained_ids(batch, kind))
         else:
             raise ValueError(f"the data set has no column 'prior', which pcrm_prior={kind!r} needs here")
         if INDEX in examples[0]:
@@ -77,13 +76,17 @@ def _priors(examples: list[dict[str, Any]]) -> list[Any]:
     return [e["prior"] for e in examples]
 
 
-def _ids(examples: list[dict[str, Any]], kind: str) -> tuple[list[list[int]], list[list[int]]]:
-    if "chosen_ids" not in examples[0]:
+def _trained_ids(batch: dict[str, Any], kind: str) -> tuple[list[list[int]], list[list[int]]]:
+    """The token ids of both responses that the loss sees: truncated, and without padding."""
+    # DPO's batches mark the completions. A reward model scores prompt and response as one.
+    mask = batch.get("completion_mask", batch.get("attention_mask"))
+    if mask is None or "input_ids" not in batch:
         raise ValueError(
-            f"pcrm_prior={kind!r} takes the responses' token ids, which this data set has not before its batches are "
-            "made: give it a column 'prior', or set pcrm_prior='fixed'"
+            f"pcrm_prior={kind!r} needs 'input_ids' and 'attention_mask' in each batch, and the data collator makes "
+            f"{', '.join(batch)}: give the data set a column 'prior', or set pcrm_prior='fixed'"
         )
-    return [e["chosen_ids"] for e in examples], [e["rejected_ids"] for e in examples]
+    rows = [ids[real].tolist() for ids, real in zip(batch["input_ids"], mask.bool(), strict=True)]
+    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
 
 
 def _annotate(batch: Any, indices: list[int], *, name: str, made_by: Any, **how: Any) -> Any:
@@ -121,7 +124,9 @@ class Constrained:
     settings: Config
     sampler: PrioritizedSampler | None = None
     constrained: bool  # whether the loss is ours: not in every trainer that `enable` put behind TRL's name
-    # The margins since the last log, of training and of evaluation, where the arguments ask for their histogram.
+    # Sum and count of each metric since the last log, of training and of evaluation.
+    _sums: dict[str, dict[str, tuple[float, int]]]
+    # The margins since the last log, where the arguments ask for their histogram.
     _margins: dict[str, list[torch.Tensor]] | None = None
     _evaluated = "eval"  # which evaluation set runs: eval_NAME where there are several
 
@@ -136,6 +141,7 @@ class Constrained:
         if self.constrained:
             self.settings = args.pcrm_settings()
             self.constraint = self.settings.constraint
+            self._sums = {"train": {}, "eval": {}}
             if args.pcrm_log_margins:
                 self._margins = {"train": [], "eval": []}
         return args
@@ -185,8 +191,17 @@ class Constrained:
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
         if self.sampler is not None and checkpoint is not None:
-            state: dict[str, Any] = load_file(Path(checkpoint) / _SAMPLER_STATE)
-            self.sampler.load_state_dict(state | {"round": int(state["round"])})
+            file = Path(checkpoint) / _SAMPLER_STATE
+            if not file.is_file():
+                raise ValueError(
+                    f"{checkpoint} must hold {_SAMPLER_STATE} to be resumed with pcrm_priority_alpha, got a checkpoint "
+                    "that was saved without it: resume with pcrm_priority_alpha=0, or start a new run from its weights"
+                )
+            state: dict[str, Any] = load_file(file)
+            try:
+                self.sampler.load_state_dict(state | {"round": int(state["round"])})
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from None
 
     def _drawn(self, inputs: dict[str, Any]) -> torch.Tensor | None:
         """Which pairs a batch of the sampler's has, taken out of it."""
@@ -199,7 +214,14 @@ class Constrained:
         """The mean of the drawn pairs' losses with their weights; the sampler hears of the slopes dL/dm."""
         trainer: Any = self
         assert self.sampler is not None
-        self.sampler.update(*trainer.accelerator.gather((index, slopes.abs())))
+        rows, slopes = trainer.accelerator.gather((index, slopes.abs()))
+        for i in (~slopes.isfinite()).nonzero()[:1, 0].tolist():
+            raise ValueError(
+                f"row {rows[i].item()} of the prepared training data (trainer.train_dataset) must have finite scores to "
+                f"get a priority, got {slopes[i].item():g} as the slope of its loss: lower the learning rate, or train "
+                "in float32 or bfloat16"
+            )
+        self.sampler.update(rows, slopes)
         return (self.sampler.weights(index).to(losses) * losses).mean()
 
     def _with_prior(self, dataset: Any, args: Any, name: str) -> Any:
@@ -257,33 +279,40 @@ class Constrained:
         margin: torch.Tensor,
         delta: torch.Tensor | float,
         prior: torch.Tensor | None,
-        nll: torch.Tensor | None = None,
+        nll: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
-        """Means over the pairs of all processes, by one gather. What is infinite is left out."""
+        """Add the pairs of a batch, of all processes, to the metrics of the next log.
+
+        `nll` holds the sum over each pair's tokens, and how many there are.
+        """
         trainer: Any = self
-        with torch.no_grad():
-            delta = torch.as_tensor(delta, dtype=margin.dtype, device=margin.device).expand_as(margin)
-            columns = {
-                "pcrm/delta": delta,
-                "pcrm/target": delta / 2,
-                "pcrm/residual": margin - delta / 2,
-                "pcrm/violation": (margin > delta).to(margin.dtype),
-            }
-            if prior is not None and self.settings.prior != "random":
-                columns["pcrm/prior"] = prior.to(margin)
-            if nll is not None:
-                columns["pcrm/nll"] = nll.to(margin)
-            means = torch.stack([column.mean() for column in columns.values()])
-            values = trainer.accelerator.gather(means[None]).mean(0).tolist()
         mode = "train" if trainer.model.training else "eval"
-        metrics = trainer._metrics[mode]
-        for name, value in zip(columns, values, strict=True):
-            if math.isfinite(value):
-                metrics[name].append(value)
+        # The last batch of an evaluation repeats pairs until all processes have equally many. Only
+        # accelerate can tell them. Training does train on its repeats.
+        gather = trainer.accelerator.gather if mode == "train" else trainer.accelerator.gather_for_metrics
+        with torch.no_grad():
+            columns = [margin, torch.as_tensor(delta, dtype=margin.dtype, device=margin.device).expand_as(margin)]
+            columns += () if prior is None else (prior.to(margin),)
+            columns += () if nll is None else (x.to(margin) for x in nll)
+            margin, delta, *rest = gather(torch.stack(columns, 1)).cpu().double().unbind(1)
+        # An infinite delta has no target to be off from.
+        bounded = delta < math.inf
+        values = {
+            "pcrm/delta": delta[bounded],
+            "pcrm/target": delta[bounded] / 2,
+            "pcrm/residual": (margin - delta / 2)[bounded],
+            "pcrm/violation": torch.where(margin.isnan(), margin, (margin > delta).to(margin)),
+        }
+        if prior is not None and self.settings.prior != "random":
+            values["pcrm/prior"] = rest[0]
+        counted = {name: (x.sum().item(), len(x)) for name, x in values.items()}
+        if nll is not None:
+            counted["pcrm/nll"] = (rest[-2].sum().item(), int(rest[-1].sum()))
+        sums = self._sums[mode]
+        for name, (total, count) in counted.items():
+            before, so_far = sums.get(name, (0.0, 0))
+            sums[name] = (before + total, so_far + count)
         if self._margins is not None:
-            # An evaluation's last batch repeats pairs until all processes have as many: only here can
-            # these be told. Training does train on them.
-            margin = margin if mode == "train" else trainer.accelerator.gather_for_metrics(margin)
             self._margins[mode].append(margin)
 
     def evaluation_loop(
@@ -295,13 +324,22 @@ class Constrained:
         metric_key_prefix: str = "eval",
     ) -> Any:
         self._evaluated = metric_key_prefix
+        if self.constrained:  # drop what a `predict` left, which logs nothing
+            self._sums["eval"].clear()
         if self._margins is not None:
-            self._margins["eval"].clear()  # those of a `predict`, which logs nothing
+            self._margins["eval"].clear()
         return super().evaluation_loop(  # pyright: ignore[reportAttributeAccessIssue]
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
 
     def log(self, logs: dict[str, float], *rest: Any, **named: Any) -> None:
+        trainer: Any = self
+        if self.constrained:
+            # TRL logs the mean of each list: ours has one element, the mean over the pairs.
+            mode = "train" if trainer.model.training else "eval"
+            means = {name: [total / count] for name, (total, count) in self._sums[mode].items() if count}
+            trainer._metrics[mode].update(means)
+            self._sums[mode].clear()
         super().log(logs, *rest, **named)  # pyright: ignore[reportAttributeAccessIssue]
         if self._margins is not None:
             # The last log of a training run may come after an evaluation.
@@ -317,8 +355,6 @@ class Constrained:
             return
         margins = torch.cat(seen)
         seen.clear()
-        if mode == "train":
-            margins = trainer.accelerator.gather(margins)
         margins = margins[margins.isfinite()]
         for callback in trainer.callback_handler.callbacks:
             # Only the main process has a writer.

@@ -232,9 +232,15 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
     fields, which are refused at construction where they make no constraint.
 
     `pcrm` mixes with TRL's other losses by `loss_type` and `loss_weights`: `["pcrm", "sft"]` with
-    the weights `[1.0, eta]` is the SFT-regularized form, and `pcrm_sft_eta` writes that. `beta`, `label_smoothing`, `ld_alpha` and `f_divergence_type` are
-    those of TRL; `use_weighting` is refused, and so is `use_liger_kernel` where TRL's Liger
-    path computes a loss of its own (before trl 1.14).
+    the weights `[1.0, eta]` is the SFT-regularized form, and `pcrm_sft_eta` writes that. `beta`,
+    `ld_alpha` and `f_divergence_type` are those of TRL.
+
+    `label_smoothing` makes `pcrm` conservative DPO where delta is infinite, unlike TRL's
+    `sigmoid`, which ignores it. In a mix with `exo_pair` or `robust` it is theirs alone, and
+    `pcrm` ignores it.
+
+    `use_weighting` is refused, and so is `use_liger_kernel` where TRL's Liger path computes a
+    loss of its own (before trl 1.14).
     """
 
     __doc__ = f"{__doc__}\n{PCRMArguments.__doc__}"
@@ -262,6 +268,12 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
         self._check_log_margins()
         settings = self.pcrm_settings()
         self._add_sft()
+        if settings.label_smoothing and self._smoothed_by_trl():
+            raise ValueError(
+                f"label_smoothing in {self.pcrm_config} must be 0 with loss_type {self.loss_type}, got "
+                f"{settings.label_smoothing}: {' and '.join(self._smoothed_by_trl())} would take it too. Set the field "
+                "label_smoothing instead"
+            )
         if settings.form == "token":
             raise ValueError("pcrm_form is 'token', but DPO has no scores of tokens: set pcrm_form='pair'")
         self._merged("label_smoothing", settings.label_smoothing, 0.0)
@@ -275,7 +287,16 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
                 "use_liger_kernel is True, but with this version of TRL it computes a loss of its own in the place of "
                 "pcrm's: take trl 1.14 or newer, or leave it out"
             )
-        warn_of_smoothing(self.label_smoothing, settings.constraint)
+        warn_of_smoothing(self._pcrm_label_smoothing, settings.constraint)
+
+    def _smoothed_by_trl(self) -> list[str]:
+        """TRL's losses in the mix whose own parameter `label_smoothing` is."""
+        return [name for name in ("exo_pair", "robust") if name in self.loss_type]
+
+    @property
+    def _pcrm_label_smoothing(self) -> float:
+        """The label smoothing of the loss `pcrm`: `label_smoothing`, unless it belongs to a loss of TRL."""
+        return 0.0 if self._smoothed_by_trl() else self.label_smoothing
 
     def _add_sft(self) -> None:
         """Make `pcrm_sft_eta` the weight of TRL's loss `sft`."""

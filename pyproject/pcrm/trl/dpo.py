@@ -99,8 +99,9 @@ class PCRMDPOTrainer(Constrained, DPOTrainer):
         if not self._checked:
             self._check(recorder.seen)
         delta, origin = delta_of(self.constraint, prior)
-        options: Any = {"label_smoothing": self.label_smoothing, "reduction": "mean" if drawn is None else "none"}
-        ours = pcrm_loss(z, torch.zeros_like(z), delta, origin=origin, **options)
+        reduction = "mean" if drawn is None else "none"
+        smoothing = self.args._pcrm_label_smoothing
+        ours = pcrm_loss(z, torch.zeros_like(z), delta, label_smoothing=smoothing, reduction=reduction, origin=origin)
         if drawn is not None:
             ours = self._weighted(ours, drawn, *torch.autograd.grad(ours.sum(), z, retain_graph=True))
         loss = loss + self._weight * ours

@@ -11,11 +11,12 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
 import trl
 import trl.trainer
+from trl import DPOTrainer, RewardTrainer
 
 from .common import Constrained
 from .configs import PCRMDPOConfig, PCRMRewardConfig
@@ -61,21 +62,32 @@ class _EnabledDPOConfig(PCRMDPOConfig):
 
 
 class _Enabled(Constrained):
+    # What tags, model card, citation and default output folder say: TRL's own until the constraint is asked for.
+    _ours: ClassVar[type[Any]]
+
     def _read(self, args: Any, model: Any) -> Any:
         if args is None or isinstance(args, self.config_class):
-            return super()._read(args, model)
-        self.constrained = False  # TRL's own, from before `enable`
+            args = super()._read(args, model)
+        else:
+            self.constrained = False  # TRL's own, from before `enable`
+        if self.constrained:
+            for name in ("_name", "_tag_names", "_paper"):
+                setattr(self, name, getattr(self._ours, name))
         return args
 
 
 class _EnabledRewardTrainer(_Enabled, PCRMRewardTrainer):
     __doc__ = PCRMRewardTrainer.__doc__
     config_class = _EnabledRewardConfig
+    _ours = PCRMRewardTrainer
+    _name, _tag_names, _paper = RewardTrainer._name, RewardTrainer._tag_names, RewardTrainer._paper
 
 
 class _EnabledDPOTrainer(_Enabled, PCRMDPOTrainer):
     __doc__ = PCRMDPOTrainer.__doc__
     config_class = _EnabledDPOConfig
+    _ours = PCRMDPOTrainer
+    _name, _tag_names, _paper = DPOTrainer._name, DPOTrainer._tag_names, DPOTrainer._paper
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

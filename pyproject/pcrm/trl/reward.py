@@ -32,7 +32,8 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
         pcrm/residual   margin - delta / 2
         pcrm/violation  share of the pairs whose margin is over delta
 
-    (of which the infinite ones are left out). `pcrm_sft_eta` adds eta times a demonstration term,
+    Pairs with an infinite delta have no target: they count for `pcrm/violation` and `pcrm/prior`
+    only. `pcrm_sft_eta` adds eta times a demonstration term,
 
         NLL = -(1 / T) sum over the batch's T tokens y_t of the chosen responses of log p(y_t | what precedes it)
 
@@ -56,11 +57,13 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
         if not self.constrained:
             return
         self._center: float = args.center_rewards_coefficient or 0.0
+        self._eta: float = args.pcrm_sft_eta
         if self.settings.form == "token":
             self._check_token_form()
-        self._eta: float = args.pcrm_sft_eta
         if self._eta:
             self._check_demonstrations()
+        head = _language_model_head(self.model) if self._eta else None
+        self._read_out = _ReadOut(head) if self._eta or self.settings.form == "token" else None
         self._start()
 
     def _with_prior(self, dataset: Any, args: Any, name: str) -> Any:
@@ -79,13 +82,13 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
         margin_column = inputs.get("margin")
         if margin_column is not None:
             self._refuse_margin()
-        with self._token_scores() as tokens, self._demonstrations(inputs) as nll:
+        with self._reading(inputs) as seen:
             # TRL's own pass for its metrics; its loss is not used and costs no second forward.
             _, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         chosen, rejected = _upcast(outputs.logits.squeeze(-1)).chunk(2)  # pyright: ignore[reportAttributeAccessIssue]
         delta, origin = delta_of(self.constraint, prior)
         if self.settings.form == "token":
-            loss = self._token_loss(tokens, inputs["input_ids"], delta, origin)
+            loss = self._token_loss(seen["scores"], inputs, delta, origin)
         else:
             # Half of the column each way moves their difference by all of it, and their sum,
             # which is centered, not at all.
@@ -103,9 +106,13 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
             # The centering adds the same to both, which their difference does not see.
             by_chosen, by_rejected = torch.autograd.grad(loss.sum(), (chosen, rejected), retain_graph=True)
             loss = self._weighted(loss, drawn, (by_chosen - by_rejected) / 2)
-        for term in nll:
-            loss = loss + self._eta * term
-        self._log_constraint(chosen.detach() - rejected.detach(), delta, prior, *(x.detach() for x in nll))
+        nll = None
+        if self._eta:
+            by_pair, tokens = seen["nll"], seen["tokens"]
+            # All pairs may have equal responses, and the mean of nothing is NaN.
+            loss = loss + self._eta * by_pair.sum() / tokens.sum().clamp(min=1)
+            nll = by_pair.detach(), tokens
+        self._log_constraint(chosen.detach() - rejected.detach(), delta, prior, nll)
         return (loss, outputs) if return_outputs else loss
 
     def _refuse_margin(self) -> None:
@@ -135,60 +142,94 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
             raise ValueError("pcrm_sft_eta does not work under FSDP or ZeRO-3 for reward models: set it to 0")
 
     @contextlib.contextmanager
-    def _demonstrations(self, inputs: dict[str, Any]) -> Iterator[list[torch.Tensor]]:
-        """The NLL of the batch that goes through the model in this block, where it has a weight."""
-        seen: list[torch.Tensor] = []
-        if not self._eta:
+    def _reading(self, inputs: dict[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
+        """What `_read_out` computes in this block, which is there at its end.
+
+        It takes the place of the model's module `score` and calls it. A hook would not do:
+        torch.compile reuses a graph that it compiled without the hook, and the hook is never
+        called. The other module's type makes torch.compile compile anew.
+        """
+        seen: dict[str, torch.Tensor] = {}
+        if self._read_out is None:
             yield seen
+            return
+        name, score = _heads(self.model, "score")[0]
+        parent: Any = self.model.get_submodule(name.rpartition(".")[0])
+        self._read_out.begin(score, inputs)
+        parent.score = self._read_out
+        try:
+            yield seen
+        finally:
+            parent.score = score
+            seen |= self._read_out.end()
+        if not seen:
+            raise RuntimeError(
+                f"the module {name!r} of {type(self.model).__name__} must compute the scores, got a forward pass that "
+                "does not call it: pcrm_form='token' and pcrm_sft_eta do not work with this model"
+            )
+
+    def _token_loss(
+        self, scores: torch.Tensor, inputs: dict[str, Any], delta: torch.Tensor | float, origin: Origin
+    ) -> torch.Tensor:
+        ids, scores = inputs["input_ids"], _upcast(scores.squeeze(-1))
+        if scores.shape != ids.shape:
+            raise RuntimeError(
+                f"the module 'score' must give one score for each token, shape {tuple(ids.shape)}, got "
+                f"{tuple(scores.shape)}: pcrm_form='token' does not work with this model"
+            )
+        # The masks, not the pad token: it also ends turns where it equals eos.
+        chosen_mask, rejected_mask = inputs["attention_mask"].chunk(2)
+        return pcrm_token_loss(
+            *scores.chunk(2), *ids.chunk(2), delta, chosen_mask=chosen_mask, rejected_mask=rejected_mask, origin=origin
+        )
+
+
+class _ReadOut(torch.nn.Module):
+    """A reward model's `score` that also keeps the scores of all tokens and, with a
+    language-model head, the likelihood of the chosen responses.
+
+    It runs inside the model's forward pass: there the types are those of mixed precision, and DDP
+    sees which parameters are used.
+    """
+
+    def __init__(self, head: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
+        super().__init__()
+        # In tuples, so that the model's modules do not become this module's.
+        self._head = (head,)
+
+    def begin(self, score: torch.nn.Module, inputs: dict[str, Any]) -> None:
+        """Take the place of `score` for a batch."""
+        self._score = (score,)
+        self._scores = self._nll = self._inside = self._targets = None
+        if self._head[0] is None:
             return
         (ids, others), (real, theirs) = inputs["input_ids"].chunk(2), inputs["attention_mask"].bool().chunk(2)
         inside = (((ids != others) | (real != theirs)).cumsum(1) > 0) & real
-        inside, targets = inside[:, 1:], ids[:, 1:]
-        head = _language_model_head(self.model)
+        self._inside, self._targets = inside[:, 1:], ids[:, 1:]
 
-        # In the forward pass, as the types of mixed precision are those of in there.
-        def read(_: Any, arguments: tuple[torch.Tensor, ...], scores: torch.Tensor) -> torch.Tensor:
-            logits = _upcast(head(arguments[0][: len(ids), :-1][inside]))
-            # All pairs may be of equal responses, and the mean of nothing is NaN.
-            term = F.cross_entropy(logits, targets[inside], reduction="sum") / max(1, len(logits))
-            seen.append(term)
-            return scores + 0 * term  # DDP takes what no output depends on for unused
+    def end(self) -> dict[str, torch.Tensor]:
+        """The scores of all tokens, the sum of each pair's NLL, and its number of tokens."""
+        seen = {"scores": self._scores, "nll": self._nll}
+        if self._inside is not None:
+            seen["tokens"] = self._inside.sum(1)
+        self._score = self._scores = self._nll = self._inside = self._targets = None
+        return {name: x for name, x in seen.items() if x is not None} if seen["scores"] is not None else {}
 
-        handle = _heads(self.model, "score")[0].register_forward_hook(read)
-        try:
-            yield seen
-        finally:
-            handle.remove()
-
-    @contextlib.contextmanager
-    def _token_scores(self) -> Iterator[list[torch.Tensor]]:
-        """What the model's head gives in this block, before the model picks the last token's."""
-        seen: list[torch.Tensor] = []
-        if self.settings.form != "token":
-            yield seen
-            return
-        handle = _heads(self.model, "score")[0].register_forward_hook(lambda *call: seen.append(call[-1]))
-        try:
-            yield seen
-        finally:
-            handle.remove()
-
-    def _token_loss(
-        self, tokens: list[torch.Tensor], input_ids: torch.Tensor, delta: torch.Tensor | float, origin: Origin
-    ) -> torch.Tensor:
-        scores = [_upcast(x.squeeze(-1)) for x in tokens]
-        if len(scores) != 1 or scores[0].shape != input_ids.shape:
-            raise RuntimeError(
-                f"pcrm_form='token' needs one score for each token, shape {tuple(input_ids.shape)}: the model's module "
-                f"'score' gave {', '.join(str(tuple(x.shape)) for x in scores) or 'nothing'}"
-            )
-        pad: Any = self.processing_class.pad_token_id  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
-        (chosen, rejected), (chosen_ids, rejected_ids) = scores[0].chunk(2), input_ids.chunk(2)
-        return pcrm_token_loss(chosen, rejected, chosen_ids, rejected_ids, delta, pad_token_id=pad, origin=origin)
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        assert self._score is not None
+        self._scores = scores = self._score[0](states)
+        head, inside, targets = self._head[0], self._inside, self._targets
+        if head is None or inside is None or targets is None:
+            return scores
+        logits = _upcast(head(states[: len(inside), :-1][inside]))
+        by_token = F.cross_entropy(logits, targets[inside], reduction="none")
+        self._nll = by_token.new_zeros(inside.shape).masked_scatter(inside, by_token).sum(1)
+        return scores + 0 * self._nll.sum()  # DDP takes what no output depends on for unused
 
 
-def _heads(model: Any, kind: str) -> list[torch.nn.Module]:
-    return [module for name, module in model.named_modules() if name.split(".")[-1] == kind]
+def _heads(model: Any, kind: str) -> list[tuple[str, torch.nn.Module]]:
+    """The names and modules whose last name is `kind`."""
+    return [(name, module) for name, module in model.named_modules() if name.split(".")[-1] == kind]
 
 
 def _language_model_head(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -204,7 +245,7 @@ def _language_model_head(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
                 f"pcrm_sft_eta needs logits that are linear in the last states; {type(model).__name__} has {name}={value}"
             )
     if heads := _heads(model, "lm_head"):
-        return heads[0]
+        return heads[0][1]
     if not getattr(config, "tie_word_embeddings", False):
         raise ValueError(
             f"pcrm_sft_eta needs a language-model head, and {type(model).__name__} has neither a module 'lm_head' nor "
