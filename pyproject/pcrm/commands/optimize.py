@@ -133,7 +133,7 @@ def _scored(args: argparse.Namespace, model: RewardModel, source: str, out: Path
     return columns(str(out), ("scores",))[0]
 
 
-def _computed(args: argparse.Namespace, gold_model: bool) -> tuple[list[Pools], dict[str, Run]]:
+def _computed(args: argparse.Namespace, gold_model: str | None) -> tuple[list[Pools], dict[str, Run]]:
     """Pools that models sample and score, and the RL runs, kept in the output folder."""
     from transformers.utils import logging
 
