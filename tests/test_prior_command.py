@@ -58,7 +58,7 @@ def test_formats(tmp_path, pairs, small_batches, before, after, capsys):
     assert [list(row) for row in got] == [[*row, "prior"] for row in pairs]
     assert [{k: v for k, v in row.items() if k != "prior"} for row in got] == pairs
     assert np.array([row["prior"] for row in got], np.float32).tobytes() == want.numpy().tobytes()
-    record = [] if after == ".parquet" else [f"{out.name}.prior.json"]
+    record = [] if after == ".parquet" else [f".{out.name}.prior.json"]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([source.name, out.name, *record])
 
 
@@ -312,7 +312,7 @@ def test_a_folder_is_replaced_by_its_successor(tmp_path, pairs):
     for n in (30, 20):
         assert main(["prior", str(write(tmp_path / "in.jsonl", pairs[:n])), "--out", str(out)]) == 0
         assert len(read(out)) == n
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out", "out.prior.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.prior.json", "in.jsonl", "out"]
 
 
 @pytest.mark.slow

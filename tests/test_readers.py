@@ -374,6 +374,16 @@ def test_fit_writes_the_prior_that_was_computed(tmp_path, capsys, rows, suffix):
     assert open_source(out).prior is None
 
 
+def test_a_folder_of_files_with_records_loads(tmp_path, rows):
+    """As `load_dataset` reads every file of a folder that is not hidden."""
+    source = write(tmp_path / "in.jsonl", rows)
+    (tmp_path / "data").mkdir()
+    for part in ("train", "test"):
+        assert main(["prior", str(source), "--out", str(tmp_path / "data" / f"{part}.jsonl")]) == 0
+    parts = load_dataset(str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(part) for name, part in parts.items()} == {"train": len(rows), "test": len(rows)}
+
+
 def test_a_table_keeps_the_record_of_its_prior(tmp_path, rows):
     """Through commands that add other columns."""
     source, out, after = (
@@ -391,7 +401,7 @@ def test_fit_writes_the_prior_that_it_is_told(tmp_path, rows):
     assert fitted(source, toml) == 0 and load_config(toml).prior == "column"
     assert fitted(source, toml, "--prior", "length_ratio") == 0 and load_config(toml).prior == "length_ratio"
     # A record is of the column `prior` alone.
-    (tmp_path / "in.jsonl.prior.json").write_text('{"prior": "lexical"}')
+    (tmp_path / ".in.jsonl.prior.json").write_text('{"prior": "lexical"}')
     assert fitted(source, toml, "--column", "mine") == 0 and load_config(toml).prior == "column"
     assert fitted(source, toml) == 0 and load_config(toml).prior == "lexical"
 
@@ -399,6 +409,6 @@ def test_fit_writes_the_prior_that_it_is_told(tmp_path, rows):
 def test_a_record_that_is_none_is_named(tmp_path, capsys):
     source = write(tmp_path / "in.jsonl", [PAIR | {"prior": 0.5}])
     for text in ("{", "[]", '{"prior": 3}'):
-        (tmp_path / "in.jsonl.prior.json").write_text(text)
+        (tmp_path / ".in.jsonl.prior.json").write_text(text)
         assert fitted(source, tmp_path / "pcrm.toml") == 1
-        assert f"{source}.prior.json must be a JSON object with a key 'prior', got " in capsys.readouterr().err
+        assert ".in.jsonl.prior.json must be a JSON object with a key 'prior', got " in capsys.readouterr().err

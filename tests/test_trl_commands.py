@@ -130,7 +130,7 @@ def test_a_folder_of_save_to_disk_is_read_by_name(config, data, tmp_path, parts)
     folder = tmp_path / "annotated"
     assert cli.main(["prior", str(data), "--out", str(folder)]) == 0
     prior = load_from_disk(str(folder))["prior"][:]
-    asked = {"pcrm_prior": "column", **CONSTRAINT}  # which finds the column or fails
+    asked = {"pcrm_prior": "column", "pcrm_beta2": 0.001, **CONSTRAINT}  # which finds the column or fails
     if parts:
         DatasetDict(train=load_from_disk(str(folder)), test=load_from_disk(str(folder))).save_to_disk(
             tmp_path / "parts"

@@ -44,9 +44,8 @@ _LINE_BYTES = _BATCH_BYTES
 # JSON and Arrow know no limit, and Python's is where the stack happens to be. Rows of messages
 # with tool calls have 10.
 _DEPTH = 64
-# Where `shards.Output` leaves how a column `prior` was computed: in Parquet's metadata, else in a
-# file beside the data.
-PRIOR_KEY, PRIOR_SUFFIX = b"pcrm.prior", ".prior.json"
+# Where Parquet has how its column `prior` was computed; `prior_record` is for all else.
+PRIOR_KEY = b"pcrm.prior"
 # What Python's values cannot hold of Arrow's: a date past the year 9999, a struct with a name twice.
 _NO_VALUE = (ValueError, OverflowError, KeyError)
 
@@ -129,8 +128,8 @@ class Source:
         Raises:
             ValueError: There is a record, and it is not a JSON object with a key `prior`.
         """
-        side = f"{os.path.normpath(self.name)}{PRIOR_SUFFIX}"
-        return _record(Path(side).read_bytes(), side) if os.path.isfile(side) else None
+        file = prior_record(self.name)
+        return _record(file.read_bytes(), str(file)) if file.is_file() else None
 
     @property
     def fraction(self) -> float | None:
@@ -142,6 +141,15 @@ class Source:
         wherever the first begins. A pass that is slow takes fewer `rows` at a time than others.
         """
         raise NotImplementedError
+
+
+def prior_record(data: str | os.PathLike[str]) -> Path:
+    """The file beside a file or folder of rows that says how their column `prior` was computed.
+
+    It is hidden, as `load_dataset` reads every other file of a folder as data.
+    """
+    path = Path(data)
+    return path.parent / f".{path.name}.prior.json"
 
 
 def _record(text: bytes, where: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@
     OUT.parts/000000000000-000000004096-4095.skipped  those of them that were left out, and why
 
     OUT.skipped.jsonl                                 beside the output: the rows that were left out
-    OUT.prior.json                                    how its column `prior` was computed; Parquet has it inside
+    .OUT.prior.json                                   how its column `prior` was computed; Parquet has it inside
 
 A shard is on the disk whole or not at all, so that a process may be killed at any moment:
 the next one goes on after the last shard. The output itself appears at the end, at once.
@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from .datafiles import PRIOR_KEY, PRIOR_SUFFIX
+from .datafiles import PRIOR_KEY, prior_record
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,7 +77,6 @@ class Output:
         self.settings = settings
         self.folder = self.path.with_name(name + ".parts")
         self.side = self.path.with_name(name + ".skipped.jsonl")
-        self.prior_side = self.path.with_name(name + PRIOR_SUFFIX)
         self.position = self.rows = self.skipped = 0
 
     def __enter__(self) -> Output:
@@ -181,7 +180,7 @@ class Output:
             ValueError: the shards' columns have types that do not go together.
         """
         shards = [path for *_, path in self._shards()]
-        self.prior_side.unlink(missing_ok=True)  # of an earlier output
+        prior_record(self.path).unlink(missing_ok=True)  # of an earlier output
         if self.suffix in (".jsonl", ".jsonl.gz"):
             self._concatenated(shards, self.path)
         elif self.suffix == ".parquet":
@@ -195,7 +194,7 @@ class Output:
         elif self.skip:
             self.side.unlink(missing_ok=True)
         if self.prior is not None and self.suffix != ".parquet":
-            with self._written(self.prior_side) as file:
+            with self._written(prior_record(self.path)) as file:
                 file.write(self.prior.encode() + b"\n")
         self.folder.rename(self._removed)
         shutil.rmtree(self._removed)
