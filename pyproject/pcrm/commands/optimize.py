@@ -91,12 +91,13 @@ def main(argv: list[str]) -> int:
         parser.error("--proxy takes one POOL")
     from ..optimization.pools import GOLD_COLUMNS
 
-    gold_model = args.gold is not None and args.gold not in GOLD_COLUMNS
+    gold: str | None = args.gold
+    gold_model = gold is not None and gold not in GOLD_COLUMNS
     # A model's name on the hub has a slash: this is more likely a misspelled column.
-    if gold_model and "/" not in args.gold and not os.path.isdir(args.gold):
+    if gold is not None and gold_model and "/" not in gold and not os.path.isdir(gold):
         parser.error(
             f"--gold must be a column ({' or '.join(GOLD_COLUMNS)}), a folder of a reward model or the name of one "
-            f"on the hub (OWNER/NAME), got {args.gold!r}"
+            f"on the hub (OWNER/NAME), got {gold!r}"
         )
     if gold_model and not args.proxy:
         parser.error(f"--gold MODEL requires --proxy: scored pools already have {' or '.join(GOLD_COLUMNS)}")
