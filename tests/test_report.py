@@ -499,6 +499,7 @@ NAMES = [
     "\udc80",  # a file name that is not UTF-8
     "url(#c) font: 9px x; font-family: y",  # what is rewritten in attributes
     "_hidden",
+    "模型",  # not in matplotlib's font, whose width it would measure
     "{{ 7 * 7 }}",
 ]
 

@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
     if gold_model and "/" not in gold_model and not os.path.isdir(gold_model):
         parser.error(
             f"--gold must be a column ({' or '.join(GOLD_COLUMNS)}), a folder of a reward model or the name of one "
-            f"on the hub (OWNER/NAME), got {args.gold!r}"
+            f"on the hub (OWNER/NAME), got {gold_model!r}"
         )
     if gold_model and not args.proxy:
         parser.error(f"--gold MODEL requires --proxy: scored pools already have {' or '.join(GOLD_COLUMNS)}")

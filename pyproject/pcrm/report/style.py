@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from typing import Any
 
 import matplotlib
@@ -109,7 +110,9 @@ def svg(figure: Any, name: str, title: str) -> Markup:
     for text in figure.findobj(Text):
         text.set_text(printable(text.get_text()))
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        # The viewer's font draws the text. Matplotlib's own only measures it.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     plt.close(figure)
     text = out.getvalue()
