@@ -59,7 +59,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--max-length",
         type=int,
-        help="tokens of prompt and response; a row with more is a bad row (default: what the model takes)",
+        help="tokens of prompt and response; a row with more is a bad row. More than the default only for models with "
+        "relative, rotary or scaled positions (default: what model and tokenizer say)",
     )
     parser.add_argument(
         "--dtype",
