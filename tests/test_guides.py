@@ -162,6 +162,7 @@ def test_calibrate(folder):
     assert "flip_rate" in json.loads((folder / "report" / "summary.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/report.md"])
 def test_report(folder, page):
     for name in ("scores", "plain", "constrained"):

@@ -46,6 +46,7 @@ def pairs(tmp_path, monkeypatch):
     Path("all-MiniLM-L6-v2").symlink_to(Path(spec.origin).parent / "model")
 
 
+@pytest.mark.slow
 def test_commands_about_priors(pairs, capsys):
     lines = [line.removeprefix("$ ") for block in blocks("docs/priors.md", "") for line in block.splitlines()]
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("pcrm ")]

@@ -58,11 +58,13 @@ def parsed(recipe, *flags):
     return parser.parse_args_and_config(["--config", str(recipe), "--use_cpu", "true", *flags])[1]
 
 
+@pytest.mark.slow
 @each_trl
 def test_every_key_is_known(workplace, recipe):
     parsed(recipe)
 
 
+@pytest.mark.slow
 def test_an_unknown_key_is_found(workplace, tmp_path):
     path = tmp_path / "x-reward.yaml"
     path.write_text((RECIPES / "trl" / "tldr-llama-2-7b-reward.yaml").read_text() + "warmup_steeps: 3\n")
@@ -70,6 +72,7 @@ def test_an_unknown_key_is_found(workplace, tmp_path):
         parsed(path)
 
 
+@pytest.mark.slow
 def test_another_prior(workplace):
     """The flags of the README."""
     flags = "--dataset_name runs/data/alpaca-farm/cosine --pcrm_prior column --pcrm_preset alpaca/cosine"
@@ -82,6 +85,7 @@ def betas(constraint):
     return constraint.beta1, constraint.beta2, constraint.beta3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_settings_in_trl(workplace, name):
     recipe = RECIPES / "trl" / f"{name}.yaml"
@@ -187,6 +191,7 @@ def test_one_step(workplace, recipe):
     assert len(evaluated) == (given.get("eval_strategy") == "steps")
 
 
+@pytest.mark.slow
 def test_prepared_preferences(workplace):
     parts = {
         part: [row for _, row in read_rows(f"runs/data/alpaca-farm/preferences/{part}.jsonl")]
@@ -203,6 +208,7 @@ def test_prepared_preferences(workplace):
         assert (text, f" {row['chosen']}", f" {row['rejected']}") in made
 
 
+@pytest.mark.slow
 def test_an_input_that_the_instruction_holds_is_not_said_twice(workplace):
     import runpy
 
@@ -221,6 +227,7 @@ def test_a_preference_that_is_none_is_named(tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_the_prior_and_its_constraint(workplace):
     import numpy as np
 

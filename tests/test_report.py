@@ -407,6 +407,7 @@ def test_figures_are_svg_of_text_and_every_color_has_a_dark_one(tmp_path):
         assert "DejaVu" not in text
 
 
+@pytest.mark.slow
 def test_all_pairs_are_drawn(tmp_path):
     """Each as a point where they are few; beyond that as hexagons, so that the file stays small."""
     assert report(tmp_path / "few", write(tmp_path / "few.jsonl", pair_rows(250))) == 0

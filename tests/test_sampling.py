@@ -304,6 +304,7 @@ def test_priorities_are_the_slopes_of_the_loss(trainer_of):
     assert got.tolist() == pytest.approx(want.tolist(), abs=1e-6) and len(set(got.tolist())) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("at", [3, 4, 6], ids=["within the first", "between", "within the second"])
 def test_resumed_is_uninterrupted(trainer_of, tmp_path, kind, at):

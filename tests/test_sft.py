@@ -54,6 +54,7 @@ def reward(tied, tiny_policy, tmp_path, data):
 # DPO
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "asked",
     [{"pcrm_sft_eta": 0.3}, {"loss_type": ["pcrm", "sft"], "loss_weights": [1.0, 0.3]}],

@@ -207,6 +207,7 @@ def test_prior_of_one_call_is_not_that_of_the_next(tmp_path, backend):
     assert "prior" in first and "prior" not in second
 
 
+@pytest.mark.slow
 def test_prior_of_a_call_that_came_to_nothing(tmp_path, backend):
     """An evaluation and a call that raised leave nothing behind for the next step."""
     chosen, rejected, delta = batch(3)
@@ -278,6 +279,7 @@ def verify(folder):
     return out.returncode, out.stdout + out.stderr
 
 
+@pytest.mark.slow
 def test_verify_what_was_traced(tmp_path, backend):
     """Every form, dtype, reduction and option that the functions have."""
     with pcrm.trace(tmp_path):
@@ -300,6 +302,7 @@ def test_verify_what_was_traced(tmp_path, backend):
     assert "39 files" in text and backend in text, text
 
 
+@pytest.mark.slow
 def test_verify_notices(tmp_path):
     for name in ("good", "element", "missing", "short"):
         with pcrm.trace(tmp_path / name):

@@ -56,6 +56,7 @@ def test_the_stock_trainer_is_reached_by_our_loss(train, plain, monkeypatch, opt
     assert len(calls) == 10 * options.get("gradient_accumulation_steps", 1) and None not in calls
 
 
+@pytest.mark.slow
 def test_adam_with_a_large_epsilon_too(train, conversational):
     options = {"optim": "adamw_torch", "adam_epsilon": 1e-4, "learning_rate": 1e-3}
     stock = train(stock=True, data=conversational, **options)

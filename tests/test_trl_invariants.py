@@ -8,6 +8,8 @@ from trainers import FORMATS, STOCK, build, distance, steps
 
 import pcrm
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("reward", "dpo")
 UNCONSTRAINED = {"pcrm_prior": "fixed", "pcrm_delta": math.inf}
 # A ceiling that binds from the first step on.

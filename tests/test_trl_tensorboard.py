@@ -12,6 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainers import FORMATS, TWO_PROCESSES, build, distance, launch, load, steps
 from transformers import AutoTokenizer
 
+pytestmark = pytest.mark.slow
+
 LOGGED = {"report_to": "tensorboard", "pcrm_log_margins": True}
 # A learning rate of 0 keeps the margins as a model that is not trained has them.
 STILL = {"learning_rate": 0.0, "per_device_eval_batch_size": 4}
@@ -202,7 +204,6 @@ trainer.accelerator.end_training()
 """
 
 
-@pytest.mark.slow
 def test_two_processes_write_one_histogram(rows, tiny, tmp_path, monkeypatch):
     """Of 8 pairs by two in each of two processes. An evaluation of 7 has one twice, to be even, which
     the histogram has not.

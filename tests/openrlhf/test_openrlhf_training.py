@@ -360,7 +360,7 @@ def test_packed_samples(train, command):
 @pytest.mark.parametrize(
     ("command", "data", "flags", "message"),
     [
-        ("train_rm", "plain.jsonl", ("--pcrm.prior=column",), "the data set has no column 'prior', which"),
+        ("train_rm", "plain.jsonl", ("--pcrm.prior=column", *CONSTRAINED), "the data set has no column 'prior', which"),
         ("train_dpo", "wrong.jsonl", (), "prior[7] is 1.5, must be in [0, 1]"),
         ("train_rm", "plain.jsonl", ("--model.margin_loss_enable",), "--model.margin_loss_enable moves"),
         ("train_rm", "plain.jsonl", ("--model.loss_t=logexp",), "the loss type must be 'sigmoid'"),
