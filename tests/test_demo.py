@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from pcrm.demo import data, metrics, model, world
+from pcrm.demo import data, metrics, model, plot, world
 from pcrm.report import statistics
 from scipy.stats import spearmanr
 
@@ -241,6 +241,14 @@ def test_numbers_are_those_of_a_report():
     offsets = np.cumsum([0, *map(len, prompts)])
     ranked, _, _ = statistics.rankings(scores, ratings, offsets)
     assert got["spearman_rating"] == pytest.approx(ranked["spearman_rating"][0])
+
+
+def test_any_file_name_is_drawn(tmp_path):
+    """Of the user's data; it is not mathematics."""
+    margins = {"plain": np.array([1.0, 2.0]), "constrained": np.array([0.5, 1.0])}
+    name = "a$\\q$\x01.jsonl"
+    plot.plot_margins(tmp_path / "m.png", np.array([0.2, 0.8]), margins, pcrm.Constraint(2.0, 0.5, 1.0), name)
+    assert (tmp_path / "m.png").stat().st_size > 1000
 
 
 def test_encoder_cuts_the_prompt_at_its_beginning(tiny):

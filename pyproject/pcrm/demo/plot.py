@@ -11,6 +11,7 @@ matplotlib.use("Agg")  # no display is needed, and none may be there
 import matplotlib.pyplot as plt
 import numpy as np
 
+from ..names import printable
 from ..settings import Constraint
 
 _COLORS = ("#b3541e", "#1f6f8b")  # apart in lightness too, for print and for color-blind eyes
@@ -49,6 +50,6 @@ def plot_margins(
     axes[2].set_xlabel("pairs")
     axes[2].spines[["top", "right"]].set_visible(False)
     axes[2].legend(frameon=False, fontsize=9)
-    figure.suptitle(subtitle, fontsize=10, color="0.3")
+    figure.suptitle(printable(subtitle), fontsize=10, color="0.3", parse_math=False)  # it names the user's file
     figure.savefig(path, dpi=150)
     plt.close(figure)
