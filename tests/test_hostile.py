@@ -193,14 +193,14 @@ def tables():
             lambda path: written(path, {"x": pa.array([2**31 - 1], pa.int32()).view(pa.date32())}),
             {
                 "rows": r"x\.parquet, row 0: has a value that Python has not",
-                "to jsonl": r"x\.parquet: its rows do not fit into JSON",
+                "to jsonl": r"x\.parquet, row 0: cannot be written as JSON",
             },
         ),
         "a struct's key twice": (
             lambda path: written(path, {"x": twice}),
             {
                 "rows": r"x\.parquet, row 0: has a value that Python has not",
-                "to jsonl": r"x\.parquet: its rows do not fit into JSON",
+                "to jsonl": r"x\.parquet, row 0: cannot be written as JSON",
             },
         ),
         "NaN": (lambda path: written(path, {"s": [float("nan")]}), {"fit": r"row 0: s is nan, must be"}),
@@ -210,7 +210,7 @@ def tables():
         ),
         "bytes": (
             lambda path: written(path, {"x": [b"\xff"]}),
-            {"to jsonl": r"x\.parquet: its rows do not fit into JSON"},
+            {"to jsonl": r"x\.parquet, row 0: cannot be written as JSON"},
         ),
         # A gigabyte in a file of some kilobytes: read by the batch.
         "large rows": (
