@@ -159,6 +159,7 @@ def test_a_file_is_split_for_evaluation(config, data, capsys):
     assert sum("eval_loss" in entry for entry in log) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["reward", "dpo"])
 def test_scripts_of_trl_run_unmodified(config, kind):
     """The loss is swapped in the configuration alone."""

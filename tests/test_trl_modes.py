@@ -45,6 +45,7 @@ def reward(tiny, tmp_path, rows):
 
 
 # What changes TRL's reward difference, or the loss around it, reaches ours as it reaches TRL's.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -65,6 +66,7 @@ def test_dpo_modes(dpo, options):
     assert distance(dpo(**BINDING, **options), stock) > 10 * SAME
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mix", "weights"),
     [(["sft"], None), (["sft"], [1.0, 0.3]), (["ipo", "sft"], [0.5, 2.0, 0.1]), (["sigmoid"], [0.7, 0.3])],
