@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -249,10 +250,15 @@ def test_vmap_over_the_gradient(backend, reduction, dtype):
     loss = pcrm_loss(chosen, rejected, delta, reduction=reduction)
     incoming = torch.eye(5, dtype=loss.dtype) if reduction == "none" else torch.arange(3, dtype=loss.dtype)
     expected = [torch.autograd.grad(loss, (chosen, rejected), v, retain_graph=True) for v in incoming]
-    got = torch.vmap(lambda v: torch.autograd.grad(loss, (chosen, rejected), v, retain_graph=True))(incoming)
-    for i, want in enumerate(zip(*expected, strict=True)):
-        torch.testing.assert_close(got[i], torch.stack(want))
+    for kept in (True, False):
+        if not kept:
+            loss = pcrm_loss(chosen, rejected, delta, reduction=reduction)
+        gradients = partial(torch.autograd.grad, loss, (chosen, rejected), retain_graph=kept)
+        got = torch.vmap(lambda v, gradients=gradients: gradients(v))(incoming)
+        for i, want in enumerate(zip(*expected, strict=True)):
+            torch.testing.assert_close(got[i], torch.stack(want))
     if backend != "torch":
+        loss = pcrm_loss(chosen, rejected, delta, reduction=reduction)
         (grad,) = torch.vmap(lambda v: torch.autograd.grad(loss, chosen, v, create_graph=True))(incoming)
         with pytest.raises(RuntimeError, match="second derivatives"):
             grad.sum().backward()

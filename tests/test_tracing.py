@@ -1,7 +1,9 @@
 """`pcrm.trace`: what it writes, when, and that nothing of it shows where it is off."""
 
 import ast
+import contextlib
 import inspect
+import io
 import json
 import math
 import os
@@ -20,7 +22,7 @@ from test_forms import logps, tokens
 from test_functional import batch
 
 import pcrm
-from pcrm import tracing
+from pcrm import cli, tracing
 
 
 def read(path):
@@ -274,8 +276,11 @@ def test_bad_arguments(tmp_path):
 
 
 def verify(folder):
-    out = subprocess.run([sys.executable, "-m", "pcrm.cli", "verify", str(folder)], capture_output=True, text=True)
-    return out.returncode, out.stdout + out.stderr
+    """The command's exit status and what it prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        status = cli.main(["verify", str(folder)])
+    return status, out.getvalue()
 
 
 def test_verify_what_was_traced(tmp_path, backend):

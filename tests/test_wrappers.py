@@ -214,3 +214,10 @@ def test_what_handles_operations_is_asked(calls):
         loss = pair(NUMBERS.as_subclass(Handles))
         assert not calls and Handles.handled > before + 5
         torch.testing.assert_close(loss.as_subclass(torch.Tensor), pair(NUMBERS))
+
+
+def test_cosine_under_transforms(backend):
+    """vmap hands over one row of many, whose address is that of the first."""
+    a, b = torch.rand(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    got = torch.vmap(pcrm.priors.cosine)(a, b)
+    torch.testing.assert_close(got, torch.stack([pcrm.priors.cosine(x, y) for x, y in zip(a, b, strict=True)]))
