@@ -687,6 +687,10 @@ def main() -> int:
         return 0
     where = machine(device)
     print(where)
+    try:
+        workload(device)  # the first use of each kernel: under auto, a wrong one would have torch pass the checks
+    except RuntimeError as error:
+        sys.exit(f"FAILED   first use: {error}")
     # auto: the checks compute with Go on the CPU too. That the kernels are there is known by now.
     pcrm.backends.set_backend("auto")
     assert isinstance(pcrm.backends.loss_for("x", torch.empty(1, device=device)), pcrm.backends.Device)

@@ -11,7 +11,7 @@ from conftest import ROOT
 from pcrm.functional import llama2_margin_loss, pcrm_dpo_loss, pcrm_loss, pcrm_token_loss, rpo_distance_loss
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pcrm import backends, functional
+from pcrm import _first_use, backends, functional
 
 
 @pytest.fixture
@@ -39,13 +39,24 @@ def no_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
 
+@pytest.fixture
+def known_kernels(fake_device, monkeypatch):
+    """Kernels that were compared with torch already, so that a loss launches nothing else."""
+
+    class Everything(set):
+        def __contains__(self, _):
+            return True
+
+    monkeypatch.setattr(backends, "_devices", {0: backends._device(0)._replace(checked=Everything())})
+
+
 def on(device):
     """A tensor that says that it is there; it has no memory."""
     with FakeTensorMode():
         return torch.empty(2, device=device)
 
 
-def test_one_launch_forward_and_one_backward(fake_device, log):
+def test_one_launch_forward_and_one_backward(known_kernels, log):
     def kernels():
         return [line.split()[0].removeprefix("pcrm_") for line in launches(log())]
 
@@ -78,6 +89,7 @@ def test_second_device(no_devices, log, monkeypatch):
     assert backends.loss_for("x", on("cuda:1")) is device
     lines = log()
     assert lines.count("cuDevicePrimaryCtxRetain 1") == 1 and "cuDevicePrimaryCtxRetain 0" not in lines
+    device.checked.add(("pair", torch.float64))
     monkeypatch.setattr(backends, "loss_for", lambda name, tensor: device)
     asked = []
     stream = type("Stream", (), {"cuda_stream": 0xB})
@@ -87,13 +99,13 @@ def test_second_device(no_devices, log, monkeypatch):
     assert all("stream=0xb context=1" in line for line in launches(log()))
 
 
-def test_no_gradient_no_backward(fake_device, log):
+def test_no_gradient_no_backward(known_kernels, log):
     with torch.no_grad():
         pcrm_loss(*batch(8))
     assert len(launches(log())) == 1
 
 
-def test_strides_are_no_copies(fake_device, monkeypatch):
+def test_strides_are_no_copies(known_kernels, monkeypatch):
     """Views go to the kernels as they are: nothing is made contiguous."""
     wide = torch.randn(40, 6, dtype=torch.float64)
     copies = []
@@ -185,6 +197,116 @@ def test_launch_that_fails(fake_device, log, monkeypatch):
         assert kinds[-3:] == ["cuCtxPushCurrent", "cuLaunchKernel", "cuCtxPopCurrent"]
 
 
+FORMS = {
+    "pair": lambda dtype: pcrm_loss(*batch(8, dtype)),
+    "token": lambda dtype: pcrm_token_loss(*tokens(dtype=dtype), pad_token_id=0, reduction="none"),
+    "dpo": lambda dtype: pcrm_dpo_loss(*logps(dtype=dtype))[0],
+    "term": lambda dtype: rpo_distance_loss(*logps(dtype=dtype)[:4], 0.5)[0],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", FORMS)
+def test_first_use_is_compared_with_torch(fake_device, no_devices, log, form, dtype):
+    """Once for each form and dtype, in any mode of torch, and never again."""
+    kernel = f"pcrm_{form}_{dtype}".replace("torch.", "")
+    with torch.inference_mode():
+        FORMS[form](dtype)
+    first = [line.split()[0] for line in launches(log())]
+    assert first.count(kernel) > 2 and f"{kernel}".replace(form, "scale") in first
+    with torch.no_grad():
+        FORMS[form](dtype)
+    assert [line.split()[0] for line in launches(log())] == [kernel]
+
+
+@pytest.mark.parametrize("result", ["loss", "grad_chosen", "grad_rejected"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_wrong_kernel(fake_device, no_devices, log, monkeypatch, form, dtype, result):
+    """`auto` warns once and computes with torch from then on; `cuda` is an error."""
+    kernel = f"pcrm_{form}_{dtype}".replace("torch.", "")
+    monkeypatch.setenv("FAKECUDA_WRONG", f"{kernel}:{result}")
+    name = "dpo_term" if form == "term" else form
+    message = (
+        (
+            rf"the kernel of the {name} loss in {dtype} failed its first use on cuda:0: the .* is .*, torch computes .*"
+            r"differ by .* Please report"
+        )
+        .replace("torch.f", "f")
+        .replace("torch.b", "b")
+    )
+    with backends.use_backend("torch"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "loss_for", lambda *_: None)
+        want = FORMS[form](dtype)
+    with pytest.warns(RuntimeWarning, match=message) as found:
+        got = [FORMS[form](dtype) for _ in range(3)]
+    assert len(found) == 1 and (form == "term" or found[0].filename == __file__)
+    assert all(torch.equal(x, want) for x in got)
+    log()
+    FORMS["pair"](torch.float32).backward()
+    assert not launches(log()), "another form is not trusted there either"
+    monkeypatch.setattr(backends, "_devices", {})
+    monkeypatch.setattr(backends, "_backend", "cuda")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"^backend 'cuda' is not available: the kernel of the"):
+            FORMS[form](dtype)
+
+
+def test_wrong_kernel_in_a_compiled_graph(fake_device, no_devices, monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setenv("FAKECUDA_WRONG", "pcrm_pair_float64:loss")
+    compiled = torch.compile(pcrm_loss, backend="aot_eager", fullgraph=True)
+    with pytest.warns(RuntimeWarning, match="the pair loss in float64 failed its first use on cuda:0"):
+        got = compiled(*batch(8))
+    with backends.use_backend("torch"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "loss_for", lambda *_: None)
+        torch.testing.assert_close(got, pcrm_loss(*batch(8)), rtol=0, atol=0)
+
+
+def test_kernel_that_fails_to_launch_at_first_use(fake_device, no_devices, monkeypatch):
+    monkeypatch.setenv("FAKECUDA_FAIL", "cuLaunchKernel:1")
+    message = "failed its first use on cuda:0: cuLaunchKernel: CUDA_ERROR_INVALID_VALUE"
+    with pytest.warns(RuntimeWarning, match=message) as found:
+        for _ in range(2):
+            pcrm_loss(*batch(8)).backward()
+    assert len(found) == 1
+    with (
+        pytest.raises(RuntimeError, match=f"'cuda' is not available: .*{message}"),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(backends, "_backend", "cuda")
+        pcrm_loss(*batch(8))
+
+
+def test_out_of_memory_at_first_use_says_nothing_of_the_kernel(fake_device, no_devices, monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_first_use, "fault", full)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            pcrm_loss(*batch(8))
+    assert type(backends._device(0)) is backends.Device
+    pcrm_loss(*batch(8))
+
+
+def test_first_use_while_a_graph_is_captured(fake_device, no_devices, log, monkeypatch):
+    """The comparison cannot run then; a loss that was called before can be captured."""
+    backends._device(0)
+    pcrm_loss(*batch(8))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    log()
+    pcrm_loss(*batch(8))
+    assert len(launches(log())) == 1
+    with pytest.raises(
+        RuntimeError, match=r"the pair loss in float32 has not been compared .*: call the loss once before"
+    ):
+        pcrm_loss(*batch(8, torch.float32))
+    assert not launches(log())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    pcrm_loss(*batch(8, torch.float32))
+
+
 def test_choice(no_devices):
     with backends.use_backend("cuda"):
         assert type(backends.loss_for("x", on("cuda:0"))) is backends.Device
@@ -247,7 +369,7 @@ def test_threads(fake_device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_doctor(fake_device, log, dtype):
+def test_doctor(known_kernels, log, dtype):
     """What `pcrm doctor` does on each device."""
     from pcrm.commands.doctor import compare
 
@@ -270,7 +392,7 @@ def test_checks_for_a_gpu(fake_device, gpu_check):
     assert [r.status for r in results] == ["ok"] * 6, results
 
 
-def test_checks_notice(fake_device, gpu_check, monkeypatch):
+def test_checks_notice(known_kernels, gpu_check, monkeypatch):
     def off(*arguments, right=functional._PAIR.cuda):
         loss, *gradients = right(*arguments)
         return loss * 1.01, *gradients

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -225,6 +226,28 @@ def test_transforms_take_the_torch_path():
         torch.testing.assert_close(jacobian.diag() / len(chosen), wanted.grad)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_vmap_over_the_gradient(backend, reduction, dtype):
+    """PyTorch's own way to a Jacobian: the loss is computed outside of vmap."""
+    chosen, rejected, delta = batch(5, dtype)
+    loss = pcrm_loss(chosen, rejected, delta, reduction=reduction)
+    incoming = torch.eye(5, dtype=loss.dtype) if reduction == "none" else torch.arange(3, dtype=loss.dtype)
+    expected = [torch.autograd.grad(loss, (chosen, rejected), v, retain_graph=True) for v in incoming]
+    for kept in (True, False):
+        if not kept:
+            loss = pcrm_loss(chosen, rejected, delta, reduction=reduction)
+        gradients = partial(torch.autograd.grad, loss, (chosen, rejected), retain_graph=kept)
+        got = torch.vmap(lambda v, gradients=gradients: gradients(v))(incoming)
+        for i, want in enumerate(zip(*expected, strict=True)):
+            torch.testing.assert_close(got[i], torch.stack(want))
+    if backend != "torch":
+        loss = pcrm_loss(chosen, rejected, delta, reduction=reduction)
+        (grad,) = torch.vmap(lambda v: torch.autograd.grad(loss, chosen, v, create_graph=True))(incoming)
+        with pytest.raises(RuntimeError, match="second derivatives"):
+            grad.sum().backward()
+
+
 def test_negative_views(backend):
     """A tensor may be stored with the other sign, and its address knows nothing of it."""
     chosen = torch.tensor([0.2 + 1.2j]).conj().imag
@@ -357,6 +380,32 @@ def test_a_delta_that_is_none_of_float32(backend):
     assert pcrm_loss(*scores, least).isfinite()
     with pytest.raises(ValueError, match="delta must be a number of at most 1\.79769e\+308"):
         pcrm_loss(*scores, 10**400)
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_numbers_beside_the_scores(backend, layout):
+    sparse = torch.eye(3).to_sparse(layout=layout) if layout is torch.sparse_csr else torch.ones(3).to_sparse()
+    scores, wide = torch.zeros(3), torch.zeros(3, 3)
+    ids = torch.ones(3, 3, dtype=torch.int64).to_sparse(layout=layout)
+    for name, call in {
+        "delta": lambda: pcrm_loss(scores, scores, sparse),
+        "margin": lambda: pcrm.functional.llama2_margin_loss(scores, scores, sparse),
+        "s": lambda: pcrm.Constraint.fixed(2.0).delta(sparse),
+        "similarities": lambda: pcrm.Constraint.fit(sparse, target_alike=1, target_unlike=2),
+        "b": lambda: pcrm.priors.cosine(wide, wide.to_sparse(layout=layout)),
+        "chosen_ids": lambda: pcrm.functional.pcrm_token_loss(wide, wide, ids, ids, 2.0, pad_token_id=0),
+        "rejected_ids": lambda: pcrm.priors.length_ratio(torch.ones(3, 3, dtype=torch.int64), ids),
+    }.items():
+        with pytest.raises(TypeError, match=f"^{name} must be a dense tensor, got layout torch.sparse"):
+            call()
+
+
+def test_a_truth_value_is_no_delta(backend):
+    for delta in (True, torch.ones(2, dtype=torch.bool)):
+        with pytest.raises(
+            TypeError, match=r"^delta (is True, must be a number|has dtype torch\.bool, must be floating)"
+        ):
+            pcrm_loss(torch.zeros(2), torch.zeros(2), delta)
 
 
 def test_sparse_scores(backend):

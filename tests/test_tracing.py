@@ -1,7 +1,9 @@
 """`pcrm.trace`: what it writes, when, and that nothing of it shows where it is off."""
 
 import ast
+import contextlib
 import inspect
+import io
 import json
 import math
 import os
@@ -19,7 +21,7 @@ from pcrm.losses import delta_of
 from safetensors import safe_open
 
 import pcrm
-from pcrm import tracing
+from pcrm import cli, tracing
 
 
 def read(path):
@@ -275,8 +277,11 @@ def test_bad_arguments(tmp_path):
 
 
 def verify(folder):
-    out = subprocess.run([sys.executable, "-m", "pcrm.cli", "verify", str(folder)], capture_output=True, text=True)
-    return out.returncode, out.stdout + out.stderr
+    """The command's exit status and what it prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        status = cli.main(["verify", str(folder)])
+    return status, out.getvalue()
 
 
 @pytest.mark.slow

@@ -183,10 +183,8 @@ def native_for(name: str, tensor: torch.Tensor, *others: torch.Tensor) -> Module
         ValueError: the backend is `go` and the tensor, called `name` in the message, lies
             on another device.
     """
-    if not is_readable(tensor, *others):
-        return None
     if tensor.is_cpu:
-        return native()
+        return native() if is_readable(tensor, *others) else None
     if _backend == "go":
         raise ValueError(f"backend 'go' computes on the CPU, {name} is on {tensor.device}: use 'auto' or 'torch'")
     return None
@@ -198,6 +196,7 @@ class Device(NamedTuple):
     library: ModuleType
     index: int
     partials: int  # how many float64 a launch needs for its partial sums
+    checked: set[tuple[str, torch.dtype]]  # the forms and dtypes whose kernels agreed with torch there
 
     def stream(self) -> int:
         """The handle of torch's current stream on it."""
@@ -266,6 +265,23 @@ def _device(index: int) -> Device | None:
     return None
 
 
+def distrust(device: Device, reason: str) -> None:
+    """Compute with torch on this device from now on, and warn; under `cuda` raise.
+
+    Raises:
+        RuntimeError: the backend is `cuda`.
+    """
+    _devices[device.index] = reason
+    if _backend == "cuda":
+        raise RuntimeError(f"backend 'cuda' is not available: {reason}")
+    warnings.warn(
+        f"pcrm computes with torch from now on, not with its CUDA kernels: {reason}. The results are right, and the "
+        "loss is slower. Please report this message with the output of `pcrm doctor`",
+        RuntimeWarning,
+        stacklevel=5,
+    )
+
+
 def _opened(index: int) -> Device | str:
     if torch.version.hip is not None:
         return "this torch is built for ROCm"
@@ -276,7 +292,7 @@ def _opened(index: int) -> Device | str:
         )
     try:
         native = library()
-        return Device(native, index, call(native.bridge_CUDAOpen, index))
+        return Device(native, index, call(native.bridge_CUDAOpen, index), set())
     except RuntimeError as error:
         return str(error)
 

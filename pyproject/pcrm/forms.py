@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_type_hints
 
 import torch
 
-from . import _check, backends, tracing
+from . import _check, _first_use, backends, tracing
 from ._tensors import check_dense, is_addressable, is_readable, is_transformed, named_if_wrapped
 
 Tensor = torch.Tensor
@@ -71,6 +71,8 @@ def evaluate(
             loss, *more = form.plain(chosen, rejected, *arguments)
         return (loss, *more) if more else loss
     native = backends.loss_for(form.scores[0], chosen)
+    if type(native) is backends.Device and not _is_right(form, native, chosen):
+        native = None
     if native is None:
         _check_values(form, chosen, rejected, arguments)
         loss, *more = form.plain(chosen, rejected, *arguments)
@@ -83,6 +85,39 @@ def evaluate(
         compute = form.cuda if type(native) is backends.Device else form.go
         loss, _, _, *more = compute(False, chosen, rejected, native, *arguments)
     return (loss, *more) if more else loss
+
+
+def _is_right(form: Form, device: backends.Device, scores: Tensor) -> bool:
+    """Whether the kernels of this form agree with torch on this device: compared at the first
+    loss of the dtype, and remembered.
+
+    Raises:
+        RuntimeError: the backend is `cuda` and they do not; a CUDA graph is being captured, which
+            allows no comparison.
+    """
+    key = (form.name, scores.dtype)
+    if key in device.checked:
+        return True
+    kernel = f"the kernel of the {form.name} loss in {scores.dtype}".replace("torch.", "")
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{kernel} has not been compared with torch on cuda:{device.index} yet, which cannot be done while a "
+            "CUDA graph is captured: call the loss once before"
+        )
+    try:
+        # Whoever calls may be in an operator, under no_grad or in inference mode.
+        with _autograd_in_operators(), torch.inference_mode(False), torch.enable_grad():
+            compute = COMPUTE[scores.dtype]
+            found = _first_use.fault(form, device, scores.dtype, compute, scores.device, _cuda_scaled)
+    except torch.cuda.OutOfMemoryError:  # which says nothing about the kernel
+        raise
+    except RuntimeError as error:
+        found = str(error)
+    if found is None:
+        device.checked.add(key)
+        return True
+    backends.distrust(device, f"{kernel} failed its first use on cuda:{device.index}: {found}")
+    return False
 
 
 def _plain_with_gradient(
@@ -265,6 +300,8 @@ def differentiated(
     """
     readable = is_addressable(chosen, rejected, *arguments)
     native = backends.loss_for(form.scores[0], chosen) if readable else None
+    if type(native) is backends.Device and not _is_right(form, native, chosen):
+        native = None
     if native is not None:
         compute = form.cuda if type(native) is backends.Device else form.go
         results = compute(True, chosen, rejected, native, *arguments)

@@ -8,6 +8,8 @@
 //
 //     FAKECUDA_LOG         a file that gets a line a call
 //     FAKECUDA_FAIL        NAME:CODE, a function that fails with that code
+//     FAKECUDA_WRONG       KERNEL:RESULT, a kernel whose loss, grad_chosen or grad_rejected comes
+//                          out 1% too large
 //     FAKECUDA_VERSION     of CUDA; 12010 unless set
 //     FAKECUDA_DEVICES     how many devices there are; 2 unless set
 //     FAKECUDA_CAPABILITY  of the devices; 90 unless set
@@ -156,6 +158,36 @@ int called(const char *name, const char *format, T... values) {
     return fail && strncmp(fail, name, length) == 0 && fail[length] == ':' ? atoi(fail + length + 1) : 0;
 }
 
+template <typename T>
+void enlarge(pcrm_address results, long long count) {
+    for (long long i = 0; i < count; i++) ((T *)results)[i] *= 1.01;
+}
+
+// Spoil a result of a kernel, if it is the one that is to be wrong. All but scale and sum begin
+// with what they have in common.
+void spoil(const char *name, const void *args) {
+    const char *wrong = getenv("FAKECUDA_WRONG");
+    const size_t length = strlen(name);
+    if (wrong == nullptr || strncmp(wrong, name, length) != 0 || wrong[length] != ':') return;
+    const pcrm_common &common = *(const pcrm_common *)args;
+    const char *result = wrong + length + 1;
+    long long count = common.rows;
+    pcrm_address address = 0;
+    if (strcmp(result, "loss") == 0) {
+        address = common.loss;
+        count = common.sum ? 1 : common.rows;
+    } else if (strcmp(result, "grad_chosen") == 0) {
+        address = common.grad_chosen;
+    } else if (strcmp(result, "grad_rejected") == 0) {
+        address = common.grad_rejected;
+    }
+    if (address == 0) return;
+    if (strstr(name, "float64"))
+        enlarge<double>(address, count);
+    else
+        enlarge<float>(address, count);
+}
+
 thread_local std::vector<void *> contexts;
 std::mutex device;
 char context_of[8];  // the primary contexts are the addresses of its elements
@@ -261,6 +293,7 @@ int cuLaunchKernel(void *function, unsigned blocks, unsigned, unsigned, unsigned
         blockIdx = {block, 0, 0};
         run_block(threads);
     }
+    spoil(k->name, args_now);
     return 0;
 }
 }
