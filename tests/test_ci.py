@@ -1,6 +1,5 @@
 """CI runs every test: `.ci/run` reaches each of the Makefile's tests, and each Python test exactly once."""
 
-import ast
 import json
 import os
 import re
@@ -178,7 +177,6 @@ def test_each_package_with_go_tests_is_in_the_module():
 def test_no_test_imports_another():
     """What two files of tests use lies in a module of its own, so that each can be moved or changed alone."""
     for path in TESTS.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            assert not [name for name in names if name.startswith("test_")], path.name
+        # Also in the scripts that tests hold as texts; a child process may import the test that started it.
+        names = set(re.findall(r"^ *(?:from|import) (test_\w+)", path.read_text(), flags=re.M))
+        assert names <= {path.stem}, path.name

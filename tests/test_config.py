@@ -95,7 +95,7 @@ def test_random_constraint(backend):
     for message, arguments in {
         "low is 0, must be finite and greater than 0": (0, 1),
         "high is 3, must be finite and at least low, which is 4": (4, 3),
-        "seed must be in \[0, 2\*\*64\), got -1": (4, 5, -1),
+        r"seed must be in \[0, 2\*\*64\), got -1": (4, 5, -1),
         "high must be a number, got nan": (4, math.nan),
     }.items():
         with pytest.raises(ValueError, match=message):

@@ -86,7 +86,7 @@ def test_nan_propagates():
         ),
         (
             ValueError,
-            "coefficient must be a number of at most 1\.79769e\+308",
+            r"coefficient must be a number of at most 1\.79769e\+308",
             lambda: ensemble(SCORES, "variance", coefficient=10**400),
         ),
         (TypeError, "coefficient must be a number, got '1'", lambda: ensemble(SCORES, "variance", coefficient="1")),

@@ -378,7 +378,7 @@ def test_a_delta_that_is_none_of_float32(backend):
                 pcrm_loss(*scores, delta)
     least = torch.tensor([2.0**-149, math.inf], dtype=torch.float64)
     assert pcrm_loss(*scores, least).isfinite()
-    with pytest.raises(ValueError, match="delta must be a number of at most 1\.79769e\+308"):
+    with pytest.raises(ValueError, match=r"delta must be a number of at most 1\.79769e\+308"):
         pcrm_loss(*scores, 10**400)
 
 

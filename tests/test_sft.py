@@ -11,7 +11,7 @@ from documents import blocks
 from pcrm.trl import PCRMDPOConfig, PCRMRewardConfig
 from peft import LoraConfig
 from torch.nn.functional import logsigmoid
-from trainers import FORMATS, TWO_PROCESSES, build, distance, launch, load, logged, steps
+from trainers import FORMATS, TWO_PROCESSES, build, distance, joint, launch, load, logged, steps
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForCausalLM
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -29,13 +29,6 @@ def data(rows):
 def tied(tmp_path_factory, rows):
     """The folder of a tiny language model whose head is its embeddings."""
     return make_tiny(tmp_path_factory.mktemp("tied"), rows, LlamaForCausalLM, tie_word_embeddings=True)
-
-
-def joint(folder):
-    """A reward model with the head of the language model in the folder beside its score."""
-    model = load("reward", folder)
-    model.lm_head = load("dpo", folder).lm_head
-    return model
 
 
 @pytest.fixture
@@ -285,8 +278,7 @@ def test_reward_in_two_processes_is_accumulation_in_one(tiny_policy, tmp_path, r
         sys.path.insert(0, {os.path.dirname(__file__)!r})
         import conftest
         from pcrm.demo.world import generate
-        from test_sft import joint
-        from trainers import FORMATS, build
+        from trainers import FORMATS, build, joint
         trainer = build("reward", sys.argv[1], sys.argv[2], FORMATS["plain"](generate(64, seed=0)),
                         model=joint(sys.argv[1]), pcrm_sft_eta=0.5, max_steps=3,
                         gradient_accumulation_steps=int(sys.argv[3]))

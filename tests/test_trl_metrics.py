@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_sft import joint
-from trainers import FORMATS, TWO_PROCESSES, build, launch, load, logged, steps
+from trainers import FORMATS, TWO_PROCESSES, build, joint, launch, load, logged, steps
 
 import pcrm
 
@@ -137,8 +136,7 @@ SCRIPT = """\
 import json
 import sys
 
-from test_sft import joint
-from trainers import FORMATS, build
+from trainers import FORMATS, build, joint
 
 folder, out, rows, options = sys.argv[1:]
 data = FORMATS["plain"](json.loads(open(rows).read()))

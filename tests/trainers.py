@@ -37,6 +37,13 @@ def load(kind, folder):
     return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
 
 
+def joint(folder):
+    """A reward model with the head of the language model in the folder beside its score."""
+    model = load("reward", folder)
+    model.lm_head = load("dpo", folder).lm_head
+    return model
+
+
 def build(kind, folder, out, data, *, stock=False, eval_data=None, model=None, trainer=None, **options):
     """A trainer of the tiny model in `folder`, reward or DPO, ours or the stock one."""
     trainer_class, config_class = (STOCK if stock else OURS)[kind]
