@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from .. import __version__, priors
+from .. import priors
+from .._version import __version__
 from ..encoders import content_hash
 from ..priors import prior_tensor
 from ..rows import RowError
