@@ -65,7 +65,7 @@ def violations(source):
             and given.get("use_safetensors") != "True"
         ):
             found.append((node.lineno, called))
-        if called.endswith("SentenceTransformer") and not (
+        if called.rpartition(".")[2] == "SentenceTransformer" and not (
             "'use_safetensors': True" in given.get("model_kwargs", "") and given.get("trust_remote_code") == "False"
         ):
             found.append((node.lineno, called))

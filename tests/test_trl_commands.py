@@ -294,15 +294,15 @@ def test_runs_that_ask_for_nothing_keep_trls_names(tmp_path, tiny, tiny_policy, 
     ):
         config, trainer = getattr(trl, f"{kind}Config"), getattr(trl, f"{kind}Trainer")
         original, ours = stock[kind == "DPO"], getattr(pcrm.trl, f"PCRM{kind}Trainer")
-        plain = named(trainer(str(folder), config(output_dir=str(tmp_path / "a"), **options), train_dataset=data))
+        plain = named(trainer(str(folder), args=config(output_dir=str(tmp_path / "a"), **options), train_dataset=data))
         tags = original._tag_names
         assert plain == (original._name, tags, original._paper, tags, False, False)
         constrained = config(output_dir=str(tmp_path / "b"), **options, **asked)
-        got = named(trainer(str(folder), constrained, train_dataset=data))
+        got = named(trainer(str(folder), args=constrained, train_dataset=data))
         assert got[:4] == (ours._name, ours._tag_names, ours._paper, ours._tag_names) and got[4]
         # Without arguments TRL asks for bfloat16, and names the folder.
         made = []
-        monkeypatch.setattr(trainer, "config_class", lambda folder, made=made: made.append(folder) or 1 / 0)
+        monkeypatch.setattr(trainer, "config_class", staticmethod(lambda out, made=made: made.append(out) or 1 / 0))
         with pytest.raises(ZeroDivisionError):
             trainer(str(folder), train_dataset=data)
         assert made == [f"{folder.name}-{kind}"]

@@ -10,14 +10,12 @@ Reward Model Training for Aligning Large Language Models", arXiv 2404.00978). St
 for TRL's trainers.
 """
 
-from importlib.metadata import version
-
 from . import backends, ensembles, functional, priors
+from ._version import __version__
 from .losses import PCRMDPOLoss, PCRMLoss
 from .settings import Constraint, margin_of
 from .tracing import trace
 
-__version__ = version("pcrm")
 __all__ = [
     "Constraint",
     "PCRMDPOLoss",

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if argv else 2
     name, *rest = argv
     if name == "--version":
-        from . import __version__
+        from ._version import __version__
 
         print(f"pcrm {__version__}")
         return 0

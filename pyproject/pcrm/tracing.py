@@ -34,6 +34,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ._version import __version__
+
 current: Trace | None = None  # the trace that is being written
 
 
@@ -122,7 +124,7 @@ class Step(NamedTuple):
             "rank": str(self.run.rank),
             "run": self.run.name,
             "step": str(self.number),
-            "versions": f"pcrm {_version()}, torch {torch.__version__}, Python {platform.python_version()}",
+            "versions": f"pcrm {__version__}, torch {torch.__version__}, Python {platform.python__version__}",
             **{name: str(value) for name, value in settings.items()},
         }
         if constraint:
@@ -174,12 +176,6 @@ def _rank() -> int:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank()
     return int(os.environ.get("RANK", "0"))
-
-
-def _version() -> str:
-    from . import __version__
-
-    return __version__
 
 
 if os.environ.get("PCRM_TRACE"):

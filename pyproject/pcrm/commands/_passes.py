@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .. import __version__
+from .._version import __version__
 from ..datafiles import Batch, Source
 from ..rows import RowError, listed
 from ..shards import Output

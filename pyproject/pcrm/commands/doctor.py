@@ -9,7 +9,8 @@ import platform
 
 import torch
 
-from .. import __version__, backends
+from .. import backends
+from .._version import __version__
 from ..functional import pcrm_loss
 
 # Of a loss L at margin m and constraint delta, times 1 + |m| + |delta| + |L|, and of a

@@ -90,16 +90,17 @@ def _run(args: argparse.Namespace) -> Output:
     with Output(args.out, settings, skip=args.on_error == "skip", prior=record) as output:
         with tqdm(total=source.total, initial=output.position, unit=" rows", disable=None, mininterval=0.5) as bar:
             for batch in source.batches(output.position):
-                kept, pairs, skipped = _pairs(batch, args.with_prompt, args.on_error == "skip")
-                numbers, errors = priors.of_texts_and_errors([a for a, _ in pairs], [b for _, b in pairs], **how)
-                bad = dict(zip(sorted({*range(batch.end - batch.start)}.difference(kept)), skipped, strict=True))
-                for place, error in ((kept[row], error) for row, error in errors.items()):
+                pairs, bad = _pairs(batch, args.with_prompt, args.on_error == "skip")
+                chosen, rejected = ([pair[side] for pair in pairs.values()] for side in (0, 1))
+                numbers, errors = priors.of_texts_and_errors(chosen, rejected, **how)
+                rows = list(pairs)
+                for k, error in errors.items():
                     if args.on_error == "fail":
-                        raise _passes.bad_row(batch, place, error)
-                    bad[place] = _skipped(batch, place, error)
-                good = [row for row in range(len(kept)) if row not in errors]
-                numbers, kept = numbers.numpy()[good], [kept[row] for row in good]
-                output.write(batch, {"prior": numbers}, kept, [bad[i] for i in sorted(bad)])
+                        raise _passes.bad_row(batch, rows[k], error)
+                    bad[rows[k]] = error.message
+                good = [k for k in range(len(rows)) if k not in errors]
+                skipped = [{"place": batch.place(i), "error": bad[i], "row": batch.original(i)} for i in sorted(bad)]
+                output.write(batch, {"prior": numbers.numpy()[good]}, [rows[k] for k in good], skipped)
                 if (fraction := source.fraction) is not None:
                     bar.total = int(output.position / fraction)
                 bar.update(batch.end - batch.start)
@@ -116,11 +117,10 @@ def _check_columns(name: str, columns: list[str] | None) -> None:
             raise ValueError(f"{name}: has no column {column!r}, its columns are {listed(columns)}")
 
 
-def _pairs(
-    batch: Batch, with_prompt: bool, skip: bool
-) -> tuple[list[int], list[tuple[str, str]], list[dict[str, Any]]]:
-    """The rows that are good, their responses, and what is to be said of the others."""
-    kept, pairs, skipped = [], [], []
+def _pairs(batch: Batch, with_prompt: bool, skip: bool) -> tuple[dict[int, tuple[str, str]], dict[int, str]]:
+    """The responses of the good rows, and what is wrong with the others, by their place in the batch."""
+    pairs: dict[int, tuple[str, str]] = {}
+    bad: dict[int, str] = {}
     for i, row in enumerate(batch.rows(_COLUMNS)):
         try:
             if isinstance(row, RowError):
@@ -130,14 +130,9 @@ def _pairs(
             for name in ("chosen", "rejected"):
                 if name not in row:
                     raise RowError(f"has no {name}, its keys are {listed(row)}")
-            pairs.append(texts(row.get("prompt"), row["chosen"], row["rejected"], with_prompt=with_prompt))
-            kept.append(i)
+            pairs[i] = texts(row.get("prompt"), row["chosen"], row["rejected"], with_prompt=with_prompt)
         except RowError as error:
             if not skip:
                 raise _passes.bad_row(batch, i, error) from None
-            skipped.append(_skipped(batch, i, error))
-    return kept, pairs, skipped
-
-
-def _skipped(batch: Batch, i: int, error: RowError) -> dict[str, Any]:
-    return {"place": batch.place(i), "error": error.message, "row": batch.original(i)}
+            bad[i] = error.message
+    return pairs, bad

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
+from .._version import __version__
 from ..datafiles import read_rows
 from ..report.reading import named, numbers
 from ..report.statistics import Floats

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import __version__
+from .._version import __version__
 from ..checkpoints import load_model, longest
 from ..datafiles import Source, open_source
 from ..rows import RowError

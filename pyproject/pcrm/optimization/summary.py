@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import __version__
+from .._version import __version__
 from ..names import printable
 from ..report import figures, page, style
 from ..report.figures import Figure

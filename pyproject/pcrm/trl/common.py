@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from .. import __version__, priors
+from .. import priors
+from .._version import __version__
 from ..encoders import content_hash
 from ..priors import prior_tensor
 from ..rows import RowError
@@ -294,14 +295,14 @@ class Constrained:
             columns = [margin, torch.as_tensor(delta, dtype=margin.dtype, device=margin.device).expand_as(margin)]
             columns += () if prior is None else (prior.to(margin),)
             columns += () if nll is None else (x.to(margin) for x in nll)
-            margin, delta, *rest = gather(torch.stack(columns, 1)).cpu().double().unbind(1)
+            margin, ceiling, *rest = gather(torch.stack(columns, 1)).cpu().double().unbind(1)
         # An infinite delta has no target to be off from.
-        bounded = delta < math.inf
+        bounded = ceiling < math.inf
         values = {
-            "pcrm/delta": delta[bounded],
-            "pcrm/target": delta[bounded] / 2,
-            "pcrm/residual": (margin - delta / 2)[bounded],
-            "pcrm/violation": torch.where(margin.isnan(), margin, (margin > delta).to(margin)),
+            "pcrm/delta": ceiling[bounded],
+            "pcrm/target": ceiling[bounded] / 2,
+            "pcrm/residual": (margin - ceiling / 2)[bounded],
+            "pcrm/violation": torch.where(margin.isnan(), margin, (margin > ceiling).to(margin)),
         }
         if prior is not None and self.settings.prior != "random":
             values["pcrm/prior"] = rest[0]

@@ -67,6 +67,7 @@ class PCRMDPOTrainer(Constrained, DPOTrainer):
             args.loss_type, args.loss_weights = names, given
         if getattr(self, "_is_vision_dataset", False):  # TRL prepares none of these
             self._check_vision(self.train_dataset)
+        self._label_smoothing: float = args._pcrm_label_smoothing
         self._start()
         self._checked = False
 
@@ -100,7 +101,7 @@ class PCRMDPOTrainer(Constrained, DPOTrainer):
             self._check(recorder.seen)
         delta, origin = delta_of(self.constraint, prior)
         reduction = "mean" if drawn is None else "none"
-        smoothing = self.args._pcrm_label_smoothing
+        smoothing = self._label_smoothing
         ours = pcrm_loss(z, torch.zeros_like(z), delta, label_smoothing=smoothing, reduction=reduction, origin=origin)
         if drawn is not None:
             ours = self._weighted(ours, drawn, *torch.autograd.grad(ours.sum(), z, retain_graph=True))

@@ -154,7 +154,8 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
             yield seen
             return
         name, score = _heads(self.model, "score")[0]
-        parent: Any = self.model.get_submodule(name.rpartition(".")[0])
+        model: Any = self.model
+        parent = model.get_submodule(name.rpartition(".")[0])
         self._read_out.begin(score, inputs)
         parent.score = self._read_out
         try:
@@ -164,7 +165,7 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
             seen |= self._read_out.end()
         if not seen:
             raise RuntimeError(
-                f"the module {name!r} of {type(self.model).__name__} must compute the scores, got a forward pass that "
+                f"the module {name!r} of {type(model).__name__} must compute the scores, got a forward pass that "
                 "does not call it: pcrm_form='token' and pcrm_sft_eta do not work with this model"
             )
 
@@ -178,10 +179,10 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
                 f"{tuple(scores.shape)}: pcrm_form='token' does not work with this model"
             )
         # The masks, not the pad token: it also ends turns where it equals eos.
+        (chosen, rejected), (chosen_ids, rejected_ids) = scores.chunk(2), ids.chunk(2)
         chosen_mask, rejected_mask = inputs["attention_mask"].chunk(2)
-        return pcrm_token_loss(
-            *scores.chunk(2), *ids.chunk(2), delta, chosen_mask=chosen_mask, rejected_mask=rejected_mask, origin=origin
-        )
+        masks = {"chosen_mask": chosen_mask, "rejected_mask": rejected_mask}
+        return pcrm_token_loss(chosen, rejected, chosen_ids, rejected_ids, delta, **masks, origin=origin)
 
 
 class _ReadOut(torch.nn.Module):
