@@ -7,6 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, load_from_disk
 
+# The command as it is installed, but with small batches: many shards of few rows.
+SMALL_BATCHES = (
+    "import sys, pcrm.datafiles as d; d._BATCH_ROWS, d._LOOK_ROWS = 20, 5; "
+    "from pcrm.cli import main; sys.exit(main(sys.argv[1:]))"
+)
 SUFFIXES = [".jsonl", ".jsonl.gz", ".parquet", ""]
 
 

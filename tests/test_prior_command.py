@@ -15,14 +15,11 @@ import time
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
-from files import SUFFIXES, lines, read, write
+from files import SMALL_BATCHES, SUFFIXES, lines, read, write
 from pcrm.cli import main
 from pcrm.demo.world import generate
 
 import pcrm
-
-# Small batches: many shards of few rows. All else is the command as it is installed.
-COMMAND = "import sys, pcrm.datafiles as d; d._BATCH_ROWS, d._LOOK_ROWS = 20, 5; from pcrm.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +89,7 @@ def test_kill_at_any_moment(tmp_path, pairs, small_batches, suffix, capsys):
     # After so many more of the 121 shards, and the last time in the middle of their merge.
     for wait in [*(moments.randint(0, 40) for _ in range(2 if suffix == ".jsonl" else 1)), None]:
         process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *command, str(out)], stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", SMALL_BATCHES, *command, str(out)], stderr=subprocess.PIPE, text=True
         )
         done = len(list(parts.glob("*-*")))
         while process.poll() is None:
@@ -117,7 +114,7 @@ def test_kill_at_any_moment(tmp_path, pairs, small_batches, suffix, capsys):
 def test_no_space(tmp_path, pairs):
     """No file may be over 100 kB: shards fit, what they become does not."""
     source, out = write(tmp_path / "in.jsonl", pairs), tmp_path / "out.jsonl"
-    argv = [sys.executable, "-c", COMMAND, "prior", str(source), "--out", str(out)]
+    argv = [sys.executable, "-c", SMALL_BATCHES, "prior", str(source), "--out", str(out)]
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))

@@ -13,14 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, Features, Json, List, Value, load_dataset, load_from_disk
-from files import SUFFIXES, read, write
+from files import SMALL_BATCHES, SUFFIXES, read, write
 from pcrm.cli import main
 from pcrm.datafiles import open_source, read_rows, rows_of
 from pcrm.priors import prior_tensor
 from pcrm.report import reading
 from pcrm.rows import RowError
 from pcrm.settings import load_config
-from test_prior_command import COMMAND
 
 import pcrm
 from pcrm import principles
@@ -321,9 +320,10 @@ def limited(size):
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
+@pytest.mark.slow
 def test_a_full_disk_before_the_first_shard_keeps_nothing_and_says_nothing_else(tmp_path):
     source, out = write(tmp_path / "in.jsonl", [PAIR | {"x": "x" * 99}] * 100), tmp_path / "out.jsonl"
-    argv = [sys.executable, "-c", COMMAND, "prior", str(source), "--out", str(out)]
+    argv = [sys.executable, "-c", SMALL_BATCHES, "prior", str(source), "--out", str(out)]
     failed = subprocess.run(argv, capture_output=True, text=True, timeout=60, preexec_fn=limited(1000))
     assert failed.returncode == 1 and "File too large: " in failed.stderr and "kept" not in failed.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]

@@ -129,6 +129,7 @@ def test_constraints_of_the_table_are_valid_as_they_are(case):
     assert eval(repr(wanted(case)), {"Constraint": pcrm.Constraint, "inf": math.inf}) == wanted(case)
 
 
+@pytest.mark.slow
 def test_settings_need_neither_trl_nor_the_native_library(tmp_path):
     """Other frameworks' plugins read settings too, and so do installations without the extension."""
     (tmp_path / "pcrm.toml").write_text("[constraint]\npreset = 'tldr/cosine'\ncap = 40\n")

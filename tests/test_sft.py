@@ -85,7 +85,7 @@ def test_dpo_eta_is_the_weight_of_sft(tmp_path):
 @pytest.mark.parametrize("config", [PCRMDPOConfig, PCRMRewardConfig])
 @pytest.mark.parametrize("eta", [-0.1, math.inf, math.nan])
 def test_bad_eta(tmp_path, config, eta):
-    with pytest.raises(ValueError, match=f"pcrm_sft_eta is {eta}, must be at least 0 and finite"):
+    with pytest.raises(ValueError, match=f"pcrm_sft_eta must be finite and at least 0, got {eta}"):
         config(output_dir=str(tmp_path), bf16=False, pcrm_sft_eta=eta)
 
 
@@ -230,6 +230,7 @@ def compiled():
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [{"pcrm_sft_eta": 0.5}, {"pcrm_form": "token"}], ids=["eta", "token"])
 def test_a_model_compiled_without_the_term_is_compiled_anew_with_it(reward, compiled, asked):
     """torch.compile keeps the graphs of a process: those of another run must not be taken."""

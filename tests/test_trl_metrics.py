@@ -150,6 +150,7 @@ trainer.accelerator.end_training()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_log_what_one_does(tiny_policy, rows, tmp_path, monkeypatch):
     """An evaluation of 9 pairs by two repeats some in each process at its end; they count once."""
     (tmp_path / "script.py").write_text(SCRIPT)
