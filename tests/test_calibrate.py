@@ -388,7 +388,7 @@ def test_report_says_what_it_changed(tmp_path, suffix):
     added = {"accuracy_calibrated", "flip_rate"}
     assert got.keys() - before.keys() == added | {f"{key}_ci" for key in added}
     page = (tmp_path / "report" / "report.html").read_text()
-    assert "… by calibrated scores" in page and "Pairs that calibration turns" in page
+    assert "… by calibrated scores" in page and "Pairs whose order calibration changes" in page
     assert f"{100 * flips:.1f}%" in page
     assert "by calibrated scores" not in (tmp_path / "before" / "report.html").read_text()
 

@@ -322,7 +322,7 @@ def test_bad_random():
             with pytest.raises(ValueError, match=rf"seed must be in \[0, 2\*\*64\), got {seed}"):
                 Constraint(1, 0.1, 5, seed=seed, **more)
         for name in ("beta1", "beta2", "beta3", "floor", "cap"):
-            with pytest.raises(ValueError, match=f"{name} is nan, must be a number"):
+            with pytest.raises(ValueError, match=f"{name} must be a number, got nan"):
                 Constraint(**{"beta1": 1, "beta2": 0.1, "beta3": 5} | more | {name: math.nan})
     seed = Constraint.random(4, 5, np.uint64(2**64 - 1)).seed
     assert type(seed) is int and seed == 2**64 - 1

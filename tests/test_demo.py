@@ -127,7 +127,7 @@ def test_bad_files(tmp_path, capsys, name, content, message):
 
 def test_bad_arguments(tmp_path, capsys):
     assert demo(tmp_path, "--preset", "alpaca/typo") == 1
-    assert "preset is 'alpaca/typo', must be one of" in capsys.readouterr().err
+    assert "preset must be one of alpaca/cosine" in capsys.readouterr().err
     assert demo(tmp_path, "--target-alike", "3", "--target-unlike", "1") == 1
     assert "target_unlike is 1, must be finite and greater than target_alike, which is 3" in capsys.readouterr().err
 

@@ -403,7 +403,7 @@ def test_sparse_numbers_beside_the_scores(backend, layout):
 def test_a_truth_value_is_no_delta(backend):
     for delta in (True, torch.ones(2, dtype=torch.bool)):
         with pytest.raises(
-            TypeError, match=r"^delta (is True, must be a number|has dtype torch\.bool, must be floating)"
+            TypeError, match=r"^delta (must be a number, got True|has dtype torch\.bool, must be floating)"
         ):
             pcrm_loss(torch.zeros(2), torch.zeros(2), delta)
 

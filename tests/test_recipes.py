@@ -121,7 +121,7 @@ def flags(recipe, folder, *arguments):
 @pytest.mark.parametrize("name", [name for name in PAPER if not name.endswith("sft")])
 def test_the_papers_settings_in_openrlhf(tmp_path, name):
     given = flags(RECIPES / "openrlhf" / f"{name}.sh", tmp_path)
-    settings = settings_of(prior=given["--pcrm.prior"], preset=given["--pcrm.preset"])
+    settings = settings_of({"prior": given["--pcrm.prior"], "preset": given["--pcrm.preset"]})
     assert PAPER[name] == (
         float(given["--adam.lr"]),
         int(given["--train.max_epochs"]),
