@@ -464,7 +464,7 @@ def test_bad_files_and_arguments(tmp_path, capsys):
     for arguments, message in (
         ([empty], "empty.jsonl: holds no rows"),
         ([tmp_path / "none.jsonl"], "none.jsonl: no such file"),
-        ([good, "--preset", "alpaca/typo"], "preset is 'alpaca/typo', must be one of"),
+        ([good, "--preset", "alpaca/typo"], "preset must be one of alpaca/cosine"),
         ([good, "--preset", "alpaca/random"], "the constraint is random"),
         ([good, "--constraint", tmp_path / "none.toml"], "none.toml"),
     ):

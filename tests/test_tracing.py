@@ -347,4 +347,4 @@ def test_what_a_trace_says_needs_no_other_module():
                 yield from [node.module] if node.module else [alias.name for alias in node.names]
 
     assert not {"constraint", "config", "forms", "functional"} & set(imported(tracing))
-    assert not {"forms", "functional", "tracing"} & set(imported(pcrm.constraint))
+    assert not {"forms", "functional", "tracing"} & set(imported(pcrm.settings.constraint))

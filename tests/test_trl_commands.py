@@ -229,7 +229,7 @@ def test_an_empty_file(config, tmp_path, capsys):
 
 
 def test_errors_of_ours_are_a_line_and_others_have_their_traceback(config, capsys):
-    file, _ = config("reward", "column", pcrm_prior="column")
+    file, _ = config("reward", "column", pcrm_prior="column", pcrm_preset="tldr/cosine")
     assert cli.main(["reward", "--config", file]) == 1
     error = capsys.readouterr().err
     assert error.splitlines()[-1].startswith("pcrm reward: ") and "prior" in error and "Traceback" not in error

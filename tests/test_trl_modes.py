@@ -265,8 +265,9 @@ def test_stock_sigmoid_ignores_label_smoothing_and_pcrm_does_not(dpo):
 @pytest.mark.parametrize("prior", ["length_ratio", "random"])
 def test_dpo_prior_is_that_of_the_ids_that_train(dpo, mode, prior):
     """Not of the responses before they are cut."""
-    shortened = dpo(go=False, max_length=40, truncation_mode=mode, pcrm_prior=prior)
-    whole = dpo(go=False, max_length=None, pcrm_prior=prior)
+    options = {"pcrm_preset": f"alpaca/{prior}"}
+    shortened = dpo(go=False, max_length=40, truncation_mode=mode, **options)
+    whole = dpo(go=False, max_length=None, **options)
     examples = [shortened.train_dataset[i] for i in range(8)]
 
     def kept(example, key):
@@ -277,7 +278,7 @@ def test_dpo_prior_is_that_of_the_ids_that_train(dpo, mode, prior):
     def of(e):
         ids = kept(e, "chosen_ids"), kept(e, "rejected_ids")
         if prior == "random":
-            return pcrm.reference.random_uniform(shortened.args.seed, *ids, None)
+            return pcrm.reference.random_uniform(0, *ids, None)
         return pcrm.reference.length_ratio(*ids, None)
 
     got = shortened.data_collator(examples)["prior"].tolist()
