@@ -114,7 +114,8 @@ def test_prior_column_wins_and_is_checked(run, kind, rows):
     data = FORMATS["plain"](rows)
     prior = [i % 5 / 4 for i in range(len(data))]
     withit = data.add_column("prior", prior)
-    trainer = run(withit, pcrm_prior="column", pcrm_preset="alpaca/length_ratio")
+    column = {"pcrm_prior": "column", "pcrm_preset": f"{'dpo' if kind == 'dpo' else 'alpaca'}/length_ratio"}
+    trainer = run(withit, **column)
     assert max(step["pcrm/delta"] for step in steps(trainer)) > 2000, "one row in five has s = 0"
     assert distance(run(withit), trainer) == 0
     bad = data.add_column("prior", [0.5] * 3 + [1.5] + [0.5] * (len(data) - 4))
@@ -123,7 +124,7 @@ def test_prior_column_wins_and_is_checked(run, kind, rows):
     with pytest.raises(ValueError, match=r"prior\[3\] is 1.5, must be in \[0, 1\]"):  # at its batch
         run(bad.to_iterable_dataset())
     with pytest.raises(ValueError, match="the train data set has no column 'prior', which pcrm_prior='column' needs"):
-        run(data, pcrm_prior="column", pcrm_preset="alpaca/length_ratio")
+        run(data, **column)
     for train, held_out, words in (
         (withit, data, "no column 'prior', the train data set has one"),
         (data, withit, "a column"),
