@@ -124,7 +124,7 @@ class Step(NamedTuple):
             "rank": str(self.run.rank),
             "run": self.run.name,
             "step": str(self.number),
-            "versions": f"pcrm {__version__}, torch {torch.__version__}, Python {platform.python__version__}",
+            "versions": f"pcrm {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
             **{name: str(value) for name, value in settings.items()},
         }
         if constraint:
