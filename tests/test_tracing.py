@@ -137,6 +137,7 @@ def traced_in_a_process(folder, seed):
             pcrm_loss(*batch(3, seed=seed))
 
 
+@pytest.mark.slow
 def test_processes_of_the_same_rank_keep_their_files(tmp_path):
     context = torch.multiprocessing.get_context("spawn")
     processes = [context.Process(target=traced_in_a_process, args=(tmp_path, seed)) for seed in (1, 2)]
@@ -149,6 +150,7 @@ def test_processes_of_the_same_rank_keep_their_files(tmp_path):
     assert code == 0 and "10 files" in text and "2 runs of 1 ranks" in text, text
 
 
+@pytest.mark.slow
 def test_a_forked_child_keeps_its_files_apart(tmp_path):
     code = f"""
 import os, sys, torch, pcrm
