@@ -7,8 +7,10 @@ import (
 	"io"
 	"maps"
 	"math"
+	"math/big"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -91,9 +93,12 @@ func LoadConfigFor(task Task, path string) (Config, error) {
 //	[dpo]
 //	beta = 0.1
 //
-// A UTF-8 byte order mark at the start is ignored. name appears in errors. Each error wraps an [*ArgumentError] and begins with name and
-// line: a document over 16 KiB, malformed TOML, an unknown key, a value of the wrong type
-// or out of range, and settings that [Settings.Resolve] refuses or that the form does not use.
+// A UTF-8 byte order mark at the start is ignored, and an integer may be the value of any
+// number. The seed is at most 2^63 - 1, TOML's largest integer.
+//
+// name appears in errors. Each error wraps an [*ArgumentError] and begins with name and line:
+// a document over 16 KiB, malformed TOML, an unknown key, a value of the wrong type or out of
+// range, and settings that [Settings.Resolve] refuses or that the form does not use.
 func ParseConfig(task Task, name string, data []byte) (Config, error) {
 	if len(data) > maxConfig {
 		line := 1 + bytes.Count(data[:maxConfig], []byte("\n"))
@@ -102,7 +107,7 @@ func ParseConfig(task Task, name string, data []byte) (Config, error) {
 	data = bytes.TrimPrefix(data, []byte("\ufeff")) // of an editor; TOML has no use for it
 	var s document
 	s.Loss.Form, s.DPO.Beta = "pair", 0.1
-	if err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&s); err != nil {
+	if err := toml.NewDecoder(bytes.NewReader(decimals(data))).DisallowUnknownFields().Decode(&s); err != nil {
 		return Config{}, decodingError(name, err)
 	}
 	if err := checkCase(name, data); err != nil {
@@ -176,6 +181,8 @@ func decodingError(name string, err error) error {
 			must = "a table"
 		}
 		reason = "is a " + strings.TrimPrefix(is, "cannot decode ") + ", must be " + must
+	} else if strings.HasSuffix(reason, strconv.ErrRange.Error()) {
+		reason = fmt.Sprintf("must be a number of at most %g", math.MaxFloat64)
 	} else {
 		reason = "cannot be read: " + reason
 	}
@@ -232,6 +239,37 @@ func checkCase(name string, data []byte) error {
 		}
 	}
 	return nil
+}
+
+// decimals writes integers such as 0x10 in decimal: go-toml reads no others into a float64.
+// Lines stay what they are.
+func decimals(data []byte) []byte {
+	var p unstable.Parser
+	p.Reset(data)
+	var result []byte
+	done := 0
+	var rewrite func(e *unstable.Node)
+	rewrite = func(e *unstable.Node) {
+		switch value := e.Value(); value.Kind {
+		case unstable.InlineTable:
+			for child := value.Children(); child.Next(); {
+				rewrite(child.Node())
+			}
+		case unstable.Integer:
+			// Without a base, 010 would be octal; what is wrong is for the decoder to say.
+			text := string(value.Data)
+			if n, ok := new(big.Int).SetString(text, 0); ok && len(text) > 2 && strings.Contains("xob", text[1:2]) {
+				result = append(append(result, data[done:value.Raw.Offset]...), n.String()...)
+				done = int(value.Raw.Offset + value.Raw.Length)
+			}
+		}
+	}
+	for p.NextExpression() {
+		if e := p.Expression(); e.Kind == unstable.KeyValue {
+			rewrite(e)
+		}
+	}
+	return append(result, data[done:]...)
 }
 
 // keyLines returns the line of every dotted key of a document that go-toml decoded.

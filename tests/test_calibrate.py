@@ -240,6 +240,17 @@ def test_responses_as_messages_and_with_their_prompt(tmp_path):
 # What is refused.
 
 
+@pytest.mark.parametrize("method", ["penalty", "uniform"])
+def test_calibrated_scores_that_overflow_are_refused(tmp_path, capsys, method):
+    """JSON has no infinity: no reader would take such a file."""
+    rows = [{"score": (-1) ** i * 1e308, "response": "a" * (i + 1)} for i in range(20)]
+    error = fails(
+        capsys, write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", "--method", method, "--alpha", 1e308
+    )
+    assert "must be finite, got" in error and "Warning" not in error
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("row", "options", "message"),
     [

@@ -62,6 +62,21 @@ def test_defaults_and_kinds(tmp_path):
         ("[constraint]\nbeta1 = 10\nbeta3 = -20", r"pcrm\.toml:3: constraint\.delta is -10\.0\d* at similarity 1"),
         ("[constraint]\ndelta = 5", r"pcrm\.toml:2: constraint\.delta is 5, which prior='length_ratio' does not use"),
         ("[loss]\nlabel_smoothing = 0.7", r"pcrm\.toml:2: loss\.label_smoothing must be in \[0, 0\.5\), got 0\.7"),
+        ("[dpo]\nbeta = 1e400", r"pcrm\.toml:2: dpo\.beta must be a number of at most 1\.79769e\+308"),
+        (
+            "[constraint]\ncap = -1.8e9_999_999_999_999_999_999\n",
+            r"pcrm\.toml:2: constraint\.cap must be a number of at",
+        ),
+        (
+            f"[constraint]\nprior = 'random'\nseed = {2**63}",
+            r"pcrm\.toml:3: constraint\.seed must be in \[0, 2\*\*63\), got 9223372036854775808",
+        ),
+        (f"[constraint]\nbeta1 = {'1' * 5000}\n\n", r"pcrm\.toml:2: TOML is malformed: Exceeds the limit"),
+        ("# of \u2028 one \x85 line\n[loss]\nform = 'x'", r"pcrm\.toml:3: loss\.form must be one of"),
+        (
+            '[constraint]\nprior = """\n[loss]\nform = 1"""\n[loss]\nform = "x"',
+            r"pcrm\.toml:6: loss\.form must be one of",
+        ),
         ("[loss", r"pcrm\.toml:1: TOML is malformed"),
     ],
 )

@@ -196,6 +196,7 @@ def test_margin_of():
         (TypeError, "target_unlike must be a number, got None", None, {"target_unlike": None}),
         (ValueError, r"quantiles are \(0\.9, 0\.1\), must be 0 <= low < high <= 1", None, {"quantiles": (0.9, 0.1)}),
         (ValueError, r"quantiles are \(0\.5, 0\.5\), must be", None, {"quantiles": (0.5, 0.5)}),
+        (ValueError, r"quantiles are \(nan, 1\.0\), must be 0 <= low", None, {"quantiles": (math.nan, 1)}),
         (ValueError, r"quantiles are \(0\.5, 1\.5\), must be", None, {"quantiles": (0.5, 1.5)}),
         (ValueError, r"quantiles are \(-1\.0, 0\.5\), must be", None, {"quantiles": (-1, 0.5)}),
         (TypeError, r"quantiles are \(0\.1, 0\.5, 0\.9\), must be two numbers", None, {"quantiles": (0.1, 0.5, 0.9)}),

@@ -9,6 +9,7 @@ import math
 import re
 import subprocess
 import sys
+from decimal import Decimal
 
 import pytest
 import yaml
@@ -135,6 +136,8 @@ def test_settings_need_neither_trl_nor_the_native_library(tmp_path):
     (tmp_path / "pcrm.toml").write_text("[constraint]\npreset = 'tldr/cosine'\ncap = 40\n")
     code = """
 import sys
+import sys
+from decimal import Decimal
 sys.modules["pcrm._native._bridge"] = None
 from pcrm.settings import load_config, settings_of
 assert load_config(sys.argv[1]).constraint.cap == 40
@@ -143,6 +146,20 @@ assert not {"trl", "transformers", "datasets", "accelerate"} & sys.modules.keys(
 """
     child = subprocess.run([sys.executable, "-c", code, tmp_path / "pcrm.toml"], capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "task", "message"),
+    [
+        ({"beta9": 1.0}, "reward", "a setting must be one of prior, .*, got 'beta9'"),
+        ({}, "sft", "task must be one of reward, dpo, got 'sft'"),
+        ({"preset": "nope"}, "dpo", "x_preset must be one of .*, got 'nope'"),
+        ({"cap": Decimal("1e400")}, "dpo", "x_cap must be a number of at most 1.79769e"),
+    ],
+)
+def test_errors_name_what_was_given(given, task, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        settings.constraint_of(given, task, "x_")
 
 
 def test_a_file_takes_no_settings_beside_it(tmp_path):

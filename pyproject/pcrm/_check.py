@@ -20,17 +20,21 @@ def number(name: str, value: Any) -> float:
 
     Raises:
         TypeError: not a real number. bool, str, complex, masked and missing values are not.
-        ValueError: an integer that float64 cannot hold.
+        ValueError: a finite number that is too large for float64.
     """
     if isinstance(value, float):
         return value
     if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
         raise TypeError(f"{name} must be a number, got {value!r:.80}")
     try:
-        return float(value)
+        result = float(value)
     except OverflowError:
+        result = math.inf
+    # A Decimal becomes infinite where an integer overflows.
+    if math.isinf(result) and value != result:
         # Without the number: Python refuses to print one of over 4300 digits.
-        raise ValueError(f"{name} must be a number of at most {sys.float_info.max:g}") from None
+        raise ValueError(f"{name} must be a number of at most {sys.float_info.max:g}")
+    return result
 
 
 def not_nan(name: str, value: Any) -> float:

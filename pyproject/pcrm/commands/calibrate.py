@@ -167,7 +167,13 @@ def _run(args: argparse.Namespace) -> Output:
                 advance(progress, batch)
         x = np.concatenate(feature)
         _warn_of_time(x, how)
-        calibrated = statistics.calibrate(np.concatenate(scores), x, **how)
+        with np.errstate(over="ignore", invalid="ignore"):
+            calibrated = statistics.calibrate(np.concatenate(scores), x, **how)
+        if not np.isfinite(calibrated).all():
+            raise ValueError(
+                f"Calibrated scores must be finite, got {calibrated[~np.isfinite(calibrated)][0]}: "
+                "the scores, the feature or --alpha are too large"
+            )
         with bar("writing") as progress:
             progress.update(output.position)
             for batch in source.batches(output.position):

@@ -191,7 +191,7 @@ class Constraint:
         """
         s = _vector(similarities)
         try:
-            low, high = (_check.not_nan("quantiles", q) for q in quantiles)
+            low, high = (_check.number("quantiles", q) for q in quantiles)
         except (TypeError, ValueError):
             raise TypeError(f"quantiles are {quantiles!r}, must be two numbers") from None
         target_alike, target_unlike = (

@@ -18,10 +18,10 @@ def presets() -> dict[str, dict[str, Any]]:
     return tomllib.loads(_TABLE.read_text())
 
 
-def lookup(name: Any) -> dict[str, Any]:
-    """The published setting of that name.
+def lookup(name: Any, prefix: str = "") -> dict[str, Any]:
+    """The published setting of that name; `prefix` is what the message puts before `preset`.
 
     Raises:
         ValueError: there is no preset of that name; the message lists them.
     """
-    return presets()[_check.one_of("preset", name, sorted(presets()))]
+    return presets()[_check.one_of(f"{prefix}preset", name, sorted(presets()))]

@@ -54,11 +54,14 @@ def resolve(given: Mapping[str, Any], task: Task = "reward", prefix: str = "") -
         prefix: What messages put before a setting's name, such as `pcrm_`.
 
     Raises:
-        ValueError: an unknown prior or preset, or settings that break a rule.
+        ValueError: an unknown task, setting, prior or preset, or settings that break a rule.
     """
+    _check.one_of("task", task, _TASKS)
+    for name in given:
+        _check.one_of("a setting", name, SETTINGS)
     given = {name: value for name, value in given.items() if value is not None}
     preset = given.pop("preset", None)
-    row = None if preset is None else lookup(preset)
+    row = None if preset is None else lookup(preset, prefix)
     prior = _check.one_of(f"{prefix}prior", given.pop("prior", row["prior"] if row else "length_ratio"), PRIORS)
     if row and prior != row["prior"] and not (prior == "column" and row["prior"] in _CURVES):
         raise ValueError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import stat
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 from .. import _check
@@ -52,11 +54,12 @@ def read(path: str | os.PathLike[str]) -> Document:
     name = os.fspath(path)
     text = _text(path, name)
     try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tables = tomllib.loads(text, parse_float=_float)
+    except ValueError as error:  # also of int(), which takes 4300 digits
         reason, _, where = str(error).partition(" (at ")
         at = re.match(r"line (\d+)", where)
-        line = int(at[1]) if at else text.count("\n") + 1
+        number = re.search(r"[\d_]{4300}", text)
+        line = int(at[1]) if at else text.count("\n", 0, number.start() if number else None) + 1
         raise ValueError(f"{name}:{line}: TOML is malformed: {reason}") from None
     except RecursionError:
         raise ValueError(f"{name}:1: TOML is malformed: nested too deeply") from None
@@ -71,11 +74,20 @@ def read(path: str | os.PathLike[str]) -> Document:
                 at = lines.get(f"{table}.{key}", lines.get(table, 1))
                 known = ", ".join(_KEYS[table])
                 raise ValueError(f"{name}:{at}: {table}.{key} is not a key, those of [{table}] are {known}")
+    if "seed" in (constraint := tables.get("constraint", {})):
+        with _located(name, lines, "constraint"):
+            _check.integer("seed", constraint["seed"])  # TOML's integers end there, and Go's reader with them
     with _located(name, lines, "loss"):
         loss = _loss(tables.get("loss", {}))
     with _located(name, lines, "dpo"):
         beta = _check.positive("beta", tables.get("dpo", {}).get("beta", 0.1))
-    return Document(name, lines, tables.get("constraint", {}), *loss, beta)
+    return Document(name, lines, constraint, *loss, beta)
+
+
+def _float(text: str) -> float | Decimal:
+    # Only `inf` is infinite: as a delta, an infinity that nobody wrote would train the stock loss.
+    value = float(text)
+    return Decimal("1e400").copy_sign(Decimal(value)) if math.isinf(value) and "inf" not in text else value
 
 
 def _text(path: str | os.PathLike[str], name: str) -> str:
@@ -122,7 +134,9 @@ def _lines(text: str) -> dict[str, int]:
     """The line of each table and dotted key, which `tomllib` does not tell: for messages alone."""
     lines: dict[str, int] = {}
     table = ""
-    for number, line in enumerate(text.splitlines(), 1):
+    # What stands in a string of several lines is no key.
+    text = re.sub(r'"""(?s:.*?)"""|\'\'\'(?s:.*?)\'\'\'', lambda string: "\n" * string[0].count("\n"), text)
+    for number, line in enumerate(text.split("\n"), 1):
         if header := re.match(r"\s*\[+\s*([^\[\]#]+?)\s*\]", line):
             table = header[1]
             lines.setdefault(table, number)
