@@ -20,17 +20,23 @@ def number(name: str, value: Any) -> float:
 
     Raises:
         TypeError: not a real number. bool, str, complex, masked and missing values are not.
-        ValueError: an integer that float64 cannot hold.
+        ValueError: a finite number that float64 cannot hold, a signaling NaN.
     """
-    if isinstance(value, float):
+    if type(value) is float:  # not of a subclass, as NumPy's, whose repr is another
         return value
     if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
         raise TypeError(f"{name} must be a number, got {value!r:.80}")
     try:
-        return float(value)
+        result = float(value)
+        is_held = not math.isinf(result) or value in (math.inf, -math.inf)
     except OverflowError:
+        is_held = False
+    except ValueError:
+        raise ValueError(f"{name} must be a number, got {value!r:.80}") from None
+    if not is_held:
         # Without the number: Python refuses to print one of over 4300 digits.
-        raise ValueError(f"{name} must be a number of at most {sys.float_info.max:g}") from None
+        raise ValueError(f"{name} must be a number of at most {sys.float_info.max:g}")
+    return result
 
 
 def not_nan(name: str, value: Any) -> float:
@@ -81,6 +87,14 @@ def integer(name: str, value: Any, low: int = 0, high: int = 2**63) -> int:
     if not low <= value < high:
         raise ValueError(f"{name} must be in [{low}, 2**{high.bit_length() - 1}), got {value}")
     return value
+
+
+def not_masked(name: str, values: Any) -> None:
+    """Refuse a masked NumPy array that hides a value: what lies under a mask is no number."""
+    import numpy as np
+
+    if isinstance(values, np.ma.MaskedArray) and (masked := np.ma.getmaskarray(values).ravel()).any():
+        raise TypeError(f"{name}[{masked.argmax()}] is masked, must be a number")
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:

@@ -259,7 +259,9 @@ class Constraint:
 
         if not isinstance(s, (np.ndarray, np.generic)):
             raise TypeError(f"s is a {type(s).__name__}, must be a float, a NumPy array or a tensor")
-        result = self._delta(torch.from_numpy(np.require(s, requirements=_FOR_TORCH))).numpy().reshape(s.shape)
+        _check.not_masked("similarities", s)
+        plain = np.require(s, s.dtype.newbyteorder("="), _FOR_TORCH)
+        result = self._delta(torch.from_numpy(plain)).numpy().reshape(s.shape)
         return result if isinstance(s, np.ndarray) else result[()]
 
     @overload
@@ -371,8 +373,7 @@ def _vector(similarities: Any) -> torch.Tensor:
 def _from_numpy(similarities: Any) -> torch.Tensor:
     import numpy as np
 
-    if isinstance(similarities, np.ma.MaskedArray) and (masked := np.ma.getmaskarray(similarities).ravel()).any():
-        raise TypeError(f"similarities[{masked.argmax()}] is masked, must be a number")
+    _check.not_masked("similarities", similarities)
     values = np.asarray(similarities)
     if values.dtype.kind == "O" and values.ndim == 1:
         return _from_python(values)
