@@ -237,6 +237,22 @@ def test_a_trace_that_was_stopped_does_not_go_on(tmp_path):
     assert not files(tmp_path / "outer") and len(files(tmp_path / "inner")) == 1
 
 
+def test_a_relative_folder_stays_where_it_was(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pcrm.trace("trace"):
+        monkeypatch.chdir("elsewhere")
+        pcrm_loss(*batch(2, torch.float32))
+    assert len(files(tmp_path / "trace")) == 1 and not files(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("every", ["often", "1.5", ""])
+def test_a_bad_variable_is_named(tmp_path, every):
+    environment = os.environ | {"PCRM_TRACE": str(tmp_path), "PCRM_TRACE_EVERY": every}
+    found = subprocess.run([sys.executable, "-c", "import pcrm"], env=environment, capture_output=True, text=True)
+    assert f"PCRM_TRACE_EVERY must be an integer of at least 1, got {every!r}" in found.stderr
+
+
 def test_nested(tmp_path):
     """The inner one takes over, and hands back."""
     with pcrm.trace(tmp_path / "a"):

@@ -89,12 +89,18 @@ def integer(name: str, value: Any, low: int = 0, high: int = 2**63) -> int:
     return value
 
 
-def not_masked(name: str, values: Any) -> None:
-    """Refuse a masked NumPy array that hides a value: what lies under a mask is no number."""
+def array(name: str, values: Any) -> Any:
+    """A NumPy array or scalar in this machine's byte order, which is the only one that torch reads.
+
+    Raises:
+        TypeError: an element is masked: what lies under a mask is no number.
+    """
     import numpy as np
 
     if isinstance(values, np.ma.MaskedArray) and (masked := np.ma.getmaskarray(values).ravel()).any():
         raise TypeError(f"{name}[{masked.argmax()}] is masked, must be a number")
+    values = np.asarray(values)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:

@@ -55,9 +55,7 @@ def ensemble(scores: torch.Tensor | np.ndarray, method: Method = "mean", *, coef
         raise TypeError(f"scores are a {type(scores).__name__}, must be a torch.Tensor or a numpy.ndarray")
     import numpy as np
 
-    _check.not_masked("scores", scores)
-    plain = np.array(scores, scores.dtype.newbyteorder("="))  # torch reads this machine's byte order alone
-    return np.asarray(_ensemble(torch.from_numpy(plain), method, c))
+    return np.asarray(_ensemble(torch.from_numpy(np.array(_check.array("scores", scores))), method, c))
 
 
 def _ensemble(scores: torch.Tensor, method: str, coefficient: float) -> torch.Tensor:

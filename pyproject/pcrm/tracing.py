@@ -56,7 +56,7 @@ class Trace:
     def __init__(self, folder: str | os.PathLike[str], every: int) -> None:
         import safetensors.torch  # noqa: F401  # pyright: ignore[reportUnusedImport]  # an error now, not at the first step
 
-        self.folder, self.every = Path(folder), every
+        self.folder, self.every = Path(folder).absolute(), every  # a script may change its working directory
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.outer = current  # goes on when this one stops
         self.is_stopped = False
@@ -178,4 +178,7 @@ def _rank() -> int:
 
 
 if os.environ.get("PCRM_TRACE"):
-    trace(os.environ["PCRM_TRACE"], int(os.environ.get("PCRM_TRACE_EVERY", "1")))
+    _every = os.environ.get("PCRM_TRACE_EVERY", "1")
+    if not _every.strip().isdecimal():
+        raise ValueError(f"PCRM_TRACE_EVERY must be an integer of at least 1, got {_every!r}")
+    trace(os.environ["PCRM_TRACE"], int(_every))

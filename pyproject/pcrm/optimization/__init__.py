@@ -123,8 +123,7 @@ def _flat(pools_scores: Pools, pools_gold: Pools) -> tuple[Floats, Floats, NDArr
     for name, pools in (("scores", pools_scores), ("gold", pools_gold)):
         arrays = []
         for i, pool in enumerate(pools):
-            _check.not_masked(f"{name}[{i}]", pool)
-            array = np.asarray(pool)
+            array = _check.array(f"{name}[{i}]", pool)
             if array.ndim != 1 or array.dtype.kind not in "iuf":
                 raise ValueError(f"{name}[{i}] is {pool!r:.80}, must be a list of numbers")
             arrays.append(array.astype(np.float64))

@@ -259,8 +259,7 @@ class Constraint:
 
         if not isinstance(s, (np.ndarray, np.generic)):
             raise TypeError(f"s is a {type(s).__name__}, must be a float, a NumPy array or a tensor")
-        _check.not_masked("similarities", s)
-        plain = np.require(s, s.dtype.newbyteorder("="), _FOR_TORCH)
+        plain = np.require(_check.array("similarities", s), requirements=_FOR_TORCH)
         result = self._delta(torch.from_numpy(plain)).numpy().reshape(s.shape)
         return result if isinstance(s, np.ndarray) else result[()]
 
@@ -373,8 +372,7 @@ def _vector(similarities: Any) -> torch.Tensor:
 def _from_numpy(similarities: Any) -> torch.Tensor:
     import numpy as np
 
-    _check.not_masked("similarities", similarities)
-    values = np.asarray(similarities)
+    values = _check.array("similarities", similarities)
     if values.dtype.kind == "O" and values.ndim == 1:
         return _from_python(values)
     if values.dtype.kind not in "fiu":
