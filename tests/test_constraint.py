@@ -1,6 +1,7 @@
 """`Constraint`: the curve, its types, its presets, its fit, what it refuses."""
 
 import math
+from decimal import Decimal
 from fractions import Fraction
 from functools import partial
 
@@ -393,3 +394,26 @@ def test_default_device(backend):
     want = everything()
     with torch.device("meta"):
         assert everything() == want
+
+
+@pytest.mark.parametrize("huge", [Decimal("1e400"), Decimal("-1e400"), np.longdouble("1e400")])
+def test_a_number_beyond_float64_is_not_infinity(huge):
+    for name, call in {"delta": Constraint.fixed, "cap": lambda x: Constraint(1, 1, 1, cap=x)}.items():
+        with pytest.raises(ValueError, match=f"^{name} must be a number of at most"):
+            call(huge)
+    assert Constraint.fixed(Decimal("Infinity")) == Constraint.fixed(np.longdouble("inf")) == Constraint.fixed(math.inf)
+    with pytest.raises(ValueError, match=r"^delta must be a number, got Decimal\('sNaN'\)"):
+        Constraint.fixed(Decimal("sNaN"))
+
+
+def test_numbers_of_numpy_become_floats():
+    c = Constraint(np.float64(1), np.float32(1), 1, cap=np.float64(3))
+    assert repr(c) == "Constraint(beta1=1.0, beta2=1.0, beta3=1.0, cap=3.0)"
+    assert {type(x) for x in (c.beta1, c.beta2, c.beta3, c.cap)} == {float}
+
+
+def test_delta_of_arrays_that_torch_does_not_read(backend):
+    c = Constraint(10, 0.001, -5)
+    assert c.delta(np.array([0.25, 0.5], ">f8")).tolist() == c.delta(np.array([0.25, 0.5])).tolist()
+    with pytest.raises(TypeError, match=r"similarities\[1\] is masked, must be a number"):
+        c.delta(np.ma.array([0.25, 0.5], mask=[False, True]))

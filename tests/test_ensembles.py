@@ -95,3 +95,9 @@ def test_nan_propagates():
 def test_bad_input(error, message, call):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_arrays_that_torch_does_not_read():
+    assert ensemble(np.array([[1, 2], [3, 4]], ">f4")).tolist() == [2, 3]
+    with pytest.raises(TypeError, match=r"scores\[1\] is masked, must be a number"):
+        ensemble(np.ma.array([[1.0, 2.0], [3.0, 4.0]], mask=[[False, True], [False, False]]))

@@ -514,3 +514,10 @@ def test_module(backend):
     nan = torch.tensor([math.nan, 0.0, 0.0])
     with pytest.raises(ValueError, match=r"(?i)chosen_rewards\[0\] is nan"):
         pcrm.PCRMLoss(constraint, check_finite=True)(nan, rejected, prior)
+
+
+def test_a_sparse_mask(backend):
+    scores, ids = torch.zeros(1, 2), torch.tensor([[1, 2]])
+    mask = torch.ones_like(ids)
+    with pytest.raises(TypeError, match="rejected_mask must be a dense tensor"):
+        pcrm.functional.pcrm_token_loss(scores, scores, ids, ids, 3.0, chosen_mask=mask, rejected_mask=mask.to_sparse())

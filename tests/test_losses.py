@@ -3,7 +3,9 @@
 import math
 import re
 
+import numpy as np
 import pytest
+import torch
 
 import pcrm
 
@@ -55,3 +57,11 @@ CONSTRAINT = pcrm.Constraint.fixed(4.5)
 def test_bad_settings_are_refused_at_construction(loss, settings, error, message):
     with pytest.raises(error, match=re.escape(message)):
         getattr(pcrm, loss)(CONSTRAINT, **settings)
+
+
+def test_priors_of_numpy(backend):
+    loss, scores = pcrm.PCRMLoss(pcrm.Constraint(1, 1, 1)), torch.zeros(2)
+    want = loss(scores, scores, torch.tensor([0.25, 0.5], dtype=torch.float64))
+    assert torch.equal(loss(scores, scores, np.array([0.25, 0.5], ">f8")), want)
+    with pytest.raises(TypeError, match=r"prior\[1\] is masked, must be a number"):
+        loss(scores, scores, np.ma.array([0.25, 0.5], mask=[False, True]))

@@ -108,3 +108,16 @@ def test_bad_pools(scores, gold, at, message):
 def test_bad_coefficients():
     with pytest.raises(ValueError, match=re.escape("coefficients[1] is -0.5, must be at least 0")):
         softmax_policy([[1]], [[1]], [1, -0.5])
+
+
+def test_values_that_are_not_numbers():
+    masked = np.ma.array([1.0, 2.0], mask=[False, True])
+    with pytest.raises(TypeError, match=re.escape("scores[0][1] is masked, must be a number")):
+        reference([masked], [[1, 2]])
+    for bad in (True, "1", None, [1.0]):
+        with pytest.raises(TypeError, match=re.escape(f"coefficients[0] must be a number, got {bad!r}")):
+            softmax_policy([[1]], [[1]], [bad])
+
+
+def test_unsigned_counts():
+    assert best_of_n([[1, 2]], [[1, 2]], np.array([1, 2], np.uint8)).at.tolist() == [1, 2]

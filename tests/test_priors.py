@@ -316,3 +316,32 @@ def test_lexical_is_the_vectorizers_cosine(backend, rows):
     assert whole.mean() > 0.3
     hashed = baselines.vectorizer_cosine(hashing, chosen, rejected)
     np.testing.assert_allclose(got[whole], hashed[whole], rtol=0, atol=2**-24)
+
+
+def test_default_dtype(backend):
+    """The embeddings and their cosines stay float32."""
+
+    class Encoder:
+        model = "a model"
+
+        def embed_all(self, texts):
+            return torch.tensor([[1.0, 2.0]] * len(texts), dtype=torch.float32), {}
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = pcrm.priors.of_texts(["a"], ["b"], prior="cosine", model=Encoder())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.tolist() == [1] and found.dtype == torch.float32
+
+
+def test_a_masked_prior_is_refused():
+    for column in (np.ma.array([0.1, 0.2], mask=[False, True]), [0.1, np.ma.masked]):
+        with pytest.raises(TypeError, match=r"prior\[1\] must be a number, got masked"):
+            pcrm.priors.prior_tensor(column)
+    assert pcrm.priors.prior_tensor(np.ma.array([0.5, 0.25])).tolist() == [0.5, 0.25]
+
+
+def test_fewer_prompts_than_responses():
+    with pytest.raises(ValueError, match="prompt has 0 rows, chosen has 1"):
+        pcrm.priors.annotate({"prompt": [], "chosen": ["a"], "rejected": ["b"]})

@@ -5,7 +5,9 @@ import math
 import os
 import re
 import textwrap
+from decimal import Decimal
 
+import numpy as np
 import pytest
 import torch
 from documents import blocks
@@ -493,3 +495,10 @@ def test_backends_draw_the_same(trainer_of):
         reference = trainer_of("reward", **options)
         reference.train()
     assert distance(ours, reference) < 5e-6
+
+
+def test_numbers_of_other_types():
+    """What is checked as a number is also used as one."""
+    plain = PrioritizedSampler(4, alpha=0.5, epsilon=0.25, seed=3, num_samples=2)
+    others = {"alpha": Decimal("0.5"), "epsilon": Decimal("0.25"), "seed": np.uint64(3), "num_samples": np.int64(2)}
+    assert list(PrioritizedSampler(np.int64(4), **others)) == list(plain)

@@ -229,6 +229,32 @@ def test_prior_of_a_call_that_came_to_nothing(tmp_path, backend):
     assert verify(tmp_path)[0] == 0
 
 
+def test_a_trace_that_was_stopped_does_not_go_on(tmp_path):
+    """The outer trace stops before the inner one."""
+    outer, inner = pcrm.trace(tmp_path / "outer"), pcrm.trace(tmp_path / "inner")
+    outer.stop()
+    pcrm_loss(*batch(2, torch.float32))
+    inner.stop()
+    pcrm_loss(*batch(2, torch.float32))
+    assert not files(tmp_path / "outer") and len(files(tmp_path / "inner")) == 1
+
+
+def test_a_relative_folder_stays_where_it_was(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pcrm.trace("trace"):
+        monkeypatch.chdir("elsewhere")
+        pcrm_loss(*batch(2, torch.float32))
+    assert len(files(tmp_path / "trace")) == 1 and not files(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("every", ["often", "1.5", ""])
+def test_a_bad_variable_is_named(tmp_path, every):
+    environment = os.environ | {"PCRM_TRACE": str(tmp_path), "PCRM_TRACE_EVERY": every}
+    found = subprocess.run([sys.executable, "-c", "import pcrm"], env=environment, capture_output=True, text=True)
+    assert f"PCRM_TRACE_EVERY must be an integer of at least 1, got {every!r}" in found.stderr
+
+
 def test_nested(tmp_path):
     """The inner one takes over, and hands back."""
     with pcrm.trace(tmp_path / "a"):
@@ -268,9 +294,9 @@ def test_environment(tmp_path):
 
 
 def test_bad_arguments(tmp_path):
-    with pytest.raises(ValueError, match="every is 0, must be at least 1"):
+    with pytest.raises(ValueError, match=r"every must be in \[1, 2\*\*63\), got 0"):
         pcrm.trace(tmp_path, every=0)
-    with pytest.raises(TypeError, match=r"every is 2\.5, must be an integer"):
+    with pytest.raises(TypeError, match=r"every must be an integer, got 2\.5"):
         pcrm.trace(tmp_path, every=2.5)
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):

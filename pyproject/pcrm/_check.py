@@ -20,9 +20,9 @@ def number(name: str, value: Any) -> float:
 
     Raises:
         TypeError: not a real number. bool, str, complex, masked and missing values are not.
-        ValueError: a finite number that is too large for float64.
+        ValueError: a finite number that float64 cannot hold, a signaling NaN.
     """
-    if isinstance(value, float):
+    if type(value) is float:  # not of a subclass, as NumPy's, whose repr is another
         return value
     if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
         raise TypeError(f"{name} must be a number, got {value!r:.80}")
@@ -30,8 +30,10 @@ def number(name: str, value: Any) -> float:
         result = float(value)
     except OverflowError:
         result = math.inf
+    except ValueError:
+        raise ValueError(f"{name} must be a number, got {value!r:.80}") from None
     # A Decimal becomes infinite where an integer overflows.
-    if math.isinf(result) and value != result:
+    if math.isinf(result) and value not in (math.inf, -math.inf):
         # Without the number: Python refuses to print one of over 4300 digits.
         raise ValueError(f"{name} must be a number of at most {sys.float_info.max:g}")
     return result
@@ -85,6 +87,20 @@ def integer(name: str, value: Any, low: int = 0, high: int = 2**63) -> int:
     if not low <= value < high:
         raise ValueError(f"{name} must be in [{low}, 2**{high.bit_length() - 1}), got {value}")
     return value
+
+
+def array(name: str, values: Any) -> Any:
+    """A NumPy array or scalar in this machine's byte order, which is the only one that torch reads.
+
+    Raises:
+        TypeError: an element is masked: what lies under a mask is no number.
+    """
+    import numpy as np
+
+    if isinstance(values, np.ma.MaskedArray) and (masked := np.ma.getmaskarray(values).ravel()).any():
+        raise TypeError(f"{name}[{masked.argmax()}] is masked, must be a number")
+    values = np.asarray(values)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:

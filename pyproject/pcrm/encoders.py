@@ -252,7 +252,7 @@ class _SentenceTransformer:
             convert_to_tensor=True,
             show_progress_bar=False,
         )
-        result = torch.full((len(texts), rows.shape[1]), torch.nan)
+        result = torch.full((len(texts), rows.shape[1]), torch.nan, dtype=torch.float32, device="cpu")
         if good := [i for i in range(len(texts)) if i not in empty]:
             result[good] = rows.float().cpu()
         return result, empty
@@ -291,7 +291,7 @@ class _Transformer:
         empty = {i for i, n in enumerate(length) if not n}
         # The longest first: what does not fit into memory says so at once.
         order = sorted((i for i in range(len(texts)) if i not in empty), key=lambda i: -length[i])
-        result = torch.full((len(texts), self.dimension), torch.nan)
+        result = torch.full((len(texts), self.dimension), torch.nan, dtype=torch.float32, device="cpu")
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]
             rows = {name: [column[i] for i in part] for name, column in encoded.items()}

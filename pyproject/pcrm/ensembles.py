@@ -41,8 +41,8 @@ def ensemble(scores: torch.Tensor | np.ndarray, method: Method = "mean", *, coef
         of one model is one of the ensemble.
 
     Raises:
-        TypeError: scores are neither a tensor nor an array, or not floating point; a
-            coefficient that is no number.
+        TypeError: scores are neither a tensor nor an array, or not floating point; an
+            element is masked; a coefficient that is no number.
         ValueError: there is no model; another method; a coefficient that is missing, not
             wanted, negative or not finite.
     """
@@ -55,7 +55,7 @@ def ensemble(scores: torch.Tensor | np.ndarray, method: Method = "mean", *, coef
         raise TypeError(f"scores are a {type(scores).__name__}, must be a torch.Tensor or a numpy.ndarray")
     import numpy as np
 
-    return np.asarray(_ensemble(torch.from_numpy(np.array(scores)), method, c))
+    return np.asarray(_ensemble(torch.from_numpy(np.array(_check.array("scores", scores))), method, c))
 
 
 def _ensemble(scores: torch.Tensor, method: str, coefficient: float) -> torch.Tensor:

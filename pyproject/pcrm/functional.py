@@ -306,6 +306,7 @@ def _padded(name: str, ids: Tensor, mask: Tensor | None) -> Tensor:
     """The ids with `_NO_TOKEN` as their padding, which no token can be mistaken for."""
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name}_mask must be a torch.Tensor, got {type(mask).__name__}: pass both masks or neither")
+    check_dense(f"{name}_mask", mask)
     if mask.is_floating_point() or mask.is_complex():
         raise TypeError(f"{name}_mask must be bool or an integer dtype, got {mask.dtype}")
     if mask.shape != ids.shape:

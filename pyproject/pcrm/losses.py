@@ -142,7 +142,8 @@ def delta_of(constraint: Constraint, prior: torch.Tensor | None) -> tuple[torch.
         return constraint.delta(1.0), Origin(None, constraint.recorded)
     if prior is None:
         raise ValueError("prior is missing: only a fixed constraint needs none")
-    prior = torch.as_tensor(prior)
+    if not isinstance(prior, torch.Tensor):
+        prior = torch.as_tensor(_check.array("prior", prior) if hasattr(prior, "__array_interface__") else prior)
     return constraint.delta(prior), Origin(prior, constraint.recorded)
 
 

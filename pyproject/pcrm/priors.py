@@ -268,6 +268,8 @@ def annotate(
             if len(chosen) != len(rejected):
                 raise ValueError(f"rejected has {len(rejected)} rows, chosen has {len(chosen)}")
             prompts = column("prompt") if "prompt" in names else [None] * len(chosen)
+            if len(prompts) != len(chosen):
+                raise ValueError(f"prompt has {len(prompts)} rows, chosen has {len(chosen)}")
             found = (dict(zip(_TEXTS, row, strict=True)) for row in zip(prompts, chosen, rejected, strict=True))
         pairs = []
         for i, row in enumerate(found):
@@ -363,7 +365,7 @@ def of_texts_and_errors(
     for i, reason in sorted(reasons.items()):
         side, texts, row = ("chosen", chosen, i) if i < len(chosen) else ("rejected", rejected, i - len(chosen))
         errors.setdefault(row, rows.RowError(f"{side} {reason}: {texts[row]!r:.80}", row))
-    result = torch.full((len(chosen),), torch.nan)
+    result = torch.full((len(chosen),), torch.nan, dtype=torch.float32, device=embeddings.device)
     good = [row for row in range(len(chosen)) if row not in errors]
     a, b = (embeddings[[row + start for row in good]] for start in (0, len(chosen)))
     result[good] = cosine(a, b, angular)
@@ -408,8 +410,8 @@ def prior_tensor(column: Iterable[Any]) -> torch.Tensor:
     Raises:
         TypeError, ValueError: an element is not a number in [0, 1], named by its index.
     """
-    # A data set in the format of NumPy or torch gives scalars of theirs.
-    plain = (value.item() if getattr(value, "ndim", None) == 0 else value for value in column)
+    # A data set in the format of NumPy or torch gives scalars of theirs. NumPy's masked one has the item 0.
+    plain = (x.item() if getattr(x, "ndim", None) == 0 and not hasattr(x, "mask") else x for x in column)
     prior = torch.tensor([_check.number(f"prior[{i}]", value) for i, value in enumerate(plain)], dtype=torch.float32)
     check_similarities(prior, "prior")
     return prior

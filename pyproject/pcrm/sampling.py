@@ -77,11 +77,11 @@ class PrioritizedSampler(Sampler[int]):
     def __init__(
         self, size: int, *, alpha: float = 1.0, epsilon: float = 0.1, seed: int = 0, num_samples: int | None = None
     ) -> None:
-        _check.integer("size", size, low=1)
-        _check.integer("seed", seed, -(2**63))
+        size = _check.integer("size", size, low=1)
+        self.seed = _check.integer("seed", seed, -(2**63))
         check_draws(alpha, epsilon, num_samples)
-        self.alpha, self.epsilon, self.seed = alpha, epsilon, seed
-        self.num_samples = size if num_samples is None else num_samples
+        self.alpha, self.epsilon = float(alpha), float(epsilon)
+        self.num_samples = size if num_samples is None else int(num_samples)
         self._round = 0
         # No |dL/dm| is greater than 1: a pair that was never seen comes before those that were.
         self._priorities = torch.ones(size, dtype=torch.float64)

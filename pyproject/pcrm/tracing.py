@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import _check
 from ._version import __version__
 
 current: Trace | None = None  # the trace that is being written
@@ -55,9 +56,10 @@ class Trace:
     def __init__(self, folder: str | os.PathLike[str], every: int) -> None:
         import safetensors.torch  # noqa: F401  # pyright: ignore[reportUnusedImport]  # an error now, not at the first step
 
-        self.folder, self.every = Path(folder), every
+        self.folder, self.every = Path(folder).absolute(), every  # a script may change its working directory
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.outer = current  # goes on when this one stops
+        self.is_stopped = False
         self._runs: dict[int, _Run] = {}  # by process: a forked child numbers its own steps
 
     def __enter__(self) -> Trace:
@@ -67,10 +69,11 @@ class Trace:
         self.stop()
 
     def stop(self) -> None:
-        """Write nothing more."""
+        """Write nothing more. The trace that went on before goes on, unless it was stopped meanwhile."""
         global current
-        if current is self:
-            current = self.outer
+        self.is_stopped = True
+        while current is not None and current.is_stopped:
+            current = current.outer
 
     def next_step(self) -> Step | None:
         """Count a call of a loss; return where to record it, None if it is not to be recorded."""
@@ -164,11 +167,7 @@ def trace(folder: str | os.PathLike[str], every: int = 1) -> Trace:
         OSError: the folder cannot be created; later, from the loss, a file cannot be written.
     """
     global current
-    if isinstance(every, bool) or not isinstance(every, int):
-        raise TypeError(f"every is {every!r}, must be an integer")
-    if every < 1:
-        raise ValueError(f"every is {every}, must be at least 1")
-    current = Trace(folder, every)
+    current = Trace(folder, _check.integer("every", every, 1))
     return current
 
 
@@ -179,4 +178,7 @@ def _rank() -> int:
 
 
 if os.environ.get("PCRM_TRACE"):
-    trace(os.environ["PCRM_TRACE"], int(os.environ.get("PCRM_TRACE_EVERY", "1")))
+    _every = os.environ.get("PCRM_TRACE_EVERY", "1")
+    if not _every.strip().isdecimal():
+        raise ValueError(f"PCRM_TRACE_EVERY must be an integer of at least 1, got {_every!r}")
+    trace(os.environ["PCRM_TRACE"], int(_every))

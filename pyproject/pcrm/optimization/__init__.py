@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import _check
 from ..report import statistics
 from ..report.statistics import Floats
 
@@ -85,7 +86,7 @@ def best_of_n(pools_scores: Pools, pools_gold: Pools, counts: Sequence[int] | No
         smallest = int(np.diff(offsets).min())
         counts = sorted({smallest, *(2**i for i in range(smallest.bit_length()))})
     at = np.array(counts)
-    if at.ndim != 1 or (len(at) and at.dtype.kind != "i"):
+    if at.ndim != 1 or (len(at) and at.dtype.kind not in "iu"):
         raise ValueError(f"counts is {counts!r:.80}, must be a list of integers")
     at = at.astype(np.int64)
     return _curve(at, statistics.best_of_n(scores, gold, offsets, at))
@@ -100,9 +101,10 @@ def softmax_policy(pools_scores: Pools, pools_gold: Pools, coefficients: Sequenc
         coefficients: The b, at least 0: 0 takes the highest score, infinity leaves the reference.
 
     Raises:
+        TypeError: a coefficient that is not a number, or a masked element.
         ValueError: as `best_of_n`; a coefficient that is negative or NaN.
     """
-    at = np.array(coefficients, np.float64)
+    at = np.array([_check.number(f"coefficients[{i}]", b) for i, b in enumerate(coefficients)], np.float64)
     return _curve(at, statistics.softmax_policy(*_flat(pools_scores, pools_gold), at))
 
 
@@ -121,7 +123,7 @@ def _flat(pools_scores: Pools, pools_gold: Pools) -> tuple[Floats, Floats, NDArr
     for name, pools in (("scores", pools_scores), ("gold", pools_gold)):
         arrays = []
         for i, pool in enumerate(pools):
-            array = np.asarray(pool)
+            array = _check.array(f"{name}[{i}]", pool)
             if array.ndim != 1 or array.dtype.kind not in "iuf":
                 raise ValueError(f"{name}[{i}] is {pool!r:.80}, must be a list of numbers")
             arrays.append(array.astype(np.float64))

@@ -259,7 +259,8 @@ class Constraint:
 
         if not isinstance(s, (np.ndarray, np.generic)):
             raise TypeError(f"s is a {type(s).__name__}, must be a float, a NumPy array or a tensor")
-        result = self._delta(torch.from_numpy(np.require(s, requirements=_FOR_TORCH))).numpy().reshape(s.shape)
+        plain = np.require(_check.array("similarities", s), requirements=_FOR_TORCH)
+        result = self._delta(torch.from_numpy(plain)).numpy().reshape(s.shape)
         return result if isinstance(s, np.ndarray) else result[()]
 
     @overload
@@ -371,9 +372,7 @@ def _vector(similarities: Any) -> torch.Tensor:
 def _from_numpy(similarities: Any) -> torch.Tensor:
     import numpy as np
 
-    if isinstance(similarities, np.ma.MaskedArray) and (masked := np.ma.getmaskarray(similarities).ravel()).any():
-        raise TypeError(f"similarities[{masked.argmax()}] is masked, must be a number")
-    values = np.asarray(similarities)
+    values = _check.array("similarities", similarities)
     if values.dtype.kind == "O" and values.ndim == 1:
         return _from_python(values)
     if values.dtype.kind not in "fiu":
