@@ -222,7 +222,7 @@ COEFFICIENT = "center_rewards_coefficient"
         (PCRMRewardConfig, TypeError, f"{COEFFICIENT} must be a number, got 'x'", {COEFFICIENT: "x"}),
         (PCRMRewardConfig, TypeError, "pcrm_sft_eta must be a number, got '0.1'", {"pcrm_sft_eta": "0.1"}),
         (PCRMDPOConfig, TypeError, "pcrm_sft_eta must be a number, got None", {"pcrm_sft_eta": None}),
-        (PCRMRewardConfig, ValueError, r"preset must be one of .*, got \['x'\]", {"pcrm_preset": ["x"]}),
+        (PCRMRewardConfig, ValueError, r"pcrm_preset must be one of .*, got \['x'\]", {"pcrm_preset": ["x"]}),
         (PCRMDPOConfig, TypeError, "beta must be a number, got 'x'", {"beta": "x"}),
         (PCRMDPOConfig, TypeError, "label_smoothing must be a number, got None", {"label_smoothing": None}),
     ],
