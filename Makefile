@@ -95,7 +95,7 @@ $(NVRTC): buildtools/pcrm_ptx.py $(BIN)/python
 gpu-check:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu_check.py
 
-# Of each Python test exactly one of these runs it: tests/test_ci.py sees to that.
+# Of each Python test exactly one of these runs it: tests/project/test_ci.py sees to that.
 test-python: $(VENV)/test
 	$(BIN)/python -m pytest -m 'not slow and not openrlhf'
 

@@ -1,4 +1,4 @@
-"""How long `pcrm.averaging.average` takes, in units of the time of copying its inputs.
+"""How long `pcrm.methods.averaging.average` takes, in units of the time of copying its inputs.
 
     python benchmarks/average.py [--dtype bfloat16] [--models 2] [--megabytes 300] [--rounds 7]
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pcrm.averaging import average
+from pcrm.methods.averaging import average
 from safetensors.torch import save_file
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pcrm.report.statistics import lowess
+from pcrm.evaluate.statistics import lowess
 from statsmodels.nonparametric.smoothers_lowess import lowess as of_statsmodels
 
 from pcrm import backends

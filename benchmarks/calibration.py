@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from pcrm.report import statistics
+from pcrm.evaluate import statistics
 
 Floats = NDArray[np.float64]
 

@@ -68,7 +68,7 @@ def tokens(rows: int, width: int) -> dict[str, Callable[[], None]]:
             row[width - int(torch.randint(0, width // 3, ())) :] = 0
     delta = 1 + 9 * torch.rand(rows)
     chosen_ids, rejected_ids = ids.unbind()
-    start, end = pcrm.reference.spans(chosen_ids, rejected_ids, 0)
+    start, end = pcrm._engine.torch_reference.spans(chosen_ids, rejected_ids, 0)
     position = torch.arange(width)
     inside = ((position >= start[:, None]) & (position < end[:, None])).float()
     length = (end - start).float()

@@ -15,7 +15,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm"
 )
 
-// settingsCase is one row of testdata/settings.json, which tests/test_settings.py reads too:
+// settingsCase is one row of testdata/settings.json, which tests/settings/test_settings.py reads too:
 // every door that takes settings gives these constraints and refuses what these rows refuse.
 type settingsCase struct {
 	Name       string

@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("1.0.0", "1.5.1", "1.9.2", "1.14.2", "newest")
-FILES = ("test_trl_invariants.py", "test_trl_modes.py")
+FILES = ("trl/test_trl_invariants.py", "trl/test_trl_modes.py")
 
 PAGE = """\
 # Versions of TRL
 
-`make compat` runs `tests/test_trl_invariants.py` (whole training runs: unconstrained is stock, Go and torch, gradient
-accumulation, resume, evaluation) and `tests/test_trl_modes.py` (DPO's options, LoRA, bfloat16, the token form and more) against
+`make compat` runs `tests/trl/test_trl_invariants.py` (whole training runs: unconstrained is stock, Go and torch, gradient
+accumulation, resume, evaluation) and `tests/trl/test_trl_modes.py` (DPO's options, LoRA, bfloat16, the token form and more) against
 each of these. Not tested in CI: versions between the oldest and the newest. The last run, with {with_}:
 
 | TRL | passed | failed | skipped |

@@ -11,10 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.models import make_tiny
+from helpers.project import ROOT
 
 import pcrm
 
@@ -22,7 +23,6 @@ import pcrm
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
@@ -158,25 +158,3 @@ def tiny_policy(tmp_path_factory, rows):
     from transformers import LlamaForCausalLM
 
     return make_tiny(tmp_path_factory.mktemp("policy"), rows, LlamaForCausalLM)
-
-
-def make_tiny(folder, rows, model_class, tokenizer=None, **options):
-    """Save a tiny random model and its tokenizer, trained on the rows, in a folder; return that."""
-    from pcrm.demo.model import make_tokenizer
-
-    tokenizer = tokenizer or make_tokenizer(r["prompt"] + r["chosen"] + r["rejected"] for r in rows)
-    torch.manual_seed(0)
-    config = model_class.config_class(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        **options,
-    )
-    model_class(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder

@@ -30,13 +30,20 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 
-GOLDEN = ("tests/test_golden.py", "tests/test_native.py")
+GOLDEN = ("tests/losses/test_golden.py", "tests/engine/test_native.py")
 TRAINERS = (
-    "tests/test_trl.py::test_the_stock_trainer_is_reached_by_our_loss",
-    "tests/test_trl_invariants.py::test_backends_train_the_same_model",
+    "tests/trl/test_trl.py::test_the_stock_trainer_is_reached_by_our_loss",
+    "tests/trl/test_trl_invariants.py::test_backends_train_the_same_model",
 )
 # Inductor needs the compiler that is not on PATH.
-LOSSES = (*GOLDEN, "tests/test_functional.py", "tests/test_forms.py", "tests/test_rivals.py", "-k", "not inductor")
+LOSSES = (
+    *GOLDEN,
+    "tests/losses/test_functional.py",
+    "tests/engine/test_operators.py",
+    "tests/losses/test_baselines.py",
+    "-k",
+    "not inductor",
+)
 
 PAIRS = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No " * i} for i in range(1, 33)]
 ROWS = {

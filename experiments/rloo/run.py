@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from datasets import Dataset
 from pcrm.demo import world
-from pcrm.optimization import rl, summary
-from pcrm.optimization.pools import Pools, made
-from pcrm.optimization.sampling import Policy
-from pcrm.report.reading import named
-from pcrm.scoring import RewardModel
+from pcrm.evaluate.optimization import rl, summary
+from pcrm.evaluate.optimization.pools import Pools, made
+from pcrm.evaluate.optimization.sampling import Policy
+from pcrm.evaluate.reward_model import RewardModel
+from pcrm.evaluate.scores import named
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer

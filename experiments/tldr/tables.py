@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from methods import ALL
 from numpy.typing import NDArray
-from pcrm.optimization import best_of_n, softmax_policy
-from pcrm.report import statistics
+from pcrm.evaluate import statistics
+from pcrm.evaluate.optimization import best_of_n, softmax_policy
 from posts import Posts
 from tqdm.auto import tqdm
 

@@ -10,11 +10,11 @@ Reward Model Training for Aligning Large Language Models", arXiv 2404.00978). St
 for TRL's trainers.
 """
 
-from . import backends, ensembles, functional, priors
+from . import backends, functional, priors
+from ._engine.trace import trace
 from ._version import __version__
 from .losses import PCRMDPOLoss, PCRMLoss
 from .settings import Constraint, margin_of
-from .tracing import trace
 
 __all__ = [
     "Constraint",
@@ -22,7 +22,6 @@ __all__ = [
     "PCRMLoss",
     "__version__",
     "backends",
-    "ensembles",
     "functional",
     "margin_of",
     "priors",

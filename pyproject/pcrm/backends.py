@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ._tensors import is_readable
+from ._engine.tensors import is_readable
 
 NAMES = ("auto", "go", "cuda", "torch")
 

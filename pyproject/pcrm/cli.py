@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-from .names import printable
+from ._printable import printable
 
 # What each command is for, and the extra that it needs.
 _COMMANDS = {

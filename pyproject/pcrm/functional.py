@@ -1,4 +1,4 @@
-"""The losses as functions of tensors: pcrm's own, and those of `pcrm.rivals` to compare with.
+"""The losses as functions of tensors: pcrm's own, and those of `pcrm.baselines` to compare with.
 
 The forward pass computes the loss and its gradient in one go, and the backward pass only
 scales that gradient by the one that comes in. Which code computes is `pcrm.backends`'
@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from . import _check, backends, reference
-from ._tensors import check_dense, is_readable
-from .forms import (
+from . import _check, backends
+from ._engine import torch_reference
+from ._engine.forms import (
     COMPUTE,
     DTYPES,
     LOGPS,
@@ -42,15 +42,9 @@ from .forms import (
     places,
     register,
 )
-from .rivals import (
-    ipo_loss,
-    l2_reward_loss,
-    llama2_margin_loss,
-    odpo_loss,
-    rdpo_loss,
-    rpo_distance_loss,
-)
-from .tracing import UNKNOWN, Origin
+from ._engine.tensors import check_dense, is_readable
+from ._engine.trace import UNKNOWN, Origin
+from .baselines import ipo_loss, l2_reward_loss, llama2_margin_loss, odpo_loss, rdpo_loss, rpo_distance_loss
 
 
 def pcrm_loss(
@@ -542,11 +536,11 @@ def _cuda_dpo_loss(
 
 
 def _plain_reward(w: Tensor, l: Tensor, delta: Tensor, e: float, c: float, r: int, check: bool) -> tuple[Tensor]:  # noqa: E741
-    return (reference.reward_loss(w, l, delta, e, c, NAMES[r]),)
+    return (torch_reference.reward_loss(w, l, delta, e, c, NAMES[r]),)
 
 
 def _plain_token(w: Tensor, l: Tensor, ids_w: Tensor, ids_l: Tensor, delta: Tensor, pad: int, r: int) -> tuple[Tensor]:  # noqa: E741
-    return (reference.token_loss(w, l, ids_w, ids_l, delta, pad, NAMES[r]),)
+    return (torch_reference.token_loss(w, l, ids_w, ids_l, delta, pad, NAMES[r]),)
 
 
 def _plain_dpo(
@@ -559,7 +553,7 @@ def _plain_dpo(
     e: float,
     r: int,
 ) -> tuple[Tensor, ...]:
-    return reference.dpo_loss(w, l, ref_w, ref_l, delta, beta, e, NAMES[r])
+    return torch_reference.dpo_loss(w, l, ref_w, ref_l, delta, beta, e, NAMES[r])
 
 
 _PAIR = Form(

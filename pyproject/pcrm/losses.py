@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from . import _check
-from .forms import Reduction, check_options
+from ._engine.forms import Reduction, check_options
+from ._engine.trace import Origin
 from .functional import pcrm_dpo_loss, pcrm_loss
 from .settings import Constraint
-from .tracing import Origin
 
 
 class PCRMLoss(torch.nn.Module):

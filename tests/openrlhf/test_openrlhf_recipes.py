@@ -20,12 +20,12 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from launching import CPU, cpu_environment
+from helpers.launching import CPU, cpu_environment
+from helpers.project import ROOT
+from helpers.workplace import RECIPES, kind_of, make_workplace, recorded
 from pcrm.commands import openrlhf as command
 from safetensors import safe_open
 from safetensors.torch import load_file
-from workplace import RECIPES, kind_of, make_workplace, recorded
 
 from pcrm import cli
 

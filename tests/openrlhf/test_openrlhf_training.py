@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from launching import BIN, CPU, cpu_environment, free_port
+from helpers.launching import BIN, CPU, cpu_environment, free_port
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 
@@ -81,7 +81,7 @@ class Result:
 @pytest.fixture(scope="session")
 def material(tmp_path_factory):
     """A folder with a tiny language model, preferences, and preferences with a column `prior`."""
-    from conftest import make_tiny
+    from helpers.models import make_tiny
     from pcrm.demo.world import generate
     from transformers import LlamaForCausalLM
 

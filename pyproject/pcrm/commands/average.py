@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..averaging import average
+from ..methods.averaging import average
 
 _DESCRIPTION = """\
 Writes the weighted mean of checkpoints as a checkpoint (WARM, arXiv 2401.12187):

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ..datafiles import Batch, Columns, open_source
-from ..report import statistics
-from ..report.reading import number, numbers
-from ..report.statistics import Floats
-from ..rows import RowError, listed, text, texts
-from ..shards import Output
-from . import _passes
+from ..data import row_pipeline
+from ..data.preferences import RowError, listed, text, texts
+from ..data.resumable import Output
+from ..data.sources import Batch, Columns, open_source
+from ..evaluate import statistics
+from ..evaluate.scores import number, numbers
+from ..evaluate.statistics import Floats
 
 _DESCRIPTION = """\
 Adds to rows of one kind their scores less what a feature of the response, such as its length,
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
         help="of lowess: a distance in the feature within which the curve is a straight line; 0 fits at each value "
         "(default: 0)",
     )
-    _passes.add_arguments(parser)
+    row_pipeline.add_arguments(parser)
     args = parser.parse_args(argv)
     if (args.feature == "tokens") != (args.tokenizer is not None):
         parser.error("--tokenizer is what --feature tokens needs, and nothing else does")
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> int:
         parser.error(f"--delta is {args.delta}, must be at least 0 and finite")
     if args.alpha is not None and not np.isfinite(args.alpha):
         parser.error(f"--alpha is {args.alpha}, must be finite")
-    return _passes.run(parser, args, args.scores, "SCORES", _run)
+    return row_pipeline.run(parser, args, args.scores, "SCORES", _run)
 
 
 @dataclass
@@ -127,7 +127,7 @@ def _run(args: argparse.Namespace) -> Output:
     from tqdm import tqdm
 
     source = open_source(args.scores, args.split)
-    kind = _passes.kind(source, _KINDS, "chosen_score and rejected_score, scores or score")
+    kind = row_pipeline.kind(source, _KINDS, "chosen_score and rejected_score, scores or score")
     column = args.column or "length"
     how = {
         "method": args.method,
@@ -140,9 +140,9 @@ def _run(args: argparse.Namespace) -> Output:
     if args.feature == "characters":
         measure = _characters
     elif args.feature == "tokens":
-        tokenizer, settings["--tokenizer"] = _passes.tokenizer(args.tokenizer)
+        tokenizer, settings["--tokenizer"] = row_pipeline.tokenizer(args.tokenizer)
         measure = functools.partial(_tokens, tokenizer)
-    settings |= _passes.settings_of_input(args, "SCORES", source)
+    settings |= row_pipeline.settings_of_input(args, "SCORES", source)
 
     def bar(what: str) -> Any:
         return tqdm(total=source.total, desc=what, unit=" rows", disable=None, mininterval=0.5)
@@ -182,7 +182,7 @@ def _run(args: argparse.Namespace) -> Output:
                     raise ValueError(f"{source.name}: was changed while it was read")
                 output.write(batch, _columns(calibrated, kind, part), part.kept, part.skipped)
                 advance(progress, batch)
-        return _passes.finish(output, args.scores)
+        return row_pipeline.finish(output, args.scores)
 
 
 def _read(
@@ -222,7 +222,7 @@ def _read(
             part.sizes.append(len(its_scores))
         except RowError as error:
             if not skip:
-                raise _passes.bad_row(batch, i, error) from None
+                raise row_pipeline.bad_row(batch, i, error) from None
             part.skipped.append({"place": batch.place(i), "error": error.message, "row": batch.original(i)})
     feature = given if measure is None else measure(responses)
     return part, np.array(scores, np.float64), np.array(feature, np.float64)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from .. import priors
-from ..datafiles import Source, open_source
-from ..rows import RowError
+from ..data.preferences import RowError
+from ..data.sources import Source, open_source
 from ..settings import Constraint, margin_of
 
 _FIT = """\

@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..datafiles import open_source, read_rows
-from ..names import printable
+from .._printable import printable
+from ..data.sources import open_source, read_rows
 
 if TYPE_CHECKING:
-    from ..optimization.pools import Pools
-    from ..optimization.summary import Run
-    from ..report.statistics import Floats
-    from ..scoring import RewardModel
+    from ..evaluate.optimization.pools import Pools
+    from ..evaluate.optimization.summary import Run
+    from ..evaluate.reward_model import RewardModel
+    from ..evaluate.statistics import Floats
 
 _DESCRIPTION = """\
 Draws what a policy gets of a proxy reward model that it is optimized against, and of a gold
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
         parser.error("--rl needs --policy")
     if args.proxy and len(args.pools) > 1:
         parser.error("--proxy takes one POOL")
-    from ..optimization.pools import GOLD_COLUMNS
+    from ..evaluate.optimization.pools import GOLD_COLUMNS
 
     gold_model: str | None = None if args.gold in GOLD_COLUMNS else args.gold
     # A model's name on the hub has a slash: this is more likely a misspelled column.
@@ -103,8 +103,8 @@ def main(argv: list[str]) -> int:
     if args.policy and not gold_model:
         parser.error("--policy needs --gold MODEL: what it samples has no ratings")
 
-    from ..optimization import COEFFICIENTS, summary
-    from ..optimization.pools import read
+    from ..evaluate.optimization import COEFFICIENTS, summary
+    from ..evaluate.optimization.pools import read
 
     try:
         if args.proxy:
@@ -123,7 +123,7 @@ def main(argv: list[str]) -> int:
 
 def _scored(args: argparse.Namespace, model: RewardModel, source: str, out: Path, split: str = "train") -> list[Floats]:
     """The scores of the responses in the rows of a file: from `out` if they are there, else computed into it."""
-    from ..optimization.pools import columns, made
+    from ..evaluate.optimization.pools import columns, made
     from . import score
 
     rows = open_source(source, split)
@@ -137,10 +137,10 @@ def _computed(args: argparse.Namespace, gold_model: str | None) -> tuple[list[Po
     """Pools that models sample and score, and the RL runs, kept in the output folder."""
     from transformers.utils import logging
 
-    from ..optimization.pools import GOLD_COLUMNS, Pools, columns
-    from ..optimization.sampling import Policy, sample
-    from ..report.reading import named
-    from ..scoring import RewardModel
+    from ..evaluate.optimization.pools import GOLD_COLUMNS, Pools, columns
+    from ..evaluate.optimization.sampling import Policy, sample
+    from ..evaluate.reward_model import RewardModel
+    from ..evaluate.scores import named
 
     logging.disable_progress_bar()  # of reading weights
     out = Path(args.out)
@@ -191,8 +191,8 @@ def _computed(args: argparse.Namespace, gold_model: str | None) -> tuple[list[Po
     if not args.rl or gold is None:
         return pools, {}
 
-    from ..optimization import rl
-    from ..optimization.summary import Run
+    from ..evaluate.optimization import rl
+    from ..evaluate.optimization.summary import Run
 
     prompts = [row["prompt"] for _, row in read_rows(pool)]
     settings = rl.Settings(

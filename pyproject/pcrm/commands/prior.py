@@ -6,10 +6,10 @@ import argparse
 from typing import Any
 
 from .. import priors
-from ..datafiles import Batch, open_source
-from ..rows import RowError, listed, texts
-from ..shards import Output
-from . import _passes
+from ..data import row_pipeline
+from ..data.preferences import RowError, listed, texts
+from ..data.resumable import Output
+from ..data.sources import Batch, open_source
 
 _DESCRIPTION = """\
 Adds a column `prior`, how alike the two responses of a row are, in [0, 1]. IN and OUT end in
@@ -51,13 +51,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--raw", action="store_true", help="the cosine itself, clamped to [0, 1], and not the angle")
     parser.add_argument("--no-cache", action="store_true", help="keep no embeddings in the cache folder of the user")
     parser.add_argument("--with-prompt", action="store_true", help="compare prompt + response, the authors' way")
-    _passes.add_arguments(parser)
+    row_pipeline.add_arguments(parser)
     args = parser.parse_args(argv)
     if (args.prior == "cosine") != (args.model is not None):
         parser.error("--model is what --prior cosine needs, and nothing else does")
     if (args.prior == "length_ratio") != (args.tokenizer is not None):
         parser.error("--tokenizer is what --prior length_ratio needs, and nothing else does")
-    return _passes.run(parser, args, args.source, "IN", _run)
+    return row_pipeline.run(parser, args, args.source, "IN", _run)
 
 
 def _run(args: argparse.Namespace) -> Output:
@@ -69,7 +69,7 @@ def _run(args: argparse.Namespace) -> Output:
     settings: dict[str, Any] = {"--prior": args.prior, "--with-prompt": args.with_prompt}
     record: dict[str, Any] = {"prior": args.prior, "with_prompt": args.with_prompt}
     if args.prior == "cosine":
-        from ..encoders import Encoder
+        from ..priors.encoders import Encoder
 
         encoder = Encoder(
             args.model,
@@ -84,9 +84,9 @@ def _run(args: argparse.Namespace) -> Output:
         settings |= {"--model": encoder.identity, "--raw": args.raw}
         settings |= {"--batch-size": args.batch_size, "--device": encoder.device}
     elif args.prior == "length_ratio":
-        how["tokenizer"], settings["--tokenizer"] = _passes.tokenizer(args.tokenizer)
+        how["tokenizer"], settings["--tokenizer"] = row_pipeline.tokenizer(args.tokenizer)
         record["tokenizer"] = args.tokenizer
-    settings |= _passes.settings_of_input(args, "IN", source)
+    settings |= row_pipeline.settings_of_input(args, "IN", source)
     with Output(args.out, settings, skip=args.on_error == "skip", prior=record) as output:
         with tqdm(total=source.total, initial=output.position, unit=" rows", disable=None, mininterval=0.5) as bar:
             for batch in source.batches(output.position):
@@ -96,7 +96,7 @@ def _run(args: argparse.Namespace) -> Output:
                 rows = list(pairs)
                 for k, error in errors.items():
                     if args.on_error == "fail":
-                        raise _passes.bad_row(batch, rows[k], error)
+                        raise row_pipeline.bad_row(batch, rows[k], error)
                     bad[rows[k]] = error.message
                 good = [k for k in range(len(rows)) if k not in errors]
                 skipped = [{"place": batch.place(i), "error": bad[i], "row": batch.original(i)} for i in sorted(bad)]
@@ -104,7 +104,7 @@ def _run(args: argparse.Namespace) -> Output:
                 if (fraction := source.fraction) is not None:
                     bar.total = int(output.position / fraction)
                 bar.update(batch.end - batch.start)
-        return _passes.finish(output, args.source)
+        return row_pipeline.finish(output, args.source)
 
 
 def _check_columns(name: str, columns: list[str] | None) -> None:
@@ -133,6 +133,6 @@ def _pairs(batch: Batch, with_prompt: bool, skip: bool) -> tuple[dict[int, tuple
             pairs[i] = texts(row.get("prompt"), row["chosen"], row["rejected"], with_prompt=with_prompt)
         except RowError as error:
             if not skip:
-                raise _passes.bad_row(batch, i, error) from None
+                raise row_pipeline.bad_row(batch, i, error) from None
             bad[i] = error.message
     return pairs, bad

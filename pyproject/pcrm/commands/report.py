@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..names import printable
+from .._printable import printable
 
 _DESCRIPTION = """\
 Print a table of a reward model's accuracy, margins, calibration and rank correlations. Write
@@ -33,7 +33,8 @@ def main(argv: list[str]) -> int:
     )
     args = parser.parse_args(argv)
 
-    from ..report import reading, summary
+    from ..evaluate import scores
+    from ..evaluate.report import summary
     from ..settings import Constraint
 
     constraint = None
@@ -41,6 +42,6 @@ def main(argv: list[str]) -> int:
         constraint = Constraint.from_toml(args.constraint)
     elif args.preset:
         constraint = Constraint.preset(args.preset)
-    table = summary.write(reading.read(args.scores, args.split), args.out, constraint)
+    table = summary.write(scores.read(args.scores, args.split), args.out, constraint)
     print(f"{table}\n\nWrote report.html, summary.json and the figures to {printable(args.out)}")
     return 0

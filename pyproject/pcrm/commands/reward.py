@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def main(argv: list[str]) -> int:
-    from ..trl.enabling import train
+    from ..trl.patch import train
 
     train("reward", argv)
     return 0

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import principles
-from ..datafiles import Batch, Columns, Source, open_source
-from ..principles import Principle
-from ..rows import RowError, inputs, listed
-from ..scoring import DTYPES, RewardModel
-from ..shards import Output
-from . import _passes
+from ..data import row_pipeline
+from ..data.preferences import RowError, inputs, listed
+from ..data.resumable import Output
+from ..data.sources import Batch, Columns, Source, open_source
+from ..evaluate.reward_model import DTYPES, RewardModel
+from ..methods import principles
+from ..methods.principles import Principle
 
 _DESCRIPTION = """\
 Adds the scores of a reward model to rows of one kind:
@@ -81,16 +81,16 @@ def main(argv: list[str]) -> int:
         metavar="FILE",
         help="a text with {principles} and {prompt}, less a line end at its end: what the prompt becomes",
     )
-    _passes.add_arguments(parser)
+    row_pipeline.add_arguments(parser)
     args = parser.parse_args(argv)
     if args.principle_template and not args.principles:
         parser.error("--principle-template goes with --principles")
-    return _passes.run(parser, args, args.data, "DATA", _run)
+    return row_pipeline.run(parser, args, args.data, "DATA", _run)
 
 
 def _run(args: argparse.Namespace) -> Output:
     source = open_source(args.data, args.split)
-    kind = _passes.kind(source, _KINDS, "chosen and rejected, responses or response")
+    kind = row_pipeline.kind(source, _KINDS, "chosen and rejected, responses or response")
     if (columns := source.columns) is not None:
         for name in _KINDS[kind]:
             if name in columns:
@@ -124,7 +124,7 @@ def add_scores(
     settings: dict[str, Any] = {"MODEL": model.identity, "--dtype": args.dtype, "--max-length": model.max_length}
     if asked is not None:
         settings |= {"--principles": asked.given or "column", "--principle-template": asked.template}
-    settings |= _passes.settings_of_input(args, "DATA", source)
+    settings |= row_pipeline.settings_of_input(args, "DATA", source)
     with Output(args.out, settings, skip=skip) as output:
         with tqdm(total=source.total, initial=output.position, unit=" rows", disable=None, mininterval=0.5) as bar:
             for batch in source.batches(output.position, _SHARD_ROWS):
@@ -136,7 +136,7 @@ def add_scores(
 
                 output.write(batch, *_scored(batch, kind, model, asked, skip, progress))
                 progress(1.0)
-        return _passes.finish(output, args.data)
+        return row_pipeline.finish(output, args.data)
 
 
 @dataclass
@@ -172,7 +172,7 @@ def _scored(
 
     def refuse(i: int, error: RowError) -> None:
         if not skip:
-            raise _passes.bad_row(batch, i, error) from None
+            raise row_pipeline.bad_row(batch, i, error) from None
         bad[i] = error.message
 
     encoded: dict[int, dict[tuple[str | None, str], list[int]]] = {}

@@ -9,8 +9,8 @@ from typing import Any
 
 from trl import apply_chat_template, extract_prompt, is_conversational
 
-from ..datafiles import read_rows
-from ..rows import listed
+from ..data.preferences import listed
+from ..data.sources import read_rows
 
 Row = dict[str, Any]
 

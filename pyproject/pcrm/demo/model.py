@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from .. import checkpoints, tokens
+from .. import _pretrained
 
 _CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 
@@ -58,7 +58,7 @@ def make_model(tokenizer: Any, max_length: int, seed: int) -> Any:
 
 
 def load_tokenizer(path: str | Path) -> Any:
-    tokenizer = tokens.load_tokenizer(path)
+    tokenizer = _pretrained.load_tokenizer(path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
@@ -67,10 +67,10 @@ def load_tokenizer(path: str | Path) -> Any:
 
 
 def load_model(path: str | Path, seed: int, max_length: int | None = None) -> Any:
-    """A reward model of a checkpoint, for sequences of at most `max_length` tokens."""
+    """A reward model of a checkpoint, for sequences of at most `max_length` _pretrained."""
     torch.manual_seed(seed)  # a checkpoint without a scalar head gets a random one
-    model = checkpoints.load_model(AutoModelForSequenceClassification, path, num_labels=1, dtype=torch.float32)
-    checkpoints.longest(str(path), model, None, max_length)
+    model = _pretrained.load_model(AutoModelForSequenceClassification, path, num_labels=1, dtype=torch.float32)
+    _pretrained.longest(str(path), model, None, max_length)
     return model
 
 

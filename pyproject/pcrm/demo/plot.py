@@ -11,7 +11,7 @@ matplotlib.use("Agg")  # no display is needed, and none may be there
 import matplotlib.pyplot as plt
 import numpy as np
 
-from ..names import printable
+from .._printable import printable
 from ..settings import Constraint
 
 _COLORS = ("#b3541e", "#1f6f8b")  # apart in lightness too, for print and for color-blind eyes

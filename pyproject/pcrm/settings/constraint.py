@@ -15,8 +15,9 @@ from typing import Any, ClassVar, overload
 
 import torch
 
-from .. import _check, backends, reference
-from .._tensors import check_dense, is_readable, named_if_wrapped
+from .. import _check, backends
+from .._engine import torch_reference
+from .._engine.tensors import check_dense, is_readable, named_if_wrapped
 from . import toml
 from .presets import lookup
 from .rules import Task, resolve
@@ -213,7 +214,7 @@ class Constraint:
         native = backends.native_for("similarities", s)
         if native is None:
             with named_if_wrapped(similarities=s):
-                return cls(*reference.fit(s, target_alike, target_unlike, low, high))
+                return cls(*torch_reference.fit(s, target_alike, target_unlike, low, high))
         fitted = torch.empty(5, dtype=torch.float64, device="cpu")
         targets = (target_alike, target_unlike, low, high)
         backends.call(native.bridge_Fit, s.numel(), fitted.data_ptr(), s.data_ptr(), *targets)
@@ -275,8 +276,8 @@ class Constraint:
 
     def _reference(self, s: torch.Tensor) -> torch.Tensor:
         if self.is_random:
-            return reference.random_delta(s, self.low, self.high)  # pyright: ignore[reportArgumentType]
-        return reference.delta(s, self.beta1, self.beta2, self.beta3, self.floor, self.cap)
+            return torch_reference.random_delta(s, self.low, self.high)  # pyright: ignore[reportArgumentType]
+        return torch_reference.delta(s, self.beta1, self.beta2, self.beta3, self.floor, self.cap)
 
     @functools.cached_property
     def _numbers(self) -> array[float]:

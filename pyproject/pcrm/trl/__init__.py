@@ -9,7 +9,7 @@ Everything else of a script stays as it is. Or leave the script as it is, too: `
 
 from .configs import PCRMArguments, PCRMDPOConfig, PCRMRewardConfig
 from .dpo import PCRMDPOTrainer
-from .enabling import enable
+from .patch import enable
 from .reward import PCRMRewardTrainer
 
 __all__ = ["PCRMArguments", "PCRMDPOConfig", "PCRMDPOTrainer", "PCRMRewardConfig", "PCRMRewardTrainer", "enable"]

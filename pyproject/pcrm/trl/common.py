@@ -16,10 +16,10 @@ from transformers.integrations import TensorBoardCallback
 
 from .. import priors
 from .._version import __version__
-from ..encoders import content_hash
+from ..data.preferences import RowError
+from ..methods.prioritized import PrioritizedSampler
 from ..priors import prior_tensor
-from ..rows import RowError
-from ..sampling import PrioritizedSampler
+from ..priors.encoders import content_hash
 from ..settings import Config
 from .configs import PCRMArguments
 

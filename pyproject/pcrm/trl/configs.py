@@ -10,7 +10,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig
 
 from .. import _check
 from ..losses import warn_of_smoothing
-from ..sampling import check_draws
+from ..methods.prioritized import check_draws
 from ..settings import SETTINGS, Config, Constraint, Task, settings_of
 
 
@@ -58,7 +58,7 @@ class PCRMArguments:
             language-model head beside its score.
         pcrm_priority_alpha:
             Where it is greater than 0, pairs are drawn by |dL/dm| ** alpha of when they were last
-            seen, and weighted so that the gradient is that of the data: `pcrm.sampling.PrioritizedSampler`.
+            seen, and weighted so that the gradient is that of the data: `pcrm.methods.prioritized.PrioritizedSampler`.
         pcrm_priority_epsilon:
             The share of uniform draws; the weights are at most 1 / epsilon.
         pcrm_priority_samples:

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import RewardTrainer
 
+from .._engine.trace import Origin
 from ..functional import pcrm_loss, pcrm_token_loss
 from ..losses import delta_of
-from ..tracing import Origin
 from .common import PAPER, Constrained
 from .configs import PCRMRewardConfig
 

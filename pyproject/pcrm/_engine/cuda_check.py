@@ -1,0 +1,165 @@
+"""The first use of a CUDA kernel on a device: is it right there?
+
+The kernels are tested on a driver that runs their code on the CPU, which shows nothing of a real
+device, its driver or its compiler. So the first loss of each form and dtype on a device is
+preceded by a small batch, whose loss and gradients are compared with torch's on the same device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from .. import backends
+from . import torch_reference
+
+Tensor = torch.Tensor
+
+_ROWS = 4100  # more than one block takes, so that the kernel that adds the blocks' sums runs too
+_WIDTH = 40
+_NONE, _MEAN = 2, 0  # the codes of the reductions
+
+# How far loss and gradient of a pair may be from torch's, in units of 1 + their size and of the
+# rounding of the dtype that computes. The sample's numbers are eighths, so that margins and
+# delta - margin are exact in every dtype. What is left is the rounding of exponentials and
+# logarithms: the kernels are tested to 17 units in float32 and 45 in float64, and torch needs a few.
+_UNITS = 64
+
+
+def fault(
+    form: Any,
+    device: backends.Device,
+    dtype: torch.dtype,
+    compute: torch.dtype,
+    where: torch.device,
+    scaled: Callable[..., tuple[Tensor, Tensor]],
+) -> str | None:
+    """Return what is wrong with the kernels of a form on a device, or None. Waits for the device.
+
+    Args:
+        form: The `forms.Form`.
+        device, where: The device, as the kernels and as torch know it.
+        dtype: Of the scores.
+        compute: The dtype that computes for them.
+        scaled: The backward pass: gradients times the one that comes in, `forms._cuda_scaled`.
+
+    Raises:
+        RuntimeError: a launch that failed, or an error of the device.
+    """
+    with _allowed_to_wait(where):
+        for term in range(len(torch_reference.TERMS)) if "term" in form.arguments else (0,):
+            scores, values = _sample(form, dtype, compute, where)
+            values["term"] = term
+            arguments = {name: values[name] for name in form.arguments}
+            found = _compare(form, device, dtype, compute, scores, arguments, scaled)
+            if found is not None:
+                return found
+    return None
+
+
+def _compare(
+    form: Any,
+    device: backends.Device,
+    dtype: torch.dtype,
+    compute: torch.dtype,
+    scores: list[Tensor],
+    arguments: dict[str, Any],
+    scaled: Callable[..., tuple[Tensor, Tensor]],
+) -> str | None:
+    leaves = [x.to(compute).requires_grad_() for x in scores]
+    pairs, *more = form.plain(*leaves, *(arguments | {"reduction": _NONE}).values())
+    by_scores = torch.autograd.grad(pairs.sum(), leaves)
+    pairs, rows = pairs.detach().double(), len(pairs)
+    unit = _UNITS * torch.finfo(compute).eps
+    stored = torch.finfo(dtype)
+    for reduction, name, share in ((_NONE, "none", 1.0), (_MEAN, "mean", 1 / rows)):
+        loss, *results = form.cuda(True, *scores, device, *(arguments | {"reduction": reduction}).values())
+        want = pairs if reduction == _NONE else pairs.mean()
+        incoming = torch.linspace(0.5, 2, rows, dtype=compute, device=want.device)
+        if reduction == _MEAN:
+            incoming = incoming[-1]
+        found = _difference(f"the loss (reduction {name})", loss, want, unit * (1 + want.abs()))
+        # A copy: the scaling may write into what it is given.
+        backward = scaled(device, tuple(x.clone() for x in results[:2]), incoming, dtype, in_place=False)
+        for which, gradient, passed, exact in zip(form.scores, results, backward, by_scores, strict=False):
+            exact = exact.double() * share
+            allowed = unit * (share + exact.abs())
+            found = found or _difference(f"the gradient by {which} (reduction {name})", gradient, exact, allowed)
+            factor = incoming.double()[:, None] if exact.dim() > incoming.dim() > 0 else incoming.double()
+            # Rounded once more, to the dtype of the scores, by each side.
+            allowed = (allowed + stored.eps * exact.abs()) * factor + stored.smallest_normal * stored.eps
+            found = found or _difference(
+                f"the scaled gradient by {which} (reduction {name})", passed, exact * factor, allowed
+            )
+        for which, got, reward in zip(form.more, results[2:], more, strict=True):
+            found = found or _difference(which, got, reward.double(), unit * (1 + reward.double().abs()))
+        if found is not None:
+            return found
+    return None
+
+
+def _difference(what: str, got: Tensor, want: Tensor, allowed: Tensor) -> str | None:
+    """What is wrong with a result, by its worst element; None if it is right."""
+    off = (got.double() - want).abs()
+    if bool((off <= allowed).all()):  # false for NaN
+        return None
+    at = int((off / allowed).nan_to_num(torch.inf, torch.inf).argmax())
+    value, exact, limit = (x.flatten()[at].item() for x in (got.double(), want, allowed))
+    return f"{what} is {value:.9g} at element {at}, torch computes {exact:.9g} (they may differ by {limit:.1g})"
+
+
+def _sample(
+    form: Any, dtype: torch.dtype, compute: torch.dtype, where: torch.device
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """Scores for a form, and a value for every argument that a form may have."""
+    token = "chosen_ids" in form.arguments
+    rows, width = (64, _WIDTH) if token else (_ROWS, 1)
+    i = torch.arange(rows * width, device=where)
+    row = torch.arange(rows, device=where)
+
+    def eighths(factor: int, at: Tensor = i, span: int = 128) -> Tensor:
+        """Numbers in [-span / 8, span / 8] in no order."""
+        return (at * factor % (2 * span + 1) - span) / 8
+
+    scores = [eighths(37), eighths(91)]
+    delta = (eighths(53, row, 64) + 8.125).masked_fill(row % 5 == 4, torch.inf)  # in [0.125, 16.125], or inf
+    ids = i % 7 + 1
+    start, pad = row * 3 % width, row * 5 % (width // 2) if token else row
+    at = i % width
+    changed = torch.where(at >= start.repeat_interleave(width), ids + 7, ids)
+    shape = (rows, width) if token else (rows,)
+    values: dict[str, Any] = {
+        "delta": delta.to(compute),
+        "offset": eighths(53, row, 64).to(compute),
+        "chosen_ids": ids.masked_fill(at >= width - pad.repeat_interleave(width), 0).reshape(rows, width),
+        "rejected_ids": changed.masked_fill(at >= width - pad.roll(1).repeat_interleave(width), 0).reshape(rows, width),
+        "reference_chosen_logps": eighths(29).to(dtype),
+        "reference_rejected_logps": eighths(71).to(dtype),
+        "pad_token_id": 0,
+        "label_smoothing": 0.125,
+        "center_rewards_coefficient": 0.0625,
+        "coefficient": 0.0625,
+        "beta": 0.25,
+        "reward_beta": 0.25,
+        "offset_scale": 0.5,
+        "reduction": _NONE,
+        "check_finite": False,
+    }
+    return [x.to(dtype).reshape(shape) for x in scores], values
+
+
+@contextlib.contextmanager
+def _allowed_to_wait(where: torch.device) -> Iterator[None]:
+    """Without torch's complaint about code that waits for the device, if somebody asked for it."""
+    if where.type != "cuda":
+        yield
+        return
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode(0)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)

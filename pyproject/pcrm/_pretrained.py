@@ -1,0 +1,166 @@
+"""Configurations and weights of checkpoints, loaded so that none of their code runs.
+
+Every `from_pretrained` of the package is here or in `tokens.py`, with `trust_remote_code=False`: without it transformers
+asks on stdin whether to run a checkpoint's code. Weights are safetensors, never pickles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+# The names of tables of absolute positions. Tables of relative ones, as DeBERTa's `rel_embeddings`, are not among them.
+_POSITIONS = re.compile(r".*position_embeddings?|embed_positions|wpe")
+
+
+class Positions(NamedTuple):
+    """How many tokens a model takes. None means no limit."""
+
+    made_for: int | None  # what its configuration says
+    most: int | None  # what its table of positions has room for
+
+
+@contextlib.contextmanager
+def loading(name: str | os.PathLike[str], what: str = "it") -> Iterator[None]:
+    """Turn any error in the block into one OSError of one line that names the checkpoint.
+
+    A checkpoint may hold anything, and transformers, tokenizers and safetensors raise errors of many types.
+    """
+    name = os.fspath(name)
+    try:
+        yield
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise OSError(
+                f"{name}: {what} needs Python code from the checkpoint, which pcrm never runs. "
+                "Use a checkpoint that transformers loads without trust_remote_code"
+            ) from None
+        text = " ".join(str(error).split())
+        if not isinstance(error, (OSError, ValueError)):
+            text = f"{type(error).__name__}: {text}"
+        where = "" if os.path.isdir(name) else "not a local folder, and not loaded from the hub: "
+        raise OSError(f"{name}: {what} cannot be loaded: {where}{text:.1000}") from None
+
+
+def load_model(
+    auto: Any,
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    num_labels: int | None = None,
+    **options: Any,
+) -> Any:
+    """`auto.from_pretrained`, from safetensors and without code of the checkpoint.
+
+    Args:
+        auto: `AutoModel` or another of transformers' auto classes.
+        name: A checkpoint's folder or hub name.
+        revision: Of the hub's repository.
+        num_labels: In the place of what the configuration says.
+        options: Others of `from_pretrained`.
+
+    Raises:
+        OSError: There is no such checkpoint, it needs code of its own, or its configuration or weights cannot be read.
+            Weights that are not safetensors cannot.
+    """
+    given = {"revision": revision, "num_labels": num_labels}
+    config = load_config(name, **{key: value for key, value in given.items() if value is not None})
+    with loading(name):
+        return auto.from_pretrained(
+            name, config=config, revision=revision or "main", use_safetensors=True, trust_remote_code=False, **options
+        )
+
+
+def load_config(name: str | os.PathLike[str], **options: Any) -> Any:
+    """`AutoConfig.from_pretrained` without code of the checkpoint.
+
+    Raises:
+        OSError: There is no such checkpoint, it needs code of its own or a kernel of the hub, or its configuration cannot
+            be read.
+    """
+    from transformers import AutoConfig
+
+    with loading(name):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+        for key in ("_attn_implementation", "_experts_implementation"):
+            if "/" in str(asked := getattr(config, key, None)):  # transformers would fetch it from the hub and run it
+                raise ValueError(f"its configuration asks for the kernel {asked!r:.80}, and pcrm runs no such code")
+    return config
+
+
+def positions(model: Any) -> Positions:
+    """How many tokens a model of transformers takes.
+
+    A model with a table of absolute positions fails beyond it. RoBERTa's table begins with rows that no token gets:
+    of its 514 rows 512 are left. Relative, rotary and scaled positions have no table, and `made_for` is advice.
+    """
+    made_for = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(made_for, int) or made_for < 1:  # XLNet says -1
+        made_for = None
+    rooms = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and _POSITIONS.fullmatch(name.rpartition(".")[2]):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            rooms.append(module.num_embeddings - first - int(getattr(module, "offset", 0)))
+    for name, buffer in model.named_buffers():  # GPT-J's sinusoids
+        if buffer.dim() == 2 and buffer.is_floating_point() and _POSITIONS.fullmatch(name.rpartition(".")[2]):
+            rooms.append(buffer.shape[0])
+    if rooms and made_for is not None:
+        rooms.append(made_for)
+    return Positions(made_for, min(rooms, default=None))
+
+
+def longest(name: str, model: Any, tokenizer_limit: int | None, max_length: int | None) -> int:
+    """The greatest number of tokens that a model is given: `max_length`, or what model and tokenizer say they take.
+
+    Raises:
+        ValueError: `max_length` is more than the model has positions for.
+    """
+    made_for, most = positions(model)
+    if max_length is not None:
+        if most is not None and max_length > most:
+            raise ValueError(f"max_length is {max_length}, {name} takes at most {most} tokens")
+        return max_length
+    return min((limit for limit in (tokenizer_limit, made_for, most) if limit), default=0)
+
+
+def load_tokenizer(name: str | os.PathLike[str], **options: Any) -> Any:
+    """`AutoTokenizer.from_pretrained` without code of the checkpoint.
+
+    For a checkpoint without a tokenizer that makes up an empty one; here it is an error.
+
+    Args:
+        name: A checkpoint's folder or hub name.
+        options: `from_pretrained`'s.
+
+    Raises:
+        OSError: There is no such checkpoint, it has no tokenizer, or its tokenizer cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    name = os.fspath(name)
+    with loading(name, "its tokenizer"):
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise OSError(f"{name}: has no tokenizer. Save one with the checkpoint: tokenizer.save_pretrained(folder)")
+    return tokenizer
+
+
+def pad_token_id(name: str | os.PathLike[str], tokenizer: Any, *ids: int | None) -> int:
+    """The id to pad with: the first of `ids` that is not None, else the token that ends a text.
+
+    Raises:
+        ValueError: The tokenizer has no token that ends a text, either.
+    """
+    for found in (*ids, tokenizer.eos_token_id):
+        if found is not None:
+            return found
+    raise ValueError(
+        f"{os.fspath(name)}: its tokenizer has neither a pad token nor one that ends a text. "
+        "Set tokenizer.pad_token and save it with the checkpoint"
+    )

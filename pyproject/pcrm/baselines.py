@@ -1,0 +1,519 @@
+"""Losses of other papers, to compare with: `pcrm.functional` has them beside its own.
+
+They take the shapes, dtypes, backends and reductions of `pcrm_loss` and `pcrm_dpo_loss`, so
+that an experiment changes one word. Each is a function of a pair's margin and of one number
+of the pair's own; docs/rivals.md has them in a table. Plain Bradley-Terry is `pcrm_loss`
+with delta = inf, plain DPO is `pcrm_dpo_loss` with it (`cdpo_loss` with label smoothing), and
+centering (arXiv 2312.09244) is the option `center_rewards_coefficient` of the former.
+`pcrm.trace` does not record them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any, Literal
+
+import torch
+
+from . import _check, backends
+from ._engine import torch_reference
+from ._engine.forms import (
+    COMPUTE,
+    DTYPES,
+    LOGPS,
+    NAMES,
+    NONE,
+    REWARDS,
+    SCALARS,
+    Form,
+    Reduction,
+    Tensor,
+    check_alike,
+    check_options,
+    check_where,
+    differentiated,
+    evaluate,
+    fake,
+    in_memory,
+    on_device,
+    operator,
+    places,
+    register,
+)
+from ._engine.tensors import check_dense, is_readable
+
+Distance = Literal["squared", "forward_kl", "backward_kl"]
+
+
+def llama2_margin_loss(
+    chosen_rewards: Tensor, rejected_rewards: Tensor, margin: Tensor | float, *, reduction: Reduction = "mean"
+) -> Tensor:
+    """The ranking loss of Llama 2's reward models, with a margin for each pair.
+
+        L = -log sigmoid(chosen - rejected - margin)
+
+    (arXiv 2307.09288, equation 2; TRL's column `margin`.) A larger margin wants the scores
+    further apart: Llama 2 takes up to 1 or 3, by how clear the preference is. With margin 0
+    it is the Bradley-Terry loss.
+
+    Args:
+        chosen_rewards: Scores of the preferred responses, shape (B,), float32, float64,
+            bfloat16 or float16.
+        rejected_rewards: Scores of the others, of the same shape, dtype and device.
+        margin: Of each pair, shape (B,), or one number for all. Any finite numbers; no
+            gradient flows through them.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        As `pcrm_loss` does.
+
+    Raises:
+        TypeError, ValueError: as in `pcrm_loss`; a margin that is not finite (named by its
+            index, and looked at on the CPU) or that requires a gradient.
+    """
+    return _of_scores(chosen_rewards, rejected_rewards, "margin", margin, 0.0, reduction)
+
+
+def l2_reward_loss(
+    chosen_rewards: Tensor, rejected_rewards: Tensor, *, coefficient: float, reduction: Reduction = "mean"
+) -> Tensor:
+    """The Bradley-Terry loss with a penalty on the size of the scores.
+
+        L = -log sigmoid(chosen - rejected) + coefficient * (chosen**2 + rejected**2)
+
+    It keeps the scale of the scores, and with it all margins, from growing. (No paper of its
+    own: weight decay on the outputs. What it does beyond centering is the margin's part, as
+    `chosen**2 + rejected**2 = ((chosen + rejected)**2 + (chosen - rejected)**2) / 2`.)
+
+    Args:
+        chosen_rewards, rejected_rewards: Scores, shape (B,), as in `pcrm_loss`.
+        coefficient: Of the penalty, at least 0.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        As `pcrm_loss` does.
+
+    Raises:
+        TypeError, ValueError: as in `pcrm_loss`; a coefficient that is negative or infinite.
+    """
+    coefficient = _check.at_least_0("coefficient", coefficient)
+    return _of_scores(chosen_rewards, rejected_rewards, "margin", 0.0, coefficient, reduction)
+
+
+def ipo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    *,
+    beta: float = 0.1,
+    reduction: Reduction = "mean",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Identity preference optimization, which aims at a margin instead of without end.
+
+        h = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+        L = (h - 1 / (2 beta))**2
+
+    (arXiv 2310.12036, equation 17, where beta is called tau.) TRL gives it log probabilities
+    per token, sums divided by the response's length, which its `loss_type: ipo` says are
+    those of the paper's experiments; it makes no difference here, but beta has another scale
+    for them.
+
+    Args:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
+            Log probabilities of the responses, shape (B,), as in `pcrm_dpo_loss`.
+        beta: The paper's tau, greater than 0: the smaller, the further apart.
+        reduction: "mean", "sum" or "none".
+
+    Returns, raises: as `pcrm_dpo_loss` does.
+    """
+    logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+    beta = _check.positive("beta", beta)
+    return _of_logps(logps, "1 / (2 beta)", 1 / (2 * beta), "squared", 1.0, beta, 1.0, reduction)
+
+
+def rpo_distance_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    gold_gap: Tensor | float,
+    *,
+    beta: float = 0.1,
+    eta: float = 1.0,
+    distance: Distance = "backward_kl",
+    reduction: Reduction = "mean",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Reward-aware preference optimization: the implicit rewards' margin is to be the gold one.
+
+    With z as in `pcrm_dpo_loss`, x = eta * gold_gap, q = sigmoid(z) and p = sigmoid(x):
+
+        backward_kl  L = p log(p / q) + (1 - p) log((1 - p) / (1 - q))
+        forward_kl   L = q log(q / p) + (1 - q) log((1 - q) / (1 - p))
+        squared      L = (z - x)**2
+
+    (Nemotron-4 340B, arXiv 2406.11704, section 3.3.2, has the first; the names and the others
+    are NeMo-Aligner's `rpo_bwd_kl`, `rpo_fwd_kl` and `rpo_sq`. Not the RPO of arXiv 2405.16436,
+    which adds a supervised term.)
+
+    Args:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
+            Log probabilities of the responses, shape (B,), as in `pcrm_dpo_loss`.
+        gold_gap: By how much a reward model or a rater scores the chosen response higher,
+            shape (B,), or one number for all. Finite; no gradient flows through it.
+        beta: Scales log-probability ratios to rewards, greater than 0.
+        eta: Scales the gold gap to the same unit, greater than 0.
+        distance: "backward_kl", "forward_kl" or "squared".
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        As `pcrm_dpo_loss` does. Where z is near x a divergence is rounded as numbers up to 1
+        are: it may be as much under 0.
+
+    Raises:
+        TypeError, ValueError: as in `pcrm_dpo_loss`; another distance; an eta that is not
+            greater than 0 and finite; a gold gap that is not finite (named by its index, and
+            looked at on the CPU) or that requires a gradient.
+    """
+    logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+    distances = torch_reference.TERMS[1:]
+    if distance not in distances:
+        raise ValueError(f"distance is {distance!r}, must be one of {', '.join(distances)}")
+    beta, eta = _check.positive("beta", beta), _check.positive("eta", eta)
+    return _of_logps(logps, "gold_gap", gold_gap, distance, beta, beta, eta, reduction)
+
+
+def odpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    offset: Tensor | float,
+    *,
+    beta: float = 0.1,
+    reduction: Reduction = "mean",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """DPO with an offset: the implicit rewards have to differ by more than that.
+
+        L = -log sigmoid(z - offset)
+
+    with z as in `pcrm_dpo_loss`. (arXiv 2402.10571, whose offset is alpha times
+    the logarithm of the difference of two scores.) With offset 0 it is DPO.
+
+    Args:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
+            Log probabilities of the responses, shape (B,), as in `pcrm_dpo_loss`.
+        offset: Of each pair, shape (B,), or one number for all, in units of z. Any finite
+            numbers; no gradient flows through them.
+        beta: Scales log-probability ratios to rewards, greater than 0.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        As `pcrm_dpo_loss` does.
+
+    Raises:
+        TypeError, ValueError: as in `pcrm_dpo_loss`; an offset that is not finite (named by
+            its index, and looked at on the CPU) or that requires a gradient.
+    """
+    logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+    beta = _check.positive("beta", beta)
+    return _of_logps(logps, "offset", offset, "offset", beta, beta, 1.0, reduction)
+
+
+def rdpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+    *,
+    alpha: float,
+    beta: float = 0.1,
+    reduction: Reduction = "mean",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """DPO with a term for length, which a policy then has less of a reason to increase.
+
+        L = -log sigmoid(z + alpha * (chosen_length - rejected_length))
+
+    with z as in `pcrm_dpo_loss`: the reward is to be what DPO would learn less alpha times the
+    length. (arXiv 2403.19159.) With alpha 0 it is DPO.
+
+    Args:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
+            Log probabilities of the responses, shape (B,), as in `pcrm_dpo_loss`.
+        chosen_lengths: Lengths of the preferred responses in tokens, shape (B,), integers or
+            floating point, at least 0.
+        rejected_lengths: The same of the other responses.
+        alpha: The penalty of a token, in units of z, at least 0.
+        beta: Scales log-probability ratios to rewards, greater than 0.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        As `pcrm_dpo_loss` does. The rewards are without the term for length.
+
+    Raises:
+        TypeError, ValueError: as in `pcrm_dpo_loss`; lengths of another shape or device, a
+            negative one (named by its index, and looked at on the CPU); an alpha that is
+            negative or infinite.
+    """
+    logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+    check_alike(LOGPS, logps, 1)
+    alpha, beta = _check.at_least_0("alpha", alpha), _check.positive("beta", beta)
+    longer_by = _of_pairs("chosen_lengths", chosen_lengths, logps[0], LOGPS[0], 0.0) - _of_pairs(
+        "rejected_lengths", rejected_lengths, logps[0], LOGPS[0], 0.0
+    )
+    return _of_logps(logps, "the difference of lengths", longer_by, "offset", beta, beta, -alpha, reduction)
+
+
+def _of_scores(
+    chosen: Tensor, rejected: Tensor, name: str, offset: Any, coefficient: float, reduction: Reduction
+) -> Tensor:
+    check_alike(REWARDS, (chosen, rejected), 1)
+    _, code = check_options(0.0, reduction)
+    offset = _of_pairs(name, offset, chosen, REWARDS[0])
+    return evaluate(_OFFSET, chosen, rejected, (offset, coefficient, code))
+
+
+def _of_logps(
+    logps: Sequence[Tensor],
+    name: str,
+    offset: Any,
+    term: str,
+    beta: float,
+    reward_beta: float,
+    offset_scale: float,
+    reduction: Reduction,
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_alike(LOGPS, tuple(logps), 1)
+    _, code = check_options(0.0, reduction)
+    offset = _of_pairs(name, offset, logps[0], LOGPS[0])
+    numbers = (torch_reference.TERMS.index(term), beta, reward_beta, offset_scale, code)
+    return evaluate(_DPO_TERM, logps[0], logps[1], (logps[2].detach(), logps[3].detach(), offset, *numbers))
+
+
+def _of_pairs(name: str, value: Any, scores: Tensor, first: str, least: float = -math.inf) -> Tensor:
+    """A number a pair as a contiguous tensor of shape (B,) in the dtype that computes.
+
+    Its values are looked at here and not by whoever computes, who knows but one name for the
+    margin, the gap, the offset and the lengths; in a compiled graph, where this cannot be, by
+    them.
+    """
+    dtype = COMPUTE[scores.dtype]
+    wanted = "finite" if least == -math.inf else f"finite and at least {least:g}"
+    if not isinstance(value, Tensor):
+        if not isinstance(value, Real):
+            raise TypeError(f"{name} is a {type(value).__name__}, must be a torch.Tensor or a float")
+        value = _check.number(name, value)
+        if not (abs(value) <= torch.finfo(dtype).max and value >= least):
+            raise ValueError(f"{name} is {value:g}, must be {wanted}")
+        return scores.new_full(scores.shape, value, dtype=dtype)
+    check_dense(name, value)
+    if value.dtype is torch.bool or value.is_complex():
+        raise TypeError(f"{name} has dtype {value.dtype}, must be floating point or integer")
+    if value.requires_grad:
+        raise ValueError(f"{name} requires a gradient, but none flows through it: pass {name}.detach()")
+    if value.dim() == 0:
+        value = value.to(scores.device).expand(scores.shape)
+    if value.shape != scores.shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, must be {tuple(scores.shape)} or one number")
+    if value.device != scores.device:
+        raise ValueError(f"{name} is on {value.device}, {first} is on {scores.device}")
+    numbers = value.to(dtype).contiguous()
+    if numbers.is_cpu and is_readable(numbers):
+        check_where(name, value, numbers.isfinite() & (numbers >= least), wanted)
+    return numbers
+
+
+# Two forms: of the scores of a reward model, and of log probabilities. Both are one function
+# of Go and one kernel, which take 0 for the address of what a form does not have.
+
+
+def _go(
+    gradient: bool, native: Any, scores: Sequence[Tensor], rewards: bool, offset: Tensor, reduction: int, *numbers: Any
+) -> tuple[Tensor, ...]:
+    dtype = offset.dtype
+    inputs = [in_memory(x, dtype) for x in scores]
+    offset = in_memory(offset, offset.dtype)
+    loss = torch.empty_like(offset if reduction == 2 else SCALARS[dtype])
+    by_chosen, by_rejected = (torch.empty_like(offset), torch.empty_like(offset)) if gradient else (NONE, NONE)
+    more = (torch.empty_like(offset), torch.empty_like(offset)) if rewards else ()
+    backends.call(
+        native.bridge_TermLoss,
+        dtype.itemsize,
+        offset.numel(),
+        *(x.data_ptr() for x in (loss, by_chosen, by_rejected, *(more or (NONE, NONE)), *inputs)),
+        *(0 for _ in range(4 - len(inputs))),
+        offset.data_ptr(),
+        *numbers,
+        reduction,
+    )
+    return loss, by_chosen, by_rejected, *more
+
+
+# On a CUDA device: the same, as soon as the stream comes to it. The offsets there were not
+# looked at, which would wait for it.
+
+
+def _cuda(
+    gradient: bool,
+    device: backends.Device,
+    scores: Sequence[Tensor],
+    rewards: bool,
+    offset: Tensor,
+    reduction: int,
+    *numbers: Any,
+) -> tuple[Tensor, ...]:
+    inputs = [x.resolve_neg() for x in scores]
+    offset = in_memory(offset, offset.dtype)
+    loss, by_chosen, by_rejected, _ = memory = on_device(device, offset, reduction, offset if gradient else None)
+    more = (torch.empty_like(offset), torch.empty_like(offset)) if rewards else ()
+    backends.call(
+        device.library.bridge_CUDATermLoss,
+        device.index,
+        device.stream(),
+        DTYPES[inputs[0].dtype],
+        offset.numel(),
+        *(x.data_ptr() for x in (*memory, *(more or (NONE, NONE)))),
+        *places(*inputs),
+        *(0 for _ in range(2 * (4 - len(inputs)))),
+        offset.data_ptr(),
+        *numbers,
+        reduction,
+    )
+    return loss, by_chosen, by_rejected, *more
+
+
+# Both forms by the one or the other.
+
+
+def _offset_loss(term_loss: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    def loss(
+        gradient: bool,
+        chosen: Tensor,
+        rejected: Tensor,
+        computer: Any,
+        offset: Tensor,
+        coefficient: float,
+        reduction: int,
+    ) -> tuple[Tensor, ...]:
+        numbers = (reduction, 0, 1.0, 0.0, 1.0, coefficient)
+        return term_loss(gradient, computer, (chosen, rejected), False, offset, *numbers)
+
+    return loss
+
+
+def _dpo_term_loss(term_loss: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    def loss(
+        gradient: bool,
+        chosen: Tensor,
+        rejected: Tensor,
+        computer: Any,
+        reference_chosen: Tensor,
+        reference_rejected: Tensor,
+        offset: Tensor,
+        term: int,
+        beta: float,
+        reward_beta: float,
+        offset_scale: float,
+        reduction: int,
+    ) -> tuple[Tensor, ...]:
+        logps = (chosen, rejected, reference_chosen, reference_rejected)
+        return term_loss(gradient, computer, logps, True, offset, reduction, term, beta, reward_beta, offset_scale, 0.0)
+
+    return loss
+
+
+# What torch computes: the same arguments, the loss and what else there is.
+
+
+def _plain_offset(w: Tensor, l: Tensor, offset: Tensor, c: float, r: int) -> tuple[Tensor]:  # noqa: E741
+    return (torch_reference.offset_loss(w, l, offset, c, NAMES[r]),)
+
+
+def _plain_dpo_term(
+    w: Tensor,
+    l: Tensor,  # noqa: E741
+    ref_w: Tensor,
+    ref_l: Tensor,
+    offset: Tensor,
+    term: int,
+    beta: float,
+    reward_beta: float,
+    offset_scale: float,
+    r: int,
+) -> tuple[Tensor, ...]:
+    name = torch_reference.TERMS[term]
+    return torch_reference.dpo_term_loss(w, l, ref_w, ref_l, offset, name, beta, reward_beta, offset_scale, NAMES[r])
+
+
+_OFFSET = Form(
+    "offset",
+    _offset_loss(_go),
+    _offset_loss(_cuda),
+    _plain_offset,
+    REWARDS,
+    ("offset", "coefficient", "reduction"),
+    traced=False,
+)
+_DPO_TERM = Form(
+    "dpo_term",
+    _dpo_term_loss(_go),
+    _dpo_term_loss(_cuda),
+    _plain_dpo_term,
+    LOGPS[:2],
+    (*LOGPS[2:], "offset", "term", "beta", "reward_beta", "offset_scale", "reduction"),
+    REWARDS,
+    traced=False,
+)
+
+
+@operator("pcrm::offset_loss")
+def _offset_op(
+    chosen: Tensor, rejected: Tensor, offset: Tensor, coefficient: float, reduction: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return differentiated(_OFFSET, chosen, rejected, offset, coefficient, reduction)
+
+
+@operator("pcrm::dpo_term_loss")
+def _dpo_term_op(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    offset: Tensor,
+    term: int,
+    beta: float,
+    reward_beta: float,
+    offset_scale: float,
+    reduction: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    arguments = (reference_chosen, reference_rejected, offset, term, beta, reward_beta, offset_scale, reduction)
+    return differentiated(_DPO_TERM, policy_chosen, policy_rejected, *arguments)
+
+
+@_offset_op.register_fake
+def _(chosen, rejected, offset, coefficient, reduction):
+    return fake(chosen, offset, reduction)
+
+
+@_dpo_term_op.register_fake
+def _(
+    policy_chosen,
+    policy_rejected,
+    reference_chosen,
+    reference_rejected,
+    offset,
+    term,
+    beta,
+    reward_beta,
+    offset_scale,
+    reduction,
+):
+    return fake(policy_chosen, offset, reduction, more=2)
+
+
+for _form, _operator in ((_OFFSET, _offset_op), (_DPO_TERM, _dpo_term_op)):
+    register(_form, _operator)

@@ -1,0 +1,1 @@
+"""Preference data: what a row means, files of rows, and outputs that survive a kill."""

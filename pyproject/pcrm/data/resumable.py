@@ -1,0 +1,265 @@
+"""An output that is written in shards beside it until it is done.
+
+    OUT.parts/manifest.json                           what makes the output: settings and input
+    OUT.parts/000000000000-000000004096-4095.jsonl    4,095 rows from these positions of the input
+    OUT.parts/000000000000-000000004096-4095.skipped  those of them that were left out, and why
+
+    OUT.skipped.jsonl                                 beside the output: the rows that were left out
+    .OUT.prior.json                                   how its column `prior` was computed; Parquet has it inside
+
+A shard is on the disk whole or not at all, so that a process may be killed at any moment:
+the next one goes on after the last shard. The output itself appears at the end, at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from .sources import PRIOR_KEY, prior_record
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from .sources import Batch, Columns
+
+_SHARD = re.compile(r"(\d{12})-(\d{12})-(\d+)\.(?:jsonl|gz|arrow)")
+
+
+class Output:
+    """The output of one command, new or to be gone on with; a context manager that holds its lock.
+
+    Args:
+        path: What is to be made: a file that ends in .jsonl, .jsonl.gz or .parquet, or a folder
+            for `datasets.load_from_disk`. What is there is replaced, once all is done.
+        settings: Whatever the rows depend on, as JSON. Going on needs the same.
+        skip: Whether rows may be left out; they are listed in `OUT.skipped.jsonl`.
+        prior: How the output's column `prior` is computed, as JSON, for `Source.prior` to read.
+
+    Raises:
+        ValueError: the name has another ending, or is that of a folder with something else in
+            it, or of a device, a pipe or a socket; the folder of the shards is a link; what is to
+            be gone on with was begun with other settings; another process writes it.
+        OSError: the folder beside it cannot be made.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        settings: dict[str, Any],
+        *,
+        skip: bool,
+        prior: dict[str, Any] | None = None,
+    ) -> None:
+        self.path, self.skip = Path(path), skip
+        self.prior = None if prior is None else json.dumps(prior)
+        name = self.path.name
+        if name in ("", ".."):  # it must be replaced by a rename, and its shards lie beside it
+            raise ValueError(f"The output must be a file or a folder with a name, got {os.fspath(path)!r}")
+        self.suffix = next((s for s in (".jsonl", ".jsonl.gz", ".parquet") if name.endswith(s)), "")
+        if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):  # whoever has it open would lose it
+            raise ValueError(f"{self.path}: is neither a file nor a folder")
+        if self.suffix:
+            if self.path.is_dir():
+                raise ValueError(f"{self.path}: is a folder")
+        elif self.path.suffix in (".json", ".gz", ".csv", ".arrow", ".txt") or self.path.is_file():
+            raise ValueError(f"{self.path}: must end in .jsonl, .jsonl.gz or .parquet, or be a folder")
+        elif self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "state.json").is_file():
+            raise ValueError(f"{self.path}: is a folder with something else than a data set")
+        self.settings = settings
+        self.folder = self.path.with_name(name + ".parts")
+        self.side = self.path.with_name(name + ".skipped.jsonl")
+        self.position = self.rows = self.skipped = 0
+
+    def __enter__(self) -> Output:
+        for folder in (self.folder, self._removed):
+            if folder.is_symlink():  # another disk, from where the output cannot be renamed, or another's data
+                raise ValueError(f"{folder} must be a folder, got a link to {os.readlink(folder)}: remove the link")
+        # Named otherwise before it is removed: a folder by its own name is always whole.
+        shutil.rmtree(self._removed, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise ValueError(f"{self.path}: another process is writing it") from None
+        try:
+            self._begin()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.folder.is_dir() and not self.rows:  # nothing was done that another run could go on with
+            self.folder.rename(self._removed)
+            shutil.rmtree(self._removed)
+        self._lock.close()
+
+    @property
+    def _removed(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".removed")
+
+    def _begin(self) -> None:
+        manifest = self.folder / "manifest.json"
+        settings = json.loads(json.dumps(self.settings))
+        if not manifest.is_file() or not self._shards():
+            if others := {p.name for p in self.folder.iterdir() if p.suffix != ".part"} - {"lock", manifest.name}:
+                raise ValueError(f"{self.folder}: is in the way, with {min(others)} in it")
+            with self._written(manifest) as file:
+                file.write(json.dumps(settings, indent=1).encode())
+            return
+        begun = json.loads(manifest.read_text())
+        if changed := [key for key in begun | settings if begun.get(key) != settings.get(key)]:
+            was, now = (json.dumps(x.get(changed[0])) for x in (begun, settings))
+            raise ValueError(
+                f"{self.folder}: was begun with another {changed[0]}: it was {was}, now it is {now}. "
+                "Give the command that it was begun with to go on, or remove the folder to start anew"
+            )
+        for start, end, rows, path in self._shards():
+            if start != self.position:  # an earlier one was lost with the power: this one is made once more
+                path.unlink()
+                continue
+            self.position, self.rows = end, self.rows + rows
+            if (side := path.with_suffix(".skipped")).is_file():
+                self.skipped += side.read_bytes().count(b"\n")
+        if self.skipped and not self.skip:
+            raise ValueError(f"{self.folder}: was begun with rows skipped, {self.skipped} by now")
+
+    def _shards(self) -> list[tuple[int, int, int, Path]]:
+        matches = ((_SHARD.fullmatch(p.name), p) for p in sorted(self.folder.iterdir()))
+        return [(int(m[1]), int(m[2]), int(m[3]), p) for m, p in matches if m]
+
+    def write(self, batch: Batch, columns: Columns, kept: list[int], skipped: list[dict[str, Any]]) -> None:
+        """Write the rows `kept` of a batch with more columns, and what is to be said of the others."""
+        base = f"{batch.start:012d}-{batch.end:012d}-{len(kept)}"
+        if skipped:  # before the rows: these make the shard
+            with self._written(self.folder / f"{base}.skipped") as file:
+                file.writelines(json.dumps(s, ensure_ascii=False, default=str).encode() + b"\n" for s in skipped)
+        if self.suffix in (".jsonl", ".jsonl.gz"):
+            lines = batch.to_json_lines(kept, columns)
+            if self.suffix == ".jsonl.gz":
+                lines = gzip.compress(lines, 6, mtime=0) if lines else b""
+            with self._written(self.folder / f"{base}{self.path.suffix}") as file:
+                file.write(lines)
+        else:
+            import pyarrow as pa
+
+            table = batch.to_table(kept, columns)
+            options = pa.ipc.IpcWriteOptions(compression="zstd")
+            with (
+                self._written(self.folder / f"{base}.arrow") as file,
+                pa.ipc.new_file(file, table.schema, options=options) as writer,
+            ):
+                writer.write_table(table)
+        self.position, self.rows = batch.end, self.rows + len(kept)
+        self.skipped += len(skipped)
+
+    @property
+    def first_skipped(self) -> dict[str, Any] | None:
+        """What `write` was told of the first row that was left out."""
+        for *_, path in self._shards():
+            if (side := path.with_suffix(".skipped")).is_file():
+                with side.open("rb") as file:
+                    return json.loads(file.readline())
+        return None
+
+    def finish(self) -> None:
+        """Make the output of the shards and remove them.
+
+        Raises:
+            ValueError: the shards' columns have types that do not go together.
+        """
+        shards = [path for *_, path in self._shards()]
+        prior_record(self.path).unlink(missing_ok=True)  # of an earlier output
+        if self.suffix in (".jsonl", ".jsonl.gz"):
+            self._concatenated(shards, self.path)
+        elif self.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            self._merged(shards, self.path, pq.ParquetWriter)
+        else:
+            self._saved(shards)
+        if self.skipped:
+            self._concatenated([p for s in shards if (p := s.with_suffix(".skipped")).is_file()], self.side)
+        elif self.skip:
+            self.side.unlink(missing_ok=True)
+        if self.prior is not None and self.suffix != ".parquet":
+            with self._written(prior_record(self.path)) as file:
+                file.write(self.prior.encode() + b"\n")
+        self.folder.rename(self._removed)
+        shutil.rmtree(self._removed)
+
+    def _concatenated(self, shards: list[Path], path: Path) -> None:
+        with self._written(path) as out:
+            for shard in shards:
+                with shard.open("rb") as file:
+                    shutil.copyfileobj(file, out, 1 << 20)
+
+    def _merged(self, shards: list[Path], path: Path, writer: Callable[[Any, pa.Schema], Any]) -> None:
+        import pyarrow as pa
+
+        def tables() -> Iterator[pa.Table]:
+            for shard in shards:
+                with pa.memory_map(str(shard)) as file, pa.ipc.open_file(file) as reader:
+                    yield reader.read_all()
+
+        try:
+            schema = pa.unify_schemas((t.schema for t in tables()), promote_options="permissive")
+        except pa.ArrowException as error:
+            raise ValueError(f"{self.path}: the rows' columns are of no one type: {error}") from None
+        if self.prior is not None:
+            schema = schema.with_metadata({**(schema.metadata or {}), PRIOR_KEY: self.prior.encode()})
+        try:
+            with self._written(path) as file, writer(file, schema) as out:
+                for table in tables():
+                    missing = [field for field in schema if field.name not in table.column_names]
+                    for field in missing:
+                        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+                    out.write_table(table.select(schema.names).cast(schema))
+        except pa.ArrowNotImplementedError as error:  # of Parquet: views in lists, unions, intervals
+            raise ValueError(f"{path}: cannot hold the columns' types: {error}. Write a folder or .jsonl") from None
+
+    def _saved(self, shards: list[Path]) -> None:
+        import pyarrow as pa
+        from datasets import Dataset
+
+        whole, saved = self.folder / "whole.stream", self.folder / "saved.part"
+        self._merged(shards, whole, pa.ipc.new_stream)
+        shutil.rmtree(saved, ignore_errors=True)
+        Dataset.from_file(str(whole)).save_to_disk(saved)
+        if self.path.exists():
+            shutil.rmtree(self.folder / "replaced.part", ignore_errors=True)
+            self.path.rename(self.folder / "replaced.part")
+        saved.rename(self.path)
+
+    @contextmanager
+    def _written(self, path: Path) -> Iterator[BinaryIO]:
+        """A file that gets its name once all of it is on the disk."""
+        part = self.folder / f"{path.name}.part"
+        try:
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            kept = f". {self.rows} rows are kept: give the same command again to go on" if self.rows else ""
+            raise OSError(error.errno, f"{error.strerror or error}{kept}", str(path)) from error
+        if path.parent == self.folder:  # a shard less after a power cut is made once more
+            return
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

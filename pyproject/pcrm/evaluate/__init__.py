@@ -1,0 +1,1 @@
+"""What a reward model's scores are like: scoring, statistics, the report, and optimization against the scores."""

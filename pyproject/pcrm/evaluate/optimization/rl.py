@@ -1,0 +1,315 @@
+"""A short run of TRL's RLOO or GRPO with a proxy as the reward, and what becomes of proxy and gold by step."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
+from transformers.trainer_callback import ExportableState
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from ..._pretrained import load_model, load_tokenizer
+from ..._printable import printable
+from ..reward_model import identity_of
+from .pools import made
+
+# The rewards of responses to prompts: a RewardModel, or whatever takes both lists.
+Reward = Callable[[Sequence[Any], Sequence[Any]], Any]
+
+_TRAINERS = {"rloo": (RLOOConfig, RLOOTrainer), "grpo": (GRPOConfig, GRPOTrainer)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a run. What is None is TRL's own default.
+
+    Attributes:
+        algorithm: "rloo" or "grpo".
+        steps: Updates of the policy.
+        prompts: In each step.
+        generations: Responses to each of them.
+        batch_size: Responses in a pass, a divisor of prompts * generations; None for all of them.
+        max_new_tokens: Of a response.
+        temperature: Of the policy's distribution.
+        beta: Weight of the KL divergence from the policy as it was, in the reward (RLOO) or the loss (GRPO).
+        learning_rate: Of AdamW, constant.
+        seed: Of the order of the prompts and the responses.
+    """
+
+    algorithm: str = "rloo"
+    steps: int = 100
+    prompts: int = 8
+    generations: int = 4
+    batch_size: int | None = None
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    beta: float | None = None
+    learning_rate: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in _TRAINERS:
+            raise ValueError(f"algorithm is {self.algorithm!r}, must be one of {', '.join(_TRAINERS)}")
+        for name, least in (("steps", 1), ("prompts", 1), ("generations", 2), ("max_new_tokens", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}, must be an integer of at least {least}")
+        for name, low in (("temperature", 0), ("learning_rate", 0)):
+            value = getattr(self, name)
+            if value is not None and not low < value < math.inf:
+                raise ValueError(f"{name} is {value}, must be greater than {low} and finite")
+        if self.beta is not None and not 0 <= self.beta < math.inf:
+            raise ValueError(f"beta is {self.beta}, must be at least 0 and finite")
+        if self.batch_size is not None and (self.batch_size < 1 or self.prompts * self.generations % self.batch_size):
+            raise ValueError(
+                f"batch_size is {self.batch_size}, must divide the {self.prompts * self.generations} responses of a step"
+            )
+
+
+@dataclass(frozen=True)
+class Step:
+    """The responses of one step, which the policy gave after so many updates: 0 is the policy as it was.
+
+    Attributes:
+        proxy_mean, proxy_sd, proxy_max: Of their rewards; the standard deviation divides by their number.
+        gold_mean: Of their gold values.
+        kl: Their mean divergence from the policy as it was, in nats a response: what TRL logs a token
+            times the mean length; its estimate, which may be negative for RLOO. None where TRL
+            computes none, for a beta of 0.
+        length: Their mean length in tokens.
+    """
+
+    step: int
+    proxy_mean: float
+    proxy_sd: float
+    proxy_max: float
+    gold_mean: float
+    kl: float | None
+    length: float
+
+
+def train(
+    policy: str | os.PathLike[str],
+    prompts: Sequence[Any],
+    proxy: Reward,
+    gold: Reward,
+    out: str | os.PathLike[str],
+    settings: Settings | None = None,
+    *,
+    device: str | None = None,
+    name: str = "RL",
+) -> list[Step]:
+    """Train a policy for the rewards of a proxy, with the gold values of its responses beside them.
+
+    In `out`: `policy`, the trained checkpoint, and `steps.csv`. Killed, the same call goes on from its
+    last checkpoint, of which there are twenty a run; a run that is done is read from its files. Of
+    proxy and gold that are no `RewardModel` only the names tell whether it is the same run.
+
+    Args:
+        policy: The folder or hub name of a causal language model with its tokenizer.
+        prompts: Texts or lists of messages, at least as many as a step takes.
+        proxy, gold: Called with lists of prompts and responses, they return finite numbers.
+
+    Returns:
+        One Step an update, in their order.
+
+    Raises:
+        OSError: there is no such policy.
+        ValueError: too few prompts; a reward that is not finite; a policy whose tokenizer has no
+            token that ends a text.
+    """
+    settings = settings or Settings()
+    out = Path(out)
+    if len(prompts) < settings.prompts:
+        raise ValueError(f"prompts are {len(prompts)}, a step takes {settings.prompts}")
+    tokenizer = load_tokenizer(policy, padding_side="left")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{os.fspath(policy)}: its tokenizer has no token that ends a text")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model: Any = load_model(AutoModelForCausalLM, policy, dtype=torch.float32)
+    recipe = dataclasses.asdict(settings) | {
+        "policy": identity_of(os.fspath(policy), model.config),
+        "prompts": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
+        "proxy": _identity(proxy),
+        "gold": _identity(gold),
+    }
+
+    def make() -> None:
+        scratch = out / "run"
+        _check_same(scratch, recipe)
+        steps, trainer = _run(model, tokenizer, prompts, proxy, gold, scratch, settings, device, name)
+        trainer.save_model(str(out / "policy.part"))
+        shutil.rmtree(out / "policy", ignore_errors=True)
+        (out / "policy.part").rename(out / "policy")
+        _write(out / "steps.csv", steps)
+        shutil.rmtree(scratch)
+
+    made(out / "policy", recipe, make)
+    return read(out / "steps.csv")
+
+
+def read(path: str | os.PathLike[str]) -> list[Step]:
+    """The steps of a `steps.csv`."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [
+            Step(**{k: int(v) if k == "step" else float(v) if v else None for k, v in row.items()})  # pyright: ignore[reportArgumentType]
+            for row in csv.DictReader(file)
+        ]
+
+
+def _write(path: Path, steps: list[Step]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(Step)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: "" if v is None else v for k, v in dataclasses.asdict(s).items()} for s in steps)
+
+
+def _identity(reward: Reward) -> Any:
+    return getattr(reward, "identity", None) or f"{reward.__module__}.{getattr(reward, '__qualname__', '')}"
+
+
+def _check_same(scratch: Path, recipe: dict[str, Any]) -> None:
+    """Checkpoints of another run are nothing to go on from."""
+    marker = scratch / "recipe.json"
+    text = json.dumps(recipe)
+    if not marker.is_file() or marker.read_text() != text:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        marker.write_text(text)
+
+
+def _run(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    proxy: Reward,
+    gold: Reward,
+    folder: Path,
+    settings: Settings,
+    device: str | None,
+    name: str,
+) -> tuple[list[Step], Any]:
+    config, trainer_class = _TRAINERS[settings.algorithm]
+    total = settings.prompts * settings.generations
+    per_pass = settings.batch_size or total
+    given = {"beta": settings.beta, "learning_rate": settings.learning_rate}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of names that TRL and transformers change between them
+        args = config(
+            output_dir=str(folder),
+            max_steps=settings.steps,
+            per_device_train_batch_size=per_pass,
+            gradient_accumulation_steps=total // per_pass,
+            num_generations=settings.generations,
+            max_completion_length=settings.max_new_tokens,
+            temperature=settings.temperature,
+            lr_scheduler_type="constant",
+            bf16=False,
+            use_cpu=device == "cpu" or (device is None and not torch.cuda.is_available()),
+            gradient_checkpointing=False,
+            logging_steps=1,
+            save_steps=max(1, settings.steps // 20),
+            save_total_limit=2,  # the one before it counts where the last was not finished
+            report_to="none",
+            seed=settings.seed,
+            disable_tqdm=True,  # the bar is the recorder's
+            **{k: v for k, v in given.items() if v is not None},
+        )
+        recorder = _Recorder(proxy, gold, name)
+        trainer = trainer_class(
+            model,
+            recorder.rewards,
+            args,
+            train_dataset=Dataset.from_list([{"prompt": p} for p in prompts]),
+            processing_class=tokenizer,
+            callbacks=[recorder],
+        )
+        trainer.remove_callback(PrinterCallback)
+        checkpoint = _last_checkpoint(folder)
+        if checkpoint is not None:
+            state = json.loads((checkpoint / "trainer_state.json").read_text())
+            recorder.rows = state["stateful_callbacks"][_Recorder.__name__]["attributes"]["rows"]
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    logged = {entry["step"] - 1: entry for entry in trainer.state.log_history if "reward" in entry}
+    steps = []
+    for step, values in enumerate(recorder.rows):
+        entry = logged[step]
+        length = entry["completions/mean_length"]
+        steps.append(Step(step, **values, kl=entry["kl"] * length if "kl" in entry else None, length=length))
+    return steps, trainer
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """Its trainer_state.json is what the trainer writes last."""
+    found = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json") if _is_json(p)]
+    return max(found, key=lambda p: int(p.name.partition("-")[2]), default=None)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True
+
+
+class _Recorder(TrainerCallback, ExportableState):
+    """The rewards of a run with what becomes of them. What it has recorded is part of each checkpoint."""
+
+    def __init__(self, proxy: Reward, gold: Reward, name: str) -> None:
+        self.proxy, self.gold, self.name = proxy, gold, name
+        self.rows: list[dict[str, float]] = []
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"rows": self.rows}}
+
+    def rewards(self, prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+        proxy, gold = (
+            _finite(what, reward(prompts, completions)) for what, reward in (("proxy", self.proxy), ("gold", self.gold))
+        )
+        self.rows.append(
+            {
+                "proxy_mean": float(proxy.mean()),
+                "proxy_sd": float(proxy.std()),
+                "proxy_max": float(proxy.max()),
+                "gold_mean": float(gold.mean()),
+            }
+        )
+        return proxy.tolist()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc=printable(self.name), unit=" steps", disable=None
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        last = self.rows[-1]
+        self.bar.set_postfix(proxy=f"{last['proxy_mean']:.2f}", gold=f"{last['gold_mean']:.2f}", refresh=False)
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
+def _finite(what: str, rewards: Any) -> np.ndarray:
+    array = np.asarray(rewards, np.float64)
+    if not np.isfinite(array).all():
+        i = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise ValueError(f"{what} gives response {i} the reward {array[i]}, must be finite")
+    return array

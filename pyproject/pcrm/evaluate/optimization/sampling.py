@@ -1,0 +1,177 @@
+"""Responses sampled from a policy with transformers, into a file that a kill does not lose."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..._pretrained import load_model, load_tokenizer, longest
+from ..._version import __version__
+from ...data.preferences import RowError
+from ...data.resumable import Output
+from ...data.sources import Source, open_source
+from ..reward_model import identity_of
+from .pools import made
+
+# What is in memory at once and what a kill loses. Lines of a file are read by no fewer.
+_SHARD_PROMPTS = 64
+
+
+class Policy:
+    """A causal language model with its tokenizer, that samples as TRL's online trainers do: from the model's
+    own distribution, without a top k or a nucleus.
+
+    Args:
+        model: The checkpoint's folder or its name on the hub.
+        max_new_tokens: Of a response.
+        temperature: Of its distribution, greater than 0.
+        batch_size: Responses that are sampled at once. It decides which ones come out.
+        device: A torch device; by default the GPU where there is one, else the CPU.
+
+    Raises:
+        OSError: there is no such checkpoint, or no tokenizer in it.
+        ValueError: the tokenizer has no token that ends a text; an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 1.0,
+        batch_size: int = 32,
+        device: str | None = None,
+    ) -> None:
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}, must be an integer of at least 1")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature is {temperature}, must be greater than 0 and finite")
+        self.name, self.batch_size = os.fspath(model), batch_size
+        self.tokenizer = load_tokenizer(self.name, padding_side="left")
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(f"{self.name}: its tokenizer has no token that ends a text")
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        loaded: Any = load_model(AutoModelForCausalLM, self.name)
+        self._model = loaded.eval().to(self.device)
+        ends = self._model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        # In the model's place for it: of what is not said, generate() would take what the checkpoint says.
+        self._model.generation_config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=True,
+            temperature=temperature,
+            top_k=0,
+            top_p=1.0,
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=sorted({self.tokenizer.eos_token_id, *ends}),
+        )
+        positions = longest(self.name, self._model, None, None)
+        self._room = positions - max_new_tokens if positions else None
+        self.settings: dict[str, Any] = {
+            "--policy": identity_of(self.name, self._model.config),
+            "--max-new-tokens": max_new_tokens,
+            "--temperature": temperature,
+            "--batch-size": batch_size,
+        }
+
+    @torch.inference_mode()
+    def sample(self, prompts: Sequence[Any], samples: int, seed: Sequence[int]) -> list[list[Any]]:
+        """So many responses to each prompt: texts to texts, lists of one message to messages.
+
+        Args:
+            seed: Integers, at least 0; the same ones and the same prompts give the same responses
+                on the same machine.
+
+        Raises:
+            RowError: a prompt is neither, is empty, or is too long, with its number as `row`.
+        """
+        ids = []
+        for i, prompt in enumerate(prompts):
+            try:
+                ids += [self._encoded(prompt)] * samples
+            except RowError as error:
+                raise RowError(error.message, i) from None
+        texts: list[str] = []
+        devices = [self.device] if self.device.type == "cuda" else []
+        for begin in range(0, len(ids), self.batch_size):
+            batch = self.tokenizer.pad({"input_ids": ids[begin : begin + self.batch_size]}, return_tensors="pt")
+            with torch.random.fork_rng(devices):
+                torch.manual_seed(int(np.random.SeedSequence((*seed, begin)).generate_state(1)[0]))
+                new = self._model.generate(**batch.to(self.device))[:, batch["input_ids"].shape[1] :]
+            texts += self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        responses = [
+            text if isinstance(prompts[i // samples], str) else [{"role": "assistant", "content": text}]
+            for i, text in enumerate(texts)
+        ]
+        return [responses[i : i + samples] for i in range(0, len(responses), samples)]
+
+    def _encoded(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self.tokenizer(text=prompt, verbose=False)["input_ids"]
+        elif isinstance(prompt, list) and prompt and all(isinstance(m, dict) and "role" in m for m in prompt):
+            if self.tokenizer.chat_template is None:
+                raise RowError(f"prompt is a list of messages, and the tokenizer of {self.name} has no chat template")
+            ids = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+        else:
+            raise RowError(f"prompt is {prompt!r:.80}, must be a text or a list of messages")
+        if not ids:
+            raise RowError("prompt has no tokens")
+        if self._room is not None and len(ids) > self._room:
+            raise RowError(f"prompt has {len(ids)} tokens, {self.name} has room for {self._room} before a response")
+        return ids
+
+
+def sample(
+    policy: Policy, source: str, out: str | os.PathLike[str], *, samples: int, seed: int = 0, split: str = "train"
+) -> None:
+    """Write the rows of a file with so many `responses` to the `prompt` of each, if they are not there already.
+
+    Killed, the same call goes on where it was, with the same responses as it would have made.
+
+    Raises:
+        OSError, ValueError: as `pcrm score`; a row without a prompt, or with responses already.
+    """
+    if samples < 1 or seed < 0:
+        raise ValueError(f"samples is {samples} and seed {seed}, must be at least 1 and 0")
+    rows = open_source(source, split)
+    settings = policy.settings | {"--samples": samples, "--seed": seed, "pcrm": __version__} | rows.identity
+    made(Path(out), settings, lambda: _sample(policy, rows, out, settings, samples, seed))
+
+
+def _sample(
+    policy: Policy, rows: Source, out: str | os.PathLike[str], settings: dict[str, Any], samples: int, seed: int
+) -> None:
+    from tqdm import tqdm
+
+    with Output(out, settings, skip=False) as output:
+        bar = tqdm(total=rows.total, initial=output.position, desc="sampling", unit=" prompts", disable=None)
+        with bar:
+            for batch in rows.batches(output.position, _SHARD_PROMPTS):
+                prompts = []
+                for i, row in enumerate(batch.rows()):
+                    if isinstance(row, RowError):
+                        raise ValueError(f"{batch.place(i)}: {row.message}")
+                    if row.get("prompt") is None:
+                        raise ValueError(f"{batch.place(i)}: has no prompt, its keys are {', '.join(row)}")
+                    if "responses" in row:
+                        raise ValueError(f"{batch.place(i)}: has responses already, which are to be sampled")
+                    prompts.append(row["prompt"])
+                try:
+                    responses = policy.sample(prompts, samples, (seed, batch.start))
+                except RowError as error:
+                    raise ValueError(f"{batch.place(error.row or 0)}: {error.message}") from None
+                output.write(batch, {"responses": responses}, list(range(len(batch))), [])
+                bar.update(len(batch))
+        if not output.rows:
+            raise ValueError(f"{rows.name}: holds no rows")
+        output.finish()

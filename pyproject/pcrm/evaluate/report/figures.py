@@ -1,0 +1,365 @@
+"""The figures of a report, each for all models at once; None where no model has what it needs.
+
+`order` is that of all the models of the report: it gives each its color, whichever figure it is in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.ticker import NullLocator
+
+from ...settings import Constraint
+from .. import statistics
+from ..statistics import Floats
+from . import style
+
+# Beyond so many points a cloud hides its own density, and an SVG of it is large.
+_POINTS = 3000
+
+# Of the pairs. At least one of ten bins has a tenth.
+_SHARE_OF_A_BIN = 0.02
+
+
+@dataclass
+class Figure:
+    """An SVG element with the words around it. `wide` figures take the page's whole width."""
+
+    name: str
+    title: str
+    caption: str
+    svg: Markup
+    wide: bool = True
+
+
+def margins(models: dict[str, Floats], order: list[str]) -> Figure | None:
+    """Histograms of the margins, as the share of pairs in each bin."""
+    models = {k: v for k, v in models.items() if len(v)}
+    if not models:
+        return None
+    low, high = _range(
+        np.concatenate([statistics.quantiles(m, np.array([0.0, 0.002, 0.998, 1.0])) for m in models.values()])
+    )
+    bins = int(np.clip(2 * min(map(len, models.values())) ** (1 / 3), 12, 60))
+    figure, ax = style.figure(0.5, 2.9)
+    edges = np.linspace(low, high, bins + 1)
+    for name, m in models.items():
+        i = order.index(name)
+        share = statistics.histogram(m, bins, low, high) / len(m)
+        _steps(ax, edges, share, i, filled=len(models) == 1)
+    ax.axvline(0, color=style.MUTED, linewidth=0.8, zorder=1)
+    ax.set_xlim(low, high)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("margin: chosen minus rejected score")
+    ax.set_ylabel("share of pairs")
+    ax.yaxis.set_major_formatter(_percent())
+    _legend(figure, list(models), order)
+    return Figure(
+        "margins",
+        "Margins",
+        "How far apart the two scores of a pair are. Left of 0 the rejected response scores higher.",
+        style.svg(figure, "margins", "Histogram of the margins"),
+        wide=False,
+    )
+
+
+def calibration(models: dict[str, Floats], order: list[str]) -> Figure | None:
+    """The reliability diagram, over the share of pairs in each bin."""
+    models = {k: v for k, v in models.items() if len(v)}
+    if not models:
+        return None
+    figure, (top, ax) = style.figure(0.5, 2.9, 2, 1, height_ratios=(1, 4), sharex=True)
+    ax.plot([0.5, 1], [0.5, 1], color=style.MUTED, linewidth=0.9, zorder=1)
+    lowest = 0.45
+    for name, m in models.items():
+        i = order.index(name)
+        count, confidence, accuracy, low, high = statistics.reliability(m)
+        seen = count > 0
+        ax.plot(
+            confidence[seen], accuracy[seen], style.line(i), color=style.color(i), marker="o", markersize=3.5, zorder=3
+        )
+        ax.vlines(confidence[seen], low[seen], high[seen], color=style.color(i), linewidth=0.9, alpha=0.6, zorder=2)
+        _steps(top, np.linspace(0.5, 1, 11), count / len(m), i, filled=len(models) == 1)
+        # A bin of a few pairs may have any accuracy. Its interval shows that; the axis is for the others.
+        known = seen & (count >= _SHARE_OF_A_BIN * len(m))
+        lowest = min(lowest, float(accuracy[known].min()) - 0.03)
+    ax.set_xlim(0.5, 1.005)
+    ax.set_ylim(max(lowest, -0.02), 1.02)
+    ax.set_xlabel("confidence: max(P, 1 \N{MINUS SIGN} P), P = sigmoid(margin)")
+    ax.set_ylabel("accuracy")
+    ax.xaxis.set_major_formatter(_percent())
+    ax.yaxis.set_major_formatter(_percent())
+    top.set_ylim(bottom=0)
+    top.yaxis.set_major_formatter(_percent())
+    top.set_ylabel("pairs")
+    top.tick_params(bottom=False)
+    _legend(figure, list(models), order)
+    return Figure(
+        "calibration",
+        "Calibration",
+        "Accuracy in ten equal bins of confidence, with 95% intervals. On the line a model is right as often as it "
+        "says; below it, it is too sure of itself. Above: the share of pairs in each bin.",
+        style.svg(figure, "calibration", "Reliability diagram"),
+        wide=False,
+    )
+
+
+def prior(models: dict[str, tuple[Floats, Floats]], order: list[str], constraint: Constraint | None) -> Figure | None:
+    """All margins against their priors, a panel a model, with the target curve."""
+    if not models:
+        return None
+    ends = [statistics.quantiles(m, np.array([0.0, 0.001, 0.999, 1.0])) for _, m in models.values()]
+    low, high = _range(np.concatenate(ends))
+    figure, axes = _panels(len(models), 3.3)
+    s = np.linspace(0, 1, 301)
+    for (name, (x, m)), ax in zip(models.items(), axes, strict=True):
+        ax.axhline(0, color=style.RULE, linewidth=0.8, zorder=0)
+        _cloud(ax, x, m, (0, 1), (low, high), style.color(order.index(name)))
+        if constraint is not None:
+            for curve, dashes, width in ((constraint.delta(s), (4, 2.5), 1.0), (constraint.target(s), (), 1.6)):
+                ax.plot(s, curve, color=style.INK, linewidth=width, dashes=dashes, zorder=4)
+        ax.set_xlim(-0.015, 1.015)
+        ax.set_xticks([0, 0.5, 1] if len(models) > 1 else np.linspace(0, 1, 6))
+        ax.set_ylim(low, high)
+        ax.set_xlabel("prior: similarity of the two responses")
+        if len(models) > 1:
+            ax.set_title(name)
+    axes[0].set_ylabel("margin")
+    if constraint is not None:
+        from matplotlib.lines import Line2D
+
+        figure.legend(
+            handles=[
+                Line2D([], [], color=style.INK, linewidth=1.6, label="target  δ(s)/2"),
+                Line2D([], [], color=style.INK, linewidth=1.0, dashes=(4, 2.5), label="ceiling  δ(s)"),
+            ],
+            loc="outside upper right",
+            ncols=2,
+        )
+    curve = " The solid curve is the target of the margin, the dashed one its ceiling." if constraint else ""
+    return Figure(
+        "prior",
+        "Margin against prior",
+        f"Every pair. Alike responses are to the right.{curve}",
+        style.svg(figure, "prior", "Margin against prior"),
+    )
+
+
+def length(models: dict[str, tuple[Floats, Floats]], order: list[str], units: str) -> Figure | None:
+    """Scores against lengths, a panel a model, with the lowess curve."""
+    models = {k: v for k, v in models.items() if len(v[0])}
+    if not models:
+        return None
+    right = max(float(statistics.quantiles(x, np.array([0.995]))[0]) for x, _ in models.values())
+    left = min(float(x.min()) for x, _ in models.values())
+    figure, axes = _panels(len(models), 3.0, sharey=False)
+    pad = 0.02 * (right - left) or 0.5
+    for (name, (x, y)), ax in zip(models.items(), axes, strict=True):
+        low, high = _range(statistics.quantiles(y, np.array([0.0, 0.001, 0.999, 1.0])))
+        _cloud(ax, x, y, (left, right), (low, high), style.color(order.index(name)))
+        # A hundredth of the range between fits is nothing that could be seen.
+        smooth = statistics.lowess(x, y, delta=0.01 * float(np.ptp(x)))
+        at, first = np.unique(x, return_index=True)
+        if len(at) > 400:  # no curve needs more
+            keep = np.unique(np.searchsorted(at, np.linspace(at[0], at[-1], 400)))
+            at, first = at[keep], first[keep]
+        ax.plot(at, smooth[first], color=style.INK, zorder=4)
+        ax.set_xlim(left - pad, right + pad)
+        ax.set_ylim(low, high)
+        ax.set_xlabel(f"length of the response, {units}")
+        if len(models) > 1:
+            ax.set_title(name)
+    axes[0].set_ylabel("score")
+    return Figure(
+        "length",
+        "Score against length",
+        "Every response, with the lowess curve (local lines through two thirds of the responses, three robust iterations). "
+        "A level curve means that length does not pay.",
+        style.svg(figure, "length", "Score against length"),
+    )
+
+
+def rankings(models: dict[str, tuple[Floats, Floats]], order: list[str]) -> Figure | None:
+    """Histograms of each prompt's rank correlations with the ratings."""
+    models = {k: v for k, v in models.items() if np.isfinite(v[0]).any()}
+    if not models:
+        return None
+    figure, axes = style.figure(1, 2.6, 1, 2, sharey=True)
+    edges = np.linspace(-1, 1, 21)
+    for k, (ax, label) in enumerate(zip(axes, ("Spearman's correlation", "Kendall's tau-b"), strict=True)):
+        ax.axvline(0, color=style.MUTED, linewidth=0.8, zorder=1)
+        for name, both in models.items():
+            i = order.index(name)
+            values = both[k][np.isfinite(both[k])]
+            share = statistics.histogram(values, 20, -1, 1) / len(values)
+            _steps(ax, edges, share, i, filled=len(models) == 1)
+            ax.plot(values.mean(), 0, marker=(3, 0, 0), markersize=9, color=style.color(i), clip_on=False, zorder=5)
+        ax.set_xlim(-1.02, 1.02)
+        ax.set_xlabel(f"{label} with the ratings")
+        ax.yaxis.set_major_formatter(_percent())
+    axes[0].set_ylim(bottom=0)  # of both, once both are drawn
+    axes[0].set_ylabel("share of prompts")
+    _legend(figure, list(models), order)
+    prompts = sorted({int(np.isfinite(v[0]).sum()) for v in models.values()})
+    return Figure(
+        "rankings",
+        "Rank correlation by prompt",
+        f"Of {' to '.join(dict.fromkeys(f'{p:,}' for p in (prompts[0], prompts[-1])))} prompts; the triangles are the means.",
+        style.svg(figure, "rankings", "Rank correlation by prompt"),
+    )
+
+
+def policies(
+    name: str, title: str, caption: str, models: dict[str, tuple[Floats, Floats, Floats]], labels: list[str]
+) -> Figure:
+    """What optimized policies gain of proxy and gold over their KL divergence.
+
+    Args:
+        models: Their KL, proxy gain and gold gain, shape (k, 3) each: values and the ends of their
+            intervals.
+        labels: Of the k points, drawn at those of the first model.
+    """
+    order = list(models)
+    figure, axes = style.figure(1, 3.1, 1, 2)
+    for ax, what, column in zip(axes, ("proxy reward", "gold"), (1, 2), strict=True):
+        ax.axhline(0, color=style.MUTED, linewidth=0.8, zorder=1)
+        for i, numbers in enumerate(models.values()):
+            kl, gain = numbers[0][:, 0], numbers[column]
+            ax.fill_between(kl, gain[:, 1], gain[:, 2], color=style.color(i), alpha=0.18, linewidth=0, zorder=2)
+            ax.plot(kl, gain[:, 0], style.line(i), color=style.color(i), marker="o", markersize=3.5, zorder=3)
+        # The square root spreads small divergences, and has a place for 0, which a logarithm has not.
+        ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+        right = max(float(m[0][:, 0].max()) for m in models.values()) or 1.0
+        ax.set_xlim(0, 1.05 * right)
+        ticks = [t for t in (0, 0.001, 0.01, 0.1, 0.5, 1, 2, 3, 4, 6, 8, 10) if t <= 1.05 * right]
+        ax.set_xticks([t for t in ticks if t == 0 or math.sqrt(t / right) > 0.12])
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xlabel("KL divergence from the reference policy, nats")
+        ax.set_ylabel(f"{what}, gain over the reference")
+        kl, gain = next(iter(models.values()))[0][:, 0], next(iter(models.values()))[column][:, 0]
+        shown = 0.0  # where the axis is
+        for x, y, label in zip(kl, gain, labels, strict=True):
+            at = math.sqrt(x / right)
+            if at - shown > 0.06:  # text is that wide
+                ax.annotate(label, (x, y), (0, 5), textcoords="offset points", ha="center", color=style.MUTED)
+                shown = at
+    _legend(figure, order, order)
+    return Figure(name, title, caption, style.svg(figure, name, title))
+
+
+def rl(models: dict[str, dict[str, Floats]]) -> Figure:
+    """Proxy, gold and KL of RL runs by step; what a model has no numbers of is NaN.
+
+    Args:
+        models: By name `step`, `proxy_mean`, `proxy_sd`, `proxy_max`, `gold_mean` and `kl`, shape (steps,).
+    """
+    order = list(models)
+    with_kl = any(np.isfinite(m["kl"]).any() for m in models.values())
+    figure, axes = style.figure(1, 2.8, 1, 2 + with_kl)
+    for i, m in enumerate(models.values()):
+        color, line = style.color(i), style.line(i)
+        low, high = m["proxy_mean"] - m["proxy_sd"], m["proxy_mean"] + m["proxy_sd"]
+        axes[0].fill_between(m["step"], low, high, color=color, alpha=0.18, linewidth=0, zorder=2)
+        axes[0].plot(m["step"], m["proxy_max"], color=color, linewidth=0.7, dashes=(3, 2), zorder=3)
+        axes[0].plot(m["step"], m["proxy_mean"], line, color=color, zorder=4)
+        axes[1].plot(m["step"], m["gold_mean"], line, color=color, zorder=4)
+        if with_kl:
+            axes[2].plot(m["step"], m["kl"], line, color=color, zorder=4)
+    for ax, label in zip(axes, ("proxy reward", "gold", "KL divergence, nats a response"), strict=False):
+        ax.set_xlabel("step")
+        ax.set_ylabel(label)
+        ax.margins(x=0.02)
+    _legend(figure, order, order)
+    return Figure(
+        "rl",
+        "RL against the proxy",
+        "Of the responses of each step. Proxy: the mean with one standard deviation to either side, and dashed the maximum.",
+        style.svg(figure, "rl", "Proxy, gold and KL by step"),
+    )
+
+
+def _range(values: Floats) -> tuple[float, float]:
+    """What of [lowest, low quantile, high quantile, highest], model by model, is worth showing: all, if the
+    tails are short, else up to 1.3 times as far as the quantiles.
+    """
+    v = values.reshape(-1, 4)
+    low, high = float(v[:, 1].min()), float(v[:, 2].max())
+    reach = 0.3 * (high - low)
+    low, high = max(float(v[:, 0].min()), low - reach), min(float(v[:, 3].max()), high + reach)
+    pad = 0.03 * (high - low) or 0.5
+    return low - pad, high + pad
+
+
+def _cloud(ax: Any, x: Floats, y: Floats, xlim: tuple[float, float], ylim: tuple[float, float], color: str) -> None:
+    """All points: each one, or where they are many, hexagons that are the denser the more there are."""
+    if len(x) <= _POINTS:
+        size, opacity = (8, 0.55) if len(x) < 800 else (5, 0.45)
+        ax.scatter(x, y, s=size, color=color, alpha=opacity, linewidths=0, zorder=2)
+        return
+    from matplotlib.colors import to_rgba
+
+    inside = (x >= xlim[0]) & (x <= xlim[1]) & (y >= ylim[0]) & (y <= ylim[1])
+    box = ax.get_subplotspec().get_gridspec()
+    width, height = ax.figure.get_size_inches()
+    across = 60 // box.ncols
+    # As many rows as make the hexagons regular.
+    down = max(4, round(across * (height / box.nrows - 0.6) / (width / box.ncols - 0.6) / math.sqrt(3)))
+    cells = ax.hexbin(
+        x[inside], y[inside], gridsize=(across, down), extent=(*xlim, *ylim), mincnt=1, linewidths=0, zorder=2
+    )
+    count = np.asarray(cells.get_array(), float)
+    # Opacity and not lightness: it means the same on dark paper. A single point must be seen.
+    opacity = 0.08 + 0.87 * np.log1p(count - 1) / max(math.log1p(count.max() - 1), 1e-9)
+    colors = np.tile(to_rgba(color), (len(count), 1))
+    colors[:, 3] = opacity.round(2)
+    cells.set_array(None)
+    cells.set_facecolor(colors)
+
+
+def _steps(ax: Any, edges: Floats, share: Floats, i: int, *, filled: bool) -> None:
+    if filled:
+        ax.stairs(share, edges, fill=True, color=style.color(i), alpha=0.25, linewidth=0, zorder=2)
+    ax.stairs(share, edges, color=style.color(i), linewidth=1.4, linestyle=style.line(i), zorder=3)
+
+
+def _panels(n: int, height: float, *, sharey: bool = True) -> tuple[Any, list[Any]]:
+    columns = min(n, 3 if n != 4 else 2)
+    rows = -(-n // columns)
+    figure, axes = style.figure(1, height if rows == 1 else 2.5 * rows, rows, columns, sharey=sharey, squeeze=False)
+    for ax in axes.flat[n:]:
+        ax.remove()
+    for ax in axes[:, 0]:
+        ax.set_ylabel(" ")
+    return figure, list(axes.flat[:n])
+
+
+def _legend(figure: Any, names: list[str], order: list[str]) -> None:
+    if len(names) < 2:
+        return
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=style.color(i), linestyle=style.line(i), label=order[i]) for i in map(order.index, names)
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=_columns(names, figure.get_size_inches()[0]))
+
+
+def _columns(names: list[str], width: float) -> int:
+    """As many columns of a legend, up to four, as fit into a width in inches."""
+    # At 8.5 points a letter of the system's font has .066 inches on average; a line and the space
+    # beside it take as much as ten.
+    for columns in range(min(len(names), 4), 1, -1):
+        widest = (max(map(len, names[i::columns])) + 10 for i in range(columns))
+        if 0.066 * sum(widest) <= width:
+            return columns
+    return 1
+
+
+def _percent() -> Callable[[float, Any], str]:
+    return lambda share, _: f"{100 * share:g}%"

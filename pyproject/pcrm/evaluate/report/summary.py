@@ -1,0 +1,222 @@
+"""The report itself: numbers, figures and page of the models' scores."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..._version import __version__
+from ...settings import Constraint
+from .. import statistics
+from ..scores import Scores
+from ..statistics import Estimates
+from . import figures, page, style
+from .figures import Figure
+
+# The keys of summary.json in their order, with what the table calls them; None starts a new part.
+_LABELS: dict[str, str | None] = {
+    "accuracy": "Accuracy",
+    "accuracy_longer_chosen": "… where the chosen response is longer",
+    "accuracy_shorter_chosen": "… where it is shorter",
+    "accuracy_calibrated": "… by calibrated scores",
+    "flip_rate": "Pairs whose order calibration changes",
+    "-margin": None,
+    "margin/mean": "Margin, mean",
+    "margin/sd": "Margin, standard deviation",
+    "margin/quantiles/0.5": "Margin, median",
+    "margin/quantiles/0.95": "Margin, 95th percentile",
+    "margin/share_over_5": "Margins over 5",
+    "margin/share_over_10": "Margins over 10",
+    "-calibration": None,
+    "ece": "Calibration error (ECE)",
+    "ece_plugin": "… plug-in estimate, biased upward",
+    "nll": "Negative log-likelihood (NLL)",
+    "brier": "Brier score",
+    "temperature": "Temperature",
+    "-length": None,
+    "spearman_score_length": "Spearman, score and length",
+    "spearman_margin_length_difference": "Spearman, margin and difference in length",
+    "-constraint": None,
+    "residual/mean": "Margin minus target, mean",
+    "residual/sd": "Margin minus target, standard deviation",
+    "violation_rate": "Margins over the ceiling",
+    "-rating": None,
+    "spearman_rating": "Spearman with the ratings, mean over prompts",
+    "kendall_tau_b_rating": "Kendall's tau-b with the ratings, mean over prompts",
+    "pooled_spearman_rating": "Spearman, all responses pooled",
+    "pooled_kendall_tau_b_rating": "Kendall's tau-b, all responses pooled",
+}
+# Of these what is said of each principle.
+_OF_PRINCIPLES = ("accuracy", "margin/mean", "margin/sd")
+_PERCENT = (
+    "accuracy",
+    "accuracy_longer_chosen",
+    "accuracy_shorter_chosen",
+    "accuracy_calibrated",
+    "flip_rate",
+    "violation_rate",
+    "share_over_5",
+    "share_over_10",
+)
+
+
+def write(models: list[Scores], out: str | os.PathLike[str], constraint: Constraint | None = None) -> str:
+    """Write summary.json, report.html and the figures as SVG into a folder, which is created.
+
+    Args:
+        models: At least one, as `reading.read` gives them.
+        constraint: Gives the target curve, the residuals and the violation rate.
+
+    Returns:
+        The table of the numbers as text.
+
+    Raises:
+        ValueError: the constraint is random, so it is not a function of a prior.
+        OSError: the folder cannot be written.
+    """
+    if constraint is not None and constraint.is_random:
+        raise ValueError("the constraint is random: it has no curve over the prior to compare margins with")
+    by_prompt: dict[str, tuple[statistics.Floats, statistics.Floats]] = {}
+    estimates = {m.name: _estimates(m, constraint, by_prompt) for m in models}
+    summaries = {name: _nested(e) for name, e in estimates.items()}
+    principles = {m.name: {name: statistics.pairs(x) for name, x in m.by_principle.items()} for m in models}
+    for m in models:
+        if m.by_principle:
+            summaries[m.name]["by_principle"] = {
+                name: {"pairs": len(m.by_principle[name])} | _nested({k: e[k] for k in _OF_PRINCIPLES})
+                for name, e in principles[m.name].items()
+            }
+    summary = next(iter(summaries.values())) if len(models) == 1 else {"models": summaries}
+
+    with style.style():
+        pictures = _figures(models, constraint, by_prompt)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for f in pictures:
+        (folder / f"{f.name}.svg").write_text(style.standalone(f.svg), encoding="utf-8")
+    rows = [*_rows(estimates), *_principle_rows(principles)]
+    html = page.render(
+        title="Reward model report" if len(models) > 1 else models[0].name,
+        subtitle=_contents(models),
+        columns=list(estimates),
+        rows=rows,
+        note="In brackets: 95% intervals. Those of the calibration error invert a test, the others are bootstrap "
+        "intervals over pairs, or over prompts for the rank correlations with ratings.",
+        figures=pictures,
+        footer=f"pcrm {__version__}" + (f" · {constraint!r}" if constraint is not None else ""),
+    )
+    (folder / "report.html").write_text(html, encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return page.text(list(estimates), rows)
+
+
+def _estimates(m: Scores, constraint: Constraint | None, by_prompt: dict[str, Any]) -> Estimates:
+    found: Estimates = {}
+    if len(m.chosen):
+        delta = difference = None
+        if constraint is not None and constraint.is_fixed:
+            delta = np.full(len(m.chosen), constraint.delta(0.0))
+        elif constraint is not None and m.prior is not None:
+            delta = constraint.delta(m.prior)
+        if m.chosen_length is not None and m.rejected_length is not None:
+            difference = m.chosen_length - m.rejected_length
+        found |= statistics.pairs(m.margins, difference, delta)
+        if m.calibrated is not None:
+            found |= statistics.calibrated(m.margins, m.calibrated)
+    if (points := m.by_length()) is not None:
+        found |= statistics.lengths(*points)
+    if len(m.scores):
+        ranked, *correlations = statistics.rankings(m.scores, m.ratings, m.offsets)
+        found |= ranked
+        by_prompt[m.name] = correlations[0], correlations[1]
+    return found
+
+
+def _nested(estimates: Estimates) -> dict[str, Any]:
+    """As summary.json has it: `a/b` is b in the object a, and the interval of KEY is KEY_ci beside it.
+
+    The keys of `margin/quantiles` are numbers, which take no suffix: theirs are in `margin/quantiles_ci`.
+    """
+    summary: dict[str, Any] = {}
+    places = list(_LABELS)
+    for key in sorted(estimates, key=lambda k: places.index(k if k in _LABELS else "margin/quantiles/0.5")):
+        value, *interval = estimates[key]
+        head, *tail = key.split("/")
+        if not tail:
+            summary[head], summary[f"{head}_ci"] = value, interval
+        elif len(tail) == 1:
+            summary.setdefault(head, {}).update({tail[0]: value, f"{tail[0]}_ci": interval})
+        else:
+            inner = summary.setdefault(head, {})
+            inner.setdefault(tail[0], {})[tail[1]] = value
+            inner.setdefault(f"{tail[0]}_ci", {})[tail[1]] = interval
+    return summary
+
+
+def _rows(estimates: dict[str, Estimates]) -> list[page.Row]:
+    rows: list[page.Row] = []
+    for key, label in _LABELS.items():
+        if label is None:
+            rows.append(None)
+        elif any(key in e for e in estimates.values()):
+            rows.append((label, [_cell(key, e.get(key)) for e in estimates.values()]))
+    return rows
+
+
+def _principle_rows(principles: dict[str, dict[str, Estimates]]) -> list[page.Row]:
+    """Accuracy and margin by each principle that a model has scores for."""
+    rows: list[page.Row] = []
+    for name in dict.fromkeys(name for by_name in principles.values() for name in by_name):
+        found = [by_name.get(name, {}) for by_name in principles.values()]
+        rows.append((f"By “{name}”: accuracy", [_cell("accuracy", e.get("accuracy")) for e in found]))
+        rows.append(("… margin, mean", [_cell("margin/mean", e.get("margin/mean")) for e in found]))
+    return [None, *rows] if rows else []
+
+
+def _cell(key: str, estimate: tuple[float, float | None, float | None] | None) -> page.Cell:
+    if estimate is None:
+        return "\N{EN DASH}", ""
+    percent = key.rpartition("/")[2] in _PERCENT
+
+    def text(x: float | None) -> str:
+        if x is None:
+            return "∞"
+        # Rounded first, and 0 added, so that there is no -0.000.
+        return (f"{round(100 * x, 1) + 0:.1f}%" if percent else f"{round(x, 3) + 0:.3f}").replace("-", "\N{MINUS SIGN}")
+
+    value, low, high = map(text, estimate)
+    return value, "" if estimate[1:] == (None, None) else f"[{low}, {high}]"
+
+
+def _contents(models: list[Scores]) -> str:
+    """How much of what the files hold, as one line where it is the same for all models."""
+
+    def one(m: Scores) -> str:
+        counts = ((len(m.chosen), "pair"), (len(m.offsets) - 1, "ranking"), (len(m.single), "single response"))
+        return ", ".join(f"{n:,} {what}{'s' * (n > 1)}" for n, what in counts if n)
+
+    lines = {m.name: one(m) for m in models}
+    if len(set(lines.values())) == 1:
+        return next(iter(lines.values())) + (" each" if len(models) > 1 else "")
+    return "; ".join(f"{name}: {line}" for name, line in lines.items())
+
+
+def _figures(models: list[Scores], constraint: Constraint | None, by_prompt: dict[str, Any]) -> list[Figure]:
+    order = [m.name for m in models]
+    margins = {m.name: m.margins for m in models}
+    with_length = {m.name: (p[1], p[0]) for m in models if (p := m.by_length()) is not None}
+    return [
+        f
+        for f in (
+            figures.margins(margins, order),
+            figures.calibration(margins, order),
+            figures.prior({m.name: (m.prior, m.margins) for m in models if m.prior is not None}, order, constraint),
+            figures.length(with_length, order, " / ".join(dict.fromkeys(m.units for m in models))),
+            figures.rankings(by_prompt, order),
+        )
+        if f is not None
+    ]

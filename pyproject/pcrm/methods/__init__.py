@@ -1,0 +1,1 @@
+"""Methods beside the loss, from other papers. Experimental: their interfaces may change in any release."""

@@ -1,0 +1,10 @@
+"""What the documentation prints."""
+
+import re
+
+from helpers.project import ROOT
+
+
+def blocks(path, language):
+    text = (ROOT / path).read_text()
+    return [block for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.S | re.M) if kind == language]

@@ -1,0 +1,30 @@
+"""How the tests start OpenRLHF and DeepSpeed on a CPU."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+from helpers.project import ROOT
+
+CPU = ROOT / "tests" / "openrlhf" / "cpu"
+BIN = Path(sys.executable).parent
+
+
+def cpu_environment(cache, trace):
+    """The environment of a process of theirs, with the hub's cache and the recorded steps in these folders."""
+    return {name: value for name, value in os.environ.items() if name != "PCRM_BACKEND"} | {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # of ninja
+        "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(CPU)])),
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "HF_HOME": str(cache),
+        "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"),  # compiled by make
+        "PCRM_TRACE": str(trace),
+    }
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

@@ -1,0 +1,35 @@
+"""Code that tests run in other processes and threads."""
+
+import os
+import subprocess
+import sys
+
+import torch
+from pcrm.functional import pcrm_loss
+
+import pcrm
+from helpers.project import ROOT
+from pcrm import backends
+
+
+def python(code, **environment):
+    """Run code in a new Python, with these variables besides the environment's."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | environment,
+        cwd=ROOT,
+    )
+
+
+def compute(_=None):
+    """Compute a loss, a delta and a prior in whichever process this runs, and say which backend served."""
+    chosen = torch.tensor([1.0, 2.0], requires_grad=True)
+    prior = pcrm.priors.length_ratio([[1, 2, 3], [1]], [[1, 9], [1]])
+    delta = pcrm.Constraint.preset("alpaca/length_ratio").delta(prior)
+    loss = pcrm_loss(chosen, torch.zeros(2), delta)
+    loss.backward()
+    served = "torch" if backends.native() is None else "go"
+    return {"served": served, "numbers": [*prior.tolist(), loss.item(), *chosen.grad.tolist()]}

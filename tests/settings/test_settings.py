@@ -1,0 +1,245 @@
+"""The settings of a constraint: the same rules through every door, held to pcrm/testdata/settings.json.
+
+Go's own doors are held to the same rows by pcrm/settings_test.go.
+"""
+
+import argparse
+import json
+import math
+import re
+import subprocess
+import sys
+from decimal import Decimal
+
+import pytest
+import yaml
+from helpers.project import ROOT
+
+import pcrm
+from pcrm import settings
+
+CASES = json.loads((ROOT / "pcrm" / "testdata" / "settings.json").read_text())
+
+
+def number(value):
+    """JSON spells what it has no number for as a text."""
+    return float(value) if value in ("inf", "nan") else value
+
+
+def given(case):
+    return {name: number(value) for name, value in case["given"].items()}
+
+
+def wanted(case):
+    values = {name: number(value) for name, value in case["constraint"].items()}
+    if "delta" in values:
+        return pcrm.Constraint.fixed(**values)
+    return pcrm.Constraint.random(**values) if "low" in values else pcrm.Constraint(**values)
+
+
+def through_python(case, _):
+    return settings.constraint_of(given(case), case["task"])
+
+
+def through_toml(case, folder):
+    def spelled(value):
+        return json.dumps(value) if isinstance(value, (str, bool)) else str(value)
+
+    file = folder / "pcrm.toml"
+    lines = [f"{name} = {spelled(value)}" for name, value in given(case).items()]
+    file.write_text("\n".join(["[constraint]", *lines]))
+    if "error" not in case:
+        assert pcrm.Constraint.from_toml(file, case["task"]) == wanted(case)
+    config = settings.load_config(file, case["task"])
+    return config.prior, config.constraint
+
+
+def config_class(case):
+    from pcrm.trl import PCRMDPOConfig, PCRMRewardConfig
+
+    return PCRMDPOConfig if case["task"] == "dpo" else PCRMRewardConfig
+
+
+def through_fields(case, folder):
+    fields = {f"pcrm_{name}": value for name, value in given(case).items()}
+    config = config_class(case)(output_dir=str(folder), bf16=False, **fields).pcrm_settings()
+    return config.prior, config.constraint
+
+
+def through_parser(case, arguments):
+    from trl import TrlParser
+
+    (config,) = TrlParser([config_class(case)], exit_on_error=False).parse_args_and_config(arguments)
+    return config.pcrm_settings().prior, config.pcrm_constraint()
+
+
+def through_yaml(case, folder):
+    fields = {f"pcrm_{name}": value for name, value in given(case).items()}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"output_dir": str(folder), "bf16": False, **fields}))
+    return through_parser(case, ["--config", str(folder / "config.yaml")])
+
+
+def through_flags(case, folder):
+    flags = [word for name, value in given(case).items() for word in (f"--pcrm_{name}", str(value))]
+    return through_parser(case, ["--output_dir", str(folder), "--bf16", "false", *flags])
+
+
+def through_openrlhf(case, _):
+    from pcrm.commands import openrlhf
+
+    flags = [f"--pcrm.{name}={value}" for name, value in given(case).items()]
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openrlhf, "_swapped", lambda _, config: seen.append(config))
+        patch.setattr(openrlhf, "_run", lambda *_: None)
+        patch.setattr(openrlhf.os, "environ", {"RANK": "0"})
+        openrlhf.main(["train_dpo" if case["task"] == "dpo" else "train_rm", *flags])
+    return seen[0].prior, seen[0].constraint
+
+
+DOORS = {
+    "python": through_python,
+    "toml": through_toml,
+    "fields": through_fields,
+    "yaml": through_yaml,
+    "flags": through_flags,
+    "openrlhf": through_openrlhf,
+}
+# A flag is a text, of which argparse makes a number or an error of its own.
+TEXTS = ("a text", "a truth value", "a fraction", "a number")
+
+
+# TRL makes some three hundred flags anew for each file.
+@pytest.mark.parametrize("door", [pytest.param(d, marks=pytest.mark.slow if d == "yaml" else ()) for d in DOORS])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_same_rules_through_every_door(case, door, tmp_path, capsys):
+    if "error" not in case:
+        prior, constraint = DOORS[door](case, tmp_path)
+        assert (prior, constraint) == (case["prior"], wanted(case))
+        return
+    with pytest.raises((TypeError, ValueError, SystemExit, argparse.ArgumentError)) as caught:
+        DOORS[door](case, tmp_path)
+    message = f"{caught.value} {capsys.readouterr().err}"
+    is_text = door in ("yaml", "flags", "openrlhf") and case["name"].endswith(TEXTS)
+    for word in case["error"][: 1 if is_text else None]:
+        assert word in message
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "error" not in case], ids=lambda case: case["name"])
+def test_constraints_of_the_table_are_valid_as_they_are(case):
+    assert eval(repr(wanted(case)), {"Constraint": pcrm.Constraint, "inf": math.inf}) == wanted(case)
+
+
+@pytest.mark.slow
+def test_settings_need_neither_trl_nor_the_native_library(tmp_path):
+    """Other frameworks' plugins read settings too, and so do installations without the extension."""
+    (tmp_path / "pcrm.toml").write_text("[constraint]\npreset = 'tldr/cosine'\ncap = 40\n")
+    code = """
+import sys
+import sys
+from decimal import Decimal
+sys.modules["pcrm._native._bridge"] = None
+from pcrm.settings import load_config, settings_of
+assert load_config(sys.argv[1]).constraint.cap == 40
+assert settings_of({"prior": "fixed"}).constraint.delta(0.5) == 4.5
+assert not {"trl", "transformers", "datasets", "accelerate"} & sys.modules.keys()
+"""
+    child = subprocess.run([sys.executable, "-c", code, tmp_path / "pcrm.toml"], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "task", "message"),
+    [
+        ({"beta9": 1.0}, "reward", "a setting must be one of prior, .*, got 'beta9'"),
+        ({}, "sft", "task must be one of reward, dpo, got 'sft'"),
+        ({"preset": "nope"}, "dpo", "x_preset must be one of .*, got 'nope'"),
+        ({"cap": Decimal("1e400")}, "dpo", "x_cap must be a number of at most 1.79769e"),
+    ],
+)
+def test_errors_name_what_was_given(given, task, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        settings.constraint_of(given, task, "x_")
+
+
+def test_a_file_takes_no_settings_beside_it(tmp_path):
+    file = tmp_path / "pcrm.toml"
+    file.write_text("[constraint]\nprior = 'cosine'\n[loss]\nform = 'token'\n")
+    agreeing = settings.settings_of({"prior": "cosine"}, config=file, form="token")
+    assert (agreeing.prior, agreeing.form) == ("cosine", "token")
+    with pytest.raises(ValueError, match=r"x_prior is 'lexical', and .*pcrm\.toml says 'cosine'"):
+        settings.settings_of({"prior": "lexical"}, config=file, prefix="x_")
+    with pytest.raises(ValueError, match=r"x_form is 'pair', and .*pcrm\.toml says 'token'"):
+        settings.settings_of({}, config=file, form="pair", prefix="x_")
+    with pytest.raises(ValueError, match=r"x_beta1 is 3 and x_config is set: put all settings into the file"):
+        settings.settings_of({"beta1": 3}, config=file, prefix="x_")
+
+
+def test_the_task_of_a_file_is_its_readers(tmp_path):
+    """One pcrm.toml serves reward models and DPO, each with its own published betas."""
+    from pcrm.trl import PCRMDPOConfig, PCRMRewardConfig
+
+    file = tmp_path / "pcrm.toml"
+    file.write_text("[constraint]\nprior = 'cosine'\n")
+    options = {"output_dir": str(tmp_path), "bf16": False, "pcrm_config": str(file)}
+    assert PCRMRewardConfig(**options).pcrm_constraint() == pcrm.Constraint.preset("alpaca/cosine")
+    assert PCRMDPOConfig(**options).pcrm_constraint() == pcrm.Constraint.preset("dpo/cosine")
+
+
+def test_the_trainers_seed_draws_no_deltas(tmp_path):
+    """A random constraint is its own seed's alone, so that every door draws the same."""
+    from pcrm.trl import PCRMRewardConfig
+
+    options = {"output_dir": str(tmp_path), "bf16": False, "pcrm_prior": "random"}
+    assert PCRMRewardConfig(**options, seed=9).pcrm_constraint().seed == 0
+    assert PCRMRewardConfig(**options, pcrm_seed=7).pcrm_constraint().seed == 7
+
+
+def test_documentation(tmp_path):
+    page = (ROOT / "docs" / "settings.md").read_text()
+    (tmp_path / "pcrm.toml").write_text(page.split("```toml\n")[1].split("```")[0])
+    config = settings.load_config(tmp_path / "pcrm.toml")
+    assert config.constraint == pcrm.Constraint(10, 0.001, -5, 2, 12)
+    # Each example, and what a reader takes from it.
+    wanted = {
+        "none": (
+            "length_ratio",
+            pcrm.Constraint.preset("alpaca/length_ratio"),
+            pcrm.Constraint.preset("dpo/length_ratio"),
+        ),
+        "preset=tldr/cosine": ("cosine", pcrm.Constraint.preset("tldr/cosine"), pcrm.Constraint.preset("tldr/cosine")),
+        "prior=column": ("column", None, None),
+        "prior=column, preset=tldr/cosine, cap=50": ("column", *[pcrm.Constraint(30, 0.001, -25, cap=50)] * 2),
+        "prior=lexical, beta1=2": ("lexical", None, None),
+        "prior=fixed": ("fixed", pcrm.Constraint.fixed(4.5), None),
+        "prior=random, low=4.5": ("random", pcrm.Constraint.random(4.5, 5), None),
+        "preset=alpaca/fixed, delta=3": ("fixed", *[pcrm.Constraint.fixed(3)] * 2),
+    }
+    rows = [
+        row.split(" | ")[0].strip("|` ")
+        for row in page.split("For example:")[1].split("##")[0].split("\n")[4:]
+        if row.strip("| ")
+    ]
+    assert rows[: len(wanted)] == list(wanted)
+    for row, (prior, *constraints) in wanted.items():
+        values = {} if row == "none" else dict(pair.split("=") for pair in row.split(", "))
+        values |= {name: float(value) for name, value in values.items() if name not in ("prior", "preset")}
+        for task, constraint in zip(("reward", "dpo"), constraints, strict=True):
+            if constraint is None:
+                with pytest.raises(ValueError, match="is missing"):
+                    settings.constraint_of(values, task)
+            else:
+                assert settings.constraint_of(values, task) == (prior, constraint)
+
+
+def test_published_settings_of_the_documentation():
+    page = (ROOT / "docs" / "settings.md").read_text().split("## Published settings")[1]
+    seen = set()
+    for row in re.findall(r"^\| (`.*`) \| (.*) \|$", page, re.MULTILINE):
+        numbers = [float(x) for x in re.findall(r"[\d.]+", row[1])]
+        for name in re.findall(r"`(.*?)`", row[0]):
+            seen.add(name)
+            preset = settings.presets()[name]
+            values = [abs(v) for k, v in preset.items() if k != "prior"]
+            assert numbers == (values if len(values) == len(numbers) else None), name
+    assert seen == settings.presets().keys()
