@@ -152,35 +152,6 @@ func dpoLoss[F pcrm.Float](n int64, loss, gradChosen, gradRejected, chosenReward
 	})
 }
 
-// TermLoss calls pcrm.TermLoss on n pairs. loss is one element, or n for none; the gradients,
-// the references and the rewards may be 0.
-func TermLoss(dtype, n int64, loss, gradChosen, gradRejected, chosenRewards, rejectedRewards,
-	chosen, rejected, referenceChosen, referenceRejected, offset uintptr,
-	term int64, beta, rewardBeta, offsetScale, l2 float64, reduction int64) (ok bool, err error) {
-	defer convert(&err)
-	o := pcrm.TermOptions{Term: pcrm.Term(term), Beta: beta, RewardBeta: rewardBeta, OffsetScale: offsetScale, L2: l2,
-		Reduction: pcrm.Reduction(reduction)}
-	switch dtype {
-	case 4:
-		err = termLoss[float32](n, loss, gradChosen, gradRejected, chosenRewards, rejectedRewards,
-			chosen, rejected, referenceChosen, referenceRejected, offset, o)
-	case 8:
-		err = termLoss[float64](n, loss, gradChosen, gradRejected, chosenRewards, rejectedRewards,
-			chosen, rejected, referenceChosen, referenceRejected, offset, o)
-	default:
-		err = badDtype(dtype)
-	}
-	return err == nil, err
-}
-
-func termLoss[F pcrm.Float](n int64, loss, gradChosen, gradRejected, chosenRewards, rejectedRewards,
-	chosen, rejected, referenceChosen, referenceRejected, offset uintptr, o pcrm.TermOptions) error {
-	return store[F](loss, n, o.Reduction, func(losses []F) (float64, error) {
-		return pcrm.TermLoss(losses, slice[F](gradChosen, n), slice[F](gradRejected, n), slice[F](chosenRewards, n), slice[F](rejectedRewards, n),
-			slice[F](chosen, n), slice[F](rejected, n), slice[F](referenceChosen, n), slice[F](referenceRejected, n), slice[F](offset, n), o)
-	})
-}
-
 // store puts what a loss returns at an address: its value, or for none the n losses.
 func store[F pcrm.Float](loss uintptr, n int64, r pcrm.Reduction, compute func(losses []F) (float64, error)) error {
 	if r == pcrm.None {
@@ -432,26 +403,6 @@ func CUDADPOLoss(device int64, stream uintptr, dtype, rows int64, loss, gradChos
 			policyRejected, policyRejectedStride, delta, labelSmoothing, reduction),
 			gpu.Strided{Address: referenceChosen, Stride: referenceChosenStride},
 			gpu.Strided{Address: referenceRejected, Stride: referenceRejectedStride}, chosenRewards, rejectedRewards, beta)
-	}
-	return err == nil, err
-}
-
-// CUDATermLoss calls gpu.Device.TermLoss.
-func CUDATermLoss(device int64, stream uintptr, dtype, rows int64, loss, gradChosen, gradRejected, partials, chosenRewards, rejectedRewards,
-	chosen uintptr, chosenStride int64, rejected uintptr, rejectedStride int64,
-	referenceChosen uintptr, referenceChosenStride int64, referenceRejected uintptr, referenceRejectedStride int64,
-	offset uintptr, term int64, beta, rewardBeta, offsetScale, l2 float64, reduction int64) (ok bool, err error) {
-	defer convert(&err)
-	d, err := gpu.Open(int(device))
-	if err == nil {
-		err = d.TermLoss(stream, gpu.Dtype(dtype), batch(rows, loss, gradChosen, gradRejected, partials, chosen, chosenStride,
-			rejected, rejectedStride, offset, 0, reduction), gpu.Terms{
-			Term:              pcrm.Term(term),
-			ReferenceChosen:   gpu.Strided{Address: referenceChosen, Stride: referenceChosenStride},
-			ReferenceRejected: gpu.Strided{Address: referenceRejected, Stride: referenceRejectedStride},
-			ChosenRewards:     chosenRewards, RejectedRewards: rejectedRewards,
-			Beta: beta, RewardBeta: rewardBeta, OffsetScale: offsetScale, L2: l2,
-		})
 	}
 	return err == nil, err
 }

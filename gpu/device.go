@@ -289,32 +289,6 @@ func (d *Device) DPOLoss(stream uintptr, dtype Dtype, b Batch, referenceChosen, 
 	return d.addUp(stream, dtype, b, blocks, args.common.scale)
 }
 
-// TermLoss is [pcrm.TermLoss] on the device. Values of the offsets are not looked at: one that
-// is not finite is no error here.
-//
-// Errors: as in [Device.RewardLoss].
-func (d *Device) TermLoss(stream uintptr, dtype Dtype, b Batch, t Terms) error {
-	if err := b.validate(dtype); err != nil {
-		return err
-	}
-	if err := t.validate(); err != nil {
-		return err
-	}
-	args := C.pcrm_term_args{
-		common:           b.common(),
-		reference_chosen: address(t.ReferenceChosen.Address), reference_chosen_stride: C.pcrm_int(t.ReferenceChosen.Stride),
-		reference_rejected: address(t.ReferenceRejected.Address), reference_rejected_stride: C.pcrm_int(t.ReferenceRejected.Stride),
-		chosen_rewards: address(t.ChosenRewards), rejected_rewards: address(t.RejectedRewards),
-		term: C.pcrm_int(t.Term), beta: C.double(t.Beta), reward_beta: C.double(t.RewardBeta),
-		offset_scale: C.double(t.OffsetScale), l2: C.double(t.L2),
-	}
-	blocks, threads := rowBlocks(b.Rows)
-	if err := d.launch(C.PCRM_KERNEL_term_float32+int(dtype), blocks, threads, stream, unsafe.Pointer(&args)); err != nil {
-		return err
-	}
-	return d.addUp(stream, dtype, b, blocks, args.common.scale)
-}
-
 // scaleBlocks is enough for 16 million elements at once; more take turns.
 const scaleBlocks = 1 << 16
 

@@ -36,17 +36,6 @@ typedef struct {
     double beta;
 } pcrm_dpo_args;
 
-/* Losses of other papers. Of common, delta is the offsets; the references are 0 for scores,
- * which have no implicit rewards either. */
-enum { PCRM_TERM_OFFSET, PCRM_TERM_SQUARED, PCRM_TERM_FORWARD_KL, PCRM_TERM_BACKWARD_KL }; /* pcrm.Term */
-
-typedef struct {
-    pcrm_common common;
-    pcrm_address reference_chosen, reference_rejected, chosen_rewards, rejected_rewards;
-    pcrm_int reference_chosen_stride, reference_rejected_stride, term;
-    double beta, reward_beta, offset_scale, l2;
-} pcrm_term_args;
-
 typedef struct {
     pcrm_common common;
     pcrm_int width, chosen_step, rejected_step; /* steps go from position to position */
@@ -83,10 +72,6 @@ typedef struct {
     X(dpo, float64, double, double)                         \
     X(dpo, bfloat16, pcrm_bfloat16, float)                  \
     X(dpo, float16, pcrm_float16, float)                    \
-    X(term, float32, float, float)                          \
-    X(term, float64, double, double)                        \
-    X(term, bfloat16, pcrm_bfloat16, float)                 \
-    X(term, float16, pcrm_float16, float)                   \
     X(scale, float32, float, float)                         \
     X(scale, float64, double, double)                       \
     X(scale, bfloat16, pcrm_bfloat16, float)                \

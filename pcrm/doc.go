@@ -27,7 +27,6 @@
 // [RewardLoss] is the loss of a batch with its gradient. [TokenLoss] is the form of
 // the authors' released code, which applies the pair loss at every token of a
 // [Span]. [DPOLoss] puts the difference of the implicit rewards in the place of m.
-// [TermLoss] has the losses of other papers, to compare with.
 //
 // # Label smoothing
 //
@@ -50,7 +49,7 @@
 // and 2^-125. float32 scores may be anything: the margin's rounding error is
 // carried along. A block with a NaN, an infinite score or an overflow is left to
 // the loop, so that special values are those of [PairLoss] everywhere. [DPOLoss]
-// and [TermLoss] compute in float64 for both types.
+// computes in float64 for both types.
 //
 // A batch is summed in float64, in blocks of 4096 pairs whose sums are added in
 // order: a result depends on its input and the tier, and not on the number of

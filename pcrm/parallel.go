@@ -32,7 +32,6 @@ const (
 	pairForm form = iota
 	tokenForm
 	dpoForm
-	termForm
 )
 
 // job is the work of one call, cut into blocks that threads take in turn. Jobs are
@@ -51,9 +50,6 @@ type job[F Float] struct {
 	// The DPO form.
 	referenceChosen, referenceRejected, chosenRewards, rejectedRewards []F
 	beta                                                               float64
-
-	// The terms, which have the references and rewards too, and offsets for delta.
-	termOptions TermOptions
 
 	blocks int
 	sums   []float64 // of each block: added in order, whoever made them
@@ -165,8 +161,6 @@ func (j *job[F]) work() {
 			j.sums[b], ok = j.tokenRows(b)
 		case dpoForm:
 			j.sums[b], ok = j.dpo(b)
-		case termForm:
-			j.sums[b], ok = j.terms(b)
 		default:
 			j.sums[b], ok = j.pairs(b)
 		}

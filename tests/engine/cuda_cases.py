@@ -9,7 +9,7 @@ import torch
 from helpers.cases import batch, logps, tokens
 from helpers.project import ROOT
 from pcrm._engine import cuda_check
-from pcrm.functional import llama2_margin_loss, pcrm_dpo_loss, pcrm_loss, pcrm_token_loss, rpo_distance_loss
+from pcrm.functional import pcrm_dpo_loss, pcrm_loss, pcrm_token_loss
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pcrm import backends, functional
@@ -69,10 +69,6 @@ def test_one_launch_forward_and_one_backward(known_kernels, log):
     assert kernels() == ["token_bfloat16", "scale_bfloat16"]
     pcrm_dpo_loss(*logps(dtype=torch.float16), reduction="sum")[0].backward()
     assert kernels() == ["dpo_float16", "scale_float16"]
-    llama2_margin_loss(*batch(8)[:2], 0.5).backward()
-    assert kernels() == ["term_float64", "scale_float64"]
-    rpo_distance_loss(*logps(dtype=torch.bfloat16)[:4], 0.5)[0].backward()
-    assert kernels() == ["term_bfloat16", "scale_bfloat16"]
 
 
 def test_stream_and_context(fake_device, log):
@@ -202,13 +198,12 @@ FORMS = {
     "pair": lambda dtype: pcrm_loss(*batch(8, dtype)),
     "token": lambda dtype: pcrm_token_loss(*tokens(dtype=dtype), pad_token_id=0, reduction="none"),
     "dpo": lambda dtype: pcrm_dpo_loss(*logps(dtype=dtype))[0],
-    "term": lambda dtype: rpo_distance_loss(*logps(dtype=dtype)[:4], 0.5)[0],
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("form", FORMS)
-def testcuda_check_is_compared_with_torch(fake_device, no_devices, log, form, dtype):
+def test_first_use_is_compared_with_torch(fake_device, no_devices, log, form, dtype):
     """Once for each form and dtype, in any mode of torch, and never again."""
     kernel = f"pcrm_{form}_{dtype}".replace("torch.", "")
     with torch.inference_mode():
@@ -227,10 +222,9 @@ def test_wrong_kernel(fake_device, no_devices, log, monkeypatch, form, dtype, re
     """`auto` warns once and computes with torch from then on; `cuda` is an error."""
     kernel = f"pcrm_{form}_{dtype}".replace("torch.", "")
     monkeypatch.setenv("FAKECUDA_WRONG", f"{kernel}:{result}")
-    name = "dpo_term" if form == "term" else form
     message = (
         (
-            rf"the kernel of the {name} loss in {dtype} failed its first use on cuda:0: the .* is .*, torch computes .*"
+            rf"the kernel of the {form} loss in {dtype} failed its first use on cuda:0: the .* is .*, torch computes .*"
             r"differ by .* Please report"
         )
         .replace("torch.f", "f")
@@ -241,7 +235,7 @@ def test_wrong_kernel(fake_device, no_devices, log, monkeypatch, form, dtype, re
         want = FORMS[form](dtype)
     with pytest.warns(RuntimeWarning, match=message) as found:
         got = [FORMS[form](dtype) for _ in range(3)]
-    assert len(found) == 1 and (form == "term" or found[0].filename == __file__)
+    assert len(found) == 1 and found[0].filename == __file__
     assert all(torch.equal(x, want) for x in got)
     log()
     FORMS["pair"](torch.float32).backward()
@@ -264,7 +258,7 @@ def test_wrong_kernel_in_a_compiled_graph(fake_device, no_devices, monkeypatch):
         torch.testing.assert_close(got, pcrm_loss(*batch(8)), rtol=0, atol=0)
 
 
-def test_kernel_that_fails_to_launch_atcuda_check(fake_device, no_devices, monkeypatch):
+def test_kernel_that_fails_to_launch_at_first_use(fake_device, no_devices, monkeypatch):
     monkeypatch.setenv("FAKECUDA_FAIL", "cuLaunchKernel:1")
     message = "failed its first use on cuda:0: cuLaunchKernel: CUDA_ERROR_INVALID_VALUE"
     with pytest.warns(RuntimeWarning, match=message) as found:
@@ -279,7 +273,7 @@ def test_kernel_that_fails_to_launch_atcuda_check(fake_device, no_devices, monke
         pcrm_loss(*batch(8))
 
 
-def test_out_of_memory_atcuda_check_says_nothing_of_the_kernel(fake_device, no_devices, monkeypatch):
+def test_out_of_memory_at_first_use_says_nothing_of_the_kernel(fake_device, no_devices, monkeypatch):
     def full(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
@@ -291,7 +285,7 @@ def test_out_of_memory_atcuda_check_says_nothing_of_the_kernel(fake_device, no_d
     pcrm_loss(*batch(8))
 
 
-def testcuda_check_while_a_graph_is_captured(fake_device, no_devices, log, monkeypatch):
+def test_first_use_while_a_graph_is_captured(fake_device, no_devices, log, monkeypatch):
     """The comparison cannot run then; a loss that was called before can be captured."""
     backends._device(0)
     pcrm_loss(*batch(8))

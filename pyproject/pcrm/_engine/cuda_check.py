@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from .. import backends
-from . import torch_reference
 
 Tensor = torch.Tensor
 
@@ -50,14 +49,9 @@ def fault(
         RuntimeError: a launch that failed, or an error of the device.
     """
     with _allowed_to_wait(where):
-        for term in range(len(torch_reference.TERMS)) if "term" in form.arguments else (0,):
-            scores, values = _sample(form, dtype, compute, where)
-            values["term"] = term
-            arguments = {name: values[name] for name in form.arguments}
-            found = _compare(form, device, dtype, compute, scores, arguments, scaled)
-            if found is not None:
-                return found
-    return None
+        scores, values = _sample(form, dtype, compute, where)
+        arguments = {name: values[name] for name in form.arguments}
+        return _compare(form, device, dtype, compute, scores, arguments, scaled)
 
 
 def _compare(
@@ -133,7 +127,6 @@ def _sample(
     shape = (rows, width) if token else (rows,)
     values: dict[str, Any] = {
         "delta": delta.to(compute),
-        "offset": eighths(53, row, 64).to(compute),
         "chosen_ids": ids.masked_fill(at >= width - pad.repeat_interleave(width), 0).reshape(rows, width),
         "rejected_ids": changed.masked_fill(at >= width - pad.roll(1).repeat_interleave(width), 0).reshape(rows, width),
         "reference_chosen_logps": eighths(29).to(dtype),
@@ -141,10 +134,7 @@ def _sample(
         "pad_token_id": 0,
         "label_smoothing": 0.125,
         "center_rewards_coefficient": 0.0625,
-        "coefficient": 0.0625,
         "beta": 0.25,
-        "reward_beta": 0.25,
-        "offset_scale": 0.5,
         "reduction": _NONE,
         "check_finite": False,
     }

@@ -2,7 +2,7 @@
 
 A `Form` is a loss in its three implementations. `evaluate` chooses one, and makes it part of
 torch's graph by an `autograd.Function`, whose backward pass only scales the gradient that came
-with the loss, or in a compiled graph by an operator. `functional` and `rivals` have the forms.
+with the loss, or in a compiled graph by an operator. `functional` has the forms.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ class Form(NamedTuple):
     scores: tuple[str, str]
     arguments: tuple[str, ...]
     more: tuple[str, ...] = ()
-    traced: bool = True
 
 
 def evaluate(
@@ -59,8 +58,7 @@ def evaluate(
     if torch.compiler.is_compiling():
         if backends.has_kernels_for(chosen) and is_addressable(chosen, rejected, *arguments):
             # Whether there is a trace is known when the graph runs, not now.
-            traced = (*origin, gradient) if form.traced else ()
-            loss, _, _, *more = _OPERATORS[form.name](chosen, rejected, *arguments, *traced)
+            loss, _, _, *more = _OPERATORS[form.name](chosen, rejected, *arguments, *origin, gradient)
             more = [x.detach() for x in more]
         else:
             loss, *more = form.plain(chosen, rejected, *arguments)
@@ -77,7 +75,7 @@ def evaluate(
     if native is None:
         _check_values(form, chosen, rejected, arguments)
         loss, *more = form.plain(chosen, rejected, *arguments)
-        if gradient and (step := _next_step(form)) is not None:
+        if gradient and (step := _next_step()) is not None:
             results = _plain_with_gradient(form, chosen, rejected, arguments)
             _record(step, form, "torch", chosen, rejected, arguments, (loss, *results[1:]), *origin)
     elif gradient:
@@ -147,9 +145,9 @@ def _name_of(native: Any) -> str:
     return "torch" if native is None else "cuda" if type(native) is backends.Device else "go"
 
 
-def _next_step(form: Form) -> trace.Step | None:
+def _next_step() -> trace.Step | None:
     """Where the trace wants this call recorded, if it does."""
-    return trace.current.next_step() if trace.current is not None and form.traced else None
+    return trace.current.next_step() if trace.current is not None else None
 
 
 def _record(
@@ -200,7 +198,7 @@ class _Loss(torch.autograd.Function):
         device = native if type(native) is backends.Device else None
         compute = form.go if device is None else form.cuda
         results = compute(True, chosen, rejected, native, *arguments)
-        if (step := _next_step(form)) is not None:
+        if (step := _next_step()) is not None:
             _record(step, form, _name_of(native), chosen, rejected, arguments, results, *origin)
         loss, by_chosen, by_rejected, *more = results
         # Not save_for_backward, which is slower: nobody else holds the gradients, and of the
@@ -309,7 +307,7 @@ def differentiated(
     else:
         _check_values(form, chosen, rejected, arguments)
         results = _plain_with_gradient(form, chosen, rejected, arguments)
-    if traced and readable and (step := _next_step(form)) is not None:
+    if traced and readable and (step := _next_step()) is not None:
         _record(step, form, _name_of(native), chosen, rejected, arguments, results, prior, constraint)
     return results
 
@@ -464,8 +462,6 @@ def _check_values(form: Form, chosen: Tensor, rejected: Tensor, arguments: tuple
             check_all_finite(chosen_rewards=chosen, rejected_rewards=rejected)
         if name == "delta" and x.is_cpu:
             check_where(name, x, x > 0, "greater than 0")
-        if name == "offset" and x.is_cpu:
-            check_where(name, x, x.isfinite(), "finite")
 
 
 def check_all_finite(**tensors: Tensor) -> None:

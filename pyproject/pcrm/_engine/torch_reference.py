@@ -123,7 +123,7 @@ def dpo_loss(
     return _reduced(loss, reduction), chosen.detach(), rejected.detach()
 
 
-TERMS = ("offset", "squared", "forward_kl", "backward_kl")  # pcrm.Term's, in its order
+TERMS = ("offset", "squared", "forward_kl", "backward_kl")
 
 
 def term(name: str, margin: Tensor, x: Tensor) -> Tensor:
