@@ -4,7 +4,7 @@
 
 All contenders of a size take turns in one run, and what counts is their ratio in the same
 turn: a machine that is slow for a while is slow for all of them. The baselines are those
-of tests/baselines.py, which the tests check against ours.
+of tests/helpers/hand_written.py, which the tests check against ours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-import baselines  # noqa: E402
+from helpers import hand_written  # noqa: E402
 from pcrm.functional import pcrm_loss, pcrm_token_loss  # noqa: E402
 
 import pcrm  # noqa: E402
@@ -51,10 +51,10 @@ def training_step(loss: Callable[[], torch.Tensor], *scores: torch.Tensor) -> Ca
 def pairs(n: int) -> dict[str, Callable[[], None]]:
     chosen, rejected = (torch.randn(n, requires_grad=True) for _ in range(2))
     delta = 1 + 9 * torch.rand(n)
-    compiled = torch.compile(baselines.eager_pairs)
+    compiled = torch.compile(hand_written.eager_pairs)
     return {
         "pcrm": training_step(lambda: pcrm_loss(chosen, rejected, delta), chosen, rejected),
-        "eager": training_step(lambda: baselines.eager_pairs(chosen, rejected, delta), chosen, rejected),
+        "eager": training_step(lambda: hand_written.eager_pairs(chosen, rejected, delta), chosen, rejected),
         "compiled": training_step(lambda: compiled(chosen, rejected, delta), chosen, rejected),
     }
 
@@ -72,12 +72,12 @@ def tokens(rows: int, width: int) -> dict[str, Callable[[], None]]:
     position = torch.arange(width)
     inside = ((position >= start[:, None]) & (position < end[:, None])).float()
     length = (end - start).float()
-    compiled = torch.compile(baselines.eager_tokens)
+    compiled = torch.compile(hand_written.eager_tokens)
     losses = {
         "pcrm": lambda: pcrm_token_loss(chosen, rejected, chosen_ids, rejected_ids, delta, pad_token_id=0),
-        "eager": lambda: baselines.eager_tokens(chosen, rejected, delta, inside, length),
+        "eager": lambda: hand_written.eager_tokens(chosen, rejected, delta, inside, length),
         "compiled": lambda: compiled(chosen, rejected, delta, inside, length),
-        "loop": lambda: baselines.loop_tokens(chosen, rejected, chosen_ids, rejected_ids, delta, 0),
+        "loop": lambda: hand_written.loop_tokens(chosen, rejected, chosen_ids, rejected_ids, delta, 0),
     }
     return {name: training_step(loss, chosen, rejected) for name, loss in losses.items()}
 

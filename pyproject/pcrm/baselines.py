@@ -21,8 +21,9 @@ import torch
 
 from . import _check
 from ._engine import torch_reference
-from ._engine.forms import COMPUTE, LOGPS, NAMES, REWARDS, Reduction, Tensor, check_alike, check_where
-from ._engine.tensors import check_dense, is_readable, named_if_wrapped
+from ._engine.dtypes import COMPUTE, REDUCTIONS, Reduction
+from ._engine.losses import LOGPS, REWARDS
+from ._engine.tensors import Tensor, check_alike, check_dense, check_where, named_if_wrapped
 
 Distance = Literal["squared", "forward_kl", "backward_kl"]
 
@@ -252,10 +253,10 @@ def _of_scores(
     chosen: Tensor, rejected: Tensor, name: str, offset: Any, coefficient: float, reduction: Reduction
 ) -> Tensor:
     check_alike(REWARDS, (chosen, rejected), 1)
-    _check.one_of("reduction", reduction, NAMES)
-    scores = dict(zip(REWARDS, (chosen, rejected), strict=True))
+    _check.one_of("reduction", reduction, REDUCTIONS)
     offset = _of_pairs(name, offset, chosen, REWARDS[0])
-    return _computed(torch_reference.offset_loss, scores, name, offset, coefficient, reduction)
+    names, tensors = (*REWARDS, name), (chosen, rejected, offset)
+    return _computed(torch_reference.offset_loss, names, tensors, coefficient, reduction)
 
 
 def _of_logps(
@@ -269,20 +270,19 @@ def _of_logps(
     reduction: Reduction,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_alike(LOGPS, tuple(logps), 1)
-    _check.one_of("reduction", reduction, NAMES)
+    _check.one_of("reduction", reduction, REDUCTIONS)
     offset = _of_pairs(name, offset, logps[0], LOGPS[0])
-    scores = dict(zip(LOGPS, (*logps[:2], *(x.detach() for x in logps[2:])), strict=True))
-    return _computed(
-        torch_reference.dpo_term_loss, scores, name, offset, term, beta, reward_beta, offset_scale, reduction
-    )
+    names, tensors = (*LOGPS, name), (*logps[:2], *(x.detach() for x in logps[2:]), offset)
+    settings = (term, beta, reward_beta, offset_scale, reduction)
+    return _computed(torch_reference.dpo_term_loss, names, tensors, *settings)
 
 
-def _computed(formula: Callable[..., Any], scores: dict[str, Tensor], name: str, offset: Tensor, *settings: Any) -> Any:
+def _computed(formula: Callable[..., Any], names: Sequence[str], tensors: Sequence[Tensor], *settings: Any) -> Any:
     """What a formula gives; where torch cannot compute with a wrapper, an error that names it."""
     if torch.compiler.is_compiling():
-        return formula(*scores.values(), offset, *settings)
-    with named_if_wrapped(**scores, **{name: offset}):
-        return formula(*scores.values(), offset, *settings)
+        return formula(*tensors, *settings)
+    with named_if_wrapped(**dict(zip(names, tensors, strict=True))):
+        return formula(*tensors, *settings)
 
 
 def _of_pairs(name: str, value: Any, scores: Tensor, first: str, least: float = -math.inf) -> Tensor:
@@ -311,6 +311,6 @@ def _of_pairs(name: str, value: Any, scores: Tensor, first: str, least: float = 
     if value.device != scores.device:
         raise ValueError(f"{name} is on {value.device}, {first} is on {scores.device}")
     numbers = value.to(dtype).contiguous()
-    if numbers.is_cpu and is_readable(numbers):
+    if numbers.is_cpu and not torch.compiler.is_compiling():
         check_where(name, value, numbers.isfinite() & (numbers >= least), wanted)
     return numbers

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from helpers.processes import python
+from pcrm._engine import native
 from pcrm.cli import main
 
 import pcrm
@@ -49,7 +50,7 @@ def test_notices_wrong_gradients(capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_without_native_library(without_native):
-    shutil.copy(pcrm.backends._NATIVE_FOLDER / "golden.json", without_native + "/pcrm/_native")
+    shutil.copy(native.FOLDER / "golden.json", without_native + "/pcrm/_native")
     out = python(COMMAND, PYTHONPATH=without_native)
     assert out.returncode == 0, out.stderr
     assert (

@@ -10,6 +10,7 @@ import platform
 import torch
 
 from .. import backends
+from .._engine import cuda, native
 from .._version import __version__
 from ..functional import pcrm_loss
 
@@ -32,12 +33,12 @@ def main(argv: list[str]) -> int:
     line("backend", backends.get_backend())
     contenders = [("torch", torch.device("cpu"))]
     try:
-        native = backends.library()
+        library = backends.library()
     except RuntimeError as error:
         line("Go", f"none: {error}")
     else:
-        line("Go", f"tier {backends.call(native.bridge_Tier)}, {backends.call(native.bridge_NumThreads)} threads")
-        line("kernels", f"PTX {backends.call(native.bridge_PTXVersion)}, for CUDA")
+        line("Go", f"tier {backends.call(library.bridge_Tier)}, {backends.call(library.bridge_NumThreads)} threads")
+        line("kernels", f"PTX {backends.call(library.bridge_PTXVersion)}, for CUDA")
         contenders.append(("go", torch.device("cpu")))
     contenders += _cuda(line)
     failed = False
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
 
 def _cuda(line) -> list[tuple[str, torch.device]]:
     """Print what there is of CUDA; return what to test."""
-    reason = backends.cuda_unavailable()
+    reason = cuda.unavailable()
     if reason is not None:
         line("CUDA", f"none: {reason}")
         return []
@@ -72,7 +73,7 @@ def _cuda(line) -> list[tuple[str, torch.device]]:
 
 def compare(device: torch.device, dtype: torch.dtype) -> str | None:
     """What is wrong with the losses and gradients of the golden vectors there, or None."""
-    vectors = json.loads((backends._NATIVE_FOLDER / "golden.json").read_text())
+    vectors = json.loads((native.FOLDER / "golden.json").read_text())
     tolerance, gradient_tolerance = _TOLERANCES[dtype]
     for smoothing in sorted({v["label_smoothing"] for v in vectors}):
         cases = [v for v in vectors if v["label_smoothing"] == smoothing]
