@@ -30,9 +30,17 @@ var driver struct {
 
 // Device is a CUDA device whose kernels are loaded. It may be used by several goroutines.
 type Device struct {
-	context unsafe.Pointer
-	kernels [C.PCRM_KERNEL_COUNT]unsafe.Pointer
+	context C.CUcontext
+	kernels [C.PCRM_KERNEL_COUNT]C.CUfunction
 }
+
+// The order of Dtype is that of kernels.h: an index other than 0 does not compile.
+var (
+	_ = [1]struct{}{}[Float32-C.PCRM_FLOAT32]
+	_ = [1]struct{}{}[Float64-C.PCRM_FLOAT64]
+	_ = [1]struct{}{}[BFloat16-C.PCRM_BFLOAT16]
+	_ = [1]struct{}{}[Float16-C.PCRM_FLOAT16]
+)
 
 // failure is the error of a call of driver.c; detail is what it says beside CUDA's text.
 func failure(code C.int, call *C.char, detail string) error {
@@ -142,7 +150,7 @@ func (d *Device) launch(kernel int, blocks, threads int64, stream uintptr, args 
 	var call *C.char
 	// The stream is a handle of CUDA's, no pointer of Go's: the detour keeps vet from thinking so.
 	code := C.pcrm_driver_launch(d.context, d.kernels[kernel], C.uint(blocks), C.uint(threads),
-		*(*unsafe.Pointer)(unsafe.Pointer(&stream)), args, &call)
+		*(*C.CUstream)(unsafe.Pointer(&stream)), args, &call)
 	if code != 0 {
 		return failure(code, call, "")
 	}

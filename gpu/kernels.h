@@ -8,6 +8,10 @@
 typedef unsigned long long pcrm_address;
 typedef long long pcrm_int;
 
+/* How scores lie in memory: in the order of gpu.Dtype, of CUDA_CODES in Python and of the
+ * kernels of each form in PCRM_KERNELS. */
+enum { PCRM_FLOAT32, PCRM_FLOAT64, PCRM_BFLOAT16, PCRM_FLOAT16 };
+
 /* Threads of a block at most. Each does PCRM_ITEMS elements in turn, whose loads are under
  * way at once. */
 #define PCRM_THREADS 1024

@@ -1,6 +1,7 @@
 """The extension itself: what it links, how it loads, what it does to the process."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
+from helpers.project import ROOT
+from pcrm._engine import dtypes
 
 from pcrm import backends
 
@@ -65,3 +68,10 @@ def test_errors_carry_their_kind():
 
     with pytest.raises(RuntimeError, match=r"^something else: entirely"):
         backends.call(other)
+
+
+def test_dtypes_are_in_the_order_of_the_kernels():
+    """Package gpu and driver.h are held against the same list when they are compiled."""
+    (names,) = re.findall(r"^enum \{ (PCRM_FLOAT32, .*) \};", (ROOT / "gpu" / "kernels.h").read_text(), flags=re.M)
+    assert names.split(", ") == [f"PCRM_{dtype}".replace("torch.", "").upper() for dtype in dtypes.CUDA_CODES]
+    assert list(dtypes.CUDA_CODES.values()) == list(range(len(dtypes.COMPUTE)))
