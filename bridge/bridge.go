@@ -25,7 +25,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm"
 )
 
-// The prefixes that backends.py turns into exceptions.
+// The prefixes that _engine/native.py turns into exceptions.
 const (
 	valueError   = "ValueError: "
 	typeError    = "TypeError: "

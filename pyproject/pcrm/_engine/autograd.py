@@ -45,7 +45,7 @@ class LossWithGradient(torch.autograd.Function):
             record(step, loss, name, chosen, rejected, arguments, results, *origin)
         value, by_chosen, by_rejected, *more = results
         # Not save_for_backward, which is slower: nobody else holds the gradients, and of the
-        # scores only what they depend on is wanted, for _NotTwice.
+        # scores only what they depend on is wanted, for _OnceDifferentiable.
         ctx.results, ctx.dtype, ctx.scores = (by_chosen, by_rejected, device), chosen.dtype, (chosen, rejected)
         if not more:
             return value
@@ -80,7 +80,7 @@ class LossWithGradient(torch.autograd.Function):
             if ctx.dtype is not chosen.dtype:
                 chosen, rejected = chosen.to(ctx.dtype), rejected.to(ctx.dtype)
         if torch.is_grad_enabled():  # create_graph=True: whoever differentiates again gets a clear error
-            chosen, rejected = _NotTwice.apply(chosen.detach(), rejected.detach(), grad_loss, *ctx.scores)
+            chosen, rejected = _OnceDifferentiable.apply(chosen.detach(), rejected.detach(), grad_loss, *ctx.scores)
         return chosen, rejected, None, None, None, None
 
 
@@ -99,7 +99,7 @@ NO_SECOND_DERIVATIVE = (
 )
 
 
-class _NotTwice(torch.autograd.Function):
+class _OnceDifferentiable(torch.autograd.Function):
     """Two gradients as they are, with an error in the place of their derivative by what
     they depend on.
     """

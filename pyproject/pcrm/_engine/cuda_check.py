@@ -107,7 +107,7 @@ def _compare(
             incoming = incoming[-1]
         found = _difference(f"the loss (reduction {name})", got, want, unit * (1 + want.abs()))
         # A copy: the scaling may write into what it is given.
-        backward = cuda.scale(device, tuple(x.clone() for x in results[:2]), incoming, dtype, in_place=False)
+        backward = cuda.scale(device, (results[0].clone(), results[1].clone()), incoming, dtype, in_place=False)
         for which, gradient, passed, exact in zip(loss.scores, results, backward, by_scores, strict=False):
             exact = exact.double() * share
             allowed = unit * (share + exact.abs())
