@@ -37,7 +37,7 @@
 //
 // # Rounding and aliasing
 //
-// The reference is the plain loop over [PairLoss], in float64, rounded once to the
+// Results are defined by the plain loop over [PairLoss], in float64, rounded once to the
 // type of the destination. On amd64 the same loop runs on AVX2 or AVX-512 where the
 // processor has them (see [Tier]; the build tag purego leaves them out). These
 // kernels differ from the loop by at most

@@ -82,7 +82,7 @@ func rewardBlock[F Float](losses, gradChosen, gradRejected, chosen, rejected, de
 	return scalarBlock(losses, gradChosen, gradRejected, chosen, rejected, delta, s)
 }
 
-// scalarBlock is the reference: the plain loop, in float64.
+// scalarBlock is the plain loop, in float64, which the other kernels are held against.
 func scalarBlock[F Float](losses, gradChosen, gradRejected, chosen, rejected, delta []F, s settings) (sum float64, ok bool) {
 	for i := range chosen {
 		w, l, d := float64(chosen[i]), float64(rejected[i]), float64(delta[min(i, len(delta)-1)])

@@ -4,7 +4,7 @@
            torch for all else (the default)
     go     Go; an error where it cannot serve
     cuda   our kernels for the losses; an error where they cannot serve
-    torch  the readable torch reference, on any device
+    torch  readable formulas in torch, on any device
 
 Under every backend torch computes the losses of other papers (`pcrm.baselines`). It also computes
 where native code cannot read the numbers: under torch.func's transforms, and for wrappers such as
