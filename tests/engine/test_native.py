@@ -1,5 +1,6 @@
 """The extension itself: what it links, how it loads, what it does to the process."""
 
+import ast
 import importlib.util
 import re
 import subprocess
@@ -75,3 +76,14 @@ def test_dtypes_are_in_the_order_of_the_kernels():
     (names,) = re.findall(r"^enum \{ (PCRM_FLOAT32, .*) \};", (ROOT / "gpu" / "kernels.h").read_text(), flags=re.M)
     assert names.split(", ") == [f"PCRM_{dtype}".replace("torch.", "").upper() for dtype in dtypes.CUDA_CODES]
     assert list(dtypes.CUDA_CODES.values()) == list(range(len(dtypes.COMPUTE)))
+
+
+def test_loading_needs_no_torch():
+    """Commands that compute in Go alone start without it."""
+    imported = set()
+    for node in ast.walk(ast.parse((ROOT / "pyproject" / "pcrm" / "_engine" / "native.py").read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add("." * node.level + (node.module or ""))
+    assert imported <= sys.stdlib_module_names | {"collections.abc"}, imported
