@@ -135,7 +135,7 @@ func (o TermOptions) Validate() error {
 	case !(o.L2 >= 0) || math.IsInf(o.L2, 1):
 		return argErr("coefficient", -1, "is %v, must be at least 0 and finite", o.L2)
 	}
-	return RewardOptions{Reduction: o.Reduction}.validate()
+	return RewardOptions{Reduction: o.Reduction}.Validate()
 }
 
 // TermLoss is a [Term] of a batch of pairs and its gradient by both scores, in one pass:
