@@ -23,6 +23,8 @@ import (
 
 	"github.com/pcrm-project/pcrm/gpu"
 	"github.com/pcrm-project/pcrm/pcrm"
+	"github.com/pcrm-project/pcrm/pcrm/prior"
+	"github.com/pcrm-project/pcrm/pcrm/trace"
 )
 
 // The prefixes that _engine/native.py turns into exceptions.
@@ -193,13 +195,13 @@ func Fit(n int64, dst, similarities uintptr, targetAlike, targetUnlike, low, hig
 	return err == nil, err
 }
 
-// VerifyTrace calls pcrm.VerifyTrace and returns its report as a JSON object: ok, files,
+// VerifyTrace calls trace.Verify and returns its report as a JSON object: ok, files,
 // pairs, rows (a list of objects of form, dtype, backend, files, pairs, loss_error,
 // gradient_error, loss_tolerance and gradient_tolerance; an infinite error is null),
 // failures (a list of strings), failed (how many there are) and text, the table.
 func VerifyTrace(dir string) (report string, err error) {
 	defer convert(&err)
-	r, err := pcrm.VerifyTrace(dir)
+	r, err := trace.Verify(dir)
 	if err != nil {
 		return "", fileError(err)
 	}
@@ -242,52 +244,52 @@ func fileError(err error) error {
 	return err
 }
 
-// LengthRatios calls pcrm.LengthRatios on n pairs of rows of int64 token ids and
+// LengthRatios calls prior.LengthRatios on n pairs of rows of int64 token ids and
 // writes float32. The offsets are n+1 int64 each; padToken -1 means no padding.
 func LengthRatios(n int64, dst, chosen, chosenOffsets uintptr, chosenLen int64,
 	rejected, rejectedOffsets uintptr, rejectedLen, padToken int64) (ok bool, err error) {
 	defer convert(&err)
-	err = pcrm.LengthRatios(slice[float32](dst, n),
+	err = prior.LengthRatios(slice[float32](dst, n),
 		slice[int64](chosen, chosenLen), slice[int64](chosenOffsets, n+1),
 		slice[int64](rejected, rejectedLen), slice[int64](rejectedOffsets, n+1), padToken)
 	return err == nil, err
 }
 
-// RandomUniforms calls pcrm.RandomUniforms; its columns are those of LengthRatios.
+// RandomUniforms calls prior.RandomUniforms; its columns are those of LengthRatios.
 func RandomUniforms(n int64, dst uintptr, seed uint64, chosen, chosenOffsets uintptr, chosenLen int64,
 	rejected, rejectedOffsets uintptr, rejectedLen, padToken int64) (ok bool, err error) {
 	defer convert(&err)
-	err = pcrm.RandomUniforms(slice[float32](dst, n), seed,
+	err = prior.RandomUniforms(slice[float32](dst, n), seed,
 		slice[int64](chosen, chosenLen), slice[int64](chosenOffsets, n+1),
 		slice[int64](rejected, rejectedLen), slice[int64](rejectedOffsets, n+1), padToken)
 	return err == nil, err
 }
 
-// Cosines calls pcrm.Cosines on n pairs of rows of dim elements and writes float32,
+// Cosines calls prior.Cosines on n pairs of rows of dim elements and writes float32,
 // for float64 rows float64. dtype is 2 for float16 too.
 func Cosines(dtype, n, dim int64, dst, a, b uintptr, angular bool) (ok bool, err error) {
 	defer convert(&err)
 	switch dtype {
 	case 2:
-		err = pcrm.Cosines(slice[float32](dst, n), slice[pcrm.Float16](a, n*dim), slice[pcrm.Float16](b, n*dim), int(dim), angular)
+		err = prior.Cosines(slice[float32](dst, n), slice[prior.Float16](a, n*dim), slice[prior.Float16](b, n*dim), int(dim), angular)
 	case 4:
-		err = pcrm.Cosines(slice[float32](dst, n), slice[float32](a, n*dim), slice[float32](b, n*dim), int(dim), angular)
+		err = prior.Cosines(slice[float32](dst, n), slice[float32](a, n*dim), slice[float32](b, n*dim), int(dim), angular)
 	case 8:
-		err = pcrm.Cosines(slice[float64](dst, n), slice[float64](a, n*dim), slice[float64](b, n*dim), int(dim), angular)
+		err = prior.Cosines(slice[float64](dst, n), slice[float64](a, n*dim), slice[float64](b, n*dim), int(dim), angular)
 	default:
 		err = badDtype(dtype)
 	}
 	return err == nil, err
 }
 
-// Lexicals calls pcrm.Lexicals on n pairs of UTF-8 texts and writes float32. The
+// Lexicals calls prior.Lexicals on n pairs of UTF-8 texts and writes float32. The
 // offsets are n+1 int64 each.
 func Lexicals(n int64, dst, chosen, chosenOffsets uintptr, chosenLen int64,
 	rejected, rejectedOffsets uintptr, rejectedLen int64, words bool) (ok bool, err error) {
 	defer convert(&err)
-	err = pcrm.Lexicals(slice[float32](dst, n),
+	err = prior.Lexicals(slice[float32](dst, n),
 		slice[byte](chosen, chosenLen), slice[int64](chosenOffsets, n+1),
-		slice[byte](rejected, rejectedLen), slice[int64](rejectedOffsets, n+1), pcrm.LexicalOptions{Words: words})
+		slice[byte](rejected, rejectedLen), slice[int64](rejectedOffsets, n+1), prior.LexicalOptions{Words: words})
 	return err == nil, err
 }
 

@@ -1,5 +1,5 @@
-// Package pcrm is the mathematics of prior-constrained preference losses: it is
-// pure Go, without cgo, and the one place where each formula is written down.
+// Package pcrm computes prior-constrained preference losses in pure Go, without cgo. It
+// is the one place where each formula is written down.
 //
 // # The loss
 //
@@ -21,8 +21,8 @@
 //	delta(s) = beta1/(s+beta2) + beta3, clipped to [floor, cap]
 //
 // Alike responses (s near 1) get a small ceiling, unlike ones a large one. See
-// [Constraint] for the curve and [LengthRatio] for a prior that needs nothing but
-// token ids.
+// [Constraint] for the curve and package prior for the similarities. Its LengthRatio
+// needs nothing but token ids.
 //
 // [RewardLoss] is the loss of a batch with its gradient. [TokenLoss] is the form of
 // the authors' released code, which applies the pair loss at every token of a
@@ -61,7 +61,7 @@
 //
 // # Verification
 //
-// [VerifyTrace] recomputes what a training run recorded, whatever ran it. The package
+// Package trace recomputes what a training run recorded, whatever ran it. Package
 // pcrmtest tests another implementation of the loss by the properties that define it.
 //
 // # Source

@@ -149,7 +149,7 @@ NOT_RUN = {
     ): "an ellipsis of flags; make test-openrlhf starts this launcher",
     (
         "CONTRIBUTING.md",
-        "pcrm/        Go package pcrm: all the mathematics. Pure Go, no cgo. Start at doc.go; the formula is PairLoss in loss.go,",
+        "pcrm/        Go packages with all the mathematics. Pure Go, no cgo. Package pcrm has the losses, the constraint and the settings.",
     ): "a list of folders",
     (
         "CONTRIBUTING.md",

@@ -341,6 +341,7 @@ import (
 
 	"github.com/pcrm-project/pcrm/pcrm"
 	"github.com/pcrm-project/pcrm/pcrm/pcrmtest"
+	"github.com/pcrm-project/pcrm/pcrm/trace"
 )
 
 func ourLoss(margin, delta float64) (loss, grad float64) {{ return pcrm.PairLoss(margin, delta, 0) }}
