@@ -40,7 +40,7 @@ test-tiers: $(VENV)/test
 QEMU_HERE := $(CURDIR)/build/qemu/usr/bin/qemu-aarch64-static
 QEMU ?= $(or $(shell command -v qemu-aarch64-static 2> /dev/null),$(QEMU_HERE))
 test-arm64: $(VENV)/test | $(filter $(QEMU_HERE),$(QEMU))
-	GOARCH=arm64 CGO_ENABLED=0 $(GO) test -count=1 -exec $(QEMU) ./pcrm/... ./bridge
+	GOARCH=arm64 CGO_ENABLED=0 PCRM_TEST_EMULATOR=$(QEMU) $(GO) test -count=1 -exec $(QEMU) ./pcrm/... ./bridge
 
 $(QEMU_HERE):
 	rm -rf build/qemu && mkdir -p build/qemu

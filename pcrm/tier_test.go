@@ -38,7 +38,11 @@ func TestUnknownTierIsReported(t *testing.T) {
 	}
 	all := tiers()
 	start := func(name string) string {
-		c := exec.Command(os.Args[0], "-test.run=^TestUnknownTierIsReported$")
+		command := []string{os.Args[0], "-test.run=^TestUnknownTierIsReported$"}
+		if emulator := os.Getenv("PCRM_TEST_EMULATOR"); emulator != "" { // of another processor's instructions
+			command = append([]string{emulator}, command...)
+		}
+		c := exec.Command(command[0], command[1:]...)
 		c.Env = append(os.Environ(), "PCRM_TEST_TIER=1", "PCRM_TIER="+name)
 		out, err := c.CombinedOutput()
 		require.NoError(t, err, string(out))
