@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from .. import priors
+from ..settings import COMPUTED_PRIORS
 from . import _rows
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", required=True, help="where to write them with their prior")
     parser.add_argument(
         "--prior",
-        choices=priors.NAMES,
+        choices=COMPUTED_PRIORS,
         default="lexical",
         help="length_ratio: shorter by longer in tokens; lexical: cosine of n-gram counts; cosine: of the embeddings "
         "of an encoder, as an angle (default: %(default)s)",
