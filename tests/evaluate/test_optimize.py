@@ -330,7 +330,7 @@ def test_samples_go_on_after_a_kill(tmp_path, tiny_policy):
         ({"text": "a"}, "line 1: has no prompt, its keys are text"),
         ({"prompt": 3}, "line 1: prompt is 3, must be a text or a list of messages"),
         ({"prompt": ""}, "line 1: prompt has no tokens"),
-        ({"prompt": "a", "responses": ["b"]}, "line 1: has responses already, which are to be sampled"),
+        ({"prompt": "a", "responses": ["b"]}, "line 1: has a column 'responses' already: remove or rename it"),
         ({"prompt": "word " * 3000}, r"tokens, .* has room for \d+ before a response"),
     ],
 )
@@ -436,12 +436,12 @@ def test_rl_raises_the_proxy(tmp_path, tiny_policy, prompts):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"algorithm": "ppo"}, "algorithm is 'ppo', must be one of rloo, grpo"),
-        ({"steps": 0}, "steps is 0, must be an integer of at least 1"),
-        ({"generations": 1}, "generations is 1, must be an integer of at least 2"),
-        ({"temperature": 0.0}, "temperature is 0.0, must be greater than 0 and finite"),
-        ({"beta": -1.0}, "beta is -1.0, must be at least 0 and finite"),
-        ({"batch_size": 5}, "batch_size is 5, must divide the 6 responses of a step"),
+        ({"algorithm": "ppo"}, "algorithm must be one of rloo, grpo, got 'ppo'"),
+        ({"steps": 0}, "steps must be in [1, 2**63), got 0"),
+        ({"generations": 1}, "generations must be in [2, 2**63), got 1"),
+        ({"temperature": 0.0}, "temperature must be finite and greater than 0, got 0"),
+        ({"beta": -1.0}, "beta must be finite and at least 0, got -1"),
+        ({"batch_size": 5}, "batch_size must divide the 6 responses of a step, got 5"),
     ],
 )
 def test_bad_settings(changes, message):
@@ -453,9 +453,9 @@ def test_bad_rewards(tmp_path, tiny_policy, prompts):
     def broken(asked, answers):
         return [0.0, float("nan"), *[0.0] * (len(answers) - 2)]
 
-    with pytest.raises(ValueError, match=re.escape("proxy gives response 1 the reward nan, must be finite")):
+    with pytest.raises(ValueError, match=re.escape("The proxy reward of response 1 must be finite, got nan")):
         rl.train(tiny_policy, prompts, broken, gold, tmp_path / "a", SETTINGS)
-    with pytest.raises(ValueError, match="prompts are 1, a step takes 2"):
+    with pytest.raises(ValueError, match="prompts must be at least 2, as many as a step takes, got 1"):
         rl.train(tiny_policy, prompts[:1], gold, gold, tmp_path / "b", SETTINGS)
 
 

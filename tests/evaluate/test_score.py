@@ -470,8 +470,8 @@ def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
     ):
         assert message in fails(capsys, tmp_path / name, source, "--out", out)
     for options, message in (
-        (["--batch-size", "0"], "batch_size is 0, must be an integer of at least 1"),
-        (["--max-length", "0"], "max_length is 0, must be an integer of at least 1"),
+        (["--batch-size", "0"], "batch_size must be in [1, 2**63), got 0"),
+        (["--max-length", "0"], "max_length must be in [1, 2**63), got 0"),
         (["--device", "abacus"], "device is 'abacus': "),
         (["--device", "meta"], "device is 'meta', on which nothing can be computed"),
         (["--device", "meta:0", "--dtype", "bfloat16"], "device is 'meta:0', on which nothing can be computed"),
@@ -498,7 +498,7 @@ def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
 
 
 # Small shards: all else is the command as it is installed.
-COMMAND = "import sys, pcrm.commands.score as s, pcrm.data.sources as d; s._SHARD_ROWS, d._LOOK_ROWS = 8, 4; from pcrm.cli import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = "import sys, pcrm.evaluate.score_rows as s, pcrm.data.sources as d; s._SHARD_ROWS, d._LOOK_ROWS = 8, 4; from pcrm.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.mark.slow

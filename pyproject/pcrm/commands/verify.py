@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 
-from .. import backends
-
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
@@ -16,6 +14,8 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("folder", metavar="DIR", help="the folder of the trace")
     args = parser.parse_args(argv)
+    from .. import backends
+
     try:
         library = backends.library()
     except RuntimeError as error:

@@ -262,7 +262,7 @@ def annotate(
         result = length_ratio(*(batch[side] if is_table else _unpacked(column(side)) for side in sides))
     else:
         if is_table:
-            from ..data.sources import rows_of
+            from ..data.arrow_rows import rows_of
 
             found = rows_of(batch.select([name for name in _TEXTS if name in names]))
         else:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from ..._printable import printable
 from . import style
-from .figures import Figure
+from .figure import Figure
 
 # (label, values with their intervals) a row; None starts a new part of the table.
 Cell = tuple[str, str]
