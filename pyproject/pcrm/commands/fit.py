@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import priors
 from ..data.preferences import RowError
 from ..data.sources import Source, open_source
-from ..settings import Constraint, margin_of
+from ..settings import COMPUTED_PRIORS, Constraint, margin_of
 
 _FIT = """\
 Finds the constraint whose target margin is --target-alike for the alike pairs of a data set
@@ -56,7 +55,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--prior",
-        choices=(*priors.NAMES, "column"),
+        choices=(*COMPUTED_PRIORS, "column"),
         help="prior to write into the toml, which a trainer computes for data without a column 'prior'; `column` makes "
         "it refuse such data (default: the one that `pcrm prior` recorded with DATA, else column)",
     )
@@ -118,7 +117,7 @@ def _prior(source: Source, column: str, asked: str | None) -> str:
     if record is None:
         return asked or "column"
     # Trainers compare responses alone, and cosines as angles.
-    computed = record["prior"] in priors.NAMES and not record.get("with_prompt") and not record.get("raw")
+    computed = record["prior"] in COMPUTED_PRIORS and not record.get("with_prompt") and not record.get("raw")
     recorded = record["prior"] if computed else "column"
     if asked not in (None, "column", recorded):
         raise ValueError(

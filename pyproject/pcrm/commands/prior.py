@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .. import priors
 from ..data import row_pipeline
 from ..data.preferences import RowError, listed, texts
 from ..data.resumable import Output
 from ..data.sources import Batch, open_source
+from ..settings import COMPUTED_PRIORS
 
 _DESCRIPTION = """\
 Adds a column `prior`, how alike the two responses of a row are, in [0, 1]. IN and OUT end in
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", required=True, help="where to write them with their prior")
     parser.add_argument(
         "--prior",
-        choices=priors.NAMES,
+        choices=COMPUTED_PRIORS,
         default="lexical",
         help="length_ratio: shorter by longer in tokens; lexical: cosine of n-gram counts; cosine: of the embeddings "
         "of an encoder, as an angle (default: %(default)s)",
@@ -62,6 +62,8 @@ def main(argv: list[str]) -> int:
 
 def _run(args: argparse.Namespace) -> Output:
     from tqdm import tqdm
+
+    from .. import priors
 
     source = open_source(args.source, args.split)
     _check_columns(source.name, source.columns)

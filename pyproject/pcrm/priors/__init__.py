@@ -18,10 +18,11 @@ import torch
 
 from .. import _check, backends
 from .._engine import torch_reference
+from .._engine.deltas import check_similarities
 from .._engine.tensors import check_dense, is_addressable, is_readable, named_if_wrapped
 from .._pretrained import load_tokenizer
 from ..data import preferences
-from ..settings.constraint import check_similarities
+from ..settings.rules import COMPUTED_PRIORS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     Column = torch.Tensor | array[int] | np.ndarray
 
-NAMES = ("length_ratio", "lexical", "cosine")
+NAMES = COMPUTED_PRIORS
 
 _TEXTS = ("prompt", "chosen", "rejected")
 
