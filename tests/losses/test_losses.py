@@ -65,3 +65,15 @@ def test_priors_of_numpy(backend):
     assert torch.equal(loss(scores, scores, np.array([0.25, 0.5], ">f8")), want)
     with pytest.raises(TypeError, match=r"prior\[1\] is masked, must be a number"):
         loss(scores, scores, np.ma.array([0.25, 0.5], mask=[False, True]))
+
+
+@pytest.mark.slow
+def test_compiled_with_another_fixed_constraint():
+    """A graph of the old delta must not serve the new one."""
+    torch.compiler.reset()
+    loss = pcrm.PCRMLoss(pcrm.Constraint.fixed(4.5))
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    scores = torch.tensor([3.0, 1.0]), torch.tensor([0.0, 2.0])
+    for delta in (4.5, 2.0, math.inf):
+        loss.constraint = pcrm.Constraint.fixed(delta)
+        assert compiled(*scores) == pcrm.functional.pcrm_loss(*scores, delta)

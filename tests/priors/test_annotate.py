@@ -270,7 +270,7 @@ def test_a_model_is_read_once(monkeypatch):
     made = []
     make = encoders.Encoder
     monkeypatch.setattr(encoders, "Encoder", lambda *a, **k: made.append(a) or make(*a, **k))
-    priors._encoder.cache_clear()
+    priors.forget_models()
     for _ in range(3):
         annotate(KINDS["plain"], **PRIORS["cosine"])
     assert len(made) == 1
