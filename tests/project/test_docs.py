@@ -4,6 +4,7 @@ import html.parser
 import logging
 import math
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -177,6 +178,17 @@ def test_what_the_site_is_made_of(caplog):
     with caplog.at_level(logging.WARNING, logger="mkdocs"):
         on_page_markdown("[d](../nowhere.md)", page=page, config=config)
     assert "page.md links to nowhere.md, which the repository does not have" in caplog.text
+
+
+def test_what_is_called_public_is_there():
+    text = (ROOT / "docs" / "stability.md").read_text()
+    names = set(re.findall(r"`(pcrm(?:\.\w+)+)`", text)) - {"pcrm.toml", "pcrm.prior"}
+    assert len(names) > 10
+    for name in names:
+        pkgutil.resolve_name(name)
+    for variable in re.findall(r"`(PCRM_\w+)`", text):
+        assert any(variable in path.read_text() for path in (ROOT / "pyproject").rglob("*.py")), variable
+    assert (ROOT / "pyproject" / "pcrm" / "py.typed").is_file()
 
 
 @pytest.mark.slow
