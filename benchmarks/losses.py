@@ -163,6 +163,7 @@ def write(results: dict[str, dict[str, list[float]]], alone: dict[str, list[floa
         "Forward and backward from Python, float32. Ratios are medians over turns in one interleaved run; below 1 is faster",
         "than the contender. Made by",
         "",
+        "<!-- notest: takes minutes on a quiet machine, and asserts nothing -->",
         "```",
         "python benchmarks/losses.py",
         "```",

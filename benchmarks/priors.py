@@ -141,6 +141,7 @@ def main() -> None:
         "Ratios are medians over turns in one interleaved run; below 1 is faster than the contender, which computes the same",
         "numbers, up to hashing. Made by",
         "",
+        "<!-- notest: takes minutes on a quiet machine, and asserts nothing -->",
         "```",
         "python benchmarks/priors.py",
         "```",

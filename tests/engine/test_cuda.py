@@ -6,11 +6,13 @@ runs the kernels' own code. It is found as the real one would be, in processes o
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
 from helpers.processes import python
 from helpers.project import ROOT
 
@@ -126,6 +128,11 @@ def test_assembles(tmp_path, device):
     assembler = folder / ("ptxas-blackwell" if device == "sm_100" else "ptxas")
     if not assembler.is_file():
         pytest.skip(f"triton's {assembler.name} is not installed")
-    command = [assembler, f"-arch={device}", "-o", tmp_path / "out", ROOT / "gpu" / "kernels.ptx"]
+    ptx = ROOT / "gpu" / "kernels.ptx"
+    command = [assembler, f"-arch={device}", "-o", tmp_path / "out", ptx]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    kernels = re.findall(r"^\.visible \.entry (\w+)\(", ptx.read_text(), flags=re.M)
+    with (tmp_path / "out").open("rb") as file:
+        sections = {section.name for section in ELFFile(file).iter_sections()}
+    assert kernels and {f".text.{kernel}" for kernel in kernels} <= sections

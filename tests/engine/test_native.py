@@ -39,17 +39,19 @@ def test_size(extension):
         assert file.seek(0, 2) < 6 * 2**20
 
 
-def test_imports_quickly():
-    """Under 50 ms of processor time, which does not count how long a loaded machine lets it wait."""
-    # Without torch, which `import pcrm` brings: the extension alone.
+def test_import_is_a_small_part_of_torchs():
+    """A tenth of its processor time at most, in one process: it was 0.01."""
     spec = importlib.util.find_spec("pcrm._native._bridge")
-    code = (
-        "import importlib.util as u, time; t = time.process_time();"
-        f"s = u.spec_from_file_location('_bridge', {spec.origin!r}); u.module_from_spec(s);"
-        "print(time.process_time() - t)"
-    )
-    times = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(5)]
-    assert min(times) < 0.05, times
+    code = f"""
+import importlib.util, time
+spec = importlib.util.spec_from_file_location("_bridge", {spec.origin!r})
+start = time.process_time()
+importlib.util.module_from_spec(spec)
+ours = time.process_time() - start
+import torch
+print(ours / (time.process_time() - start - ours))
+"""
+    assert float(subprocess.check_output([sys.executable, "-c", code])) < 0.1
 
 
 def test_errors_carry_their_kind():

@@ -5,10 +5,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ET
 
 import html5lib
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.files import read, write
+from helpers.killed import run_killed
 from helpers.models import make_tiny
 from helpers.project import ROOT
 from pcrm.demo import world
@@ -502,24 +501,20 @@ def test_policy_and_rl(tmp_path, capsys, tiny, second, tiny_policy, prompt_file)
 
 @pytest.mark.slow
 def test_killed_and_gone_on_with(tmp_path, tiny, tiny_policy, prompt_file):
-    """The process itself, killed while it trains."""
+    """The process itself, killed while it trains: one checkpoint is there, the second is being written."""
     out = tmp_path / "out"
     command = [
-        sys.executable, "-m", "pcrm", "optimize", prompt_file, "--policy", tiny_policy, "--proxy", f"a={tiny}", "--gold", tiny,
+        "optimize", prompt_file, "--policy", tiny_policy, "--proxy", f"a={tiny}", "--gold", tiny,
         "--samples", 2, "--max-new-tokens", 8, "--rl", "rloo", "--prompts", 2, "--generations", 2, "--device", "cpu",
         "--steps", 12, "--out", out,
     ]  # fmt: skip
-    command = list(map(str, command))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while not list(out.glob("rl/a/run/checkpoint-*/trainer_state.json")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    code = "import sys; from pcrm.cli import main; sys.exit(main(sys.argv[1:]))"
+    second = ("open", r"/rl/a/run/checkpoint-\d+/trainer_state\.json$", 2)
+    run_killed(code, *command, at=second, OMP_NUM_THREADS="1")
+    assert len(list(out.glob("rl/a/run/checkpoint-*/trainer_state.json"))) == 1
     assert not (out / "summary.json").exists()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    again = [sys.executable, "-c", code, *map(str, command)]
+    done = subprocess.run(again, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"RLOO, 12 steps: proxy reward scaled from .*, gold from .*", done.stdout.splitlines()[-1])
     assert [s.step for s in rl.read(out / "rl" / "a" / "steps.csv")] == list(range(12))

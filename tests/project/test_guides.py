@@ -1,4 +1,4 @@
-"""The guides' commands, configurations and Go, run as they are printed; tests/project/test_docs.py has what does not run, and why."""
+"""The guides' commands, configurations and Go, run as they are printed."""
 
 import functools
 import json
