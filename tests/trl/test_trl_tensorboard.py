@@ -1,6 +1,7 @@
 """The margins' histogram in TensorBoard, read back by TensorBoard's own reader."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -213,7 +214,7 @@ def test_two_processes_write_one_histogram(rows, tiny, tmp_path, monkeypatch):
     options |= {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "rows.json").write_text(json.dumps(parts))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
     arguments = (tmp_path / "script.py", tiny, tmp_path / "out", tmp_path / "rows.json", json.dumps(options))
     launch(*TWO_PROCESSES, *map(str, arguments))
     found = histograms(tmp_path / "out")
