@@ -174,7 +174,6 @@ def test_off_writes_nothing_and_on_trains_the_same(make, rows, tmp_path):
     off = make(data, out="off", **options)
     off.train()
     assert histograms(tmp_path / "off") == {}
-    assert off._margins is None
     on = make(data, out="on", **options, pcrm_log_margins=True)
     on.train()
     assert distance(on, off) == 0

@@ -18,10 +18,10 @@ import trl
 import trl.trainer
 from trl import DPOTrainer, RewardTrainer
 
-from .common import Constrained
 from .configs import PCRMDPOConfig, PCRMRewardConfig
 from .dpo import PCRMDPOTrainer
 from .reward import PCRMRewardTrainer
+from .trainer import ConstrainedTrainer
 
 
 def _given(config: Any) -> list[str]:
@@ -38,7 +38,7 @@ class _EnabledRewardConfig(PCRMRewardConfig):
     __doc__ = PCRMRewardConfig.__doc__
 
     @property
-    def pcrm_enabled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def pcrm_enabled(self) -> bool:
         return bool(_given(self))
 
 
@@ -52,7 +52,7 @@ class _EnabledDPOConfig(PCRMDPOConfig):
     )
 
     @property
-    def pcrm_enabled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def pcrm_enabled(self) -> bool:
         return "pcrm" in self.loss_type
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class _EnabledDPOConfig(PCRMDPOConfig):
             raise ValueError(f"{given[0]} is set, but loss_type is {self.loss_type}: add 'pcrm' to it")
 
 
-class _Enabled(Constrained):
+class _Enabled(ConstrainedTrainer):
     # What tags, model card, citation and default output folder say: TRL's own until the constraint is asked for.
     _ours: ClassVar[type[Any]]
 
