@@ -152,13 +152,14 @@ def library() -> ModuleType:
     Raises:
         RuntimeError: it is not there, or this process is a forked child of one that used it.
     """
-    if _load() is None:
+    loaded = _load()
+    if loaded is None:
         raise RuntimeError(f"this needs pcrm's native library, which is not available: {_unavailable}")
     if _loaded_in != os.getpid():
         raise RuntimeError(
             "this needs pcrm's native library, which cannot be used in a forked child of a process that used it"
         )
-    return _native  # pyright: ignore[reportReturnType]
+    return loaded
 
 
 def set_num_threads(n: int) -> None:

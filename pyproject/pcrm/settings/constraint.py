@@ -275,8 +275,8 @@ class Constraint:
         return self.delta(s) / 2
 
     def _reference(self, s: torch.Tensor) -> torch.Tensor:
-        if self.is_random:
-            return torch_reference.random_delta(s, self.low, self.high)  # pyright: ignore[reportArgumentType]
+        if self.low is not None and self.high is not None:
+            return torch_reference.random_delta(s, self.low, self.high)
         return torch_reference.delta(s, self.beta1, self.beta2, self.beta3, self.floor, self.cap)
 
     @functools.cached_property
