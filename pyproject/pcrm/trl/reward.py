@@ -83,7 +83,9 @@ class PCRMRewardTrainer(ConstrainedTrainer, RewardTrainer):
             self._refuse_margin()
         with self._reading(inputs) as seen:
             # TRL's own pass for its metrics; its loss is not used and costs no second forward.
-            result: Any = super().compute_loss(model, inputs, True, num_items_in_batch)
+            result: Any = super().compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
         outputs = result[1]
         chosen, rejected = upcast(outputs.logits.squeeze(-1)).chunk(2)
         delta, origin = delta_of(self.constraint, prior)
