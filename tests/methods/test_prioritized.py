@@ -478,7 +478,7 @@ def test_what_cannot_be_drawn_or_weighted_is_refused(trainer_of, tmp_path, rows)
     trainer = trainer_of("dpo", pcrm_priority_alpha=1.0)
     trainer.sampler = None  # as where TRL prepares no data, which are those with images
     with pytest.raises(ValueError, match="pcrm_priority_alpha is not there for data sets with images"):
-        trainer._start()
+        trainer._finish(trainer.args)
 
 
 def test_the_guide_runs_as_it_is_printed():

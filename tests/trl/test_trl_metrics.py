@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -159,7 +160,8 @@ def test_two_processes_log_what_one_does(tiny_policy, rows, tmp_path, monkeypatc
     """An evaluation of 9 pairs by two repeats some in each process at its end; they count once."""
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "rows.json").write_text(json.dumps(rows[:9]))
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests'}:{Path(pcrm.__file__).parent.parent}")
+    # Before what is there: tests/compat.py puts another TRL on it.
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests'}:{Path(pcrm.__file__).parent.parent}", prepend=os.pathsep)
     options = {"max_steps": 1, "pcrm_sft_eta": 0.5, "per_device_eval_batch_size": 2, **STILL, **CONSTRAINT}
     found = {}
     for name, launcher, size in (("one", (), 8), ("two", TWO_PROCESSES, 4)):

@@ -298,7 +298,7 @@ class _Saved(_Tables):
         except Exception as error:  # a file that is missing or damaged fails in as many ways as there are files
             raise ValueError(f"{name}: is no folder of save_to_disk: {error}") from error
         assert isinstance(data, Dataset)
-        self._data = data.with_format("arrow")
+        self._data: Any = data.with_format("arrow")  # whose rows are tables
         self.total = len(data)
 
     @property
@@ -311,7 +311,7 @@ class _Saved(_Tables):
 
     def tables(self, start: int) -> Iterator[tuple[int, pa.Table]]:
         for row in range(start - start % _LOOK_ROWS, len(self._data), _BATCH_ROWS):
-            yield row, self._data[row : row + _BATCH_ROWS]  # pyright: ignore[reportReturnType]
+            yield row, self._data[row : row + _BATCH_ROWS]
 
 
 class _Streamed(_Tables):
@@ -332,7 +332,7 @@ class _Streamed(_Tables):
         except Exception as error:
             raise ValueError(f"{name}: is no file, and no data set could be read by that name: {error}") from error
         assert isinstance(data, IterableDataset)
-        self._data = data.with_format("arrow")
+        self._data: Any = data.with_format("arrow")  # whose batches are tables
         parts = data.info.splits or {}
         self.total = parts[split].num_examples or None if split in parts else None
 
@@ -347,7 +347,7 @@ class _Streamed(_Tables):
     def tables(self, start: int) -> Iterator[tuple[int, pa.Table]]:
         row = start - start % _LOOK_ROWS
         for table in self._data.skip(row).iter(_BATCH_ROWS):
-            yield row, table  # pyright: ignore[reportReturnType]
+            yield row, table
             row += len(table)
 
 

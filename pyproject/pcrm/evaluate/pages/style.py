@@ -138,6 +138,7 @@ def svg(figure: Any, name: str, title: str) -> Markup:
 def standalone(svg: str) -> str:
     """The same as a file of its own."""
     head, rest = str(svg).split(">", 1)
-    x, y, width, height = re.search(r'viewBox="([^"]*)"', head)[1].split()  # pyright: ignore[reportOptionalSubscript]
-    del x, y
+    box = re.search(r'viewBox="([^"]*)"', head)
+    assert box is not None  # matplotlib always writes it
+    *_, width, height = box[1].split()
     return f'<?xml version="1.0" encoding="utf-8"?>\n{head} width="{width}pt" height="{height}pt">{_STANDALONE}{rest}\n'
