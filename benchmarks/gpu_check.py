@@ -36,7 +36,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 import losses  # noqa: E402
 from helpers import hand_written  # noqa: E402
-from pcrm._engine import choice, cuda  # noqa: E402
+from pcrm._engine import choice, cuda, native  # noqa: E402
 from pcrm.commands.doctor import compare  # noqa: E402
 from pcrm.functional import pcrm_dpo_loss, pcrm_loss, pcrm_token_loss  # noqa: E402
 
@@ -215,7 +215,7 @@ def traced(device: torch.device) -> str:
 
 
 def _verified(folder: str) -> str:
-    report = json.loads(pcrm.backends.call(pcrm.backends.library().bridge_VerifyTrace, folder))
+    report = json.loads(native.call(native.library().bridge_VerifyTrace, folder))
     assert report["ok"], report["text"]
     assert {row["backend"] for row in report["rows"]} == {"cuda"}, report["text"]
     return f"{report['files']} steps, {report['pairs']} pairs confirmed"
@@ -611,12 +611,12 @@ def bandwidth(
 
 
 def machine(device: torch.device) -> str:
-    native = pcrm.backends.library()
-    info = json.loads(pcrm.backends.call(native.bridge_CUDAProbe))
+    bridge = native.library()
+    info = json.loads(native.call(bridge.bridge_CUDAProbe))
     name = info["devices"][device.index or 0]["name"]
     return (
         f"{name}, driver for CUDA {info['driver']}; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"pcrm {pcrm.__version__}, PTX {pcrm.backends.call(native.bridge_PTXVersion)}"
+        f"pcrm {pcrm.__version__}, PTX {native.call(bridge.bridge_PTXVersion)}"
     )
 
 

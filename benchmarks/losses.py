@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pcrm._engine import native
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -84,7 +85,7 @@ def tokens(rows: int, width: int) -> dict[str, Callable[[], None]]:
 
 def copies(n: int) -> dict[str, Callable[[], None]]:
     """The kernel alone, loss and gradient on one thread, against a copy of the same bytes."""
-    native = pcrm.backends.library()
+    bridge = native.library()
     chosen, rejected = torch.randn(n), torch.randn(n)
     delta, loss, gradients = 1 + 9 * torch.rand(n), torch.empty(()), torch.empty(2, n)
     # Three arrays are read and two written; a copy of 2.5 reads and writes as many bytes.
@@ -93,7 +94,7 @@ def copies(n: int) -> dict[str, Callable[[], None]]:
     def kernel() -> None:
         at = gradients.data_ptr()
         addresses = (loss.data_ptr(), at, at + 4 * n, chosen.data_ptr(), rejected.data_ptr(), delta.data_ptr())
-        native.bridge_RewardLoss(4, n, *addresses, 0.0, 0.0, 0, False)
+        bridge.bridge_RewardLoss(4, n, *addresses, 0.0, 0.0, 0, False)
 
     return {"kernel": kernel, "copy": lambda: target.copy_(source)}
 
@@ -148,7 +149,7 @@ def main() -> None:
 
 
 def write(results: dict[str, dict[str, list[float]]], alone: dict[str, list[float]], out: Path, threads: int) -> None:
-    tier = pcrm.backends.library().bridge_Tier()
+    tier = native.library().bridge_Tier()
     machine = f"{cpu()}, {threads} threads, tier {tier}; Python {platform.python_version()}, torch {torch.__version__}, pcrm {pcrm.__version__}"
     with (out / "benchmarks.csv").open("w", newline="") as file:
         rows = csv.writer(file)

@@ -29,6 +29,7 @@ import pyarrow
 import sklearn
 import torch
 from losses import ROOT, cpu, measure, ratio  # and the path of the hand-written code
+from pcrm._engine import native
 from pcrm.demo.world import generate
 
 import pcrm
@@ -146,7 +147,7 @@ def main() -> None:
         "python benchmarks/priors.py",
         "```",
         "",
-        f"on {cpu()}, tier {pcrm.backends.library().bridge_Tier()}; Python {platform.python_version()}, NumPy {np.__version__},",
+        f"on {cpu()}, tier {native.library().bridge_Tier()}; Python {platform.python_version()}, NumPy {np.__version__},",
         f"datasets {datasets.__version__}, pyarrow {pyarrow.__version__}, scikit-learn {sklearn.__version__}, pcrm {pcrm.__version__}.",
         "",
         "| prior | pairs | threads | of | ratio | target | pairs a second |",

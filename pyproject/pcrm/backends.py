@@ -27,19 +27,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from ._engine import choice, cuda
 from ._engine import native as _native
-from ._engine.choice import NAMES, native_for
-from ._engine.choice import native_library as native
-from ._engine.native import call, library
+from ._engine.native import NAMES
 
 __all__ = [
     "NAMES",
-    "call",
     "get_backend",
-    "library",
-    "native",
-    "native_for",
     "set_backend",
     "set_num_threads",
     "use_backend",
@@ -48,7 +41,7 @@ __all__ = [
 
 def get_backend() -> str:
     """The name that was set: `auto`, `go`, `cuda` or `torch`."""
-    return choice.backend
+    return _native.backend
 
 
 def set_backend(name: str) -> None:
@@ -60,18 +53,21 @@ def set_backend(name: str) -> None:
             device is; the message says why. Asking for `cuda` initializes CUDA's driver, after
             which a forked child cannot use it.
     """
-    choice.checked(name, "backend")
+    _native.checked(name, "backend")
     if name == "go" and _native.load() is None:
         raise RuntimeError(f"backend 'go' is not available: {_native.unavailable}")
-    if name == "cuda" and (reason := cuda.unavailable()) is not None:
-        raise RuntimeError(f"backend 'cuda' is not available: {reason}")
-    choice.backend = name
+    if name == "cuda":
+        from ._engine import cuda
+
+        if (reason := cuda.unavailable()) is not None:
+            raise RuntimeError(f"backend 'cuda' is not available: {reason}")
+    _native.backend = name
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """`set_backend` for the length of a `with` block."""
-    before = choice.backend
+    before = _native.backend
     set_backend(name)
     try:
         yield
@@ -91,4 +87,4 @@ def set_num_threads(n: int) -> None:
     """
     if n < 0:
         raise ValueError(f"n is {n}, must be at least 0")
-    call(library().bridge_SetNumThreads, n)
+    _native.call(_native.library().bridge_SetNumThreads, n)

@@ -141,24 +141,12 @@ def _checked(constraint: Constraint) -> Constraint:
 def delta_of(constraint: Constraint, prior: torch.Tensor | None) -> tuple[torch.Tensor | float, Origin]:
     """Return the delta of a batch, and what it was made from, for the loss to record."""
     if constraint.is_fixed:
-        return _fixed_delta(constraint), Origin(None, constraint.recorded)
+        return constraint.delta(1.0), Origin(None, constraint.recorded)
     if prior is None:
         raise ValueError("prior is missing: only a fixed constraint needs none")
     if not isinstance(prior, torch.Tensor):
         prior = torch.as_tensor(_check.array("prior", prior) if hasattr(prior, "__array_interface__") else prior)
     return constraint.delta(prior), Origin(prior, constraint.recorded)
-
-
-def _fixed_delta(constraint: Constraint) -> float:
-    """Return `constraint.delta(1.0)` of a fixed constraint.
-
-    Computed in Python: once a fixed constraint was replaced, torch.compile traces its numbers as
-    symbols, and a tensor's `item()` of symbols is NaN while it traces.
-    """
-    delta = constraint.beta3
-    if constraint.floor is not None:
-        delta = max(delta, constraint.floor)
-    return delta if constraint.cap is None else min(delta, constraint.cap)
 
 
 def warn_of_smoothing(label_smoothing: float, constraint: Constraint) -> None:

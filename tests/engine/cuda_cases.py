@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.cases import batch, logps, tokens
 from helpers.project import ROOT
-from pcrm._engine import choice, cuda, cuda_check, losses
+from pcrm._engine import choice, cuda, cuda_check, losses, native
 from pcrm.functional import pcrm_dpo_loss, pcrm_loss, pcrm_token_loss
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -309,7 +309,7 @@ def test_choice(no_devices):
             ValueError, match="'cuda' computes on CUDA devices, chosen_rewards is on cpu: use 'auto' or 'go'"
         ):
             pcrm_loss(*batch())
-        assert backends.native() is not None, "priors and constraints are Go's as before"
+        assert native.chosen_library() is not None, "priors and constraints are Go's as before"
     with backends.use_backend("torch"):
         assert choice.loss_for("x", on("cuda:0")) is None
     with (

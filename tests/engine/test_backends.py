@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.processes import compute, python
 from helpers.project import ROOT
+from pcrm._engine import native
 
 from pcrm import backends
 
@@ -15,8 +16,8 @@ from pcrm import backends
 def test_choice():
     assert backends.get_backend() == "auto"
     with backends.use_backend("torch"):
-        assert backends.get_backend() == "torch" and backends.native() is None
-    assert backends.get_backend() == "auto" and backends.native() is not None
+        assert backends.get_backend() == "torch" and native.chosen_library() is None
+    assert backends.get_backend() == "auto" and native.chosen_library() is not None
     with pytest.raises(ValueError, match="backend is 'cpu', must be one of auto, go, cuda, torch"):
         backends.set_backend("cpu")
 
@@ -25,7 +26,7 @@ def test_choice():
 def test_environment():
     out = python("import pcrm; print(pcrm.backends.get_backend())", PCRM_BACKEND="torch")
     assert out.stdout.strip() == "torch", out.stderr
-    out = python("import pcrm", PCRM_BACKEND="gpu")
+    out = python("import pcrm.functional", PCRM_BACKEND="gpu")
     assert "ValueError: PCRM_BACKEND is 'gpu', must be one of auto, go, cuda, torch" in out.stderr
 
 
@@ -33,9 +34,10 @@ def test_environment():
 def test_import_loads_no_native_library():
     """So that a process may fork, and use it in the child."""
     code = """
-import sys, pcrm
+import sys, pcrm, pcrm.functional
+from pcrm._engine import native
 loaded = lambda: "pcrm._native._bridge" in sys.modules
-print(loaded(), pcrm.backends.native() is not None, loaded())
+print(loaded(), native.chosen_library() is not None, loaded())
 """
     assert python(code).stdout == "False True True\n"
 

@@ -15,7 +15,7 @@ import pcrm
 def test_says_what_there_is(capsys):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
-    tier = pcrm.backends.library().bridge_Tier()
+    tier = native.library().bridge_Tier()
     assert f"pcrm      {pcrm.__version__}, torch {torch.__version__}" in out
     assert f"Go        tier {tier}, " in out and "CUDA      " in out
     assert "kernels   PTX 8.1, for CUDA" in out

@@ -11,9 +11,7 @@ import torch
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from helpers.project import ROOT
-from pcrm._engine import dtypes
-
-from pcrm import backends
+from pcrm._engine import dtypes, native
 
 
 @pytest.fixture(scope="module")
@@ -55,22 +53,22 @@ print(ours / (time.process_time() - start - ours))
 
 
 def test_errors_carry_their_kind():
-    native = backends.library()
+    bridge = native.library()
     with pytest.raises(RuntimeError, match="TypeError: dtype code is 3"):
-        native.bridge_Cosines(3, 1, 1, 0, 0, 0, True)
+        bridge.bridge_Cosines(3, 1, 1, 0, 0, 0, True)
     with pytest.raises(TypeError, match=r"^dtype code is 3"):
-        backends.call(native.bridge_Cosines, 3, 1, 1, 0, 0, 0, True)
+        native.call(bridge.bridge_Cosines, 3, 1, 1, 0, 0, 0, True)
     one = torch.ones(1)
     with pytest.raises(
         RuntimeError, match=r"^pcrm: internal error, please report it"
     ):  # a panic: no place for the result
-        backends.call(native.bridge_RewardLoss, 4, 1, 0, 0, 0, *[one.data_ptr()] * 3, 0.0, 0.0, 0, False)
+        native.call(bridge.bridge_RewardLoss, 4, 1, 0, 0, 0, *[one.data_ptr()] * 3, 0.0, 0.0, 0, False)
 
     def other():
         raise RuntimeError("something else: entirely")
 
     with pytest.raises(RuntimeError, match=r"^something else: entirely"):
-        backends.call(other)
+        native.call(other)
 
 
 def test_dtypes_are_in_the_order_of_the_kernels():

@@ -14,6 +14,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from pcrm._engine import native
 from pcrm.cli import main
 from pcrm.evaluate.reward_model import RewardModel
 from pcrm.methods.averaging import average
@@ -156,9 +157,7 @@ def test_a_checkpoint_with_itself(tmp_path, dtype, kind):
 
 @pytest.mark.parametrize("tier", ["scalar", "auto"])
 def test_nan_and_infinity(tmp_path, capsys, tier):
-    import pcrm
-
-    library = pcrm.backends.library()
+    library = native.library()
     before = library.bridge_Tier()
     a, b = torch.ones(40), torch.ones(40)
     a[3], a[20], b[20], a[39], b[39] = torch.nan, torch.inf, -torch.inf, torch.inf, 3.0

@@ -11,70 +11,19 @@ import torch
 from . import cuda, native
 from .tensors import is_readable
 
-NAMES = ("auto", "go", "cuda", "torch")
-
-
-def checked(name: str, source: str) -> str:
-    """One of `NAMES`. `source` is what the message calls it."""
-    if name not in NAMES:
-        raise ValueError(f"{source} is {name!r}, must be one of {', '.join(NAMES)}")
-    return name
-
-
-backend = checked(os.environ.get("PCRM_BACKEND", "auto"), "PCRM_BACKEND")
 devices: dict[int, cuda.Device | str] = {}  # by index, the CUDA devices that were opened, or why one could not be
-_child = 0  # the forked child that has been prepared to compute with torch
-
-
-def native_library() -> ModuleType | None:
-    """The native library if the chosen backend is to use it on the CPU, else None.
-
-    Warns once, with the reason, where `auto` has to do without.
-
-    Raises:
-        RuntimeError: the backend is `go` and the native library is not there.
-    """
-    if backend == "torch":
-        return None
-    if native.loaded is not None:
-        if native.loaded_in == os.getpid():
-            return native.loaded
-        _in_forked_child()
-        return None
-    reported = native.unavailable is not None
-    if native.load() is None:
-        if backend == "go":
-            raise RuntimeError(f"backend 'go' is not available: {native.unavailable}")
-        if not reported:
-            warnings.warn(
-                f"pcrm computes with torch, not with its Go core: {native.unavailable}", RuntimeWarning, stacklevel=3
-            )
-    return native.loaded
-
-
-def _in_forked_child() -> None:
-    """Keep torch from waiting for threads that the fork left behind.
-
-    logsigmoid opens an OpenMP region however small its tensor is, and libgomp hangs in one
-    if the parent ever had one. With one thread torch opens none: what DataLoader does in
-    its workers.
-    """
-    global _child
-    if _child != os.getpid():
-        _child = os.getpid()
-        torch.set_num_threads(1)
 
 
 def native_for(name: str, tensor: torch.Tensor, *others: torch.Tensor) -> ModuleType | None:
-    """`native_library()` for work on these tensors: None where they are not in memory that Go can read.
+    """`native.chosen_library()` for work on these tensors: None where they are not in memory that Go can read.
 
     Raises:
         ValueError: the backend is `go` and the tensor, called `name` in the message, lies
             on another device.
     """
     if tensor.is_cpu:
-        return native_library() if is_readable(tensor, *others) else None
-    if backend == "go":
+        return native.chosen_library() if is_readable(tensor, *others) else None
+    if native.backend == "go":
         raise ValueError(f"backend 'go' computes on the CPU, {name} is on {tensor.device}: use 'auto' or 'torch'")
     return None
 
@@ -91,14 +40,14 @@ def loss_for(name: str, tensor: torch.Tensor) -> ModuleType | cuda.Device | None
             graph is captured.
     """
     if tensor.is_cpu:
-        if backend == "cuda":
+        if native.backend == "cuda":
             raise ValueError(
                 f"backend 'cuda' computes on CUDA devices, {name} is on {tensor.device}: use 'auto' or 'go'"
             )
-        return native_library()
-    if backend in ("auto", "cuda") and tensor.is_cuda:
+        return native.chosen_library()
+    if native.backend in ("auto", "cuda") and tensor.is_cuda:
         return cuda_device(tensor.device.index)
-    if backend == "cuda":
+    if native.backend == "cuda":
         raise ValueError(
             f"backend 'cuda' computes on CUDA devices, {name} is on {tensor.device}: use 'auto' or 'torch'"
         )
@@ -109,7 +58,7 @@ def has_kernels_for(tensor: torch.Tensor) -> bool:
     """Whether this is a device of a kind that `loss_for` knows more than torch for: looked at
     while a graph is compiled, so without a look at what is there.
     """
-    return backend != "torch" and (tensor.is_cpu or (tensor.is_cuda and torch.version.hip is None))
+    return native.backend != "torch" and (tensor.is_cpu or (tensor.is_cuda and torch.version.hip is None))
 
 
 def cuda_device(index: int) -> cuda.Device | None:
@@ -118,13 +67,13 @@ def cuda_device(index: int) -> cuda.Device | None:
     if device is None:
         reported = any(isinstance(d, str) for d in devices.values())
         device = devices[index] = cuda.open_device(index)
-        if isinstance(device, str) and backend == "auto" and not reported and torch.version.hip is None:
+        if isinstance(device, str) and native.backend == "auto" and not reported and torch.version.hip is None:
             warnings.warn(
                 f"pcrm computes with torch, not with its CUDA kernels: {device}", RuntimeWarning, stacklevel=5
             )
     if isinstance(device, cuda.Device) and native.loaded_in == os.getpid():
         return device
-    if backend == "cuda":
+    if native.backend == "cuda":
         reason = device if isinstance(device, str) else "this is a forked child of a process that used it"
         raise RuntimeError(f"backend 'cuda' is not available: {reason}")
     return None
@@ -137,7 +86,7 @@ def distrust(device: cuda.Device, reason: str) -> None:
         RuntimeError: the backend is `cuda`.
     """
     devices[device.index] = reason
-    if backend == "cuda":
+    if native.backend == "cuda":
         raise RuntimeError(f"backend 'cuda' is not available: {reason}")
     warnings.warn(
         f"pcrm computes with torch from now on, not with its CUDA kernels: {reason}. The results are right, and the "

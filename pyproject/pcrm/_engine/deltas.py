@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import backends
 from . import torch_reference
+from .choice import native_for
+from .native import call
 from .tensors import check_dense, is_readable, named_if_wrapped
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def delta(constraint: Constraint, s: Tensor) -> Tensor:
         s = s.float()
     if torch.compiler.is_compiling():
         return _reference(constraint, s)
-    native = backends.native_for("s", s)
+    native = native_for("s", s)
     if native is None:
         if s.is_cpu:
             check_similarities(s)
@@ -35,7 +36,7 @@ def delta(constraint: Constraint, s: Tensor) -> Tensor:
     s = s.resolve_neg().contiguous()
     result = torch.empty_like(s)
     addresses = (result.data_ptr(), s.data_ptr(), constraint.numbers.buffer_info()[0])
-    backends.call(native.bridge_Deltas, s.element_size(), s.numel(), *addresses)
+    call(native.bridge_Deltas, s.element_size(), s.numel(), *addresses)
     return result
 
 
@@ -50,12 +51,12 @@ def fit(similarities: Any, *targets: float) -> tuple[float, ...]:
     """The five numbers of `Constraint.fit`, of a tensor of `vector`, or of another buffer of float64."""
     is_tensor = isinstance(similarities, Tensor)
     s = similarities if is_tensor else torch.frombuffer(bytearray(similarities), dtype=torch.float64)
-    native = backends.native_for("similarities", s)
+    native = native_for("similarities", s)
     if native is None:
         with named_if_wrapped(similarities=s):
             return torch_reference.fit(s, *targets)
     fitted = torch.empty(5, dtype=torch.float64, device="cpu")
-    backends.call(native.bridge_Fit, s.numel(), fitted.data_ptr(), s.data_ptr(), *targets)
+    call(native.bridge_Fit, s.numel(), fitted.data_ptr(), s.data_ptr(), *targets)
     return tuple(fitted.tolist())
 
 

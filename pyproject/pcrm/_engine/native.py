@@ -1,4 +1,4 @@
-"""The native library: finding, loading and calling it, and what a fork does to it.
+"""The native library: finding, loading and calling it, whether the chosen backend uses it, and what a fork does to it.
 
 This module needs no torch, so that commands that compute in Go alone start quickly.
 """
@@ -9,16 +9,31 @@ import contextlib
 import importlib
 import json
 import os
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+NAMES = ("auto", "go", "cuda", "torch")
 
 FOLDER = Path(__file__).parent.parent / "_native"
 
 loaded: ModuleType | None = None
 loaded_in = 0  # the process that loaded it; 0 is no process
 unavailable: str | None = None  # why there is no native library, once that is known
+
+
+def checked(name: str, source: str) -> str:
+    """One of `NAMES`. `source` is what the message calls it."""
+    if name not in NAMES:
+        raise ValueError(f"{source} is {name!r}, must be one of {', '.join(NAMES)}")
+    return name
+
+
+backend = checked(os.environ.get("PCRM_BACKEND", "auto"), "PCRM_BACKEND")
+_child = 0  # the forked child that has been prepared to compute with torch
 
 
 def load() -> ModuleType | None:
@@ -51,6 +66,46 @@ def library() -> ModuleType:
             "this needs pcrm's native library, which cannot be used in a forked child of a process that used it"
         )
     return loaded  # pyright: ignore[reportReturnType]
+
+
+def chosen_library() -> ModuleType | None:
+    """The native library if the chosen backend is to use it on the CPU, else None.
+
+    Warns once, with the reason, where `auto` has to do without.
+
+    Raises:
+        RuntimeError: the backend is `go` and the native library is not there.
+    """
+    if backend == "torch":
+        return None
+    if loaded is not None:
+        if loaded_in == os.getpid():
+            return loaded
+        _in_forked_child()
+        return None
+    reported = unavailable is not None
+    if load() is None:
+        if backend == "go":
+            raise RuntimeError(f"backend 'go' is not available: {unavailable}")
+        if not reported:
+            warnings.warn(
+                f"pcrm computes with torch, not with its Go core: {unavailable}", RuntimeWarning, stacklevel=3
+            )
+    return loaded
+
+
+def _in_forked_child() -> None:
+    """Keep torch from waiting for threads that the fork left behind.
+
+    logsigmoid opens an OpenMP region however small its tensor is, and libgomp hangs in one
+    if the parent ever had one. With one thread torch opens none: what DataLoader does in
+    its workers.
+    """
+    global _child
+    if _child != os.getpid():
+        _child = os.getpid()
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(1)
 
 
 _EXCEPTIONS = {e.__name__: e for e in (ValueError, TypeError, OSError, RuntimeError)}

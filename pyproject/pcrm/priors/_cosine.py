@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from .. import backends
 from .._engine import torch_reference
+from .._engine.choice import native_for
+from .._engine.native import call
 from .._engine.tensors import check_dense, is_readable, named_if_wrapped
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -47,7 +48,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor, angular: bool = True) -> torch.Tens
         raise TypeError(f"b has dtype {b.dtype}, a has {a.dtype}")
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
     a, b = a.detach(), b.detach()
-    native = backends.native_for("a", a, b)
+    native = native_for("a", a, b)
     if native is None:
         with named_if_wrapped(a=a, b=b):
             result = torch_reference.cosine(a, b, angular).to(dtype)
@@ -63,7 +64,5 @@ def cosine(a: torch.Tensor, b: torch.Tensor, angular: bool = True) -> torch.Tens
         a, b = a.float(), b.float()
     a, b = a.resolve_neg().contiguous(), b.resolve_neg().contiguous()
     result = torch.empty(len(a), dtype=dtype, device="cpu")
-    backends.call(
-        native.bridge_Cosines, a.element_size(), *a.shape, result.data_ptr(), a.data_ptr(), b.data_ptr(), angular
-    )
+    call(native.bridge_Cosines, a.element_size(), *a.shape, result.data_ptr(), a.data_ptr(), b.data_ptr(), angular)
     return result

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .. import backends
 from .._engine import torch_reference
+from .._engine.native import call, chosen_library
 from ._ragged import Ragged
 
 
@@ -36,12 +36,10 @@ def lexical(chosen: Sequence[str], rejected: Sequence[str], *, words: bool = Fal
     if len(chosen) != len(rejected):
         raise ValueError(f"rejected has {len(rejected)} texts, chosen has {len(chosen)}")
     columns = [Ragged.of_texts(*column) for column in (("chosen", chosen), ("rejected", rejected))]
-    native = backends.native()
+    native = chosen_library()
     if native is None:
         pairs = zip(chosen, rejected, strict=True)
         return torch.tensor([torch_reference.lexical(a, b, words) for a, b in pairs], dtype=torch.float32, device="cpu")
     result = torch.empty(len(chosen), dtype=torch.float32, device="cpu")
-    backends.call(
-        native.bridge_Lexicals, len(chosen), result.data_ptr(), *columns[0].addresses, *columns[1].addresses, words
-    )
+    call(native.bridge_Lexicals, len(chosen), result.data_ptr(), *columns[0].addresses, *columns[1].addresses, words)
     return result

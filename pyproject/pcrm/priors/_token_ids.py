@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .. import _check, backends
+from .. import _check
+from .._engine.native import call, chosen_library
 from .._engine.tensors import check_dense, is_addressable
 from ._ragged import Ids, Ragged, is_arrow, rows_of
 
@@ -28,14 +29,14 @@ def of_token_ids(
     if len(rejected_ids) != n:
         raise ValueError(f"rejected_ids has {len(rejected_ids)} rows, chosen_ids has {n}")
     device = chosen_ids.device if isinstance(chosen_ids, torch.Tensor) else torch.device("cpu")
-    native = backends.native()
+    native = chosen_library()
     if native is None:
         rows = zip(rows_of("chosen_ids", chosen_ids), rows_of("rejected_ids", rejected_ids), strict=True)
         return torch.tensor([plain(a, b, pad_token_id) for a, b in rows], dtype=torch.float32, device=device)
     result = torch.empty(n, dtype=torch.float32, device="cpu")
     chosen, rejected = Ragged.of_ids("chosen_ids", chosen_ids), Ragged.of_ids("rejected_ids", rejected_ids)
     pad = -1 if pad_token_id is None else pad_token_id
-    backends.call(getattr(native, function), n, result.data_ptr(), *first, *chosen.addresses, *rejected.addresses, pad)
+    call(getattr(native, function), n, result.data_ptr(), *first, *chosen.addresses, *rejected.addresses, pad)
     return result.to(device)
 
 

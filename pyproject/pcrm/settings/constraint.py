@@ -11,7 +11,7 @@ import json
 import math
 import os
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
@@ -213,16 +213,16 @@ class Constraint:
         if len(s) == 0:
             raise ValueError("similarities are empty, must be at least one number")
         check_range(s)
-        from .. import backends
+        from .._engine.native import call, chosen_library
 
         targets = (target_alike, target_unlike, low, high)
-        native = None if is_tensor(s) else backends.native()
+        native = None if is_tensor(s) else chosen_library()
         if native is None:
             from .._engine import deltas
 
             return cls(*deltas.fit(s, *targets))
         fitted = array("d", bytes(5 * 8))
-        backends.call(native.bridge_Fit, len(s), address(fitted), address(s), *targets)
+        call(native.bridge_Fit, len(s), address(fitted), address(s), *targets)
         return cls(*fitted)
 
     @property
@@ -280,16 +280,20 @@ class Constraint:
         """delta(s) / 2, the margin at which the loss of such a pair is least."""
         return self.delta(s) / 2
 
-    def _of_float(self, s: float) -> float:
+    def _curve(self, s: Any, at_least: Callable[..., Any], at_most: Callable[..., Any]) -> Any:
+        """delta of a float or an array in range. `at_least` and `at_most` are `max` and `min` for it."""
         if self.low is not None and self.high is not None:
             return self.low + (self.high - self.low) * s
-        if below := s + self.beta2:
-            delta = self.beta1 / below + self.beta3
-        else:  # as IEEE 754 divides by 0, and Python does not
-            delta = math.copysign(math.inf, self.beta1) + self.beta3 if self.beta1 else math.nan
-        # In this order of arguments a NaN stays one.
-        delta = delta if self.floor is None else max(delta, self.floor)
-        return delta if self.cap is None else min(delta, self.cap)
+        delta = self.beta1 / (s + self.beta2) + self.beta3
+        delta = delta if self.floor is None else at_least(delta, self.floor)
+        return delta if self.cap is None else at_most(delta, self.cap)
+
+    def _of_float(self, s: float) -> float:
+        if s + self.beta2 or self.is_random:
+            return self._curve(s, max, min)
+        import numpy as np
+
+        return float(self._of_array(np.asarray(s)))  # which is divided by 0 as IEEE 754 has it
 
     def _of_array(self, s: np.ndarray) -> np.ndarray:
         """In float64, rounded once, as Go does it."""
@@ -298,14 +302,8 @@ class Constraint:
         if s.dtype not in (np.float16, np.float32, np.float64):
             raise TypeError(f"similarities have dtype {s.dtype}, must be floating point of at most 64 bits")
         check_range(s.ravel())
-        wide = s.astype(np.float64)
-        if self.low is not None and self.high is not None:
-            delta = self.low + (self.high - self.low) * wide
-        else:
-            with np.errstate(divide="ignore"):
-                delta = self.beta1 / (wide + self.beta2) + self.beta3
-            delta = delta if self.floor is None else np.maximum(delta, self.floor)
-            delta = delta if self.cap is None else np.minimum(delta, self.cap)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            delta = self._curve(s.astype(np.float64), np.maximum, np.minimum)
         # Even for one number an array. float16 has too few digits for delta.
         return np.asarray(delta).astype(np.float64 if s.dtype == np.float64 else np.float32)
 
