@@ -1,6 +1,7 @@
 """Which modules of the package import which: arrows point one way, and light modules stay light."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 
 import pytest
 from helpers.project import ROOT
@@ -15,11 +16,11 @@ LIGHT += [
 ]
 
 
-def imported(path):
-    """The modules that a file imports, at any level, by their absolute names."""
+def imported(path, inside=None):
+    """The modules that a file imports, at any level, by their absolute names; or those that a node of it imports."""
     package = path.relative_to(PACKAGE.parent).parent.parts
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text()) if inside is None else inside):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -45,3 +46,49 @@ def test_nothing_but_the_command_line_imports_commands():
 def test_libraries_take_no_namespace():
     users = {p for p in PACKAGE.rglob("*.py") if "argparse" in imported(p) and "argparse.Namespace" in p.read_text()}
     assert [str(p) for p in users if p.parent != PACKAGE / "commands"] == []
+
+
+def types_alone(path):
+    """The modules that a file imports for its annotations and nowhere else."""
+    tree = ast.parse(path.read_text())
+    checks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
+    others = ast.Module([node for node in tree.body if node not in checks], [])
+    return {name for check in checks for name in imported(path, check)} - imported(path, others)
+
+
+def graph():
+    """By the name of each module those of the package that it imports at any level, but for types alone."""
+    paths = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    edges = {}
+    for name, path in paths.items():
+        found = imported(path) - types_alone(path)
+        edges[name] = {m for m in found if m in paths and m != name}
+        # `from .a import b` names package a as well as its module b, and needs no more than b.
+        edges[name] -= {m for m in edges[name] if any(other.startswith(f"{m}.") for other in edges[name])}
+    return edges
+
+
+def circle(edges):
+    """A circle of a graph, or None."""
+    try:
+        tuple(TopologicalSorter(edges).static_order())
+    except CycleError as error:
+        return error.args[1]
+    return None
+
+
+def test_no_circle_of_modules_or_rooms():
+    edges = graph()
+    assert len(edges) > 100 and "pcrm._engine.dispatch" in edges["pcrm.functional"]
+    assert circle(edges) is None
+    rooms = {}
+    for module, others in edges.items():
+        of = rooms.setdefault(room(module), set())
+        of |= {room(other) for other in others} - {room(module)}
+    assert rooms["pcrm.trl"] >= {"pcrm.settings", "pcrm.functional"}
+    assert circle(rooms) is None
+
+
+def room(module):
+    return ".".join(module.split(".")[:2])
