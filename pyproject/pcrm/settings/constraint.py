@@ -293,7 +293,7 @@ class Constraint:
             return self._curve(s, max, min)
         import numpy as np
 
-        return float(self._of_array(np.float64(s)))  # which divides by 0 as IEEE 754 has it
+        return float(self._of_array(np.asarray(s, np.float64)))  # which divides by 0 as IEEE 754 has it
 
     def _of_array(self, s: np.ndarray) -> np.ndarray:
         """In float64, rounded once, as Go does it."""
