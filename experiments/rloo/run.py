@@ -24,7 +24,8 @@ import torch
 from datasets import Dataset
 from pcrm.demo import world
 from pcrm.evaluate.optimization import rl, summary
-from pcrm.evaluate.optimization.pools import Pools, made
+from pcrm.evaluate.optimization.cached import make_once
+from pcrm.evaluate.optimization.pools import Pools
 from pcrm.evaluate.optimization.sampling import Policy
 from pcrm.evaluate.reward_model import RewardModel
 from pcrm.evaluate.scores import named
@@ -60,7 +61,7 @@ def main() -> None:
     policy = args.out / "policy"
     first = next(iter(proxies.values()))
     recipe = {"pairs": args.sft_pairs, "seed": SFT_SEED, "tokenizer of": first.identity}
-    made(policy, recipe, lambda: sft(first.tokenizer, args.sft_pairs, policy))
+    make_once(policy, recipe, lambda: sft(first.tokenizer, args.sft_pairs, policy))
     prompts = sorted({row["prompt"] for row in world.generate(2000, TRAIN_SEED)})
     held_out = sorted({row["prompt"] for row in world.generate(5 * EVAL_PROMPTS, EVAL_SEED)})
 

@@ -408,8 +408,8 @@ def child():
     import pcrm.priors.annotate_file  # noqa: F401  (before memory is limited, as the command imports it late)
     import pyarrow  # noqa: F401
     from datasets import Dataset
-    from pcrm.commands import fit, prior
-    from pcrm.evaluate import scores
+    from pcrm.commands import prior
+    from pcrm.evaluate import fitted_constraint, scores
 
     size = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
     resource.setrlimit(resource.RLIMIT_AS, (size + (3 << 30),) * 2)
@@ -424,7 +424,7 @@ def child():
             (
                 lambda: [None for _ in read_rows(path)],
                 lambda: scores.read([str(path)]),
-                lambda: fit.similarities(open_source(path), "s"),
+                lambda: fitted_constraint.read_similarities(open_source(path), "s"),
                 lambda: convert(path, "out.jsonl"),
                 lambda: convert(path, "out.parquet"),
             ),

@@ -23,7 +23,7 @@ import pytest
 from helpers.launching import CPU, cpu_environment
 from helpers.project import ROOT
 from helpers.workplace import RECIPES, kind_of, make_workplace, recorded
-from pcrm.commands import openrlhf as command
+from pcrm.openrlhf import patch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -74,10 +74,10 @@ def test_openrlhf_knows_every_flag(workplace, recipe, model, monkeypatch):
         monkeypatch.setenv("DS_ACCELERATOR", "cpu")
         monkeypatch.syspath_prepend(CPU)
         passed = []
-        monkeypatch.setattr(command, "_run", lambda *arguments: passed.append(arguments))
+        monkeypatch.setattr(patch, "run", lambda *arguments: passed.append(arguments))
         assert cli.main(["openrlhf", *argv[2:]]) == 0
-        ((name, swapped, argv),) = passed
-        assert "RewardDataset" in swapped
+        ((name, replaced, argv),) = passed
+        assert "RewardDataset" in replaced
         assert name == {"reward": "train_rm", "dpo": "train_dpo"}[kind_of(recipe)]
     arguments = by_openrlhf(name, argv, monkeypatch)
     for word in argv:  # argparse takes the beginning of a flag for the flag

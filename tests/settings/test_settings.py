@@ -86,13 +86,14 @@ def through_flags(case, folder):
 
 def through_openrlhf(case, _):
     from pcrm.commands import openrlhf
+    from pcrm.openrlhf import patch
 
     flags = [f"--pcrm.{name}={value}" for name, value in given(case).items()]
     seen = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(openrlhf, "_swapped", lambda _, config: seen.append(config))
-        patch.setattr(openrlhf, "_run", lambda *_: None)
-        patch.setattr(openrlhf.os, "environ", {"RANK": "0"})
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(patch, "replacements", lambda _, config: seen.append(config))
+        monkeypatch.setattr(patch, "run", lambda *_: None)
+        monkeypatch.setattr(openrlhf.os, "environ", {"RANK": "0"})
         openrlhf.main(["train_dpo" if case["task"] == "dpo" else "train_rm", *flags])
     return seen[0].prior, seen[0].constraint
 

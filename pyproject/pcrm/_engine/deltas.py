@@ -8,7 +8,7 @@ import torch
 
 from . import torch_reference
 from .choice import native_for
-from .native import call
+from .native import address, call
 from .tensors import check_dense, is_readable, named_if_wrapped
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def delta(constraint: Constraint, s: Tensor) -> Tensor:
             return _reference(constraint, s)
     s = s.resolve_neg().contiguous()
     result = torch.empty_like(s)
-    addresses = (result.data_ptr(), s.data_ptr(), constraint.numbers.buffer_info()[0])
+    addresses = (result.data_ptr(), s.data_ptr(), address(constraint.numbers))
     call(native.bridge_Deltas, s.element_size(), s.numel(), *addresses)
     return result
 

@@ -11,10 +11,15 @@ import json
 import os
 import sys
 import warnings
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 NAMES = ("auto", "go", "cuda", "torch")
 
@@ -119,3 +124,12 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
         # The bridge puts the exception's name before the message.
         name, _, message = str(error).partition(": ")
         raise (_EXCEPTIONS[name](message) if name in _EXCEPTIONS else error) from None
+
+
+def address(numbers: torch.Tensor | np.ndarray | array[Any]) -> int:
+    """Where contiguous numbers begin in memory. It is 0 where there are none, which Go reads as an empty slice."""
+    if isinstance(numbers, array):
+        return numbers.buffer_info()[0] if numbers else 0
+    if hasattr(numbers, "data_ptr"):  # a tensor, told apart without importing torch
+        return numbers.data_ptr()  # pyright: ignore[reportAttributeAccessIssue]
+    return numbers.ctypes.data if numbers.size else 0  # pyright: ignore[reportAttributeAccessIssue]

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import functools
-import importlib
 import itertools
 import os
-import runpy
-import sys
-from importlib.metadata import version
-from typing import Any
 
-from ..settings import PRIORS, SETTINGS, Config, settings_of
+from ..settings import PRIORS, SETTINGS, settings_of
 
 _ABOUT = """\
 Runs OpenRLHF's command line of that name with the prior-constrained loss. Every flag but those below
@@ -91,51 +85,12 @@ def main(argv: list[str]) -> int:
     if dpo and given.config is not None:
         # In the place of OpenRLHF's defaults: a flag of the user's comes later and wins.
         rest = [f"--model.beta={settings.dpo_beta}", f"--model.label_smoothing={settings.label_smoothing}", *rest]
-    swapped = _swapped(given.command, settings)
+    # Not above: it imports torch, for which --help and errors do not wait.
+    from ..openrlhf import patch
+
+    replaced = patch.replacements(given.command, settings)
     if not any(name in os.environ for name in _LAUNCHED):
         # Plain python: DeepSpeed would look for MPI. Of port 0 the system makes a free one.
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    _run(given.command, swapped, [*launcher, *rest])
+    patch.run(given.command, replaced, [*launcher, *rest])
     return 0
-
-
-def _swapped(command: str, settings: Config) -> dict[str, tuple[str, Any]]:
-    """What takes the place of which name of which module of OpenRLHF."""
-    from ..openrlhf import training
-    from ..openrlhf.losses import PCRMPairWiseLoss
-
-    swapped: dict[str, tuple[str, Any]] = {}
-    constraint = settings.constraint
-    if command == "train_dpo":
-        trainer = functools.partial(training.PCRMDPOTrainer, constraint=constraint)
-        swapped["DPOTrainer"] = ("openrlhf.trainer.dpo_trainer", trainer)
-    else:
-        loss_fn = PCRMPairWiseLoss(
-            constraint,
-            label_smoothing=settings.label_smoothing,
-            center_rewards_coefficient=settings.center_rewards_coefficient,
-        )
-        trainer = functools.partial(training.PCRMRewardModelTrainer, loss_fn=loss_fn)
-        swapped["RewardModelTrainer"] = ("openrlhf.trainer.rm_trainer", trainer)
-    if not constraint.is_fixed:
-        dataset = functools.partial(training.PCRMRewardDataset, prior=settings.prior, seed=constraint.seed)
-        swapped["RewardDataset"] = ("openrlhf.datasets", dataset)
-    return swapped
-
-
-def _run(command: str, swapped: dict[str, tuple[str, Any]], argv: list[str]) -> None:
-    """Run OpenRLHF's command line, which parses its flags under `__main__` alone."""
-    name = f"openrlhf.cli.{command}"
-    for attribute, (module, ours) in swapped.items():
-        setattr(importlib.import_module(module), attribute, ours)
-    # An import of it trains nothing, and shows whether it takes what was swapped.
-    cli = importlib.import_module(name)
-    for attribute, (module, ours) in swapped.items():
-        if getattr(cli, attribute, None) is not ours:
-            raise RuntimeError(
-                f"{name} of openrlhf {version('openrlhf')} does not take {attribute} from {module}: "
-                "this version is not supported"
-            )
-    del sys.modules[name]  # what is there already runpy warns of
-    sys.argv = [name, *argv]
-    runpy.run_module(name, run_name="__main__", alter_sys=True)

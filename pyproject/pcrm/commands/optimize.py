@@ -123,8 +123,7 @@ def _computed(args: argparse.Namespace, gold_model: str | None) -> tuple[list[Po
     from transformers.utils import logging
 
     from ..evaluate.optimization.pools import GOLD_COLUMNS, Pools, columns
-    from ..evaluate.optimization.sampling import Policy, sample
-    from ..evaluate.optimization.scoring import score_responses
+    from ..evaluate.optimization.sampling import Policy, sample, score_responses
     from ..evaluate.reward_model import RewardModel
     from ..evaluate.scores import named
 

@@ -13,8 +13,6 @@ from decimal import Decimal
 from itertools import islice
 from typing import Any
 
-Row = Mapping[str, Any]
-
 
 class RowError(ValueError):
     """A row that is no preference. Its message begins with the column; `row` is its number, where known."""

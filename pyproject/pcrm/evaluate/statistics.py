@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._engine.native import call, library
+from .._engine.native import address, call, library
 
 Floats = NDArray[np.float64]
 
@@ -183,9 +183,9 @@ def _estimates(name: str, *arguments: Any) -> Estimates:
 
 
 def _call(name: str, *arguments: Any) -> Any:
-    """Call the bridge with the addresses of arrays; an empty one has the address 0."""
+    """Call the bridge with the addresses of arrays."""
     held = [_contiguous(a) if isinstance(a, np.ndarray) else a for a in arguments]
-    numbers = [(a.ctypes.data if a.size else 0) if isinstance(a, np.ndarray) else a for a in held]
+    numbers = [address(a) if isinstance(a, np.ndarray) else a for a in held]
     return call(getattr(library(), f"bridge_{name}"), *numbers)
 
 

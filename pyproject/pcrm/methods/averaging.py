@@ -112,7 +112,7 @@ def average(
         native.call(
             library.bridge_AverageNew,
             json.dumps([os.fspath(folder) for folder in folders]),
-            numbers.buffer_info()[0],
+            native.address(numbers),
             -1 if weights is None else len(numbers),
         )
     )

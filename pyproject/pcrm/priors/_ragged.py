@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..settings.similarities import address
+from .._engine.native import address
 
 if TYPE_CHECKING:
     import numpy as np

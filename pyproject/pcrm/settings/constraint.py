@@ -19,7 +19,7 @@ from .. import _check
 from . import toml
 from .presets import lookup
 from .rules import Task, resolve
-from .similarities import address, check_range, is_tensor, vector
+from .similarities import check_range, is_tensor, vector
 
 if TYPE_CHECKING:
     import numpy as np
@@ -213,7 +213,7 @@ class Constraint:
         if len(s) == 0:
             raise ValueError("similarities are empty, must be at least one number")
         check_range(s)
-        from .._engine.native import call, chosen_library
+        from .._engine.native import address, call, chosen_library
 
         targets = (target_alike, target_unlike, low, high)
         native = None if is_tensor(s) else chosen_library()

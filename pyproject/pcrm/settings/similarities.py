@@ -93,10 +93,3 @@ def check_range(s: Vector | tuple[float]) -> None:
         index = None if good.all() else int(good.argmin())
     if index is not None:
         raise ValueError(f"similarities[{index}] is {s[index]:g}, must be in [0, 1]")
-
-
-def address(numbers: torch.Tensor | np.ndarray | array[Any]) -> int:
-    """Where the first of contiguous numbers lies."""
-    if isinstance(numbers, array):
-        return numbers.buffer_info()[0]
-    return numbers.data_ptr() if is_tensor(numbers) else numbers.ctypes.data  # pyright: ignore[reportAttributeAccessIssue]

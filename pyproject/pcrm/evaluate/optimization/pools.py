@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ..._version import __version__
 from ...data.preferences import RowError
 from ...data.sources import read_rows
 from ..scores import named, numbers
@@ -77,18 +73,3 @@ def columns(path: str, names: tuple[str, ...], split: str = "train") -> list[lis
     if not found[0]:
         raise ValueError(f"{path}: holds no rows")
     return found
-
-
-def made(path: Path, recipe: dict[str, Any], make: Callable[[], object]) -> None:
-    """Make a file or a folder, unless it was made by the same recipe before.
-
-    The recipe lies beside it, written last: without it what is there counts as not made.
-    """
-    recipe = json.loads(json.dumps(recipe | {"pcrm": __version__}))
-    marker = path.with_name(f"{path.name}.recipe.json")
-    if path.exists() and marker.is_file() and json.loads(marker.read_text()) == recipe:
-        return
-    marker.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    make()
-    marker.write_text(json.dumps(recipe, indent=1) + "\n")

@@ -26,7 +26,7 @@ from ... import _check
 from ..._pretrained import load_model, load_tokenizer
 from ..._printable import printable
 from ..reward_model import identity_of
-from .pools import made
+from .cached import make_once
 
 # The rewards of responses to prompts: a RewardModel, or whatever takes both lists.
 Reward = Callable[[Sequence[Any], Sequence[Any]], Any]
@@ -155,7 +155,7 @@ def train(
         _write(out / "steps.csv", steps)
         shutil.rmtree(scratch)
 
-    made(out / "policy", recipe, make)
+    make_once(out / "policy", recipe, make)
     return read(out / "steps.csv")
 
 

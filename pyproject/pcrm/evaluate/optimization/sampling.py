@@ -1,4 +1,4 @@
-"""Responses sampled from a policy with transformers, into a file that a kill does not lose."""
+"""Responses sampled from a policy with transformers, and their scores, in files that a kill does not lose."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from ...data.preferences import RowError, listed
 from ...data.row_pipeline import BadRowError, ParsedRows, RowPipeline
 from ...data.sources import open_source
 from ...data.writers import Columns
-from ..reward_model import identity_of
-from .pools import made
+from ..reward_model import RewardModel, identity_of
+from ..score_rows import add_scores
+from ..statistics import Floats
+from .cached import make_once
+from .pools import columns
 
 # What is in memory at once and what a kill loses. Lines of a file are read by no fewer.
 _SHARD_PROMPTS = 64
@@ -162,10 +165,25 @@ def sample(
             unit="prompts",
         ).run(compute, "sampling")
 
-    made(Path(out), settings | opened.identity, make)
+    make_once(Path(out), settings | opened.identity, make)
 
 
 def _prompt(row: dict[str, Any]) -> Any:
     if row.get("prompt") is None:
         raise RowError(f"has no prompt, its keys are {listed(row)}")
     return row["prompt"]
+
+
+def score_responses(model: RewardModel, source: str, out: Path, split: str = "train") -> list[Floats]:
+    """Score the `responses` in each row of a file, unless their scores are in `out` already.
+
+    Returns:
+        The scores of each row.
+
+    Raises:
+        OSError, ValueError: as `pcrm score`.
+    """
+    rows = open_source(source, split)
+    recipe = {"model": model.identity, "rows": rows.identity, "dtype": model.dtype, "max_length": model.max_length}
+    make_once(out, recipe, lambda: add_scores(rows, out, model, ("responses",)))
+    return columns(str(out), ("scores",))[0]

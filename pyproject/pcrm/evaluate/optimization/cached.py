@@ -1,0 +1,25 @@
+"""Files and folders that are made once: sampled responses, their scores, trained policies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..._version import __version__
+
+
+def make_once(path: Path, recipe: dict[str, Any], make: Callable[[], object]) -> None:
+    """Call `make`, which makes `path`, unless the same recipe and version of pcrm made it before.
+
+    The recipe is beside it in `NAME.recipe.json`, written last: without it `path` counts as not made.
+    """
+    recipe = json.loads(json.dumps(recipe | {"pcrm": __version__}))
+    marker = path.with_name(f"{path.name}.recipe.json")
+    if path.exists() and marker.is_file() and json.loads(marker.read_text()) == recipe:
+        return
+    marker.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make()
+    marker.write_text(json.dumps(recipe, indent=1) + "\n")
