@@ -60,7 +60,9 @@ def pack(ids: Tensor, lengths: Tensor, *, min_shared: int = 1, budget: int = 0) 
     for i in ((lengths < 1) | (lengths > ids.shape[1])).nonzero()[:1, 0].tolist():
         raise ValueError(f"lengths[{i}] must be in [1, {ids.shape[1]}], got {lengths[i].item()}")
     native = backends.native()
-    packed = _by_go(native, ids, lengths, min_shared, budget) if native else _by_python(ids, lengths, min_shared, budget)
+    packed = (
+        _by_go(native, ids, lengths, min_shared, budget) if native else _by_python(ids, lengths, min_shared, budget)
+    )
     return Packed(*(x.to(device) for x in packed))
 
 
