@@ -6,8 +6,7 @@ make the same where the extension is not there.
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -66,7 +65,7 @@ def pack(ids: Tensor, lengths: Tensor, *, min_shared: int = 1, budget: int = 0) 
     return Packed(*(x.to(device) for x in packed))
 
 
-def _by_go(native, ids: Tensor, lengths: Tensor, min_shared: int, budget: int) -> Packed:
+def _by_go(native: Any, ids: Tensor, lengths: Tensor, min_shared: int, budget: int) -> Packed:
     rows, width = ids.shape
     plan = torch.empty(3, rows, dtype=torch.int64)
     shape = torch.empty(2, dtype=torch.int64)
@@ -86,10 +85,11 @@ def _by_python(ids: Tensor, lengths: Tensor, min_shared: int, budget: int) -> Pa
     order = sorted(range(len(rows)), key=lambda r: (rows[r], r))
     trees: list[list[tuple[int, int]]] = []  # of each its rows, and how many tokens they share with the one before
     sizes: list[int] = []
-    for before, r in pairwise([None, *order]):
-        shared = 0 if before is None else _common(rows[before], rows[r])
+    for i, r in enumerate(order):
+        before = rows[order[i - 1]] if i else []
+        shared = _common(before, rows[r])
         added = len(rows[r]) - shared
-        joins = before is not None and (not added or shared == len(rows[before]) or shared >= max(min_shared, 1))
+        joins = i > 0 and (not added or shared == len(before) or shared >= max(min_shared, 1))
         if joins and (not added or not budget or sizes[-1] + added <= budget):
             trees[-1].append((r, shared))
             sizes[-1] += added
@@ -102,15 +102,14 @@ def _by_python(ids: Tensor, lengths: Tensor, min_shared: int, budget: int) -> Pa
     gather = torch.empty_like(ids)
     for tree, at in zip(trees, starts, strict=True):
         path: list[int] = []  # where the tokens of the row before stand
-        for r, shared in [*tree, (None, 0)]:  # the last one closes the tree
-            ends[path[shared:]] = (at - 1) % shape[1] + 1
-            if r is None:
-                continue
+        for r, shared in tree:
+            ends[path[shared:]] = (at - 1) % shape[1] + 1  # no later token is below these
             new = range(at, at + len(rows[r]) - shared)
             packed[new.start : new.stop] = torch.tensor(rows[r][shared:], dtype=torch.int64)
             positions[new.start : new.stop] = torch.arange(shared, len(rows[r]))
             path, at = path[:shared] + list(new), new.stop
             gather[r] = torch.tensor(path + path[-1:] * (ids.shape[1] - len(path)))
+        ends[path] = (at - 1) % shape[1] + 1
     return Packed(packed.view(shape), positions.view(shape), ends.view(shape), gather)
 
 

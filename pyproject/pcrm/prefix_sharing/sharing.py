@@ -24,6 +24,9 @@ _BUDGET = 2048
 # models of 2 to 30 layers; a leak of a single token is hundreds.
 _UNITS = 10
 
+# torch.compile must not look into the plan, whose shapes are another for each batch.
+_uncompiled: Any = torch.compiler.disable
+
 _ATTENTIONS = ("eager", "sdpa", "flex_attention")
 _ATTRIBUTE = "_pcrm_prefix_sharing"
 
@@ -179,7 +182,7 @@ class _Sharing:
             raise ValueError("input_ids must be token ids to share prefixes, got None: embeddings cannot be compared")
         if given.get("output_attentions") or self._config.output_attentions:
             raise ValueError("output_attentions must be False where prefixes are shared: there is no matrix of a row")
-        packed = self._pack(ids, mask, given.get("position_ids"))
+        packed = self._packed(ids, mask, given.get("position_ids"))
         if self._checked and packed.ids.numel() >= ids.numel():
             return None
         self._gather = packed.gather
@@ -193,8 +196,8 @@ class _Sharing:
         }
         return (), given | new
 
-    @torch.compiler.disable
-    def _pack(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> Packed:
+    @_uncompiled
+    def _packed(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> Packed:
         rows, width = ids.shape
         if mask is None:
             lengths = ids.new_full((rows,), width)
