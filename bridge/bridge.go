@@ -23,9 +23,11 @@ import (
 
 	"github.com/pcrm-project/pcrm/gpu"
 	"github.com/pcrm-project/pcrm/pcrm"
+	"github.com/pcrm-project/pcrm/pcrm/prior"
+	"github.com/pcrm-project/pcrm/pcrm/trace"
 )
 
-// The prefixes that backends.py turns into exceptions.
+// The prefixes that _engine/native.py turns into exceptions.
 const (
 	valueError   = "ValueError: "
 	typeError    = "TypeError: "
@@ -152,35 +154,6 @@ func dpoLoss[F pcrm.Float](n int64, loss, gradChosen, gradRejected, chosenReward
 	})
 }
 
-// TermLoss calls pcrm.TermLoss on n pairs. loss is one element, or n for none; the gradients,
-// the references and the rewards may be 0.
-func TermLoss(dtype, n int64, loss, gradChosen, gradRejected, chosenRewards, rejectedRewards,
-	chosen, rejected, referenceChosen, referenceRejected, offset uintptr,
-	term int64, beta, rewardBeta, offsetScale, l2 float64, reduction int64) (ok bool, err error) {
-	defer convert(&err)
-	o := pcrm.TermOptions{Term: pcrm.Term(term), Beta: beta, RewardBeta: rewardBeta, OffsetScale: offsetScale, L2: l2,
-		Reduction: pcrm.Reduction(reduction)}
-	switch dtype {
-	case 4:
-		err = termLoss[float32](n, loss, gradChosen, gradRejected, chosenRewards, rejectedRewards,
-			chosen, rejected, referenceChosen, referenceRejected, offset, o)
-	case 8:
-		err = termLoss[float64](n, loss, gradChosen, gradRejected, chosenRewards, rejectedRewards,
-			chosen, rejected, referenceChosen, referenceRejected, offset, o)
-	default:
-		err = badDtype(dtype)
-	}
-	return err == nil, err
-}
-
-func termLoss[F pcrm.Float](n int64, loss, gradChosen, gradRejected, chosenRewards, rejectedRewards,
-	chosen, rejected, referenceChosen, referenceRejected, offset uintptr, o pcrm.TermOptions) error {
-	return store[F](loss, n, o.Reduction, func(losses []F) (float64, error) {
-		return pcrm.TermLoss(losses, slice[F](gradChosen, n), slice[F](gradRejected, n), slice[F](chosenRewards, n), slice[F](rejectedRewards, n),
-			slice[F](chosen, n), slice[F](rejected, n), slice[F](referenceChosen, n), slice[F](referenceRejected, n), slice[F](offset, n), o)
-	})
-}
-
 // store puts what a loss returns at an address: its value, or for none the n losses.
 func store[F pcrm.Float](loss uintptr, n int64, r pcrm.Reduction, compute func(losses []F) (float64, error)) error {
 	if r == pcrm.None {
@@ -222,13 +195,13 @@ func Fit(n int64, dst, similarities uintptr, targetAlike, targetUnlike, low, hig
 	return err == nil, err
 }
 
-// VerifyTrace calls pcrm.VerifyTrace and returns its report as a JSON object: ok, files,
+// VerifyTrace calls trace.Verify and returns its report as a JSON object: ok, files,
 // pairs, rows (a list of objects of form, dtype, backend, files, pairs, loss_error,
 // gradient_error, loss_tolerance and gradient_tolerance; an infinite error is null),
 // failures (a list of strings), failed (how many there are) and text, the table.
 func VerifyTrace(dir string) (report string, err error) {
 	defer convert(&err)
-	r, err := pcrm.VerifyTrace(dir)
+	r, err := trace.Verify(dir)
 	if err != nil {
 		return "", fileError(err)
 	}
@@ -271,52 +244,52 @@ func fileError(err error) error {
 	return err
 }
 
-// LengthRatios calls pcrm.LengthRatios on n pairs of rows of int64 token ids and
+// LengthRatios calls prior.LengthRatios on n pairs of rows of int64 token ids and
 // writes float32. The offsets are n+1 int64 each; padToken -1 means no padding.
 func LengthRatios(n int64, dst, chosen, chosenOffsets uintptr, chosenLen int64,
 	rejected, rejectedOffsets uintptr, rejectedLen, padToken int64) (ok bool, err error) {
 	defer convert(&err)
-	err = pcrm.LengthRatios(slice[float32](dst, n),
+	err = prior.LengthRatios(slice[float32](dst, n),
 		slice[int64](chosen, chosenLen), slice[int64](chosenOffsets, n+1),
 		slice[int64](rejected, rejectedLen), slice[int64](rejectedOffsets, n+1), padToken)
 	return err == nil, err
 }
 
-// RandomUniforms calls pcrm.RandomUniforms; its columns are those of LengthRatios.
+// RandomUniforms calls prior.RandomUniforms; its columns are those of LengthRatios.
 func RandomUniforms(n int64, dst uintptr, seed uint64, chosen, chosenOffsets uintptr, chosenLen int64,
 	rejected, rejectedOffsets uintptr, rejectedLen, padToken int64) (ok bool, err error) {
 	defer convert(&err)
-	err = pcrm.RandomUniforms(slice[float32](dst, n), seed,
+	err = prior.RandomUniforms(slice[float32](dst, n), seed,
 		slice[int64](chosen, chosenLen), slice[int64](chosenOffsets, n+1),
 		slice[int64](rejected, rejectedLen), slice[int64](rejectedOffsets, n+1), padToken)
 	return err == nil, err
 }
 
-// Cosines calls pcrm.Cosines on n pairs of rows of dim elements and writes float32,
+// Cosines calls prior.Cosines on n pairs of rows of dim elements and writes float32,
 // for float64 rows float64. dtype is 2 for float16 too.
 func Cosines(dtype, n, dim int64, dst, a, b uintptr, angular bool) (ok bool, err error) {
 	defer convert(&err)
 	switch dtype {
 	case 2:
-		err = pcrm.Cosines(slice[float32](dst, n), slice[pcrm.Float16](a, n*dim), slice[pcrm.Float16](b, n*dim), int(dim), angular)
+		err = prior.Cosines(slice[float32](dst, n), slice[prior.Float16](a, n*dim), slice[prior.Float16](b, n*dim), int(dim), angular)
 	case 4:
-		err = pcrm.Cosines(slice[float32](dst, n), slice[float32](a, n*dim), slice[float32](b, n*dim), int(dim), angular)
+		err = prior.Cosines(slice[float32](dst, n), slice[float32](a, n*dim), slice[float32](b, n*dim), int(dim), angular)
 	case 8:
-		err = pcrm.Cosines(slice[float64](dst, n), slice[float64](a, n*dim), slice[float64](b, n*dim), int(dim), angular)
+		err = prior.Cosines(slice[float64](dst, n), slice[float64](a, n*dim), slice[float64](b, n*dim), int(dim), angular)
 	default:
 		err = badDtype(dtype)
 	}
 	return err == nil, err
 }
 
-// Lexicals calls pcrm.Lexicals on n pairs of UTF-8 texts and writes float32. The
+// Lexicals calls prior.Lexicals on n pairs of UTF-8 texts and writes float32. The
 // offsets are n+1 int64 each.
 func Lexicals(n int64, dst, chosen, chosenOffsets uintptr, chosenLen int64,
 	rejected, rejectedOffsets uintptr, rejectedLen int64, words bool) (ok bool, err error) {
 	defer convert(&err)
-	err = pcrm.Lexicals(slice[float32](dst, n),
+	err = prior.Lexicals(slice[float32](dst, n),
 		slice[byte](chosen, chosenLen), slice[int64](chosenOffsets, n+1),
-		slice[byte](rejected, rejectedLen), slice[int64](rejectedOffsets, n+1), pcrm.LexicalOptions{Words: words})
+		slice[byte](rejected, rejectedLen), slice[int64](rejectedOffsets, n+1), prior.LexicalOptions{Words: words})
 	return err == nil, err
 }
 
@@ -432,26 +405,6 @@ func CUDADPOLoss(device int64, stream uintptr, dtype, rows int64, loss, gradChos
 			policyRejected, policyRejectedStride, delta, labelSmoothing, reduction),
 			gpu.Strided{Address: referenceChosen, Stride: referenceChosenStride},
 			gpu.Strided{Address: referenceRejected, Stride: referenceRejectedStride}, chosenRewards, rejectedRewards, beta)
-	}
-	return err == nil, err
-}
-
-// CUDATermLoss calls gpu.Device.TermLoss.
-func CUDATermLoss(device int64, stream uintptr, dtype, rows int64, loss, gradChosen, gradRejected, partials, chosenRewards, rejectedRewards,
-	chosen uintptr, chosenStride int64, rejected uintptr, rejectedStride int64,
-	referenceChosen uintptr, referenceChosenStride int64, referenceRejected uintptr, referenceRejectedStride int64,
-	offset uintptr, term int64, beta, rewardBeta, offsetScale, l2 float64, reduction int64) (ok bool, err error) {
-	defer convert(&err)
-	d, err := gpu.Open(int(device))
-	if err == nil {
-		err = d.TermLoss(stream, gpu.Dtype(dtype), batch(rows, loss, gradChosen, gradRejected, partials, chosen, chosenStride,
-			rejected, rejectedStride, offset, 0, reduction), gpu.Terms{
-			Term:              pcrm.Term(term),
-			ReferenceChosen:   gpu.Strided{Address: referenceChosen, Stride: referenceChosenStride},
-			ReferenceRejected: gpu.Strided{Address: referenceRejected, Stride: referenceRejectedStride},
-			ChosenRewards:     chosenRewards, RejectedRewards: rejectedRewards,
-			Beta: beta, RewardBeta: rewardBeta, OffsetScale: offsetScale, L2: l2,
-		})
 	}
 	return err == nil, err
 }

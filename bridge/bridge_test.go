@@ -66,7 +66,7 @@ func TestErrors(t *testing.T) {
 // A report is JSON, whose numbers are finite; failures and folders that are none are
 // told apart.
 func TestVerifyTrace(t *testing.T) {
-	const sample = "../pcrm/testdata/trace"
+	const sample = "../pcrm/trace/testdata/trace"
 	type report struct {
 		OK                   bool
 		Files, Pairs, Failed int

@@ -1,7 +1,9 @@
-"""MkDocs' hook: links from docs/ to other files of the repository lead to the forge.
+"""MkDocs' hook: links from docs/ to other files of the repository lead to the forge, and the tests' comments are left out.
 
 A page says `../examples/accelerate`, which works on the forge and in an editor; on the site there
 is no such file. One that does not exist in the repository is a warning, which `--strict` makes an error.
+
+`<!-- test: ... -->` and `<!-- notest: ... -->` before a block of code are for tests/project/test_docs.py.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from mkdocs.plugins import get_plugin_logger
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LINK = re.compile(r"\]\(\.\./([^)#\s]*)")
+_NOTE = re.compile(r"^ *<!-- (?:no)?test: .* -->\n", flags=re.MULTILINE)
 _log = get_plugin_logger("repository")
 
 
@@ -24,4 +27,4 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
             _log.warning("%s links to %s, which the repository does not have", page.file.src_uri, path)
         return f"]({config.extra['repository']}/{'tree' if (_ROOT / path).is_dir() else 'blob'}/main/{path}"
 
-    return _LINK.sub(forge, markdown)
+    return _LINK.sub(forge, _NOTE.sub("", markdown))

@@ -30,9 +30,17 @@ var driver struct {
 
 // Device is a CUDA device whose kernels are loaded. It may be used by several goroutines.
 type Device struct {
-	context unsafe.Pointer
-	kernels [C.PCRM_KERNEL_COUNT]unsafe.Pointer
+	context C.CUcontext
+	kernels [C.PCRM_KERNEL_COUNT]C.CUfunction
 }
+
+// The order of Dtype is that of kernels.h: an index other than 0 does not compile.
+var (
+	_ = [1]struct{}{}[Float32-C.PCRM_FLOAT32]
+	_ = [1]struct{}{}[Float64-C.PCRM_FLOAT64]
+	_ = [1]struct{}{}[BFloat16-C.PCRM_BFLOAT16]
+	_ = [1]struct{}{}[Float16-C.PCRM_FLOAT16]
+)
 
 // failure is the error of a call of driver.c; detail is what it says beside CUDA's text.
 func failure(code C.int, call *C.char, detail string) error {
@@ -142,7 +150,7 @@ func (d *Device) launch(kernel int, blocks, threads int64, stream uintptr, args 
 	var call *C.char
 	// The stream is a handle of CUDA's, no pointer of Go's: the detour keeps vet from thinking so.
 	code := C.pcrm_driver_launch(d.context, d.kernels[kernel], C.uint(blocks), C.uint(threads),
-		*(*unsafe.Pointer)(unsafe.Pointer(&stream)), args, &call)
+		*(*C.CUstream)(unsafe.Pointer(&stream)), args, &call)
 	if code != 0 {
 		return failure(code, call, "")
 	}
@@ -284,32 +292,6 @@ func (d *Device) DPOLoss(stream uintptr, dtype Dtype, b Batch, referenceChosen, 
 	}
 	blocks, threads := rowBlocks(b.Rows)
 	if err := d.launch(C.PCRM_KERNEL_dpo_float32+int(dtype), blocks, threads, stream, unsafe.Pointer(&args)); err != nil {
-		return err
-	}
-	return d.addUp(stream, dtype, b, blocks, args.common.scale)
-}
-
-// TermLoss is [pcrm.TermLoss] on the device. Values of the offsets are not looked at: one that
-// is not finite is no error here.
-//
-// Errors: as in [Device.RewardLoss].
-func (d *Device) TermLoss(stream uintptr, dtype Dtype, b Batch, t Terms) error {
-	if err := b.validate(dtype); err != nil {
-		return err
-	}
-	if err := t.validate(); err != nil {
-		return err
-	}
-	args := C.pcrm_term_args{
-		common:           b.common(),
-		reference_chosen: address(t.ReferenceChosen.Address), reference_chosen_stride: C.pcrm_int(t.ReferenceChosen.Stride),
-		reference_rejected: address(t.ReferenceRejected.Address), reference_rejected_stride: C.pcrm_int(t.ReferenceRejected.Stride),
-		chosen_rewards: address(t.ChosenRewards), rejected_rewards: address(t.RejectedRewards),
-		term: C.pcrm_int(t.Term), beta: C.double(t.Beta), reward_beta: C.double(t.RewardBeta),
-		offset_scale: C.double(t.OffsetScale), l2: C.double(t.L2),
-	}
-	blocks, threads := rowBlocks(b.Rows)
-	if err := d.launch(C.PCRM_KERNEL_term_float32+int(dtype), blocks, threads, stream, unsafe.Pointer(&args)); err != nil {
 		return err
 	}
 	return d.addUp(stream, dtype, b, blocks, args.common.scale)

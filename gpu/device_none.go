@@ -23,8 +23,6 @@ func (d *Device) DPOLoss(stream uintptr, dtype Dtype, b Batch, referenceChosen, 
 	return errNoCgo
 }
 
-func (d *Device) TermLoss(stream uintptr, dtype Dtype, b Batch, t Terms) error { return errNoCgo }
-
 func (d *Device) Scale(stream uintptr, dtype Dtype, count, width int64, chosen, rejected, gradChosen, gradRejected uintptr, incoming Strided) error {
 	return errNoCgo
 }

@@ -8,22 +8,22 @@
 
 /* The ABI of libcuda.so.1, in our own words: no header of CUDA's is needed to build. Each
  * entry is a function's name in the library, and what it takes. */
-#define FUNCTIONS(X)                                                                                         \
-    X(cuInit, (unsigned flags))                                                                              \
-    X(cuDriverGetVersion, (int *version))                                                                    \
-    X(cuGetErrorName, (int code, const char **name))                                                         \
-    X(cuGetErrorString, (int code, const char **text))                                                       \
-    X(cuDeviceGetCount, (int *count))                                                                        \
-    X(cuDeviceGet, (int *device, int ordinal))                                                               \
-    X(cuDeviceGetName, (char *name, int size, int device))                                                   \
-    X(cuDeviceGetAttribute, (int *value, int attribute, int device))                                         \
-    X(cuDevicePrimaryCtxRetain, (void **context, int device))                                                \
-    X(cuCtxPushCurrent_v2, (void *context))                                                                  \
-    X(cuCtxPopCurrent_v2, (void **context))                                                                  \
-    X(cuModuleLoadDataEx, (void **module, const void *image, unsigned count, int *options, void **values))   \
-    X(cuModuleGetFunction, (void **function, void *module, const char *name))                                \
-    X(cuLaunchKernel, (void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,  \
-                       unsigned block_y, unsigned block_z, unsigned shared, void *stream, void **parameters, \
+#define FUNCTIONS(X)                                                                                             \
+    X(cuInit, (unsigned flags))                                                                                  \
+    X(cuDriverGetVersion, (int *version))                                                                        \
+    X(cuGetErrorName, (int code, const char **name))                                                             \
+    X(cuGetErrorString, (int code, const char **text))                                                           \
+    X(cuDeviceGetCount, (int *count))                                                                            \
+    X(cuDeviceGet, (CUdevice *device, int ordinal))                                                              \
+    X(cuDeviceGetName, (char *name, int size, CUdevice device))                                                  \
+    X(cuDeviceGetAttribute, (int *value, int attribute, CUdevice device))                                        \
+    X(cuDevicePrimaryCtxRetain, (CUcontext *context, CUdevice device))                                           \
+    X(cuCtxPushCurrent_v2, (CUcontext context))                                                                  \
+    X(cuCtxPopCurrent_v2, (CUcontext *context))                                                                  \
+    X(cuModuleLoadDataEx, (CUmodule *module, const void *image, unsigned count, int *options, void **values))    \
+    X(cuModuleGetFunction, (CUfunction *function, CUmodule module, const char *name))                            \
+    X(cuLaunchKernel, (CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, \
+                       unsigned block_y, unsigned block_z, unsigned shared, CUstream stream, void **parameters,  \
                        void **extra))
 
 enum { CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 };      /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_* */
@@ -73,7 +73,8 @@ void pcrm_driver_explain(int code, const char **name, const char **text) {
 }
 
 int pcrm_driver_describe(int device, char *name, int size, int *capability, const char **call) {
-    int handle, major, minor;
+    CUdevice handle;
+    int major, minor;
     TRY(cuDeviceGet, &handle, device);
     TRY(cuDeviceGetName, name, size, handle);
     TRY(cuDeviceGetAttribute, &major, CAPABILITY_MAJOR, handle);
@@ -82,8 +83,8 @@ int pcrm_driver_describe(int device, char *name, int size, int *capability, cons
     return 0;
 }
 
-static int load_module(const char *ptx, void **kernels, char *log, int size, const char **call) {
-    void *module;
+static int load_module(const char *ptx, CUfunction *kernels, char *log, int size, const char **call) {
+    CUmodule module;
     int options[] = {JIT_ERROR_LOG_BUFFER, JIT_ERROR_LOG_SIZE};
     void *values[] = {log, (void *)(size_t)size};
     TRY(cuModuleLoadDataEx, &module, ptx, 2, options, values);
@@ -93,9 +94,10 @@ static int load_module(const char *ptx, void **kernels, char *log, int size, con
     return 0;
 }
 
-int pcrm_driver_load(int device, const char *ptx, void **context, void **kernels, char *log, int size, const char **call) {
-    int handle;
-    void *ignored;
+int pcrm_driver_load(int device, const char *ptx, CUcontext *context, CUfunction *kernels, char *log, int size,
+                     const char **call) {
+    CUdevice handle;
+    CUcontext ignored;
     TRY(cuDeviceGet, &handle, device);
     TRY(cuDevicePrimaryCtxRetain, context, handle);
     TRY(cuCtxPushCurrent_v2, *context);
@@ -108,9 +110,10 @@ int pcrm_driver_load(int device, const char *ptx, void **context, void **kernels
     return 0;
 }
 
-int pcrm_driver_launch(void *context, void *kernel, unsigned blocks, unsigned threads, void *stream, void *args,
-                       const char **call) {
-    void *parameters[] = {args}, *ignored;
+int pcrm_driver_launch(CUcontext context, CUfunction kernel, unsigned blocks, unsigned threads, CUstream stream,
+                       void *args, const char **call) {
+    void *parameters[] = {args};
+    CUcontext ignored;
     TRY(cuCtxPushCurrent_v2, context);
     *call = "cuLaunchKernel";
     const int failed = cuda.cuLaunchKernel(kernel, blocks, 1, 1, threads, 1, 1, 0, stream, parameters, NULL);

@@ -10,6 +10,24 @@ enum { PCRM_NO_LIBRARY = -1, PCRM_OLD_DRIVER = -2 }; /* codes of ours */
 #define PCRM_INDEX(form, type, storage, compute) PCRM_KERNEL_##form##_##type,
 enum { PCRM_KERNELS(PCRM_INDEX) PCRM_KERNEL_COUNT };
 
+/* A dtype is what the launches add to a form's first kernel. */
+#define PCRM_ASSERT_ORDER(form)                                                                  \
+    _Static_assert(PCRM_KERNEL_##form##_float64 - PCRM_KERNEL_##form##_float32 == PCRM_FLOAT64 &&   \
+                   PCRM_KERNEL_##form##_bfloat16 - PCRM_KERNEL_##form##_float32 == PCRM_BFLOAT16 && \
+                   PCRM_KERNEL_##form##_float16 - PCRM_KERNEL_##form##_float32 == PCRM_FLOAT16,     \
+                   "the kernels of the form " #form " are not in the order of the dtypes")
+PCRM_ASSERT_ORDER(pair);
+PCRM_ASSERT_ORDER(token);
+PCRM_ASSERT_ORDER(dpo);
+PCRM_ASSERT_ORDER(scale);
+
+/* CUDA's handles, as its own header declares them. */
+typedef int CUdevice;
+typedef struct CUctx_st *CUcontext;
+typedef struct CUmod_st *CUmodule;
+typedef struct CUfunc_st *CUfunction;
+typedef struct CUstream_st *CUstream;
+
 /* Load the library and initialize it. version is CUDA's of the driver, 12010 for 12.1; where
  * it is less than least_version the driver is not initialized. reason gets what the dynamic
  * linker says where there is no library. */
@@ -23,10 +41,11 @@ int pcrm_driver_describe(int device, char *name, int size, int *capability, cons
 
 /* Retain the device's primary context, compile the PTX in it and find the kernels. log gets
  * the compiler's words where it refuses. */
-int pcrm_driver_load(int device, const char *ptx, void **context, void **kernels, char *log, int size, const char **call);
+int pcrm_driver_load(int device, const char *ptx, CUcontext *context, CUfunction *kernels, char *log, int size,
+                     const char **call);
 
 /* Launch with that context current, and restore the one that was. */
-int pcrm_driver_launch(void *context, void *kernel, unsigned blocks, unsigned threads, void *stream, void *args,
-                       const char **call);
+int pcrm_driver_launch(CUcontext context, CUfunction kernel, unsigned blocks, unsigned threads, CUstream stream,
+                       void *args, const char **call);
 
 #endif

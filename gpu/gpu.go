@@ -93,19 +93,6 @@ type Batch struct {
 	LabelSmoothing float64 // in [0, 0.5)
 }
 
-// Terms is what a [pcrm.Term] has beside [Batch], whose Delta then is the offsets and which has
-// no label smoothing.
-type Terms struct {
-	Term pcrm.Term
-
-	// The references' log probabilities, of the Dtype, and where the implicit rewards go, of
-	// the loss's type. All four addresses are 0 for the scores of a reward model.
-	ReferenceChosen, ReferenceRejected Strided
-	ChosenRewards, RejectedRewards     uintptr
-
-	Beta, RewardBeta, OffsetScale, L2 float64 // as in [pcrm.TermOptions]
-}
-
 // Tokens is what the token form has beside [Batch], whose Chosen and Rejected then have a
 // stride from row to row. Steps go from position to position.
 type Tokens struct {
@@ -173,18 +160,6 @@ func (b Batch) validate(dtype Dtype) error {
 		return argErr("gradChosen and gradRejected", "must both be given or both be 0")
 	case b.Partials == 0 && b.Reduction != pcrm.None:
 		return argErr("partials", "has the address 0, must have room for %d float64", Partials)
-	}
-	return nil
-}
-
-func (t Terms) validate() error {
-	o := pcrm.TermOptions{Term: t.Term, Beta: t.Beta, RewardBeta: t.RewardBeta, OffsetScale: t.OffsetScale, L2: t.L2}
-	if err := o.Validate(); err != nil {
-		return err
-	}
-	given := t.ReferenceChosen.Address != 0
-	if (t.ReferenceRejected.Address != 0) != given || (t.ChosenRewards != 0) != given || (t.RejectedRewards != 0) != given {
-		return argErr("references and rewards", "must all be given or all be 0")
 	}
 	return nil
 }

@@ -123,49 +123,6 @@ __device__ void dpo(const pcrm_dpo_args &args) {
         });
 }
 
-template <typename S, typename C>
-__device__ void term(const pcrm_term_args &args) {
-    const pcrm_common &a = args.common;
-    const S *chosen = at<S>(a.chosen), *rejected = at<S>(a.rejected);
-    const S *reference_chosen = at<S>(args.reference_chosen), *reference_rejected = at<S>(args.reference_rejected);
-    const C *offset = at<C>(a.delta);
-    C *by_chosen = at<C>(a.grad_chosen), *by_rejected = at<C>(a.grad_rejected);
-    C *chosen_rewards = at<C>(args.chosen_rewards), *rejected_rewards = at<C>(args.rejected_rewards);
-    const C scale = (C)a.scale, beta = (C)args.beta, reward_beta = (C)args.reward_beta;
-    const C offset_scale = (C)args.offset_scale, l2 = (C)args.l2;
-    C w[PCRM_ITEMS], l[PCRM_ITEMS], x[PCRM_ITEMS];
-    each_row<C>(
-        a,
-        [&](int k, pcrm_int row) {
-            w[k] = pcrm_load(chosen[row * a.chosen_stride]);
-            l[k] = pcrm_load(rejected[row * a.rejected_stride]);
-            if (reference_chosen) {
-                w[k] -= pcrm_load(reference_chosen[row * args.reference_chosen_stride]);
-                l[k] -= pcrm_load(reference_rejected[row * args.reference_rejected_stride]);
-            }
-            x[k] = offset_scale * offset[row * a.delta_stride];
-        },
-        [&](int k, pcrm_int row) {
-            pcrm_pair<C> r = pcrm_term(args.term, beta * (w[k] - l[k]), x[k]);
-            C pull_w = 0, pull_l = 0;
-            if (l2 != 0) { /* 0*inf would be NaN */
-                const C reward_w = beta * w[k], reward_l = beta * l[k];
-                r.loss += l2 * (reward_w * reward_w + reward_l * reward_l);
-                pull_w = 2 * l2 * reward_w;
-                pull_l = 2 * l2 * reward_l;
-            }
-            if (by_chosen) {
-                by_chosen[row] = beta * (r.grad + pull_w) * scale;
-                by_rejected[row] = beta * (pull_l - r.grad) * scale;
-            }
-            if (chosen_rewards) {
-                chosen_rewards[row] = reward_beta * w[k];
-                rejected_rewards[row] = reward_beta * l[k];
-            }
-            return r.loss;
-        });
-}
-
 struct two {
     int first, second;
 };

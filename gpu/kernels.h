@@ -8,6 +8,10 @@
 typedef unsigned long long pcrm_address;
 typedef long long pcrm_int;
 
+/* How scores lie in memory: in the order of gpu.Dtype, of CUDA_CODES in Python and of the
+ * kernels of each form in PCRM_KERNELS. */
+enum { PCRM_FLOAT32, PCRM_FLOAT64, PCRM_BFLOAT16, PCRM_FLOAT16 };
+
 /* Threads of a block at most. Each does PCRM_ITEMS elements in turn, whose loads are under
  * way at once. */
 #define PCRM_THREADS 1024
@@ -35,17 +39,6 @@ typedef struct {
     pcrm_int reference_chosen_stride, reference_rejected_stride;
     double beta;
 } pcrm_dpo_args;
-
-/* Losses of other papers. Of common, delta is the offsets; the references are 0 for scores,
- * which have no implicit rewards either. */
-enum { PCRM_TERM_OFFSET, PCRM_TERM_SQUARED, PCRM_TERM_FORWARD_KL, PCRM_TERM_BACKWARD_KL }; /* pcrm.Term */
-
-typedef struct {
-    pcrm_common common;
-    pcrm_address reference_chosen, reference_rejected, chosen_rewards, rejected_rewards;
-    pcrm_int reference_chosen_stride, reference_rejected_stride, term;
-    double beta, reward_beta, offset_scale, l2;
-} pcrm_term_args;
 
 typedef struct {
     pcrm_common common;
@@ -83,10 +76,6 @@ typedef struct {
     X(dpo, float64, double, double)                         \
     X(dpo, bfloat16, pcrm_bfloat16, float)                  \
     X(dpo, float16, pcrm_float16, float)                    \
-    X(term, float32, float, float)                          \
-    X(term, float64, double, double)                        \
-    X(term, bfloat16, pcrm_bfloat16, float)                 \
-    X(term, float16, pcrm_float16, float)                   \
     X(scale, float32, float, float)                         \
     X(scale, float64, double, double)                       \
     X(scale, bfloat16, pcrm_bfloat16, float)                \

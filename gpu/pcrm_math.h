@@ -1,5 +1,5 @@
 /* The mathematics of one element, for the device and, in the tests, for the host: package
- * pcrm documents it (PairLoss, RewardLoss, DPOLoss, Term), and this is that code for C++.
+ * pcrm documents it (PairLoss, RewardLoss, DPOLoss), and this is that code for C++.
  *
  * Everything is a template over the type T that it is computed in, float or double.
  */
@@ -108,53 +108,6 @@ PCRM_HD pcrm_implicit<T> pcrm_dpo_loss(T chosen, T rejected, T reference_chosen,
     const T w = chosen - reference_chosen, l = rejected - reference_rejected;
     const pcrm_pair<T> p = pcrm_pair_loss(beta * (w - l), delta, smoothing);
     const pcrm_implicit<T> r = {p.loss, beta * p.grad, -(beta * p.grad), beta * w, beta * l};
-    return r;
-}
-
-/* KL(sigmoid(a) || sigmoid(b)) of two coins: softplus(b) - softplus(a) - sigmoid(a) (b-a). */
-template <typename T>
-PCRM_HD T pcrm_coin_divergence(T a, T b) {
-    if (a > 0) { /* the other side of both coins: sigmoid(a) is at most 1/2, and precise */
-        a = -a;
-        b = -b;
-    }
-    const T one = 1, u = pcrm_exp(a), p = u / (one + u);
-    T kl = pcrm_log1p(pcrm_exp(-pcrm_abs(b))) - pcrm_log1p(u);
-    /* softplus(b) - p b has (1-p) b or -p b beside its logarithm. */
-    if (b > 0) {
-        kl += (one - p) * b;
-        b = 0;
-    }
-    if (p != 0) kl += p * (a - b); /* 0*inf would be NaN */
-    return kl;
-}
-
-template <typename T>
-PCRM_HD T pcrm_sigmoid(T x) {
-    const T one = 1, u = pcrm_exp(-pcrm_abs(x));
-    return (x > 0 ? one : u) / (one + u);
-}
-
-/* A loss of other papers, of the margin and the pair's own x, and its derivative by the
- * margin. The cases and the special values are those of pcrm.Term. */
-template <typename T>
-PCRM_HD PCRM_CALL pcrm_pair<T> pcrm_term(pcrm_int term, T margin, T x) {
-    pcrm_pair<T> r = {0, 0};
-    if (term == PCRM_TERM_OFFSET) {
-        r = pcrm_pair_loss(margin - x, (T)pcrm_of_bits(0x7f800000u), (T)0);
-    } else if (term == PCRM_TERM_SQUARED) {
-        const T d = margin - x;
-        r.loss = d * d;
-        r.grad = 2 * d;
-    } else if (term == PCRM_TERM_FORWARD_KL) {
-        const T one = 1, u = pcrm_exp(-pcrm_abs(margin));
-        r.loss = pcrm_coin_divergence(margin, x);
-        if (u != 0) r.grad = u / ((one + u) * (one + u)) * (margin - x); /* else 0*inf would be NaN */
-    } else {
-        r.loss = pcrm_coin_divergence(x, margin);
-        /* Of the two small ones, which keep their digits. */
-        r.grad = x > 0 ? pcrm_sigmoid(-x) - pcrm_sigmoid(-margin) : pcrm_sigmoid(margin) - pcrm_sigmoid(x);
-    }
     return r;
 }
 

@@ -48,6 +48,9 @@ type document struct {
 // in the unknown keys: a second for as many as go in here, an hour for a megabyte.
 const maxConfig = 16 << 10
 
+// maxUnknown keeps the error about unknown keys readable.
+const maxUnknown = 20
+
 // LoadConfig reads a TOML file with the settings of a reward model: see [ParseConfig].
 //
 // Errors: those of [ParseConfig]; a file that cannot be read or is not a regular
@@ -137,7 +140,7 @@ func (c *Config) checkLoss() error {
 		return argErr("form", -1, "is %q, must be pair or token", c.Form)
 	}
 	o := RewardOptions{LabelSmoothing: c.LabelSmoothing, CenterRewardsCoefficient: c.CenterRewardsCoefficient}
-	if err := o.validate(); err != nil {
+	if err := o.Validate(); err != nil {
 		return err
 	}
 	if c.Form == "token" {
@@ -156,7 +159,7 @@ func decodingError(name string, err error) error {
 	var unknown *toml.StrictMissingError
 	if errors.As(err, &unknown) {
 		var all []error
-		for _, e := range unknown.Errors[:min(len(unknown.Errors), maxFailures)] {
+		for _, e := range unknown.Errors[:min(len(unknown.Errors), maxUnknown)] {
 			line, _ := e.Position()
 			all = append(all, atLine(name, line, argErr(strings.Join(e.Key(), "."), -1, "is not a key, %s", knownKeys(e.Key()))))
 		}

@@ -3,6 +3,8 @@ package pcrm
 import (
 	"math"
 	"slices"
+
+	"github.com/pcrm-project/pcrm/pcrm/internal/numeric"
 )
 
 // Float is what scores, similarities and deltas may be made of.
@@ -18,7 +20,7 @@ type Float interface{ float32 | float64 }
 // ends, which [Constraint.Validate] checks.
 //
 // A random constraint (see [Random]) has Low and High instead, and a number u in
-// the place of s, which [RandomUniform] makes of a pair and Seed:
+// the place of s, which prior.RandomUniform makes of a pair and Seed:
 //
 //	delta(u) = low + (high-low)*u
 type Constraint struct {
@@ -48,7 +50,7 @@ func Random(low, high float64, seed uint64) Constraint {
 	return Constraint{Low: low, High: high, Seed: seed}
 }
 
-// IsRandom reports whether Delta wants a [RandomUniform] and no similarity.
+// IsRandom reports whether Delta wants a prior.RandomUniform and no similarity.
 func (c Constraint) IsRandom() bool { return c.Low != 0 || c.High != 0 }
 
 // Delta returns delta(s) for one similarity, or delta(u) for one random number. It
@@ -131,7 +133,7 @@ func (c Constraint) validateRandom() error {
 }
 
 // Deltas writes delta(s) of every similarity to dst, in float64 rounded once; for a
-// random constraint, s holds the numbers that [RandomUniforms] writes.
+// random constraint, s holds the numbers that prior.RandomUniforms writes.
 //
 // Errors: a constraint that fails [Constraint.Validate], slices of different
 // lengths, a similarity outside [0, 1] or NaN (named by its index); dst is then
@@ -193,7 +195,7 @@ func Fit[F Float](similarities []F, targetAlike, targetUnlike, lo, hi float64) (
 		sorted[i] = float64(v)
 	}
 	slices.Sort(sorted)
-	sLo, sHi := quantile(sorted, lo), quantile(sorted, hi)
+	sLo, sHi := numeric.Quantile(sorted, lo), numeric.Quantile(sorted, hi)
 	if sHi-sLo < leastSpread {
 		return Constraint{}, argErr("similarities", -1, "are %v and %v at the quantiles %v and %v, must differ by at least %v: "+
 			"this prior does not tell pairs apart, use a fixed delta", sLo, sHi, lo, hi, leastSpread)
@@ -205,14 +207,4 @@ func Fit[F Float](similarities []F, targetAlike, targetUnlike, lo, hi float64) (
 		return Constraint{}, err
 	}
 	return c, nil
-}
-
-// quantile interpolates linearly between the two order statistics around p(n-1).
-func quantile(sorted []float64, p float64) float64 {
-	at := p * float64(len(sorted)-1)
-	i := int(at)
-	if i+1 == len(sorted) {
-		return sorted[i]
-	}
-	return sorted[i] + (at-float64(i))*(sorted[i+1]-sorted[i])
 }

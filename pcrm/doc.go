@@ -1,5 +1,5 @@
-// Package pcrm is the mathematics of prior-constrained preference losses: it is
-// pure Go, without cgo, and the one place where each formula is written down.
+// Package pcrm computes prior-constrained preference losses in pure Go, without cgo. It
+// is the one place where each formula is written down.
 //
 // # The loss
 //
@@ -21,13 +21,12 @@
 //	delta(s) = beta1/(s+beta2) + beta3, clipped to [floor, cap]
 //
 // Alike responses (s near 1) get a small ceiling, unlike ones a large one. See
-// [Constraint] for the curve and [LengthRatio] for a prior that needs nothing but
-// token ids.
+// [Constraint] for the curve and package prior for the similarities. Its LengthRatio
+// needs nothing but token ids.
 //
 // [RewardLoss] is the loss of a batch with its gradient. [TokenLoss] is the form of
 // the authors' released code, which applies the pair loss at every token of a
 // [Span]. [DPOLoss] puts the difference of the implicit rewards in the place of m.
-// [TermLoss] has the losses of other papers, to compare with.
 //
 // # Label smoothing
 //
@@ -38,7 +37,7 @@
 //
 // # Rounding and aliasing
 //
-// The reference is the plain loop over [PairLoss], in float64, rounded once to the
+// Results are defined by the plain loop over [PairLoss], in float64, rounded once to the
 // type of the destination. On amd64 the same loop runs on AVX2 or AVX-512 where the
 // processor has them (see [Tier]; the build tag purego leaves them out). These
 // kernels differ from the loop by at most
@@ -50,7 +49,7 @@
 // and 2^-125. float32 scores may be anything: the margin's rounding error is
 // carried along. A block with a NaN, an infinite score or an overflow is left to
 // the loop, so that special values are those of [PairLoss] everywhere. [DPOLoss]
-// and [TermLoss] compute in float64 for both types.
+// computes in float64 for both types.
 //
 // A batch is summed in float64, in blocks of 4096 pairs whose sums are added in
 // order: a result depends on its input and the tier, and not on the number of
@@ -62,7 +61,7 @@
 //
 // # Verification
 //
-// [VerifyTrace] recomputes what a training run recorded, whatever ran it. The package
+// Package trace recomputes what a training run recorded, whatever ran it. Package
 // pcrmtest tests another implementation of the loss by the properties that define it.
 //
 // # Source

@@ -1,6 +1,10 @@
 package pcrm
 
-import "math"
+import (
+	"math"
+
+	"github.com/pcrm-project/pcrm/pcrm/internal/argument"
+)
 
 // DPOOptions are the settings of [DPOLoss]. Beta has no default: 0 is an error.
 type DPOOptions struct {
@@ -44,7 +48,7 @@ func DPOLoss[F Float](losses, gradChosen, gradRejected, chosenRewards, rejectedR
 	policyChosen, policyRejected, referenceChosen, referenceRejected, delta []F, o DPOOptions) (float64, error) {
 	n := len(policyChosen)
 	ro := RewardOptions{Reduction: o.Reduction, LabelSmoothing: o.LabelSmoothing}
-	if err := ro.validate(); err != nil {
+	if err := ro.Validate(); err != nil {
 		return 0, err
 	}
 	if !(o.Beta > 0) || math.IsInf(o.Beta, 1) {
@@ -93,7 +97,7 @@ func DPOLoss[F Float](losses, gradChosen, gradRejected, chosenRewards, rejectedR
 		return total * j.scale, nil
 	}
 	for i, d := range delta {
-		if err := checkDelta(i, d); err != nil {
+		if err := argument.Positive("delta", i, d); err != nil {
 			return 0, err
 		}
 	}

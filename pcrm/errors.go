@@ -1,23 +1,15 @@
 package pcrm
 
-import "fmt"
+import "github.com/pcrm-project/pcrm/pcrm/internal/argument"
 
-// ArgumentError reports an argument whose value a function of this package
-// cannot use.
-type ArgumentError struct {
-	Argument string // the argument's name, as Python and TOML spell it: "delta"
-	Index    int    // the offending element, or -1 where the argument is no slice
-	Reason   string // what is wrong, with the value: "is -3, must be greater than 0"
-}
+// ArgumentError reports an argument with a value that a function of this module cannot use.
+// The packages prior, trace, stats, checkpoint and gpu return it too. Its fields are
+//
+//	Argument string // the argument's name, as Python and TOML spell it: "delta"
+//	Index    int    // the offending element, or -1 where the argument is no slice
+//	Reason   string // what is wrong, with the value: "is -3, must be greater than 0"
+type ArgumentError = argument.Error
 
-// Error reads "delta[3] is -1, must be greater than 0".
-func (e *ArgumentError) Error() string {
-	if e.Index < 0 {
-		return e.Argument + " " + e.Reason
-	}
-	return fmt.Sprintf("%s[%d] %s", e.Argument, e.Index, e.Reason)
-}
-
-func argErr(argument string, index int, format string, args ...any) error {
-	return &ArgumentError{argument, index, fmt.Sprintf(format, args...)}
+func argErr(name string, index int, format string, args ...any) error {
+	return argument.Errorf(name, index, format, args...)
 }

@@ -52,20 +52,6 @@ func ExampleTokenLoss() {
 	// Output: 0.2535 [0.000 0.000 -0.125 -0.036 0.000] <nil>
 }
 
-// IPO wants log probability ratios that differ by 1/(2 beta), and no more: the first pair's do,
-// the second's do not differ.
-func ExampleTermLoss() {
-	policyChosen, policyRejected := []float64{-10, -12}, []float64{-13, -12}
-	referenceChosen, referenceRejected := []float64{-11, -12}, []float64{-12, -12}
-	const beta = 0.25
-	gradChosen, gradRejected := make([]float64, 2), make([]float64, 2)
-	loss, err := pcrm.TermLoss(nil, gradChosen, gradRejected, nil, nil,
-		policyChosen, policyRejected, referenceChosen, referenceRejected, []float64{1 / (2 * beta), 1 / (2 * beta)},
-		pcrm.TermOptions{Term: pcrm.SquaredTerm, Beta: 1, OffsetScale: 1})
-	fmt.Println(loss, gradChosen, gradRejected, err)
-	// Output: 2 [0 -2] [-0 2] <nil>
-}
-
 func ExampleSpan() {
 	fmt.Println(pcrm.Span([]int64{5, 8, 9, 7, 0}, []int64{5, 8, 3, 0, 0}, 0))
 	// Output: 2 4

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pcrm-project/pcrm/pcrm"
+	"github.com/pcrm-project/pcrm/pcrm/internal/testkit"
 )
 
 // golden holds the cases of tests/golden, which mpmath computed with 60 digits.
@@ -32,20 +33,11 @@ type golden struct {
 			GradChosen               []float64 `json:"grad_chosen"`
 			GradRejected             []float64 `json:"grad_rejected"`
 		} `json:"reward_batch"`
-		LengthRatio []struct {
-			ChosenIDs   []int64 `json:"chosen_ids"`
-			RejectedIDs []int64 `json:"rejected_ids"`
-			Ratio       float64
-		} `json:"length_ratio"`
 		Span []struct {
 			ChosenIDs   []int64 `json:"chosen_ids"`
 			RejectedIDs []int64 `json:"rejected_ids"`
 			PadTokenID  int64   `json:"pad_token_id"`
 			Start, End  int
-		}
-		Cosine []struct {
-			A, B            []float64
-			Cosine, Angular float64
 		}
 		TokenBatch []struct {
 			ChosenIDs       [][]int64   `json:"chosen_ids"`
@@ -82,11 +74,11 @@ func readGolden(t testing.TB) golden {
 	return g
 }
 
-// closeTo asserts |got-want| <= relative*|want| + absolute.
-func closeTo(t testing.TB, want, got, relative, absolute float64, msg ...any) {
-	t.Helper()
-	assert.InDelta(t, want, got, relative*math.Abs(want)+absolute, msg...)
-}
+var (
+	closeTo   = testkit.CloseTo
+	tiers     = testkit.Tiers
+	forceTier = testkit.ForceTier
+)
 
 func TestGoldenDelta(t *testing.T) {
 	for _, c := range readGolden(t).Cases.Delta {
@@ -186,24 +178,7 @@ func goldenRewardBatch[F pcrm.Float](t *testing.T, tolerance float64) {
 	}
 }
 
-func to[F pcrm.Float](x []float64) []F {
-	out := make([]F, len(x))
-	for i, v := range x {
-		out[i] = F(v)
-	}
-	return out
-}
-
-func TestGoldenLengthRatio(t *testing.T) {
-	for i, c := range readGolden(t).Cases.LengthRatio {
-		assert.Equal(t, c.Ratio, pcrm.LengthRatio(c.ChosenIDs, c.RejectedIDs, pcrm.NoPad), "case %d", i)
-	}
-	// The span cases are the same responses in padded rows: the ratio must not change.
-	g := readGolden(t)
-	for i, c := range g.Cases.Span {
-		assert.Equal(t, g.Cases.LengthRatio[i].Ratio, pcrm.LengthRatio(c.ChosenIDs, c.RejectedIDs, c.PadTokenID), "padded case %d", i)
-	}
-}
+func to[F pcrm.Float](x []float64) []F { return testkit.Convert[F](x) }
 
 func TestGoldenSpan(t *testing.T) {
 	cases := readGolden(t).Cases.Span

@@ -1,44 +1,17 @@
 package pcrm
 
 import (
-	"log"
 	"math"
-	"os"
-	"slices"
-	"strings"
-	"sync/atomic"
+
+	"github.com/pcrm-project/pcrm/pcrm/internal/tier"
 )
-
-// tier is an implementation of the kernels. They have one signature and one
-// documented loop, so that each can be tested against the scalar one.
-type tier int32
-
-const (
-	scalarTier tier = iota
-	avx2Tier        // AVX2 and FMA
-	avx512Tier      // AVX-512 F and DQ
-)
-
-var tierNames = []string{"scalar", "avx2", "avx512"}
-
-var currentTier atomic.Int32
-
-func init() {
-	currentTier.Store(int32(bestTier()))
-	// An unknown name must not end a program that only imports this package, and must not
-	// pass unnoticed either: a test of one tier would run another.
-	if name := os.Getenv("PCRM_TIER"); name != "" {
-		if err := SetTier(name); err != nil {
-			log.Printf("pcrm: PCRM_TIER is ignored, the kernels in use are %s: %v", Tier(), err)
-		}
-	}
-}
 
 // Tier returns the name of the kernels in use: "scalar", "avx2" or "avx512". The
 // fastest that the processor has is chosen at start, unless the environment
 // variable PCRM_TIER names another. A name that is unknown or not available on this
-// machine is ignored, with a line on standard error that lists the names.
-func Tier() string { return tierNames[currentTier.Load()] }
+// machine is ignored, with a line on standard error that lists the names. The tier is
+// that of the packages prior and checkpoint too.
+func Tier() string { return tier.Current().String() }
 
 // SetTier chooses the kernels for all later calls: "scalar", "avx2", "avx512", or
 // "auto" for the fastest. It is for tests and diagnosis: the tiers differ in the
@@ -46,18 +19,7 @@ func Tier() string { return tierNames[currentTier.Load()] }
 //
 // Errors: a name that is none of these, or of a tier that this processor or build
 // does not have.
-func SetTier(name string) error {
-	names := tierNames[:bestTier()+1]
-	t := slices.Index(names, name)
-	if name == "auto" {
-		t = int(bestTier())
-	}
-	if t < 0 {
-		return argErr("tier", -1, "must be auto or, on this machine, one of %s, got %q", strings.Join(names, ", "), name)
-	}
-	currentTier.Store(int32(t))
-	return nil
-}
+func SetTier(name string) error { return tier.Set(name) }
 
 // settings are the numbers that a kernel needs beside its slices.
 type settings struct {
@@ -74,7 +36,7 @@ type settings struct {
 // SIMD takes the finite blocks; all that is special (NaN, infinities, overflow, bad
 // deltas) shows as a sum that is not finite and is left to the scalar loop.
 func rewardBlock[F Float](losses, gradChosen, gradRejected, chosen, rejected, delta []F, s settings) (sum float64, ok bool) {
-	if t := tier(currentTier.Load()); t != scalarTier {
+	if t := tier.Current(); t != tier.Scalar {
 		if sum = simdBlock(t, losses, gradChosen, gradRejected, chosen, rejected, delta, s); sum-sum == 0 {
 			return sum, true
 		}
@@ -82,7 +44,7 @@ func rewardBlock[F Float](losses, gradChosen, gradRejected, chosen, rejected, de
 	return scalarBlock(losses, gradChosen, gradRejected, chosen, rejected, delta, s)
 }
 
-// scalarBlock is the reference: the plain loop, in float64.
+// scalarBlock is the plain loop, in float64, which the other kernels are held against.
 func scalarBlock[F Float](losses, gradChosen, gradRejected, chosen, rejected, delta []F, s settings) (sum float64, ok bool) {
 	for i := range chosen {
 		w, l, d := float64(chosen[i]), float64(rejected[i]), float64(delta[min(i, len(delta)-1)])

@@ -5,24 +5,14 @@ package pcrm
 import (
 	"unsafe"
 
-	"golang.org/x/sys/cpu"
+	"github.com/pcrm-project/pcrm/pcrm/internal/tier"
 )
 
-//go:generate go -C internal/asmgen run . -out ../../kernel_amd64.s -stubs ../../stubs_amd64.go -pkg pcrm
-
-func bestTier() tier {
-	switch {
-	case cpu.X86.HasAVX512F && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX2 && cpu.X86.HasFMA:
-		return avx512Tier
-	case cpu.X86.HasAVX2 && cpu.X86.HasFMA:
-		return avx2Tier
-	}
-	return scalarTier
-}
+//go:generate go -C internal/asmgen run ./loss -out ../../kernel_amd64.s -stubs ../../stubs_amd64.go -pkg pcrm
 
 // simdBlock returns a sum that is not finite where the scalar loop has to look.
-func simdBlock[F Float](t tier, losses, gradChosen, gradRejected, chosen, rejected, delta []F, s settings) float64 {
-	wide, step := t == avx512Tier, 32
+func simdBlock[F Float](t tier.Tier, losses, gradChosen, gradRejected, chosen, rejected, delta []F, s settings) float64 {
+	wide, step := t == tier.AVX512, 32
 	if wide {
 		step = 64
 	}
@@ -56,24 +46,3 @@ func simdBlock[F Float](t tier, losses, gradChosen, gradRejected, chosen, reject
 
 // address is the first element as the type that F is known to be; nil for nil.
 func address[T, F Float](s []F) *T { return (*T)(unsafe.Pointer(unsafe.SliceData(s))) }
-
-func firstDifference(a, b []int64) int {
-	if tier(currentTier.Load()) == scalarTier {
-		return scalarFirstDifference(a, b)
-	}
-	return firstDifferenceAVX2(unsafe.SliceData(a), unsafe.SliceData(b), min(len(a), len(b)))
-}
-
-func firstEqual(a []int64, value int64) int {
-	if tier(currentTier.Load()) == scalarTier {
-		return scalarFirstEqual(a, value)
-	}
-	return firstEqualAVX2(unsafe.SliceData(a), len(a), value)
-}
-
-func products32(a, b []float32) (ab, aa, bb float64) {
-	if tier(currentTier.Load()) == scalarTier {
-		return scalarProducts(a, b)
-	}
-	return productsAVX2(unsafe.SliceData(a), unsafe.SliceData(b), min(len(a), len(b)))
-}

@@ -7,8 +7,9 @@ import (
 	"testing"
 	"unsafe"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/pcrm-project/pcrm/pcrm/internal/tier"
 )
 
 // bounds are what a SIMD kernel may err against the reference in float64, derived
@@ -88,9 +89,9 @@ func guarded[F Float](n, offset int) (s []F, intact func() bool) {
 	}
 }
 
-func simdTiers() []tier {
-	var t []tier
-	for i := avx2Tier; i <= bestTier(); i++ {
+func simdTiers() []tier.Tier {
+	var t []tier.Tier
+	for i := tier.AVX2; i <= tier.Best(); i++ {
 		t = append(t, i)
 	}
 	return t
@@ -98,7 +99,7 @@ func simdTiers() []tier {
 
 // checkBlock runs one tier and compares it with the reference in float64. It
 // reports whether the kernel took the block itself.
-func checkBlock[F Float](t testing.TB, tr tier, chosen, rejected, delta []F, s settings, offset int, wantLosses, wantGrads bool) (took bool) {
+func checkBlock[F Float](t testing.TB, tr tier.Tier, chosen, rejected, delta []F, s settings, offset int, wantLosses, wantGrads bool) (took bool) {
 	n := len(chosen)
 	losses, lossesIntact := guarded[F](n, offset)
 	gradChosen, chosenIntact := guarded[F](n, offset+1)
@@ -288,29 +289,4 @@ func FuzzTiers(f *testing.F) {
 			checkBlock(t, tr, wide(chosen), wide(rejected), wide(delta), s, 1, true, true)
 		}
 	})
-}
-
-func TestFirstDifferenceAndFirstEqual(t *testing.T) {
-	for _, tr := range append(simdTiers(), scalarTier) {
-		before := Tier()
-		require.NoError(t, SetTier(tierNames[tr]))
-		for n := range 40 {
-			a, b := make([]int64, n), make([]int64, n+3)
-			for i := range n {
-				a[i], b[i] = int64(i)<<33+7, int64(i)<<33+7
-			}
-			assert.Equal(t, n, firstDifference(a, b))
-			assert.Equal(t, n, firstDifference(b, a))
-			assert.Equal(t, n, firstEqual(a, 8))
-			for i := range n {
-				b[i] ^= 1 << 40 // differs in the high half only
-				assert.Equal(t, i, firstDifference(a, b), "%v n=%d", tr, n)
-				b[i] ^= 1 << 40
-				assert.Equal(t, i, firstEqual(a, a[i]), "%v n=%d", tr, n)
-				// A match past the end is none.
-				assert.Equal(t, i, firstEqual(a[:i], a[i]))
-			}
-		}
-		require.NoError(t, SetTier(before))
-	}
 }

@@ -1,6 +1,10 @@
 package pcrm
 
-import "math"
+import (
+	"math"
+
+	"github.com/pcrm-project/pcrm/pcrm/internal/argument"
+)
 
 // Reduction says what becomes of the losses of a batch.
 type Reduction int
@@ -85,7 +89,8 @@ type RewardOptions struct {
 	CheckFinite bool
 }
 
-func (o RewardOptions) validate() error {
+// Validate returns an [*ArgumentError] that names the first option out of its range.
+func (o RewardOptions) Validate() error {
 	switch {
 	case o.Reduction < Mean || o.Reduction > None:
 		return argErr("reduction", -1, "is %d, must be Mean, Sum or None", int(o.Reduction))
@@ -130,7 +135,7 @@ func (o RewardOptions) settings(n int) settings {
 // hold after an error is undefined. NaN scores give NaN.
 func RewardLoss[F Float](losses, gradChosen, gradRejected, chosen, rejected, delta []F, o RewardOptions) (float64, error) {
 	n := len(chosen)
-	if err := o.validate(); err != nil {
+	if err := o.Validate(); err != nil {
 		return 0, err
 	}
 	if n == 0 {
@@ -154,7 +159,7 @@ func RewardLoss[F Float](losses, gradChosen, gradRejected, chosen, rejected, del
 		return total * j.scale, nil
 	}
 	for i, d := range delta {
-		if err := checkDelta(i, d); err != nil {
+		if err := argument.Positive("delta", i, d); err != nil {
 			return 0, err
 		}
 		if err := checkScores(chosen[i:i+1], rejected[i:i+1], i, o.CheckFinite); err != nil {
@@ -166,13 +171,6 @@ func RewardLoss[F Float](losses, gradChosen, gradRejected, chosen, rejected, del
 
 // errChanged is all that can be said when a kernel refused what now looks good.
 var errChanged = argErr("delta", -1, "or the scores were changed during the call")
-
-func checkDelta[F Float](i int, d F) error {
-	if !(d > 0) {
-		return argErr("delta", i, "is %v, must be greater than 0", d)
-	}
-	return nil
-}
 
 // checkScores names the first score that is not finite; its index counts from first.
 func checkScores[F Float](chosen, rejected []F, first int, wanted bool) error {

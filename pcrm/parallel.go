@@ -1,9 +1,11 @@
 package pcrm
 
 import (
-	"runtime"
 	"sync/atomic"
 	"unsafe"
+
+	"github.com/pcrm-project/pcrm/pcrm/internal/parallel"
+	"github.com/pcrm-project/pcrm/pcrm/internal/tier"
 )
 
 // parallelPairs is how many pairs a batch must have before a second thread pays.
@@ -11,19 +13,13 @@ import (
 // scalar kernels do an eighth in no less.
 const parallelPairs = 1 << 17
 
-var numThreads atomic.Int32
-
-// SetNumThreads limits how many threads one call may use; 0, the default, stands for
-// GOMAXPROCS. Results do not depend on it, to the last bit.
-func SetNumThreads(n int) { numThreads.Store(int32(max(n, 0))) }
+// SetNumThreads limits how many threads one call may use, here and in the packages prior,
+// stats and checkpoint; 0, the default, stands for GOMAXPROCS. Results do not depend on it, to
+// the last bit.
+func SetNumThreads(n int) { parallel.SetNumThreads(n) }
 
 // NumThreads returns how many threads one call may use.
-func NumThreads() int {
-	if n := int(numThreads.Load()); n > 0 {
-		return n
-	}
-	return runtime.GOMAXPROCS(0)
-}
+func NumThreads() int { return parallel.NumThreads() }
 
 // form says what a block of a job is.
 type form int
@@ -32,7 +28,6 @@ const (
 	pairForm form = iota
 	tokenForm
 	dpoForm
-	termForm
 )
 
 // job is the work of one call, cut into blocks that threads take in turn. Jobs are
@@ -52,23 +47,10 @@ type job[F Float] struct {
 	referenceChosen, referenceRejected, chosenRewards, rejectedRewards []F
 	beta                                                               float64
 
-	// The terms, which have the references and rewards too, and offsets for delta.
-	termOptions TermOptions
-
-	blocks int
+	work   *parallel.Job
 	sums   []float64 // of each block: added in order, whoever made them
-	next   atomic.Int64
 	failed atomic.Bool
-
-	// A helper that wakes late must not be waited for: it may come as long as the job
-	// is not closed, and the job is used again when the last has looked.
-	helping atomic.Int64  // how many helpers are at work, and closed
-	done    chan struct{} // the last of them left after closing
-	holders atomic.Int32  // the caller and the helpers that were called
-	help    func()        // kept, because a method value allocates
 }
-
-const closed = 1 << 32
 
 var (
 	jobs32 = make(chan *job[float32], 16)
@@ -88,10 +70,11 @@ func takeJob[F Float]() *job[F] {
 	select {
 	case j = <-jobs[F]():
 	default:
-		j = &job[F]{done: make(chan struct{}, 1)}
-		j.help = j.helper
+		j = &job[F]{}
+		j.work = parallel.NewJob(j.block, j.free)
+		return j
 	}
-	j.holders.Store(1)
+	j.work.Hold()
 	return j
 }
 
@@ -101,29 +84,14 @@ func (j *job[F]) release() {
 	j.chosenIDs, j.rejectedIDs = nil, nil
 	j.referenceChosen, j.referenceRejected, j.chosenRewards, j.rejectedRewards = nil, nil, nil, nil
 	j.form = pairForm
-	j.drop()
+	j.work.Release()
 }
 
-// drop puts the job back when nobody holds it any more.
-func (j *job[F]) drop() {
-	if j.holders.Add(-1) == 0 {
-		select {
-		case jobs[F]() <- j:
-		default:
-		}
-	}
-}
-
-func (j *job[F]) helper() {
-	defer j.drop()
-	for n := j.helping.Load(); n < closed; n = j.helping.Load() {
-		if j.helping.CompareAndSwap(n, n+1) {
-			j.work()
-			if j.helping.Add(-1) == closed {
-				j.done <- struct{}{}
-			}
-			return
-		}
+// free puts the job back when nobody holds it any more.
+func (j *job[F]) free() {
+	select {
+	case jobs[F]() <- j:
+	default:
 	}
 }
 
@@ -133,46 +101,33 @@ func (j *job[F]) run(blocks, pairs int) (total float64, ok bool) {
 		j.sums = make([]float64, blocks)
 	}
 	j.sums = j.sums[:blocks]
-	j.blocks = blocks
-	j.next.Store(0)
 	j.failed.Store(false)
-	j.helping.Store(0)
-	if tier(currentTier.Load()) == scalarTier {
+	if tier.Current() == tier.Scalar {
 		pairs *= 8
 	}
+	threads := 1
 	if pairs >= parallelPairs {
-		helpers := min(NumThreads(), blocks) - 1
-		j.holders.Add(int32(helpers))
-		for range helpers {
-			go j.help()
-		}
+		threads = NumThreads()
 	}
-	j.work()
-	if j.helping.Add(closed) > closed {
-		<-j.done
-	}
+	j.work.Run(blocks, threads)
 	for _, s := range j.sums {
 		total += s
 	}
 	return total, !j.failed.Load()
 }
 
-func (j *job[F]) work() {
-	for b := int(j.next.Add(1)) - 1; b < j.blocks; b = int(j.next.Add(1)) - 1 {
-		var ok bool
-		switch j.form {
-		case tokenForm:
-			j.sums[b], ok = j.tokenRows(b)
-		case dpoForm:
-			j.sums[b], ok = j.dpo(b)
-		case termForm:
-			j.sums[b], ok = j.terms(b)
-		default:
-			j.sums[b], ok = j.pairs(b)
-		}
-		if !ok {
-			j.failed.Store(true)
-		}
+func (j *job[F]) block(b int) {
+	var ok bool
+	switch j.form {
+	case tokenForm:
+		j.sums[b], ok = j.tokenRows(b)
+	case dpoForm:
+		j.sums[b], ok = j.dpo(b)
+	default:
+		j.sums[b], ok = j.pairs(b)
+	}
+	if !ok {
+		j.failed.Store(true)
 	}
 }
 

@@ -79,38 +79,3 @@ func rewardBlockAVX512F32(losses *float32, gradChosen *float32, gradRejected *fl
 //
 //go:noescape
 func rewardBlockAVX512F64(losses *float64, gradChosen *float64, gradRejected *float64, chosen *float64, rejected *float64, delta *float64, n int, step int, scale float64, smoothing float64, center float64) (sum float64)
-
-// firstDifferenceAVX2 is:
-//
-//	for i := range n {
-//		if a[i] != b[i] {
-//			return i
-//		}
-//	}
-//	return n
-//
-//go:noescape
-func firstDifferenceAVX2(a *int64, b *int64, n int) int
-
-// firstEqualAVX2 is:
-//
-//	for i := range n {
-//		if a[i] == value {
-//			return i
-//		}
-//	}
-//	return n
-//
-//go:noescape
-func firstEqualAVX2(a *int64, n int, value int64) int
-
-// productsAVX2 is, added up in another order:
-//
-//	for i := range n {
-//		ab += float64(a[i]) * float64(b[i])
-//		aa += float64(a[i]) * float64(a[i])
-//		bb += float64(b[i]) * float64(b[i])
-//	}
-//
-//go:noescape
-func productsAVX2(a *float32, b *float32, n int) (ab float64, aa float64, bb float64)

@@ -14,26 +14,6 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm"
 )
 
-// tiers are those that this machine has.
-func tiers() []string {
-	var have []string
-	before := pcrm.Tier()
-	for _, name := range []string{"scalar", "avx2", "avx512"} {
-		if pcrm.SetTier(name) == nil {
-			have = append(have, name)
-		}
-	}
-	_ = pcrm.SetTier(before)
-	return have
-}
-
-// forceTier is undone when the test ends.
-func forceTier(t testing.TB, name string) {
-	before := pcrm.Tier()
-	require.NoError(t, pcrm.SetTier(name))
-	t.Cleanup(func() { _ = pcrm.SetTier(before) })
-}
-
 func TestSetTier(t *testing.T) {
 	defer forceTier(t, pcrm.Tier())
 	if wanted := os.Getenv("PCRM_TIER"); wanted != "" {
@@ -58,7 +38,11 @@ func TestUnknownTierIsReported(t *testing.T) {
 	}
 	all := tiers()
 	start := func(name string) string {
-		c := exec.Command(os.Args[0], "-test.run=^TestUnknownTierIsReported$")
+		command := []string{os.Args[0], "-test.run=^TestUnknownTierIsReported$"}
+		if emulator := os.Getenv("PCRM_TEST_EMULATOR"); emulator != "" { // of another processor's instructions
+			command = append([]string{emulator}, command...)
+		}
+		c := exec.Command(command[0], command[1:]...)
 		c.Env = append(os.Environ(), "PCRM_TEST_TIER=1", "PCRM_TIER="+name)
 		out, err := c.CombinedOutput()
 		require.NoError(t, err, string(out))

@@ -1,5 +1,14 @@
 package pcrm
 
+import (
+	"github.com/pcrm-project/pcrm/pcrm/internal/argument"
+	"github.com/pcrm-project/pcrm/pcrm/internal/ids"
+)
+
+// NoPad is the pad token id of responses that hold no padding: no tokenizer gives
+// a negative id.
+const NoPad = ids.NoPad
+
 // Span returns the token positions [start, end) at which the token form of the loss
 // looks at a pair, which is a row of prompt and response of each:
 //
@@ -12,7 +21,7 @@ package pcrm
 // and get their last: [width-1, width), or [0, 0) when they are empty.
 func Span(chosen, rejected []int64, padToken int64) (start, end int) {
 	width := max(len(chosen), len(rejected))
-	start = firstDifference(chosen, rejected)
+	start = ids.FirstDifference(chosen, rejected)
 	if padToken != NoPad && len(chosen) != len(rejected) {
 		// Where one row has ended, only tokens of the other are a difference.
 		longer := chosen
@@ -32,34 +41,14 @@ func Span(chosen, rejected []int64, padToken int64) (start, end int) {
 }
 
 // tokensFrom counts the tokens of a response from start on.
-func tokensFrom(ids []int64, start int, padToken int64) int {
-	if start >= len(ids) {
+func tokensFrom(row []int64, start int, padToken int64) int {
+	if start >= len(row) {
 		return 0
 	}
 	if padToken == NoPad {
-		return len(ids) - start
+		return len(row) - start
 	}
-	return firstEqual(ids[start:], padToken)
-}
-
-// scalarFirstDifference returns the length of the common start.
-func scalarFirstDifference(a, b []int64) int {
-	n := min(len(a), len(b))
-	for i, v := range a[:n] {
-		if v != b[i] {
-			return i
-		}
-	}
-	return n
-}
-
-func scalarFirstEqual(a []int64, value int64) int {
-	for i, v := range a {
-		if v == value {
-			return i
-		}
-	}
-	return len(a)
+	return ids.FirstEqual(row[start:], padToken)
 }
 
 // TokenLoss is the loss in the form of the authors' released code: the pair loss at
@@ -94,7 +83,7 @@ func scalarFirstEqual(a []int64, value int64) int {
 // the whole slice). What the destinations hold after an error is undefined.
 func TokenLoss[F Float](losses, gradChosen, gradRejected, chosen, rejected []F, chosenIDs, rejectedIDs []int64, delta []F, padToken int64, o RewardOptions) (float64, error) {
 	rows, n := len(delta), len(chosen)
-	if err := o.validate(); err != nil {
+	if err := o.Validate(); err != nil {
 		return 0, err
 	}
 	switch {
@@ -128,7 +117,7 @@ func TokenLoss[F Float](losses, gradChosen, gradRejected, chosen, rejected []F, 
 		return total * j.scale, nil
 	}
 	for i, d := range delta {
-		if err := checkDelta(i, d); err != nil {
+		if err := argument.Positive("delta", i, d); err != nil {
 			return 0, err
 		}
 		row := i * j.width

@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("1.0.0", "1.5.1", "1.9.2", "1.14.2", "newest")
-FILES = ("trl/test_trl_invariants.py", "trl/test_trl_modes.py")
+FILES = ("trl/test_trl_invariants.py", "trl/test_trl_modes.py", "trl/test_trl_metrics.py")
 
 PAGE = """\
 # Versions of TRL
 
 `make compat` runs `tests/trl/test_trl_invariants.py` (whole training runs: unconstrained is stock, Go and torch, gradient
-accumulation, resume, evaluation) and `tests/trl/test_trl_modes.py` (DPO's options, LoRA, bfloat16, the token form and more) against
-each of these. Not tested in CI: versions between the oldest and the newest. The last run, with {with_}:
+accumulation, resume, evaluation), `tests/trl/test_trl_modes.py` (DPO's options, LoRA, bfloat16, the token form and more) and
+`tests/trl/test_trl_metrics.py` (the metrics, in one process and in two) against each of these. Not tested in CI: versions between the oldest and the newest. The last run, with {with_}:
 
 | TRL | passed | failed | skipped |
 |---|---|---|---|

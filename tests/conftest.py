@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers.models import make_tiny
 from helpers.project import ROOT
+from pcrm._engine import choice, native
 
 import pcrm
 
@@ -51,9 +52,8 @@ def fake_device(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0x5EAF))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    backends = pcrm.backends
     monkeypatch.setattr(
-        backends, "loss_for", lambda *_: backends.native() if backends.get_backend() == "go" else backends._device(0)
+        choice, "loss_for", lambda *_: native.chosen_library() if native.backend == "go" else choice.cuda_device(0)
     )
 
 

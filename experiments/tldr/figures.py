@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from methods import ALL, TARGETS, Data
 from pcrm.demo.plot import plot_margins
-from pcrm.evaluate.report import style
+from pcrm.evaluate.pages import style
 from tables import COEFFICIENTS, COLUMNS, SHOWN, Estimates, Found, interval
 
 from pcrm import Constraint

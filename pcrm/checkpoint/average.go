@@ -14,7 +14,7 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/pcrm-project/pcrm/pcrm"
+	"github.com/pcrm-project/pcrm/pcrm/internal/argument"
 	"github.com/pcrm-project/pcrm/pcrm/internal/parallel"
 	"github.com/pcrm-project/pcrm/pcrm/internal/regular"
 	"github.com/pcrm-project/pcrm/pcrm/internal/safetensors"
@@ -113,7 +113,7 @@ func New(folders []string, weights []float64) (a *Average, err error) {
 		}
 	}()
 	if len(folders) < 2 {
-		return a, argErr("checkpoints", -1, "has %d elements, must have at least 2", len(folders))
+		return a, argument.Errorf("checkpoints", -1, "has %d elements, must have at least 2", len(folders))
 	}
 	if weights == nil {
 		weights = slices.Repeat([]float64{1}, len(folders))
@@ -145,27 +145,23 @@ func New(folders []string, weights []float64) (a *Average, err error) {
 	return a, nil
 }
 
-func argErr(argument string, index int, format string, args ...any) error {
-	return &pcrm.ArgumentError{Argument: argument, Index: index, Reason: fmt.Sprintf(format, args...)}
-}
-
 func isFloat(dtype string) bool {
 	return strings.HasSuffix(dtype, "F16") || strings.HasPrefix(dtype, "F")
 }
 
 func (a *Average) setWeights(weights []float64, n int) error {
 	if len(weights) != n {
-		return argErr("weights", -1, "has %d elements, there are %d checkpoints", len(weights), n)
+		return argument.Errorf("weights", -1, "has %d elements, there are %d checkpoints", len(weights), n)
 	}
 	total := 0.0
 	for i, w := range weights {
 		if !(w >= 0) || math.IsInf(w, 1) {
-			return argErr("weights", i, "is %v, must be at least 0 and finite", w)
+			return argument.Errorf("weights", i, "is %v, must be at least 0 and finite", w)
 		}
 		total += w
 	}
 	if total == 0 || math.IsInf(total, 1) {
-		return argErr("weights", -1, "have the sum %v, must have one greater than 0 and finite", total)
+		return argument.Errorf("weights", -1, "have the sum %v, must have one greater than 0 and finite", total)
 	}
 	// With a sum in [1/2, 1) no product and no sum can overflow. A power of two changes
 	// no digit of the quotient.
@@ -418,7 +414,7 @@ func (a *Average) Next() (int64, error) {
 		return 0, a.finish()
 	}
 	notFinite, errs := make([]int64, len(pieces)), make([]error, len(pieces))
-	parallel.Rows(pcrm.NumThreads(), len(pieces), 1, func(lo, hi int) {
+	parallel.Rows(len(pieces), 1, func(lo, hi int) {
 		for i := lo; i < hi; i++ {
 			notFinite[i], errs[i] = a.write(pieces[i])
 		}

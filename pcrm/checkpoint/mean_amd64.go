@@ -7,14 +7,14 @@ import (
 
 	"golang.org/x/sys/cpu"
 
-	"github.com/pcrm-project/pcrm/pcrm"
+	"github.com/pcrm-project/pcrm/pcrm/internal/tier"
 )
 
 //go:generate go -C ../internal/asmgen run ./average -out ../../checkpoint/kernel_amd64.s -stubs ../../checkpoint/stubs_amd64.go -pkg checkpoint
 
 // simd is how many of n numbers the kernels take.
 func simd(n int) int {
-	if pcrm.Tier() == "scalar" || !cpu.X86.HasF16C {
+	if tier.Current() == tier.Scalar || !cpu.X86.HasF16C {
 		return 0
 	}
 	return n &^ 7

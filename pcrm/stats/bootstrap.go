@@ -5,7 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 
-	"github.com/pcrm-project/pcrm/pcrm"
+	"github.com/pcrm-project/pcrm/pcrm/internal/numeric"
 	"github.com/pcrm-project/pcrm/pcrm/internal/parallel"
 )
 
@@ -43,7 +43,7 @@ func bootstrap(values []float64, n, points int, newStatistic func() statistic) (
 		m = max(1, min(n, int(float64(bootstrapPoints)/float64(points)*float64(n))))
 	}
 	draws := make([]float64, resamples*len(values)) // statistic by statistic
-	parallel.Rows(pcrm.NumThreads(), resamples, resamples/16, func(from, to int) {
+	parallel.Rows(resamples, resamples/16, func(from, to int) {
 		compute := newStatistic()
 		units, numbers := make([]int32, m), make([]float64, len(values))
 		for b := from; b < to; b++ {
@@ -66,8 +66,8 @@ func bootstrap(values []float64, n, points int, newStatistic func() statistic) (
 			continue
 		}
 		slices.Sort(d)
-		low[j] = value + shrink*(quantile(d, (1-Level)/2)-value)
-		high[j] = value + shrink*(quantile(d, (1+Level)/2)-value)
+		low[j] = value + shrink*(numeric.Quantile(d, (1-Level)/2)-value)
+		high[j] = value + shrink*(numeric.Quantile(d, (1+Level)/2)-value)
 	}
 	return low, high
 }

@@ -4,6 +4,8 @@ import (
 	"math"
 
 	"gonum.org/v1/gonum/floats"
+
+	"github.com/pcrm-project/pcrm/pcrm/internal/numeric"
 )
 
 // Accuracy is the share of the margins that are greater than 0; NaN for none.
@@ -17,7 +19,7 @@ func Accuracy(margins []float64) float64 {
 	return float64(n) / float64(len(margins))
 }
 
-// Brier is the mean of (P - 1)^2 with P = sigmoid(m): 0.25 for margins of 0, 0 for
+// Brier is the mean of (P - 1)^2 with P = numeric.Sigmoid(m): 0.25 for margins of 0, 0 for
 // large ones, 1 for large ones on the wrong side. NaN for no margins.
 func Brier(margins []float64) float64 {
 	sum := 0.0
@@ -28,11 +30,11 @@ func Brier(margins []float64) float64 {
 }
 
 func brier(m float64) float64 {
-	q := sigmoid(-m) // 1 - P, without its cancellation
+	q := numeric.Sigmoid(-m) // 1 - P, without its cancellation
 	return q * q
 }
 
-// NLL is the mean of -log P with P = sigmoid(m), in nats: log 2 for margins of 0, 0 for
+// NLL is the mean of -log P with P = numeric.Sigmoid(m), in nats: log 2 for margins of 0, 0 for
 // large ones, and as large as they are on the wrong side. NaN for no margins.
 func NLL(margins []float64) float64 {
 	sum := 0.0
@@ -64,7 +66,7 @@ type Bin struct {
 func Reliability(margins []float64) [ReliabilityBins]Bin {
 	var sums binSums
 	for _, m := range margins {
-		confidence := sigmoid(math.Abs(m))
+		confidence := numeric.Sigmoid(math.Abs(m))
 		sums.add(binOf(confidence), confidence, m > 0)
 	}
 	return sums.bins()
@@ -156,7 +158,7 @@ func inverseTemperature(margins []float64, guess float64) float64 {
 	for range 200 { // 64 halvings are as many as float64 tells apart; Newton needs some six
 		var first, second float64
 		for _, m := range margins {
-			s := sigmoid(-a * m)
+			s := numeric.Sigmoid(-a * m)
 			first -= m * s
 			second += m * m * s * (1 - s)
 		}
@@ -181,13 +183,4 @@ func inverseTemperature(margins []float64, guess float64) float64 {
 		a = next
 	}
 	return a
-}
-
-// sigmoid is 1/(1 + exp(-x)); for very negative x, exp(x) to the last bit.
-func sigmoid(x float64) float64 {
-	if x < 0 {
-		e := math.Exp(x)
-		return e / (1 + e)
-	}
-	return 1 / (1 + math.Exp(-x))
 }

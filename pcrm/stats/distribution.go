@@ -5,6 +5,9 @@ import (
 	"slices"
 
 	"gonum.org/v1/gonum/floats"
+
+	"github.com/pcrm-project/pcrm/pcrm/internal/argument"
+	"github.com/pcrm-project/pcrm/pcrm/internal/numeric"
 )
 
 // Quantiles writes the quantiles p of x to dst. They interpolate linearly between
@@ -14,15 +17,15 @@ import (
 // [0, 1], an element of x that is not finite, no elements.
 func Quantiles(dst, x, p []float64) error {
 	if len(dst) != len(p) {
-		return argErr("dst", -1, "has %d elements, p has %d", len(dst), len(p))
+		return argument.Errorf("dst", -1, "has %d elements, p has %d", len(dst), len(p))
 	}
 	for i, q := range p {
 		if !(q >= 0 && q <= 1) {
-			return argErr("p", i, "is %v, must be in [0, 1]", q)
+			return argument.Errorf("p", i, "is %v, must be in [0, 1]", q)
 		}
 	}
 	if len(x) == 0 {
-		return argErr("x", -1, "is empty, must be at least one number")
+		return argument.Errorf("x", -1, "is empty, must be at least one number")
 	}
 	if err := checkFinite("x", x); err != nil {
 		return err
@@ -30,7 +33,7 @@ func Quantiles(dst, x, p []float64) error {
 	sorted := slices.Clone(x)
 	slices.Sort(sorted)
 	for i, q := range p {
-		dst[i] = quantile(sorted, q)
+		dst[i] = numeric.Quantile(sorted, q)
 	}
 	return nil
 }
@@ -47,16 +50,6 @@ func meanSD(x []float64) (mean, sd float64) {
 	return mean, math.Sqrt(sum / n)
 }
 
-// quantile is that of sorted numbers, of which there is at least one.
-func quantile(sorted []float64, p float64) float64 {
-	at := p * float64(len(sorted)-1)
-	i := int(at)
-	if i+1 >= len(sorted) || sorted[i] == sorted[i+1] { // of infinities there is no difference
-		return sorted[i]
-	}
-	return sorted[i] + (at-float64(i))*(sorted[i+1]-sorted[i])
-}
-
 // Histogram counts the elements of x in len(dst) equal bins of [low, high]: each but
 // the last is open on the right, and what lies outside is not counted. The edges are
 // low + i (high-low)/len(dst).
@@ -65,10 +58,10 @@ func quantile(sorted []float64, p float64) float64 {
 // with low < high; an element of x that is not finite.
 func Histogram(dst []int64, x []float64, low, high float64) error {
 	if len(dst) == 0 {
-		return argErr("dst", -1, "is empty, must be at least one bin")
+		return argument.Errorf("dst", -1, "is empty, must be at least one bin")
 	}
 	if !(low < high) || math.IsInf(high-low, 0) {
-		return argErr("low", -1, "is %v, must be finite and less than high, which is %v", low, high)
+		return argument.Errorf("low", -1, "is %v, must be finite and less than high, which is %v", low, high)
 	}
 	if err := checkFinite("x", x); err != nil {
 		return err

@@ -7,12 +7,14 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/assert"
+
+	"github.com/pcrm-project/pcrm/pcrm/internal/numeric"
 )
 
 // What a model's accuracy is at a confidence; the shapes are those of benchmarks/calibration.py.
 var miscalibrated = map[string]func(confidence, size float64) float64{
 	"too sure": func(c, size float64) float64 {
-		return sigmoid((1 - size) * math.Log(c/(1-c)))
+		return numeric.Sigmoid((1 - size) * math.Log(c/(1-c)))
 	},
 	"one bin": func(c, size float64) float64 {
 		if binOf(c) == 5 {
@@ -41,7 +43,7 @@ func TestCalibrationErrorCovers(t *testing.T) {
 				draw := func(margins []float64) {
 					for i := range margins {
 						m := math.Abs(scale * r.NormFloat64())
-						if r.Float64() > accuracy(sigmoid(m), size) {
+						if r.Float64() > accuracy(numeric.Sigmoid(m), size) {
 							m = -m
 						}
 						margins[i] = m
@@ -77,7 +79,7 @@ func TestCalibrationErrorIsLessBiasedThanThePlugIn(t *testing.T) {
 	for range 200 {
 		for i := range margins {
 			m := math.Abs(1.5 * r.NormFloat64())
-			if r.Float64() > sigmoid(0.7*m) { // a true error of .053
+			if r.Float64() > numeric.Sigmoid(0.7*m) { // a true error of .053
 				m = -m
 			}
 			margins[i] = m

@@ -4,7 +4,7 @@ import (
 	"math"
 	"slices"
 
-	"github.com/pcrm-project/pcrm/pcrm"
+	"github.com/pcrm-project/pcrm/pcrm/internal/argument"
 	"github.com/pcrm-project/pcrm/pcrm/internal/parallel"
 )
 
@@ -43,7 +43,7 @@ type LowessOptions struct {
 // is not finite, options out of their range.
 func Lowess(dst, x, y []float64, o LowessOptions) error {
 	if len(dst) != len(x) {
-		return argErr("dst", -1, "has %d elements, x has %d", len(dst), len(x))
+		return argument.Errorf("dst", -1, "has %d elements, x has %d", len(dst), len(x))
 	}
 	if err := checkPaired("x", x, "y", y); err != nil {
 		return err
@@ -61,11 +61,11 @@ func Lowess(dst, x, y []float64, o LowessOptions) error {
 func (o LowessOptions) check() error {
 	switch {
 	case !(o.Frac >= 0 && o.Frac <= 1):
-		return argErr("frac", -1, "is %v, must be in [0, 1]", o.Frac)
+		return argument.Errorf("frac", -1, "is %v, must be in [0, 1]", o.Frac)
 	case o.Iterations < 0:
-		return argErr("iterations", -1, "is %d, must be at least 0", o.Iterations)
+		return argument.Errorf("iterations", -1, "is %d, must be at least 0", o.Iterations)
 	case !(o.Delta >= 0):
-		return argErr("delta", -1, "is %v, must be at least 0", o.Delta)
+		return argument.Errorf("delta", -1, "is %v, must be at least 0", o.Delta)
 	}
 	return nil
 }
@@ -158,7 +158,7 @@ func (s *smoother) plan(o LowessOptions) {
 func (s *smoother) run(dst []float64, iterations int) {
 	for ; ; iterations-- {
 		s.sum()
-		parallel.Rows(pcrm.NumThreads(), len(s.fits), 1+1<<16/len(s.x), func(lo, hi int) {
+		parallel.Rows(len(s.fits), 1+1<<16/len(s.x), func(lo, hi int) {
 			for _, w := range s.fits[lo:hi] {
 				s.fit[w.group] = s.line(w)
 			}

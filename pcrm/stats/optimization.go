@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"gonum.org/v1/gonum/floats"
+
+	"github.com/pcrm-project/pcrm/pcrm/internal/argument"
 )
 
 // A Point is what a policy that was optimized against a proxy gets on average over
@@ -64,11 +66,11 @@ func BestOfN(scores, gold []float64, offsets, counts []int64) ([]Point, error) {
 		return nil, err
 	}
 	if len(counts) == 0 {
-		return nil, argErr("counts", -1, "are empty, must be at least one number")
+		return nil, argument.Errorf("counts", -1, "are empty, must be at least one number")
 	}
 	for i, n := range counts {
 		if n < 1 || n > int64(p.largest) {
-			return nil, argErr("counts", i, "is %d, must be at least 1 and at most %d, the responses of the largest pool", n, p.largest)
+			return nil, argument.Errorf("counts", i, "is %d, must be at least 1 and at most %d, the responses of the largest pool", n, p.largest)
 		}
 	}
 	// The order of the scores is the same for all counts.
@@ -133,11 +135,11 @@ func SoftmaxPolicy(scores, gold []float64, offsets []int64, coefficients []float
 		return nil, err
 	}
 	if len(coefficients) == 0 {
-		return nil, argErr("coefficients", -1, "are empty, must be at least one number")
+		return nil, argument.Errorf("coefficients", -1, "are empty, must be at least one number")
 	}
 	for i, b := range coefficients {
 		if !(b >= 0) {
-			return nil, argErr("coefficients", i, "is %v, must be at least 0", b)
+			return nil, argument.Errorf("coefficients", i, "is %v, must be at least 0", b)
 		}
 	}
 	return p.points(len(coefficients), func(k, i int, weights []float64) float64 {
@@ -223,7 +225,7 @@ type pools struct {
 
 func newPools(scores, gold []float64, offsets []int64) (*pools, error) {
 	if len(scores) != len(gold) {
-		return nil, argErr("gold", -1, "has %d elements, scores has %d", len(gold), len(scores))
+		return nil, argument.Errorf("gold", -1, "has %d elements, scores has %d", len(gold), len(scores))
 	}
 	if err := checkOffsets(offsets, len(scores)); err != nil {
 		return nil, err
@@ -231,7 +233,7 @@ func newPools(scores, gold []float64, offsets []int64) (*pools, error) {
 	p := &pools{allScores: scores, allGold: gold, offsets: offsets}
 	for i := range p.len() {
 		if p.size(i) == 0 {
-			return nil, argErr("scores", i, "is empty, must be at least one number")
+			return nil, argument.Errorf("scores", i, "is empty, must be at least one number")
 		}
 		p.largest = max(p.largest, p.size(i))
 		if err := checkFinite(fmt.Sprintf("scores[%d]", i), p.scores(i)); err != nil {

@@ -10,7 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"gonum.org/v1/gonum/stat"
 
-	"github.com/pcrm-project/pcrm/pcrm"
+	"github.com/pcrm-project/pcrm/pcrm/internal/numeric"
+	"github.com/pcrm-project/pcrm/pcrm/internal/parallel"
 )
 
 var nan, inf = math.NaN(), math.Inf(1)
@@ -241,7 +242,7 @@ func TestMedian(t *testing.T) {
 		}
 		sorted := slices.Clone(x)
 		slices.Sort(sorted)
-		assert.Equal(t, quantile(sorted, 0.5), median(x))
+		assert.Equal(t, numeric.Quantile(sorted, 0.5), median(x))
 	}
 }
 
@@ -441,11 +442,11 @@ func TestBootstrapDrawsUnits(t *testing.T) {
 }
 
 func TestBootstrapIsTheSameForAnyThreads(t *testing.T) {
-	t.Cleanup(func() { pcrm.SetNumThreads(0) })
+	t.Cleanup(func() { parallel.SetNumThreads(0) })
 	margins := []float64{1, 2, -3, 4, 5, -1}
 	var all [][]Estimate
 	for _, threads := range []int{1, 2, 5} {
-		pcrm.SetNumThreads(threads)
+		parallel.SetNumThreads(threads)
 		e, err := Pairs(margins, nil, nil)
 		require.NoError(t, err)
 		all = append(all, e)

@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"math"
 	"slices"
+
+	"github.com/pcrm-project/pcrm/pcrm/internal/argument"
+	"github.com/pcrm-project/pcrm/pcrm/internal/numeric"
 )
 
 // An Estimate is a number of a report with its 95% interval, which is the bootstrap's
@@ -39,7 +42,7 @@ var MarginQuantiles = []float64{0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99}
 // number that is not finite (delta may be +Inf).
 func Pairs(margins, difference, delta []float64) ([]Estimate, error) {
 	if len(margins) == 0 {
-		return nil, argErr("margins", -1, "are empty, must be at least one number")
+		return nil, argument.Errorf("margins", -1, "are empty, must be at least one number")
 	}
 	if difference == nil {
 		if err := checkPaired("margins", margins, "margins", margins); err != nil {
@@ -49,11 +52,11 @@ func Pairs(margins, difference, delta []float64) ([]Estimate, error) {
 		return nil, err
 	}
 	if delta != nil && len(delta) != len(margins) {
-		return nil, argErr("delta", -1, "has %d elements, margins has %d", len(delta), len(margins))
+		return nil, argument.Errorf("delta", -1, "has %d elements, margins has %d", len(delta), len(margins))
 	}
 	for i, d := range delta {
-		if !(d > 0) {
-			return nil, argErr("delta", i, "is %v, must be greater than 0", d)
+		if err := argument.Positive("delta", i, d); err != nil {
+			return nil, err
 		}
 	}
 	keys := slices.Clone(pairKeys)
@@ -195,7 +198,7 @@ func (p *pairs) statistic() statistic {
 			sorted[j] = margin[k.at]
 		}
 		for _, q := range MarginQuantiles {
-			put(quantile(sorted, q))
+			put(numeric.Quantile(sorted, q))
 		}
 		if p.hasDifference {
 			put(r.spearman(code, difference))
@@ -229,7 +232,7 @@ func Rankings(spearman, kendall, scores, ratings []float64, offsets []int64) ([]
 	prompts := len(offsets) - 1
 	for _, dst := range [][]float64{spearman, kendall} {
 		if len(dst) != prompts {
-			return nil, argErr("dst", -1, "has %d elements, there are %d prompts", len(dst), prompts)
+			return nil, argument.Errorf("dst", -1, "has %d elements, there are %d prompts", len(dst), prompts)
 		}
 	}
 	x, y := codes(scores), codes(ratings)
@@ -290,7 +293,7 @@ func onSample(count, n, points int, newStatistic func() statistic) (values, low,
 
 func checkOffsets(offsets []int64, n int) error {
 	if len(offsets) < 2 || offsets[0] != 0 || offsets[len(offsets)-1] != int64(n) || !slices.IsSorted(offsets) {
-		return argErr("offsets", -1, "must go from 0 to %d in order, with one unit at least", n)
+		return argument.Errorf("offsets", -1, "must go from 0 to %d in order, with one unit at least", n)
 	}
 	return nil
 }

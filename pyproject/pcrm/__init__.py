@@ -8,13 +8,21 @@ where delta is a function of how alike the two responses are ("Prior Constraints
 Reward Model Training for Aligning Large Language Models", arXiv 2404.00978). Start with
 `PCRMLoss` or `PCRMDPOLoss` in a loop of your own, `pcrm.functional` for the bare functions, or `pcrm.trl`
 for TRL's trainers.
+
+torch is imported at the first use of what needs it.
 """
 
-from . import backends, functional, priors
-from ._engine.trace import trace
-from ._version import __version__
-from .losses import PCRMDPOLoss, PCRMLoss
-from .settings import Constraint, margin_of
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import backends, functional, priors
+    from ._engine.trace import trace
+    from ._version import __version__
+    from .losses import PCRMDPOLoss, PCRMLoss
+    from .settings import Constraint, margin_of
 
 __all__ = [
     "Constraint",
@@ -27,3 +35,27 @@ __all__ = [
     "priors",
     "trace",
 ]
+
+_MODULES = ("backends", "functional", "priors")
+_MODULE_OF = {
+    "Constraint": "settings",
+    "PCRMDPOLoss": "losses",
+    "PCRMLoss": "losses",
+    "__version__": "_version",
+    "margin_of": "settings",
+    "trace": "_engine.trace",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+        globals()[name] = value  # the next look finds it
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

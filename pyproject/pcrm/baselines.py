@@ -1,7 +1,9 @@
 """Losses of other papers, to compare with: `pcrm.functional` has them beside its own.
 
-They take the shapes, dtypes, backends and reductions of `pcrm_loss` and `pcrm_dpo_loss`, so
-that an experiment changes one word. Each is a function of a pair's margin and of one number
+They take the shapes, dtypes, devices and reductions of `pcrm_loss` and `pcrm_dpo_loss`, so
+that an experiment changes one word. Torch computes them whatever backend is chosen, so second
+derivatives work too. In a graph of `torch.compile` the values of margins, gaps, offsets and
+lengths are not checked. Each loss is a function of a pair's margin and of one number
 of the pair's own; docs/rivals.md has them in a table. Plain Bradley-Terry is `pcrm_loss`
 with delta = inf, plain DPO is `pcrm_dpo_loss` with it (`cdpo_loss` with label smoothing), and
 centering (arXiv 2312.09244) is the option `center_rewards_coefficient` of the former.
@@ -17,32 +19,11 @@ from typing import Any, Literal
 
 import torch
 
-from . import _check, backends
+from . import _check
 from ._engine import torch_reference
-from ._engine.forms import (
-    COMPUTE,
-    DTYPES,
-    LOGPS,
-    NAMES,
-    NONE,
-    REWARDS,
-    SCALARS,
-    Form,
-    Reduction,
-    Tensor,
-    check_alike,
-    check_options,
-    check_where,
-    differentiated,
-    evaluate,
-    fake,
-    in_memory,
-    on_device,
-    operator,
-    places,
-    register,
-)
-from ._engine.tensors import check_dense, is_readable
+from ._engine.dtypes import COMPUTE, REDUCTIONS, Reduction
+from ._engine.losses import LOGPS, REWARDS
+from ._engine.tensors import Tensor, check_alike, check_dense, check_where, named_if_wrapped
 
 Distance = Literal["squared", "forward_kl", "backward_kl"]
 
@@ -272,9 +253,10 @@ def _of_scores(
     chosen: Tensor, rejected: Tensor, name: str, offset: Any, coefficient: float, reduction: Reduction
 ) -> Tensor:
     check_alike(REWARDS, (chosen, rejected), 1)
-    _, code = check_options(0.0, reduction)
+    _check.one_of("reduction", reduction, REDUCTIONS)
     offset = _of_pairs(name, offset, chosen, REWARDS[0])
-    return evaluate(_OFFSET, chosen, rejected, (offset, coefficient, code))
+    names, tensors = (*REWARDS, name), (chosen, rejected, offset)
+    return _computed(torch_reference.offset_loss, names, tensors, coefficient, reduction)
 
 
 def _of_logps(
@@ -288,18 +270,25 @@ def _of_logps(
     reduction: Reduction,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_alike(LOGPS, tuple(logps), 1)
-    _, code = check_options(0.0, reduction)
+    _check.one_of("reduction", reduction, REDUCTIONS)
     offset = _of_pairs(name, offset, logps[0], LOGPS[0])
-    numbers = (torch_reference.TERMS.index(term), beta, reward_beta, offset_scale, code)
-    return evaluate(_DPO_TERM, logps[0], logps[1], (logps[2].detach(), logps[3].detach(), offset, *numbers))
+    names, tensors = (*LOGPS, name), (*logps[:2], *(x.detach() for x in logps[2:]), offset)
+    settings = (term, beta, reward_beta, offset_scale, reduction)
+    return _computed(torch_reference.dpo_term_loss, names, tensors, *settings)
+
+
+def _computed(formula: Callable[..., Any], names: Sequence[str], tensors: Sequence[Tensor], *settings: Any) -> Any:
+    """What a formula gives; where torch cannot compute with a wrapper, an error that names it."""
+    if torch.compiler.is_compiling():
+        return formula(*tensors, *settings)
+    with named_if_wrapped(**dict(zip(names, tensors, strict=True))):
+        return formula(*tensors, *settings)
 
 
 def _of_pairs(name: str, value: Any, scores: Tensor, first: str, least: float = -math.inf) -> Tensor:
     """A number a pair as a contiguous tensor of shape (B,) in the dtype that computes.
 
-    Its values are looked at here and not by whoever computes, who knows but one name for the
-    margin, the gap, the offset and the lengths; in a compiled graph, where this cannot be, by
-    them.
+    Its values are checked on the CPU, except while a graph is compiled.
     """
     dtype = COMPUTE[scores.dtype]
     wanted = "finite" if least == -math.inf else f"finite and at least {least:g}"
@@ -322,198 +311,6 @@ def _of_pairs(name: str, value: Any, scores: Tensor, first: str, least: float = 
     if value.device != scores.device:
         raise ValueError(f"{name} is on {value.device}, {first} is on {scores.device}")
     numbers = value.to(dtype).contiguous()
-    if numbers.is_cpu and is_readable(numbers):
+    if numbers.is_cpu and not torch.compiler.is_compiling():
         check_where(name, value, numbers.isfinite() & (numbers >= least), wanted)
     return numbers
-
-
-# Two forms: of the scores of a reward model, and of log probabilities. Both are one function
-# of Go and one kernel, which take 0 for the address of what a form does not have.
-
-
-def _go(
-    gradient: bool, native: Any, scores: Sequence[Tensor], rewards: bool, offset: Tensor, reduction: int, *numbers: Any
-) -> tuple[Tensor, ...]:
-    dtype = offset.dtype
-    inputs = [in_memory(x, dtype) for x in scores]
-    offset = in_memory(offset, offset.dtype)
-    loss = torch.empty_like(offset if reduction == 2 else SCALARS[dtype])
-    by_chosen, by_rejected = (torch.empty_like(offset), torch.empty_like(offset)) if gradient else (NONE, NONE)
-    more = (torch.empty_like(offset), torch.empty_like(offset)) if rewards else ()
-    backends.call(
-        native.bridge_TermLoss,
-        dtype.itemsize,
-        offset.numel(),
-        *(x.data_ptr() for x in (loss, by_chosen, by_rejected, *(more or (NONE, NONE)), *inputs)),
-        *(0 for _ in range(4 - len(inputs))),
-        offset.data_ptr(),
-        *numbers,
-        reduction,
-    )
-    return loss, by_chosen, by_rejected, *more
-
-
-# On a CUDA device: the same, as soon as the stream comes to it. The offsets there were not
-# looked at, which would wait for it.
-
-
-def _cuda(
-    gradient: bool,
-    device: backends.Device,
-    scores: Sequence[Tensor],
-    rewards: bool,
-    offset: Tensor,
-    reduction: int,
-    *numbers: Any,
-) -> tuple[Tensor, ...]:
-    inputs = [x.resolve_neg() for x in scores]
-    offset = in_memory(offset, offset.dtype)
-    loss, by_chosen, by_rejected, _ = memory = on_device(device, offset, reduction, offset if gradient else None)
-    more = (torch.empty_like(offset), torch.empty_like(offset)) if rewards else ()
-    backends.call(
-        device.library.bridge_CUDATermLoss,
-        device.index,
-        device.stream(),
-        DTYPES[inputs[0].dtype],
-        offset.numel(),
-        *(x.data_ptr() for x in (*memory, *(more or (NONE, NONE)))),
-        *places(*inputs),
-        *(0 for _ in range(2 * (4 - len(inputs)))),
-        offset.data_ptr(),
-        *numbers,
-        reduction,
-    )
-    return loss, by_chosen, by_rejected, *more
-
-
-# Both forms by the one or the other.
-
-
-def _offset_loss(term_loss: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    def loss(
-        gradient: bool,
-        chosen: Tensor,
-        rejected: Tensor,
-        computer: Any,
-        offset: Tensor,
-        coefficient: float,
-        reduction: int,
-    ) -> tuple[Tensor, ...]:
-        numbers = (reduction, 0, 1.0, 0.0, 1.0, coefficient)
-        return term_loss(gradient, computer, (chosen, rejected), False, offset, *numbers)
-
-    return loss
-
-
-def _dpo_term_loss(term_loss: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    def loss(
-        gradient: bool,
-        chosen: Tensor,
-        rejected: Tensor,
-        computer: Any,
-        reference_chosen: Tensor,
-        reference_rejected: Tensor,
-        offset: Tensor,
-        term: int,
-        beta: float,
-        reward_beta: float,
-        offset_scale: float,
-        reduction: int,
-    ) -> tuple[Tensor, ...]:
-        logps = (chosen, rejected, reference_chosen, reference_rejected)
-        return term_loss(gradient, computer, logps, True, offset, reduction, term, beta, reward_beta, offset_scale, 0.0)
-
-    return loss
-
-
-# What torch computes: the same arguments, the loss and what else there is.
-
-
-def _plain_offset(w: Tensor, l: Tensor, offset: Tensor, c: float, r: int) -> tuple[Tensor]:  # noqa: E741
-    return (torch_reference.offset_loss(w, l, offset, c, NAMES[r]),)
-
-
-def _plain_dpo_term(
-    w: Tensor,
-    l: Tensor,  # noqa: E741
-    ref_w: Tensor,
-    ref_l: Tensor,
-    offset: Tensor,
-    term: int,
-    beta: float,
-    reward_beta: float,
-    offset_scale: float,
-    r: int,
-) -> tuple[Tensor, ...]:
-    name = torch_reference.TERMS[term]
-    return torch_reference.dpo_term_loss(w, l, ref_w, ref_l, offset, name, beta, reward_beta, offset_scale, NAMES[r])
-
-
-_OFFSET = Form(
-    "offset",
-    _offset_loss(_go),
-    _offset_loss(_cuda),
-    _plain_offset,
-    REWARDS,
-    ("offset", "coefficient", "reduction"),
-    traced=False,
-)
-_DPO_TERM = Form(
-    "dpo_term",
-    _dpo_term_loss(_go),
-    _dpo_term_loss(_cuda),
-    _plain_dpo_term,
-    LOGPS[:2],
-    (*LOGPS[2:], "offset", "term", "beta", "reward_beta", "offset_scale", "reduction"),
-    REWARDS,
-    traced=False,
-)
-
-
-@operator("pcrm::offset_loss")
-def _offset_op(
-    chosen: Tensor, rejected: Tensor, offset: Tensor, coefficient: float, reduction: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    return differentiated(_OFFSET, chosen, rejected, offset, coefficient, reduction)
-
-
-@operator("pcrm::dpo_term_loss")
-def _dpo_term_op(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    offset: Tensor,
-    term: int,
-    beta: float,
-    reward_beta: float,
-    offset_scale: float,
-    reduction: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    arguments = (reference_chosen, reference_rejected, offset, term, beta, reward_beta, offset_scale, reduction)
-    return differentiated(_DPO_TERM, policy_chosen, policy_rejected, *arguments)
-
-
-@_offset_op.register_fake
-def _(chosen, rejected, offset, coefficient, reduction):
-    return fake(chosen, offset, reduction)
-
-
-@_dpo_term_op.register_fake
-def _(
-    policy_chosen,
-    policy_rejected,
-    reference_chosen,
-    reference_rejected,
-    offset,
-    term,
-    beta,
-    reward_beta,
-    offset_scale,
-    reduction,
-):
-    return fake(policy_chosen, offset, reduction, more=2)
-
-
-for _form, _operator in ((_OFFSET, _offset_op), (_DPO_TERM, _dpo_term_op)):
-    register(_form, _operator)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from . import _check
-from ._engine.forms import Reduction, check_options
+from ._engine.dtypes import REDUCTIONS, Reduction
 from ._engine.trace import Origin
 from .functional import pcrm_dpo_loss, pcrm_loss
 from .settings import Constraint
@@ -45,7 +45,8 @@ class PCRMLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.constraint = _checked(constraint)
-        check_options(label_smoothing, reduction)
+        _check.label_smoothing(label_smoothing)
+        _check.one_of("reduction", reduction, REDUCTIONS)
         _check.at_least_0("center_rewards_coefficient", center_rewards_coefficient)
         self.settings: dict[str, Any] = {
             "label_smoothing": label_smoothing,
@@ -100,7 +101,8 @@ class PCRMDPOLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.constraint = _checked(constraint)
-        check_options(label_smoothing, reduction)
+        _check.label_smoothing(label_smoothing)
+        _check.one_of("reduction", reduction, REDUCTIONS)
         _check.positive("beta", beta)
         self.settings: dict[str, Any] = {"beta": beta, "label_smoothing": label_smoothing, "reduction": reduction}
 

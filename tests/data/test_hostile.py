@@ -405,6 +405,7 @@ def read(case, reader, function):
 def child():
     import shutil
 
+    import pcrm.priors.annotate_file  # noqa: F401  (before memory is limited, as the command imports it late)
     import pyarrow  # noqa: F401
     from datasets import Dataset
     from pcrm.commands import fit, prior

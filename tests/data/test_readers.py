@@ -15,8 +15,9 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Json, List, Value, load_dataset, load_from_disk
 from helpers.files import SMALL_BATCHES, SUFFIXES, read, write
 from pcrm.cli import main
+from pcrm.data.arrow_rows import rows_of
 from pcrm.data.preferences import RowError
-from pcrm.data.sources import open_source, read_rows, rows_of
+from pcrm.data.sources import open_source, read_rows
 from pcrm.evaluate.scores import read as read_scores
 from pcrm.methods import principles
 from pcrm.priors import prior_tensor

@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers.cases import batch, logps, tokens
 from helpers.project import ROOT
-from pcrm._engine import cuda_check
-from pcrm.functional import llama2_margin_loss, pcrm_dpo_loss, pcrm_loss, pcrm_token_loss, rpo_distance_loss
+from pcrm._engine import choice, cuda, cuda_check, losses, native
+from pcrm.functional import pcrm_dpo_loss, pcrm_loss, pcrm_token_loss
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pcrm import backends, functional
@@ -36,7 +36,7 @@ def launches(lines):
 @pytest.fixture
 def no_devices(monkeypatch):
     """As at the start, when no device has been opened."""
-    monkeypatch.setattr(backends, "_devices", {})
+    monkeypatch.setattr(choice, "devices", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
 
@@ -48,7 +48,7 @@ def known_kernels(fake_device, monkeypatch):
         def __contains__(self, _):
             return True
 
-    monkeypatch.setattr(backends, "_devices", {0: backends._device(0)._replace(checked=Everything())})
+    monkeypatch.setattr(choice, "devices", {0: choice.cuda_device(0)._replace(checked=Everything())})
 
 
 def on(device):
@@ -69,10 +69,6 @@ def test_one_launch_forward_and_one_backward(known_kernels, log):
     assert kernels() == ["token_bfloat16", "scale_bfloat16"]
     pcrm_dpo_loss(*logps(dtype=torch.float16), reduction="sum")[0].backward()
     assert kernels() == ["dpo_float16", "scale_float16"]
-    llama2_margin_loss(*batch(8)[:2], 0.5).backward()
-    assert kernels() == ["term_float64", "scale_float64"]
-    rpo_distance_loss(*logps(dtype=torch.bfloat16)[:4], 0.5)[0].backward()
-    assert kernels() == ["term_bfloat16", "scale_bfloat16"]
 
 
 def test_stream_and_context(fake_device, log):
@@ -85,13 +81,13 @@ def test_stream_and_context(fake_device, log):
 
 
 def test_second_device(no_devices, log, monkeypatch):
-    device = backends.loss_for("x", on("cuda:1"))
-    assert type(device) is backends.Device and device.index == 1
-    assert backends.loss_for("x", on("cuda:1")) is device
+    device = choice.loss_for("x", on("cuda:1"))
+    assert type(device) is cuda.Device and device.index == 1
+    assert choice.loss_for("x", on("cuda:1")) is device
     lines = log()
     assert lines.count("cuDevicePrimaryCtxRetain 1") == 1 and "cuDevicePrimaryCtxRetain 0" not in lines
     device.checked.add(("pair", torch.float64))
-    monkeypatch.setattr(backends, "loss_for", lambda name, tensor: device)
+    monkeypatch.setattr(choice, "loss_for", lambda name, tensor: device)
     asked = []
     stream = type("Stream", (), {"cuda_stream": 0xB})
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: asked.append(index) or stream)
@@ -130,7 +126,7 @@ def test_other_reductions_than_one_thread(fake_device):
             chosen, rejected, *rest = tokens()
             with pytest.MonkeyPatch.context() as patch:
                 if name == "torch":
-                    patch.setattr(backends, "loss_for", lambda name, tensor: None)
+                    patch.setattr(choice, "loss_for", lambda name, tensor: None)
                 upstream(pcrm_token_loss(chosen, rejected, *rest, pad_token_id=0, reduction="none")).backward()
             results.append((chosen.grad, rejected.grad))
         torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
@@ -158,10 +154,10 @@ def test_scaling_happens_before_rounding(fake_device):
 def test_loading_while_a_graph_is_captured(no_devices, log, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match=r"not loaded on cuda:0 yet, .* call the loss once before"):
-        backends.loss_for("x", on("cuda:0"))
+        choice.loss_for("x", on("cuda:0"))
     assert not log()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert backends.loss_for("x", on("cuda:0")) is not None, "nothing was remembered"
+    assert choice.loss_for("x", on("cuda:0")) is not None, "nothing was remembered"
 
 
 @pytest.mark.parametrize("failure", ["cuModuleLoadDataEx:218", "cuDevicePrimaryCtxRetain:2"])
@@ -174,14 +170,14 @@ def test_what_cannot_be_loaded(no_devices, monkeypatch, failure):
         RuntimeWarning, match=rf"^pcrm computes with torch, not with its CUDA kernels: {failure[:6]}.*CUDA_ERROR"
     ) as found:
         for _ in range(3):
-            assert backends.loss_for("x", on(f"cuda:{index}")) is None
+            assert choice.loss_for("x", on(f"cuda:{index}")) is None
     assert len(found) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert backends.loss_for("x", on(f"cuda:{index + 1}")) is None, "one warning is enough for all devices"
-    monkeypatch.setattr(backends, "_backend", "cuda")
+        assert choice.loss_for("x", on(f"cuda:{index + 1}")) is None, "one warning is enough for all devices"
+    monkeypatch.setattr(choice, "backend", "cuda")
     with pytest.raises(RuntimeError, match=f"backend 'cuda' is not available: {failure[:6]}.*CUDA_ERROR"):
-        backends.loss_for("x", on(f"cuda:{index}"))
+        choice.loss_for("x", on(f"cuda:{index}"))
 
 
 def test_launch_that_fails(fake_device, log, monkeypatch):
@@ -202,13 +198,12 @@ FORMS = {
     "pair": lambda dtype: pcrm_loss(*batch(8, dtype)),
     "token": lambda dtype: pcrm_token_loss(*tokens(dtype=dtype), pad_token_id=0, reduction="none"),
     "dpo": lambda dtype: pcrm_dpo_loss(*logps(dtype=dtype))[0],
-    "term": lambda dtype: rpo_distance_loss(*logps(dtype=dtype)[:4], 0.5)[0],
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("form", FORMS)
-def testcuda_check_is_compared_with_torch(fake_device, no_devices, log, form, dtype):
+def test_first_use_is_compared_with_torch(fake_device, no_devices, log, form, dtype):
     """Once for each form and dtype, in any mode of torch, and never again."""
     kernel = f"pcrm_{form}_{dtype}".replace("torch.", "")
     with torch.inference_mode():
@@ -227,27 +222,26 @@ def test_wrong_kernel(fake_device, no_devices, log, monkeypatch, form, dtype, re
     """`auto` warns once and computes with torch from then on; `cuda` is an error."""
     kernel = f"pcrm_{form}_{dtype}".replace("torch.", "")
     monkeypatch.setenv("FAKECUDA_WRONG", f"{kernel}:{result}")
-    name = "dpo_term" if form == "term" else form
     message = (
         (
-            rf"the kernel of the {name} loss in {dtype} failed its first use on cuda:0: the .* is .*, torch computes .*"
+            rf"the kernel of the {form} loss in {dtype} failed its first use on cuda:0: the .* is .*, torch computes .*"
             r"differ by .* Please report"
         )
         .replace("torch.f", "f")
         .replace("torch.b", "b")
     )
     with backends.use_backend("torch"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "loss_for", lambda *_: None)
+        patch.setattr(choice, "loss_for", lambda *_: None)
         want = FORMS[form](dtype)
     with pytest.warns(RuntimeWarning, match=message) as found:
         got = [FORMS[form](dtype) for _ in range(3)]
-    assert len(found) == 1 and (form == "term" or found[0].filename == __file__)
+    assert len(found) == 1 and found[0].filename == __file__
     assert all(torch.equal(x, want) for x in got)
     log()
     FORMS["pair"](torch.float32).backward()
     assert not launches(log()), "another form is not trusted there either"
-    monkeypatch.setattr(backends, "_devices", {})
-    monkeypatch.setattr(backends, "_backend", "cuda")
+    monkeypatch.setattr(choice, "devices", {})
+    monkeypatch.setattr(choice, "backend", "cuda")
     for _ in range(2):
         with pytest.raises(RuntimeError, match=r"^backend 'cuda' is not available: the kernel of the"):
             FORMS[form](dtype)
@@ -260,11 +254,11 @@ def test_wrong_kernel_in_a_compiled_graph(fake_device, no_devices, monkeypatch):
     with pytest.warns(RuntimeWarning, match="the pair loss in float64 failed its first use on cuda:0"):
         got = compiled(*batch(8))
     with backends.use_backend("torch"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "loss_for", lambda *_: None)
+        patch.setattr(choice, "loss_for", lambda *_: None)
         torch.testing.assert_close(got, pcrm_loss(*batch(8)), rtol=0, atol=0)
 
 
-def test_kernel_that_fails_to_launch_atcuda_check(fake_device, no_devices, monkeypatch):
+def test_kernel_that_fails_to_launch_at_first_use(fake_device, no_devices, monkeypatch):
     monkeypatch.setenv("FAKECUDA_FAIL", "cuLaunchKernel:1")
     message = "failed its first use on cuda:0: cuLaunchKernel: CUDA_ERROR_INVALID_VALUE"
     with pytest.warns(RuntimeWarning, match=message) as found:
@@ -275,11 +269,11 @@ def test_kernel_that_fails_to_launch_atcuda_check(fake_device, no_devices, monke
         pytest.raises(RuntimeError, match=f"'cuda' is not available: .*{message}"),
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr(backends, "_backend", "cuda")
+        patch.setattr(choice, "backend", "cuda")
         pcrm_loss(*batch(8))
 
 
-def test_out_of_memory_atcuda_check_says_nothing_of_the_kernel(fake_device, no_devices, monkeypatch):
+def test_out_of_memory_at_first_use_says_nothing_of_the_kernel(fake_device, no_devices, monkeypatch):
     def full(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
@@ -287,13 +281,13 @@ def test_out_of_memory_atcuda_check_says_nothing_of_the_kernel(fake_device, no_d
         patch.setattr(cuda_check, "fault", full)
         with pytest.raises(torch.cuda.OutOfMemoryError):
             pcrm_loss(*batch(8))
-    assert type(backends._device(0)) is backends.Device
+    assert type(choice.cuda_device(0)) is cuda.Device
     pcrm_loss(*batch(8))
 
 
-def testcuda_check_while_a_graph_is_captured(fake_device, no_devices, log, monkeypatch):
+def test_first_use_while_a_graph_is_captured(fake_device, no_devices, log, monkeypatch):
     """The comparison cannot run then; a loss that was called before can be captured."""
-    backends._device(0)
+    choice.cuda_device(0)
     pcrm_loss(*batch(8))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     log()
@@ -310,48 +304,48 @@ def testcuda_check_while_a_graph_is_captured(fake_device, no_devices, log, monke
 
 def test_choice(no_devices):
     with backends.use_backend("cuda"):
-        assert type(backends.loss_for("x", on("cuda:0"))) is backends.Device
+        assert type(choice.loss_for("x", on("cuda:0"))) is cuda.Device
         with pytest.raises(
             ValueError, match="'cuda' computes on CUDA devices, chosen_rewards is on cpu: use 'auto' or 'go'"
         ):
             pcrm_loss(*batch())
-        assert backends.native() is not None, "priors and constraints are Go's as before"
+        assert native.chosen_library() is not None, "priors and constraints are Go's as before"
     with backends.use_backend("torch"):
-        assert backends.loss_for("x", on("cuda:0")) is None
+        assert choice.loss_for("x", on("cuda:0")) is None
     with (
         backends.use_backend("go"),
         pytest.raises(ValueError, match="'go' computes on the CPU, x is on cuda:0: use 'auto' or 'torch'"),
     ):
-        backends.loss_for("x", on("cuda:0"))
+        choice.loss_for("x", on("cuda:0"))
 
 
 @pytest.mark.parametrize("device", ["mps", "xpu", "meta"])
 def test_other_devices(no_devices, log, device):
     x = torch.empty(2, device="meta") if device == "meta" else on(device)
-    assert backends.loss_for("x", x) is None and not backends.has_kernels_for(x)
+    assert choice.loss_for("x", x) is None and not choice.has_kernels_for(x)
     refusal = pytest.raises(ValueError, match=f"'cuda' computes on CUDA devices, x is on {device}")
     with backends.use_backend("cuda"), refusal:
-        backends.loss_for("x", x)
+        choice.loss_for("x", x)
 
 
 def test_rocm(no_devices, log, monkeypatch):
     """Its devices call themselves cuda: the torch path, without a word and without a look."""
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert backends.loss_for("x", on("cuda:0")) is None and not backends.has_kernels_for(on("cuda:0"))
+    assert choice.loss_for("x", on("cuda:0")) is None and not choice.has_kernels_for(on("cuda:0"))
     assert not log()
     with pytest.raises(RuntimeError, match="backend 'cuda' is not available: this torch is built for ROCm"):
         backends.set_backend("cuda")
-    monkeypatch.setattr(backends, "_backend", "cuda")
+    monkeypatch.setattr(choice, "backend", "cuda")
     with pytest.raises(RuntimeError, match="this torch is built for ROCm"):
-        backends.loss_for("x", on("cuda:0"))
+        choice.loss_for("x", on("cuda:0"))
 
 
 def test_forked_child(fake_device):
     """It does not touch the driver that its parent used."""
-    assert type(backends._device(0)) is backends.Device
+    assert type(choice.cuda_device(0)) is cuda.Device
     child = os.fork()
     if child == 0:
-        os._exit(0 if backends._device(0) is None else 3)
+        os._exit(0 if choice.cuda_device(0) is None else 3)
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -394,11 +388,11 @@ def test_checks_for_a_gpu(fake_device, gpu_check):
 
 
 def test_checks_notice(known_kernels, gpu_check, monkeypatch):
-    def off(*arguments, right=functional._PAIR.cuda):
+    def off(*arguments, right=losses.PAIR.cuda):
         loss, *gradients = right(*arguments)
         return loss * 1.01, *gradients
 
-    monkeypatch.setattr(functional, "_PAIR", functional._PAIR._replace(cuda=off))
+    monkeypatch.setattr(functional, "PAIR", losses.PAIR._replace(cuda=off))
     results = gpu_check.run(gpu_check.ANYWHERE, torch.device("cpu"))
     statuses = {r.name: r.status for r in results}
     assert [statuses[name] for name in ("golden vectors", "against go", "gradcheck", "traced")] == ["FAILED"] * 4

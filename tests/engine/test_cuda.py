@@ -6,11 +6,13 @@ runs the kernels' own code. It is found as the real one would be, in processes o
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
 from helpers.processes import python
 from helpers.project import ROOT
 
@@ -61,13 +63,14 @@ pcrm.functional.pcrm_loss(x, torch.zeros(2), 4.5).backward()
 
 LOOK = """
 import warnings, torch, pcrm
+from pcrm._engine import choice
 warnings.simplefilter("always")
 from torch._subclasses.fake_tensor import FakeTensorMode
 torch.cuda.is_current_stream_capturing = lambda: False
 with FakeTensorMode():
     x = torch.empty(2, device="cuda")
 for _ in range(3):
-    assert pcrm.backends.loss_for("x", x) is None
+    assert choice.loss_for("x", x) is None
 try:
     pcrm.backends.set_backend("cuda")
 except RuntimeError as error:
@@ -125,6 +128,11 @@ def test_assembles(tmp_path, device):
     assembler = folder / ("ptxas-blackwell" if device == "sm_100" else "ptxas")
     if not assembler.is_file():
         pytest.skip(f"triton's {assembler.name} is not installed")
-    command = [assembler, f"-arch={device}", "-o", tmp_path / "out", ROOT / "gpu" / "kernels.ptx"]
+    ptx = ROOT / "gpu" / "kernels.ptx"
+    command = [assembler, f"-arch={device}", "-o", tmp_path / "out", ptx]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    kernels = re.findall(r"^\.visible \.entry (\w+)\(", ptx.read_text(), flags=re.M)
+    with (tmp_path / "out").open("rb") as file:
+        sections = {section.name for section in ELFFile(file).iter_sections()}
+    assert kernels and {f".text.{kernel}" for kernel in kernels} <= sections

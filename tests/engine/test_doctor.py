@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from helpers.processes import python
+from pcrm._engine import native
 from pcrm.cli import main
 
 import pcrm
@@ -14,7 +15,7 @@ import pcrm
 def test_says_what_there_is(capsys):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
-    tier = pcrm.backends.library().bridge_Tier()
+    tier = native.library().bridge_Tier()
     assert f"pcrm      {pcrm.__version__}, torch {torch.__version__}" in out
     assert f"Go        tier {tier}, " in out and "CUDA      " in out
     assert "kernels   PTX 8.1, for CUDA" in out
@@ -49,7 +50,7 @@ def test_notices_wrong_gradients(capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_without_native_library(without_native):
-    shutil.copy(pcrm.backends._NATIVE_FOLDER / "golden.json", without_native + "/pcrm/_native")
+    shutil.copy(native.FOLDER / "golden.json", without_native + "/pcrm/_native")
     out = python(COMMAND, PYTHONPATH=without_native)
     assert out.returncode == 0, out.stderr
     assert (

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-import pcrm
+from pcrm._engine import native
 
 
 @pytest.mark.slow
@@ -32,7 +31,7 @@ def resident() -> int:
 
 
 def growth() -> int:
-    native = pcrm.backends.library()
+    bridge = native.library()
     n = 8
     chosen, rejected, delta, similarity = (torch.rand(n) for _ in range(4))
     bad = -delta
@@ -45,14 +44,14 @@ def growth() -> int:
 
     def calls() -> None:
         for _ in range(20_000):
-            native.bridge_RewardLoss(
+            bridge.bridge_RewardLoss(
                 4, n, loss.data_ptr(), g.data_ptr(), h.data_ptr(), *pairs, delta.data_ptr(), 0.0, 0.0, 0, False
             )
-            native.bridge_Deltas(4, n, g.data_ptr(), similarity.data_ptr(), numbers.data_ptr())
-            native.bridge_LengthRatios(n, g.data_ptr(), *ragged, *ragged, -1)
-            native.bridge_Tier()
+            bridge.bridge_Deltas(4, n, g.data_ptr(), similarity.data_ptr(), numbers.data_ptr())
+            bridge.bridge_LengthRatios(n, g.data_ptr(), *ragged, *ragged, -1)
+            bridge.bridge_Tier()
             with contextlib.suppress(RuntimeError):
-                native.bridge_RewardLoss(4, n, loss.data_ptr(), 0, 0, *pairs, bad.data_ptr(), 0.0, 0.0, 0, False)
+                bridge.bridge_RewardLoss(4, n, loss.data_ptr(), 0, 0, *pairs, bad.data_ptr(), 0.0, 0.0, 0, False)
 
     calls()  # what is made once
     gc.collect()

@@ -63,12 +63,13 @@ def test_first_use_by_many_threads():
     code = """
 import json, os, threading, time
 import pcrm
+from pcrm._engine import native
 getpid = os.getpid
 os.getpid = lambda: (time.sleep(0.02), getpid())[1]  # between the lines that note what was loaded
 start, served = threading.Barrier(8), []
 def use():
     start.wait()
-    served.append(pcrm.backends.native() is not None)
+    served.append(native.chosen_library() is not None)
 threads = [threading.Thread(target=use) for _ in range(8)]
 for t in threads: t.start()
 for t in threads: t.join()
@@ -163,7 +164,8 @@ def test_go_and_openmp_threads_together():
 import json, torch, pcrm
 from concurrent.futures import ThreadPoolExecutor
 from pcrm.functional import pcrm_loss
-native = pcrm.backends.library()
+from pcrm._engine import native
+bridge = native.library()
 x = torch.randn(1 << 19, generator=torch.Generator().manual_seed(0))  # more than one thread's worth for both
 def go():
     chosen = x.clone().requires_grad_()
@@ -179,7 +181,7 @@ pcrm.backends.set_num_threads(0)
 with ThreadPoolExecutor(6) as pool:
     work = [go, openmp] * 30
     same = [got == want[f] for f, got in zip(work, pool.map(lambda f: f(), work))]
-print(json.dumps([all(same), pcrm.backends.call(native.bridge_NumThreads), torch.get_num_threads()]))
+print(json.dumps([all(same), native.call(bridge.bridge_NumThreads), torch.get_num_threads()]))
 """
     environment = {"GOMAXPROCS": "5", "OMP_WAIT_POLICY": "PASSIVE"}
     assert python(code, timeout=200, **environment) == [True, 5, 3]
@@ -223,7 +225,8 @@ def test_floating_point_mode_is_left_alone():
 alone = mode()
 import pcrm
 from helpers.processes import compute
-pcrm.backends.library()
+from pcrm._engine import native
+native.library()
 loaded = mode()
 calls()
 used = mode()
@@ -310,13 +313,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pcrm, torch
 from pcrm.functional import pcrm_loss
 from helpers.processes import compute
+from pcrm._engine import native
 def load():
     library = ctypes.CDLL(sys.argv[1])
     library.Work.argtypes, library.Work.restype = [ctypes.c_longlong], ctypes.c_longlong
     return library.Work
 if sys.argv[2] == "before":
     work = load()
-native = pcrm.backends.library()
+bridge = native.library()
 want = compute()
 if sys.argv[2] == "after":
     work = load()
@@ -324,7 +328,7 @@ one = torch.ones(1)
 def fault():
     # No place for the result: a nil pointer in Go.
     try:
-        pcrm.backends.call(native.bridge_RewardLoss, 4, 1, 0, 0, 0, *[one.data_ptr()] * 3, 0.0, 0.0, 0, False)
+        native.call(bridge.bridge_RewardLoss, 4, 1, 0, 0, 0, *[one.data_ptr()] * 3, 0.0, 0.0, 0, False)
     except RuntimeError as error:
         return "internal error" in str(error)
 def large():

@@ -375,5 +375,5 @@ def test_what_a_trace_says_needs_no_other_module():
             if isinstance(node, ast.ImportFrom) and node.level:
                 yield from [node.module] if node.module else [alias.name for alias in node.names]
 
-    assert not {"constraint", "config", "forms", "functional"} & set(imported(trace))
-    assert not {"forms", "functional", "tracing"} & set(imported(pcrm.settings.constraint))
+    assert not {"constraint", "config", "dispatch", "functional"} & set(imported(trace))
+    assert not {"_engine.dispatch", "_engine.trace", "functional"} & set(imported(pcrm.settings.constraint))

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from pcrm._engine import native
 from pcrm.functional import llama2_margin_loss, pcrm_dpo_loss, pcrm_loss, pcrm_token_loss, rdpo_loss
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
@@ -186,10 +187,9 @@ def test_wrappers_are_not_recorded(tmp_path, backend):
 def calls(monkeypatch):
     """The calls of native functions."""
     made = []
-    call = pcrm.backends.call
-    monkeypatch.setattr(
-        pcrm.backends, "call", lambda function, *a: made.append(function.__name__) or call(function, *a)
-    )
+    call = native.call
+    for module in (native, pcrm.backends):
+        monkeypatch.setattr(module, "call", lambda function, *a: made.append(function.__name__) or call(function, *a))
     return made
 
 

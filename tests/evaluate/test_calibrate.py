@@ -351,7 +351,7 @@ def test_bad_arguments(tmp_path, capsys, arguments, message):
 def test_many_distinct_values_are_told_of(tmp_path, monkeypatch, capsys):
     rows = single_rows(80)
     distinct = len({r["length"] for r in rows})
-    monkeypatch.setattr("pcrm.commands.calibrate._MANY", distinct - 1)
+    monkeypatch.setattr("pcrm.evaluate.length_bias._MANY", distinct - 1)
     source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     x = lengths_of(rows)
     said = f"the feature has {distinct} distinct values, and the curve's time goes with their square: --delta {np.ptp(x) / 100:g}"

@@ -5,10 +5,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ET
 
 import html5lib
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.files import read, write
+from helpers.killed import run_killed
 from helpers.models import make_tiny
 from helpers.project import ROOT
 from pcrm.demo import world
@@ -330,7 +329,7 @@ def test_samples_go_on_after_a_kill(tmp_path, tiny_policy):
         ({"text": "a"}, "line 1: has no prompt, its keys are text"),
         ({"prompt": 3}, "line 1: prompt is 3, must be a text or a list of messages"),
         ({"prompt": ""}, "line 1: prompt has no tokens"),
-        ({"prompt": "a", "responses": ["b"]}, "line 1: has responses already, which are to be sampled"),
+        ({"prompt": "a", "responses": ["b"]}, "line 1: has a column 'responses' already: remove or rename it"),
         ({"prompt": "word " * 3000}, r"tokens, .* has room for \d+ before a response"),
     ],
 )
@@ -436,12 +435,12 @@ def test_rl_raises_the_proxy(tmp_path, tiny_policy, prompts):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"algorithm": "ppo"}, "algorithm is 'ppo', must be one of rloo, grpo"),
-        ({"steps": 0}, "steps is 0, must be an integer of at least 1"),
-        ({"generations": 1}, "generations is 1, must be an integer of at least 2"),
-        ({"temperature": 0.0}, "temperature is 0.0, must be greater than 0 and finite"),
-        ({"beta": -1.0}, "beta is -1.0, must be at least 0 and finite"),
-        ({"batch_size": 5}, "batch_size is 5, must divide the 6 responses of a step"),
+        ({"algorithm": "ppo"}, "algorithm must be one of rloo, grpo, got 'ppo'"),
+        ({"steps": 0}, "steps must be in [1, 2**63), got 0"),
+        ({"generations": 1}, "generations must be in [2, 2**63), got 1"),
+        ({"temperature": 0.0}, "temperature must be finite and greater than 0, got 0"),
+        ({"beta": -1.0}, "beta must be finite and at least 0, got -1"),
+        ({"batch_size": 5}, "batch_size must divide the 6 responses of a step, got 5"),
     ],
 )
 def test_bad_settings(changes, message):
@@ -453,9 +452,9 @@ def test_bad_rewards(tmp_path, tiny_policy, prompts):
     def broken(asked, answers):
         return [0.0, float("nan"), *[0.0] * (len(answers) - 2)]
 
-    with pytest.raises(ValueError, match=re.escape("proxy gives response 1 the reward nan, must be finite")):
+    with pytest.raises(ValueError, match=re.escape("The proxy reward of response 1 must be finite, got nan")):
         rl.train(tiny_policy, prompts, broken, gold, tmp_path / "a", SETTINGS)
-    with pytest.raises(ValueError, match="prompts are 1, a step takes 2"):
+    with pytest.raises(ValueError, match="prompts must be at least 2, as many as a step takes, got 1"):
         rl.train(tiny_policy, prompts[:1], gold, gold, tmp_path / "b", SETTINGS)
 
 
@@ -502,24 +501,20 @@ def test_policy_and_rl(tmp_path, capsys, tiny, second, tiny_policy, prompt_file)
 
 @pytest.mark.slow
 def test_killed_and_gone_on_with(tmp_path, tiny, tiny_policy, prompt_file):
-    """The process itself, killed while it trains."""
+    """The process itself, killed while it trains: one checkpoint is there, the second is being written."""
     out = tmp_path / "out"
     command = [
-        sys.executable, "-m", "pcrm", "optimize", prompt_file, "--policy", tiny_policy, "--proxy", f"a={tiny}", "--gold", tiny,
+        "optimize", prompt_file, "--policy", tiny_policy, "--proxy", f"a={tiny}", "--gold", tiny,
         "--samples", 2, "--max-new-tokens", 8, "--rl", "rloo", "--prompts", 2, "--generations", 2, "--device", "cpu",
         "--steps", 12, "--out", out,
     ]  # fmt: skip
-    command = list(map(str, command))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while not list(out.glob("rl/a/run/checkpoint-*/trainer_state.json")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    code = "import sys; from pcrm.cli import main; sys.exit(main(sys.argv[1:]))"
+    second = ("open", r"/rl/a/run/checkpoint-\d+/trainer_state\.json$", 2)
+    run_killed(code, *command, at=second, OMP_NUM_THREADS="1")
+    assert len(list(out.glob("rl/a/run/checkpoint-*/trainer_state.json"))) == 1
     assert not (out / "summary.json").exists()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    again = [sys.executable, "-c", code, *map(str, command)]
+    done = subprocess.run(again, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"RLOO, 12 steps: proxy reward scaled from .*, gold from .*", done.stdout.splitlines()[-1])
     assert [s.step for s in rl.read(out / "rl" / "a" / "steps.csv")] == list(range(12))

@@ -361,7 +361,7 @@ def test_several_models(tmp_path):
     assert "spearman_rating" in models["b"] and "spearman_rating" not in models["two/scores"]
     assert models["b"]["accuracy"] == models["two/scores"]["accuracy"]
     # A model has its color in every figure: the rankings, which it alone has, are the second one's.
-    from pcrm.evaluate.report.style import SERIES
+    from pcrm.evaluate.pages.style import SERIES
 
     text = (tmp_path / "out" / "rankings.svg").read_text().rsplit("</style>", 1)[1]
     assert SERIES[1] in text and SERIES[0] not in text
@@ -539,7 +539,8 @@ def test_any_name_is_shown_as_it_is(tmp_path, capsys, name):
 
 def test_a_bin_of_three_pairs_does_not_set_the_axis(monkeypatch):
     """It has an interval, which says how little it says."""
-    from pcrm.evaluate.report import figures, style
+    from pcrm.evaluate.pages import style
+    from pcrm.evaluate.report import figures
 
     random = np.random.default_rng(0)
     sizes = random.uniform(0, 2, 2000)  # confidences up to .9

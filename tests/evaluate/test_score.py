@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +14,7 @@ import pytest
 import torch
 from datasets import Dataset, load_from_disk
 from helpers.files import read, write
+from helpers.killed import run_killed
 from helpers.project import ROOT
 from helpers.trainers import FORMATS, build
 from pcrm.cli import main
@@ -470,8 +470,8 @@ def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
     ):
         assert message in fails(capsys, tmp_path / name, source, "--out", out)
     for options, message in (
-        (["--batch-size", "0"], "batch_size is 0, must be an integer of at least 1"),
-        (["--max-length", "0"], "max_length is 0, must be an integer of at least 1"),
+        (["--batch-size", "0"], "batch_size must be in [1, 2**63), got 0"),
+        (["--max-length", "0"], "max_length must be in [1, 2**63), got 0"),
         (["--device", "abacus"], "device is 'abacus': "),
         (["--device", "meta"], "device is 'meta', on which nothing can be computed"),
         (["--device", "meta:0", "--dtype", "bfloat16"], "device is 'meta:0', on which nothing can be computed"),
@@ -498,7 +498,7 @@ def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
 
 
 # Small shards: all else is the command as it is installed.
-COMMAND = "import sys, pcrm.commands.score as s, pcrm.data.sources as d; s._SHARD_ROWS, d._LOOK_ROWS = 8, 4; from pcrm.cli import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = "import sys, pcrm.evaluate.score_rows as s, pcrm.data.sources as d; s._SHARD_ROWS, d._LOOK_ROWS = 8, 4; from pcrm.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.mark.slow
@@ -508,13 +508,9 @@ def test_kill_and_go_on(tmp_path, tiny, capsys):
     source, out, whole = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", tmp_path / "whole" / "out.jsonl"
     command = [sys.executable, "-c", COMMAND, "score", str(tiny), str(source), "--on-error", "skip", "--out"]
     parts = tmp_path / "out.jsonl.parts"
-    process = subprocess.Popen([*command, str(out)], stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and len(list(parts.glob("*-*.jsonl"))) < 7:
-        time.sleep(0.001)
-    process.kill()
-    assert process.wait(20) == -9 and process.stderr is not None, process.stderr
+    run_killed(*command[2:], out, at=("os.rename", r"\.parts/\d+-\d+-\d+\.jsonl$", 8))
     kept = {p: p.stat().st_mtime_ns for p in parts.glob("*-*.jsonl")}
-    assert 7 <= len(kept) < 56
+    assert len(kept) == 7
     assert 'was begun with another --dtype: it was "float32", now it is "bfloat16"' in fails(
         capsys, tiny, source, "--on-error", "skip", "--out", out, "--dtype", "bfloat16"
     )

@@ -1,5 +1,6 @@
 """How the tests start OpenRLHF and DeepSpeed on a CPU."""
 
+import contextlib
 import os
 import socket
 import sys
@@ -24,7 +25,14 @@ def cpu_environment(cache, trace):
     }
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+@contextlib.contextmanager
+def reserved_port():
+    """A port that no other process is given meanwhile.
+
+    It stays bound here without being listened on, so that a server that reuses addresses, as torch's
+    does, may have it.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]

@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import torch
+from pcrm._engine import native
 from pcrm.functional import pcrm_loss
 
 import pcrm
 from helpers.project import ROOT
-from pcrm import backends
 
 
 def python(code, **environment):
@@ -31,5 +31,5 @@ def compute(_=None):
     delta = pcrm.Constraint.preset("alpaca/length_ratio").delta(prior)
     loss = pcrm_loss(chosen, torch.zeros(2), delta)
     loss.backward()
-    served = "torch" if backends.native() is None else "go"
+    served = "torch" if native.chosen_library() is None else "go"
     return {"served": served, "numbers": [*prior.tolist(), loss.item(), *chosen.grad.tolist()]}

@@ -65,3 +65,29 @@ def test_priors_of_numpy(backend):
     assert torch.equal(loss(scores, scores, np.array([0.25, 0.5], ">f8")), want)
     with pytest.raises(TypeError, match=r"prior\[1\] is masked, must be a number"):
         loss(scores, scores, np.ma.array([0.25, 0.5], mask=[False, True]))
+
+
+@pytest.mark.parametrize("module", [pcrm.PCRMLoss, pcrm.PCRMDPOLoss])
+def test_compiled_modules_take_another_fixed_constraint(module):
+    """And go from a fixed constraint to one of betas and back."""
+    torch.compiler.reset()
+    fixed = pcrm.Constraint.fixed
+    loss_fn = module(fixed(2.0))
+    compiled = torch.compile(loss_fn, backend="aot_eager", fullgraph=True)
+    scores = torch.randn(2 if module is pcrm.PCRMLoss else 4, 4, generator=torch.Generator().manual_seed(0))
+    prior = torch.tensor([0.1, 0.4, 0.7, 1.0])
+    clipped = (pcrm.Constraint(0, 1, 3, floor=4.0), pcrm.Constraint(0, 1, 3, cap=1.5))
+    for constraint in (fixed(2.0), fixed(3.0), fixed(math.inf), *clipped, pcrm.Constraint(1, 0.1, 0.5), fixed(5.0)):
+        loss_fn.constraint = constraint
+        results = []
+        for of in (compiled, loss_fn):
+            leaves = scores.clone().requires_grad_()
+            result = of(*leaves, prior)
+            loss = result if module is pcrm.PCRMLoss else result[0]
+            loss.backward()
+            results.append((loss.detach(), leaves.grad))
+        for got, want in zip(*results, strict=True):
+            torch.testing.assert_close(got, want)
+        if constraint.is_fixed:
+            # Every pair of a fixed constraint has the delta of every similarity.
+            assert pcrm.losses.delta_of(constraint, None)[0] == constraint.delta(0.3)

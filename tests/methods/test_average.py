@@ -10,11 +10,11 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
+from pcrm._engine import native
 from pcrm.cli import main
 from pcrm.evaluate.reward_model import RewardModel
 from pcrm.methods.averaging import average
@@ -157,9 +157,7 @@ def test_a_checkpoint_with_itself(tmp_path, dtype, kind):
 
 @pytest.mark.parametrize("tier", ["scalar", "auto"])
 def test_nan_and_infinity(tmp_path, capsys, tier):
-    import pcrm
-
-    library = pcrm.backends.library()
+    library = native.library()
     before = library.bridge_Tier()
     a, b = torch.ones(40), torch.ones(40)
     a[3], a[20], b[20], a[39], b[39] = torch.nan, torch.inf, -torch.inf, torch.inf, 3.0
@@ -420,32 +418,43 @@ def large(tmp_path):
     return model
 
 
+# The command, which sends itself a signal after a sixteenth of the average.
+ENDED = """
+import os, sys
+from pcrm.methods import averaging
+whole = averaging.average
+def ended(*models, progress, **options):
+    def part(done, total):
+        progress(done, total)
+        if done >= total // 16:
+            os.kill(os.getpid(), int(sys.argv[1]))
+    return whole(*models, progress=part, **options)
+averaging.average = ended
+from pcrm.cli import main
+sys.exit(main(["average", *sys.argv[2:]]))
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT], ids=["kill", "interrupt"])
 def test_ended_in_the_middle(tmp_path, large, by):
     """A kill leaves no folder that looks finished, an interrupt none at all; the same command then makes it."""
     out, part = tmp_path / "out", tmp_path / "out.part"
-    command = [*COMMAND, str(large), str(large), "--out", str(out)]
-    file = part / "model.safetensors"
-    for _ in range(10):  # where the disk is fast, the rest may be written before the signal is there
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        while process.poll() is None and not (file.exists() and file.stat().st_size > 1 << 24):
-            time.sleep(0.001)
-        process.send_signal(by)
-        printed, error = process.communicate(timeout=200)
-        if process.returncode != 0:
-            break
-        shutil.rmtree(out)
+    arguments = [str(large), str(large), "--out", str(out)]
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDED, str(int(by)), *arguments], capture_output=True, text=True, timeout=200
+    )
     if by == signal.SIGINT:
-        assert (process.returncode, printed) == (130, "")
-        assert error.endswith("pcrm average: interrupted; nothing was written\n") and "Traceback" not in error
+        assert (ended.returncode, ended.stdout) == (130, "")
+        assert ended.stderr.endswith("pcrm average: interrupted; nothing was written\n")
+        assert "Traceback" not in ended.stderr
         assert listing(tmp_path) == ["large", "large/config.json", "large/model.safetensors"]
         return
-    assert process.returncode == -9
+    assert ended.returncode == -9, ended.stderr
     assert not out.exists() and listing(part) == ["model.safetensors"]
     with pytest.raises(SafetensorError):
-        load_file(file)
-    subprocess.run(command, check=True, timeout=200, capture_output=True)
+        load_file(part / "model.safetensors")
+    subprocess.run([*COMMAND, *arguments], check=True, timeout=200, capture_output=True)
     assert listing(tmp_path)[-3:] == ["out", "out/config.json", "out/model.safetensors"]
     assert (out / "model.safetensors").stat().st_size == (large / "model.safetensors").stat().st_size
 

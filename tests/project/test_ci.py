@@ -161,7 +161,7 @@ def test_each_target_is_run_or_said_not_to_be(asked):
 
 def test_all_is_what_ci_runs(asked):
     assert len(asked) == len(set(asked))
-    assert reached(["test-all"]) - {"test-all"} == reached(asked) - {"lint", "ptx-check"}
+    assert reached(["test-all"]) - {"test-all"} == reached(asked) - {"lint", "asm-check", "ptx-check"}
     (command,) = re.findall(r"^(make test)\b", (ROOT / "README.md").read_text(), flags=re.M)
     assert command.removeprefix("make ") in asked
 
@@ -175,8 +175,29 @@ def test_each_package_with_go_tests_is_in_the_module():
 
 
 def test_no_test_imports_another():
-    """What two files of tests use lies in a module of its own, so that each can be moved or changed alone."""
+    """What two files of tests use lies in tests/helpers, so that each can be moved or changed alone."""
+    modules = {path.stem for path in TESTS.rglob("test_*.py")}
     for path in TESTS.rglob("*.py"):
-        # Also in the scripts that tests hold as texts; a child process may import the test that started it.
-        names = set(re.findall(r"^ *(?:from|import) (test_\w+)", path.read_text(), flags=re.M))
-        assert names <= {path.stem}, path.name
+        # Also in the scripts that tests hold as texts.
+        imports = re.findall(r"\b(?:from|import) +([\w., ]+)", path.read_text())
+        assert not modules & {name for words in imports for name in re.split(r"[., ]+", words)}, path.name
+
+
+def test_each_test_is_in_a_room():
+    """A room is named after a package of pcrm; two are of more than one package."""
+    packages = {path.parent.name.lstrip("_") for path in (ROOT / "pyproject" / "pcrm").glob("*/__init__.py")}
+    files = sorted(TESTS.rglob("test_*.py"))
+    assert {path.parent.relative_to(TESTS).as_posix() for path in files} <= packages | {"losses", "project"}
+    assert len({path.name for path in files}) == len(files)
+
+
+def test_each_file_of_tests_that_is_named_is_there():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "recipes" / "README.md"]
+    named = {
+        (page.name, path)
+        for page in pages
+        # A path, or a name without one, which is no path.
+        for path in re.findall(r"(?<![\w./-])(?:[\w.-]+/)*test_\w+\.py|tests/[\w./-]+\.\w+", page.read_text())
+    }
+    assert len(named) > 50
+    assert sorted((page, path) for page, path in named if not (ROOT / path).is_file()) == []

@@ -1,13 +1,15 @@
-"""The documentation: its site builds, needs nothing from elsewhere and has no broken link; each block of code is run, or said not to be."""
+"""The documentation: its site builds, needs nothing from elsewhere and has no broken link; each block of code is run, or has a reason beside it."""
 
 import html.parser
 import logging
 import math
 import os
+import pkgutil
 import re
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -16,217 +18,46 @@ from helpers.project import ROOT
 FORGE = "https://github.com/pcrm-project/pcrm"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
-# A block by its page and its first line that no other block of the page has, and the test that runs it.
-RUN = {
-    ("README.md", "from datasets import Dataset"): "test_readme.py::test_python_blocks",
-    ("README.md", "pcrm run train.py --config train.yaml"): "test_guides.py::test_trl_by_a_script_that_stays",
-    ("README.md", "import torch"): "test_readme.py::test_python_blocks",
-    ("README.md", "PCRM_TRACE=trace python train.py && pcrm verify trace"): "test_guides.py::test_trace",
-    ("README.md", "pcrm report scores.jsonl --out report --preset alpaca/length_ratio"): "test_guides.py::test_report",
-    (
-        "README.md",
-        "pcrm optimize pool.jsonl --proxy reward-model --gold ratings --out optimized",
-    ): "test_guides.py::test_optimize",
-    ("README.md", "losses := make([]float64, n) // may be nil for the mean"): "test_guides.py::test_go_of_the_readme",
-    ("average.md", "pcrm average rm-seed0 rm-seed1 rm-seed2 --out rm-warm"): "test_guides.py::test_average",
-    ("calibrate.md", "pcrm calibrate pairs-scores.jsonl --out calibrated.jsonl"): "test_guides.py::test_calibrate",
-    ("degrees.md", "import copy"): "test_degrees.py::test_the_loop_of_the_documentation",
-    ("frameworks.md", "import torch"): "test_readme.py::test_guides",
-    ("frameworks.md", "# my_pcrm.py, somewhere on PYTHONPATH"): "test_readme.py::test_the_class_for_axolotl",
-    ("go.md", "package main"): "test_guides.py::test_go_program",
-    ("go.md", "0.2030 [-0.0021 -0.1345]"): "test_guides.py::test_go_program",
-    (
-        "index.md",
-        "pcrm prior pairs.jsonl --out train.jsonl          # how alike responses are",
-    ): "test_guides.py::test_from_pairs_to_a_report",
-    ("openrlhf.md", "from pcrm import Constraint"): "test_guides.py::test_openrlhf_in_a_script",
-    (
-        "optimize.md",
-        "# Scored pools: no model is needed.",
-    ): "test_guides.py::test_optimize",
-    (
-        "optimize.md",
-        "best of 16: proxy reward scaled from 1.02 to 3.77 (+2.75, 2.9 sd of the reference policy), gold from 0.51 to 0.43",
-    ): "test_optimize.py::test_documentation",
-    (
-        "optimize.md",
-        "from pcrm.evaluate.optimization import best_of_n, reference, softmax_policy",
-    ): "test_optimize.py::test_documentation",
-    ("principles.md", "from pcrm.methods.principles import with_principles"): "test_guides.py::test_principles",
-    (
-        "principles.md",
-        "pcrm score reward-model pairs.jsonl --out pairs-scores.jsonl --principles principles.json",
-    ): "test_principles.py::test_documentation",
-    ("principles.md", '["Be kind.", {"text": "Be brief.", "name": "brief"}]'): "test_principles.py::test_documentation",
-    (
-        "priors.md",
-        "pcrm prior pairs.jsonl --out with-prior.jsonl                                      # lexical",
-    ): "test_readme.py::test_commands_about_priors",
-    (
-        "priors.md",
-        "python benchmarks/distributions.py pairs.jsonl.gz --model all-MiniLM-L6-v2",
-    ): "test_readme.py::test_distributions",
-    ("priors.md", "from pcrm.settings import presets"): "test_readme.py::test_python_about_priors",
-    (
-        "priors.md",
-        "$ pcrm prior tldr.jsonl.gz --out tldr-prior.parquet --prior cosine --model all-MiniLM-L6-v2",
-    ): "test_readme.py::test_commands_about_priors",
-    ("priors.md", "import numpy as np"): "test_readme.py::test_python_about_priors",
-    (
-        "priors.md",
-        "pcrm fit tldr-prior.parquet --win-alike 0.7 --win-unlike 0.95 --out win.toml",
-    ): "test_readme.py::test_commands_about_priors",
-    ("priors.md", "from datasets import load_dataset"): "test_readme.py::test_python_about_priors",
-    ("priors.md", "import ray"): "test_ray.py::test_the_ten_lines_of_the_docs",
-    ("report.md", "pip install 'pcrm[report]'"): "test_guides.py::test_report",
-    (
-        "report.md",
-        "pcrm report plain=plain.jsonl plain=plain-ratings.jsonl constrained=constrained.jsonl --out report",
-    ): "test_guides.py::test_report",
-    ("rivals.md", "import math"): "test_baselines.py::test_the_guide_runs_as_it_is_printed",
-    (
-        "rivals.md",
-        "bradley_terry held-out pairs in the gold order 0.88, spread of their margins 2.3",
-    ): "test_baselines.py::test_the_guide_runs_as_it_is_printed",
-    (
-        "rivals.md",
-        "from pcrm.methods.ensembles import ensemble",
-    ): "test_baselines.py::test_the_guide_runs_as_it_is_printed",
-    (
-        "sampling.md",
-        '-    args=PCRMRewardConfig(output_dir="reward-model"),',
-    ): "test_guides.py::test_arguments_of_a_diff",
-    ("sampling.md", "import torch"): "test_prioritized.py::test_the_guide_runs_as_it_is_printed",
-    (
-        "score.md",
-        "pcrm score reward-model pairs.jsonl --out pairs-scores.jsonl",
-    ): "test_score.py::test_documentation",
-    (
-        "score.md",
-        '{"prompt": "...", "chosen": "...", "rejected": "...", "chosen_score": 1.0312, "rejected_score": -0.4177}',
-    ): "test_score.py::test_documentation",
-    ("settings.md", "[constraint]"): "test_settings.py::test_documentation",
-    ("sft.md", '-    args=PCRMDPOConfig(output_dir="policy"),'): "test_guides.py::test_arguments_of_a_diff",
-    (
-        "sft.md",
-        "from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification",
-    ): "test_sft.py::test_the_guide_runs_as_it_is_printed",
-    ("transforms.md", "from datasets import load_dataset"): "test_rl_rewards.py::test_documentation",
-    ("trl.md", "-from trl import RewardConfig, RewardTrainer"): "test_guides.py::test_two_lines_of_a_script",
-    ("trl.md", "from datasets import Dataset"): "test_readme.py::test_guides",
-    ("trl.md", "# reward.yaml"): "test_guides.py::test_trl_by_configuration",
-    # Its other two lines are of machines with several GPUs; tests/trl/test_trl_commands.py starts both launchers.
-    ("trl.md", "pcrm reward --config reward.yaml"): "test_guides.py::test_trl_by_configuration",
-    (
-        "trl.md",
-        "pcrm run train.py --config dpo.yaml     # python train.py --config dpo.yaml",
-    ): "test_guides.py::test_trl_by_a_script_that_stays",
-    (
-        "trl.md",
-        "pcrm prior preferences.jsonl --out with-prior.jsonl --prior lexical",
-    ): "test_guides.py::test_trl_by_configuration",
-    ("trl.md", "loss_type: [pcrm, sft]"): "test_guides.py::test_trl_by_a_script_that_stays",
-    ("verify.md", "PCRM_TRACE=trace PCRM_TRACE_EVERY=10 python train.py"): "test_guides.py::test_trace",
-    ("verify.md", 'with pcrm.trace("trace", every=10):'): "test_guides.py::test_trace_in_a_script",
-    ("verify.md", "func TestOurRun(t *testing.T) {"): "test_guides.py::test_go_tests",
-    ("verify.md", "func TestOurLoss(t *testing.T) {"): "test_guides.py::test_go_tests",
-}
-
-FORMULA = "a formula, nothing to run"
-# The others, and why none runs them.
-NOT_RUN = {
-    (
-        "README.md",
-        "L(m) = -log sigmoid(m) - log sigmoid(delta - m)        m = chosen score - rejected score",
-    ): FORMULA,
-    (
-        "README.md",
-        "make demo     # trains three models on the CPU, prints the table, writes demo-out/margins.png",
-    ): "minutes; .ci/run has `make test`, tests/demo/test_demo.py a short demo",
-    (
-        "README.md",
-        "deepspeed --module pcrm.openrlhf train_rm --pcrm.beta1 1.1 --pcrm.beta3 0.9 ...    # and OpenRLHF's flags",
-    ): "an ellipsis of flags; make test-openrlhf starts this launcher",
-    (
-        "CONTRIBUTING.md",
-        "pcrm/        Go package pcrm: all the mathematics. Pure Go, no cgo. Start at doc.go; the formula is PairLoss in loss.go,",
-    ): "a list of folders",
-    (
-        "CONTRIBUTING.md",
-        "make test        # the quick loop, about five minutes: test-go and test-python",
-    ): "a list of targets, some of which take hours or a GPU; .ci/run has the others",
-    ("average.md", "theta = sum_i w_i theta_i / sum_i w_i"): FORMULA,
-    ("benchmarks-priors.md", "python benchmarks/priors.py"): "minutes of a quiet machine, and never an assertion",
-    ("benchmarks.md", "python benchmarks/losses.py"): "minutes of a quiet machine, and never an assertion",
-    ("calibrate.md", "calibrated = score - alpha b(feature)"): FORMULA,
-    (
-        "experiments.md",
-        "python experiments/tldr/run.py DATA --model ENCODER",
-    ): "hours, on data that is not the project's; tests/project/test_experiment.py runs it in small",
-    ("frameworks.md", "rl: dpo"): "needs Axolotl, which needs a GPU",
-    ("frameworks.md", "from nemo_rl.algorithms import rm"): "needs NeMo-RL, which needs a GPU",
-    ("go.md", "go get github.com/pcrm-project/pcrm"): "needs a network",
-    ("go.md", "go doc github.com/pcrm-project/pcrm/pcrm"): "prints documentation, in a module that has the package",
-    ("gpu-results.md", "make gpu-check"): "needs a GPU",
-    ("idea.md", "L(m) = -log sigmoid(m) - log sigmoid(delta - m)"): FORMULA,
-    ("idea.md", "delta(s) = beta1 / (s + beta2) + beta3"): FORMULA,
-    (
-        "index.md",
-        "L(m) = -log sigmoid(m) - log sigmoid(delta - m)        m = chosen score - rejected score",
-    ): FORMULA,
-    (
-        "openrlhf.md",
-        "deepspeed --module pcrm.openrlhf train_rm \\",
-    ): "an 8B model of the hub; make test-openrlhf trains with these flags",
-    (
-        "openrlhf.md",
-        "python -m openrlhf.cli.train_ppo_ray --reward.model_name_or_path reward-model --ds.value_head_prefix score ...",
-    ): "needs vLLM, Ray and GPUs",
-    (
-        "principles.md",
-        '{"prompt": "...", "chosen": "...", "rejected": "...", "principles": [',
-    ): "a row with ellipses for texts",
-    (
-        "principles.md",
-        '"scores_by_principle": [{"principle": "Be kind.", "chosen_score": 0.71, "rejected_score": -0.2}, ...]',
-    ): "a part of a row, with an ellipsis",
-    (
-        "sampling.md",
-        "p_i = (1 - epsilon) * a_i / sum_j a_j + epsilon / n        a_i = |dL/dm|_i ** alpha        weight = 1 / (n * p_i)",
-    ): FORMULA,
-    (
-        "sft.md",
-        "loss = mean L(m) + eta * NLL          NLL = -(1/T) sum over the T tokens y_t of the batch's chosen responses of log p(y_t | what precedes it)",
-    ): FORMULA,
-}
+PRINTED = sorted([*PAGES, *ROOT.glob("*.md"), ROOT / "recipes" / "README.md"])
 
 
-def test_each_block_is_run_or_said_not_to_be():
-    found = []
-    for page in (*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
-        text = page.read_text()
-        blocks = [block.splitlines() for block in re.findall(r"^```\w*\n(.*?)^```$", text, flags=re.S | re.M)]
-        assert text.count("\n```") + text.startswith("```") == 2 * len(blocks), (
-            f"{page.name} has a block of another form"
-        )
-        for block in blocks:
-            others = {line for other in blocks if other is not block for line in other}
-            found.append((page.name, next(line for line in block if line not in others)))
-    listed = [*RUN, *NOT_RUN]
-    assert sorted(set(found) - set(listed)) == [], "new blocks: put them in RUN or NOT_RUN"
-    assert sorted(set(listed) - set(found)) == [], "blocks that are no more"
-    assert len(set(listed)) == len(listed) and len(set(found)) == len(found)
+class Block(NamedTuple):
+    """A block of code, by its page and line, and the comment on the line before it."""
+
+    page: str
+    line: int
+    run: bool  # the comment names the test that runs the block, and not the reason why none does
+    note: str
 
 
-@pytest.mark.parametrize("test", sorted(set(RUN.values())))
-def test_the_tests_of_blocks_are_there(test):
-    """And their file reads the page."""
-    file, name = test.split("::")
-    (path,) = (ROOT / "tests").rglob(file)
-    source = path.read_text()
-    assert re.search(rf"^def {name}\(", source, flags=re.M)
-    for page in {page for (page, _), by in RUN.items() if by == test}:
-        assert page in source, f"{file} does not name {page}"
+def noted_blocks(page):
+    """The blocks of a page; a block without its comment is an error."""
+    name = page.relative_to(ROOT).as_posix()
+    lines, inside = page.read_text().splitlines(), False
+    for number, line in enumerate(lines):
+        if line.lstrip().startswith(("```", "~~~")):
+            inside = not inside
+            if inside:
+                before = lines[number - 1] if number else ""
+                note = re.fullmatch(r" *<!-- (test|notest): (\S.*\S) -->", before)
+                assert note, (
+                    f"{name}, line {number + 1}: put `<!-- test: FILE::TEST -->` or `<!-- notest: REASON -->` above"
+                )
+                yield Block(name, number + 1, note[1] == "test", note[2])
+
+
+@pytest.mark.parametrize("page", PRINTED, ids=lambda page: page.name)
+def test_each_block_is_run_or_said_not_to_be(page):
+    """And the test that runs it is there, in a file that names the page."""
+    found = list(noted_blocks(page))
+    comments = re.findall(r"^ *<!-- (?:no)?test\b", page.read_text(), flags=re.M)
+    assert len(comments) == len(found), "a comment without its block"
+    for block in found:
+        if block.run:
+            file, _, test = block.note.partition("::")
+            source = (ROOT / file).read_text()
+            assert re.search(rf"^def {test}\(", source, flags=re.M), f"{block.page}, line {block.line}: no {block.note}"
+            assert page.name in source, f"{block.page}, line {block.line}: {file} does not name the page"
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +163,7 @@ def test_each_make_that_is_named_is_there():
     assert len(named) > 10 and named <= rules, named - rules
 
 
-def test_links_out_of_docs(caplog):
+def test_what_the_site_is_made_of(caplog):
     sys.path.insert(0, str(ROOT / "buildtools"))
     from docs_hooks import on_page_markdown
 
@@ -340,10 +171,24 @@ def test_links_out_of_docs(caplog):
     config = SimpleNamespace(extra={"repository": FORGE})
     made = on_page_markdown("[a](../Makefile#x), [b](../pcrm/internal), [c](trl.md)", page=page, config=config)
     assert made == f"[a]({FORGE}/blob/main/Makefile#x), [b]({FORGE}/tree/main/pcrm/internal), [c](trl.md)"
+    noted = "a\n<!-- test: b.py::c -->\n```\nx\n```\n1. d\n\n    <!-- notest: e -->\n    ```\n    y\n    ```\n"
+    made = on_page_markdown(noted, page=page, config=config)
+    assert made == "a\n```\nx\n```\n1. d\n\n    ```\n    y\n    ```\n"
     assert not caplog.records
     with caplog.at_level(logging.WARNING, logger="mkdocs"):
         on_page_markdown("[d](../nowhere.md)", page=page, config=config)
     assert "page.md links to nowhere.md, which the repository does not have" in caplog.text
+
+
+def test_what_is_called_public_is_there():
+    text = (ROOT / "docs" / "stability.md").read_text()
+    names = set(re.findall(r"`(pcrm(?:\.\w+)+)`", text)) - {"pcrm.toml", "pcrm.prior"}
+    assert len(names) > 10
+    for name in names:
+        pkgutil.resolve_name(name)
+    for variable in re.findall(r"`(PCRM_\w+)`", text):
+        assert any(variable in path.read_text() for path in (ROOT / "pyproject").rglob("*.py")), variable
+    assert (ROOT / "pyproject" / "pcrm" / "py.typed").is_file()
 
 
 @pytest.mark.slow

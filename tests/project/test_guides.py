@@ -1,4 +1,4 @@
-"""The guides' commands, configurations and Go, run as they are printed; tests/project/test_docs.py has what does not run, and why."""
+"""The guides' commands, configurations and Go, run as they are printed."""
 
 import functools
 import json
@@ -341,6 +341,7 @@ import (
 
 	"github.com/pcrm-project/pcrm/pcrm"
 	"github.com/pcrm-project/pcrm/pcrm/pcrmtest"
+	"github.com/pcrm-project/pcrm/pcrm/trace"
 )
 
 func ourLoss(margin, delta float64) (loss, grad float64) {{ return pcrm.PairLoss(margin, delta, 0) }}

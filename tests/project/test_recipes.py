@@ -61,7 +61,13 @@ def parsed(recipe, *flags):
 @pytest.mark.slow
 @each_trl
 def test_every_key_is_known(workplace, recipe):
-    parsed(recipe)
+    """By the parser, which gives the training's arguments the recipe's values."""
+    arguments, given = parsed(recipe), yaml.safe_load(recipe.read_text())
+    names = given.keys() & vars(arguments).keys() - {"fp16", "bf16", "report_to", "lr_scheduler_type"}
+    assert {"learning_rate", "output_dir"} <= names
+    for name in names:
+        value = getattr(arguments, name)
+        assert value == (float(given[name]) if isinstance(value, float) else given[name]), name
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """`Constraint`: the curve, its types, its presets, its fit, what it refuses."""
 
 import math
+import subprocess
+import sys
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
@@ -11,6 +13,7 @@ import pytest
 import scipy.linalg
 import scipy.special
 import torch
+from helpers.project import ROOT
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pcrm.settings import presets
@@ -47,6 +50,34 @@ def test_go_and_torch_have_the_same_deltas():
             results.append(c.delta(s))
     torch.testing.assert_close(*results, rtol=1e-14, atol=0)
     assert results[0].min() == 5.5 and results[0].max() == 100
+
+
+@pytest.mark.parametrize(
+    "c",
+    [
+        Constraint(10, 0.001, -5),
+        Constraint(10, 0.0, -5),  # infinite at 0
+        Constraint(10, 0.001, -5, floor=5.5, cap=100),
+        Constraint(-3, 0.2, 20, cap=12),
+        Constraint.fixed(4.5),
+        Constraint.fixed(math.inf),
+        Constraint.random(4, 5),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("error")
+def test_floats_and_arrays_have_the_deltas_of_go(c):
+    """To the bit: all three divide, add and clip in float64."""
+    s = np.linspace(0, 1, 1001)
+    with pcrm.backends.use_backend("go"):
+        want = c.delta(torch.tensor(s)).numpy()
+    np.testing.assert_array_equal(c.delta(s), want)
+    np.testing.assert_array_equal([c.delta(x) for x in s.tolist()], want)
+    for dtype in (np.float32, np.float16):
+        got = c.delta(s.astype(dtype))
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, c.delta(s.astype(dtype).astype(float)).astype(np.float32))
+    assert c.delta(np.array(0.5)).shape == () and c.delta(np.empty((0, 3))).shape == (0, 3)
 
 
 def test_presets(backend):
@@ -417,3 +448,27 @@ def test_delta_of_arrays_that_torch_does_not_read(backend):
     assert c.delta(np.array([0.25, 0.5], ">f8")).tolist() == c.delta(np.array([0.25, 0.5])).tolist()
     with pytest.raises(TypeError, match=r"similarities\[1\] is masked, must be a number"):
         c.delta(np.ma.array([0.25, 0.5], mask=[False, True]))
+    for bad in (np.array([1]), np.array([0.5], np.longdouble), np.array(["0.5"]), np.array([0.5], object)):
+        with pytest.raises(TypeError, match=r"similarities have dtype .*, must be floating point of at most 64 bits"):
+            c.delta(bad)
+    with pytest.raises(ValueError, match=r"similarities\[4\] is 1\.5, must be in \[0, 1\]"):
+        c.delta(np.array([[0.5, 0.5, 0.5], [0.5, 1.5, 2.5]]))
+
+
+@pytest.mark.slow
+def test_floats_and_arrays_need_no_torch(tmp_path):
+    """An empty package stands for pcrm, so that only what `pcrm.settings` imports counts."""
+    (tmp_path / "pcrm.toml").write_text("[constraint]\nprior = 'fixed'\ndelta = 4.5\n")
+    code = f"""
+import sys, types
+sys.modules["pcrm"] = package = types.ModuleType("pcrm")
+package.__path__ = {[str(ROOT / "pyproject" / "pcrm")]!r}
+import numpy as np
+from pcrm.settings import Constraint, margin_of
+from pcrm.settings.similarities import vector
+assert Constraint.from_toml({str(tmp_path / "pcrm.toml")!r}).delta(0.5) == 4.5
+assert Constraint.preset("alpaca/length_ratio").delta(np.array([1.0])).tolist() == [10 / 1.001 - 5]
+assert list(vector([0, 0.5])) == list(vector(np.array([0, 0.5]))) == [0, 0.5]
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

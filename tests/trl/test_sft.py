@@ -206,7 +206,8 @@ def test_pairs_of_equal_responses_demonstrate_nothing(reward, rows):
     trainer = reward(pcrm_sft_eta=0.5, data=equal, max_steps=2)
     trainer.train()
     assert not any("pcrm/nll" in step for step in steps(trainer)), "a mean over no tokens"
-    assert all(math.isfinite(step["loss"]) for step in steps(trainer))
+    for step in steps(trainer):  # margins of 0, and one delta, that of a prior of 1
+        assert step["loss"] == pytest.approx(math.log(2) + math.log1p(math.exp(-step["pcrm/delta"])), rel=1e-6)
 
 
 @pytest.mark.parametrize("options", [{"bf16": True}, {"gradient_checkpointing": True}, {"pcrm_form": "token"}], ids=str)
@@ -256,7 +257,7 @@ def test_a_forward_pass_around_the_score_is_told(reward):
     assert isinstance(model.score, torch.nn.Linear), "it is back in its place"
 
 
-def test_reward_with_lora(reward):
+def test_reward_with_lora(reward, data):
     adapters = LoraConfig(
         task_type="SEQ_CLS",
         modules_to_save=["score"],
@@ -264,9 +265,15 @@ def test_reward_with_lora(reward):
         target_modules=["q_proj", "v_proj"],
         init_lora_weights=False,
     )
-    trainer = reward(pcrm_sft_eta=0.5, trainer={"peft_config": adapters})
+    options = {"eval_data": data.select(range(4)), **UNCONSTRAINED}
+    trainer = reward(pcrm_sft_eta=0.5, trainer={"peft_config": adapters}, **options)
     trainer.train()
-    assert all(math.isfinite(step["pcrm/nll"]) for step in steps(trainer))
+    metrics = trainer.evaluate()
+    model, pairs = trainer.model.get_base_model(), [trainer.eval_dataset[i] for i in range(4)]
+    with torch.no_grad():
+        want, nll = written(model, model.lm_head.weight, pairs, trainer.constraint, 0.5)
+    assert metrics["eval_pcrm/nll"] == pytest.approx(nll.item(), rel=1e-5)
+    assert metrics["eval_loss"] == pytest.approx(want.item(), rel=1e-5)
 
 
 @pytest.mark.slow

@@ -1,26 +1,26 @@
 """The first use of a CUDA kernel on a device: is it right there?
 
 The kernels are tested on a driver that runs their code on the CPU, which shows nothing of a real
-device, its driver or its compiler. So the first loss of each form and dtype on a device is
+device, its driver or its compiler. So the first loss of each kind and dtype on a device is
 preceded by a small batch, whose loss and gradients are compared with torch's on the same device.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from .. import backends
-from . import torch_reference
+from . import choice, cuda
+from .dtypes import COMPUTE, MEAN, NONE
+from .losses import Loss, autograd_in_operators
 
 Tensor = torch.Tensor
 
 _ROWS = 4100  # more than one block takes, so that the kernel that adds the blocks' sums runs too
 _WIDTH = 40
-_NONE, _MEAN = 2, 0  # the codes of the reductions
 
 # How far loss and gradient of a pair may be from torch's, in units of 1 + their size and of the
 # rounding of the dtype that computes. The sample's numbers are eighths, so that margins and
@@ -29,62 +29,86 @@ _NONE, _MEAN = 2, 0  # the codes of the reductions
 _UNITS = 64
 
 
+def is_right(loss: Loss, device: cuda.Device, scores: Tensor) -> bool:
+    """Whether the kernels of this loss agree with torch on this device: compared at the first
+    loss of the dtype, and remembered.
+
+    Raises:
+        RuntimeError: the backend is `cuda` and they do not; a CUDA graph is being captured, which
+            allows no comparison.
+    """
+    key = (loss.name, scores.dtype)
+    if key in device.checked:
+        return True
+    kernel = f"the kernel of the {loss.name} loss in {scores.dtype}".replace("torch.", "")
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{kernel} has not been compared with torch on cuda:{device.index} yet, which cannot be done while a "
+            "CUDA graph is captured: call the loss once before"
+        )
+    try:
+        # Whoever calls may be in an operator, under no_grad or in inference mode.
+        with autograd_in_operators(), torch.inference_mode(False), torch.enable_grad():
+            found = fault(loss, device, scores.dtype, COMPUTE[scores.dtype], scores.device)
+    except torch.cuda.OutOfMemoryError:  # which says nothing about the kernel
+        raise
+    except RuntimeError as error:
+        found = str(error)
+    if found is None:
+        device.checked.add(key)
+        return True
+    choice.distrust(device, f"{kernel} failed its first use on cuda:{device.index}: {found}")
+    return False
+
+
 def fault(
-    form: Any,
-    device: backends.Device,
+    loss: Loss,
+    device: cuda.Device,
     dtype: torch.dtype,
     compute: torch.dtype,
     where: torch.device,
-    scaled: Callable[..., tuple[Tensor, Tensor]],
 ) -> str | None:
-    """Return what is wrong with the kernels of a form on a device, or None. Waits for the device.
+    """Return what is wrong with the kernels of a loss on a device, or None. Waits for the device.
 
     Args:
-        form: The `forms.Form`.
+        loss: The loss.
         device, where: The device, as the kernels and as torch know it.
         dtype: Of the scores.
         compute: The dtype that computes for them.
-        scaled: The backward pass: gradients times the one that comes in, `forms._cuda_scaled`.
 
     Raises:
         RuntimeError: a launch that failed, or an error of the device.
     """
     with _allowed_to_wait(where):
-        for term in range(len(torch_reference.TERMS)) if "term" in form.arguments else (0,):
-            scores, values = _sample(form, dtype, compute, where)
-            values["term"] = term
-            arguments = {name: values[name] for name in form.arguments}
-            found = _compare(form, device, dtype, compute, scores, arguments, scaled)
-            if found is not None:
-                return found
-    return None
+        scores, values = _sample(loss, dtype, compute, where)
+        arguments = {name: values[name] for name in loss.arguments}
+        return _compare(loss, device, dtype, compute, scores, arguments)
 
 
 def _compare(
-    form: Any,
-    device: backends.Device,
+    loss: Loss,
+    device: cuda.Device,
     dtype: torch.dtype,
     compute: torch.dtype,
     scores: list[Tensor],
     arguments: dict[str, Any],
-    scaled: Callable[..., tuple[Tensor, Tensor]],
 ) -> str | None:
     leaves = [x.to(compute).requires_grad_() for x in scores]
-    pairs, *more = form.plain(*leaves, *(arguments | {"reduction": _NONE}).values())
+    pairs, *more = loss.torch(*leaves, *(arguments | {"reduction": NONE}).values())
     by_scores = torch.autograd.grad(pairs.sum(), leaves)
     pairs, rows = pairs.detach().double(), len(pairs)
     unit = _UNITS * torch.finfo(compute).eps
     stored = torch.finfo(dtype)
-    for reduction, name, share in ((_NONE, "none", 1.0), (_MEAN, "mean", 1 / rows)):
-        loss, *results = form.cuda(True, *scores, device, *(arguments | {"reduction": reduction}).values())
-        want = pairs if reduction == _NONE else pairs.mean()
+    for reduction, name, share in ((NONE, "none", 1.0), (MEAN, "mean", 1 / rows)):
+        got, *results = loss.cuda(device, True, *scores, *(arguments | {"reduction": reduction}).values())
+        want = pairs if reduction == NONE else pairs.mean()
         incoming = torch.linspace(0.5, 2, rows, dtype=compute, device=want.device)
-        if reduction == _MEAN:
+        if reduction == MEAN:
             incoming = incoming[-1]
-        found = _difference(f"the loss (reduction {name})", loss, want, unit * (1 + want.abs()))
+        found = _difference(f"the loss (reduction {name})", got, want, unit * (1 + want.abs()))
         # A copy: the scaling may write into what it is given.
-        backward = scaled(device, tuple(x.clone() for x in results[:2]), incoming, dtype, in_place=False)
-        for which, gradient, passed, exact in zip(form.scores, results, backward, by_scores, strict=False):
+        backward = cuda.scale(device, (results[0].clone(), results[1].clone()), incoming, dtype, in_place=False)
+        for which, gradient, passed, exact in zip(loss.scores, results, backward, by_scores, strict=False):
             exact = exact.double() * share
             allowed = unit * (share + exact.abs())
             found = found or _difference(f"the gradient by {which} (reduction {name})", gradient, exact, allowed)
@@ -94,7 +118,7 @@ def _compare(
             found = found or _difference(
                 f"the scaled gradient by {which} (reduction {name})", passed, exact * factor, allowed
             )
-        for which, got, reward in zip(form.more, results[2:], more, strict=True):
+        for which, got, reward in zip(loss.results, results[2:], more, strict=True):
             found = found or _difference(which, got, reward.double(), unit * (1 + reward.double().abs()))
         if found is not None:
             return found
@@ -112,10 +136,10 @@ def _difference(what: str, got: Tensor, want: Tensor, allowed: Tensor) -> str | 
 
 
 def _sample(
-    form: Any, dtype: torch.dtype, compute: torch.dtype, where: torch.device
+    loss: Loss, dtype: torch.dtype, compute: torch.dtype, where: torch.device
 ) -> tuple[list[Tensor], dict[str, Any]]:
-    """Scores for a form, and a value for every argument that a form may have."""
-    token = "chosen_ids" in form.arguments
+    """Scores for a loss, and a value for every argument that a loss may have."""
+    token = "chosen_ids" in loss.arguments
     rows, width = (64, _WIDTH) if token else (_ROWS, 1)
     i = torch.arange(rows * width, device=where)
     row = torch.arange(rows, device=where)
@@ -133,7 +157,6 @@ def _sample(
     shape = (rows, width) if token else (rows,)
     values: dict[str, Any] = {
         "delta": delta.to(compute),
-        "offset": eighths(53, row, 64).to(compute),
         "chosen_ids": ids.masked_fill(at >= width - pad.repeat_interleave(width), 0).reshape(rows, width),
         "rejected_ids": changed.masked_fill(at >= width - pad.roll(1).repeat_interleave(width), 0).reshape(rows, width),
         "reference_chosen_logps": eighths(29).to(dtype),
@@ -141,11 +164,8 @@ def _sample(
         "pad_token_id": 0,
         "label_smoothing": 0.125,
         "center_rewards_coefficient": 0.0625,
-        "coefficient": 0.0625,
         "beta": 0.25,
-        "reward_beta": 0.25,
-        "offset_scale": 0.5,
-        "reduction": _NONE,
+        "reduction": NONE,
         "check_finite": False,
     }
     return [x.to(dtype).reshape(shape) for x in scores], values

@@ -123,7 +123,7 @@ def dpo_loss(
     return _reduced(loss, reduction), chosen.detach(), rejected.detach()
 
 
-TERMS = ("offset", "squared", "forward_kl", "backward_kl")  # pcrm.Term's, in its order
+TERMS = ("offset", "squared", "forward_kl", "backward_kl")
 
 
 def term(name: str, margin: Tensor, x: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ def length_ratio(chosen: Sequence[int], rejected: Sequence[int], pad_token_id: i
 def random_uniform(seed: int, chosen: Sequence[int], rejected: Sequence[int], pad_token_id: int | None) -> float:
     """A number in [0, 1) that is a hash of the seed and both rows of ids, less their padding.
 
-    The same 64-bit arithmetic as pcrm.RandomUniform in Go, which describes it.
+    The same 64-bit arithmetic as prior.RandomUniform in Go, which describes it.
     """
     wrap, factor = 2**64 - 1, 0x9E3779B97F4A7C15
     rows = []

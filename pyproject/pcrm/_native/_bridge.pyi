@@ -46,26 +46,6 @@ def bridge_DPOLoss(
     labelSmoothing: float,
     reduction: int,
 ) -> bool: ...
-def bridge_TermLoss(
-    dtype: int,
-    n: int,
-    loss: int,
-    gradChosen: int,
-    gradRejected: int,
-    chosenRewards: int,
-    rejectedRewards: int,
-    chosen: int,
-    rejected: int,
-    referenceChosen: int,
-    referenceRejected: int,
-    offset: int,
-    term: int,
-    beta: float,
-    rewardBeta: float,
-    offsetScale: float,
-    l2: float,
-    reduction: int,
-) -> bool: ...
 def bridge_Deltas(dtype: int, n: int, dst: int, similarities: int, constraint: int) -> bool: ...
 def bridge_Fit(
     n: int, dst: int, similarities: int, targetAlike: float, targetUnlike: float, low: float, high: float
@@ -181,33 +161,6 @@ def bridge_CUDADPOLoss(
     delta: int,
     beta: float,
     labelSmoothing: float,
-    reduction: int,
-) -> bool: ...
-def bridge_CUDATermLoss(
-    device: int,
-    stream: int,
-    dtype: int,
-    rows: int,
-    loss: int,
-    gradChosen: int,
-    gradRejected: int,
-    partials: int,
-    chosenRewards: int,
-    rejectedRewards: int,
-    chosen: int,
-    chosenStride: int,
-    rejected: int,
-    rejectedStride: int,
-    referenceChosen: int,
-    referenceChosenStride: int,
-    referenceRejected: int,
-    referenceRejectedStride: int,
-    offset: int,
-    term: int,
-    beta: float,
-    rewardBeta: float,
-    offsetScale: float,
-    l2: float,
     reduction: int,
 ) -> bool: ...
 def bridge_CUDAScale(

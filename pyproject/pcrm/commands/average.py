@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..methods.averaging import average
-
 _DESCRIPTION = """\
 Writes the weighted mean of checkpoints as a checkpoint (WARM, arXiv 2401.12187):
 
@@ -19,8 +17,6 @@ appears once all is done.
 
 
 def main(argv: list[str]) -> int:
-    from tqdm import tqdm
-
     parser = argparse.ArgumentParser(
         prog="pcrm average", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,6 +26,10 @@ def main(argv: list[str]) -> int:
         "--weights", metavar="W", type=float, nargs="+", help="one for each RM, at least 0 (default: 1 each)"
     )
     args = parser.parse_args(argv)
+    from tqdm import tqdm
+
+    from ..methods.averaging import average
+
     try:
         with tqdm(unit="B", unit_scale=True, disable=None, mininterval=0.5) as bar:
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def main(argv: list[str]) -> int:
-    from ..trl.patch import train
+    from ..trl.command import train
 
     train("dpo", argv)
     return 0

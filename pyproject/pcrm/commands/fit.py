@@ -9,12 +9,10 @@ from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from .. import priors
 from ..data.preferences import RowError
 from ..data.sources import Source, open_source
-from ..settings import Constraint, margin_of
+from ..settings import COMPUTED_PRIORS, Constraint, margin_of
 
 _FIT = """\
 Finds the constraint whose target margin is --target-alike for the alike pairs of a data set
@@ -56,7 +54,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--prior",
-        choices=(*priors.NAMES, "column"),
+        choices=(*COMPUTED_PRIORS, "column"),
         help="prior to write into the toml, which a trainer computes for data without a column 'prior'; `column` makes "
         "it refuse such data (default: the one that `pcrm prior` recorded with DATA, else column)",
     )
@@ -105,7 +103,7 @@ def _win(text: str) -> float:
 
 
 def _sigmoid(x: np.ndarray | float) -> np.ndarray:
-    return torch.as_tensor(x, dtype=torch.float64).sigmoid().numpy()
+    return 1 / (1 + np.exp(-np.asarray(x)))  # of targets, which are greater than 0: exp does not overflow
 
 
 def _prior(source: Source, column: str, asked: str | None) -> str:
@@ -118,7 +116,7 @@ def _prior(source: Source, column: str, asked: str | None) -> str:
     if record is None:
         return asked or "column"
     # Trainers compare responses alone, and cosines as angles.
-    computed = record["prior"] in priors.NAMES and not record.get("with_prompt") and not record.get("raw")
+    computed = record["prior"] in COMPUTED_PRIORS and not record.get("with_prompt") and not record.get("raw")
     recorded = record["prior"] if computed else "column"
     if asked not in (None, "column", recorded):
         raise ValueError(

@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._printable import printable
-from ..data.sources import open_source, read_rows
 
 if TYPE_CHECKING:
     from ..evaluate.optimization.pools import Pools
     from ..evaluate.optimization.summary import Run
-    from ..evaluate.reward_model import RewardModel
-    from ..evaluate.statistics import Floats
 
 _DESCRIPTION = """\
 Draws what a policy gets of a proxy reward model that it is optimized against, and of a gold
@@ -121,24 +118,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _scored(args: argparse.Namespace, model: RewardModel, source: str, out: Path, split: str = "train") -> list[Floats]:
-    """The scores of the responses in the rows of a file: from `out` if they are there, else computed into it."""
-    from ..evaluate.optimization.pools import columns, made
-    from . import score
-
-    rows = open_source(source, split)
-    recipe = {"model": model.identity, "rows": rows.identity, "dtype": args.dtype, "max_length": model.max_length}
-    how = argparse.Namespace(data=source, out=str(out), on_error="fail", dtype=args.dtype, split=split)
-    made(out, recipe, lambda: score.add_scores(how, rows, ("responses",), model))
-    return columns(str(out), ("scores",))[0]
-
-
 def _computed(args: argparse.Namespace, gold_model: str | None) -> tuple[list[Pools], dict[str, Run]]:
     """Pools that models sample and score, and the RL runs, kept in the output folder."""
     from transformers.utils import logging
 
     from ..evaluate.optimization.pools import GOLD_COLUMNS, Pools, columns
     from ..evaluate.optimization.sampling import Policy, sample
+    from ..evaluate.optimization.scoring import score_responses
     from ..evaluate.reward_model import RewardModel
     from ..evaluate.scores import named
 
@@ -178,12 +164,12 @@ def _computed(args: argparse.Namespace, gold_model: str | None) -> tuple[list[Po
     pool = sampled(args.policy, out / "pool.jsonl") if args.policy else source
     split = "train" if args.policy else args.split
     if gold is not None:
-        golden = _scored(args, gold, pool, out / "gold.jsonl", split)
+        golden = score_responses(gold, pool, out / "gold.jsonl", split)
     else:
         golden = columns(pool, (args.gold or GOLD_COLUMNS[-1],), split)[0]
     pools = []
     for name, model in proxies.items():
-        scores = _scored(args, model, pool, out / "proxies" / f"{name}.jsonl", split)
+        scores = score_responses(model, pool, out / "proxies" / f"{name}.jsonl", split)
         for i, (s, g) in enumerate(zip(scores, golden, strict=True)):
             if len(s) != len(g):
                 raise ValueError(f"{pool}, pool {i}: has {len(g)} gold values and {len(s)} responses")
@@ -191,6 +177,7 @@ def _computed(args: argparse.Namespace, gold_model: str | None) -> tuple[list[Po
     if not args.rl or gold is None:
         return pools, {}
 
+    from ..data.sources import read_rows
     from ..evaluate.optimization import rl
     from ..evaluate.optimization.summary import Run
 
@@ -216,8 +203,8 @@ def _computed(args: argparse.Namespace, gold_model: str | None) -> tuple[list[Po
             steps,
             Pools(
                 name,
-                _scored(args, model, after, folder / "proxy.jsonl"),
-                _scored(args, gold, after, folder / "gold.jsonl"),
+                score_responses(model, after, folder / "proxy.jsonl"),
+                score_responses(gold, after, folder / "gold.jsonl"),
             ),
         )
     return pools, runs

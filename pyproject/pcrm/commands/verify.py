@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from .. import backends
+from .._engine.native import call, library
 
 
 def main(argv: list[str]) -> int:
@@ -17,9 +17,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("folder", metavar="DIR", help="the folder of the trace")
     args = parser.parse_args(argv)
     try:
-        library = backends.library()
+        native = library()
     except RuntimeError as error:
         raise OSError(error) from None
-    report = json.loads(backends.call(library.bridge_VerifyTrace, args.folder))
+    report = json.loads(call(native.bridge_VerifyTrace, args.folder))
     print(report["text"])
     return 0 if report["ok"] else 1

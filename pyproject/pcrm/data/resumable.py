@@ -24,17 +24,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from .sources import PRIOR_KEY, prior_record
+from .prior_record import PRIOR_KEY, prior_record_path
+from .writers import to_json_lines, to_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from .sources import Batch, Columns
+    from .batches import Batch
+    from .writers import Columns
 
 _SHARD = re.compile(r"(\d{12})-(\d{12})-(\d+)\.(?:jsonl|gz|arrow)")
 
 
-class Output:
+class ResumableOutput:
     """The output of one command, new or to be gone on with; a context manager that holds its lock.
 
     Args:
@@ -43,6 +45,12 @@ class Output:
         settings: Whatever the rows depend on, as JSON. Going on needs the same.
         skip: Whether rows may be left out; they are listed in `OUT.skipped.jsonl`.
         prior: How the output's column `prior` is computed, as JSON, for `Source.prior` to read.
+
+    Attributes:
+        parts: The folder of the shards.
+        skipped_path: The file that lists the rows that were left out.
+        position: Where the input is to be read from.
+        rows, skipped: How many rows were written and left out.
 
     Raises:
         ValueError: the name has another ending, or is that of a folder with something else in
@@ -75,18 +83,18 @@ class Output:
         elif self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "state.json").is_file():
             raise ValueError(f"{self.path}: is a folder with something else than a data set")
         self.settings = settings
-        self.folder = self.path.with_name(name + ".parts")
-        self.side = self.path.with_name(name + ".skipped.jsonl")
+        self.parts = self.path.with_name(name + ".parts")
+        self.skipped_path = self.path.with_name(name + ".skipped.jsonl")
         self.position = self.rows = self.skipped = 0
 
-    def __enter__(self) -> Output:
-        for folder in (self.folder, self._removed):
+    def __enter__(self) -> ResumableOutput:
+        for folder in (self.parts, self._removed):
             if folder.is_symlink():  # another disk, from where the output cannot be renamed, or another's data
                 raise ValueError(f"{folder} must be a folder, got a link to {os.readlink(folder)}: remove the link")
         # Named otherwise before it is removed: a folder by its own name is always whole.
         shutil.rmtree(self._removed, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / "lock").open("w")
+        self.parts.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.parts / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -100,21 +108,21 @@ class Output:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.folder.is_dir() and not self.rows:  # nothing was done that another run could go on with
-            self.folder.rename(self._removed)
+        if self.parts.is_dir() and not self.rows:  # nothing was done that another run could go on with
+            self.parts.rename(self._removed)
             shutil.rmtree(self._removed)
         self._lock.close()
 
     @property
     def _removed(self) -> Path:
-        return self.folder.with_name(self.folder.name + ".removed")
+        return self.parts.with_name(self.parts.name + ".removed")
 
     def _begin(self) -> None:
-        manifest = self.folder / "manifest.json"
+        manifest = self.parts / "manifest.json"
         settings = json.loads(json.dumps(self.settings))
         if not manifest.is_file() or not self._shards():
-            if others := {p.name for p in self.folder.iterdir() if p.suffix != ".part"} - {"lock", manifest.name}:
-                raise ValueError(f"{self.folder}: is in the way, with {min(others)} in it")
+            if others := {p.name for p in self.parts.iterdir() if p.suffix != ".part"} - {"lock", manifest.name}:
+                raise ValueError(f"{self.parts}: is in the way, with {min(others)} in it")
             with self._written(manifest) as file:
                 file.write(json.dumps(settings, indent=1).encode())
             return
@@ -122,7 +130,7 @@ class Output:
         if changed := [key for key in begun | settings if begun.get(key) != settings.get(key)]:
             was, now = (json.dumps(x.get(changed[0])) for x in (begun, settings))
             raise ValueError(
-                f"{self.folder}: was begun with another {changed[0]}: it was {was}, now it is {now}. "
+                f"{self.parts}: was begun with another {changed[0]}: it was {was}, now it is {now}. "
                 "Give the command that it was begun with to go on, or remove the folder to start anew"
             )
         for start, end, rows, path in self._shards():
@@ -133,31 +141,31 @@ class Output:
             if (side := path.with_suffix(".skipped")).is_file():
                 self.skipped += side.read_bytes().count(b"\n")
         if self.skipped and not self.skip:
-            raise ValueError(f"{self.folder}: was begun with rows skipped, {self.skipped} by now")
+            raise ValueError(f"{self.parts}: was begun with rows skipped, {self.skipped} by now")
 
     def _shards(self) -> list[tuple[int, int, int, Path]]:
-        matches = ((_SHARD.fullmatch(p.name), p) for p in sorted(self.folder.iterdir()))
+        matches = ((_SHARD.fullmatch(p.name), p) for p in sorted(self.parts.iterdir()))
         return [(int(m[1]), int(m[2]), int(m[3]), p) for m, p in matches if m]
 
     def write(self, batch: Batch, columns: Columns, kept: list[int], skipped: list[dict[str, Any]]) -> None:
         """Write the rows `kept` of a batch with more columns, and what is to be said of the others."""
         base = f"{batch.start:012d}-{batch.end:012d}-{len(kept)}"
         if skipped:  # before the rows: these make the shard
-            with self._written(self.folder / f"{base}.skipped") as file:
+            with self._written(self.parts / f"{base}.skipped") as file:
                 file.writelines(json.dumps(s, ensure_ascii=False, default=str).encode() + b"\n" for s in skipped)
         if self.suffix in (".jsonl", ".jsonl.gz"):
-            lines = batch.to_json_lines(kept, columns)
+            lines = to_json_lines(batch, kept, columns)
             if self.suffix == ".jsonl.gz":
                 lines = gzip.compress(lines, 6, mtime=0) if lines else b""
-            with self._written(self.folder / f"{base}{self.path.suffix}") as file:
+            with self._written(self.parts / f"{base}{self.path.suffix}") as file:
                 file.write(lines)
         else:
             import pyarrow as pa
 
-            table = batch.to_table(kept, columns)
+            table = to_table(batch, kept, columns)
             options = pa.ipc.IpcWriteOptions(compression="zstd")
             with (
-                self._written(self.folder / f"{base}.arrow") as file,
+                self._written(self.parts / f"{base}.arrow") as file,
                 pa.ipc.new_file(file, table.schema, options=options) as writer,
             ):
                 writer.write_table(table)
@@ -180,7 +188,7 @@ class Output:
             ValueError: the shards' columns have types that do not go together.
         """
         shards = [path for *_, path in self._shards()]
-        prior_record(self.path).unlink(missing_ok=True)  # of an earlier output
+        prior_record_path(self.path).unlink(missing_ok=True)  # of an earlier output
         if self.suffix in (".jsonl", ".jsonl.gz"):
             self._concatenated(shards, self.path)
         elif self.suffix == ".parquet":
@@ -190,13 +198,13 @@ class Output:
         else:
             self._saved(shards)
         if self.skipped:
-            self._concatenated([p for s in shards if (p := s.with_suffix(".skipped")).is_file()], self.side)
+            self._concatenated([p for s in shards if (p := s.with_suffix(".skipped")).is_file()], self.skipped_path)
         elif self.skip:
-            self.side.unlink(missing_ok=True)
+            self.skipped_path.unlink(missing_ok=True)
         if self.prior is not None and self.suffix != ".parquet":
-            with self._written(prior_record(self.path)) as file:
+            with self._written(prior_record_path(self.path)) as file:
                 file.write(self.prior.encode() + b"\n")
-        self.folder.rename(self._removed)
+        self.parts.rename(self._removed)
         shutil.rmtree(self._removed)
 
     def _concatenated(self, shards: list[Path], path: Path) -> None:
@@ -233,19 +241,19 @@ class Output:
         import pyarrow as pa
         from datasets import Dataset
 
-        whole, saved = self.folder / "whole.stream", self.folder / "saved.part"
+        whole, saved = self.parts / "whole.stream", self.parts / "saved.part"
         self._merged(shards, whole, pa.ipc.new_stream)
         shutil.rmtree(saved, ignore_errors=True)
         Dataset.from_file(str(whole)).save_to_disk(saved)
         if self.path.exists():
-            shutil.rmtree(self.folder / "replaced.part", ignore_errors=True)
-            self.path.rename(self.folder / "replaced.part")
+            shutil.rmtree(self.parts / "replaced.part", ignore_errors=True)
+            self.path.rename(self.parts / "replaced.part")
         saved.rename(self.path)
 
     @contextmanager
     def _written(self, path: Path) -> Iterator[BinaryIO]:
         """A file that gets its name once all of it is on the disk."""
-        part = self.folder / f"{path.name}.part"
+        part = self.parts / f"{path.name}.part"
         try:
             with part.open("wb") as file:
                 yield file
@@ -256,7 +264,7 @@ class Output:
             part.unlink(missing_ok=True)
             kept = f". {self.rows} rows are kept: give the same command again to go on" if self.rows else ""
             raise OSError(error.errno, f"{error.strerror or error}{kept}", str(path)) from error
-        if path.parent == self.folder:  # a shard less after a power cut is made once more
+        if path.parent == self.parts:  # a shard less after a power cut is made once more
             return
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from .. import _check
 from .._pretrained import load_config, load_model, load_tokenizer, loading, longest, pad_token_id
 from ..data.preferences import RowError, inputs
-
-DTYPES = ("float32", "bfloat16", "float16")
+from . import DTYPES
 
 # What a checkpoint's folder has beside these (logs, optimizers, scores) says nothing of the model.
 _PARTS = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
@@ -49,6 +49,7 @@ class RewardModel:
     Raises:
         OSError: There is no such checkpoint, it has no tokenizer, its weights are not safetensors, it needs code of its
             own, or it cannot be read.
+        TypeError: batch_size or max_length is not an integer.
         ValueError: The checkpoint's head has another number of labels, or no weights; its tokenizer
             has no token to pad with; an adapter without peft, or one that does not fit its base
             model; a device that is not there or holds no numbers, such as "meta"; an argument out of
@@ -64,13 +65,11 @@ class RewardModel:
         batch_size: int = 32,
         max_length: int | None = None,
     ) -> None:
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}, must be one of {', '.join(DTYPES)}")
-        for name, value in (("batch_size", batch_size), ("max_length", max_length)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} is {value!r}, must be an integer of at least 1")
-        self.name, self.batch_size = os.fspath(model), batch_size
-        self._dtype = getattr(torch, dtype)
+        self.dtype = _check.one_of("dtype", dtype, DTYPES)
+        self.name, self.batch_size = os.fspath(model), _check.integer("batch_size", batch_size, 1)
+        if max_length is not None:
+            max_length = _check.integer("max_length", max_length, 1)
+        self._compute_dtype = getattr(torch, dtype)
         self.tokenizer = load_tokenizer(self.name)
         self._model = _load(self.name, torch.float32 if dtype == "float32" else "auto", len(self.tokenizer)).eval()
         try:
@@ -92,7 +91,7 @@ class RewardModel:
 
     @property
     def end(self) -> str:
-        """What `rows.inputs` has to put at the end of a plain response."""
+        """What `preferences.inputs` has to put at the end of a plain response."""
         return "" if self._openrlhf else self.tokenizer.eos_token or ""
 
     @property
@@ -102,7 +101,7 @@ class RewardModel:
         return {name: identity_of(name, self._model.config) for name in sorted(names)}
 
     def encode(self, name: str, value: str | list[dict[str, Any]], tools: Any = None, options: Any = None) -> list[int]:
-        """The token ids of a text or of messages, as `rows.inputs` gives them.
+        """The token ids of a text or of messages, as `preferences.inputs` gives them.
 
         Args:
             name: What errors call it.
@@ -143,10 +142,10 @@ class RewardModel:
             raise RowError(f"{name}: the chat template fails: {error}") from None
 
     def __call__(self, prompts: Sequence[Any], responses: Sequence[Any]) -> np.ndarray:
-        """The scores of responses to prompts, texts or messages as `rows.inputs` has them: float32, shape (N,).
+        """The scores of responses to prompts, texts or messages as `preferences.inputs` has them: float32, shape (N,).
 
         Raises:
-            RowError: as `encode` and `rows.inputs`, with the place of the response.
+            RowError: as `encode` and `preferences.inputs`, with the place of the response.
         """
         encoded = []
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
@@ -180,7 +179,7 @@ class RewardModel:
             self._config.pad_token_id = pad  # a decoder's score is that of the last token that is another
             ids = pad_sequence([torch.tensor(s) for s in part], batch_first=True, padding_value=pad)
             mask = torch.arange(ids.shape[1]) < torch.tensor([[len(s)] for s in part])
-            with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            with torch.autocast(self.device.type, self._compute_dtype, enabled=self._compute_dtype != torch.float32):
                 output = self._model(input_ids=ids.to(self.device), attention_mask=mask.long().to(self.device))
             scores.update(zip(part, output.logits.squeeze(1).tolist(), strict=True))
             if progress is not None:

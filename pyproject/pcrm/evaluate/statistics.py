@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import backends
+from .._engine.native import call, library
 
 Floats = NDArray[np.float64]
 
@@ -186,7 +186,7 @@ def _call(name: str, *arguments: Any) -> Any:
     """Call the bridge with the addresses of arrays; an empty one has the address 0."""
     held = [_contiguous(a) if isinstance(a, np.ndarray) else a for a in arguments]
     numbers = [(a.ctypes.data if a.size else 0) if isinstance(a, np.ndarray) else a for a in held]
-    return backends.call(getattr(backends.library(), f"bridge_{name}"), *numbers)
+    return call(getattr(library(), f"bridge_{name}"), *numbers)
 
 
 def _contiguous(a: NDArray[Any]) -> NDArray[Any]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import backends
+from .._engine import native
 
 Progress = Callable[[int, int], object]
 
@@ -101,7 +101,7 @@ def average(
 
     Source: "WARM: On the Benefits of Weight Averaged Reward Models", arXiv 2401.12187.
     """
-    library = backends.library()
+    library = native.library()
     folders, out = [Path(model) for model in models], Path(out)
     if len(folders) < 2:
         raise ValueError(f"models has {len(folders)} elements, must have at least 2")
@@ -109,7 +109,7 @@ def average(
     tokenizer = _checked_tokenizer(folders)
     numbers = array("d", weights or ())
     info = json.loads(
-        backends.call(
+        native.call(
             library.bridge_AverageNew,
             json.dumps([os.fspath(folder) for folder in folders]),
             numbers.buffer_info()[0],
@@ -121,9 +121,9 @@ def average(
     try:
         carried = {n: p for n, p in _carried(folders[0]).items() if not _of_tokenizer(n)} | tokenizer
         with _written(out, {*info["files"], *carried}) as part:
-            backends.call(library.bridge_AverageCreate, handle, os.fspath(part))
+            native.call(library.bridge_AverageCreate, handle, os.fspath(part))
             done = 0
-            while written := backends.call(library.bridge_AverageNext, handle):
+            while written := native.call(library.bridge_AverageNext, handle):
                 done += written
                 if progress is not None:
                     progress(done, total)
@@ -132,7 +132,7 @@ def average(
                 (part / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, part / name)
     finally:
-        found = json.loads(backends.call(library.bridge_AverageClose, handle))
+        found = json.loads(native.call(library.bridge_AverageClose, handle))
     return Averaged(info["weights"], info["tensors"], total, found["not_finite"], found["first"])
 
 

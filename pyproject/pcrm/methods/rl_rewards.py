@@ -14,7 +14,7 @@ import torch
 
 from .. import _check
 from .._engine import torch_reference
-from .._engine.forms import check_where
+from .._engine.tensors import check_where
 from ..data.preferences import RowError, inputs
 from .principles import TEMPLATE, with_principles
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from .. import losses
+from .._engine.deltas import check_similarities
 from ..settings import Constraint
-from ..settings.constraint import check_similarities
 
 # What OpenRLHF gives for a column that is not there is 0. Among 64 pairs a real prior
 # that is 0 for all of them is no accident either.

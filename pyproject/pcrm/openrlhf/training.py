@@ -1,15 +1,18 @@
 """What of OpenRLHF is swapped: its data set and its trainers, which this module needs."""
 
+# OpenRLHF is in an environment of its own, not in that of the type checker.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from openrlhf.datasets import RewardDataset  # pyright: ignore[reportMissingImports]
-from openrlhf.models import PairWiseLoss  # pyright: ignore[reportMissingImports]
-from openrlhf.trainer.dpo_trainer import DPOTrainer  # pyright: ignore[reportMissingImports]
-from openrlhf.trainer.rm_trainer import RewardModelTrainer  # pyright: ignore[reportMissingImports]
+from openrlhf.datasets import RewardDataset
+from openrlhf.models import PairWiseLoss
+from openrlhf.trainer.dpo_trainer import DPOTrainer
+from openrlhf.trainer.rm_trainer import RewardModelTrainer
 
 from .. import priors
 from ..losses import warn_of_smoothing

@@ -4,11 +4,10 @@
 
 Needs `pip install 'pcrm[encoders]'`.
 
-The cache is `$XDG_CACHE_HOME/pcrm/embeddings`, by default `~/.cache/pcrm/embeddings`: a folder
-for each model and way of pooling, readable by its owner only, of safetensors files. An
-embedding is found by the SHA-256 of its text and carries a checksum, so that a damaged file
-is recognized and its texts embedded anew. It grows without bound; any of it may be deleted
-at any time.
+The cache is `$XDG_CACHE_HOME/pcrm/embeddings`, by default `~/.cache/pcrm/embeddings`: an SQLite
+file for each model and way of pooling, readable by its owner only. An embedding is found by the
+SHA-256 of its text and carries a checksum, so that a damaged file is recognized and its texts
+embedded anew. It grows without bound; any file may be deleted while no process uses it.
 """
 
 from __future__ import annotations
@@ -16,23 +15,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from .. import _check
 from .._pretrained import load_config, load_model, load_tokenizer, loading, longest, pad_token_id
+from ._embedding_cache import EmbeddingCache
 
 POOLINGS = ("mean", "cls")
-
-# An embed call writes one file; so many small ones become one, so that a search opens few
-# and a merge holds at most 64 MiB.
-_SMALL_FILES, _SMALL_BYTES = 16, 4 << 20
 
 
 class Encoder:
@@ -61,6 +55,7 @@ class Encoder:
             sentence-transformers of at least version 6.
         OSError: There is no such checkpoint, its weights are not safetensors, it needs code of
             its own, or it cannot be read.
+        TypeError: `batch_size` or `max_length` is not an integer.
         ValueError: An argument is out of its range, or the tokenizer has no token to pad with.
     """
 
@@ -76,9 +71,9 @@ class Encoder:
     ) -> None:
         if pooling not in (None, *POOLINGS):
             raise ValueError(f"pooling is {pooling!r}, must be one of {', '.join(POOLINGS)} or None")
-        for name, value in (("batch_size", batch_size), ("max_length", max_length)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} is {value!r}, must be an integer of at least 1")
+        batch_size = _check.integer("batch_size", batch_size, 1)
+        if max_length is not None:
+            max_length = _check.integer("max_length", max_length, 1)
         self._arguments = {
             "model": os.fspath(model),
             "pooling": pooling,
@@ -111,8 +106,10 @@ class Encoder:
         return hashlib.sha256(json.dumps([content, self.pooling, self.max_length]).encode()).hexdigest()
 
     @cached_property
-    def _cache(self) -> _Cache | None:
-        return None if self._cache_root is None else _Cache(self._cache_root / self.identity[:32])
+    def _cache(self) -> EmbeddingCache | None:
+        if self._cache_root is None:
+            return None
+        return EmbeddingCache(self._cache_root / f"{self.identity[:32]}.sqlite3")
 
     def embed(self, texts: Sequence[str]) -> torch.Tensor:
         """The embeddings of texts, each distinct one computed once.
@@ -303,119 +300,3 @@ class _Transformer:
                 pooled = (hidden * mask).sum(1) / mask.sum(1)
             result[part] = pooled.float().cpu()
         return result, empty
-
-
-class _Cache:
-    """Embeddings on disk, those of one model.
-
-    A file has the sorted keys, the embeddings and their checksums; it is written whole or
-    not at all and never changed. Memory is that of the answer: files are mapped.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._open: dict[str, tuple[np.ndarray, torch.Tensor, torch.Tensor]] = {}
-
-    def get(self, keys: Iterable[bytes]) -> dict[bytes, torch.Tensor]:
-        wanted = np.array(sorted(keys), dtype="S32")
-        return {key: row for path in self._files() for key, row in self._found(path, wanted).items()}
-
-    def _found(self, path: Path, wanted: np.ndarray | None) -> dict[bytes, torch.Tensor]:
-        """What a file has of the wanted keys, of all keys where that is None.
-
-        Of a damaged file nothing: it is removed, and what it had is embedded anew.
-        """
-        from safetensors import SafetensorError
-
-        found: dict[bytes, torch.Tensor] = {}
-        try:
-            table, rows, sums = self._table(path)
-            if wanted is None:
-                wanted = table
-            if not len(table):
-                return {}
-            at = np.searchsorted(table, wanted).clip(max=len(table) - 1)
-            hits = table[at] == wanted
-            for key, i in zip(wanted[hits].tolist(), at[hits].tolist(), strict=True):
-                key = key.ljust(32, b"\0")  # NumPy's strings end at their last byte that is not 0
-                row = rows[i].clone()
-                if _checksum(key, row) != sums[i].numpy().tobytes():
-                    raise ValueError("a checksum does not fit")
-                found[key] = row
-        except FileNotFoundError:  # another process merged it into a greater one
-            return {}
-        except (SafetensorError, ValueError, TypeError) as error:
-            warnings.warn(f"{path} is damaged and removed: {error}", RuntimeWarning, stacklevel=4)
-            self._open.pop(path.name, None)
-            path.unlink(missing_ok=True)
-            return {}
-        return found
-
-    def put(self, keys: list[bytes], rows: torch.Tensor) -> None:
-        self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        self._write(keys, rows)
-        sizes = {path: _size(path) for path in self._files()}
-        small = [path for path, size in sizes.items() if size < _SMALL_BYTES]
-        if len(small) < _SMALL_FILES:
-            return
-        together = {key: row for path in small for key, row in self._found(path, None).items()}
-        merged = self._write(list(together), torch.stack(list(together.values())))
-        for path in small:
-            if path != merged:
-                path.unlink(missing_ok=True)
-
-    def _write(self, keys: list[bytes], rows: torch.Tensor) -> Path:
-        from safetensors.torch import save_file
-
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        table = b"".join(keys[i] for i in order)
-        rows = rows[order].contiguous()
-        sums = b"".join(_checksum(keys[i], row) for i, row in zip(order, rows, strict=True))
-        path = self.folder / f"{hashlib.sha256(table).hexdigest()[:32]}.safetensors"
-        handle, part = tempfile.mkstemp(dir=self.folder, suffix=".part")
-        os.close(handle)
-        try:
-            tensors = {
-                "keys": torch.frombuffer(bytearray(table), dtype=torch.uint8).view(-1, 32),
-                "embeddings": rows,
-                "checksums": torch.frombuffer(bytearray(sums), dtype=torch.uint8).view(-1, 16),
-            }
-            save_file(tensors, part)
-            os.chmod(part, 0o600)
-            with open(part, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        except BaseException:
-            os.unlink(part)
-            raise
-        return path
-
-    def _files(self) -> list[Path]:
-        paths = sorted(self.folder.glob("*.safetensors"))
-        names = {path.name for path in paths}
-        for gone in self._open.keys() - names:
-            del self._open[gone]
-        return paths
-
-    def _table(self, path: Path) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
-        if path.name not in self._open:
-            from safetensors import safe_open
-
-            with safe_open(path, framework="pt") as file:
-                keys, rows, sums = (file.get_tensor(name) for name in ("keys", "embeddings", "checksums"))
-            if keys.shape[1:] != (32,) or sums.shape != (len(keys), 16) or len(rows) != len(keys):
-                raise ValueError("it is no file of embeddings")
-            self._open[path.name] = keys.numpy().view("S32").ravel(), rows, sums
-        return self._open[path.name]
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:  # another process merged it
-        return _SMALL_BYTES
-
-
-def _checksum(key: bytes, row: torch.Tensor) -> bytes:
-    return hashlib.blake2b(key + row.numpy().tobytes(), digest_size=16).digest()

@@ -8,9 +8,10 @@ puts all of a run's settings together.
 from .config import Config, load_config, settings_of
 from .constraint import Constraint, constraint_of, margin_of
 from .presets import presets
-from .rules import PRIORS, SETTINGS, Task, resolve
+from .rules import COMPUTED_PRIORS, PRIORS, SETTINGS, Task, resolve
 
 __all__ = [
+    "COMPUTED_PRIORS",
     "PRIORS",
     "SETTINGS",
     "Config",

@@ -98,7 +98,7 @@ def settings_of(
         _check.one_of(f"{prefix}form", form, toml.FORMS)
     if config is None:
         prior, constraint = constraint_of(given, task, prefix)
-        return Config(prior, constraint, form or "pair")  # pyright: ignore[reportArgumentType]
+        return Config(prior, constraint, "token" if form == "token" else "pair")
     settings = load_config(config, task)
     for name, value in (*given.items(), ("form", form)):
         if value is None:

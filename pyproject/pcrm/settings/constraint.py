@@ -1,4 +1,8 @@
-"""The constraint: how large a margin two responses may have, given how alike they are."""
+"""The constraint: how large a margin two responses may have, given how alike they are.
+
+Commands that never see a tensor use it without torch. So floats and arrays are computed here, and
+what tensors need is in `_engine.deltas`, imported with the first tensor.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,19 @@ import json
 import math
 import os
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import count
-from numbers import Real
-from typing import Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
-import torch
-
-from .. import _check, backends
-from .._engine import torch_reference
-from .._engine.tensors import check_dense, is_readable, named_if_wrapped
+from .. import _check
 from . import toml
 from .presets import lookup
 from .rules import Task, resolve
+from .similarities import address, check_range, is_tensor, vector
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 _NUMBERS = ("beta1", "beta2", "beta3", "floor", "cap", "low", "high")
 
@@ -90,9 +93,8 @@ class Constraint:
                 raise ValueError(f"{name} is {value:g}, must be greater than 0")
         if self.floor is not None and self.cap is not None and self.floor > self.cap:
             raise ValueError(f"floor is {self.floor:g}, must not be greater than cap, which is {self.cap:g}")
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")
-        for s, delta in zip((0, 1), self._reference(ends).tolist(), strict=True):
-            if not delta > 0:
+        for s in (0, 1):
+            if not (delta := self._of_float(s)) > 0:
                 raise ValueError(
                     f"delta is {delta:g} at similarity {s}, must be greater than 0 on all of [0, 1]: "
                     "a ceiling of zero or less rewards ties and reversals"
@@ -190,7 +192,7 @@ class Constraint:
                 or quantiles out of order; similarities that are less than 1e-6 apart at the
                 two quantiles: no curve has two targets there.
         """
-        s = _vector(similarities)
+        s = vector(similarities)
         try:
             low, high = (_check.number("quantiles", q) for q in quantiles)
         except (TypeError, ValueError):
@@ -208,17 +210,20 @@ class Constraint:
             )
         if not 0 <= low < high <= 1:
             raise ValueError(f"quantiles are ({low}, {high}), must be 0 <= low < high <= 1")
-        if s.numel() == 0:
+        if len(s) == 0:
             raise ValueError("similarities are empty, must be at least one number")
-        check_similarities(s)
-        native = backends.native_for("similarities", s)
-        if native is None:
-            with named_if_wrapped(similarities=s):
-                return cls(*torch_reference.fit(s, target_alike, target_unlike, low, high))
-        fitted = torch.empty(5, dtype=torch.float64, device="cpu")
+        check_range(s)
+        from .._engine.native import call, chosen_library
+
         targets = (target_alike, target_unlike, low, high)
-        backends.call(native.bridge_Fit, s.numel(), fitted.data_ptr(), s.data_ptr(), *targets)
-        return cls(*fitted.tolist())
+        native = None if is_tensor(s) else chosen_library()
+        if native is None:
+            from .._engine import deltas
+
+            return cls(*deltas.fit(s, *targets))
+        fitted = array("d", bytes(5 * 8))
+        call(native.bridge_Fit, len(s), address(fitted), address(s), *targets)
+        return cls(*fitted)
 
     @property
     def is_fixed(self) -> bool:
@@ -250,18 +255,19 @@ class Constraint:
                 the CPU; elsewhere the check would stall the device, and torch.func's transforms,
                 torch.jit.trace and torch.compile allow no look at values).
         """
-        if isinstance(s, torch.Tensor):
-            return self._delta(s)
-        if isinstance(s, int):
+        if is_tensor(s):
+            from .._engine import deltas
+
+            return deltas.delta(self, s)
+        if isinstance(s, (int, float)):
             s = _check.number("s", s)
-        if isinstance(s, float):
-            return self._delta(torch.tensor([s], dtype=torch.float64, device="cpu")).item()
+            check_range((s,))
+            return self._of_float(s)
         import numpy as np
 
         if not isinstance(s, (np.ndarray, np.generic)):
             raise TypeError(f"s is a {type(s).__name__}, must be a float, a NumPy array or a tensor")
-        plain = np.require(_check.array("similarities", s), requirements=_FOR_TORCH)
-        result = self._delta(torch.from_numpy(plain)).numpy().reshape(s.shape)
+        result = self._of_array(_check.array("similarities", s))
         return result if isinstance(s, np.ndarray) else result[()]
 
     @overload
@@ -274,36 +280,37 @@ class Constraint:
         """delta(s) / 2, the margin at which the loss of such a pair is least."""
         return self.delta(s) / 2
 
-    def _reference(self, s: torch.Tensor) -> torch.Tensor:
-        if self.is_random:
-            return torch_reference.random_delta(s, self.low, self.high)  # pyright: ignore[reportArgumentType]
-        return torch_reference.delta(s, self.beta1, self.beta2, self.beta3, self.floor, self.cap)
+    def _curve(self, s: Any, at_least: Callable[..., Any], at_most: Callable[..., Any]) -> Any:
+        """delta of a float or an array in range. `at_least` and `at_most` are `max` and `min` for it."""
+        if self.low is not None and self.high is not None:
+            return self.low + (self.high - self.low) * s
+        delta = self.beta1 / (s + self.beta2) + self.beta3
+        delta = delta if self.floor is None else at_least(delta, self.floor)
+        return delta if self.cap is None else at_most(delta, self.cap)
+
+    def _of_float(self, s: float) -> float:
+        if s + self.beta2 or self.is_random:
+            return self._curve(s, max, min)
+        import numpy as np
+
+        return float(self._of_array(np.asarray(s, np.float64)))  # which divides by 0 as IEEE 754 has it
+
+    def _of_array(self, s: np.ndarray) -> np.ndarray:
+        """In float64, rounded once, as Go does it."""
+        import numpy as np
+
+        if s.dtype not in (np.float16, np.float32, np.float64):
+            raise TypeError(f"similarities have dtype {s.dtype}, must be floating point of at most 64 bits")
+        check_range(s.ravel())
+        with np.errstate(divide="ignore", invalid="ignore"):
+            delta = self._curve(s.astype(np.float64), np.maximum, np.minimum)
+        # Even for one number an array. float16 has too few digits for delta.
+        return np.asarray(delta).astype(np.float64 if s.dtype == np.float64 else np.float32)
 
     @functools.cached_property
-    def _numbers(self) -> array[float]:
+    def numbers(self) -> array[float]:
         """What the bridge reads; 0 is Go's word for none."""
         return array("d", [getattr(self, n) or 0.0 for n in _NUMBERS])
-
-    def _delta(self, s: torch.Tensor) -> torch.Tensor:
-        check_dense("s", s)
-        if not s.is_floating_point():
-            raise TypeError(f"similarities have dtype {s.dtype}, must be floating point")
-        s = s.detach()
-        if s.dtype not in (torch.float32, torch.float64):
-            s = s.float()
-        if torch.compiler.is_compiling():
-            return self._reference(s)
-        native = backends.native_for("s", s)
-        if native is None:
-            if s.is_cpu:
-                check_similarities(s)
-            with named_if_wrapped(s=s):
-                return self._reference(s)
-        s = s.resolve_neg().contiguous()
-        result = torch.empty_like(s)
-        addresses = (result.data_ptr(), s.data_ptr(), self._numbers.buffer_info()[0])
-        backends.call(native.bridge_Deltas, s.element_size(), s.numel(), *addresses)
-        return result
 
 
 def constraint_of(given: Mapping[str, Any], task: Task = "reward", prefix: str = "") -> tuple[str, Constraint]:
@@ -346,64 +353,4 @@ def margin_of(win_probability: float) -> float:
     p = _check.not_nan("win_probability", win_probability)
     if not 0.5 < p < 1:
         raise ValueError(f"win_probability is {p:g}, must be in (0.5, 1)")
-    return torch.tensor(p, dtype=torch.float64, device="cpu").logit().item()
-
-
-# Of a NumPy array: in C's order, as torch knows no negative strides, and writable, as it warns
-# of what is not. Only what is not so is copied.
-_FOR_TORCH = ("C", "W")
-
-
-def _vector(similarities: Any) -> torch.Tensor:
-    """Similarities of any kind as a contiguous vector of float64 on the CPU."""
-    if isinstance(similarities, torch.Tensor):
-        check_dense("similarities", similarities)
-        if similarities.dtype == torch.bool or similarities.is_complex():
-            raise TypeError(f"similarities have dtype {similarities.dtype}, must be real numbers")
-        s = similarities.detach().to("cpu", torch.float64).resolve_neg()
-    elif hasattr(similarities, "__array__"):
-        s = _from_numpy(similarities)
-    else:
-        s = _from_python(similarities)
-    if s.dim() != 1:
-        raise ValueError(f"similarities have shape {tuple(s.shape)}, must have one dimension")
-    return s.contiguous()
-
-
-def _from_numpy(similarities: Any) -> torch.Tensor:
-    import numpy as np
-
-    values = _check.array("similarities", similarities)
-    if values.dtype.kind == "O" and values.ndim == 1:
-        return _from_python(values)
-    if values.dtype.kind not in "fiu":
-        raise TypeError(f"similarities have dtype {values.dtype}, must be real numbers")
-    return torch.from_numpy(np.require(values, np.float64, _FOR_TORCH))
-
-
-def _from_python(similarities: Any) -> torch.Tensor:
-    # Of a mapping there would be the keys, of bytes their numbers.
-    if isinstance(similarities, (str, bytes, bytearray, Mapping)) or not isinstance(similarities, Iterable):
-        raise TypeError(f"similarities are {similarities!r:.80}, must be a sequence of numbers")
-    values: Any = list(similarities)
-    # The types first: there are few of them. What is wrong, or a tensor, is worth a longer look.
-    is_plain = all(issubclass(kind, Real) and kind is not bool for kind in set(map(type, values)))
-    try:
-        numbers = array("d", values if is_plain else map(_similarity, count(), values))
-    except OverflowError:
-        numbers = array("d", map(_similarity, count(), values))
-    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
-
-
-def _similarity(index: int, value: Any) -> float:
-    if isinstance(value, torch.Tensor) and value.dim() == 0:
-        value = value.item()
-    return _check.not_nan(f"similarities[{index}]", value)
-
-
-def check_similarities(s: torch.Tensor, name: str = "similarities") -> None:
-    """Refuse a similarity that is NaN or outside [0, 1]: a ValueError names the first one."""
-    good = (s >= 0) & (s <= 1)
-    if is_readable(good) and not good.all():
-        index = int((~good).flatten().nonzero()[0])
-        raise ValueError(f"{name}[{index}] is {s.flatten()[index].item():g}, must be in [0, 1]")
+    return math.log(p / (1 - p))

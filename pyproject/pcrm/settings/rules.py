@@ -25,9 +25,11 @@ from .presets import lookup, presets
 
 Task = Literal["reward", "dpo"]
 
-PRIORS = ("length_ratio", "cosine", "lexical", "column", "fixed", "random")
+# What `pcrm.priors` computes from the responses. The other priors are given, or need no responses.
+COMPUTED_PRIORS = ("length_ratio", "cosine", "lexical")
+PRIORS = (*COMPUTED_PRIORS, "column", "fixed", "random")
 # The names of the values, and the priors that use them.
-_CURVES = ("length_ratio", "cosine", "lexical", "column")
+_CURVES = (*COMPUTED_PRIORS, "column")
 _USED_BY = {
     **dict.fromkeys(("beta1", "beta2", "beta3", "floor", "cap"), _CURVES),
     "delta": ("fixed",),

@@ -124,8 +124,11 @@ class PCRMArguments:
     )
 
     _pcrm_task: ClassVar[Task] = "reward"
-    # What `pcrm.trl.enable` makes of a configuration that asks for none of this.
-    pcrm_enabled: ClassVar[bool] = True
+
+    @property
+    def pcrm_enabled(self) -> bool:
+        """Whether the loss is pcrm's: not in a configuration behind TRL's name that asks for none of this."""
+        return True
 
     def pcrm_settings(self) -> Config:
         """The settings that the fields describe.

@@ -1,7 +1,8 @@
-"""The DPO trainer."""
+"""The DPO trainer: `PCRMDPOTrainer._compute_loss` adds pcrm's loss to those that TRL computes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from trl import DPOTrainer
 
 from ..functional import pcrm_loss
 from ..losses import delta_of
-from .common import INDEX, PAPER, Constrained
 from .configs import PCRMDPOConfig
+from .token_scores import upcast
+from .trainer import PAPER, ConstrainedTrainer
 
 
 class _Recorder(float):
@@ -29,7 +31,7 @@ class _Recorder(float):
         return float(self) * other
 
 
-class PCRMDPOTrainer(Constrained, DPOTrainer):
+class PCRMDPOTrainer(ConstrainedTrainer, DPOTrainer):
     """`trl.DPOTrainer` with the prior-constrained loss, the loss type `pcrm`.
 
     It is the loss of `pcrm.functional.pcrm_loss` of z = beta * (difference of the implicit
@@ -68,8 +70,14 @@ class PCRMDPOTrainer(Constrained, DPOTrainer):
         if getattr(self, "_is_vision_dataset", False):  # TRL prepares none of these
             self._check_vision(self.train_dataset)
         self._label_smoothing: float = args._pcrm_label_smoothing
-        self._start()
+        self._finish(args)
         self._checked = False
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        if not self.constrained:
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        dataset = self._prior_column.add(dataset, dataset_name)
+        return self._make_drawable(super()._prepare_dataset(dataset, processing_class, args, dataset_name), args)
 
     def _check_vision(self, dataset: Any) -> None:
         kind = self.settings.prior
@@ -81,13 +89,13 @@ class PCRMDPOTrainer(Constrained, DPOTrainer):
     def compute_ref_log_probs(self, *arguments: Any) -> Any:
         # (inputs) before trl 1.9, (model, inputs) since.
         *model, inputs = arguments
-        return super().compute_ref_log_probs(*model, {k: v for k, v in inputs.items() if k not in ("prior", INDEX)})  # pyright: ignore[reportCallIssue]
+        compute: Callable[..., Any] = super().compute_ref_log_probs
+        return compute(*model, self._unpack(inputs)[0])
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         if not self.constrained:
             return super()._compute_loss(model, inputs, return_outputs)
-        inputs = dict(inputs)
-        prior, drawn = inputs.pop("prior", None), self._drawn(inputs)
+        inputs, prior, drawn = self._unpack(inputs)
         beta, recorder = self.beta, _Recorder(self.beta)
         self.beta = recorder
         try:
@@ -96,7 +104,7 @@ class PCRMDPOTrainer(Constrained, DPOTrainer):
             self.beta = beta
         loss, outputs = result if return_outputs else (result, None)
         score = recorder.seen[0]
-        z = beta * (score if score.dtype == torch.float64 else score.float())
+        z = beta * upcast(score)
         if not self._checked:
             self._check(recorder.seen)
         delta, origin = delta_of(self.constraint, prior)
@@ -106,7 +114,7 @@ class PCRMDPOTrainer(Constrained, DPOTrainer):
         if drawn is not None:
             ours = self._weighted(ours, drawn, *torch.autograd.grad(ours.sum(), z, retain_graph=True))
         loss = loss + self._weight * ours
-        self._log_constraint(z.detach(), delta, prior)
+        self._add_metrics(z.detach(), delta, prior)
         return (loss, outputs) if return_outputs else loss
 
     def _check(self, seen: list[Any]) -> None:

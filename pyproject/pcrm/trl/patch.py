@@ -1,27 +1,23 @@
-"""The trainers behind TRL's own names, for scripts that stay as they are."""
+"""Our trainers behind TRL's own names: `enable()` and `pcrm run`, for scripts that stay as they are."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import importlib
-import os
-import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar
 
-import torch
 import trl
 import trl.trainer
 from trl import DPOTrainer, RewardTrainer
 
-from .common import Constrained
 from .configs import PCRMDPOConfig, PCRMRewardConfig
 from .dpo import PCRMDPOTrainer
 from .reward import PCRMRewardTrainer
+from .trainer import ConstrainedTrainer
 
 
 def _given(config: Any) -> list[str]:
@@ -38,7 +34,7 @@ class _EnabledRewardConfig(PCRMRewardConfig):
     __doc__ = PCRMRewardConfig.__doc__
 
     @property
-    def pcrm_enabled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def pcrm_enabled(self) -> bool:
         return bool(_given(self))
 
 
@@ -52,7 +48,7 @@ class _EnabledDPOConfig(PCRMDPOConfig):
     )
 
     @property
-    def pcrm_enabled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def pcrm_enabled(self) -> bool:
         return "pcrm" in self.loss_type
 
     def __post_init__(self) -> None:
@@ -61,7 +57,7 @@ class _EnabledDPOConfig(PCRMDPOConfig):
             raise ValueError(f"{given[0]} is set, but loss_type is {self.loss_type}: add 'pcrm' to it")
 
 
-class _Enabled(Constrained):
+class _Enabled(ConstrainedTrainer):
     # What tags, model card, citation and default output folder say: TRL's own until the constraint is asked for.
     _ours: ClassVar[type[Any]]
 
@@ -90,7 +86,8 @@ class _EnabledDPOTrainer(_Enabled, PCRMDPOTrainer):
     _name, _tag_names, _paper = DPOTrainer._name, DPOTrainer._tag_names, DPOTrainer._paper
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
+def hint(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: the known one that is near it, or nothing."""
     near = difflib.get_close_matches(name, known, 1, cutoff=0.8)
     return f": did you mean {near[0]}?" if near else ""
 
@@ -105,14 +102,15 @@ class _Parser(trl.TrlParser):
         ours = sorted(name for name in known if name.startswith("pcrm"))
         for key in kwargs.keys() - known:
             if key.startswith("pcrm"):
-                hint = _hint(key, ours) or f": the keys are {', '.join(ours) or 'none here'}"
-                raise ValueError(f"{key} is not a key of this configuration{hint}")
-            if hint := _hint(key, known):
-                warnings.warn(f"{key} is not a key of this configuration, and TRL ignores it{hint}", stacklevel=2)
+                near = hint(key, ours) or f": the keys are {', '.join(ours) or 'none here'}"
+                raise ValueError(f"{key} is not a key of this configuration{near}")
+            if near := hint(key, known):
+                warnings.warn(f"{key} is not a key of this configuration, and TRL ignores it{near}", stacklevel=2)
         return remaining
 
 
-def _put(**behind: type) -> None:
+def put(**behind: type) -> None:
+    """Put classes behind TRL's names, and our parser behind that of its scripts."""
     for module in (trl, trl.trainer):
         for name, ours in behind.items():
             setattr(module, name, ours)
@@ -127,7 +125,7 @@ def enable() -> None:
     Otherwise both do what they did, and `trl.TrlParser` refuses an unknown key `pcrm*` in a YAML
     file. Call it before the script imports them by name; `pcrm run script.py` does that.
     """
-    _put(
+    put(
         RewardConfig=_EnabledRewardConfig,
         RewardTrainer=_EnabledRewardTrainer,
         DPOConfig=_EnabledDPOConfig,
@@ -137,89 +135,3 @@ def enable() -> None:
     # could not be pickled under a name that is another's, and TRL's own refuse what they do not know.
     for module, ours in (("reward_trainer", _EnabledRewardTrainer), ("dpo_trainer", _EnabledDPOTrainer)):
         setattr(importlib.import_module(f"trl.trainer.{module}"), ours.__name__.removeprefix("_Enabled"), ours)
-
-
-def _is_saved(name: Any, *markers: str) -> bool:
-    """Whether it is a folder of `save_to_disk`, of one data set (state.json) or of several splits (dataset_dict.json)."""
-    return isinstance(name, str) and any(os.path.isfile(os.path.join(name, marker)) for marker in markers)
-
-
-@contextlib.contextmanager
-def _saved_folders_load() -> Iterator[None]:
-    """Let `datasets.load_dataset`, by which TRL's scripts read, also take folders of `save_to_disk`."""
-    import datasets
-
-    load: Any = datasets.load_dataset
-
-    def load_dataset(path: Any, *args: Any, split: Any = None, streaming: bool = False, **options: Any) -> Any:
-        if not _is_saved(path, "state.json", "dataset_dict.json"):
-            return load(path, *args, split=split, streaming=streaming, **options)
-        saved: Any = datasets.load_from_disk(path)
-        if isinstance(saved, datasets.Dataset):
-            saved = datasets.DatasetDict({"train": saved})
-        if streaming:
-            saved = datasets.IterableDatasetDict({name: part.to_iterable_dataset() for name, part in saved.items()})
-        if split is not None and split not in saved:
-            raise ValueError(f"split must be one of those of {path}, {', '.join(saved)}, got {split!r}")
-        return saved if split is None else saved[split]
-
-    datasets.load_dataset = load_dataset
-    try:
-        yield
-    finally:
-        datasets.load_dataset = load
-
-
-def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
-    """TRL's own command of that name, always with the constrained loss.
-
-    It takes all of its flags and its YAML file and those of the constraint. A data set may also be
-    a folder of `save_to_disk`, and `--dataset_name` a .jsonl, .jsonl.gz or .parquet file.
-    """
-    if kind == "reward":
-        _put(RewardConfig=PCRMRewardConfig, RewardTrainer=PCRMRewardTrainer)
-    else:
-        _put(DPOConfig=PCRMDPOConfig, DPOTrainer=PCRMDPOTrainer)
-    script = importlib.import_module(f"trl.scripts.{kind}")
-    parser = script.make_parser(prog=f"pcrm {kind}")
-
-    def fail(message: object) -> NoReturn:
-        """argparse's own `error` prints all flags before the message, some hundreds of lines."""
-        print(f"{parser.prog}: error: {message}\n{parser.prog} --help lists the flags", file=sys.stderr)
-        raise SystemExit(2)
-
-    parser.error = fail
-    flags = {flag for action in parser._actions for flag in action.option_strings}
-    for flag in (word.split("=")[0] for word in argv if word.startswith("--pcrm")):
-        if flag not in flags:
-            fail(f"there is no flag {flag}{_hint(flag, flags)}")
-    try:
-        arguments = parser.parse_args_and_config(argv, fail_with_unknown_args=False)
-    except (ValueError, OSError) as error:
-        fail(error)
-    script_arguments, training_arguments, _, dataset_arguments = arguments
-    name = script_arguments.dataset_name
-    if name is not None and name.endswith((".jsonl", ".jsonl.gz", ".parquet")) and not os.path.isfile(name):
-        fail(f"there is no file {name}")
-    is_file = name is not None and os.path.isfile(name)
-    # Both: TRL warns, and takes the mixture.
-    if name is not None and (is_file or _is_saved(name, "state.json")) and not dataset_arguments.datasets:
-        from trl.scripts.utils import DatasetConfig
-
-        if is_file and os.path.getsize(name) == 0:
-            fail(f"{name} holds no rows")
-        if training_arguments.eval_strategy != "no" and dataset_arguments.test_split_size is None:
-            fail(
-                f"--eval_strategy wants rows to evaluate on, which {name} has none of: --test_split_size 0.1 takes a "
-                "tenth of it for that"
-            )
-        reader = "parquet" if name.endswith(".parquet") else "json"
-        source = DatasetConfig(path=reader, data_files=name) if is_file else DatasetConfig(path=name)
-        dataset_arguments.datasets = [source]
-        dataset_arguments.streaming = script_arguments.dataset_streaming
-        script_arguments.dataset_name = None
-    with _saved_folders_load():
-        script.main(*arguments)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # TRL's script leaves it to the end of the process, where its threads may still be running.
-        torch.distributed.destroy_process_group()

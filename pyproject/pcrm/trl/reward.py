@@ -1,25 +1,24 @@
-"""The reward trainer."""
+"""The reward trainer: `PCRMRewardTrainer.compute_loss` puts pcrm's loss in the place of TRL's."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import RewardTrainer
 
 from .._engine.trace import Origin
 from ..functional import pcrm_loss, pcrm_token_loss
 from ..losses import delta_of
-from .common import PAPER, Constrained
 from .configs import PCRMRewardConfig
+from .token_scores import Seen, TokenScores, language_model_head, modules_named, upcast
+from .trainer import PAPER, ConstrainedTrainer
 
 
-class PCRMRewardTrainer(Constrained, RewardTrainer):
+class PCRMRewardTrainer(ConstrainedTrainer, RewardTrainer):
     """`trl.RewardTrainer` with the prior-constrained loss.
 
     The loss is that of `pcrm.PCRMLoss`, the batch mean, with `center_rewards_coefficient`
@@ -41,9 +40,8 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
     gets, and a response begins where the two of its pair first differ (docs/sft.md). That head is
     the model's module `lm_head`, or its embeddings where its configuration ties them.
 
-    A data set's `margin` column works as in TRL
-    where delta is infinite, and is refused otherwise: the constraint bounds the margin that it
-    would move.
+    A data set's `margin` column works as in TRL where delta is infinite, and is refused otherwise:
+    the constraint bounds the margin that it would move.
     """
 
     _tag_names = ["trl", "reward-trainer", "pcrm"]  # noqa: RUF012  (TRL's own form)
@@ -62,33 +60,38 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
             self._check_token_form()
         if self._eta:
             self._check_demonstrations()
-        head = _language_model_head(self.model) if self._eta else None
-        self._read_out = _ReadOut(head) if self._eta or self.settings.form == "token" else None
-        self._start()
+        head = language_model_head(self.model) if self._eta else None
+        self._token_scores = TokenScores(head) if self._eta or self.settings.form == "token" else None
+        self._finish(args)
 
-    def _with_prior(self, dataset: Any, args: Any, name: str) -> Any:
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        if not self.constrained:
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if "margin" in (dataset.column_names or ()):
             self._refuse_margin()
-        return super()._with_prior(dataset, args, name)
+        dataset = self._prior_column.add(dataset, dataset_name)
+        return self._make_drawable(super()._prepare_dataset(dataset, processing_class, args, dataset_name), args)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         if not self.constrained:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        inputs = dict(inputs)
-        prior = inputs.pop("prior", None)  # whatever stays reaches model(**inputs)
-        drawn = self._drawn(inputs)
+        inputs, prior, drawn = self._unpack(inputs)  # whatever stays reaches model(**inputs)
         margin_column = inputs.get("margin")
         if margin_column is not None:
             self._refuse_margin()
         with self._reading(inputs) as seen:
             # TRL's own pass for its metrics; its loss is not used and costs no second forward.
-            _, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        chosen, rejected = _upcast(outputs.logits.squeeze(-1)).chunk(2)  # pyright: ignore[reportAttributeAccessIssue]
+            result: Any = super().compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
+        outputs = result[1]
+        chosen, rejected = upcast(outputs.logits.squeeze(-1)).chunk(2)
         delta, origin = delta_of(self.constraint, prior)
         if self.settings.form == "token":
-            loss = self._token_loss(seen["scores"], inputs, delta, origin)
+            assert seen.scores is not None
+            loss = self._token_loss(seen.scores, inputs, delta, origin)
         else:
             # Half of the column each way moves their difference by all of it, and their sum,
             # which is centered, not at all.
@@ -106,14 +109,16 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
             # The centering adds the same to both, which their difference does not see.
             by_chosen, by_rejected = torch.autograd.grad(loss.sum(), (chosen, rejected), retain_graph=True)
             loss = self._weighted(loss, drawn, (by_chosen - by_rejected) / 2)
-        nll = None
-        if self._eta:
-            by_pair, tokens = seen["nll"], seen["tokens"]
+        if seen.demonstrations is not None:
+            by_pair, tokens = seen.demonstrations
             # All pairs may have equal responses, and the mean of nothing is NaN.
             loss = loss + self._eta * by_pair.sum() / tokens.sum().clamp(min=1)
-            nll = by_pair.detach(), tokens
-        self._log_constraint(chosen.detach() - rejected.detach(), delta, prior, nll)
+        self._add_metrics(chosen.detach() - rejected.detach(), delta, prior, seen.demonstrations)
         return (loss, outputs) if return_outputs else loss
+
+    def _reading(self, inputs: dict[str, Any]) -> contextlib.AbstractContextManager[Seen]:
+        reader = self._token_scores
+        return contextlib.nullcontext(Seen()) if reader is None else reader.reading(self.model, inputs)
 
     def _refuse_margin(self) -> None:
         if self.constraint.delta(1.0) < math.inf or self.settings.form == "token":
@@ -123,7 +128,7 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
             )
 
     def _check_token_form(self) -> None:
-        if not _heads(self.model, "score"):
+        if not modules_named(self.model, "score"):
             raise ValueError(
                 f"pcrm_form='token' needs a model whose module 'score' gives a score for each token; {type(self.model).__name__} has none"
             )
@@ -132,47 +137,19 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
             raise ValueError("pcrm_form='token' does not work under FSDP: set pcrm_form='pair'")
 
     def _check_demonstrations(self) -> None:
-        if not _heads(self.model, "score"):
+        if not modules_named(self.model, "score"):
             raise ValueError(
                 f"pcrm_sft_eta needs a model whose module 'score' gets the states of all tokens; {type(self.model).__name__} has none"
             )
-        _language_model_head(self.model)
+        language_model_head(self.model)
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             # The head may hold a part of its weights there when it is called beside the model.
             raise ValueError("pcrm_sft_eta does not work under FSDP or ZeRO-3 for reward models: set it to 0")
 
-    @contextlib.contextmanager
-    def _reading(self, inputs: dict[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
-        """What `_read_out` computes in this block, which is there at its end.
-
-        It takes the place of the model's module `score` and calls it. A hook would not do:
-        torch.compile reuses a graph that it compiled without the hook, and the hook is never
-        called. The other module's type makes torch.compile compile anew.
-        """
-        seen: dict[str, torch.Tensor] = {}
-        if self._read_out is None:
-            yield seen
-            return
-        name, score = _heads(self.model, "score")[0]
-        model: Any = self.model
-        parent = model.get_submodule(name.rpartition(".")[0])
-        self._read_out.begin(score, inputs)
-        parent.score = self._read_out
-        try:
-            yield seen
-        finally:
-            parent.score = score
-            seen |= self._read_out.end()
-        if not seen:
-            raise RuntimeError(
-                f"the module {name!r} of {type(model).__name__} must compute the scores, got a forward pass that "
-                "does not call it: pcrm_form='token' and pcrm_sft_eta do not work with this model"
-            )
-
     def _token_loss(
         self, scores: torch.Tensor, inputs: dict[str, Any], delta: torch.Tensor | float, origin: Origin
     ) -> torch.Tensor:
-        ids, scores = inputs["input_ids"], _upcast(scores.squeeze(-1))
+        ids, scores = inputs["input_ids"], upcast(scores.squeeze(-1))
         if scores.shape != ids.shape:
             raise RuntimeError(
                 f"the module 'score' must give one score for each token, shape {tuple(ids.shape)}, got "
@@ -183,79 +160,3 @@ class PCRMRewardTrainer(Constrained, RewardTrainer):
         chosen_mask, rejected_mask = inputs["attention_mask"].chunk(2)
         masks = {"chosen_mask": chosen_mask, "rejected_mask": rejected_mask}
         return pcrm_token_loss(chosen, rejected, chosen_ids, rejected_ids, delta, **masks, origin=origin)
-
-
-class _ReadOut(torch.nn.Module):
-    """A reward model's `score` that also keeps the scores of all tokens and, with a
-    language-model head, the likelihood of the chosen responses.
-
-    It runs inside the model's forward pass: there the types are those of mixed precision, and DDP
-    sees which parameters are used.
-    """
-
-    def __init__(self, head: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
-        super().__init__()
-        # In tuples, so that the model's modules do not become this module's.
-        self._head = (head,)
-
-    def begin(self, score: torch.nn.Module, inputs: dict[str, Any]) -> None:
-        """Take the place of `score` for a batch."""
-        self._score = (score,)
-        self._scores = self._nll = self._inside = self._targets = None
-        if self._head[0] is None:
-            return
-        (ids, others), (real, theirs) = inputs["input_ids"].chunk(2), inputs["attention_mask"].bool().chunk(2)
-        inside = (((ids != others) | (real != theirs)).cumsum(1) > 0) & real
-        self._inside, self._targets = inside[:, 1:], ids[:, 1:]
-
-    def end(self) -> dict[str, torch.Tensor]:
-        """The scores of all tokens, the sum of each pair's NLL, and its number of tokens."""
-        seen = {"scores": self._scores, "nll": self._nll}
-        if self._inside is not None:
-            seen["tokens"] = self._inside.sum(1)
-        self._score = self._scores = self._nll = self._inside = self._targets = None
-        return {name: x for name, x in seen.items() if x is not None} if seen["scores"] is not None else {}
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        assert self._score is not None
-        self._scores = scores = self._score[0](states)
-        head, inside, targets = self._head[0], self._inside, self._targets
-        if head is None or inside is None or targets is None:
-            return scores
-        logits = _upcast(head(states[: len(inside), :-1][inside]))
-        by_token = F.cross_entropy(logits, targets[inside], reduction="none")
-        self._nll = by_token.new_zeros(inside.shape).masked_scatter(inside, by_token).sum(1)
-        return scores + 0 * self._nll.sum()  # DDP takes what no output depends on for unused
-
-
-def _heads(model: Any, kind: str) -> list[tuple[str, torch.nn.Module]]:
-    """The names and modules whose last name is `kind`."""
-    return [(name, module) for name, module in model.named_modules() if name.split(".")[-1] == kind]
-
-
-def _language_model_head(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What makes logits of the model's last states.
-
-    Raises:
-        ValueError: the model has none, or one that does more than a linear map.
-    """
-    config = model.config.get_text_config()
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier"):
-        if (value := getattr(config, name, None)) not in (None, 1):
-            raise ValueError(
-                f"pcrm_sft_eta needs logits that are linear in the last states; {type(model).__name__} has {name}={value}"
-            )
-    if heads := _heads(model, "lm_head"):
-        return heads[0][1]
-    if not getattr(config, "tie_word_embeddings", False):
-        raise ValueError(
-            f"pcrm_sft_eta needs a language-model head, and {type(model).__name__} has neither a module 'lm_head' nor "
-            "tied embeddings: set model.lm_head to that of the language model it comes from"
-        )
-    embeddings = model.get_input_embeddings()
-    return lambda states: F.linear(states, embeddings.weight)
-
-
-def _upcast(rewards: torch.Tensor) -> torch.Tensor:
-    """The difference of two bfloat16 scores has few digits left."""
-    return rewards if rewards.dtype == torch.float64 else rewards.float()

@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import shutil
 import warnings
@@ -23,6 +22,7 @@ from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from ... import _check
 from ..._pretrained import load_model, load_tokenizer
 from ..._printable import printable
 from ..reward_model import identity_of
@@ -63,22 +63,17 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.algorithm not in _TRAINERS:
-            raise ValueError(f"algorithm is {self.algorithm!r}, must be one of {', '.join(_TRAINERS)}")
-        for name, least in (("steps", 1), ("prompts", 1), ("generations", 2), ("max_new_tokens", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}, must be an integer of at least {least}")
-        for name, low in (("temperature", 0), ("learning_rate", 0)):
-            value = getattr(self, name)
-            if value is not None and not low < value < math.inf:
-                raise ValueError(f"{name} is {value}, must be greater than {low} and finite")
-        if self.beta is not None and not 0 <= self.beta < math.inf:
-            raise ValueError(f"beta is {self.beta}, must be at least 0 and finite")
-        if self.batch_size is not None and (self.batch_size < 1 or self.prompts * self.generations % self.batch_size):
-            raise ValueError(
-                f"batch_size is {self.batch_size}, must divide the {self.prompts * self.generations} responses of a step"
-            )
+        _check.one_of("algorithm", self.algorithm, _TRAINERS)
+        for name, least in (("steps", 1), ("prompts", 1), ("generations", 2), ("max_new_tokens", 1), ("seed", 0)):
+            _check.integer(name, getattr(self, name), least)
+        _check.positive("temperature", self.temperature)
+        if self.learning_rate is not None:
+            _check.positive("learning_rate", self.learning_rate)
+        if self.beta is not None:
+            _check.at_least_0("beta", self.beta)
+        total = self.prompts * self.generations
+        if self.batch_size is not None and total % _check.integer("batch_size", self.batch_size, 1):
+            raise ValueError(f"batch_size must divide the {total} responses of a step, got {self.batch_size}")
 
 
 @dataclass(frozen=True)
@@ -136,7 +131,7 @@ def train(
     settings = settings or Settings()
     out = Path(out)
     if len(prompts) < settings.prompts:
-        raise ValueError(f"prompts are {len(prompts)}, a step takes {settings.prompts}")
+        raise ValueError(f"prompts must be at least {settings.prompts}, as many as a step takes, got {len(prompts)}")
     tokenizer = load_tokenizer(policy, padding_side="left")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{os.fspath(policy)}: its tokenizer has no token that ends a text")
@@ -311,5 +306,5 @@ def _finite(what: str, rewards: Any) -> np.ndarray:
     array = np.asarray(rewards, np.float64)
     if not np.isfinite(array).all():
         i = int(np.flatnonzero(~np.isfinite(array))[0])
-        raise ValueError(f"{what} gives response {i} the reward {array[i]}, must be finite")
+        raise ValueError(f"The {what} reward of response {i} must be finite, got {array[i]}")
     return array

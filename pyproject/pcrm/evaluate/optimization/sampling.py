@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ... import _check
 from ..._pretrained import load_model, load_tokenizer, longest
-from ..._version import __version__
-from ...data.preferences import RowError
-from ...data.resumable import Output
-from ...data.sources import Source, open_source
+from ...data.preferences import RowError, listed
+from ...data.row_pipeline import BadRowError, ParsedRows, RowPipeline
+from ...data.sources import open_source
+from ...data.writers import Columns
 from ..reward_model import identity_of
 from .pools import made
 
@@ -35,6 +36,7 @@ class Policy:
 
     Raises:
         OSError: there is no such checkpoint, or no tokenizer in it.
+        TypeError: a number is of another type.
         ValueError: the tokenizer has no token that ends a text; an argument out of its range.
     """
 
@@ -49,12 +51,9 @@ class Policy:
     ) -> None:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
-        for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}, must be an integer of at least 1")
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature is {temperature}, must be greater than 0 and finite")
-        self.name, self.batch_size = os.fspath(model), batch_size
+        max_new_tokens = _check.integer("max_new_tokens", max_new_tokens, 1)
+        temperature = _check.positive("temperature", temperature)
+        self.name, self.batch_size = os.fspath(model), _check.integer("batch_size", batch_size, 1)
         self.tokenizer = load_tokenizer(self.name, padding_side="left")
         if self.tokenizer.eos_token_id is None:
             raise ValueError(f"{self.name}: its tokenizer has no token that ends a text")
@@ -81,7 +80,7 @@ class Policy:
             "--policy": identity_of(self.name, self._model.config),
             "--max-new-tokens": max_new_tokens,
             "--temperature": temperature,
-            "--batch-size": batch_size,
+            "--batch-size": self.batch_size,
         }
 
     @torch.inference_mode()
@@ -141,37 +140,32 @@ def sample(
     Raises:
         OSError, ValueError: as `pcrm score`; a row without a prompt, or with responses already.
     """
-    if samples < 1 or seed < 0:
-        raise ValueError(f"samples is {samples} and seed {seed}, must be at least 1 and 0")
-    rows = open_source(source, split)
-    settings = policy.settings | {"--samples": samples, "--seed": seed, "pcrm": __version__} | rows.identity
-    made(Path(out), settings, lambda: _sample(policy, rows, out, settings, samples, seed))
+    samples, seed = _check.integer("samples", samples, 1), _check.integer("seed", seed)
+    opened = open_source(source, split)
+    settings = policy.settings | {"--samples": samples, "--seed": seed}
+
+    def compute(rows: ParsedRows[Any]) -> Columns:
+        try:
+            return {"responses": policy.sample(list(rows.values.values()), samples, (seed, rows.batch.start))}
+        except RowError as error:
+            raise BadRowError(f"{rows.batch.place(rows.kept[error.row or 0])}: {error.message}") from None
+
+    def make() -> None:
+        RowPipeline(
+            opened,
+            out,
+            parse=_prompt,
+            adds=("responses",),
+            settings=settings,
+            input_name="POOL",
+            batch_rows=_SHARD_PROMPTS,
+            unit="prompts",
+        ).run(compute, "sampling")
+
+    made(Path(out), settings | opened.identity, make)
 
 
-def _sample(
-    policy: Policy, rows: Source, out: str | os.PathLike[str], settings: dict[str, Any], samples: int, seed: int
-) -> None:
-    from tqdm import tqdm
-
-    with Output(out, settings, skip=False) as output:
-        bar = tqdm(total=rows.total, initial=output.position, desc="sampling", unit=" prompts", disable=None)
-        with bar:
-            for batch in rows.batches(output.position, _SHARD_PROMPTS):
-                prompts = []
-                for i, row in enumerate(batch.rows()):
-                    if isinstance(row, RowError):
-                        raise ValueError(f"{batch.place(i)}: {row.message}")
-                    if row.get("prompt") is None:
-                        raise ValueError(f"{batch.place(i)}: has no prompt, its keys are {', '.join(row)}")
-                    if "responses" in row:
-                        raise ValueError(f"{batch.place(i)}: has responses already, which are to be sampled")
-                    prompts.append(row["prompt"])
-                try:
-                    responses = policy.sample(prompts, samples, (seed, batch.start))
-                except RowError as error:
-                    raise ValueError(f"{batch.place(error.row or 0)}: {error.message}") from None
-                output.write(batch, {"responses": responses}, list(range(len(batch))), [])
-                bar.update(len(batch))
-        if not output.rows:
-            raise ValueError(f"{rows.name}: holds no rows")
-        output.finish()
+def _prompt(row: dict[str, Any]) -> Any:
+    if row.get("prompt") is None:
+        raise RowError(f"has no prompt, its keys are {listed(row)}")
+    return row["prompt"]

@@ -18,10 +18,10 @@ import numpy as np
 
 from ..._printable import printable
 from ..._version import __version__
-from ..report import figures, page, style
-from ..report.figures import Figure
+from ..pages import page, style
+from ..pages.figure import Figure
 from ..statistics import Floats
-from . import COEFFICIENTS, Curve, Reference, best_of_n, reference, softmax_policy
+from . import COEFFICIENTS, Curve, Reference, best_of_n, figures, reference, softmax_policy
 from .pools import Pools
 
 if TYPE_CHECKING:

@@ -1,7 +1,5 @@
-"""What a reward model's scores are like: numbers, figures and a page of both.
+"""`pcrm report`: what a reward model's scores are like, as numbers, figures and a page of both.
 
-reading     score files into arrays
-statistics  numbers of arrays, which Go computes
-figures     pictures of both, as SVG
-page        the self-contained report.html
+summary  the numbers of all models, and the files that have them
+figures  their pictures
 """

@@ -12,10 +12,11 @@ import numpy as np
 from ..._version import __version__
 from ...settings import Constraint
 from .. import statistics
+from ..pages import page, style
+from ..pages.figure import Figure
 from ..scores import Scores
 from ..statistics import Estimates
-from . import figures, page, style
-from .figures import Figure
+from . import figures
 
 # The keys of summary.json in their order, with what the table calls them; None starts a new part.
 _LABELS: dict[str, str | None] = {
@@ -68,7 +69,7 @@ def write(models: list[Scores], out: str | os.PathLike[str], constraint: Constra
     """Write summary.json, report.html and the figures as SVG into a folder, which is created.
 
     Args:
-        models: At least one, as `reading.read` gives them.
+        models: At least one, as `scores.read` gives them.
         constraint: Gives the target curve, the residuals and the violation rate.
 
     Returns:

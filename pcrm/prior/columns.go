@@ -1,0 +1,42 @@
+package prior
+
+import (
+	"github.com/pcrm-project/pcrm/pcrm/internal/argument"
+	"github.com/pcrm-project/pcrm/pcrm/internal/parallel"
+)
+
+// eachPair writes f of each pair of rows to dst.
+func eachPair[F Float, I, O Int](dst []F, chosen []I, chosenOffsets []O, rejected []I, rejectedOffsets []O, f func(c, r []I) float64) error {
+	if err := checkOffsets("chosen_ids", len(dst), len(chosen), chosenOffsets); err != nil {
+		return err
+	}
+	if err := checkOffsets("rejected_ids", len(dst), len(rejected), rejectedOffsets); err != nil {
+		return err
+	}
+	parallel.Rows(len(dst), raggedGrain(len(dst), len(chosen)+len(rejected)), func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			dst[i] = F(f(chosen[chosenOffsets[i]:chosenOffsets[i+1]], rejected[rejectedOffsets[i]:rejectedOffsets[i+1]]))
+		}
+	})
+	return nil
+}
+
+// raggedGrain returns how many rows of their mean length hold some 64 Ki values: a
+// worker then has a task of ten microseconds or more.
+func raggedGrain(rows, values int) int {
+	return 1 + int(min(1, (1<<16)/float64(values+1))*float64(rows))
+}
+
+func checkOffsets[O Int](name string, rows, values int, offsets []O) error {
+	if len(offsets) != rows+1 {
+		return argument.Errorf(name, -1, "have %d offsets, %d rows need %d", len(offsets), rows, rows+1)
+	}
+	last := O(0)
+	for i, o := range offsets {
+		if o < last || int64(o) > int64(values) {
+			return argument.Errorf(name, i, "has offset %d, must be in [%d, %d]", o, last, values)
+		}
+		last = o
+	}
+	return nil
+}

@@ -1,0 +1,205 @@
+package prior
+
+import (
+	"math"
+
+	"github.com/pcrm-project/pcrm/pcrm/internal/argument"
+	"github.com/pcrm-project/pcrm/pcrm/internal/half"
+	"github.com/pcrm-project/pcrm/pcrm/internal/parallel"
+)
+
+// Float16 holds the bits of an IEEE 754 half-precision number, which Go has no
+// arithmetic for.
+type Float16 uint16
+
+// Float64 converts exactly; a NaN stays a NaN, of unspecified payload.
+func (h Float16) Float64() float64 { return half.Float64(uint16(h)) }
+
+// Element is what an embedding may be made of.
+type Element interface{ float32 | float64 | Float16 }
+
+// Cosine returns the cosine of two embeddings,
+//
+//	a·b / sqrt(a·a b·b)
+//
+// computed in float64 and clamped to [-1, 1]; equal embeddings give exactly 1.
+//
+// Errors, each an [*pcrm.ArgumentError]: embeddings that are empty or of different
+// lengths; a zero vector, which has no direction; a NaN or infinite element.
+func Cosine[E Element](a, b []E) (float64, error) {
+	if err := checkEmbeddings(1, len(a), len(a), len(b)); err != nil {
+		return 0, err
+	}
+	c := cosine(a, b)
+	if c != c {
+		return 0, embeddingError(a, b, -1)
+	}
+	return c, nil
+}
+
+// Cosines writes the prior similarity of each pair of rows to dst, rounded once
+// (arXiv 2404.00978, section 3.2.2). a and b hold len(dst) rows of dim elements
+// each, without gaps. With c the [Cosine] of two rows, clamped to [0, 1],
+//
+//	angular: s = (pi - acos(c))/pi, in [0.5, 1]
+//	else:    s = c,                 in [0, 1]
+//
+// The paper's reward models use the angular form, its DPO script the other. Rows
+// that point the same way have s = 1; rows at a right angle or more have 0.5 and 0.
+//
+// Errors, each an [*pcrm.ArgumentError]: dim < 1; a or b not of len(dst)*dim elements; a
+// row that is all zero, or holds a NaN or an infinity (the first such row is
+// named); dst is then undefined. No rows at all are allowed.
+func Cosines[F Float, E Element](dst []F, a, b []E, dim int, angular bool) error {
+	if err := checkEmbeddings(len(dst), dim, len(a), len(b)); err != nil {
+		return err
+	}
+	var bad parallel.FirstRow
+	parallel.Rows(len(dst), 1+1<<15/dim, func(lo, hi int) {
+		for i := lo; i < hi; i++ {
+			c := cosine(a[i*dim:(i+1)*dim], b[i*dim:(i+1)*dim])
+			if c != c {
+				bad.Report(i)
+				return
+			}
+			s := max(c, 0)
+			if angular {
+				s = (math.Pi - math.Acos(s)) / math.Pi
+			}
+			dst[i] = F(s)
+		}
+	})
+	if i := bad.Row(); i >= 0 {
+		return embeddingError(a[i*dim:(i+1)*dim], b[i*dim:(i+1)*dim], i)
+	}
+	return nil
+}
+
+func checkEmbeddings(rows, dim, a, b int) error {
+	switch {
+	case dim < 1:
+		return argument.Errorf("dim", -1, "is %d, must be at least 1", dim)
+	case a%dim != 0 || a/dim != rows: // rows*dim might overflow
+		return argument.Errorf("a", -1, "has %d elements, %d rows of %d were expected", a, rows, dim)
+	case b != a:
+		return argument.Errorf("b", -1, "has %d elements, a has %d", b, a)
+	}
+	return nil
+}
+
+// embeddingError says why the cosine of two rows is NaN.
+func embeddingError[E Element](a, b []E, row int) error {
+	name := "a"
+	m := magnitude(a)
+	if m > 0 && m <= math.MaxFloat64 {
+		name, m = "b", magnitude(b)
+	}
+	if m == 0 {
+		return argument.Errorf(name, row, "is a zero vector, which has no direction")
+	}
+	return argument.Errorf(name, row, "has a NaN or infinite element, must be finite")
+}
+
+// cosine is NaN where either vector is zero or not finite.
+func cosine[E Element](a, b []E) float64 {
+	ab, aa, bb := products(a, b)
+	// Outside of this range aa*bb or a square has overflowed or lost digits, which
+	// takes float64 elements: scaling by powers of two rounds nothing that matters.
+	if !(aa > 0x1p-500 && aa < 0x1p500 && bb > 0x1p-500 && bb < 0x1p500) {
+		ma, mb := magnitude(a), magnitude(b)
+		if !(ma > 0 && ma <= math.MaxFloat64 && mb > 0 && mb <= math.MaxFloat64) {
+			return math.NaN()
+		}
+		ab, aa, bb = scaledProducts(a, b, exponent(ma), exponent(mb))
+	}
+	// sqrt(x*x) is exactly x, so that equal vectors have exactly 1.
+	return max(-1, min(1, ab/math.Sqrt(aa*bb)))
+}
+
+// exponent returns a power of two s for which m*s is in [2^-60, 2): neither s nor
+// the quotient of two elements that matter leaves float64.
+func exponent(m float64) float64 {
+	_, e := math.Frexp(m)
+	return math.Ldexp(1, min(1-e, 1020))
+}
+
+// magnitude returns the largest absolute value, NaN where an element is NaN.
+func magnitude[E Element](x []E) float64 {
+	m := 0.0
+	for _, v := range x {
+		m = max(m, math.Abs(wide(v)))
+	}
+	return m
+}
+
+func wide[E Element](v E) float64 {
+	if h, ok := any(v).(Float16); ok {
+		return h.Float64()
+	}
+	return float64(v)
+}
+
+// products is
+//
+//	for i := range a { ab += a[i]*b[i]; aa += a[i]*a[i]; bb += b[i]*b[i] }
+//
+// in float64. It asks once what the elements are, which wide would do for each.
+func products[E Element](a, b []E) (ab, aa, bb float64) {
+	switch x := any(a).(type) {
+	case []float32:
+		return products32(x, any(b).([]float32))
+	case []float64:
+		return scalarProducts(x, any(b).([]float64))
+	}
+	return halfProducts(any(a).([]Float16), any(b).([]Float16))
+}
+
+// scalarProducts has two sums each: one would wait for its last addition, and more
+// leave no register for the products.
+func scalarProducts[F Float](a, b []F) (ab, aa, bb float64) {
+	var ab1, aa1, bb1 float64
+	for len(a) >= 2 && len(b) >= 2 {
+		x0, x1, y0, y1 := float64(a[0]), float64(a[1]), float64(b[0]), float64(b[1])
+		ab, ab1 = ab+x0*y0, ab1+x1*y1
+		aa, aa1 = aa+x0*x0, aa1+x1*x1
+		bb, bb1 = bb+y0*y0, bb1+y1*y1
+		a, b = a[2:], b[2:]
+	}
+	if len(a) > 0 {
+		x, y := float64(a[0]), float64(b[0])
+		ab, aa, bb = ab+x*y, aa+x*x, bb+y*y
+	}
+	return ab + ab1, aa + aa1, bb + bb1
+}
+
+// halfProducts converts some elements at a time. All are NaN where one element is an
+// infinity or a NaN.
+func halfProducts(a, b []Float16) (ab, aa, bb float64) {
+	var x, y [128]float32
+	var special Float16 // its highest bit is that of an exponent of ones plus one
+	for len(a) > 0 {
+		n := min(len(a), len(x))
+		for i, h := range a[:n] {
+			g := b[i]
+			x[i&127], y[i&127] = half.Finite(uint16(h)), half.Finite(uint16(g))
+			special |= (h&0x7c00 + 0x400) | (g&0x7c00 + 0x400)
+		}
+		ab1, aa1, bb1 := products32(x[:n], y[:n])
+		ab, aa, bb = ab+ab1, aa+aa1, bb+bb1
+		a, b = a[n:], b[n:]
+	}
+	if special&0x8000 != 0 {
+		nan := math.NaN()
+		return nan, nan, nan
+	}
+	return ab, aa, bb
+}
+
+// scaledProducts is products of a*sa and b*sb.
+func scaledProducts[E Element](a, b []E, sa, sb float64) (ab, aa, bb float64) {
+	for i, v := range a {
+		x, y := wide(v)*sa, wide(b[i])*sb
+		ab, aa, bb = ab+x*y, aa+x*x, bb+y*y
+	}
+	return ab, aa, bb
+}

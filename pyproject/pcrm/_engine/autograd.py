@@ -1,0 +1,119 @@
+"""A native loss in torch's graph: forward computes the gradient too, and backward only scales it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import cuda, trace
+from .losses import Loss, next_step, record
+from .tensors import is_readable
+
+Tensor = torch.Tensor
+
+# Whether the graph of the backward pass that is running will be kept. Not known before
+# torch 2.5: then it may be.
+_graph_is_kept: Callable[[], bool] = getattr(
+    torch._C._autograd,  # pyright: ignore[reportAttributeAccessIssue]
+    "_get_current_graph_task_keep_graph",
+    lambda: True,
+)
+
+
+class LossWithGradient(torch.autograd.Function):
+    """A loss whose gradient was computed with it. Every microsecond here is felt: at eight
+    pairs the loss itself takes one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        chosen: Tensor,
+        rejected: Tensor,
+        loss: Loss,
+        served: Any,
+        arguments: tuple[Any, ...],
+        origin: trace.Origin,
+    ) -> Any:
+        device = served if type(served) is cuda.Device else None
+        compute = loss.go if device is None else loss.cuda
+        results = compute(served, True, chosen, rejected, *arguments)
+        if (step := next_step()) is not None:
+            name = "go" if device is None else "cuda"
+            record(step, loss, name, chosen, rejected, arguments, results, *origin)
+        value, by_chosen, by_rejected, *more = results
+        # Not save_for_backward, which is slower: nobody else holds the gradients, and of the
+        # scores only what they depend on is wanted, for _OnceDifferentiable.
+        ctx.results, ctx.dtype, ctx.scores = (by_chosen, by_rejected, device), chosen.dtype, (chosen, rejected)
+        if not more:
+            return value
+        ctx.mark_non_differentiable(*more)
+        return value, *more
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if ctx.results is None:
+            raise RuntimeError(
+                "a pcrm loss was differentiated a second time: its gradient is gone, as the first time was "
+                "without retain_graph=True"
+            )
+        chosen, rejected, device = ctx.results
+        kept = _graph_is_kept()
+        # vmap and is_grads_batched=True send several gradients at once, which do not fit in place,
+        # and the values of a wrapper cannot be read.
+        by_torch = (
+            torch._C._functorch.is_legacy_batchedtensor(grad_loss)  # pyright: ignore[reportAttributeAccessIssue]
+            or not is_readable(grad_loss)
+        )
+        if not kept and not by_torch:
+            ctx.results = None  # nobody comes after us: they can be given away, and scaled in place
+        if by_torch or (kept and device is None):
+            chosen, rejected = scaled(chosen, grad_loss, ctx.dtype), scaled(rejected, grad_loss, ctx.dtype)
+        elif device is not None:
+            chosen, rejected = cuda.scale(device, (chosen, rejected), grad_loss, ctx.dtype, in_place=not kept)
+        else:
+            if grad_loss.dim() or grad_loss.item() != 1:  # on the CPU a look costs nothing
+                grad_loss = _aligned(grad_loss, chosen)
+                chosen, rejected = chosen.mul_(grad_loss), rejected.mul_(grad_loss)
+            if ctx.dtype is not chosen.dtype:
+                chosen, rejected = chosen.to(ctx.dtype), rejected.to(ctx.dtype)
+        if torch.is_grad_enabled():  # create_graph=True: whoever differentiates again gets a clear error
+            chosen, rejected = _OnceDifferentiable.apply(chosen.detach(), rejected.detach(), grad_loss, *ctx.scores)
+        return chosen, rejected, None, None, None, None
+
+
+def scaled(gradient: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
+    return (gradient * _aligned(grad_loss, gradient)).to(dtype)
+
+
+def _aligned(grad_loss: Tensor, gradient: Tensor) -> Tensor:
+    """The incoming gradient, a scalar or of shape (B,), for gradients of shape (B,) or (B, L)."""
+    return grad_loss[:, None] if 0 < grad_loss.dim() < gradient.dim() else grad_loss
+
+
+NO_SECOND_DERIVATIVE = (
+    "the gradient of a pcrm loss was differentiated, which native backends do not support: "
+    "use pcrm.backends.use_backend('torch') for second derivatives"
+)
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    """Two gradients as they are, with an error in the place of their derivative by what
+    they depend on.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(chosen: Tensor, rejected: Tensor, *depends_on: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return chosen.view_as(chosen), rejected.view_as(rejected)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+        raise RuntimeError(NO_SECOND_DERIVATIVE)

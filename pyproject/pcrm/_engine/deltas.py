@@ -1,0 +1,76 @@
+"""The constraint on tensors: the deltas of similarities, and the fit to them, by Go or by torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import torch_reference
+from .choice import native_for
+from .native import call
+from .tensors import check_dense, is_readable, named_if_wrapped
+
+if TYPE_CHECKING:
+    from ..settings import Constraint
+
+Tensor = torch.Tensor
+
+
+def delta(constraint: Constraint, s: Tensor) -> Tensor:
+    """`Constraint.delta` of a tensor, which describes it."""
+    check_dense("s", s)
+    if not s.is_floating_point():
+        raise TypeError(f"similarities have dtype {s.dtype}, must be floating point")
+    s = s.detach()
+    if s.dtype not in (torch.float32, torch.float64):
+        s = s.float()
+    if torch.compiler.is_compiling():
+        return _reference(constraint, s)
+    native = native_for("s", s)
+    if native is None:
+        if s.is_cpu:
+            check_similarities(s)
+        with named_if_wrapped(s=s):
+            return _reference(constraint, s)
+    s = s.resolve_neg().contiguous()
+    result = torch.empty_like(s)
+    addresses = (result.data_ptr(), s.data_ptr(), constraint.numbers.buffer_info()[0])
+    call(native.bridge_Deltas, s.element_size(), s.numel(), *addresses)
+    return result
+
+
+def _reference(constraint: Constraint, s: Tensor) -> Tensor:
+    c = constraint
+    if c.low is not None and c.high is not None:
+        return torch_reference.random_delta(s, c.low, c.high)
+    return torch_reference.delta(s, c.beta1, c.beta2, c.beta3, c.floor, c.cap)
+
+
+def fit(similarities: Any, *targets: float) -> tuple[float, ...]:
+    """The five numbers of `Constraint.fit`, of a tensor of `vector`, or of another buffer of float64."""
+    is_tensor = isinstance(similarities, Tensor)
+    s = similarities if is_tensor else torch.frombuffer(bytearray(similarities), dtype=torch.float64)
+    native = native_for("similarities", s)
+    if native is None:
+        with named_if_wrapped(similarities=s):
+            return torch_reference.fit(s, *targets)
+    fitted = torch.empty(5, dtype=torch.float64, device="cpu")
+    call(native.bridge_Fit, s.numel(), fitted.data_ptr(), s.data_ptr(), *targets)
+    return tuple(fitted.tolist())
+
+
+def vector(similarities: Tensor) -> Tensor:
+    """A tensor of similarities as contiguous float64 on the CPU."""
+    check_dense("similarities", similarities)
+    if similarities.dtype == torch.bool or similarities.is_complex():
+        raise TypeError(f"similarities have dtype {similarities.dtype}, must be real numbers")
+    return similarities.detach().to("cpu", torch.float64).resolve_neg().contiguous()
+
+
+def check_similarities(s: Tensor, name: str = "similarities") -> None:
+    """Refuse a similarity that is NaN or outside [0, 1]: a ValueError names the first one."""
+    good = (s >= 0) & (s <= 1)
+    if is_readable(good) and not good.all():
+        index = int((~good).flatten().nonzero()[0])
+        raise ValueError(f"{name}[{index}] is {s.flatten()[index].item():g}, must be in [0, 1]")

@@ -1,0 +1,120 @@
+"""Rows of Arrow tables as Python values.
+
+Columns of JSON texts, the feature `Json` of `datasets`, have the values of these texts, as the
+same rows have in JSON Lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from .json_values import json_value
+from .preferences import RowError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# What Python's values cannot hold of Arrow's: a date past the year 9999, a struct with a name twice.
+_NO_VALUE = (ValueError, OverflowError, KeyError)
+
+
+def rows_of(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any] | RowError]:
+    """Each row of an Arrow table, or what is wrong with it. The values of JSON texts stand in their places."""
+    try:
+        rows: list[Any] = table.to_pylist()
+    except _NO_VALUE as error:
+        if len(table) == 1:
+            return [RowError(f"has a value that Python has not: {error}")]
+        return [row for i in range(len(table)) for row in rows_of(table.slice(i, 1))]
+    for name, decode in _decoders(table.schema).items():
+        for i, row in enumerate(rows):
+            if not isinstance(row, RowError):
+                try:
+                    row[name] = decode(row[name])
+                except RowError as error:
+                    rows[i] = RowError(f"{name} {error.message}")
+    return rows
+
+
+_Decode = Callable[[Any], Any]
+
+
+def _decoders(fields: Iterable[pa.Field]) -> dict[str, _Decode]:
+    """By the names of the fields that hold JSON texts, at any depth: what turns a Python value of
+    the field into one with the values of these texts.
+    """
+    return {field.name: decode for field in fields if (decode := _decoder(field)) is not None}
+
+
+def _decoder(field: pa.Field) -> _Decode | None:
+    import pyarrow as pa
+
+    kind, types = field.type, pa.types
+    # Before version 19 pyarrow has no such type. The field then says of texts that they are JSON.
+    extension = getattr(kind, "extension_name", None) or (field.metadata or {}).get(b"ARROW:extension:name")
+    if extension in ("arrow.json", b"arrow.json"):
+        decode: _Decode | None = _of_text
+    elif types.is_struct(kind):
+        decode = _of_struct(_decoders(kind.field(i) for i in range(kind.num_fields)))
+    elif types.is_map(kind):
+        decode = _of_map(_decoder(kind.key_field), _decoder(kind.item_field))
+    elif types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+        decode = _decoder(pa.field(field.name, kind.value_type))
+    else:
+        inside = getattr(kind, "value_field", None)  # of the elements of any type of list
+        decode = None if inside is None else _of_list(_decoder(inside))
+    return decode and (lambda x: None if x is None else decode(x))
+
+
+def _of_text(text: str) -> Any:
+    return json_value(text.encode())
+
+
+def _of_struct(inner: dict[str, _Decode]) -> _Decode | None:
+    return (lambda x: x | {name: decode(x[name]) for name, decode in inner.items()}) if inner else None
+
+
+def _of_map(key: _Decode | None, item: _Decode | None) -> _Decode | None:
+    if key is None and item is None:
+        return None
+    return lambda x: [(key(k) if key else k, item(v) if item else v) for k, v in x]
+
+
+def _of_list(decode: _Decode | None) -> _Decode | None:
+    return decode and (lambda x: [decode(v) for v in x])
+
+
+def casts_exactly(field: pa.Field, wanted: pa.DataType) -> bool:
+    """Whether a field's values are of the wanted kind already, a number or a text, so that a cast
+    changes their type and not what they are. JSON texts, and decimals, whose digits a cast may
+    round otherwise than Python, are not.
+    """
+    import pyarrow as pa
+
+    kind, types = field.type, pa.types
+    if types.is_null(kind):
+        return True
+    if _decoder(field) is not None:
+        return False
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_list(wanted):
+        inside = getattr(kind, "value_field", None)
+        return inside is not None and casts_exactly(inside, wanted.value_type)
+    if types.is_floating(wanted):
+        return types.is_floating(kind) or types.is_integer(kind)
+    if types.is_string(wanted):
+        return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return types.is_struct(wanted) and types.is_struct(kind)
+
+
+def table_fault(table: pa.Table) -> str | None:
+    """Why a table is not what its types say, which files may hold and Arrow does not look for."""
+    import pyarrow as pa
+
+    try:
+        table.validate(full=True)
+    except pa.ArrowException as error:
+        return str(error)
+    return None

@@ -1,0 +1,120 @@
+"""Rows of unlike length, of token ids or texts, as Go reads them: values and offsets.
+
+Ids may be tensors, sequences or Arrow columns. Those of Arrow columns are read where they lie.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, chain, pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..settings.similarities import address
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Column = torch.Tensor | array[int] | np.ndarray
+
+Ids = torch.Tensor | Sequence[Sequence[int]] | Any  # Any is an Arrow column
+
+
+class Ragged:
+    """Rows as Go reads them: values and offsets, kept alive together."""
+
+    def __init__(self, values: Column, offsets: Column) -> None:
+        self.keep = (values, offsets)
+        self.addresses = (*map(address, self.keep), len(values))
+
+    @classmethod
+    def of_ids(cls, name: str, ids: Ids) -> Ragged:
+        if isinstance(ids, torch.Tensor):
+            rows, width = ids.shape
+            # Not flatten, which keeps the strides of a single column or row.
+            values = ids.detach().to("cpu", torch.int64).contiguous().view(-1)
+            return cls(values, torch.arange(rows + 1, device="cpu") * width)
+        if is_arrow(ids):
+            return cls(*arrow_lists(name, ids))
+        try:
+            if not all(map(_holds_ids, set(map(type, ids)))):
+                raise TypeError("not sequences")
+            values = array("q", chain.from_iterable(ids))
+        except (TypeError, OverflowError):
+            rows_of(name, ids)
+            raise
+        return cls(values, array("q", accumulate(map(len, ids), initial=0)))
+
+    @classmethod
+    def of_texts(cls, name: str, texts: Sequence[str]) -> Ragged:
+        encoded = []
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"{name}[{i}] is a {type(text).__name__}, must be a text")
+            try:
+                encoded.append(text.encode())
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{name}[{i}] is no valid Unicode: {error}") from None
+        return cls(array("B", b"".join(encoded)), array("q", accumulate(map(len, encoded), initial=0)))
+
+
+def rows_of(name: str, ids: Ids) -> Sequence[Sequence[int]]:
+    """The rows as integers; an error names the first that has something else."""
+    if isinstance(ids, torch.Tensor):
+        return ids.tolist()
+    if is_arrow(ids):
+        values, offsets = (x.tolist() for x in arrow_lists(name, ids))
+        return [values[start:end] for start, end in pairwise(offsets)]
+    rows = []
+    for i, row in enumerate(ids):
+        try:
+            if not _holds_ids(type(row)):
+                raise TypeError(f"it is a {type(row).__name__}")
+            rows.append(array("q", row))
+        except TypeError as error:
+            raise TypeError(f"{name}[{i}] is no sequence of integers: {error}") from None
+        except OverflowError:
+            raise _out_of_range(name, i) from None
+    return rows
+
+
+def _out_of_range(name: str, row: int) -> ValueError:
+    return ValueError(f"{name}[{row}] has an id that is not in [-2**63, 2**63)")
+
+
+def _holds_ids(kind: type) -> bool:
+    """Whether rows of that type may: the numbers in bytes and the keys of a mapping are none."""
+    return hasattr(kind, "__getitem__") and not issubclass(kind, (Mapping, str, bytes, bytearray))
+
+
+def is_arrow(ids: Ids) -> bool:
+    """Whether it is a column of pyarrow, polars or another library with Arrow's interface."""
+    return hasattr(ids, "__arrow_c_array__") or hasattr(ids, "__arrow_c_stream__")
+
+
+def arrow_lists(name: str, ids: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The values and offsets of an Arrow column of ids as int64, not copied where they are."""
+    import numpy as np
+    import pyarrow
+    import pyarrow.compute
+
+    column = pyarrow.chunked_array(ids if hasattr(ids, "__arrow_c_stream__") else [pyarrow.array(ids)])
+    kind, types = column.type, pyarrow.types
+    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    if not lists or not types.is_integer(kind.value_type):
+        raise TypeError(f"{name} has the Arrow type {kind}, must be a list of integers")
+    if column.null_count:
+        raise TypeError(f"{name}[{pyarrow.compute.index(column.is_null(), True)}] is null, must be a list of ids")
+    parts = [chunk.flatten() for chunk in column.chunks]
+    if any(part.null_count for part in parts):
+        row = next(i for i, x in enumerate(column) if x.values.null_count)
+        raise TypeError(f"{name}[{row}] is no sequence of integers: it has a null")
+    arrays = [part.to_numpy() for part in parts] or [np.empty(0, np.int64)]
+    values = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    offsets = np.zeros(len(column) + 1, np.int64)
+    np.cumsum(pyarrow.compute.call_function("list_value_length", [column]), out=offsets[1:])
+    if values.dtype == np.uint64 and (over := values >= 2**63).any():
+        raise _out_of_range(name, int(np.searchsorted(offsets, over.argmax(), "right")) - 1)
+    return values.astype(np.int64, copy=False), offsets

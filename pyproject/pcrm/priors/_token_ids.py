@@ -1,0 +1,57 @@
+"""What the priors of token ids share: the checks of ids, and a number for each pair of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .. import _check
+from .._engine.native import call, chosen_library
+from .._engine.tensors import check_dense, is_addressable
+from ._ragged import Ids, Ragged, is_arrow, rows_of
+
+
+def of_token_ids(
+    chosen_ids: Ids,
+    rejected_ids: Ids,
+    pad_token_id: int | None,
+    function: str,
+    first: tuple[int, ...],
+    plain: Callable[..., float],
+) -> torch.Tensor:
+    """A number a pair of rows, by a function of the bridge or by its plain twin."""
+    if pad_token_id is not None:
+        pad_token_id = _check.integer("pad_token_id", pad_token_id)
+    _check_ids("chosen_ids", chosen_ids)
+    _check_ids("rejected_ids", rejected_ids)
+    n = len(chosen_ids)
+    if len(rejected_ids) != n:
+        raise ValueError(f"rejected_ids has {len(rejected_ids)} rows, chosen_ids has {n}")
+    device = chosen_ids.device if isinstance(chosen_ids, torch.Tensor) else torch.device("cpu")
+    native = chosen_library()
+    if native is None:
+        rows = zip(rows_of("chosen_ids", chosen_ids), rows_of("rejected_ids", rejected_ids), strict=True)
+        return torch.tensor([plain(a, b, pad_token_id) for a, b in rows], dtype=torch.float32, device=device)
+    result = torch.empty(n, dtype=torch.float32, device="cpu")
+    chosen, rejected = Ragged.of_ids("chosen_ids", chosen_ids), Ragged.of_ids("rejected_ids", rejected_ids)
+    pad = -1 if pad_token_id is None else pad_token_id
+    call(getattr(native, function), n, result.data_ptr(), *first, *chosen.addresses, *rejected.addresses, pad)
+    return result.to(device)
+
+
+def _check_ids(name: str, ids: Ids) -> None:
+    if isinstance(ids, torch.Tensor):
+        check_dense(name, ids)
+        if not is_addressable(ids):
+            raise TypeError(
+                f"{name} must be a plain tensor, got a {type(ids).__name__}: pass a DTensor's full_tensor() or a list of rows"
+            )
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"{name} has dtype {ids.dtype}, must be int64 or int32")
+        if ids.dim() != 2:
+            raise ValueError(f"{name} has shape {tuple(ids.shape)}, must be (B, L)")
+    elif not is_arrow(ids) and (not isinstance(ids, Sequence) or isinstance(ids, (str, bytes))):
+        raise TypeError(
+            f"{name} is a {type(ids).__name__}, must be a tensor, an Arrow column or a sequence of sequences of ids"
+        )

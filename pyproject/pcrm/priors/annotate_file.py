@@ -1,0 +1,102 @@
+"""`annotate` for files of any size: a column `prior` in a new file, which `pcrm prior` makes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .._pretrained import load_tokenizer
+from ..data.preferences import RowError, listed, texts
+from ..data.resumable import ResumableOutput
+from ..data.row_pipeline import ParsedRows, RowPipeline, check_new
+from ..data.sources import open_source
+from ..data.tokenizers import vocabulary_hash
+from ..data.writers import Columns
+from . import of_texts_and_errors
+
+
+def annotate_file(
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    prior: str = "lexical",
+    split: str = "train",
+    model: str | None = None,
+    tokenizer: str | None = None,
+    with_prompt: bool = False,
+    angular: bool = True,
+    pooling: str | None = None,
+    device: str | None = None,
+    batch_size: int = 64,
+    cache: bool = True,
+    skip: bool = False,
+) -> ResumableOutput:
+    """Write preferences with a column `prior`, and the record of how it was computed.
+
+    Killed, the same call goes on where it was.
+
+    Args:
+        data: Preferences: a file, a folder or a data set of the hub, see `data.sources`.
+        out: The output, see `data.resumable`.
+        prior: "length_ratio", "lexical" or "cosine".
+        split: Of a data set that has some.
+        model: The encoder for "cosine": a checkpoint's folder or hub name.
+        tokenizer: For "length_ratio": a checkpoint's folder or hub name.
+        with_prompt, angular: See `annotate`.
+        pooling, device, batch_size, cache: See `Encoder`.
+        skip: Leave bad rows out instead of ending at the first.
+
+    Raises:
+        BadRowError: A row is bad, and bad rows are not skipped.
+        OSError, ValueError: As from `open_source`, `Encoder` and `ResumableOutput`; the rows have a column `prior`.
+    """
+    source = open_source(data, split)
+    check_new(source, ["prior"])
+    for column in ("chosen", "rejected"):
+        if source.columns is not None and column not in source.columns:
+            raise ValueError(f"{source.name}: has no column {column!r}, its columns are {listed(source.columns)}")
+    how: dict[str, Any] = {"prior": prior}  # what of_texts is called with
+    settings: dict[str, Any] = {"--prior": prior, "--with-prompt": with_prompt}
+    record: dict[str, Any] = {"prior": prior, "with_prompt": with_prompt}
+    if prior == "cosine":
+        from .encoders import Encoder
+
+        assert model is not None
+        encoder = Encoder(model, pooling=pooling, device=device, batch_size=batch_size, cache=cache)
+        how |= {"model": encoder, "angular": angular}
+        record |= {"model": model, "raw": not angular}
+        # The last bits of an embedding depend on what else is in its pass, and on the device.
+        settings |= {"--model": encoder.identity, "--raw": not angular}
+        settings |= {"--batch-size": batch_size, "--device": encoder.device}
+    elif prior == "length_ratio":
+        assert tokenizer is not None
+        how["tokenizer"] = load_tokenizer(tokenizer)
+        settings["--tokenizer"] = vocabulary_hash(how["tokenizer"])
+        record["tokenizer"] = tokenizer
+
+    def parse(row: dict[str, Any]) -> tuple[str, str]:
+        for name in ("chosen", "rejected"):
+            if name not in row:
+                raise RowError(f"has no {name}, its keys are {listed(row)}")
+        return texts(row.get("prompt"), row["chosen"], row["rejected"], with_prompt=with_prompt)
+
+    def compute(rows: ParsedRows[tuple[str, str]]) -> Columns:
+        chosen, rejected = ([pair[side] for pair in rows.values.values()] for side in (0, 1))
+        numbers, errors = of_texts_and_errors(chosen, rejected, **how)
+        at = rows.kept
+        for k, error in errors.items():
+            rows.refuse(at[k], error)
+        return {"prior": numbers.numpy()[[k for k in range(len(at)) if k not in errors]]}
+
+    pipeline = RowPipeline(
+        source,
+        out,
+        parse=parse,
+        reads=("prompt", "chosen", "rejected"),
+        adds=("prior",),
+        settings=settings,
+        input_name="IN",
+        skip=skip,
+        prior=record,
+    )
+    return pipeline.run(compute)

@@ -1,0 +1,165 @@
+"""What the two trainers share: the hooks of `transformers.Trainer` that the constraint needs.
+
+Each hook is a few lines here. The work is done by `PriorColumn` (dataset.py), `PriorCollator`
+(collator.py), `ConstraintMetrics` (metrics.py) and the functions of prioritized.py. The loss is
+swapped in the trainers themselves: `compute_loss` in reward.py, `_compute_loss` in dpo.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from ..methods.prioritized import PrioritizedSampler
+from ..settings import Config, Constraint
+from .collator import INDEX, PriorCollator
+from .configs import PCRMArguments
+from .dataset import PriorColumn
+from .metrics import ConstraintMetrics, Demonstrations, Mode
+from .prioritized import RoundsByEpoch, load_sampler, sampler_of, save_sampler, weighted_mean, with_index
+
+PAPER = {
+    "title": "Prior Constraints-based Reward Model Training for Aligning Large Language Models",
+    "id": "2404.00978",
+    "citation": """\
+@article{zhou2024prior,
+    title        = {{Prior Constraints-based Reward Model Training for Aligning Large Language Models}},
+    author       = {Hang Zhou and Chenglong Wang and Yimin Hu and Tong Xiao and Chunliang Zhang and Jingbo Zhu},
+    year         = 2024,
+    eprint       = {arXiv:2404.00978}
+}""",
+}
+
+
+class ConstrainedTrainer(Trainer):
+    """Goes before a trainer of TRL in the bases of ours.
+
+    Attributes:
+        constrained: Whether the loss is ours. It is not in every trainer that `enable` puts behind
+            TRL's name; all of the others below are there only if it is.
+        settings: What the arguments say about the constraint.
+        constraint: The constraint.
+        sampler: What draws the pairs, if `pcrm_priority_alpha` asks for it.
+    """
+
+    config_class: ClassVar[type[TrainingArguments]]
+    constrained: bool
+    settings: Config
+    constraint: Constraint
+    sampler: PrioritizedSampler | None = None
+
+    _prior_column: PriorColumn
+    _constraint_metrics: ConstraintMetrics
+    # What transformers and TRL set: a model is there by the time of a hook, gather's result is of
+    # the type of its argument, and TRL logs the mean of each list of metrics.
+    model: Any
+    accelerator: Any
+    _name: str
+    _metrics: dict[str, dict[str, list[float]]]
+
+    def _read(self, args: Any, model: Any) -> Any:
+        """Return the arguments, made where there are none, and prepare what TRL's constructor calls."""
+        if args is None:
+            name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+            args = self.config_class(f"{name.split('/')[-1]}-{self._name}")
+        if not isinstance(args, self.config_class):
+            raise TypeError(f"args is a {type(args).__name__}, must be a {self.config_class.__name__}")
+        self._constrain(args)
+        return args
+
+    def _constrain(self, args: Any) -> None:
+        self.constrained = args.pcrm_enabled
+        if not self.constrained:
+            return
+        self.settings = args.pcrm_settings()
+        self.constraint = self.settings.constraint
+        self._prior_column = PriorColumn(self.settings, args.pcrm_prior_model)
+        self._constraint_metrics = ConstraintMetrics(
+            log_prior=self.settings.prior != "random", keep_margins=args.pcrm_log_margins
+        )
+
+    def _finish(self, args: PCRMArguments) -> None:
+        """Do what is left of the construction after TRL's constructor."""
+        self.data_collator = PriorCollator(self.data_collator, self.settings)
+        if self.sampler is not None:
+            self.add_callback(RoundsByEpoch(self.sampler))
+        elif args.pcrm_priority_alpha:
+            raise ValueError("pcrm_priority_alpha is not there for data sets with images")
+
+    def _make_drawable(self, dataset: Any, args: PCRMArguments) -> Any:
+        """The prepared data set, with a sampler if it is the training data, which come first."""
+        if not args.pcrm_priority_alpha or self.sampler is not None:
+            return dataset
+        self.sampler = sampler_of(dataset, args)
+        return with_index(dataset)
+
+    @property
+    def _current_mode(self) -> Mode:
+        return "train" if self.model.training else "eval"
+
+    def _unpack(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor | None, torch.Tensor | None]:
+        """Return a batch without what the collator added to TRL's; the priors; which rows a sampler drew."""
+        inputs = dict(inputs)
+        prior, index = inputs.pop("prior", None), inputs.pop(INDEX, None)
+        # Data that were prepared to be drawn from may be evaluated, or trained on by another trainer.
+        return inputs, prior, index if self.sampler is not None and self._current_mode == "train" else None
+
+    def _weighted(self, losses: torch.Tensor, index: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
+        assert self.sampler is not None
+        return weighted_mean(self.sampler, losses, index, slopes, self.accelerator.gather)
+
+    def _add_metrics(
+        self,
+        margin: torch.Tensor,
+        delta: torch.Tensor | float,
+        prior: torch.Tensor | None,
+        demonstrations: Demonstrations | None = None,
+    ) -> None:
+        # The last batch of an evaluation repeats pairs until all processes have equally many. Only
+        # accelerate can tell them. Training does train on its repeats.
+        gather = self.accelerator.gather if self._current_mode == "train" else self.accelerator.gather_for_metrics
+        self._constraint_metrics.add(self._current_mode, margin, delta, prior, demonstrations, gather=gather)
+
+    # The hooks. TRL's own are next in line.
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self.constrained and "prior" not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, "prior", INDEX]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.sampler is not None and self.args.should_save:
+            save_sampler(self.sampler, output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.sampler is not None and checkpoint is not None:
+            load_sampler(self.sampler, checkpoint)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        if self.constrained:
+            self._constraint_metrics.begin_evaluation(metric_key_prefix)
+        return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.constrained:
+            means = self._constraint_metrics.take_means(self._current_mode)
+            self._metrics[self._current_mode].update({name: [mean] for name, mean in means.items()})
+        super().log(logs, start_time)
+        if self.constrained:
+            # The last log of a training run may come after an evaluation.
+            mode = "train" if "train_runtime" in logs else self._current_mode
+            self._constraint_metrics.write_histogram(mode, self.callback_handler.callbacks, self.state.global_step)

@@ -1,0 +1,94 @@
+"""Which modules of the package import which: arrows point one way, and light modules stay light."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+
+import pytest
+from helpers.project import ROOT
+
+PACKAGE = ROOT / "pyproject" / "pcrm"
+
+# What `pcrm report`, `calibrate`, `fit` and `average` run. Loading torch takes longer than they do.
+LIGHT = ["data/*.py", "evaluate/scores.py", "evaluate/statistics.py", "evaluate/length_bias.py", "evaluate/pages/*.py"]
+LIGHT += [
+    "evaluate/report/*.py",
+    *(f"commands/{name}.py" for name in ("report", "calibrate", "fit", "average", "_rows")),
+]
+
+
+def imported(path, inside=None):
+    """The modules that a file imports, at any level, by their absolute names; or those that a node of it imports."""
+    package = path.relative_to(PACKAGE.parent).parent.parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text()) if inside is None else inside):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("pattern", LIGHT)
+def test_light_modules_do_not_import_torch(pattern):
+    paths = list(PACKAGE.glob(pattern))
+    assert paths
+    heavy = {"torch", "transformers", "trl"}
+    assert [(str(p), name) for p in paths for name in imported(p) if name.partition(".")[0] in heavy] == []
+
+
+def test_nothing_but_the_command_line_imports_commands():
+    importers = [p for p in PACKAGE.rglob("*.py") if any(name.startswith("pcrm.commands") for name in imported(p))]
+    assert [str(p) for p in importers if p.parent != PACKAGE / "commands"] == []
+
+
+def test_libraries_take_no_namespace():
+    users = {p for p in PACKAGE.rglob("*.py") if "argparse" in imported(p) and "argparse.Namespace" in p.read_text()}
+    assert [str(p) for p in users if p.parent != PACKAGE / "commands"] == []
+
+
+def types_alone(path):
+    """The modules that a file imports for its annotations and nowhere else."""
+    tree = ast.parse(path.read_text())
+    checks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
+    others = ast.Module([node for node in tree.body if node not in checks], [])
+    return {name for check in checks for name in imported(path, check)} - imported(path, others)
+
+
+def graph():
+    """By the name of each module those of the package that it imports at any level, but for types alone."""
+    paths = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    edges = {}
+    for name, path in paths.items():
+        found = imported(path) - types_alone(path)
+        edges[name] = {m for m in found if m in paths and m != name}
+        # `from .a import b` names package a as well as its module b, and needs no more than b.
+        edges[name] -= {m for m in edges[name] if any(other.startswith(f"{m}.") for other in edges[name])}
+    return edges
+
+
+def circle(edges):
+    """A circle of a graph, or None."""
+    try:
+        tuple(TopologicalSorter(edges).static_order())
+    except CycleError as error:
+        return error.args[1]
+    return None
+
+
+def test_no_circle_of_modules_or_rooms():
+    edges = graph()
+    assert len(edges) > 100 and "pcrm._engine.dispatch" in edges["pcrm.functional"]
+    assert circle(edges) is None
+    rooms = {}
+    for module, others in edges.items():
+        of = rooms.setdefault(room(module), set())
+        of |= {room(other) for other in others} - {room(module)}
+    assert rooms["pcrm.trl"] >= {"pcrm.settings", "pcrm.functional"}
+    assert circle(rooms) is None
+
+
+def room(module):
+    return ".".join(module.split(".")[:2])
