@@ -16,11 +16,10 @@ package prefix
 
 import (
 	"cmp"
-	"fmt"
 	"math"
 	"slices"
 
-	"github.com/pcrm-project/pcrm/pcrm"
+	"github.com/pcrm-project/pcrm/pcrm/internal/argument"
 )
 
 // Options say what is shared.
@@ -88,22 +87,18 @@ func (p *Plan) Arrange(ids []int64, width int, lengths []int64, o Options) error
 func check(ids []int64, width int, lengths []int64, o Options) error {
 	switch {
 	case width < 0 || len(ids) != width*len(lengths):
-		return argErr("ids", -1, "must have %d rows of %d tokens, got %d tokens", len(lengths), width, len(ids))
+		return argument.Errorf("ids", -1, "must have %d rows of %d tokens, got %d tokens", len(lengths), width, len(ids))
 	case o.MinShared < 0:
-		return argErr("min_shared", -1, "must be at least 0, got %d", o.MinShared)
+		return argument.Errorf("min_shared", -1, "must be at least 0, got %d", o.MinShared)
 	case o.Budget < 0:
-		return argErr("budget", -1, "must be at least 0, got %d", o.Budget)
+		return argument.Errorf("budget", -1, "must be at least 0, got %d", o.Budget)
 	}
 	for i, length := range lengths {
 		if length < 1 || length > int64(width) {
-			return argErr("lengths", i, "must be in [1, %d], got %d", width, length)
+			return argument.Errorf("lengths", i, "must be in [1, %d], got %d", width, length)
 		}
 	}
 	return nil
-}
-
-func argErr(argument string, index int, format string, args ...any) error {
-	return &pcrm.ArgumentError{Argument: argument, Index: index, Reason: fmt.Sprintf(format, args...)}
 }
 
 func resize[T any](x []T, n int) []T {
@@ -238,7 +233,7 @@ func (p *Plan) Pack(packed, positions, ends, gather, ids []int64, width int, len
 		return err
 	}
 	if len(lengths) != len(p.Order) {
-		return argErr("lengths", -1, "must have %d elements, as the plan has, got %d", len(p.Order), len(lengths))
+		return argument.Errorf("lengths", -1, "must have %d elements, as the plan has, got %d", len(p.Order), len(lengths))
 	}
 	for _, x := range []struct {
 		name  string
@@ -249,7 +244,7 @@ func (p *Plan) Pack(packed, positions, ends, gather, ids []int64, width int, len
 		{"ends", ends, p.Rows * p.Width}, {"gather", gather, len(ids)},
 	} {
 		if len(x.slice) != x.size {
-			return argErr(x.name, -1, "must have %d elements, got %d", x.size, len(x.slice))
+			return argument.Errorf(x.name, -1, "must have %d elements, got %d", x.size, len(x.slice))
 		}
 	}
 	clear(packed)
@@ -269,7 +264,7 @@ func (p *Plan) Pack(packed, positions, ends, gather, ids []int64, width int, len
 	for i, r := range p.Order {
 		shared := p.Shared[i]
 		if shared > min(int64(len(path)), lengths[r]) {
-			return argErr("lengths", int(r), "must be that of the row which the plan was made for, got %d", lengths[r])
+			return argument.Errorf("lengths", int(r), "must be that of the row which the plan was made for, got %d", lengths[r])
 		}
 		if path != nil {
 			shut(shared)
@@ -280,7 +275,7 @@ func (p *Plan) Pack(packed, positions, ends, gather, ids []int64, width int, len
 		row, to := ids[int(r)*width:][:lengths[r]], gather[int(r)*width:][:width]
 		copy(to, path[:shared])
 		if at+int64(len(row))-shared > int64(len(packed)) {
-			return argErr("lengths", int(r), "must be that of the row which the plan was made for, got %d", lengths[r])
+			return argument.Errorf("lengths", int(r), "must be that of the row which the plan was made for, got %d", lengths[r])
 		}
 		for depth := shared; depth < int64(len(row)); depth++ {
 			packed[at], positions[at], to[depth] = row[depth], depth, at

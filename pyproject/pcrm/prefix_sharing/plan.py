@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import _check, backends
+from .. import _check
+from .._engine.native import call, chosen_library
 
 Tensor = torch.Tensor
 
@@ -58,7 +59,7 @@ def pack(ids: Tensor, lengths: Tensor, *, min_shared: int = 1, budget: int = 0) 
     lengths = lengths.to("cpu", torch.int64).contiguous()
     for i in ((lengths < 1) | (lengths > ids.shape[1])).nonzero()[:1, 0].tolist():
         raise ValueError(f"lengths[{i}] must be in [1, {ids.shape[1]}], got {lengths[i].item()}")
-    native = backends.native()
+    native = chosen_library()
     packed = (
         _by_go(native, ids, lengths, min_shared, budget) if native else _by_python(ids, lengths, min_shared, budget)
     )
@@ -71,12 +72,12 @@ def _by_go(native: Any, ids: Tensor, lengths: Tensor, min_shared: int, budget: i
     shape = torch.empty(2, dtype=torch.int64)
     places = [x.data_ptr() for x in plan]
     inputs = (ids.data_ptr(), lengths.data_ptr())
-    backends.call(native.bridge_PrefixArrange, rows, width, shape.data_ptr(), *places, *inputs, min_shared, budget)
+    call(native.bridge_PrefixArrange, rows, width, shape.data_ptr(), *places, *inputs, min_shared, budget)
     size: list[int] = shape.tolist()
     out = torch.empty(3, *size, dtype=torch.int64)
     gather = torch.empty_like(ids)
     outputs = (*(x.data_ptr() for x in out), gather.data_ptr())
-    backends.call(native.bridge_PrefixPack, rows, width, *size, *outputs, *places, *inputs)
+    call(native.bridge_PrefixPack, rows, width, *size, *outputs, *places, *inputs)
     return Packed(*out, gather)
 
 
