@@ -252,7 +252,9 @@ def test_a_relative_folder_stays_where_it_was(tmp_path, monkeypatch):
 @pytest.mark.parametrize("every", ["often", "1.5", ""])
 def test_a_bad_variable_is_named(tmp_path, every):
     environment = os.environ | {"PCRM_TRACE": str(tmp_path), "PCRM_TRACE_EVERY": every}
-    found = subprocess.run([sys.executable, "-c", "import pcrm"], env=environment, capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-c", "import pcrm.functional"], env=environment, capture_output=True, text=True
+    )
     assert f"PCRM_TRACE_EVERY must be an integer of at least 1, got {every!r}" in found.stderr
 
 

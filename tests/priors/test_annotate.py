@@ -174,7 +174,7 @@ def test_record_batch():
         ),
         ("needs a column 'rejected': the columns are chosen, x", {"chosen": [], "x": []}, {}),
         ("needs a column 'chosen_ids', or a tokenizer", KINDS["plain"], {"prior": "length_ratio"}),
-        ("prior is 'words', must be one of length_ratio, lexical, cosine", KINDS["plain"], {"prior": "words"}),
+        ("prior is 'words', must be one of length_ratio, cosine, lexical", KINDS["plain"], {"prior": "words"}),
         ("prior='cosine' needs a model", KINDS["plain"], {"prior": "cosine"}),
         ("prior='lexical' has no use for a model", KINDS["plain"], {"model": MODEL}),
         ("prior='lexical' has no use for a tokenizer", KINDS["plain"], {"tokenizer": MODEL}),

@@ -402,7 +402,7 @@ def test_cosine(tmp_path, options, monkeypatch):
     # acos has an infinite slope at 1: float32's rounding of the embeddings, about 1e-6 in the
     # cosine, moves equal texts by sqrt(2e-6) / pi = 5e-4.
     np.testing.assert_allclose([row["prior"] for row in read(out)], want, atol=5e-6 if "--raw" in options else 5e-4)
-    assert list((tmp_path / "cache" / "pcrm" / "embeddings").glob("*/*.safetensors"))
+    assert list((tmp_path / "cache" / "pcrm" / "embeddings").glob("*.sqlite3"))
 
 
 def test_a_response_without_tokens(tmp_path, no_special_tokens, capsys, small_batches):
