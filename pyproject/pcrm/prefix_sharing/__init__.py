@@ -8,6 +8,6 @@ such a prefix once for all of them, with the same outputs and gradients to round
 """
 
 from .plan import Packed, pack
-from .sharing import disable, enable, share_prefixes
+from .sharing import disable, enable, is_enabled, share_prefixes
 
-__all__ = ["Packed", "disable", "enable", "pack", "share_prefixes"]
+__all__ = ["Packed", "disable", "enable", "is_enabled", "pack", "share_prefixes"]

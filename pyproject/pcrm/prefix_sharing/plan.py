@@ -78,7 +78,8 @@ def _by_go(native: Any, ids: Tensor, lengths: Tensor, min_shared: int, budget: i
     gather = torch.empty_like(ids)
     outputs = (*(x.data_ptr() for x in out), gather.data_ptr())
     call(native.bridge_PrefixPack, rows, width, *size, *outputs, *places, *inputs)
-    return Packed(*out, gather)
+    packed, positions, ends = out.unbind()
+    return Packed(packed, positions, ends, gather)
 
 
 def _by_python(ids: Tensor, lengths: Tensor, min_shared: int, budget: int) -> Packed:

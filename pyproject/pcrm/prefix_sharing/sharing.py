@@ -75,6 +75,11 @@ def disable(model: Any) -> None:
     delattr(decoder, _ATTRIBUTE)
 
 
+def is_enabled(model: Any) -> bool:
+    """Whether a model shares prefixes. TypeError: it is no model of transformers."""
+    return hasattr(_decoder(model)[1], _ATTRIBUTE)
+
+
 @contextlib.contextmanager
 def share_prefixes(model: Any, *, min_shared: int = _MIN_SHARED, budget: int | None = None) -> Iterator[None]:
     """`enable` for the length of a `with` block."""
