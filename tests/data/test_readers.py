@@ -396,6 +396,7 @@ def test_a_table_keeps_the_record_of_its_prior(tmp_path, rows):
     assert open_source(after).prior == {"prior": "lexical", "with_prompt": False}
 
 
+@pytest.mark.slow
 def test_fit_writes_the_prior_that_it_is_told(tmp_path, rows):
     data = [row | {"prior": i / 64, "mine": 1 - i / 64} for i, row in enumerate(rows)]
     source, toml = write(tmp_path / "in.jsonl", data), tmp_path / "pcrm.toml"

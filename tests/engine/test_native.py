@@ -37,6 +37,7 @@ def test_size(extension):
         assert file.seek(0, 2) < 6 * 2**20
 
 
+@pytest.mark.slow
 def test_import_is_a_small_part_of_torchs():
     """A tenth of its processor time at most, in one process: it was 0.01."""
     spec = importlib.util.find_spec("pcrm._native._bridge")

@@ -212,6 +212,7 @@ def test_double_backward_is_a_clear_error():
             grad.sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("form", ["tokens", "dpo"])
 def test_compile_without_graph_break(backend, form, reduction):

@@ -84,6 +84,7 @@ def test_compiled(tmp_path):
     torch.testing.assert_close(2 * tensors["grad_chosen"], chosen.grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["PCRMLoss", "PCRMDPOLoss"])
 def test_compiled_records_the_prior_of_the_call(tmp_path, module):
     """In a smaller last batch and with a replaced constraint too; an evaluation is no step."""
@@ -249,6 +250,7 @@ def test_a_relative_folder_stays_where_it_was(tmp_path, monkeypatch):
     assert len(files(tmp_path / "trace")) == 1 and not files(tmp_path / "elsewhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", ["often", "1.5", ""])
 def test_a_bad_variable_is_named(tmp_path, every):
     environment = os.environ | {"PCRM_TRACE": str(tmp_path), "PCRM_TRACE_EVERY": every}

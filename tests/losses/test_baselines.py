@@ -383,6 +383,7 @@ def test_transforms_take_the_torch_path():
             torch.testing.assert_close(batched[1], RIVALS[name].loss(*inputs, 2 * x))
 
 
+@pytest.mark.slow
 @rivals
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_compile_without_graph_break(backend, name, reduction):

@@ -67,6 +67,7 @@ def test_priors_of_numpy(backend):
         loss(scores, scores, np.ma.array([0.25, 0.5], mask=[False, True]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [pcrm.PCRMLoss, pcrm.PCRMDPOLoss])
 def test_compiled_modules_take_another_fixed_constraint(module):
     """And go from a fixed constraint to one of betas and back."""

@@ -305,6 +305,7 @@ def scored(n, seed, names=("kind", "odd/“<name>”")):
     return data, {name: np.array(m) for name, m in margins.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_report_by_principle(tmp_path, ending):
     data, margins = scored(200, 0)

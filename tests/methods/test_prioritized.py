@@ -257,6 +257,7 @@ def trainer_of(tiny, tiny_policy, tmp_path, rows):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_expected_gradient_of_a_batch_is_that_of_the_data(trainer_of, kind):
     """Over all 16 batches of two of four pairs, each with its probability: no sampling in the test."""
@@ -291,6 +292,7 @@ def test_expected_gradient_of_a_batch_is_that_of_the_data(trainer_of, kind):
     assert (uniform - want).abs().max().item() > 1e-2 * scale, "the weights matter"
 
 
+@pytest.mark.slow
 def test_priorities_are_the_slopes_of_the_loss(trainer_of):
     trainer = trainer_of("reward", pcrm_priority_alpha=1.0, center_rewards_coefficient=0.3, learning_rate=0.5)
     trainer.train()
@@ -323,6 +325,7 @@ def test_resumed_is_uninterrupted(trainer_of, tmp_path, kind, at):
     assert p.max() > 1.05 * p.min() and whole.state.epoch == 7 / 4
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_the_sampler_is_told(trainer_of, tmp_path):
     trainer_of("reward", save_strategy="steps", save_steps=2, max_steps=2).train()
     ours = trainer_of("reward", out=tmp_path / "ours", pcrm_priority_alpha=1.0, max_steps=4)
@@ -331,6 +334,7 @@ def test_a_checkpoint_without_the_sampler_is_told(trainer_of, tmp_path):
         ours.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_data_is_named(trainer_of, tmp_path):
     options = {"pcrm_priority_alpha": 1.0, "save_strategy": "steps", "save_steps": 2}
     trainer_of("reward", max_steps=2, **options).train()
@@ -350,6 +354,7 @@ def test_a_score_that_gets_no_priority_names_its_row(trainer_of):
         trainer.compute_loss(trainer.model, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_trainer_sees_the_draws_in_their_order(trainer_of, workers):
     options = {"max_steps": 6, "pcrm_priority_samples": 12, "dataloader_num_workers": workers}
@@ -363,6 +368,7 @@ def test_the_trainer_sees_the_draws_in_their_order(trainer_of, workers):
     assert seen[12:] == list(trainer.sampler) != drawn
 
 
+@pytest.mark.slow
 def test_evaluation_is_not_drawn(trainer_of):
     trainer = trainer_of("reward", pcrm_priority_alpha=1.0, eval_data=None)
     trainer.train()
@@ -373,6 +379,7 @@ def test_evaluation_is_not_drawn(trainer_of):
     assert torch.equal(trainer.sampler.state_dict()["priorities"], before)
 
 
+@pytest.mark.slow
 def test_prepared_data_may_be_used_again(trainer_of):
     prepared = trainer_of("reward", pcrm_priority_alpha=1.0).train_dataset
     some = trainer_of("reward", data=prepared.select([7, 3, 5]), pcrm_priority_alpha=1.0)
@@ -390,6 +397,7 @@ def test_without_priorities_the_draws_are_those_of_trl(trainer_of, kind):
     assert isinstance(trainer._get_train_sampler(), RandomSampler)
 
 
+@pytest.mark.slow
 def test_dpo_with_precomputed_reference(trainer_of):
     losses = []
     for precompute in (True, False):
@@ -490,6 +498,7 @@ def test_the_guide_runs_as_it_is_printed():
     assert p.max() > 1.2 * p.min()
 
 
+@pytest.mark.slow
 def test_backends_draw_the_same(trainer_of):
     """The slopes are those of the loss's own gradient, whoever computed it."""
     options = {"pcrm_priority_alpha": 1.0, "max_steps": 6, "learning_rate": 0.5}

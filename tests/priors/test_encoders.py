@@ -72,6 +72,7 @@ def counted(tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_each_text_once_in_all_runs(counted):
     first, seen = counted()
     want = first.embed(TEXTS)
@@ -85,6 +86,7 @@ def test_each_text_once_in_all_runs(counted):
         assert not torch.equal(other.embed(TEXTS[:1]), want[:1]) and seen == TEXTS[:1]
 
 
+@pytest.mark.slow
 def test_another_model_is_another_cache(tmp_path):
     for name in os.listdir(MODEL):
         if not name.startswith("."):
@@ -113,6 +115,7 @@ def test_default_place_and_none(tmp_path, monkeypatch):
     assert list((tmp_path / "pcrm" / "embeddings").glob("*.sqlite3"))
 
 
+@pytest.mark.slow
 def test_texts_of_a_damaged_file_are_embedded_anew(tmp_path, counted):
     want = counted()[0].embed(TEXTS)
     (path,) = tmp_path.glob("cache/*")

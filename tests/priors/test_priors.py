@@ -176,6 +176,7 @@ def test_arrow_columns(backend):
         length_ratio([[1], [2]], pa.array([[1]]))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(ids, ids), min_size=1, max_size=6), st.integers(0, 2**64 - 1), st.sampled_from([None, 0]))
 @settings(max_examples=200, deadline=None)
 def test_random_uniform_has_the_bits_of_python(pairs, seed, pad):

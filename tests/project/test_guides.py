@@ -73,6 +73,7 @@ def preferences(folder, rows, tiny):
     return plain
 
 
+@pytest.mark.slow
 def test_from_pairs_to_a_report(preferences, tiny):
     found = commands("docs/index.md")
     assert [command[0] for command in found] == ["prior", "prior", "fit", "reward", "score", "report"]
@@ -82,6 +83,7 @@ def test_from_pairs_to_a_report(preferences, tiny):
     assert "violation_rate" in summary, "the score file has kept the prior, so there is a ceiling for each pair"
 
 
+@pytest.mark.slow
 def test_trl_by_configuration(preferences, tiny):
     """The first yaml block and the commands of docs/trl.md but its launchers, which tests/trl/test_trl_commands.py starts."""
     reward = yaml.safe_load(blocks("docs/trl.md", "yaml")[0])
@@ -99,6 +101,7 @@ def test_trl_by_configuration(preferences, tiny):
     assert 2.0 <= logged("reward-model")["pcrm/delta"] <= 6.0, "the last run took the margins of `pcrm fit`"
 
 
+@pytest.mark.slow
 def test_trl_by_a_script_that_stays(preferences, tiny_policy, capsys):
     """`pcrm run` as docs/trl.md and README.md print it, with TRL's own DPO script and the page's losses."""
     Path("train.py").write_text(Path(dpo.__file__).read_text())

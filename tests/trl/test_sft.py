@@ -143,6 +143,7 @@ def test_reward_gradient_is_that_of_the_written_formula(reward, head):
     assert not model.score._forward_hooks
 
 
+@pytest.mark.slow
 def test_reward_nll_falls_where_it_has_a_weight(reward):
     options = {"max_steps": 16, "learning_rate": 0.5}
     with_it, without = reward(pcrm_sft_eta=0.5, **options), reward(**options)
@@ -157,6 +158,7 @@ def test_reward_nll_falls_where_it_has_a_weight(reward):
     assert torch.equal(without.model.lm_head.weight, before["lm_head.weight"])
 
 
+@pytest.mark.slow
 def test_reward_without_a_weight_is_the_trainer_of_a_model_without_the_head(reward, tiny_policy, tmp_path, data):
     plain = build("reward", tiny_policy, tmp_path, data)
     ours = reward(pcrm_sft_eta=0.0)
@@ -167,6 +169,7 @@ def test_reward_without_a_weight_is_the_trainer_of_a_model_without_the_head(rewa
     assert steps(ours) == steps(plain)
 
 
+@pytest.mark.slow
 def test_reward_checkpoint_is_a_language_model_too(reward, tmp_path):
     trainer = reward(pcrm_sft_eta=0.5, save_strategy="steps", save_steps=3)
     trainer.train()
@@ -210,6 +213,7 @@ def test_pairs_of_equal_responses_demonstrate_nothing(reward, rows):
         assert step["loss"] == pytest.approx(math.log(2) + math.log1p(math.exp(-step["pcrm/delta"])), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"bf16": True}, {"gradient_checkpointing": True}, {"pcrm_form": "token"}], ids=str)
 def test_reward_modes(reward, options):
     first = {}

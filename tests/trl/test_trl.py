@@ -142,6 +142,7 @@ def test_rows_of_a_batch_without_a_prior_are_refused(train, rows, lacking):
         trainer.train()
 
 
+@pytest.mark.slow
 def test_a_prior_of_the_collator_is_not_replaced_in_silence(train, plain):
     class Own(DataCollatorForPreference):
         def torch_call(self, examples):
@@ -156,6 +157,7 @@ def test_a_prior_of_the_collator_is_not_replaced_in_silence(train, plain):
     assert "pcrm/prior" not in steps(fixed)[0]
 
 
+@pytest.mark.slow
 def test_margin_column(train, plain):
     data = plain.add_column("margin", [i % 3 / 2 for i in range(len(plain))])
     stock = train(stock=True, data=data, center_rewards_coefficient=0.01)
@@ -167,6 +169,7 @@ def test_margin_column(train, plain):
         train(data=data, pcrm_form="token", **UNCONSTRAINED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"pcrm_prior": "fixed", "pcrm_delta": 4.5}, {"bf16": True}])
 def test_traced_run_is_verified(train, plain, tmp_path, backend, options):
     """Gradient accumulation's calls are steps of their own."""

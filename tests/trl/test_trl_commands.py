@@ -108,6 +108,7 @@ def test_accelerate_launch(config, rows, tmp_path):
     assert history(out)[-1]["epoch"] == pytest.approx(6 / 8)
 
 
+@pytest.mark.slow
 def test_a_file_by_name_is_read_as_trl_reads_a_data_set(config, data, tmp_path):
     """A mixture in the configuration comes before it, and it can be streamed."""
     path = tmp_path / "prior.jsonl"
@@ -124,6 +125,7 @@ def test_a_file_by_name_is_read_as_trl_reads_a_data_set(config, data, tmp_path):
         cli.main(["reward", "--config", endless, "--dataset_name", str(path), "--dataset_streaming", "true"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [False, True], ids=["one data set", "splits"])
 def test_a_folder_of_save_to_disk_is_read_by_name(config, data, tmp_path, parts):
     """As `pcrm prior --out FOLDER` writes it; by `datasets` in a YAML file too."""

@@ -72,6 +72,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(kind, tiny, tiny_policy, r
         assert found[0] == pytest.approx({f"eval_pcrm/{k}": v for k, v in want.items()}, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_training_weighs_batches_by_their_pairs(tiny, rows, tmp_path):
     """An epoch of 10 pairs in batches of 4, 4 and 2, in one log and in an accumulated step."""
     data = FORMATS["plain"](rows[:10])
@@ -104,6 +105,7 @@ def test_a_prediction_is_in_no_evaluation(tiny, rows, tmp_path):
     assert evaluated(trainer) == want
 
 
+@pytest.mark.slow
 def test_scores_that_are_not_numbers_are_seen(tiny, rows, tmp_path):
     """A diverged model is over no ceiling and under none. What does not depend on scores stays."""
     diverged = load("reward", tiny)

