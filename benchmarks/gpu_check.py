@@ -37,7 +37,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 import losses  # noqa: E402
 from helpers import hand_written  # noqa: E402
 from pcrm._engine import choice, cuda, native  # noqa: E402
-from pcrm.commands.doctor import compare  # noqa: E402
+from pcrm._self_test import compare  # noqa: E402
 from pcrm.functional import pcrm_dpo_loss, pcrm_loss, pcrm_token_loss  # noqa: E402
 
 import pcrm  # noqa: E402

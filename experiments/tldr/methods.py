@@ -105,7 +105,7 @@ METHODS: dict[str, Make] = {
 
 # Losses of other papers, for tier A alone. Those of DPO's z have m in its place; where they have
 # a target it is 2, or half of the ratings' difference, in the range of the fitted constraints.
-RIVALS: dict[str, Make] = {
+BASELINES: dict[str, Make] = {
     "L2 .01": _by_pair(functools.partial(l2_reward_loss, coefficient=0.01)),
     "IPO, target 2": _by_pair(_dpo(ipo_loss, beta=0.25)),
     "ODPO, log gap": _by_pair(_dpo(odpo_loss, beta=1.0), lambda posts: np.log(posts.gap)),
@@ -119,4 +119,4 @@ RIVALS: dict[str, Make] = {
         *(lambda posts, side=side: posts.lengths[posts.pairs[:, side]] for side in (0, 1)),
     ),
 }
-ALL = METHODS | RIVALS
+ALL = METHODS | BASELINES

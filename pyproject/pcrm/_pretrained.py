@@ -1,7 +1,8 @@
 """Configurations and weights of checkpoints, loaded so that none of their code runs.
 
-Every `from_pretrained` of the package is here or in `tokens.py`, with `trust_remote_code=False`: without it transformers
-asks on stdin whether to run a checkpoint's code. Weights are safetensors, never pickles.
+Every `from_pretrained` of transformers is here, with `trust_remote_code=False`: without it transformers asks on stdin
+whether to run a checkpoint's code. Weights are safetensors, never pickles. Encoders of sentence-transformers are loaded
+in `priors/encoders.py` and adapters of PEFT in `evaluate/reward_model.py`, by the same rules.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ They take the shapes, dtypes, devices and reductions of `pcrm_loss` and `pcrm_dp
 that an experiment changes one word. Torch computes them whatever backend is chosen, so second
 derivatives work too. In a graph of `torch.compile` the values of margins, gaps, offsets and
 lengths are not checked. Each loss is a function of a pair's margin and of one number
-of the pair's own; docs/rivals.md has them in a table. Plain Bradley-Terry is `pcrm_loss`
+of the pair's own; docs/baselines.md has them in a table. Plain Bradley-Terry is `pcrm_loss`
 with delta = inf, plain DPO is `pcrm_dpo_loss` with it (`cdpo_loss` with label smoothing), and
 centering (arXiv 2312.09244) is the option `center_rewards_coefficient` of the former.
 `pcrm.trace` does not record them.
@@ -159,7 +159,7 @@ def rpo_distance_loss(
             looked at on the CPU) or that requires a gradient.
     """
     logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    distances = torch_reference.TERMS[1:]
+    distances = torch_reference.BASELINES[1:]
     if distance not in distances:
         raise ValueError(f"distance is {distance!r}, must be one of {', '.join(distances)}")
     beta, eta = _check.positive("beta", beta), _check.positive("eta", eta)
@@ -274,7 +274,7 @@ def _of_logps(
     offset = _of_pairs(name, offset, logps[0], LOGPS[0])
     names, tensors = (*LOGPS, name), (*logps[:2], *(x.detach() for x in logps[2:]), offset)
     settings = (term, beta, reward_beta, offset_scale, reduction)
-    return _computed(torch_reference.dpo_term_loss, names, tensors, *settings)
+    return _computed(torch_reference.dpo_baseline_loss, names, tensors, *settings)
 
 
 def _computed(formula: Callable[..., Any], names: Sequence[str], tensors: Sequence[Tensor], *settings: Any) -> Any:

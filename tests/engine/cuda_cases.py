@@ -366,7 +366,7 @@ def test_threads(fake_device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_doctor(known_kernels, log, dtype):
     """What `pcrm doctor` does on each device."""
-    from pcrm.commands.doctor import compare
+    from pcrm._self_test import compare
 
     assert compare(torch.device("cpu"), dtype) is None
     assert len(launches(log())) == 4, "forward and backward, with and without smoothing"

@@ -38,7 +38,7 @@ def divergence(a, b):
     return p * mp.log(p / q) + (1 - p) * mp.log((1 - p) / (1 - q))
 
 
-class Rival(NamedTuple):
+class Baseline(NamedTuple):
     """A loss with settings, called with scores and numbers (B,), and its formula, a pair at a time."""
 
     call: Callable[..., Any]
@@ -51,42 +51,42 @@ class Rival(NamedTuple):
 
 
 # Settings that are powers of 2: with such scores no product is rounded.
-RIVALS = {
-    "llama2": Rival(llama2_margin_loss, lambda c, r, x: softplus(x - (c - r)), 2),
-    "l2": Rival(
+BASELINES = {
+    "llama2": Baseline(llama2_margin_loss, lambda c, r, x: softplus(x - (c - r)), 2),
+    "l2": Baseline(
         lambda c, r, x, **k: l2_reward_loss(c, r, coefficient=0.125, **k),
         lambda c, r, x: softplus(r - c) + (c**2 + r**2) / 8,
         2,
     ),
-    "cdpo": Rival(
+    "cdpo": Baseline(
         lambda a, b, c, d, x, **k: cdpo_loss(a, b, c, d, beta=0.25, label_smoothing=0.125, **k),
         lambda c, r, x: (7 * softplus((r - c) / 4) + softplus((c - r) / 4)) / 8,
     ),
-    "ipo": Rival(
+    "ipo": Baseline(
         lambda a, b, c, d, x, **k: ipo_loss(a, b, c, d, beta=0.25, **k),
         lambda c, r, x: (c - r - 2) ** 2,
     ),
-    "backward_kl": Rival(
+    "backward_kl": Baseline(
         lambda *a, **k: rpo_distance_loss(*a, beta=0.25, eta=0.5, **k),
         lambda c, r, x: divergence(x / 2, (c - r) / 4),
     ),
-    "forward_kl": Rival(
+    "forward_kl": Baseline(
         lambda *a, **k: rpo_distance_loss(*a, beta=0.25, eta=0.5, distance="forward_kl", **k),
         lambda c, r, x: divergence((c - r) / 4, x / 2),
     ),
-    "squared": Rival(
+    "squared": Baseline(
         lambda *a, **k: rpo_distance_loss(*a, beta=0.25, eta=0.5, distance="squared", **k),
         lambda c, r, x: ((c - r) / 4 - x / 2) ** 2,
     ),
-    "odpo": Rival(lambda *a, **k: odpo_loss(*a, beta=0.25, **k), lambda c, r, x: softplus(x - (c - r) / 4)),
-    "rdpo": Rival(  # the number's two signs are the two lengths
+    "odpo": Baseline(lambda *a, **k: odpo_loss(*a, beta=0.25, **k), lambda c, r, x: softplus(x - (c - r) / 4)),
+    "rdpo": Baseline(  # the number's two signs are the two lengths
         lambda a, b, c, d, x, **k: rdpo_loss(
             a, b, c, d, x.clamp(min=0), (-x).clamp(min=0), alpha=0.125, beta=0.25, **k
         ),
         lambda c, r, x: softplus(-x / 8 - (c - r) / 4),
     ),
 }
-rivals = pytest.mark.parametrize("name", RIVALS)
+baselines = pytest.mark.parametrize("name", BASELINES)
 
 
 def numbers(n=60, count=4, dtype=torch.float64, seed=0):
@@ -100,10 +100,10 @@ def numbers(n=60, count=4, dtype=torch.float64, seed=0):
 
 
 def of(name, **options):
-    return numbers(count=RIVALS[name].scores, **options)
+    return numbers(count=BASELINES[name].scores, **options)
 
 
-@rivals
+@baselines
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_exact(backend, name, dtype):
     """Losses and gradients with 60 digits.
@@ -111,17 +111,17 @@ def test_exact(backend, name, dtype):
     A divergence is a difference of numbers up to |z| + |x| < 50, a gradient one of numbers up to 1
     and, for squares, twice the scores: each has a few roundings of these.
     """
-    rival, inputs = RIVALS[name], of(name, dtype=dtype)
-    loss = rival.loss(*inputs, reduction="none")
+    baseline, inputs = BASELINES[name], of(name, dtype=dtype)
+    loss = baseline.loss(*inputs, reduction="none")
     loss.sum().backward()
     *scores, x = (t.detach().double() for t in inputs)
-    w, l = scores if rival.scores == 2 else (scores[0] - scores[2], scores[1] - scores[3])  # noqa: E741
+    w, l = scores if baseline.scores == 2 else (scores[0] - scores[2], scores[1] - scores[3])  # noqa: E741
     losses, gradients = [], []
     with mp.workdps(60):
         for pair in zip(w.tolist(), l.tolist(), x.tolist(), strict=True):
             point = tuple(map(mpf, pair))
-            losses.append(float(rival.exact(*point)))
-            gradients.append([float(mp.diff(rival.exact, point, order)) for order in ((1, 0, 0), (0, 1, 0))])
+            losses.append(float(baseline.exact(*point)))
+            gradients.append([float(mp.diff(baseline.exact, point, order)) for order in ((1, 0, 0), (0, 1, 0))])
     eps = torch.finfo(dtype).eps
     relative = 1e-12 if dtype == torch.float64 else 2e-6
     absolute = 4 * 50 * eps if name.endswith("_kl") else torch.finfo(dtype).tiny
@@ -135,17 +135,17 @@ def test_exact(backend, name, dtype):
         )
 
 
-@rivals
+@baselines
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_gradcheck(backend, name, reduction):
     *inputs, x = of(name, n=7)
     rest = inputs[2:]
     assert torch.autograd.gradcheck(
-        lambda a, b: RIVALS[name].loss(a, b, *rest, x, reduction=reduction), inputs[:2], atol=1e-5, rtol=1e-4
+        lambda a, b: BASELINES[name].loss(a, b, *rest, x, reduction=reduction), inputs[:2], atol=1e-5, rtol=1e-4
     )
 
 
-@rivals
+@baselines
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_backends_agree_and_another_gradient_comes_in(backend, name, reduction):
     """Many blocks, layers before and after the loss."""
@@ -153,23 +153,23 @@ def test_backends_agree_and_another_gradient_comes_in(backend, name, reduction):
     for now in (backend, "torch"):
         g = torch.Generator().manual_seed(1)
         scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-        scores = [3 * torch.randn(5000, generator=g, dtype=torch.float64) for _ in range(RIVALS[name].scores + 1)]
+        scores = [3 * torch.randn(5000, generator=g, dtype=torch.float64) for _ in range(BASELINES[name].scores + 1)]
         with pytest.MonkeyPatch.context() as patch:
             if now == "torch":
                 patch.setattr(choice, "loss_for", lambda *_: None)
-            loss = RIVALS[name].loss(scale * scores[0], scores[1] / scale, *scores[2:], reduction=reduction)
+            loss = BASELINES[name].loss(scale * scores[0], scores[1] / scale, *scores[2:], reduction=reduction)
         (grad,) = torch.autograd.grad((loss**2).sum(), scale)
         results.append((loss.detach(), grad))
     torch.testing.assert_close(*results, rtol=1e-11, atol=1e-14)
 
 
 def test_reductions(backend):
-    for name in RIVALS:
+    for name in BASELINES:
         inputs = of(name)
-        each = RIVALS[name].loss(*inputs, reduction="none")
+        each = BASELINES[name].loss(*inputs, reduction="none")
         assert each.shape == (60,)
-        torch.testing.assert_close(RIVALS[name].loss(*inputs, reduction="sum"), each.sum(), rtol=1e-13, atol=0)
-        torch.testing.assert_close(RIVALS[name].loss(*inputs), each.mean(), rtol=1e-13, atol=0)
+        torch.testing.assert_close(BASELINES[name].loss(*inputs, reduction="sum"), each.sum(), rtol=1e-13, atol=0)
+        torch.testing.assert_close(BASELINES[name].loss(*inputs), each.mean(), rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -247,26 +247,26 @@ def test_aims(backend):
 
 def test_rewards(backend):
     """beta * (policy - reference), for IPO too, detached, in the loss's dtype."""
-    for name, rival in RIVALS.items():
-        if rival.scores == 2:
+    for name, baseline in BASELINES.items():
+        if baseline.scores == 2:
             continue
         for dtype in (torch.float64, torch.bfloat16):
             pc, pr, rc, rr, x = numbers(dtype=dtype)
-            loss, chosen, rejected = rival.call(pc, pr, rc, rr, x)
+            loss, chosen, rejected = baseline.call(pc, pr, rc, rr, x)
             assert not chosen.requires_grad and not rejected.requires_grad and chosen.dtype == loss.dtype, name
             assert torch.equal(chosen, (0.25 * (pc.to(loss.dtype) - rc.to(loss.dtype))).detach()), name
             assert torch.equal(rejected, (0.25 * (pr.to(loss.dtype) - rr.to(loss.dtype))).detach()), name
 
 
-@rivals
+@baselines
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(backend, name, dtype):
     inputs = of(name, dtype=dtype)
-    loss = RIVALS[name].loss(*inputs)
+    loss = BASELINES[name].loss(*inputs)
     loss.backward()
     assert loss.dtype == torch.float32 and inputs[0].grad.dtype == inputs[1].grad.dtype == dtype
     exact = [t.detach().double().requires_grad_(i < 2) for i, t in enumerate(inputs)]
-    want = RIVALS[name].loss(*exact)
+    want = BASELINES[name].loss(*exact)
     want.backward()
     torch.testing.assert_close(loss.double(), want, rtol=2e-6, atol=0)
     # A gradient is rounded once to its own type; float16 has units of 2^-24 at the least.
@@ -300,44 +300,44 @@ def test_infinities_and_huge_numbers(backend):
             torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64), rtol=1e-13, atol=1e-300)
 
 
-@rivals
+@baselines
 def test_nan_propagates(backend, name):
     *inputs, x = of(name, n=3)
     broken = inputs[0].detach().clone()
     broken[1] = math.nan
     broken.requires_grad_()
-    loss = RIVALS[name].loss(broken, *inputs[1:], x, reduction="none")
+    loss = BASELINES[name].loss(broken, *inputs[1:], x, reduction="none")
     loss.sum().backward()
     assert loss.isnan().tolist() == broken.grad.isnan().tolist() == [False, True, False]
-    assert RIVALS[name].loss(broken, *inputs[1:], x).isnan()
+    assert BASELINES[name].loss(broken, *inputs[1:], x).isnan()
 
 
 @pytest.mark.parametrize("name", ["llama2", "odpo"])
 def test_layouts(backend, name):
     *inputs, x = of(name, n=6)
     inputs = [t.detach() for t in inputs]
-    want = RIVALS[name].loss(*inputs, x)
+    want = BASELINES[name].loss(*inputs, x)
     wide = torch.stack([*inputs, x], 1)
     views = wide.unbind(1)
     assert not views[0].is_contiguous()
     first = views[0].requires_grad_()
-    got = RIVALS[name].loss(first, *views[1:])
+    got = BASELINES[name].loss(first, *views[1:])
     got.backward()
     assert torch.equal(got, want)
     negative = torch._neg_view(-inputs[0])
-    assert torch.equal(RIVALS[name].loss(negative, *inputs[1:], torch._neg_view(-x)), want)
+    assert torch.equal(BASELINES[name].loss(negative, *inputs[1:], torch._neg_view(-x)), want)
     one = torch.tensor(1.5, dtype=torch.float64)
-    assert torch.equal(RIVALS[name].loss(*inputs, one), RIVALS[name].loss(*inputs, torch.full_like(x, 1.5)))
-    assert torch.equal(RIVALS[name].loss(*inputs, 1.5), RIVALS[name].loss(*inputs, one))
+    assert torch.equal(BASELINES[name].loss(*inputs, one), BASELINES[name].loss(*inputs, torch.full_like(x, 1.5)))
+    assert torch.equal(BASELINES[name].loss(*inputs, 1.5), BASELINES[name].loss(*inputs, one))
 
 
-TORCH = [name for name in RIVALS if name != "cdpo"]  # which is a case of pcrm_dpo_loss
+TORCH = [name for name in BASELINES if name != "cdpo"]  # which is a case of pcrm_dpo_loss
 
 
 @pytest.mark.parametrize("name", ["llama2", "backward_kl"])
 def test_retained_graph(backend, name):
     *inputs, x = of(name)
-    loss = RIVALS[name].loss(*inputs, x)
+    loss = BASELINES[name].loss(*inputs, x)
     loss.backward(retain_graph=True)
     once = inputs[0].grad.clone()
     loss.backward()
@@ -351,7 +351,7 @@ def test_second_derivatives(backend, name):
     *inputs, x = of(name, n=7)
     rest = inputs[2:]
     assert torch.autograd.gradgradcheck(
-        lambda a, b: RIVALS[name].loss(a, b, *rest, x), inputs[:2], atol=1e-5, rtol=1e-4
+        lambda a, b: BASELINES[name].loss(a, b, *rest, x), inputs[:2], atol=1e-5, rtol=1e-4
     )
 
 
@@ -359,15 +359,15 @@ def test_second_derivatives(backend, name):
 def test_torch_computes_whatever_is_chosen(backend, name, monkeypatch):
     inputs = of(name)
     monkeypatch.setattr(native, "call", None)
-    RIVALS[name].loss(*inputs).backward()
+    BASELINES[name].loss(*inputs).backward()
 
 
 def test_no_gradient(backend):
-    for name in RIVALS:
+    for name in BASELINES:
         *inputs, x = of(name, n=6)
         with torch.no_grad():
-            quiet = RIVALS[name].loss(*inputs, x)
-        assert not quiet.requires_grad and torch.equal(quiet, RIVALS[name].loss(*inputs, x).detach())
+            quiet = BASELINES[name].loss(*inputs, x)
+        assert not quiet.requires_grad and torch.equal(quiet, BASELINES[name].loss(*inputs, x).detach())
 
 
 def test_transforms_take_the_torch_path():
@@ -376,21 +376,21 @@ def test_transforms_take_the_torch_path():
             *inputs, x = of(name, n=5)
             inputs = [t.detach() for t in inputs]
             wanted = inputs[0].clone().requires_grad_()
-            RIVALS[name].loss(wanted, *inputs[1:], x).backward()
-            got = torch.func.grad(lambda a, r=inputs[1:], n=name, y=x: RIVALS[n].loss(a, *r, y))(inputs[0])
+            BASELINES[name].loss(wanted, *inputs[1:], x).backward()
+            got = torch.func.grad(lambda a, r=inputs[1:], n=name, y=x: BASELINES[n].loss(a, *r, y))(inputs[0])
             torch.testing.assert_close(got, wanted.grad)
-            batched = torch.func.vmap(lambda y, i=inputs, n=name: RIVALS[n].loss(*i, y))(torch.stack([x, 2 * x]))
-            torch.testing.assert_close(batched[1], RIVALS[name].loss(*inputs, 2 * x))
+            batched = torch.func.vmap(lambda y, i=inputs, n=name: BASELINES[n].loss(*i, y))(torch.stack([x, 2 * x]))
+            torch.testing.assert_close(batched[1], BASELINES[name].loss(*inputs, 2 * x))
 
 
 @pytest.mark.slow
-@rivals
+@baselines
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_compile_without_graph_break(backend, name, reduction):
     torch.compiler.reset()
 
     def function(a, *rest):
-        return 3 * RIVALS[name].loss(2 * a, *rest, reduction=reduction)
+        return 3 * BASELINES[name].loss(2 * a, *rest, reduction=reduction)
 
     inputs = of(name)
     results = []
@@ -401,9 +401,9 @@ def test_compile_without_graph_break(backend, name, reduction):
 
 
 def test_other_devices_take_the_torch_path():
-    for name in RIVALS:
+    for name in BASELINES:
         inputs = [t.detach().to("meta") for t in of(name)]
-        loss = RIVALS[name].loss(inputs[0].requires_grad_(), *inputs[1:])
+        loss = BASELINES[name].loss(inputs[0].requires_grad_(), *inputs[1:])
         loss.backward()
         assert inputs[0].grad.device.type == "meta"
 
@@ -561,14 +561,14 @@ def test_lengths_of_any_integer_type(backend):
 
 
 def test_the_guide_runs_as_it_is_printed(capsys):
-    page = (ROOT / "docs" / "rivals.md").read_text()
+    page = (ROOT / "docs" / "baselines.md").read_text()
     found = re.findall(r"^```(\w*)\n(.*?)^```$", page, flags=re.S | re.M)
     script, ensembles = (block for language, block in found if language == "python")
     (table,) = (block for language, block in found if not language)
-    exec(compile(script, "docs/rivals.md", "exec"), {})
+    exec(compile(script, "docs/baselines.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
     without_figures = [re.sub(r"\d\.\d+", "", line) for line in printed]
     assert without_figures == [re.sub(r"\d\.\d+", "", line) for line in table.splitlines()]
-    exec(compile(ensembles, "docs/rivals.md", "exec"), {})
+    exec(compile(ensembles, "docs/baselines.md", "exec"), {})
     # Each function is in the page's table.
     assert all(f"`{name}" in page for name in pcrm.functional.__all__ if name.endswith("_loss") and "token" not in name)

@@ -1,4 +1,4 @@
-"""The rivals against TRL's own losses of the same papers."""
+"""The losses of other papers against TRL's own losses of the same papers."""
 
 import math
 

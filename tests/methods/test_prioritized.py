@@ -491,9 +491,9 @@ def test_what_cannot_be_drawn_or_weighted_is_refused(trainer_of, tmp_path, rows)
 
 def test_the_guide_runs_as_it_is_printed():
     torch.manual_seed(0)
-    (block,) = blocks("docs/sampling.md", "python")
+    (block,) = blocks("docs/prioritized.md", "python")
     here = {}
-    exec(compile(block, "docs/sampling.md", "exec"), here)
+    exec(compile(block, "docs/prioritized.md", "exec"), here)
     p = here["sampler"].probabilities
     assert p.max() > 1.2 * p.min()
 

@@ -302,8 +302,8 @@ def test_in_trl(tmp_path, model, tiny_policy, kind):
 
 
 def test_documentation(tmp_path, monkeypatch, tiny, tiny_policy, rows):
-    """The script of docs/transforms.md trains as it is printed, for a step."""
-    (block,) = re.findall("```python\n(.*?)```", (ROOT / "docs" / "transforms.md").read_text(), flags=re.S)
+    """The script of docs/rl-rewards.md trains as it is printed, for a step."""
+    (block,) = re.findall("```python\n(.*?)```", (ROOT / "docs" / "rl-rewards.md").read_text(), flags=re.S)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reward-model").symlink_to(tiny)
     (tmp_path / "policy").symlink_to(tiny_policy)

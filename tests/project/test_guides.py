@@ -137,7 +137,7 @@ def test_two_lines_of_a_script(preferences, tiny):
 
 
 @pytest.mark.parametrize(
-    ("page", "field"), [("docs/sft.md", "pcrm_sft_eta"), ("docs/sampling.md", "pcrm_priority_alpha")]
+    ("page", "field"), [("docs/sft.md", "pcrm_sft_eta"), ("docs/prioritized.md", "pcrm_priority_alpha")]
 )
 def test_arguments_of_a_diff(folder, page, field):
     from pcrm import trl

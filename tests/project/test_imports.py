@@ -1,6 +1,8 @@
 """Which modules of the package import which: arrows point one way, and light modules stay light."""
 
 import ast
+import importlib.util
+import re
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
@@ -92,3 +94,31 @@ def test_no_circle_of_modules_or_rooms():
 
 def room(module):
     return ".".join(module.split(".")[:2])
+
+
+def test_the_bridge_is_declared_as_it_is():
+    """`_bridge.pyi` has each exported function of package bridge, with its arguments in their order."""
+    found = {}
+    for path in (ROOT / "bridge").glob("*.go"):
+        if not path.name.endswith("_test.go"):
+            for name, arguments in re.findall(r"^func ([A-Z]\w*)\(([^)]*)\)", path.read_text(), flags=re.M):
+                found[name] = [part.split()[0] for part in arguments.replace("\n", " ").split(",") if part.strip()]
+    declared = {
+        node.name.removeprefix("bridge_"): [a.arg for a in node.args.args]
+        for node in ast.parse((PACKAGE / "_native" / "_bridge.pyi").read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert declared == found
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks", "experiments", "examples", "recipes"])
+def test_what_others_import_of_the_package_is_there(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("pcrm"):
+                if "openrlhf" in node.module:  # needs OpenRLHF
+                    continue
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    there = hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
+                    assert there, f"{path.relative_to(ROOT)}:{node.lineno}: {node.module} has no {alias.name}"

@@ -60,7 +60,7 @@ def open_device(index: int) -> Device | str:
         return str(error)
 
 
-def pair_loss(
+def reward_loss(
     device: Device,
     gradient: bool,
     chosen: Tensor,

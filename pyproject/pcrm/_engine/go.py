@@ -21,7 +21,7 @@ _EMPTY = torch.empty(0, device="cpu")
 _SCALARS = {dtype: torch.empty((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
 
 
-def pair_loss(
+def reward_loss(
     library: ModuleType,
     gradient: bool,
     chosen: Tensor,

@@ -57,8 +57,8 @@ def _torch_dpo(
 
 PAIR = Loss(
     "pair",
-    go.pair_loss,
-    cuda.pair_loss,
+    go.reward_loss,
+    cuda.reward_loss,
     _torch_pair,
     REWARDS,
     ("delta", "label_smoothing", "center_rewards_coefficient", "reduction", "check_finite"),

@@ -123,10 +123,10 @@ def dpo_loss(
     return _reduced(loss, reduction), chosen.detach(), rejected.detach()
 
 
-TERMS = ("offset", "squared", "forward_kl", "backward_kl")
+BASELINES = ("offset", "squared", "forward_kl", "backward_kl")
 
 
-def term(name: str, margin: Tensor, x: Tensor) -> Tensor:
+def baseline_loss(name: str, margin: Tensor, x: Tensor) -> Tensor:
     """A loss of other papers, one value a pair, of the margin and a number x of the pair's own.
 
     offset       -log sigmoid(m - x)
@@ -152,13 +152,13 @@ def coin_divergence(a: Tensor, b: Tensor) -> Tensor:
 def offset_loss(chosen: Tensor, rejected: Tensor, offset: Tensor, coefficient: float, reduction: str) -> Tensor:
     """The term "offset" of `chosen - rejected`, plus `c * (chosen**2 + rejected**2)`, reduced."""
     chosen, rejected = chosen.to(offset.dtype), rejected.to(offset.dtype)
-    loss = term("offset", chosen - rejected, offset)
+    loss = baseline_loss("offset", chosen - rejected, offset)
     if coefficient != 0:
         loss = loss + coefficient * (chosen**2 + rejected**2)
     return _reduced(loss, reduction)
 
 
-def dpo_term_loss(
+def dpo_baseline_loss(
     policy_chosen: Tensor,
     policy_rejected: Tensor,
     reference_chosen: Tensor,
@@ -176,7 +176,7 @@ def dpo_term_loss(
     w, l, ref_w, ref_l = (  # noqa: E741
         x.to(offset.dtype) for x in (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
     )
-    loss = term(name, beta * ((w - ref_w) - (l - ref_l)), offset_scale * offset)
+    loss = baseline_loss(name, beta * ((w - ref_w) - (l - ref_l)), offset_scale * offset)
     return _reduced(loss, reduction), reward_beta * (w - ref_w).detach(), reward_beta * (l - ref_l).detach()
 
 

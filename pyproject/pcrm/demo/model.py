@@ -67,7 +67,7 @@ def load_tokenizer(path: str | Path) -> Any:
 
 
 def load_model(path: str | Path, seed: int, max_length: int | None = None) -> Any:
-    """A reward model of a checkpoint, for sequences of at most `max_length` _pretrained."""
+    """A reward model of a checkpoint, for sequences of at most `max_length` tokens."""
     torch.manual_seed(seed)  # a checkpoint without a scalar head gets a random one
     model = _pretrained.load_model(AutoModelForSequenceClassification, path, num_labels=1, dtype=torch.float32)
     _pretrained.longest(str(path), model, None, max_length)

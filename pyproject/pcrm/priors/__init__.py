@@ -11,14 +11,15 @@ data set or in the collator. `annotate` does it for a batch of rows in any worke
 To add a prior:
 
 1. Write its function in a module of its own, as `_lexical.py`, and its readable twin in
-   `_engine/torch_reference.py`. Export it here.
+   `_engine/torch_reference.py`. Export it here. The fast one belongs in Go's package `pcrm/prior`,
+   with a function in `bridge/bridge.go` that calls it and a line in `_native/_bridge.pyi`.
 2. Put its name into `COMPUTED_PRIORS` in `settings/rules.py`, and into `Priors` and `neededBy` in
    `pcrm/settings.go`. That gives it the settings of a curve: betas, floor and cap. Add cases to
    `pcrm/testdata/settings.json`, which tests both.
-3. Compute it in `of_texts_and_errors` in `_by_name.py`. `annotate`, `pcrm prior` and the trainers
-   call that function.
+3. Compute it in `of_texts_and_errors` in `_by_name.py`, which `annotate` and `pcrm prior` call, and
+   TRL's trainers before training. Say what it is in the help of `commands/prior.py` and `trl/configs.py`.
 4. Test it against something independent in `tests/priors/test_priors.py`, and describe it in
-   `docs/priors.md`.
+   `docs/priors.md` and `docs/settings.md`.
 """
 
 from ..settings.rules import COMPUTED_PRIORS as NAMES

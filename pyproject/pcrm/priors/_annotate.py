@@ -65,7 +65,7 @@ def annotate(
     Raises:
         ValueError: an unknown prior; a model or tokenizer that is missing or has nothing to do;
             a column that is missing, or `prior`, which is there already.
-        pcrm.preferences.RowError: a ValueError that names the row, from 0 in this batch, the column
+        pcrm.data.preferences.RowError: a ValueError that names the row, from 0 in this batch, the column
             and the value; also of a response that the model has no embedding for.
         ImportError: there is no transformers: pip install 'pcrm[encoders]'.
     """
