@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import transformers
+from helpers.documents import blocks
 from pcrm.prefix_sharing import disable, enable, share_prefixes, sharing
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -301,6 +302,20 @@ def test_a_leak_of_one_token_is_found(monkeypatch):
     model = make()
     with share_prefixes(model), pytest.raises(RuntimeError, match=r"^the hidden states of LlamaModel .* apart, got"):
         model(**batch())
+
+
+def test_the_page():
+    (block,) = (text for text in blocks("docs/prefix-sharing.md", "python") if "prefix_sharing.enable(model)" in text)
+    enabling, sharing_block = block.split("with ")
+    model, inputs = make(LlamaForSequenceClassification, num_labels=1).eval(), batch()
+    names = {"model": model, "ids": inputs["input_ids"], "mask": inputs["attention_mask"]}
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        exec(enabling, names)
+        torch.testing.assert_close(model(**inputs).logits, plain, rtol=1e-4, atol=1e-6)
+        disable(model)
+        exec("with " + sharing_block, names)
+    torch.testing.assert_close(names["scores"], plain, rtol=1e-4, atol=1e-6)
 
 
 def steps(model, process):

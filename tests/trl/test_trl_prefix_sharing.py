@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+from helpers.documents import blocks
 from helpers.project import ROOT
 from helpers.trainers import FORMATS, TWO_PROCESSES, build, distance, joint, launch, load, steps
 from pcrm.trl import PCRMDPOConfig, PCRMRewardConfig
@@ -138,6 +139,13 @@ def test_resumed(kind, data, request, tmp_path):
     again = build(kind, folder, tmp_path / "out", data, **options)
     again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
     assert distance(whole, again) < SAME
+
+
+def test_the_fields_of_the_page():
+    (block,) = (text for text in blocks("docs/prefix-sharing.md", "python") if "pcrm_prefix_sharing" in text)
+    for config in (PCRMRewardConfig, PCRMDPOConfig):
+        made = eval(block.split("#")[0].replace("...", "'out', bf16=False"), {"PCRMRewardConfig": config})
+        assert made.pcrm_prefix_sharing and config.__name__ in block
 
 
 def test_off_by_default():
