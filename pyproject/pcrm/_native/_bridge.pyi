@@ -198,6 +198,33 @@ def bridge_AverageNew(checkpoints: str, weights: int, n: int) -> str: ...
 def bridge_AverageCreate(handle: int, folder: str) -> bool: ...
 def bridge_AverageNext(handle: int) -> int: ...
 def bridge_AverageClose(handle: int) -> str: ...
+def bridge_PrefixArrange(
+    rows: int,
+    width: int,
+    shape: int,
+    order: int,
+    shared: int,
+    start: int,
+    ids: int,
+    lengths: int,
+    minShared: int,
+    budget: int,
+) -> bool: ...
+def bridge_PrefixPack(
+    rows: int,
+    width: int,
+    packedRows: int,
+    packedWidth: int,
+    packed: int,
+    positions: int,
+    ends: int,
+    gather: int,
+    order: int,
+    shared: int,
+    start: int,
+    ids: int,
+    lengths: int,
+) -> bool: ...
 def bridge_Calibrate(
     n: int, dst: int, scores: int, feature: int, method: str, alpha: float, frac: float, iterations: int, delta: float
 ) -> bool: ...

@@ -64,6 +64,9 @@ class PCRMArguments:
         pcrm_priority_samples:
             Draws in an epoch, after which the priorities are looked at anew; as many as there are
             pairs where it is not said.
+        pcrm_prefix_sharing:
+            Whether what the rows of a batch begin with in common, such as the prompt of a pair, goes through the model
+            once: `pcrm.prefix_sharing`. The results are the same to rounding.
         pcrm_log_margins:
             Whether each log writes to TensorBoard the histogram of the margins of all pairs since
             the last one, chosen minus rejected, for DPO z: `pcrm/margins` in training,
@@ -118,6 +121,10 @@ class PCRMArguments:
     pcrm_priority_samples: int | None = field(
         default=None, metadata={"help": "Draws in an epoch with 'pcrm_priority_alpha': all pairs' number by default."}
     )
+    pcrm_prefix_sharing: bool = field(
+        default=False,
+        metadata={"help": "Whether the prompt of a pair goes through the model once for both of its responses."},
+    )
     pcrm_log_margins: bool = field(
         default=False,
         metadata={"help": "Whether to write the histogram of the margins to TensorBoard, at each log."},
@@ -149,6 +156,11 @@ class PCRMArguments:
         if self.pcrm_priority_alpha and settings.form == "token":
             raise ValueError(
                 f"pcrm_priority_alpha is {self.pcrm_priority_alpha}, but a pair has no one slope in the token form"
+            )
+        if self.pcrm_prefix_sharing and settings.form == "token":
+            raise ValueError(
+                "pcrm_prefix_sharing must be False with pcrm_form='token', got True: the token form also reads the scores of "
+                "padding, which shared rows do not have"
             )
         if self.pcrm_prior_model is not None and settings.prior != "cosine":
             where = "pcrm_prior='cosine'" if self.pcrm_config is None else f"prior = 'cosine' in {self.pcrm_config}"

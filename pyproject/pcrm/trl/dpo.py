@@ -86,6 +86,10 @@ class PCRMDPOTrainer(ConstrainedTrainer, DPOTrainer):
                 f"pcrm_prior={kind!r} is not there for data sets with images: give them a column 'prior', or set pcrm_prior='fixed'"
             )
 
+    def _precompute_ref_logps(self, *arguments: Any) -> Any:
+        self._share_prefixes()  # from trl 1.9 on its constructor computes them
+        return super()._precompute_ref_logps(*arguments)
+
     def compute_ref_log_probs(self, *arguments: Any) -> Any:
         # (inputs) before trl 1.9, (model, inputs) since.
         *model, inputs = arguments

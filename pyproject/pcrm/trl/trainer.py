@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import Trainer, TrainingArguments
 
+from .. import prefix_sharing
 from ..methods.prioritized import PrioritizedSampler
 from ..settings import Config, Constraint
 from .collator import INDEX, PriorCollator
@@ -83,10 +84,19 @@ class ConstrainedTrainer(Trainer):
     def _finish(self, args: PCRMArguments) -> None:
         """Do what is left of the construction after TRL's constructor."""
         self.data_collator = PriorCollator(self.data_collator, self.settings)
+        self._share_prefixes()
         if self.sampler is not None:
             self.add_callback(RoundsByEpoch(self.sampler))
         elif args.pcrm_priority_alpha:
             raise ValueError("pcrm_priority_alpha is not there for data sets with images")
+
+    def _share_prefixes(self) -> None:
+        """Let the models share prefixes if the arguments ask for it and they do not yet."""
+        if not getattr(self.args, "pcrm_prefix_sharing", False):
+            return
+        for model in (self.model, getattr(self, "ref_model", None)):
+            if model is not None and not prefix_sharing.is_enabled(model):
+                prefix_sharing.enable(model)
 
     def _make_drawable(self, dataset: Any, args: PCRMArguments) -> Any:
         """The prepared data set, with a sampler if it is the training data, which come first."""

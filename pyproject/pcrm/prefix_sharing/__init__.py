@@ -1,0 +1,13 @@
+"""Each prompt goes through the model once: rows of a batch share what they begin with.
+
+    >>> with pcrm.prefix_sharing.share_prefixes(model):
+    ...     trainer.train()
+
+Both responses of a pair begin with their prompt, and in a ranking all responses do. `enable` makes a decoder compute
+such a prefix once for all of them, with the same outputs and gradients to rounding.
+"""
+
+from .plan import Packed, pack
+from .sharing import disable, enable, is_enabled, share_prefixes
+
+__all__ = ["Packed", "disable", "enable", "is_enabled", "pack", "share_prefixes"]

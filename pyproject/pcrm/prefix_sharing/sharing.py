@@ -1,0 +1,300 @@
+"""The hooks on a decoder: a batch goes in as trees, and comes out as the rows that the caller knows."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .. import _check
+from .plan import Packed, pack
+
+Tensor = torch.Tensor
+
+# Rows that share less are computed apart: a mask costs more than so few tokens.
+_MIN_SHARED = 16
+# Trees are at most this long, or twice the longest row: attention, and its mask, grow with their square.
+_BUDGET = 2048
+
+# How far the hidden state of a token may be apart in the shared and in the plain pass, in units of its norm and of the
+# square root of the number of layers times the rounding of the dtype that computes. Half types are added up in float32,
+# so that less of their rounding is seen. The worst token of six rows of SmolLM2-135M is 2.1 units apart in float32 and
+# 0.44 in bfloat16; if one token is seen that should not be, 300,000 and 4.6.
+_UNITS, _UNITS_OF_HALF = 20, 2
+
+# torch.compile must not look into the plan, whose shapes are another for each batch.
+_uncompiled: Any = torch.compiler.disable
+
+_ATTENTIONS = ("eager", "sdpa", "flex_attention")
+_ATTRIBUTE = "_pcrm_prefix_sharing"
+
+
+def enable(model: Any, *, min_shared: int = _MIN_SHARED, budget: int | None = None) -> None:
+    """Let the rows of each batch that begin alike go through a decoder once for what they begin with.
+
+    Outputs, losses and gradients stay what they are, to rounding. It works on any causal decoder of transformers
+    under eager, sdpa and flex attention, with PEFT, gradient checkpointing, mixed precision, DDP and torch.compile
+    (which sees the packed batch). What is computed is the packed batch; a head on top of the decoder sees the rows
+    that it expects. Batches whose rows share nothing go through as they are, and so does generation with a cache.
+
+    The first batch goes through both ways, without gradients, to see that the results agree.
+
+    Args:
+        model: The model, or what wraps it: PEFT, DDP or torch.compile.
+        min_shared: Rows that begin with fewer tokens in common are computed apart.
+        budget: The greatest number of tokens that share one attention mask, whose size is the square of it. Rows
+            beyond it form another tree, which repeats the prefix. By default 2048 or twice the longest row.
+
+    Raises:
+        TypeError: `model` is no model of transformers; an option is not an integer.
+        ValueError: prefixes of this model cannot be shared; the message says why. It shares them already. An option is
+            out of its range. Later, from the model: left padding, or inputs that are not token ids.
+        RuntimeError: from the model at its first batch: the shared pass gives something else than the plain one, or
+            the model computes without calling its decoder.
+    """
+    model, decoder = _decoder(model)
+    if hasattr(decoder, _ATTRIBUTE):
+        raise ValueError("model must not share prefixes yet, got one that does: call disable first")
+    _refuse(decoder)
+    setattr(decoder, _ATTRIBUTE, _Sharing(model, decoder, min_shared, budget))
+
+
+def disable(model: Any) -> None:
+    """Undo `enable`.
+
+    Raises:
+        TypeError: `model` is no model of transformers.
+        ValueError: It does not share prefixes.
+    """
+    _, decoder = _decoder(model)
+    if not hasattr(decoder, _ATTRIBUTE):
+        raise ValueError("model must share prefixes, got one that does not: call enable first")
+    getattr(decoder, _ATTRIBUTE).remove()
+    delattr(decoder, _ATTRIBUTE)
+
+
+def is_enabled(model: Any) -> bool:
+    """Whether a model shares prefixes. TypeError: it is no model of transformers."""
+    return hasattr(_decoder(model)[1], _ATTRIBUTE)
+
+
+@contextlib.contextmanager
+def share_prefixes(model: Any, *, min_shared: int = _MIN_SHARED, budget: int | None = None) -> Iterator[None]:
+    """`enable` for the length of a `with` block."""
+    enable(model, min_shared=min_shared, budget=budget)
+    try:
+        yield
+    finally:
+        disable(model)
+
+
+def _decoder(model: Any) -> tuple[Any, Any]:
+    """The model of transformers inside of what wraps it, and its part that makes hidden states."""
+    while (inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)) is not None:
+        model = inner
+    if hasattr(model, "get_base_model"):  # PEFT's
+        model = model.get_base_model()
+    decoder = getattr(model, "base_model", None)
+    if decoder is None or not hasattr(decoder, "config"):
+        raise TypeError(f"model must be a model of transformers, got {type(model).__name__}")
+    return model, decoder
+
+
+def _refuse(decoder: Any) -> None:
+    """Refuse what cannot share prefixes, by name."""
+    config = decoder.config.get_text_config()
+    name = type(decoder).__name__
+    if config.is_encoder_decoder:
+        raise ValueError(f"model must be a decoder to share prefixes, got {name}, which has an encoder")
+    if getattr(decoder, "_is_stateful", False):
+        raise ValueError(
+            f"model must have attention alone to share prefixes, got {name}, whose layers carry a state from token to "
+            "token: a state cannot branch"
+        )
+    attention = config._attn_implementation
+    if attention not in _ATTENTIONS:
+        raise ValueError(
+            f"the attention of the model must be one of {', '.join(_ATTENTIONS)} to share prefixes, got {attention}, "
+            "which takes no mask: load the model with attn_implementation='sdpa'"
+        )
+    causal = [module.is_causal for module in decoder.modules() if hasattr(module, "is_causal")]
+    if not causal or not all(causal) or not getattr(config, "is_causal", True):
+        raise ValueError(f"model must be causal to share prefixes, got {name}, in which a token sees later ones")
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise ValueError(
+            f"layers must be of full or sliding attention to share prefixes, got {name} with {', '.join(sorted(kinds))}"
+        )
+    if getattr(config, "alibi", False):
+        raise ValueError(
+            f"model must take positions to share prefixes, got {name} with ALiBi, whose distances count the tokens between"
+        )
+    parameters = inspect.signature(decoder.forward).parameters
+    for wanted in ("input_ids", "attention_mask", "position_ids"):
+        if wanted not in parameters:
+            raise ValueError(f"model must take {wanted} to share prefixes, got {name}, which does not")
+
+
+def _window(config: Any) -> int | None:
+    """The least sliding window of the layers; None where there is none."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if window is None or (kinds is not None and "sliding_attention" not in kinds):
+        return None
+    return window if getattr(config, "use_sliding_window", True) else None
+
+
+class _Sharing:
+    """What `enable` puts on a decoder."""
+
+    def __init__(self, model: Any, decoder: Any, min_shared: int, budget: int | None) -> None:
+        self._min_shared = _check.integer("min_shared", min_shared, 1)
+        self._budget = None if budget is None else _check.integer("budget", budget, 1)
+        self._config = decoder.config.get_text_config()
+        self._names = list(inspect.signature(decoder.forward).parameters)
+        self._gather: Tensor | None = None  # of the batch that is inside
+        self._given: dict[str, Any] = {}  # and what the caller gave, at the first batch
+        self._checked = False
+        self._called = False
+        self._handles = [
+            decoder.register_forward_pre_hook(self._before, with_kwargs=True),
+            decoder.register_forward_hook(self._after),
+        ]
+        if model is not decoder:
+            self._handles.append(model.register_forward_hook(self._was_called))
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _was_called(self, model: Any, *_: Any) -> None:
+        if not self._called:
+            raise RuntimeError(
+                f"the decoder of {type(model).__name__} must be called to share prefixes, got a forward pass that goes "
+                "around it: this model cannot share prefixes"
+            )
+        self._handles.pop().remove()
+
+    def _before(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._called, self._gather = True, None
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        if given.get("use_cache") or given.get("past_key_values") is not None:
+            return None  # generation
+        ids, mask = given.get("input_ids"), given.get("attention_mask")
+        if ids is None:
+            raise ValueError("input_ids must be token ids to share prefixes, got None: embeddings cannot be compared")
+        if given.get("output_attentions") or self._config.output_attentions:
+            raise ValueError("output_attentions must be False where prefixes are shared: there is no matrix of a row")
+        packed = self._packed(ids, mask, given.get("position_ids"))
+        if self._checked and packed.ids.numel() >= ids.numel():
+            return None
+        self._gather = packed.gather
+        if not self._checked:
+            self._given = given
+        new = {
+            "input_ids": packed.ids,
+            "attention_mask": _mask(packed.ends, self._config._attn_implementation, decoder.dtype),
+            "position_ids": packed.positions,
+            "use_cache": False,
+        }
+        return (), given | new
+
+    @_uncompiled
+    def _packed(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> Packed:
+        rows, width = ids.shape
+        if mask is None:
+            lengths = ids.new_full((rows,), width)
+        elif mask.dim() != 2:
+            raise ValueError(
+                f"attention_mask must have shape {(rows, width)} to share prefixes, got {tuple(mask.shape)}"
+            )
+        else:
+            real = mask.bool()
+            # An empty row, of nothing but padding, is computed as its first pad.
+            lengths = real.sum(1).clamp(min=1)
+            if bool((real[:, 1:] & ~real[:, :-1]).any()):
+                raise ValueError(
+                    "attention_mask must be padded on the right to share prefixes, got a 1 after a 0: set "
+                    "tokenizer.padding_side = 'right'"
+                )
+        longest = int(lengths.max())
+        window = _window(self._config)
+        if window is not None and longest > window:
+            raise ValueError(
+                f"rows must fit into the model's sliding window of {window} tokens to share prefixes, got {longest} tokens"
+            )
+        if positions is not None:
+            inside = torch.arange(width, device=ids.device) < lengths[:, None]
+            if bool(((positions != torch.arange(width, device=ids.device)) & inside).any()):
+                raise ValueError("position_ids must count from 0 in each row to share prefixes, got others")
+        budget = max(_BUDGET, 2 * longest) if self._budget is None else self._budget
+        return pack(ids, lengths, min_shared=self._min_shared, budget=budget)
+
+    def _after(self, decoder: Any, args: Any, output: Any) -> Any:
+        if self._gather is None:
+            return None
+        if isinstance(output, tuple):
+            raise ValueError("return_dict must be True where prefixes are shared, got False")
+        gather, self._gather = self._gather, None
+        output.last_hidden_state = _unpacked(output.last_hidden_state, gather)
+        if output.get("hidden_states") is not None:
+            output.hidden_states = tuple(_unpacked(x, gather) for x in output.hidden_states)
+        if output.get("router_logits") is not None:  # of each token, whatever row it is in
+            output.router_logits = tuple(x[gather.flatten()] for x in output.router_logits)
+        if not self._checked:
+            given, self._given = self._given, {}
+            self._compare(decoder, given)
+            self._checked = True
+        return output
+
+    @torch.no_grad()
+    def _compare(self, decoder: Any, given: dict[str, Any]) -> None:
+        """Run the batch both ways without dropout, and raise where the results differ by more than rounding."""
+        training = [module for module in decoder.modules() if module.training]
+        decoder.eval()
+        try:
+            plain = decoder.forward(**given | {"use_cache": False}).last_hidden_state
+            args, kwargs = self._before(decoder, (), given)
+            gather, self._gather = self._gather, None
+            shared = _unpacked(decoder.forward(*args, **kwargs).last_hidden_state, gather)
+        finally:
+            for module in training:
+                module.training = True
+        kind = plain.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else plain.dtype
+        mask = given.get("attention_mask")
+        if mask is not None:
+            plain, shared = plain[mask.bool()], shared[mask.bool()]
+        plain, shared = plain.double(), shared.double()
+        apart = ((shared - plain).norm(dim=-1) / plain.norm(dim=-1)).max().item()
+        units = _UNITS if torch.finfo(dtype).bits >= 32 else _UNITS_OF_HALF
+        most = units * torch.finfo(dtype).eps * self._config.num_hidden_layers**0.5
+        if not apart <= most:
+            raise RuntimeError(
+                f"the hidden states of {type(decoder).__name__} with shared prefixes must be those without, to rounding: at "
+                f"most {most:.1e} of a token's norm apart, got {apart:.1e}. This model cannot share prefixes: please report it"
+            )
+
+
+def _unpacked(x: Tensor, gather: Tensor | None) -> Tensor:
+    return x.flatten(0, 1)[gather]
+
+
+def _mask(ends: Tensor, attention: str, dtype: torch.dtype) -> Any:
+    """What attention takes for: q attends to k if and only if k <= q < ends[k]."""
+    width = ends.shape[1]
+    if attention == "flex_attention":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        return create_block_mask(
+            lambda b, _, q, k: (k <= q) & (q < ends[b, k]), len(ends), None, width, width, device=str(ends.device)
+        )
+    at = torch.arange(width, device=ends.device)
+    sees = (at <= at[:, None]) & (at[:, None] < ends[:, None, :])
+    if attention == "sdpa":
+        return sees[:, None]
+    # eager adds its mask to the logits.
+    return torch.where(sees, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
