@@ -63,6 +63,11 @@ def main(argv: list[str]) -> int:
         "--batch-size", type=int, default=32, help="responses in a pass of any model (default: %(default)s)"
     )
     models.add_argument("--max-length", type=int, help="tokens of prompt and response (default: what the model takes)")
+    models.add_argument(
+        "--no-prefix-sharing",
+        action="store_true",
+        help="compute the prompt once for each of its responses, as training does",
+    )
     policy = parser.add_argument_group("policy")
     policy.add_argument("--policy", metavar="MODEL", help="a causal language model to sample from")
     policy.add_argument("--samples", type=int, default=16, help="responses to a prompt (default: %(default)s)")
@@ -134,6 +139,7 @@ def _computed(args: argparse.Namespace, gold_model: str | None) -> tuple[list[Po
         "device": args.device,
         "batch_size": args.batch_size,
         "max_length": args.max_length,
+        "prefix_sharing": not args.no_prefix_sharing,
     }
     source: str = args.pools[0]
     names = named(args.proxy)

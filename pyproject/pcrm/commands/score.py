@@ -56,6 +56,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", help="default: the GPU where there is one")
     parser.add_argument("--batch-size", type=int, default=32, help="responses in a pass (default: %(default)s)")
     parser.add_argument(
+        "--no-prefix-sharing",
+        action="store_true",
+        help="compute the prompt once for each of its responses, as training does",
+    )
+    parser.add_argument(
         "--principles",
         metavar="FILE",
         help="a JSON list of principles, texts or objects with text and name, or `column`: those of each row's principles",
@@ -79,7 +84,12 @@ def main(argv: list[str]) -> int:
         kind = kind_to_score(source)
         asked = _asked(args.principles, args.principle_template)  # before the model, which takes longer to read
         model = RewardModel(
-            args.model, dtype=args.dtype, device=args.device, batch_size=args.batch_size, max_length=args.max_length
+            args.model,
+            dtype=args.dtype,
+            device=args.device,
+            batch_size=args.batch_size,
+            max_length=args.max_length,
+            prefix_sharing=not args.no_prefix_sharing,
         )
         return add_scores(source, args.out, model, kind, asked=asked, skip=args.on_error == "skip")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .. import _check
 from .._pretrained import load_config, load_model, load_tokenizer, loading, longest, pad_token_id
 from ..data.preferences import RowError, inputs
+from ..prefix_sharing import PrefixSharingError, disable, enable, why_not
 from . import DTYPES
 
 # What a checkpoint's folder has beside these (logs, optimizers, scores) says nothing of the model.
@@ -43,6 +45,8 @@ class RewardModel:
             with the weights as the checkpoint has them.
         device: A torch device; by default the GPU where there is one, else the CPU.
         batch_size: Sequences in a forward pass. Those of similar length are put together.
+        prefix_sharing: Whether what the sequences of a pass begin with in common goes through the model once
+            (`pcrm.prefix_sharing`), where the model allows it. The scores are the same to rounding.
         max_length: Tokens of a sequence. By default what the model and its tokenizer say. A model with relative, rotary or
             scaled positions takes more, one with a table of positions does not.
 
@@ -64,6 +68,7 @@ class RewardModel:
         device: str | None = None,
         batch_size: int = 32,
         max_length: int | None = None,
+        prefix_sharing: bool = True,
     ) -> None:
         self.dtype = _check.one_of("dtype", dtype, DTYPES)
         self.name, self.batch_size = os.fspath(model), _check.integer("batch_size", batch_size, 1)
@@ -86,6 +91,9 @@ class RewardModel:
         self._openrlhf = hasattr(self._config, "value_head_prefix")
         ids = [self._config.pad_token_id, self.tokenizer.pad_token_id]
         pad = pad_token_id(self.name, self.tokenizer, *(reversed(ids) if is_adapter(self.name) else ids))
+        self.shares_prefixes = prefix_sharing and why_not(self._model, self.max_length) is None
+        if self.shares_prefixes:
+            enable(self._model)
         # None: the score is that of the last token. Some configurations say -1, which no token is.
         self._pad = pad if 0 <= pad < self._known and not self._openrlhf else None
 
@@ -129,6 +137,15 @@ class RewardModel:
             raise RowError(f"{name} has the token {max(ids)}, {self.name} knows {self._known}")
         return ids
 
+    def _output(self, **inputs: Any) -> Any:
+        try:
+            return self._model(**inputs)
+        except PrefixSharingError as error:
+            warnings.warn(f"{self.name} is scored without shared prefixes: {error}", RuntimeWarning, stacklevel=3)
+            disable(self._model)
+            self.shares_prefixes = False
+            return self._model(**inputs)
+
     def _templated(self, name: str, messages: list[dict[str, Any]], tools: Any, options: Any, **how: Any) -> Any:
         if self.tokenizer.chat_template is None:
             raise ValueError(
@@ -166,12 +183,13 @@ class RewardModel:
         Returns:
             float32, shape (N,).
         """
-        # The longest first: what does not fit into memory says so at once.
-        unique = sorted(dict.fromkeys(map(tuple, sequences)), key=len, reverse=True)
+        # What begins alike stands together, or else what is equally long.
+        unique = sorted(dict.fromkeys(map(tuple, sequences)), key=None if self.shares_prefixes else len)
         scores: dict[tuple[int, ...], float] = {}
         size = min(self.batch_size, max(1, self._known - 1))  # so that a token is left that ends no row of a pass
-        for begin in range(0, len(unique), size):
-            part = unique[begin : begin + size]
+        parts = [unique[begin : begin + size] for begin in range(0, len(unique), size)]
+        # The longest first: what does not fit into memory says so at once.
+        for part in sorted(parts, key=lambda part: max(map(len, part)), reverse=True):
             pad = self._pad
             if pad is None:
                 ends = {ids[-1] for ids in part}
@@ -180,7 +198,7 @@ class RewardModel:
             ids = pad_sequence([torch.tensor(s) for s in part], batch_first=True, padding_value=pad)
             mask = torch.arange(ids.shape[1]) < torch.tensor([[len(s)] for s in part])
             with torch.autocast(self.device.type, self._compute_dtype, enabled=self._compute_dtype != torch.float32):
-                output = self._model(input_ids=ids.to(self.device), attention_mask=mask.long().to(self.device))
+                output = self._output(input_ids=ids.to(self.device), attention_mask=mask.long().to(self.device))
             scores.update(zip(part, output.logits.squeeze(1).tolist(), strict=True))
             if progress is not None:
                 progress(len(scores) / len(unique))

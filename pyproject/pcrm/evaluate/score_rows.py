@@ -97,7 +97,7 @@ def add_scores(
         BadRowError: A row is bad, or a score is not finite, and bad rows are not skipped.
         OSError, ValueError: As from `RowPipeline`.
     """
-    # Not the batch size nor the device, which move no more than a score's last bits: what was
+    # Not the batch size, the device or the sharing of prefixes, which move no more than a score's last bits: what was
     # too large for one of them goes on with another.
     settings: dict[str, Any] = {"MODEL": model.identity, "--dtype": model.dtype, "--max-length": model.max_length}
     if asked is not None:

@@ -8,6 +8,6 @@ such a prefix once for all of them, with the same outputs and gradients to round
 """
 
 from .plan import Packed, pack
-from .sharing import disable, enable, is_enabled, share_prefixes
+from .sharing import PrefixSharingError, disable, enable, is_enabled, share_prefixes, why_not
 
-__all__ = ["Packed", "disable", "enable", "is_enabled", "pack", "share_prefixes"]
+__all__ = ["Packed", "PrefixSharingError", "disable", "enable", "is_enabled", "pack", "share_prefixes", "why_not"]

@@ -32,6 +32,10 @@ _ATTENTIONS = ("eager", "sdpa", "flex_attention")
 _ATTRIBUTE = "_pcrm_prefix_sharing"
 
 
+class PrefixSharingError(RuntimeError):
+    """A model gives something else with shared prefixes than without, or computes without its decoder."""
+
+
 def enable(model: Any, *, min_shared: int = _MIN_SHARED, budget: int | None = None) -> None:
     """Let the rows of each batch that begin alike go through a decoder once for what they begin with.
 
@@ -52,13 +56,14 @@ def enable(model: Any, *, min_shared: int = _MIN_SHARED, budget: int | None = No
         TypeError: `model` is no model of transformers; an option is not an integer.
         ValueError: prefixes of this model cannot be shared; the message says why. It shares them already. An option is
             out of its range. Later, from the model: left padding, or inputs that are not token ids.
-        RuntimeError: from the model at its first batch: the shared pass gives something else than the plain one, or
+        PrefixSharingError: a RuntimeError, from the model at its first batch: the shared pass gives something else than the plain one, or
             the model computes without calling its decoder.
     """
     model, decoder = _decoder(model)
     if hasattr(decoder, _ATTRIBUTE):
         raise ValueError("model must not share prefixes yet, got one that does: call disable first")
-    _refuse(decoder)
+    if (reason := why_not(model)) is not None:
+        raise ValueError(reason)
     setattr(decoder, _ATTRIBUTE, _Sharing(model, decoder, min_shared, budget))
 
 
@@ -103,48 +108,57 @@ def _decoder(model: Any) -> tuple[Any, Any]:
     return model, decoder
 
 
-def _refuse(decoder: Any) -> None:
-    """Refuse what cannot share prefixes, by name."""
+def why_not(model: Any, longest: int | None = None) -> str | None:
+    """Why prefixes of a model cannot be shared, or None.
+
+    Args:
+        model: As for `enable`.
+        longest: The tokens of the longest row; None if that is not known.
+
+    Raises:
+        TypeError: `model` is no model of transformers.
+    """
+    decoder = _decoder(model)[1]
     config = decoder.config.get_text_config()
     name = type(decoder).__name__
     if config.is_encoder_decoder:
-        raise ValueError(f"model must be a decoder to share prefixes, got {name}, which has an encoder")
+        return f"model must be a decoder to share prefixes, got {name}, which has an encoder"
     if getattr(decoder, "_is_stateful", False):
-        raise ValueError(
+        return (
             f"model must have attention alone to share prefixes, got {name}, whose layers carry a state from token to "
             "token: a state cannot branch"
         )
     attention = config._attn_implementation
     if attention not in _ATTENTIONS:
-        raise ValueError(
+        return (
             f"the attention of the model must be one of {', '.join(_ATTENTIONS)} to share prefixes, got {attention}, "
             "which takes no mask: load the model with attn_implementation='sdpa'"
         )
     causal = [module.is_causal for module in decoder.modules() if hasattr(module, "is_causal")]
     if not causal or not all(causal) or not getattr(config, "is_causal", True):
-        raise ValueError(f"model must be causal to share prefixes, got {name}, in which a token sees later ones")
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if kinds:
-        raise ValueError(
+        return f"model must be causal to share prefixes, got {name}, in which a token sees later ones"
+    if kinds := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
+        return (
             f"layers must be of full or sliding attention to share prefixes, got {name} with {', '.join(sorted(kinds))}"
         )
     if getattr(config, "alibi", False):
-        raise ValueError(
-            f"model must take positions to share prefixes, got {name} with ALiBi, whose distances count the tokens between"
-        )
+        return f"model must take positions to share prefixes, got {name} with ALiBi, whose distances count the tokens between"
     parameters = inspect.signature(decoder.forward).parameters
     for wanted in ("input_ids", "attention_mask", "position_ids"):
         if wanted not in parameters:
-            raise ValueError(f"model must take {wanted} to share prefixes, got {name}, which does not")
+            return f"model must take {wanted} to share prefixes, got {name}, which does not"
+    return None if longest is None else _beyond_window(config, longest)
 
 
-def _window(config: Any) -> int | None:
-    """The least sliding window of the layers; None where there is none."""
+def _beyond_window(config: Any, longest: int) -> str | None:
+    """What is wrong with a row that is longer than the sliding window of a layer; a mask would switch the window off."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
-    if window is None or (kinds is not None and "sliding_attention" not in kinds):
+    if window is None or longest <= window or (kinds is not None and "sliding_attention" not in kinds):
         return None
-    return window if getattr(config, "use_sliding_window", True) else None
+    if not getattr(config, "use_sliding_window", True):
+        return None
+    return f"rows must fit into the model's sliding window of {window} tokens to share prefixes, got {longest} tokens"
 
 
 class _Sharing:
@@ -172,7 +186,7 @@ class _Sharing:
 
     def _was_called(self, model: Any, *_: Any) -> None:
         if not self._called:
-            raise RuntimeError(
+            raise PrefixSharingError(
                 f"the decoder of {type(model).__name__} must be called to share prefixes, got a forward pass that goes "
                 "around it: this model cannot share prefixes"
             )
@@ -221,11 +235,8 @@ class _Sharing:
                     "tokenizer.padding_side = 'right'"
                 )
         longest = int(lengths.max())
-        window = _window(self._config)
-        if window is not None and longest > window:
-            raise ValueError(
-                f"rows must fit into the model's sliding window of {window} tokens to share prefixes, got {longest} tokens"
-            )
+        if (reason := _beyond_window(self._config, longest)) is not None:
+            raise ValueError(reason)
         if positions is not None:
             inside = torch.arange(width, device=ids.device) < lengths[:, None]
             if bool(((positions != torch.arange(width, device=ids.device)) & inside).any()):
@@ -268,12 +279,13 @@ class _Sharing:
         mask = given.get("attention_mask")
         if mask is not None:
             plain, shared = plain[mask.bool()], shared[mask.bool()]
-        plain, shared = plain.double(), shared.double()
-        apart = ((shared - plain).norm(dim=-1) / plain.norm(dim=-1)).max().item()
+        finite = plain.isfinite().all(-1)  # a broken model is not for us to judge
+        plain, shared = plain[finite].double(), shared[finite].double()
+        apart = max(((shared - plain).norm(dim=-1) / plain.norm(dim=-1)).tolist(), default=0.0)
         units = _UNITS if torch.finfo(dtype).bits >= 32 else _UNITS_OF_HALF
         most = units * torch.finfo(dtype).eps * self._config.num_hidden_layers**0.5
         if not apart <= most:
-            raise RuntimeError(
+            raise PrefixSharingError(
                 f"the hidden states of {type(decoder).__name__} with shared prefixes must be those without, to rounding: at "
                 f"most {most:.1e} of a token's norm apart, got {apart:.1e}. This model cannot share prefixes: please report it"
             )
