@@ -148,6 +148,17 @@ def test_the_fields_of_the_page():
         assert made.pcrm_prefix_sharing and config.__name__ in block
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_it_would_save_is_told_once(kind, data, request, tmp_path, shared, caplog):
+    folder = request.getfixturevalue("tiny" if kind == "reward" else "tiny_policy")
+    build(kind, folder, tmp_path / "out", data, pcrm_prefix_sharing=shared).train()
+    told = [record.message for record in caplog.records if "pcrm_prefix_sharing" in record.message]
+    assert len(told) == (not shared)
+    for text in told:
+        percent = int(text.split("%")[0])
+        assert 25 < percent < 50, text
+
+
 def test_off_by_default():
     assert not PCRMRewardConfig("out", bf16=False).pcrm_prefix_sharing
     assert not PCRMDPOConfig("out", bf16=False).pcrm_prefix_sharing

@@ -8,6 +8,16 @@ such a prefix once for all of them, with the same outputs and gradients to round
 """
 
 from .plan import Packed, pack
-from .sharing import PrefixSharingError, disable, enable, is_enabled, share_prefixes, why_not
+from .sharing import PrefixSharingError, disable, enable, is_enabled, saved_share, share_prefixes, why_not
 
-__all__ = ["Packed", "PrefixSharingError", "disable", "enable", "is_enabled", "pack", "share_prefixes", "why_not"]
+__all__ = [
+    "Packed",
+    "PrefixSharingError",
+    "disable",
+    "enable",
+    "is_enabled",
+    "pack",
+    "saved_share",
+    "share_prefixes",
+    "why_not",
+]

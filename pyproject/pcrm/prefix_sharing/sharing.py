@@ -81,6 +81,20 @@ def disable(model: Any) -> None:
     delattr(decoder, _ATTRIBUTE)
 
 
+def saved_share(input_ids: Tensor, attention_mask: Tensor) -> float:
+    """The share of a batch's tokens, padding aside, that need not be computed if prefixes are shared.
+
+    Args:
+        input_ids, attention_mask: The batch, padded on the right, shape (N, L).
+
+    Returns:
+        A number in [0, 1).
+    """
+    lengths = attention_mask.sum(1).clamp(min=1)
+    packed = pack(input_ids, lengths, min_shared=_MIN_SHARED, budget=max(_BUDGET, 2 * int(lengths.max())))
+    return 1 - len(packed.gather.unique()) / int(lengths.sum())
+
+
 def is_enabled(model: Any) -> bool:
     """Whether a model shares prefixes. TypeError: it is no model of transformers."""
     return hasattr(_decoder(model)[1], _ATTRIBUTE)

@@ -7,6 +7,7 @@ swapped in the trainers themselves: `compute_loss` in reward.py, `_compute_loss`
 
 from __future__ import annotations
 
+import logging
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,11 @@ from .configs import PCRMArguments
 from .dataset import PriorColumn
 from .metrics import ConstraintMetrics, Demonstrations, Mode
 from .prioritized import RoundsByEpoch, load_sampler, sampler_of, save_sampler, weighted_mean, with_index
+
+logger = logging.getLogger(__name__)
+
+# When it is worth a line: of so many batches at least this share of the tokens.
+_BATCHES_TO_TELL_OF, _SHARE_TO_TELL_OF = 4, 0.2
 
 PAPER = {
     "title": "Prior Constraints-based Reward Model Training for Aligning Large Language Models",
@@ -71,6 +77,8 @@ class ConstrainedTrainer(Trainer):
         return args
 
     def _constrain(self, args: Any) -> None:
+        # Of the first batches; None where there is nothing to tell, or all was told.
+        self._saved_shares: list[float] | None = []
         self.constrained = args.pcrm_enabled
         if not self.constrained:
             return
@@ -94,6 +102,7 @@ class ConstrainedTrainer(Trainer):
         """Let the models share prefixes if the arguments ask for it and they do not yet."""
         if not getattr(self.args, "pcrm_prefix_sharing", False):
             return
+        self._saved_shares = None
         for model in (self.model, getattr(self, "ref_model", None)):
             if model is not None and not prefix_sharing.is_enabled(model):
                 prefix_sharing.enable(model)
@@ -109,9 +118,25 @@ class ConstrainedTrainer(Trainer):
     def _current_mode(self) -> Mode:
         return "train" if self.model.training else "eval"
 
+    def _tell_of_repeated_tokens(self, inputs: dict[str, Any]) -> None:
+        """Log once, after the first batches, what `pcrm_prefix_sharing` would save."""
+        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        if self._saved_shares is None or ids is None or mask is None or self._current_mode != "train":
+            return
+        self._saved_shares.append(prefix_sharing.saved_share(ids, mask))
+        if len(self._saved_shares) == _BATCHES_TO_TELL_OF:
+            saved, self._saved_shares = sum(self._saved_shares) / _BATCHES_TO_TELL_OF, None
+            if saved >= _SHARE_TO_TELL_OF and self.is_world_process_zero():
+                # Not an information, which nobody would see.
+                logger.warning(
+                    f"{saved:.0%} of the tokens in the first {_BATCHES_TO_TELL_OF} batches repeat the beginning of another "
+                    "row, such as a prompt. pcrm_prefix_sharing=True computes them once"
+                )
+
     def _unpack(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor | None, torch.Tensor | None]:
         """Return a batch without what the collator added to TRL's; the priors; which rows a sampler drew."""
         inputs = dict(inputs)
+        self._tell_of_repeated_tokens(inputs)
         prior, index = inputs.pop("prior", None), inputs.pop(INDEX, None)
         # Data that were prepared to be drawn from may be evaluated, or trained on by another trainer.
         return inputs, prior, index if self.sampler is not None and self._current_mode == "train" else None
