@@ -694,7 +694,7 @@ def main() -> int:
         sys.exit(f"FAILED   first use: {error}")
     # auto: the checks compute with Go on the CPU too. That the kernels are there is known by now.
     pcrm.backends.set_backend("auto")
-    assert isinstance(choice.loss_for("x", torch.empty(1, device=device)), cuda.Device)
+    assert isinstance(choice.native_for_loss("x", torch.empty(1, device=device)), cuda.Device)
     results = run(CHECKS, device)
     failed = any(r.status == "FAILED" for r in results)
     if not args.checks_only:

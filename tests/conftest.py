@@ -53,7 +53,9 @@ def fake_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0x5EAF))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(
-        choice, "loss_for", lambda *_: native.chosen_library() if native.backend == "go" else choice.cuda_device(0)
+        choice,
+        "native_for_loss",
+        lambda *_: native.chosen_library() if native.backend == "go" else choice.cuda_device(0),
     )
 
 

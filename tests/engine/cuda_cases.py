@@ -81,13 +81,13 @@ def test_stream_and_context(fake_device, log):
 
 
 def test_second_device(no_devices, log, monkeypatch):
-    device = choice.loss_for("x", on("cuda:1"))
+    device = choice.native_for_loss("x", on("cuda:1"))
     assert type(device) is cuda.Device and device.index == 1
-    assert choice.loss_for("x", on("cuda:1")) is device
+    assert choice.native_for_loss("x", on("cuda:1")) is device
     lines = log()
     assert lines.count("cuDevicePrimaryCtxRetain 1") == 1 and "cuDevicePrimaryCtxRetain 0" not in lines
     device.checked.add(("pair", torch.float64))
-    monkeypatch.setattr(choice, "loss_for", lambda name, tensor: device)
+    monkeypatch.setattr(choice, "native_for_loss", lambda name, tensor: device)
     asked = []
     stream = type("Stream", (), {"cuda_stream": 0xB})
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: asked.append(index) or stream)
@@ -126,7 +126,7 @@ def test_other_reductions_than_one_thread(fake_device):
             chosen, rejected, *rest = tokens()
             with pytest.MonkeyPatch.context() as patch:
                 if name == "torch":
-                    patch.setattr(choice, "loss_for", lambda name, tensor: None)
+                    patch.setattr(choice, "native_for_loss", lambda name, tensor: None)
                 upstream(pcrm_token_loss(chosen, rejected, *rest, pad_token_id=0, reduction="none")).backward()
             results.append((chosen.grad, rejected.grad))
         torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
@@ -154,10 +154,10 @@ def test_scaling_happens_before_rounding(fake_device):
 def test_loading_while_a_graph_is_captured(no_devices, log, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match=r"not loaded on cuda:0 yet, .* call the loss once before"):
-        choice.loss_for("x", on("cuda:0"))
+        choice.native_for_loss("x", on("cuda:0"))
     assert not log()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert choice.loss_for("x", on("cuda:0")) is not None, "nothing was remembered"
+    assert choice.native_for_loss("x", on("cuda:0")) is not None, "nothing was remembered"
 
 
 @pytest.mark.parametrize("failure", ["cuModuleLoadDataEx:218", "cuDevicePrimaryCtxRetain:2"])
@@ -170,14 +170,14 @@ def test_what_cannot_be_loaded(no_devices, monkeypatch, failure):
         RuntimeWarning, match=rf"^pcrm computes with torch, not with its CUDA kernels: {failure[:6]}.*CUDA_ERROR"
     ) as found:
         for _ in range(3):
-            assert choice.loss_for("x", on(f"cuda:{index}")) is None
+            assert choice.native_for_loss("x", on(f"cuda:{index}")) is None
     assert len(found) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choice.loss_for("x", on(f"cuda:{index + 1}")) is None, "one warning is enough for all devices"
+        assert choice.native_for_loss("x", on(f"cuda:{index + 1}")) is None, "one warning is enough for all devices"
     monkeypatch.setattr(choice, "backend", "cuda")
     with pytest.raises(RuntimeError, match=f"backend 'cuda' is not available: {failure[:6]}.*CUDA_ERROR"):
-        choice.loss_for("x", on(f"cuda:{index}"))
+        choice.native_for_loss("x", on(f"cuda:{index}"))
 
 
 def test_launch_that_fails(fake_device, log, monkeypatch):
@@ -231,7 +231,7 @@ def test_wrong_kernel(fake_device, no_devices, log, monkeypatch, form, dtype, re
         .replace("torch.b", "b")
     )
     with backends.use_backend("torch"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choice, "loss_for", lambda *_: None)
+        patch.setattr(choice, "native_for_loss", lambda *_: None)
         want = FORMS[form](dtype)
     with pytest.warns(RuntimeWarning, match=message) as found:
         got = [FORMS[form](dtype) for _ in range(3)]
@@ -254,7 +254,7 @@ def test_wrong_kernel_in_a_compiled_graph(fake_device, no_devices, monkeypatch):
     with pytest.warns(RuntimeWarning, match="the pair loss in float64 failed its first use on cuda:0"):
         got = compiled(*batch(8))
     with backends.use_backend("torch"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choice, "loss_for", lambda *_: None)
+        patch.setattr(choice, "native_for_loss", lambda *_: None)
         torch.testing.assert_close(got, pcrm_loss(*batch(8)), rtol=0, atol=0)
 
 
@@ -304,40 +304,40 @@ def test_first_use_while_a_graph_is_captured(fake_device, no_devices, log, monke
 
 def test_choice(no_devices):
     with backends.use_backend("cuda"):
-        assert type(choice.loss_for("x", on("cuda:0"))) is cuda.Device
+        assert type(choice.native_for_loss("x", on("cuda:0"))) is cuda.Device
         with pytest.raises(
             ValueError, match="'cuda' computes on CUDA devices, chosen_rewards is on cpu: use 'auto' or 'go'"
         ):
             pcrm_loss(*batch())
         assert native.chosen_library() is not None, "priors and constraints are Go's as before"
     with backends.use_backend("torch"):
-        assert choice.loss_for("x", on("cuda:0")) is None
+        assert choice.native_for_loss("x", on("cuda:0")) is None
     with (
         backends.use_backend("go"),
         pytest.raises(ValueError, match="'go' computes on the CPU, x is on cuda:0: use 'auto' or 'torch'"),
     ):
-        choice.loss_for("x", on("cuda:0"))
+        choice.native_for_loss("x", on("cuda:0"))
 
 
 @pytest.mark.parametrize("device", ["mps", "xpu", "meta"])
 def test_other_devices(no_devices, log, device):
     x = torch.empty(2, device="meta") if device == "meta" else on(device)
-    assert choice.loss_for("x", x) is None and not choice.has_kernels_for(x)
+    assert choice.native_for_loss("x", x) is None and not choice.has_kernels_for(x)
     refusal = pytest.raises(ValueError, match=f"'cuda' computes on CUDA devices, x is on {device}")
     with backends.use_backend("cuda"), refusal:
-        choice.loss_for("x", x)
+        choice.native_for_loss("x", x)
 
 
 def test_rocm(no_devices, log, monkeypatch):
     """Its devices call themselves cuda: the torch path, without a word and without a look."""
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert choice.loss_for("x", on("cuda:0")) is None and not choice.has_kernels_for(on("cuda:0"))
+    assert choice.native_for_loss("x", on("cuda:0")) is None and not choice.has_kernels_for(on("cuda:0"))
     assert not log()
     with pytest.raises(RuntimeError, match="backend 'cuda' is not available: this torch is built for ROCm"):
         backends.set_backend("cuda")
     monkeypatch.setattr(choice, "backend", "cuda")
     with pytest.raises(RuntimeError, match="this torch is built for ROCm"):
-        choice.loss_for("x", on("cuda:0"))
+        choice.native_for_loss("x", on("cuda:0"))
 
 
 def test_forked_child(fake_device):

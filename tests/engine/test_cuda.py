@@ -70,7 +70,7 @@ torch.cuda.is_current_stream_capturing = lambda: False
 with FakeTensorMode():
     x = torch.empty(2, device="cuda")
 for _ in range(3):
-    assert choice.loss_for("x", x) is None
+    assert choice.native_for_loss("x", x) is None
 try:
     pcrm.backends.set_backend("cuda")
 except RuntimeError as error:

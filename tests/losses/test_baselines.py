@@ -156,7 +156,7 @@ def test_backends_agree_and_another_gradient_comes_in(backend, name, reduction):
         scores = [3 * torch.randn(5000, generator=g, dtype=torch.float64) for _ in range(BASELINES[name].scores + 1)]
         with pytest.MonkeyPatch.context() as patch:
             if now == "torch":
-                patch.setattr(choice, "loss_for", lambda *_: None)
+                patch.setattr(choice, "native_for_loss", lambda *_: None)
             loss = BASELINES[name].loss(scale * scores[0], scores[1] / scale, *scores[2:], reduction=reduction)
         (grad,) = torch.autograd.grad((loss**2).sum(), scale)
         results.append((loss.detach(), grad))

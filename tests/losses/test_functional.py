@@ -291,7 +291,7 @@ def test_compiled_for_native_code_that_is_not_there(monkeypatch):
         chosen, rejected, delta = batch(dtype=torch.bfloat16)
         f(chosen, rejected, delta).backward()
         results.append((chosen.grad, rejected.grad))
-        monkeypatch.setattr(choice, "loss_for", lambda *_: None)
+        monkeypatch.setattr(choice, "native_for_loss", lambda *_: None)
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
     with pytest.raises(ValueError, match=r"(?i)chosen_rewards\[2\] is nan, must be finite"):
         compiled(torch.where(torch.arange(8) == 2, math.nan, chosen), rejected, delta)

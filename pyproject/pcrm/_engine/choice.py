@@ -28,7 +28,7 @@ def native_for(name: str, tensor: torch.Tensor, *others: torch.Tensor) -> Module
     return None
 
 
-def loss_for(name: str, tensor: torch.Tensor) -> ModuleType | cuda.Device | None:
+def native_for_loss(name: str, tensor: torch.Tensor) -> ModuleType | cuda.Device | None:
     """What native code computes a loss of that tensor: the Go core, a CUDA device, or none.
 
     Warns once, with the reason, where `auto` has to do without.
@@ -55,7 +55,7 @@ def loss_for(name: str, tensor: torch.Tensor) -> ModuleType | cuda.Device | None
 
 
 def has_kernels_for(tensor: torch.Tensor) -> bool:
-    """Whether this is a device of a kind that `loss_for` knows more than torch for: looked at
+    """Whether this is a device of a kind that `native_for_loss` knows more than torch for: looked at
     while a graph is compiled, so without a look at what is there.
     """
     return native.backend != "torch" and (tensor.is_cpu or (tensor.is_cuda and torch.version.hip is None))

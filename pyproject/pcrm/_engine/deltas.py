@@ -26,13 +26,13 @@ def delta(constraint: Constraint, s: Tensor) -> Tensor:
     if s.dtype not in (torch.float32, torch.float64):
         s = s.float()
     if torch.compiler.is_compiling():
-        return _reference(constraint, s)
+        return _by_torch(constraint, s)
     native = native_for("s", s)
     if native is None:
         if s.is_cpu:
             check_similarities(s)
         with named_if_wrapped(s=s):
-            return _reference(constraint, s)
+            return _by_torch(constraint, s)
     s = s.resolve_neg().contiguous()
     result = torch.empty_like(s)
     addresses = (result.data_ptr(), s.data_ptr(), address(constraint.numbers))
@@ -40,7 +40,7 @@ def delta(constraint: Constraint, s: Tensor) -> Tensor:
     return result
 
 
-def _reference(constraint: Constraint, s: Tensor) -> Tensor:
+def _by_torch(constraint: Constraint, s: Tensor) -> Tensor:
     c = constraint
     if c.low is not None and c.high is not None:
         return torch_reference.random_delta(s, c.low, c.high)

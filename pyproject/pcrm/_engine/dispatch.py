@@ -38,7 +38,7 @@ def evaluate(
         with named_if_wrapped(**dict(zip(names, (chosen, rejected, *arguments), strict=True))):
             value, *more = loss.torch(chosen, rejected, *arguments)
         return (value, *more) if more else value
-    served = choice.loss_for(loss.scores[0], chosen)
+    served = choice.native_for_loss(loss.scores[0], chosen)
     if type(served) is cuda.Device and not is_right(loss, served, chosen):
         served = None
     if served is None:

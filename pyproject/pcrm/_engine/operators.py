@@ -37,7 +37,7 @@ def _with_gradient(
     training, which a trace records.
     """
     readable = is_addressable(chosen, rejected, *arguments)
-    served = choice.loss_for(loss.scores[0], chosen) if readable else None
+    served = choice.native_for_loss(loss.scores[0], chosen) if readable else None
     if type(served) is cuda.Device and not is_right(loss, served, chosen):
         served = None
     if served is not None:

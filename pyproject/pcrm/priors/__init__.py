@@ -22,7 +22,6 @@ To add a prior:
    `docs/priors.md` and `docs/settings.md`.
 """
 
-from ..settings.rules import COMPUTED_PRIORS as NAMES
 from ._annotate import annotate, prior_tensor
 from ._by_name import forget_models, of_texts, of_texts_and_errors
 from ._cosine import cosine
@@ -32,7 +31,6 @@ from ._ragged import Ids
 from ._random_uniform import random_uniform
 
 __all__ = [
-    "NAMES",
     "Ids",
     "annotate",
     "cosine",

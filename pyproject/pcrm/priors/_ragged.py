@@ -43,7 +43,7 @@ class Ragged:
                 raise TypeError("not sequences")
             values = array("q", chain.from_iterable(ids))
         except (TypeError, OverflowError):
-            rows_of(name, ids)
+            integer_rows(name, ids)
             raise
         return cls(values, array("q", accumulate(map(len, ids), initial=0)))
 
@@ -60,7 +60,7 @@ class Ragged:
         return cls(array("B", b"".join(encoded)), array("q", accumulate(map(len, encoded), initial=0)))
 
 
-def rows_of(name: str, ids: Ids) -> Sequence[Sequence[int]]:
+def integer_rows(name: str, ids: Ids) -> Sequence[Sequence[int]]:
     """The rows as integers; an error names the first that has something else."""
     if isinstance(ids, torch.Tensor):
         return ids.tolist()

@@ -9,7 +9,7 @@ import torch
 from .. import _check
 from .._engine.native import call, chosen_library
 from .._engine.tensors import check_dense, is_addressable
-from ._ragged import Ids, Ragged, is_arrow, rows_of
+from ._ragged import Ids, Ragged, integer_rows, is_arrow
 
 
 def of_token_ids(
@@ -31,7 +31,7 @@ def of_token_ids(
     device = chosen_ids.device if isinstance(chosen_ids, torch.Tensor) else torch.device("cpu")
     native = chosen_library()
     if native is None:
-        rows = zip(rows_of("chosen_ids", chosen_ids), rows_of("rejected_ids", rejected_ids), strict=True)
+        rows = zip(integer_rows("chosen_ids", chosen_ids), integer_rows("rejected_ids", rejected_ids), strict=True)
         return torch.tensor([plain(a, b, pad_token_id) for a, b in rows], dtype=torch.float32, device=device)
     result = torch.empty(n, dtype=torch.float32, device="cpu")
     chosen, rejected = Ragged.of_ids("chosen_ids", chosen_ids), Ragged.of_ids("rejected_ids", rejected_ids)

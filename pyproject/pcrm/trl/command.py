@@ -13,7 +13,7 @@ import torch
 
 from .configs import PCRMDPOConfig, PCRMRewardConfig
 from .dpo import PCRMDPOTrainer
-from .patch import hint, put
+from .patch import hint, replace_in_trl
 from .reward import PCRMRewardTrainer
 
 
@@ -55,9 +55,9 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
     a folder of `save_to_disk`, and `--dataset_name` a .jsonl, .jsonl.gz or .parquet file.
     """
     if kind == "reward":
-        put(RewardConfig=PCRMRewardConfig, RewardTrainer=PCRMRewardTrainer)
+        replace_in_trl(RewardConfig=PCRMRewardConfig, RewardTrainer=PCRMRewardTrainer)
     else:
-        put(DPOConfig=PCRMDPOConfig, DPOTrainer=PCRMDPOTrainer)
+        replace_in_trl(DPOConfig=PCRMDPOConfig, DPOTrainer=PCRMDPOTrainer)
     script = importlib.import_module(f"trl.scripts.{kind}")
     parser = script.make_parser(prog=f"pcrm {kind}")
 

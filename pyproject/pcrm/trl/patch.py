@@ -109,7 +109,7 @@ class _Parser(trl.TrlParser):
         return remaining
 
 
-def put(**behind: type) -> None:
+def replace_in_trl(**behind: type) -> None:
     """Put classes behind TRL's names, and our parser behind that of its scripts."""
     for module in (trl, trl.trainer):
         for name, ours in behind.items():
@@ -125,7 +125,7 @@ def enable() -> None:
     Otherwise both do what they did, and `trl.TrlParser` refuses an unknown key `pcrm*` in a YAML
     file. Call it before the script imports them by name; `pcrm run script.py` does that.
     """
-    put(
+    replace_in_trl(
         RewardConfig=_EnabledRewardConfig,
         RewardTrainer=_EnabledRewardTrainer,
         DPOConfig=_EnabledDPOConfig,
