@@ -19,11 +19,11 @@ LIGHT += [
 ]
 
 
-def imported(path, inside=None):
-    """The modules that a file imports, at any level, by their absolute names; or those that a node of it imports."""
+def imported(path):
+    """The modules that a file imports, at any level, by their absolute names."""
     package = path.relative_to(PACKAGE.parent).parent.parts
     found = set()
-    for node in ast.walk(ast.parse(path.read_text()) if inside is None else inside):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -51,21 +51,13 @@ def test_libraries_take_no_namespace():
     assert [str(p) for p in users if p.parent != PACKAGE / "commands"] == []
 
 
-def types_alone(path):
-    """The modules that a file imports for its annotations and nowhere else."""
-    tree = ast.parse(path.read_text())
-    checks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
-    others = ast.Module([node for node in tree.body if node not in checks], [])
-    return {name for check in checks for name in imported(path, check)} - imported(path, others)
-
-
 def graph():
-    """By the name of each module those of the package that it imports at any level, but for types alone."""
+    """By the name of each module those of the package that it imports at any level, also for types alone."""
     paths = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
     paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
     edges = {}
     for name, path in paths.items():
-        found = imported(path) - types_alone(path)
+        found = imported(path)
         edges[name] = {m for m in found if m in paths and m != name}
         # `from .a import b` names package a as well as its module b, and needs no more than b.
         edges[name] -= {m for m in edges[name] if any(other.startswith(f"{m}.") for other in edges[name])}

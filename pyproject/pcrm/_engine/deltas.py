@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from array import array
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -11,14 +13,16 @@ from .choice import native_for
 from .native import address, call
 from .tensors import check_dense, is_readable, named_if_wrapped
 
-if TYPE_CHECKING:
-    from ..settings import Constraint
-
 Tensor = torch.Tensor
 
 
-def delta(constraint: Constraint, s: Tensor) -> Tensor:
-    """`Constraint.delta` of a tensor, which describes it."""
+def delta(s: Tensor, numbers: Callable[[], array[float]], **curve: float | None) -> Tensor:
+    """`Constraint.delta` of a tensor, which describes it.
+
+    Args:
+        numbers: Gives the constraint as Go reads it, which torch.compile cannot trace.
+        curve: The same by name, for torch: beta1, beta2, beta3, floor, cap, low and high.
+    """
     check_dense("s", s)
     if not s.is_floating_point():
         raise TypeError(f"similarities have dtype {s.dtype}, must be floating point")
@@ -26,25 +30,24 @@ def delta(constraint: Constraint, s: Tensor) -> Tensor:
     if s.dtype not in (torch.float32, torch.float64):
         s = s.float()
     if torch.compiler.is_compiling():
-        return _by_torch(constraint, s)
+        return _by_torch(s, **curve)
     native = native_for("s", s)
     if native is None:
         if s.is_cpu:
             check_similarities(s)
         with named_if_wrapped(s=s):
-            return _by_torch(constraint, s)
+            return _by_torch(s, **curve)
     s = s.resolve_neg().contiguous()
     result = torch.empty_like(s)
-    addresses = (result.data_ptr(), s.data_ptr(), address(constraint.numbers))
+    addresses = (result.data_ptr(), s.data_ptr(), address(numbers()))
     call(native.bridge_Deltas, s.element_size(), s.numel(), *addresses)
     return result
 
 
-def _by_torch(constraint: Constraint, s: Tensor) -> Tensor:
-    c = constraint
-    if c.low is not None and c.high is not None:
-        return torch_reference.random_delta(s, c.low, c.high)
-    return torch_reference.delta(s, c.beta1, c.beta2, c.beta3, c.floor, c.cap)
+def _by_torch(s: Tensor, *, low: float | None, high: float | None, **curve: Any) -> Tensor:
+    if low is not None and high is not None:
+        return torch_reference.random_delta(s, low, high)
+    return torch_reference.delta(s, **curve)
 
 
 def fit(similarities: Any, *targets: float) -> tuple[float, ...]:

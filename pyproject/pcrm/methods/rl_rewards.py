@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from .. import _check
@@ -18,13 +19,19 @@ from .._engine.tensors import check_where
 from ..data.preferences import RowError, inputs
 from .principles import TEMPLATE, with_principles
 
-if TYPE_CHECKING:
-    from ..evaluate.reward_model import RewardModel  # needs more than torch
-
 Tensor = torch.Tensor
 RewardFunction = Callable[..., list[float]]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Scorer(Protocol):
+    """What a reward function needs of `pcrm.evaluate.reward_model.RewardModel`."""
+
+    @property
+    def end(self) -> str: ...
+    def encode(self, name: str, value: str | list[dict[str, Any]]) -> list[int]: ...
+    def score(self, sequences: Sequence[Sequence[int]]) -> np.ndarray: ...
 
 
 def par(rewards: Tensor, reference_rewards: Tensor) -> Tensor:
@@ -113,7 +120,7 @@ def length_bonus(
 
 
 def reward_function(
-    model: RewardModel,
+    model: Scorer,
     *,
     references: str | None = None,
     principles: Sequence[Any] | None = None,
@@ -129,7 +136,7 @@ def reward_function(
     ends a text, also where the policy was cut off before it.
 
     Args:
-        model: Whose scores they are.
+        model: Whose scores they are, a `pcrm.evaluate.reward_model.RewardModel`.
         references: The column of the data set with the reference responses to each prompt, for
             `par`: a list, of responses as the completions are, texts or lists of messages, or
             of their rewards by the same model under the same principles. Without it the

@@ -258,7 +258,7 @@ class Constraint:
         if is_tensor(s):
             from .._engine import deltas
 
-            return deltas.delta(self, s)
+            return deltas.delta(s, lambda: self.numbers, **{name: getattr(self, name) for name in _NUMBERS})
         if isinstance(s, (int, float)):
             s = _check.number("s", s)
             check_range((s,))
