@@ -175,7 +175,7 @@ def test_what_cannot_be_loaded(no_devices, monkeypatch, failure):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choice.native_for_loss("x", on(f"cuda:{index + 1}")) is None, "one warning is enough for all devices"
-    monkeypatch.setattr(choice, "backend", "cuda")
+    monkeypatch.setattr(native, "backend", "cuda")
     with pytest.raises(RuntimeError, match=f"backend 'cuda' is not available: {failure[:6]}.*CUDA_ERROR"):
         choice.native_for_loss("x", on(f"cuda:{index}"))
 
@@ -241,7 +241,7 @@ def test_wrong_kernel(fake_device, no_devices, log, monkeypatch, form, dtype, re
     FORMS["pair"](torch.float32).backward()
     assert not launches(log()), "another form is not trusted there either"
     monkeypatch.setattr(choice, "devices", {})
-    monkeypatch.setattr(choice, "backend", "cuda")
+    monkeypatch.setattr(native, "backend", "cuda")
     for _ in range(2):
         with pytest.raises(RuntimeError, match=r"^backend 'cuda' is not available: the kernel of the"):
             FORMS[form](dtype)
@@ -269,7 +269,7 @@ def test_kernel_that_fails_to_launch_at_first_use(fake_device, no_devices, monke
         pytest.raises(RuntimeError, match=f"'cuda' is not available: .*{message}"),
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr(choice, "backend", "cuda")
+        patch.setattr(native, "backend", "cuda")
         pcrm_loss(*batch(8))
 
 
@@ -335,7 +335,7 @@ def test_rocm(no_devices, log, monkeypatch):
     assert not log()
     with pytest.raises(RuntimeError, match="backend 'cuda' is not available: this torch is built for ROCm"):
         backends.set_backend("cuda")
-    monkeypatch.setattr(choice, "backend", "cuda")
+    monkeypatch.setattr(native, "backend", "cuda")
     with pytest.raises(RuntimeError, match="this torch is built for ROCm"):
         choice.native_for_loss("x", on("cuda:0"))
 
