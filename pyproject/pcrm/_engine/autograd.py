@@ -38,11 +38,9 @@ class LossWithGradient(torch.autograd.Function):
         origin: trace.Origin,
     ) -> Any:
         device = served if type(served) is cuda.Device else None
-        compute = loss.go if device is None else loss.cuda
-        results = compute(served, True, chosen, rejected, *arguments)
+        results = loss.native(served)(served, True, chosen, rejected, *arguments)
         if (step := next_step()) is not None:
-            name = "go" if device is None else "cuda"
-            record(step, loss, name, chosen, rejected, arguments, results, *origin)
+            record(step, loss, served, chosen, rejected, arguments, results, *origin)
         value, by_chosen, by_rejected, *more = results
         # Not save_for_backward, which is slower: nobody else holds the gradients, and of the
         # scores only what they depend on is wanted, for _OnceDifferentiable.

@@ -11,7 +11,7 @@ import torch
 from . import torch_reference
 from .choice import native_for
 from .native import address, call
-from .tensors import check_dense, is_readable, named_if_wrapped
+from .tensors import check_dense, check_where, named_if_wrapped
 
 Tensor = torch.Tensor
 
@@ -73,7 +73,5 @@ def vector(similarities: Tensor) -> Tensor:
 
 def check_similarities(s: Tensor, name: str = "similarities") -> None:
     """Refuse a similarity that is NaN or outside [0, 1]: a ValueError names the first one."""
-    good = (s >= 0) & (s <= 1)
-    if is_readable(good) and not good.all():
-        index = int((~good).flatten().nonzero()[0])
-        raise ValueError(f"{name}[{index}] is {s.flatten()[index].item():g}, must be in [0, 1]")
+    s = s.flatten()
+    check_where(name, s, (s >= 0) & (s <= 1), "in [0, 1]")

@@ -46,10 +46,9 @@ def evaluate(
         value, *more = loss.torch(chosen, rejected, *arguments)
         if gradient and (step := next_step()) is not None:
             results = torch_with_gradient(loss, chosen, rejected, arguments)
-            record(step, loss, "torch", chosen, rejected, arguments, (value, *results[1:]), *origin)
+            record(step, loss, None, chosen, rejected, arguments, (value, *results[1:]), *origin)
     elif gradient:
         return LossWithGradient.apply(chosen, rejected, loss, served, arguments, origin)
     else:
-        compute = loss.cuda if type(served) is cuda.Device else loss.go
-        value, _, _, *more = compute(served, False, chosen, rejected, *arguments)
+        value, _, _, *more = loss.native(served)(served, False, chosen, rejected, *arguments)
     return (value, *more) if more else value

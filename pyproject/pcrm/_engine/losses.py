@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,10 @@ class Loss(NamedTuple):
     scores: tuple[str, str]
     arguments: tuple[str, ...]
     results: tuple[str, ...] = ()
+
+    def native(self, served: ModuleType | cuda.Device) -> Callable[..., tuple[Tensor, ...]]:
+        """The implementation for what `choice.native_for_loss` found."""
+        return self.cuda if type(served) is cuda.Device else self.go
 
 
 def _torch_pair(w: Tensor, l: Tensor, delta: Tensor, e: float, c: float, r: int, check: bool) -> tuple[Tensor]:  # noqa: E741
@@ -118,7 +123,7 @@ def next_step() -> trace.Step | None:
 def record(
     step: trace.Step,
     loss: Loss,
-    backend: str,
+    served: ModuleType | cuda.Device | None,
     chosen: Tensor,
     rejected: Tensor,
     arguments: tuple[Any, ...],
@@ -126,7 +131,8 @@ def record(
     prior: Tensor | None,
     constraint: str,
 ) -> None:
-    """Write a step to the trace."""
+    """Write a step to the trace. `served` is what computed it, None for torch."""
+    backend = "torch" if served is None else "cuda" if type(served) is cuda.Device else "go"
     names = (*loss.scores, *loss.arguments, "loss", "grad_chosen", "grad_rejected", *loss.results)
     values = dict(zip(names, (chosen, rejected, *arguments, *results), strict=True))
     tensors = {k: v.long() if k.endswith("_ids") else v for k, v in values.items() if isinstance(v, Tensor)}

@@ -41,14 +41,12 @@ def _with_gradient(
     if type(served) is cuda.Device and not is_right(loss, served, chosen):
         served = None
     if served is not None:
-        compute = loss.cuda if type(served) is cuda.Device else loss.go
-        results = compute(served, True, chosen, rejected, *arguments)
+        results = loss.native(served)(served, True, chosen, rejected, *arguments)
     else:
         check_values(loss, chosen, rejected, arguments)
         results = torch_with_gradient(loss, chosen, rejected, arguments)
     if traced and readable and (step := next_step()) is not None:
-        name = "torch" if served is None else "cuda" if type(served) is cuda.Device else "go"
-        record(step, loss, name, chosen, rejected, arguments, results, prior, constraint)
+        record(step, loss, served, chosen, rejected, arguments, results, prior, constraint)
     return results
 
 

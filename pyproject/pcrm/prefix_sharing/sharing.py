@@ -56,8 +56,8 @@ def enable(model: Any, *, min_shared: int = _MIN_SHARED, budget: int | None = No
         TypeError: `model` is no model of transformers; an option is not an integer.
         ValueError: prefixes of this model cannot be shared; the message says why. It shares them already. An option is
             out of its range. Later, from the model: left padding, or inputs that are not token ids.
-        PrefixSharingError: a RuntimeError, from the model at its first batch: the shared pass gives something else than the plain one, or
-            the model computes without calling its decoder.
+        PrefixSharingError: from the model at its first batch: the shared pass gives something else than the plain one,
+            or the model computes without calling its decoder.
     """
     model, decoder = _decoder(model)
     if hasattr(decoder, _ATTRIBUTE):
@@ -90,14 +90,19 @@ def saved_share(input_ids: Tensor, attention_mask: Tensor) -> float:
     Returns:
         A number in [0, 1).
     """
-    lengths = attention_mask.sum(1).clamp(min=1)
-    packed = pack(input_ids, lengths, min_shared=_MIN_SHARED, budget=max(_BUDGET, 2 * int(lengths.max())))
+    lengths = attention_mask.cpu().sum(1).clamp(min=1)
+    packed = pack(input_ids, lengths, min_shared=_MIN_SHARED, budget=_budget(int(lengths.max())))
     return 1 - len(packed.gather.unique()) / int(lengths.sum())
 
 
 def is_enabled(model: Any) -> bool:
     """Whether a model shares prefixes. TypeError: it is no model of transformers."""
     return hasattr(_decoder(model)[1], _ATTRIBUTE)
+
+
+def _budget(longest: int) -> int:
+    """How long a tree may be, by the tokens of the longest row."""
+    return max(_BUDGET, 2 * longest)
 
 
 @contextlib.contextmanager
@@ -184,7 +189,7 @@ class _Sharing:
         self._config = decoder.config.get_text_config()
         self._names = list(inspect.signature(decoder.forward).parameters)
         self._gather: Tensor | None = None  # of the batch that is inside
-        self._given: dict[str, Any] = {}  # and what the caller gave, at the first batch
+        self._first: tuple[dict[str, Any], dict[str, Any]] | None = None  # what the caller gave and what went in
         self._checked = False
         self._called = False
         self._handles = [
@@ -220,27 +225,27 @@ class _Sharing:
         if self._checked and packed.ids.numel() >= ids.numel():
             return None
         self._gather = packed.gather
-        if not self._checked:
-            self._given = given
-        new = {
+        inside = given | {
             "input_ids": packed.ids,
             "attention_mask": _mask(packed.ends, self._config._attn_implementation, decoder.dtype),
             "position_ids": packed.positions,
             "use_cache": False,
         }
-        return (), given | new
+        if not self._checked:
+            self._first = given, inside
+        return (), inside
 
     @_uncompiled
     def _packed(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> Packed:
         rows, width = ids.shape
         if mask is None:
-            lengths = ids.new_full((rows,), width)
+            lengths = torch.full((rows,), width)
         elif mask.dim() != 2:
             raise ValueError(
                 f"attention_mask must have shape {(rows, width)} to share prefixes, got {tuple(mask.shape)}"
             )
         else:
-            real = mask.bool()
+            real = mask.bool().cpu()  # at once: on a device each look at a value would wait for it
             # An empty row, of nothing but padding, is computed as its first pad.
             lengths = real.sum(1).clamp(min=1)
             if bool((real[:, 1:] & ~real[:, :-1]).any()):
@@ -252,10 +257,10 @@ class _Sharing:
         if (reason := _beyond_window(self._config, longest)) is not None:
             raise ValueError(reason)
         if positions is not None:
-            inside = torch.arange(width, device=ids.device) < lengths[:, None]
-            if bool(((positions != torch.arange(width, device=ids.device)) & inside).any()):
+            places = torch.arange(width)
+            if bool(((positions.cpu() != places) & (places < lengths[:, None])).any()):
                 raise ValueError("position_ids must count from 0 in each row to share prefixes, got others")
-        budget = max(_BUDGET, 2 * longest) if self._budget is None else self._budget
+        budget = _budget(longest) if self._budget is None else self._budget
         return pack(ids, lengths, min_shared=self._min_shared, budget=budget)
 
     def _after(self, decoder: Any, args: Any, output: Any) -> Any:
@@ -269,22 +274,20 @@ class _Sharing:
             output.hidden_states = tuple(_unpacked(x, gather) for x in output.hidden_states)
         if output.get("router_logits") is not None:  # of each token, whatever row it is in
             output.router_logits = tuple(x[gather.flatten()] for x in output.router_logits)
-        if not self._checked:
-            given, self._given = self._given, {}
-            self._compare(decoder, given)
+        if self._first is not None:
+            (given, inside), self._first = self._first, None
+            self._compare(decoder, given, inside, gather)
             self._checked = True
         return output
 
     @torch.no_grad()
-    def _compare(self, decoder: Any, given: dict[str, Any]) -> None:
+    def _compare(self, decoder: Any, given: dict[str, Any], inside: dict[str, Any], gather: Tensor) -> None:
         """Run the batch both ways without dropout, and raise where the results differ by more than rounding."""
         training = [module for module in decoder.modules() if module.training]
         decoder.eval()
         try:
             plain = decoder.forward(**given | {"use_cache": False}).last_hidden_state
-            args, kwargs = self._before(decoder, (), given)
-            gather, self._gather = self._gather, None
-            shared = _unpacked(decoder.forward(*args, **kwargs).last_hidden_state, gather)
+            shared = _unpacked(decoder.forward(**inside).last_hidden_state, gather)
         finally:
             for module in training:
                 module.training = True
@@ -305,7 +308,7 @@ class _Sharing:
             )
 
 
-def _unpacked(x: Tensor, gather: Tensor | None) -> Tensor:
+def _unpacked(x: Tensor, gather: Tensor) -> Tensor:
     return x.flatten(0, 1)[gather]
 
 
