@@ -47,6 +47,18 @@ def test_the_same_scores_of_fewer_tokens(tiny, ranked):
     assert sum(counts[1]) < 0.5 * sum(counts[0])
 
 
+def test_responses_to_a_prompt_meet_in_a_pass(tiny, ranked):
+    """As many as there are of a prompt, given one from each prompt in turn."""
+    model = RewardModel(tiny, batch_size=4)
+    sequences = encoded(model, ranked)
+    sequences = [sequences[i] for start in range(4) for i in range(start, len(sequences), 4)]
+    model.score(sequences)  # the first pass goes through the model both ways
+    counts = widths(model)
+    model.score(sequences)
+    # It is 0.70. With rows of one length in a pass it is 1.01, padding included.
+    assert sum(counts) < 0.75 * sum(map(len, set(map(tuple, sequences))))
+
+
 def test_the_order_of_the_rows_is_theirs(tiny, ranked):
     model = RewardModel(tiny, batch_size=3)
     sequences = encoded(model, ranked)
