@@ -1,0 +1,81 @@
+"""Rankings: several responses to one prompt in a row, and the comparisons that they hold.
+
+    prompt, responses, ratings    higher is better
+    prompt, responses, ranks      1 is best
+
+The responses are in any format that pairs may have: texts or lists of messages, with a prompt of their own or without it.
+Each two responses with different ratings are a comparison, as in InstructGPT (arXiv 2203.02155, section 3.5). Ties are none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .preferences import RowError, finite, inputs, listed
+
+# What becomes of the two responses in a pair, by the column that ranks them.
+_KEPT = {"ratings": ("rating_chosen", "rating_rejected"), "ranks": ("rank_chosen", "rank_rejected")}
+ADDED = ("chosen", "rejected", *(name for names in _KEPT.values() for name in names))
+
+
+def comparisons(row: dict[str, Any]) -> list[tuple[int, int]]:
+    """The comparisons of a ranking: the indices of the better and the worse response of each, in the order of the responses.
+
+    Raises:
+        RowError: The row has no responses, both ratings and ranks or neither, not one number for each response, a
+            number that is not finite, or a response that is neither a text nor a list of messages.
+    """
+    responses, column = _listed("responses", row), _ranking_column(row)
+    inputs(row.get("prompt"), {f"responses[{i}]": response for i, response in enumerate(responses)})
+    values = _listed(column, row)
+    if len(values) != len(responses):
+        raise RowError(f"{column} must have one number for each of the {len(responses)} responses, got {len(values)}")
+    numbers = [finite(f"{column}[{i}]", value) for i, value in enumerate(values)]
+    if column == "ranks":
+        numbers = [-number for number in numbers]
+    return [
+        (i, j) if numbers[i] > numbers[j] else (j, i)
+        for i in range(len(numbers))
+        for j in range(i + 1, len(numbers))
+        if numbers[i] != numbers[j]
+    ]
+
+
+def pairs(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The comparisons of a ranking as rows of pairs.
+
+    Each has `chosen` and `rejected`, their ratings as `rating_chosen` and `rating_rejected`, or their ranks as `rank_chosen` and
+    `rank_rejected`, and whatever else is in the row.
+
+    Raises:
+        RowError: As from `comparisons`; the row has a column that a pair gains.
+    """
+    if there := [name for name in ADDED if name in row]:
+        raise RowError(f"a ranking must have no column {there[0]!r}, which its pairs get")
+    found, column = comparisons(row), _ranking_column(row)
+    others = {name: value for name, value in row.items() if name not in ("responses", column)}
+    responses, values = row["responses"], row[column]
+    return [
+        others
+        | {"chosen": responses[i], "rejected": responses[j]}
+        | dict(zip(_KEPT[column], (values[i], values[j]), strict=True))
+        for i, j in found
+    ]
+
+
+def _ranking_column(row: dict[str, Any]) -> str:
+    """The column that ranks the responses. Tables have the other one too, with nothing in it, where only some rows use it."""
+    there = [name for name in _KEPT if row.get(name) is not None]
+    if len(there) != 1:
+        got = "both" if there else f"neither: its keys are {listed(row)}"
+        raise RowError(f"a ranking must have ratings or ranks, got {got}")
+    return there[0]
+
+
+def _listed(name: str, row: dict[str, Any]) -> list[Any]:
+    value: Any = row.get(name)
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if not isinstance(value, list) or not value:
+        raise RowError(f"{name} must be a list that is not empty, got {value!r:.80}")
+    return value
