@@ -1,10 +1,12 @@
-"""What shared prefixes save: tokens and CPU seconds of TRL's trainers on real preferences.
+"""What shared prefixes save: tokens, CPU seconds and memory, in TRL's trainers and in scoring, on real preferences.
 
-    python benchmarks/prefix_sharing.py pairs.jsonl.gz [--kinds reward dpo] [--steps 8] [--rounds 3]
+    python benchmarks/prefix_sharing.py train_pairs.jsonl.gz train_ratings.jsonl [--kinds reward dpo rankings scoring] [--gguf FILE]
 
-Trains a random Llama of six layers on the pairs of a file, stock batches and shared prefixes in turns. CPU seconds are
-those of the steps after the first, which goes through the model both ways, and the median of the rounds' ratios is
-printed. `limit` is the share of tokens that is left: what the ratio would be if nothing but tokens cost time.
+A random Llama of six layers, or with --gguf the language model of that file, computes the same batches plainly and with
+shared prefixes, in turns. CPU seconds are those after the first batch, which goes through the model both ways, and the
+median of the rounds' ratios is printed. For rankings they are a comparison's: plainly in shuffled batches of pairs, shared
+in larger batches by prompt. `limit` is the share of tokens that is left: what the ratio would be if nothing but tokens
+cost time. Memory is the highest that a run added to the process.
 """
 
 from __future__ import annotations
@@ -13,12 +15,18 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
+from gguf_model import load
 from pcrm.data.sources import read_rows
 from pcrm.demo.model import make_tokenizer
+from pcrm.evaluate.reward_model import RewardModel
 from pcrm.trl import PCRMDPOConfig, PCRMDPOTrainer, PCRMRewardConfig, PCRMRewardTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, TrainerCallback
 
@@ -30,6 +38,20 @@ SIZE = {
     "num_key_value_heads": 3,
     "max_position_embeddings": 2048,
 }
+KINDS = ("reward", "dpo", "rankings", "scoring")
+# Pairs of a step. Shared rankings may have more, as their tokens are few.
+BATCH, RANKINGS_BATCH = 8, 32
+
+Models = Callable[[Any, int], tuple[Any, Any]]  # of a class and a seed: a model and its tokenizer
+
+
+class Cost(NamedTuple):
+    """Of an item, a pair or a response."""
+
+    seconds: float
+    tokens: float
+    megabytes: float
+    result: float
 
 
 class Clock(TrainerCallback):
@@ -41,27 +63,45 @@ class Clock(TrainerCallback):
             self.start = time.process_time()
 
 
-def run(kind: str, tokenizer, data: Dataset, steps: int, batch: int, shared: bool) -> tuple[float, int, float]:
-    """CPU seconds, tokens that went through the model after the first step, and the last loss."""
-    reward = kind == "reward"
-    torch.manual_seed(0)
-    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = LlamaConfig(**SIZE | ids, **({"num_labels": 1} if reward else {}))
-    model = (LlamaForSequenceClassification if reward else LlamaForCausalLM)(config)
-    others = {} if reward else {"ref_model": LlamaForCausalLM(config)}
+class Memory:
+    """The highest memory of this process in a block, over that before it, in megabytes. Linux only."""
+
+    def __enter__(self) -> Memory:
+        Path("/proc/self/clear_refs").write_text("5")
+        self._before = self._read("VmRSS")
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.megabytes = (self._read("VmHWM") - self._before) / 1024
+
+    @staticmethod
+    def _read(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def counted(model: Any) -> list[int]:
+    """How many tokens go through the model, with padding, in each pass from now on."""
     tokens: list[int] = []
-    model.model.layers[0].register_forward_pre_hook(
+    model.base_model.layers[0].register_forward_pre_hook(
         lambda _, args, kwargs: tokens.append((args[0] if args else kwargs["hidden_states"]).shape[:2].numel()),
         with_kwargs=True,
     )
-    clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
+    return tokens
+
+
+def train(kind: str, models: Models, data: Dataset, steps: int, batch: int, shared: bool) -> Cost:
+    reward = kind != "dpo"
+    model, tokenizer = models(LlamaForSequenceClassification if reward else LlamaForCausalLM, 0)
+    others = {} if reward else {"ref_model": models(LlamaForCausalLM, 1)[0]}
+    tokens, clock = counted(model), Clock()
+    with tempfile.TemporaryDirectory() as folder, Memory() as memory:
         args = (PCRMRewardConfig if reward else PCRMDPOConfig)(
             output_dir=folder,
             max_steps=steps,
             per_device_train_batch_size=batch,
             logging_steps=steps,
-            learning_rate=1e-3,
+            learning_rate=1e-5,
             max_length=1024,
             bf16=False,
             use_cpu=True,
@@ -70,41 +110,93 @@ def run(kind: str, tokenizer, data: Dataset, steps: int, batch: int, shared: boo
             gradient_checkpointing=False,
             disable_tqdm=True,
             pcrm_prefix_sharing=shared,
+            pcrm_group_by_prompt=shared if kind == "rankings" else None,
         )
         trainer = (PCRMRewardTrainer if reward else PCRMDPOTrainer)(
             model=model, args=args, train_dataset=data, processing_class=tokenizer, callbacks=[clock], **others
         )
         trainer.train()
-    first = len(tokens) - (steps - 1)
+    pairs = (steps - 1) * batch
     loss = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
-    return clock.seconds, sum(tokens[first:]), loss
+    return Cost(clock.seconds / pairs, sum(tokens[len(tokens) - (steps - 1) :]) / pairs, memory.megabytes, loss)
+
+
+def score(models: Models, rankings: list[dict[str, Any]], shared: bool) -> Cost:
+    model, tokenizer = models(LlamaForSequenceClassification, 0)
+    prompts = [row["prompt"] for row in rankings for _ in row["responses"]]
+    responses = [text for row in rankings for text in row["responses"]]
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        scorer = RewardModel(folder, batch_size=16, prefix_sharing=shared)
+        scorer(prompts[:2], responses[:2])  # compared with the plain pass
+        tokens = counted(scorer._model)
+        with Memory() as memory:
+            start = time.process_time()
+            scores = scorer(prompts, responses)
+            seconds = time.process_time() - start
+    n = len(scores)
+    return Cost(seconds / n, sum(tokens) / n, memory.megabytes, float(scores.sum()))
+
+
+def random_llama(texts: list[str], model_class: Any, seed: int) -> tuple[Any, Any]:
+    tokenizer = make_tokenizer(texts)
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    torch.manual_seed(seed)
+    return model_class(LlamaConfig(**SIZE | ids | {"num_labels": 1})), tokenizer
+
+
+def from_file(file: Path, model_class: Any, seed: int) -> tuple[Any, Any]:
+    return load(file, model_class, num_labels=1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", help="a file of rows with prompt, chosen and rejected")
-    parser.add_argument("--kinds", nargs="+", choices=("reward", "dpo"), default=("reward", "dpo"))
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("rankings", help="a file of rows with prompt, responses and ratings")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--gguf", type=Path, help="a language model to take instead of the random one")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument(
+        "--prompts", type=int, default=12, help="rankings that are scored, and eight times as many train"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     columns = ("prompt", "chosen", "rejected")
-    rows = [{c: row[c] for c in columns} for _, row in islice(read_rows(args.pairs), 20 * args.steps * args.batch_size)]
-    tokenizer = make_tokenizer(row["prompt"] + row["chosen"] + row["rejected"] for row in rows)
-    data = Dataset.from_list(rows[::20])
-    print("| | tokens, stock | shared | limit | CPU seconds, stock | shared | ratio |\n|---|---|---|---|---|---|---|")
+    # One pair in twenty: those of a prompt follow one another in the file.
+    rows = [row for _, row in islice(read_rows(args.pairs), 0, 20 * BATCH * args.steps, 20)]
+    pairs = Dataset.from_list([{name: row[name] for name in columns} for row in rows])
+    rankings = [row for _, row in islice(read_rows(args.rankings), 8 * args.prompts)]
+    texts = [row["prompt"] + row["chosen"] + row["rejected"] for row in rows]
+    models = partial(random_llama, texts) if args.gguf is None else partial(from_file, args.gguf)
+
+    def cost(kind: str, shared: bool) -> Cost:
+        if kind == "scoring":
+            return score(models, rankings[: args.prompts], shared)
+        if kind != "rankings":
+            return train(kind, models, pairs, args.steps, BATCH, shared)
+        return train(kind, models, Dataset.from_list(rankings), args.steps, RANKINGS_BATCH if shared else BATCH, shared)
+
+    print("| | tokens, stock | shared | limit | CPU seconds, stock | shared | ratio | MB, stock | shared |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for kind in args.kinds:
-        rounds = []
-        for _ in range(args.rounds):
-            (plain, before, a), (shared, after, b) = (
-                run(kind, tokenizer, data, args.steps, args.batch_size, on) for on in (False, True)
-            )
-            if abs(a - b) > 1e-3 * abs(a):
-                raise RuntimeError(f"the losses must be the same, got {a} and {b}")
-            rounds.append((shared / plain, plain, shared))
-        ratio, plain, shared = (statistics.median(x) for x in zip(*rounds, strict=True))
+        rounds = [(cost(kind, False), cost(kind, True)) for _ in range(args.rounds)]
+        for plain, shared in rounds:
+            # Rankings go through in other batches.
+            if kind != "rankings" and abs(plain.result - shared.result) > 1e-3 * abs(plain.result):
+                raise RuntimeError(f"the results must be the same, got {plain.result} and {shared.result}")
+        ratio = statistics.median(shared.seconds / plain.seconds for plain, shared in rounds)
+        plain, shared = (
+            Cost(*(statistics.median(values) for values in zip(*some, strict=True)))
+            for some in zip(*rounds, strict=True)
+        )
+        name = {"reward": "reward, a pair", "dpo": "DPO, a pair", "rankings": "rankings, a comparison"}.get(
+            kind, "scoring, a response"
+        )
         print(
-            f"| {kind} pairs | {before:,} | {after:,} | {after / before:.3f} | {plain:.1f} | {shared:.1f} | {ratio:.2f} |"
+            f"| {name} | {plain.tokens:,.0f} | {shared.tokens:,.0f} | {shared.tokens / plain.tokens:.3f} | {plain.seconds:.3f} | "
+            f"{shared.seconds:.3f} | {ratio:.2f} | {plain.megabytes:,.0f} | {shared.megabytes:,.0f} |",
+            flush=True,
         )
 
 

@@ -16,13 +16,15 @@ Examples = list[dict[str, Any]]
 
 # The column with a row's place in the training data, where a sampler asks for it.
 INDEX = "pcrm_index"
+# The column with what a pair's loss is multiplied with, where prompts are to count once.
+WEIGHT = "pcrm_weight"
 
 
 class PriorCollator:
     """Another collator's batch with the key `prior`, one number for each pair.
 
     The numbers are those of the data set's column `prior`, or are computed from the token ids:
-    `settings.prior` says which. A batch of a data set with the column `INDEX` has that too.
+    `settings.prior` says which. A batch of a data set with the columns `INDEX` or `WEIGHT` has them too.
     """
 
     def __init__(self, collator: Callable[[Examples], Batch], settings: Config) -> None:
@@ -49,6 +51,8 @@ class PriorCollator:
             raise ValueError(f"the data set has no column 'prior', which pcrm_prior={kind!r} needs here")
         if INDEX in examples[0]:
             batch[INDEX] = torch.tensor([e[INDEX] for e in examples])
+        if WEIGHT in examples[0]:
+            batch[WEIGHT] = torch.tensor([e[WEIGHT] for e in examples], dtype=torch.float32)
         return batch
 
 

@@ -67,6 +67,13 @@ class PCRMArguments:
         pcrm_prefix_sharing:
             Whether what the rows of a batch begin with in common, such as the prompt of a pair, goes through the model
             once: `pcrm.prefix_sharing`. The results are the same to rounding.
+        pcrm_ranking_weights:
+            `"prompt"`, so that each prompt counts once however many comparisons it has, or `"pair"`, so that each
+            comparison does. By default `"prompt"` for rankings, rows with `prompt`, `responses` and `ratings` or `ranks`, and
+            `"pair"` for pairs.
+        pcrm_group_by_prompt:
+            Whether all pairs of a prompt follow one another, and the prompts are shuffled, so that `pcrm_prefix_sharing`
+            computes each response once for the pairs of a batch. By default it is so for rankings and not for pairs.
         pcrm_log_margins:
             Whether each log writes to TensorBoard the histogram of the margins of all pairs since
             the last one, chosen minus rejected, for DPO z: `pcrm/margins` in training,
@@ -125,6 +132,18 @@ class PCRMArguments:
         default=False,
         metadata={"help": "Whether the prompt of a pair goes through the model once for both of its responses."},
     )
+    pcrm_ranking_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "'prompt' lets each prompt count once (the default for rankings), 'pair' each comparison (the default for pairs)."
+        },
+    )
+    pcrm_group_by_prompt: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether batches hold the pairs of a prompt together: by default for rankings, and not for pairs."
+        },
+    )
     pcrm_log_margins: bool = field(
         default=False,
         metadata={"help": "Whether to write the histogram of the margins to TensorBoard, at each log."},
@@ -172,11 +191,22 @@ class PCRMArguments:
     def _check_training(self) -> None:
         """The fields that are not the constraint's."""
         _check.at_least_0("pcrm_sft_eta", self.pcrm_sft_eta)
+        if self.pcrm_ranking_weights is not None:
+            _check.one_of("pcrm_ranking_weights", self.pcrm_ranking_weights, ("prompt", "pair"))
+        if self.pcrm_group_by_prompt and (strategy := getattr(self, "train_sampling_strategy", "random")) != "random":
+            raise ValueError(
+                f"train_sampling_strategy must be 'random' with pcrm_group_by_prompt=True, got {strategy!r}"
+            )
         alpha = self.pcrm_priority_alpha
         names = ("pcrm_priority_alpha", "pcrm_priority_epsilon", "pcrm_priority_samples")
         check_draws(alpha, self.pcrm_priority_epsilon, self.pcrm_priority_samples, names)
         if not alpha:
             return
+        if self.pcrm_group_by_prompt or self.pcrm_ranking_weights == "prompt":
+            raise ValueError(
+                f"pcrm_priority_alpha must be 0 with pcrm_group_by_prompt=True or pcrm_ranking_weights='prompt', got {alpha}: "
+                "each would draw and weight the pairs by itself"
+            )
         # What the weights would not reach, and who else would draw.
         for name, allowed in (
             ("pcrm_sft_eta", 0.0),

@@ -73,12 +73,6 @@ class PCRMDPOTrainer(ConstrainedTrainer, DPOTrainer):
         self._finish(args)
         self._checked = False
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        if not self.constrained:
-            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        dataset = self._prior_column.add(dataset, dataset_name)
-        return self._make_drawable(super()._prepare_dataset(dataset, processing_class, args, dataset_name), args)
-
     def _check_vision(self, dataset: Any) -> None:
         kind = self.settings.prior
         if kind != "fixed" and (kind == "random" or "prior" not in (dataset.column_names or list(next(iter(dataset))))):
@@ -99,7 +93,7 @@ class PCRMDPOTrainer(ConstrainedTrainer, DPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         if not self.constrained:
             return super()._compute_loss(model, inputs, return_outputs)
-        inputs, prior, drawn = self._unpack(inputs)
+        inputs, added = self._unpack(inputs)
         beta, recorder = self.beta, _Recorder(self.beta)
         self.beta = recorder
         try:
@@ -111,14 +105,18 @@ class PCRMDPOTrainer(ConstrainedTrainer, DPOTrainer):
         z = beta * upcast(score)
         if not self._checked:
             self._check(recorder.seen)
-        delta, origin = delta_of(self.constraint, prior)
-        reduction = "mean" if drawn is None else "none"
-        smoothing = self._label_smoothing
-        ours = pcrm_loss(z, torch.zeros_like(z), delta, label_smoothing=smoothing, reduction=reduction, origin=origin)
-        if drawn is not None:
-            ours = self._weighted(ours, drawn, *torch.autograd.grad(ours.sum(), z, retain_graph=True))
+        delta, origin = delta_of(self.constraint, added.prior)
+        losses = pcrm_loss(
+            z,
+            torch.zeros_like(z),
+            delta,
+            label_smoothing=self._label_smoothing,
+            reduction=added.reduction,
+            origin=origin,
+        )
+        ours = self._mean(losses, added, lambda: torch.autograd.grad(losses.sum(), z, retain_graph=True)[0])
         loss = loss + self._weight * ours
-        self._add_metrics(z.detach(), delta, prior)
+        self._add_metrics(z.detach(), delta, added.prior)
         return (loss, outputs) if return_outputs else loss
 
     def _check(self, seen: list[Any]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,10 +21,16 @@ Tensor = torch.Tensor
 _STATE_FILE = "pcrm_sampler.safetensors"
 
 
+class Rounds(Protocol):
+    """A sampler whose draws go by rounds."""
+
+    def set_round(self, number: int, /) -> None: ...
+
+
 class RoundsByEpoch(TrainerCallback):
     """An epoch is a round of the sampler: loaders do not tell it to a sampler that they share out."""
 
-    def __init__(self, sampler: PrioritizedSampler) -> None:
+    def __init__(self, sampler: Rounds) -> None:
         self.sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

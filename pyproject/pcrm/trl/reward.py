@@ -10,6 +10,7 @@ import torch
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import RewardTrainer
 
+from .._engine.dtypes import Reduction
 from .._engine.trace import Origin
 from ..functional import pcrm_loss, pcrm_token_loss
 from ..losses import delta_of
@@ -65,19 +66,16 @@ class PCRMRewardTrainer(ConstrainedTrainer, RewardTrainer):
         self._finish(args)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        if not self.constrained:
-            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        if "margin" in (dataset.column_names or ()):
+        if self.constrained and "margin" in (dataset.column_names or ()) and "responses" not in dataset.column_names:
             self._refuse_margin()
-        dataset = self._prior_column.add(dataset, dataset_name)
-        return self._make_drawable(super()._prepare_dataset(dataset, processing_class, args, dataset_name), args)
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         if not self.constrained:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        inputs, prior, drawn = self._unpack(inputs)  # whatever stays reaches model(**inputs)
+        inputs, added = self._unpack(inputs)  # whatever stays reaches model(**inputs)
         margin_column = inputs.get("margin")
         if margin_column is not None:
             self._refuse_margin()
@@ -88,32 +86,35 @@ class PCRMRewardTrainer(ConstrainedTrainer, RewardTrainer):
             )
         outputs = result[1]
         chosen, rejected = upcast(outputs.logits.squeeze(-1)).chunk(2)
-        delta, origin = delta_of(self.constraint, prior)
+        delta, origin = delta_of(self.constraint, added.prior)
         if self.settings.form == "token":
             assert seen.scores is not None
-            loss = self._token_loss(seen.scores, inputs, delta, origin)
+            losses = self._token_loss(seen.scores, inputs, delta, added.reduction, origin)
         else:
             # Half of the column each way moves their difference by all of it, and their sum,
             # which is centered, not at all.
             shift = 0.0 if margin_column is None else margin_column / 2
-            loss = pcrm_loss(
+            losses = pcrm_loss(
                 chosen - shift,
                 rejected + shift,
                 delta,
                 label_smoothing=self.settings.label_smoothing,
                 center_rewards_coefficient=self._center,
-                reduction="mean" if drawn is None else "none",
+                reduction=added.reduction,
                 origin=origin,
             )
-        if drawn is not None:
+
+        def slopes() -> torch.Tensor:
             # The centering adds the same to both, which their difference does not see.
-            by_chosen, by_rejected = torch.autograd.grad(loss.sum(), (chosen, rejected), retain_graph=True)
-            loss = self._weighted(loss, drawn, (by_chosen - by_rejected) / 2)
+            by_chosen, by_rejected = torch.autograd.grad(losses.sum(), (chosen, rejected), retain_graph=True)
+            return (by_chosen - by_rejected) / 2
+
+        loss = self._mean(losses, added, slopes)
         if seen.demonstrations is not None:
             by_pair, tokens = seen.demonstrations
             # All pairs may have equal responses, and the mean of nothing is NaN.
             loss = loss + self._eta * by_pair.sum() / tokens.sum().clamp(min=1)
-        self._add_metrics(chosen.detach() - rejected.detach(), delta, prior, seen.demonstrations)
+        self._add_metrics(chosen.detach() - rejected.detach(), delta, added.prior, seen.demonstrations)
         return (loss, outputs) if return_outputs else loss
 
     def _reading(self, inputs: dict[str, Any]) -> contextlib.AbstractContextManager[Seen]:
@@ -147,7 +148,12 @@ class PCRMRewardTrainer(ConstrainedTrainer, RewardTrainer):
             raise ValueError("pcrm_sft_eta does not work under FSDP or ZeRO-3 for reward models: set it to 0")
 
     def _token_loss(
-        self, scores: torch.Tensor, inputs: dict[str, Any], delta: torch.Tensor | float, origin: Origin
+        self,
+        scores: torch.Tensor,
+        inputs: dict[str, Any],
+        delta: torch.Tensor | float,
+        reduction: Reduction,
+        origin: Origin,
     ) -> torch.Tensor:
         ids, scores = inputs["input_ids"], upcast(scores.squeeze(-1))
         if scores.shape != ids.shape:
@@ -159,4 +165,6 @@ class PCRMRewardTrainer(ConstrainedTrainer, RewardTrainer):
         (chosen, rejected), (chosen_ids, rejected_ids) = scores.chunk(2), ids.chunk(2)
         chosen_mask, rejected_mask = inputs["attention_mask"].chunk(2)
         masks = {"chosen_mask": chosen_mask, "rejected_mask": rejected_mask}
-        return pcrm_token_loss(chosen, rejected, chosen_ids, rejected_ids, delta, **masks, origin=origin)
+        return pcrm_token_loss(
+            chosen, rejected, chosen_ids, rejected_ids, delta, **masks, reduction=reduction, origin=origin
+        )

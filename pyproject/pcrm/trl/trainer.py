@@ -1,26 +1,29 @@
 """What the two trainers share: the hooks of `transformers.Trainer` that the constraint needs.
 
 Each hook is a few lines here. The work is done by `PriorColumn` (dataset.py), `PriorCollator`
-(collator.py), `ConstraintMetrics` (metrics.py) and the functions of prioritized.py. The loss is
+(collator.py), `Rankings` (rankings.py), `ConstraintMetrics` (metrics.py) and the functions of prioritized.py. The loss is
 swapped in the trainers themselves: `compute_loss` in reward.py, `_compute_loss` in dpo.py.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from transformers import Trainer, TrainingArguments
 
 from .. import prefix_sharing
+from .._engine.dtypes import Reduction
 from ..methods.prioritized import PrioritizedSampler
 from ..settings import Config, Constraint
-from .collator import INDEX, PriorCollator
+from .collator import INDEX, WEIGHT, PriorCollator
 from .configs import PCRMArguments
 from .dataset import PriorColumn
 from .metrics import ConstraintMetrics, Demonstrations, Mode
 from .prioritized import RoundsByEpoch, load_sampler, sampler_of, save_sampler, weighted_mean, with_index
+from .rankings import Rankings
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,25 @@ PAPER = {
     eprint       = {arXiv:2404.00978}
 }""",
 }
+
+
+class Added(NamedTuple):
+    """What the collator added to a batch of TRL's.
+
+    Attributes:
+        prior: The prior of each pair, shape (B,).
+        drawn: Which rows a sampler drew, shape (B,).
+        weight: The weight of each pair, shape (B,).
+    """
+
+    prior: torch.Tensor | None
+    drawn: torch.Tensor | None
+    weight: torch.Tensor | None
+
+    @property
+    def reduction(self) -> Reduction:
+        """What the loss is to do with its pairs before `ConstrainedTrainer._mean`."""
+        return "mean" if self.drawn is None and self.weight is None else "none"
 
 
 class ConstrainedTrainer(Trainer):
@@ -58,6 +80,7 @@ class ConstrainedTrainer(Trainer):
     sampler: PrioritizedSampler | None = None
 
     _prior_column: PriorColumn
+    _rankings: Rankings
     _constraint_metrics: ConstraintMetrics
     # What transformers and TRL set: a model is there by the time of a hook, gather's result is of
     # the type of its argument, and TRL logs the mean of each list of metrics.
@@ -85,6 +108,7 @@ class ConstrainedTrainer(Trainer):
         self.settings = args.pcrm_settings()
         self.constraint = self.settings.constraint
         self._prior_column = PriorColumn(self.settings, args.pcrm_prior_model)
+        self._rankings = Rankings(args)
         self._constraint_metrics = ConstraintMetrics(
             log_prior=self.settings.prior != "random", keep_margins=args.pcrm_log_margins
         )
@@ -93,9 +117,10 @@ class ConstrainedTrainer(Trainer):
         """Do what is left of the construction after TRL's constructor."""
         self.data_collator = PriorCollator(self.data_collator, self.settings)
         self._share_prefixes()
-        if self.sampler is not None:
-            self.add_callback(RoundsByEpoch(self.sampler))
-        elif args.pcrm_priority_alpha:
+        for sampler in (self.sampler, self._rankings.sampler):
+            if sampler is not None:
+                self.add_callback(RoundsByEpoch(sampler))
+        if self.sampler is None and args.pcrm_priority_alpha:
             raise ValueError("pcrm_priority_alpha is not there for data sets with images")
 
     def _share_prefixes(self) -> None:
@@ -106,6 +131,16 @@ class ConstrainedTrainer(Trainer):
         for model in (self.model, getattr(self, "ref_model", None)):
             if model is not None and not prefix_sharing.is_enabled(model):
                 prefix_sharing.enable(model)
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        following: Any = super()
+        prepare = following._prepare_dataset
+        if not self.constrained:
+            return prepare(dataset, processing_class, args, dataset_name)
+        dataset, ranked = self._rankings.as_pairs(dataset, dataset_name)
+        dataset = self._prior_column.add(dataset, dataset_name)
+        dataset = prepare(dataset, processing_class, args, dataset_name)
+        return self._make_drawable(self._rankings.finish(dataset, ranked), args)
 
     def _make_drawable(self, dataset: Any, args: PCRMArguments) -> Any:
         """The prepared data set, with a sampler if it is the training data, which come first."""
@@ -133,17 +168,26 @@ class ConstrainedTrainer(Trainer):
                     "row, such as a prompt. pcrm_prefix_sharing=True computes them once"
                 )
 
-    def _unpack(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor | None, torch.Tensor | None]:
-        """Return a batch without what the collator added to TRL's; the priors; which rows a sampler drew."""
+    def _unpack(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Added]:
+        """Return a batch without what the collator added to TRL's, and that."""
         inputs = dict(inputs)
         self._tell_of_repeated_tokens(inputs)
-        prior, index = inputs.pop("prior", None), inputs.pop(INDEX, None)
+        prior, index, weight = (inputs.pop(name, None) for name in ("prior", INDEX, WEIGHT))
         # Data that were prepared to be drawn from may be evaluated, or trained on by another trainer.
-        return inputs, prior, index if self.sampler is not None and self._current_mode == "train" else None
+        drawn = index if self.sampler is not None and self._current_mode == "train" else None
+        return inputs, Added(prior, drawn, weight)
 
-    def _weighted(self, losses: torch.Tensor, index: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
-        assert self.sampler is not None
-        return weighted_mean(self.sampler, losses, index, slopes, self.accelerator.gather)
+    def _mean(self, losses: torch.Tensor, added: Added, slopes: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The mean of a batch's losses with their weights.
+
+        Args:
+            losses: Of each pair, shape (B,), or their mean, as `added.reduction` says.
+            slopes: Gives dL/dm of each pair, shape (B,).
+        """
+        if added.drawn is not None:
+            assert self.sampler is not None
+            return weighted_mean(self.sampler, losses, added.drawn, slopes(), self.accelerator.gather)
+        return losses if added.weight is None else (added.weight.to(losses) * losses).mean()
 
     def _add_metrics(
         self,
@@ -162,10 +206,11 @@ class ConstrainedTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self.constrained and "prior" not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, "prior", INDEX]
+            self._signature_columns = [*self._signature_columns, "prior", INDEX, WEIGHT]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
+        ours = self.sampler or (self._rankings.sampler if self.constrained else None)
+        return super()._get_train_sampler(train_dataset) if ours is None else ours
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

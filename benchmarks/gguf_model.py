@@ -1,0 +1,29 @@
+"""A language model from a GGUF file as a transformers model whose weights can be trained and saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def load(file: Path, model_class: Any, **settings: Any) -> tuple[Any, Any]:
+    """Return a model of a class with the weights of the file in float32, and its tokenizer.
+
+    transformers takes what it read from such a file for quantized, although its weights are not, and neither trains nor saves it.
+
+    Args:
+        settings: Of the configuration, such as `num_labels`.
+    """
+    source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    tokenizer.pad_token = tokenizer.unk_token  # not what ends a response, which is scored
+    described = {name: value for name, value in read.config.to_dict().items() if name != "quantization_config"}
+    config = type(read.config)(**described | settings | {"pad_token_id": tokenizer.pad_token_id})
+    torch.manual_seed(0)
+    model = model_class(config)
+    model.model.load_state_dict(read.model.state_dict())
+    return model, tokenizer
