@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
         help="of lowess: a distance in the feature within which the curve is a straight line; 0 fits at each value "
         "(default: 0)",
     )
-    group = parser.add_argument_group("a temperature")
+    group = parser.add_argument_group("for --method temperature")
     group.add_argument(
         "--fit-on",
         metavar="FILE",
