@@ -95,6 +95,7 @@ def test_the_temperature_is_the_maximum_of_the_likelihood(tmp_path, capsys, kind
     assert [{k: v for k, v in row.items() if not k.startswith("calibrated_")} for row in got] == rows
 
 
+@pytest.mark.slow
 def test_large_and_small_scores(tmp_path, capsys):
     """T goes with the scores."""
     for scale in (1e-12, 1e12):
@@ -160,6 +161,7 @@ def test_the_table_says_how_it_was_before_and_after(tmp_path, capsys, kind):
                 assert found[title][key][column] == pytest.approx(value, abs=5e-5), (title, key)
 
 
+@pytest.mark.slow
 def test_the_table_has_what_is_known(tmp_path, capsys):
     """Only the fitted pairs where SCORES is that file, or does not say what is better."""
     fit_on = write(tmp_path / "held-out.jsonl", pair_rows(100))
@@ -190,6 +192,7 @@ def test_splits(tmp_path, capsys):
     assert list(table(capsys.readouterr().out)) == [f"{data}/test, 50 pairs, fitted on"]
 
 
+@pytest.mark.slow
 def test_what_goes_on_counts_all_pairs(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("pcrm.data.sources._BATCH_ROWS", 20)
     monkeypatch.setattr("pcrm.data.sources._LOOK_ROWS", 5)
@@ -410,6 +413,7 @@ def test_scores_of_the_copy_are_divided(tmp_path, capsys, tiny, rows, architectu
     np.testing.assert_allclose(after, before / temperature, rtol=0, atol=40 * 2**-24 * size / temperature)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_power_of_two_is_exact(tmp_path, tiny, rows, dtype):
     model = enlarge(shutil.copytree(tiny, tmp_path / "model"), dtype=dtype)
@@ -422,6 +426,7 @@ def test_a_power_of_two_is_exact(tmp_path, tiny, rows, dtype):
     torch.testing.assert_close(weights_of(tmp_path / "third")["score.weight"], want, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["score", "value_head"])
 def test_a_model_of_openrlhf(tmp_path, tiny, rows, prefix):
     model = enlarge(shutil.copytree(tiny, tmp_path / "model"))
