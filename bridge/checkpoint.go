@@ -80,6 +80,29 @@ func AverageClose(handle int64) (found string, err error) {
 	return string(text), err
 }
 
+// CheckpointTensors calls checkpoint.Tensors and returns a JSON list of objects of file,
+// name, dtype and shape.
+func CheckpointTensors(folder, name string) (tensors string, err error) {
+	defer convert(&err)
+	list, err := checkpoint.Tensors(folder, name)
+	if err != nil {
+		return "", checkpointError(err)
+	}
+	text, err := json.Marshal(list)
+	return string(text), err
+}
+
+// DivideTensors calls checkpoint.Divide; names is a JSON list.
+func DivideTensors(path, names string, divisor float64) (ok bool, err error) {
+	defer convert(&err)
+	var list []string
+	if err := json.Unmarshal([]byte(names), &list); err != nil {
+		return false, err
+	}
+	err = checkpoint.Divide(path, list, divisor)
+	return err == nil, checkpointError(err)
+}
+
 func average(handle int64) (*checkpoint.Average, error) {
 	averagesMux.Lock()
 	defer averagesMux.Unlock()

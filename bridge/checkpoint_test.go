@@ -68,3 +68,29 @@ func TestAverages(t *testing.T) {
 	_, err = AverageNext(info.Handle)
 	assert.ErrorContains(t, err, "RuntimeError: there is no average")
 }
+
+func TestDividedTensors(t *testing.T) {
+	const header = `{"a":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}`
+	file := append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...)
+	in := t.TempDir()
+	path := filepath.Join(in, "model.safetensors")
+	require.NoError(t, os.WriteFile(path, binary.LittleEndian.AppendUint32(file, math.Float32bits(3)), 0o600))
+
+	text, err := CheckpointTensors(in, "model.safetensors")
+	require.NoError(t, err)
+	assert.JSONEq(t, `[{"file":"model.safetensors","name":"a","dtype":"F32","shape":[1,1]}]`, text)
+	_, err = CheckpointTensors(in, "x.safetensors")
+	assert.ErrorContains(t, err, "ValueError: "+in+": has neither x.safetensors nor")
+	_, err = CheckpointTensors("/nowhere", "x.safetensors")
+	assert.ErrorContains(t, err, "OSError: stat /nowhere")
+
+	_, err = DivideTensors(path, `["a"]`, 0)
+	assert.EqualError(t, err, "ValueError: divisor is 0, must be greater than 0")
+	_, err = DivideTensors(path, `["b"]`, 2)
+	assert.EqualError(t, err, "ValueError: "+path+`: tensor "b": is missing`)
+	_, err = DivideTensors(path, `["a"]`, 2)
+	require.NoError(t, err)
+	got, err := os.ReadFile(path)
+	require.NoError(t, err)
+	assert.Equal(t, binary.LittleEndian.AppendUint32(file, math.Float32bits(1.5)), got)
+}

@@ -1,5 +1,5 @@
 // Package checkpoint averages the weights of checkpoints, the folders of safetensors
-// files that transformers writes.
+// files that transformers writes, and divides some of them by a number.
 package checkpoint
 
 import (
@@ -20,7 +20,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/safetensors"
 )
 
-// Error reports a checkpoint that cannot be averaged.
+// Error reports a checkpoint that cannot be read, averaged or divided.
 type Error struct {
 	Path   string // the file, or the folder where none is to blame
 	Reason string
@@ -124,7 +124,7 @@ func New(folders []string, weights []float64) (a *Average, err error) {
 	for _, folder := range folders {
 		m := &model{folder: folder, byName: map[string]tensor{}}
 		a.models = append(a.models, m)
-		if err := m.open(); err != nil {
+		if err := m.open(Single); err != nil {
 			return a, err
 		}
 		if err := m.mustMatch(a.models[0]); err != nil {
@@ -174,8 +174,8 @@ func (a *Average) setWeights(weights []float64, n int) error {
 	return nil
 }
 
-// open reads the headers.
-func (m *model) open() error {
+// open reads the headers of the file with this name, or of those that its index names.
+func (m *model) open(name string) error {
 	info, err := os.Stat(m.folder)
 	if err != nil {
 		return err
@@ -184,7 +184,8 @@ func (m *model) open() error {
 		return bad(m.folder, "is a %v, must be the folder of a checkpoint", describe(info.Mode()))
 	}
 	// transformers looks for them in this order.
-	single, index := filepath.Join(m.folder, Single), filepath.Join(m.folder, Index)
+	single := filepath.Join(m.folder, name)
+	index := single + indexSuffix
 	_, err = os.Stat(single)
 	if err == nil {
 		return m.openShard(single)
@@ -193,7 +194,7 @@ func (m *model) open() error {
 		return err
 	}
 	if _, err = os.Stat(index); errors.Is(err, os.ErrNotExist) {
-		return bad(m.folder, "has neither %s nor %s: other kinds of checkpoints are not read", Single, Index)
+		return bad(m.folder, "has neither %s nor %s: other kinds of checkpoints are not read", name, name+indexSuffix)
 	}
 	if m.index, err = readIndex(index); err != nil {
 		return err
@@ -218,14 +219,14 @@ func (m *model) open() error {
 	for _, s := range m.shards {
 		for _, e := range s.header.Entries {
 			if files[e.Name] != s.path {
-				return bad(s.path, "tensor %q: is not of this file in %s", e.Name, Index)
+				return bad(s.path, "tensor %q: is not of this file in %s", e.Name, name+indexSuffix)
 			}
 			delete(files, e.Name)
 		}
 	}
 	if len(files) > 0 {
-		name := leastKey(files)
-		return bad(files[name], "tensor %q: is missing, %s has it", name, Index)
+		missing := leastKey(files)
+		return bad(files[missing], "tensor %q: is missing, %s has it", missing, name+indexSuffix)
 	}
 	return nil
 }
@@ -233,8 +234,16 @@ func (m *model) open() error {
 // The names of the files of a checkpoint.
 const (
 	Single = "model.safetensors"
-	Index  = Single + ".index.json"
+	Index  = Single + indexSuffix
+
+	indexSuffix = ".index.json"
 )
+
+func (m *model) close() {
+	for _, s := range m.shards {
+		s.file.Close()
+	}
+}
 
 func leastKey[V any](m map[string]V) string {
 	least, found := "", false
@@ -479,9 +488,7 @@ func (a *Average) write(p piece) (notFinite int64, err error) {
 // Close closes all files, those of an average that is not done among them.
 func (a *Average) Close() {
 	for _, m := range a.models {
-		for _, s := range m.shards {
-			s.file.Close()
-		}
+		m.close()
 	}
 	for _, file := range a.out {
 		file.Close()

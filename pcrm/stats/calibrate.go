@@ -119,6 +119,9 @@ func (s *smoother) average(dst []float64) {
 //
 //	accuracy_calibrated   share of calibrated margins greater than 0
 //	flip_rate             share of pairs whose two margins differ in sign, 0 being one
+//	nll_calibrated        [NLL] of the calibrated margins
+//	brier_calibrated      [Brier] of them
+//	ece_calibrated        [CalibrationError] of them, which has its own interval
 //
 // Intervals resample pairs. Errors, each an [*pcrm.ArgumentError]: no margins, slices of
 // different lengths, a number that is not finite.
@@ -129,10 +132,17 @@ func Calibrated(margins, calibrated []float64) ([]Estimate, error) {
 	if err := checkPaired("margins", margins, "calibrated", calibrated); err != nil {
 		return nil, err
 	}
+	lost, squared := make([]float64, len(calibrated)), make([]float64, len(calibrated))
+	for i, m := range calibrated {
+		lost[i], squared[i] = nll(m), brier(m)
+	}
 	newStatistic := func() statistic {
 		return func(dst []float64, units []int32) {
 			var right, flipped int
+			var nll, brier float64
 			for _, i := range units {
+				nll += lost[i]
+				brier += squared[i]
 				if calibrated[i] > 0 {
 					right++
 				}
@@ -141,11 +151,14 @@ func Calibrated(margins, calibrated []float64) ([]Estimate, error) {
 				}
 			}
 			n := float64(len(units))
-			dst[0], dst[1] = float64(right)/n, float64(flipped)/n
+			dst[0], dst[1], dst[2], dst[3] = float64(right)/n, float64(flipped)/n, nll/n, brier/n
 		}
 	}
-	values, low, high := onSample(2, len(margins), len(margins), newStatistic)
-	return estimates([]string{"accuracy_calibrated", "flip_rate"}, values, low, high), nil
+	keys := []string{"accuracy_calibrated", "flip_rate", "nll_calibrated", "brier_calibrated"}
+	values, low, high := onSample(len(keys), len(margins), len(margins), newStatistic)
+	ece := Estimate{Key: "ece_calibrated"}
+	ece.Value, ece.Low, ece.High = CalibrationError(Reliability(calibrated))
+	return append(estimates(keys, values, low, high), ece), nil
 }
 
 func sign(x float64) int {

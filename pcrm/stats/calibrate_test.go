@@ -80,7 +80,11 @@ func TestCalibrated(t *testing.T) {
 	e := byKey(t)(Calibrated(margins, calibrated))
 	assert.Equal(t, 2./5, e["accuracy_calibrated"].Value)
 	assert.Equal(t, 2./5, e["flip_rate"].Value)
-	assert.Len(t, e, 2)
+	assert.Equal(t, NLL(calibrated), e["nll_calibrated"].Value)
+	assert.Equal(t, Brier(calibrated), e["brier_calibrated"].Value)
+	ece, low, high := CalibrationError(Reliability(calibrated))
+	assert.Equal(t, Estimate{"ece_calibrated", ece, low, high}, e["ece_calibrated"])
+	assert.Len(t, e, 5)
 
 	// The interval of a share of n pairs has 1.96 sqrt(p (1-p) / n) on each side.
 	r := rand.New(rand.NewPCG(25, 26))
@@ -88,9 +92,18 @@ func TestCalibrated(t *testing.T) {
 	for i := range margins {
 		margins[i], calibrated[i] = r.NormFloat64(), r.NormFloat64()
 	}
-	flips := byKey(t)(Calibrated(margins, calibrated))["flip_rate"]
+	e = byKey(t)(Calibrated(margins, calibrated))
+	flips := e["flip_rate"]
 	assert.InDelta(t, 0.5, flips.Value, 0.05)
 	assert.InEpsilon(t, 1.96*0.5/math.Sqrt(2000), flips.High-flips.Value, 0.2)
+	// And that of a mean 1.96 of its standard errors.
+	for key, f := range map[string]func(float64) float64{"nll_calibrated": nll, "brier_calibrated": brier} {
+		x := make([]float64, len(calibrated))
+		for i, m := range calibrated {
+			x[i] = f(m)
+		}
+		assert.InEpsilon(t, 1.96*stat.StdDev(x, nil)/math.Sqrt(2000), e[key].High-e[key].Value, 0.2, key)
+	}
 }
 
 func TestCalibrateErrors(t *testing.T) {

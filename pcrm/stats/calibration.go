@@ -138,7 +138,13 @@ func wilson(share, n float64) (low, high float64) {
 //	Temperature(margins whose mean is <= 0)  = +Inf
 //	Temperature(margins that are all >= 0)   = 0, if one is greater
 func Temperature(margins []float64) float64 {
-	return 1 / inverseTemperature(margins, 1)
+	return 1 / inverseTemperature(margins, firstGuess(margins))
+}
+
+// firstGuess is an a of the size of 1/T, whatever the size of the margins: from it a search by
+// halving and doubling alone would find T.
+func firstGuess(margins []float64) float64 {
+	return 1 / max(floats.Norm(margins, math.Inf(1)), 0x1p-1022)
 }
 
 // inverseTemperature is 1/T, found from a guess greater than 0.

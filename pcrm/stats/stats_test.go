@@ -76,7 +76,7 @@ func TestReliability(t *testing.T) {
 // The derivative of the likelihood is 0 at the temperature, whatever the scale.
 func TestTemperatureIsTheMinimum(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	for _, scale := range []float64{1e-6, 0.3, 1, 40, 1e8} {
+	for _, scale := range []float64{1e-200, 1e-6, 0.3, 1, 40, 1e8, 1e200} {
 		margins := make([]float64, 500)
 		for i := range margins {
 			margins[i] = scale * (r.NormFloat64() + 0.7)

@@ -131,7 +131,7 @@ func newPairs(margins, difference, delta []float64) *pairs {
 		p.pairs[i].residual = margins[i] - d/2
 		p.pairs[i].over = margins[i] > d
 	}
-	p.inverseTemperature = inverseTemperature(margins, 1)
+	p.inverseTemperature = inverseTemperature(margins, firstGuess(margins))
 	if !(p.inverseTemperature > 0) || math.IsInf(p.inverseTemperature, 1) {
 		p.inverseTemperature = 1
 	}

@@ -18,7 +18,7 @@ _COMMANDS = {
     "run": ("run a script that uses TRL as it is", "trl"),
     "openrlhf": ("OpenRLHF's train_rm and train_dpo with the constrained loss", "openrlhf"),
     "score": ("score pairs or rankings with a trained reward model", "data,trl"),
-    "calibrate": ("take out of scores what the length of a response alone explains", "data"),
+    "calibrate": ("remove length bias from scores, or divide them by a fitted temperature", "data"),
     "optimize": ("see how far a reward model is to be optimized against", "report,trl"),
     "report": ("see what a reward model's scores are like", "report"),
     "average": ("average the weights of several reward models", "data"),

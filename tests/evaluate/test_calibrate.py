@@ -396,7 +396,9 @@ def test_report_says_what_it_changed(tmp_path, suffix):
     half = 1.96 * np.sqrt(flips * (1 - flips) / 400)
     np.testing.assert_allclose(got["flip_rate_ci"], [flips - half, flips + half], atol=0.3 * half)
     assert {k: got[k] for k in before} == before, "all else is of the scores themselves"
-    added = {"accuracy_calibrated", "flip_rate"}
+    for key in ("nll", "brier", "ece"):
+        assert got[f"{key}_calibrated"] == pytest.approx(statistics.pairs(calibrated)[key][0], abs=1e-12)
+    added = {f"{key}_calibrated" for key in ("accuracy", "nll", "brier", "ece")} | {"flip_rate"}
     assert got.keys() - before.keys() == added | {f"{key}_ci" for key in added}
     page = (tmp_path / "report" / "report.html").read_text()
     assert "… by calibrated scores" in page and "Pairs whose order calibration changes" in page

@@ -560,7 +560,7 @@ def test_a_bin_of_three_pairs_does_not_set_the_axis(monkeypatch):
     drawn = []
     monkeypatch.setattr(style, "svg", lambda figure, *_: drawn.append(figure))
     with style.style():
-        figures.calibration({"a": m}, ["a"])
+        figures.calibration({"a": m}, {}, ["a"])
     ax = drawn[0].axes[1]
     assert ax.get_ylim()[0] > 0.4
     (intervals,) = ax.collections

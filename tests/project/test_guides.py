@@ -158,10 +158,13 @@ def test_average(folder, tiny):
     assert (folder / "rm-warm" / "model.safetensors").is_file() and (folder / "rm-mixed" / "config.json").is_file()
 
 
-def test_calibrate(folder):
-    write("pairs-scores.jsonl", pair_rows())
+def test_calibrate(folder, tiny):
+    for name in ("pairs", "test", "valid"):
+        write(f"{name}-scores.jsonl", pair_rows())
+    (folder / "rm").symlink_to(tiny)
     for command in commands("docs/calibrate.md"):
         assert cli.main(command) == 0, command
+    assert (folder / "rm-tempered" / "model.safetensors").is_file()
     assert "flip_rate" in json.loads((folder / "report" / "summary.json").read_text())
 
 

@@ -13,6 +13,9 @@ PACKAGE = ROOT / "pyproject" / "pcrm"
 # What `pcrm report`, `calibrate`, `fit` and `average` run. Loading torch takes longer than they do.
 LIGHT = ["data/*.py", "evaluate/scores.py", "evaluate/statistics.py", "evaluate/length_bias.py", "evaluate/pages/*.py"]
 LIGHT += [
+    "evaluate/temperature.py",
+    "evaluate/score_head.py",
+    "_checkpoint_folder.py",
     "evaluate/fitted_constraint.py",
     "evaluate/report/*.py",
     *(f"commands/{name}.py" for name in ("report", "calibrate", "fit", "average", "_rows")),

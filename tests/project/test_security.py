@@ -203,6 +203,7 @@ COMMANDS = {
     "prior, encoder": "prior {data} --out {out}/p.jsonl --prior cosine --no-cache --model {model}",
     "prior, tokenizer": "prior {data} --out {out}/p.jsonl --prior length_ratio --tokenizer {model}",
     "calibrate": "calibrate {scores} --out {out}/c.jsonl --feature tokens --tokenizer {model}",
+    "calibrate, copy": "calibrate {scores} --method temperature --fit-on {scores} --out {out}/c.jsonl --model {model} --save {out}/m",
     "average": "average {model} {model} --out {out}/mean",
     "demo": "demo --data {data} --model {model} --pairs 8 --held-out 4 --epochs 1 --out {out}/demo",
     "optimize, proxy": "optimize --proxy {model} --gold {tiny} --policy {policy} {data} --samples 2 --max-new-tokens 2 --out {out}/o",

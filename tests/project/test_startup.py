@@ -58,12 +58,13 @@ def test_commands_of_numpy_and_go(tmp_path, tiny):
         "report rows.jsonl --out report",
         "report rows.jsonl --out report-constrained --constraint fitted.toml",
         "calibrate rows.jsonl --out calibrated.jsonl",
+        f"calibrate rows.jsonl --method temperature --fit-on rows.jsonl --out divided.jsonl --model {tiny} --save divided",
         f"average {tiny} {tiny} --out average",
         "verify trace",
     ):
         loaded, text = run(*command.split(), cwd=tmp_path)
         assert loaded == "0", f"{command}: {text}"
-    assert {"fitted.toml", "report", "calibrated.jsonl", "average"} <= set(os.listdir(tmp_path))
+    assert {"fitted.toml", "report", "calibrated.jsonl", "divided", "average"} <= set(os.listdir(tmp_path))
 
 
 @pytest.mark.slow

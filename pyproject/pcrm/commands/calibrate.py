@@ -1,33 +1,47 @@
-"""`pcrm calibrate`: scores less what the length of a response alone lets one expect."""
+"""`pcrm calibrate`: scores less what the length of a response explains, or divided by a temperature."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._printable import printable
 from . import _rows
 
 if TYPE_CHECKING:
     from ..data.resumable import ResumableOutput
 
 _DESCRIPTION = """\
-Adds to rows of one kind their scores less what a feature of the response, such as its length,
-lets one expect of a score (post-hoc reward calibration, arXiv 2409.17407):
+Adds calibrated scores to rows of one kind:
 
   chosen_score, rejected_score    pairs: calibrated_chosen_score and calibrated_rejected_score
   scores                          rankings: calibrated_scores
   score                           single responses: calibrated_score
 
-calibrated = score - alpha b(feature), where b is
-  lowess     the smooth curve through all responses of SCORES
-  uniform    the mean score of the nearest responses, a share --frac of all
-  penalty    the feature itself
+Three methods subtract what a feature of the response, such as its length, lets one expect of a
+score (post-hoc reward calibration, arXiv 2409.17407):
+
+  calibrated = score - alpha b(feature), where b is
+  lowess       the smooth curve through all responses of SCORES
+  uniform      the mean score of the nearest responses, a share --frac of all
+  penalty      the feature itself
+
+One divides scores that are too far apart or too close together (arXiv 1706.04599):
+
+  temperature  calibrated = score / T. T is fitted by maximum likelihood to the pairs, or rankings
+               with ratings, of --fit-on. --model and --save divide the scores of the model, too
 
 Rows keep their order and their other columns. SCORES and OUT end in .jsonl, .jsonl.gz or .parquet
 or are folders of `datasets`. OUT is replaced if it is there, once all is done.
 """
+
+# The options that are not for every method.
+_OF_LENGTH = ("feature", "tokenizer", "column", "frac", "alpha", "delta")
+_OF_TEMPERATURE = ("fit_on", "fit_split", "model", "save")
 
 
 def main(argv: list[str]) -> int:
@@ -39,8 +53,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--feature",
         choices=("characters", "tokens", "column"),
-        default="characters",
-        help="of a response: how many characters or tokens it has, or columns of its row (default: %(default)s)",
+        help="of a response: how many characters or tokens it has, or columns of its row (default: characters)",
     )
     parser.add_argument("--tokenizer", metavar="PATH", help="for tokens: a checkpoint's folder or hub name")
     parser.add_argument(
@@ -50,7 +63,10 @@ def main(argv: list[str]) -> int:
         "(default: length)",
     )
     parser.add_argument(
-        "--method", choices=("lowess", "uniform", "penalty"), default="lowess", help="default: %(default)s"
+        "--method",
+        choices=("lowess", "uniform", "penalty", "temperature"),
+        default="lowess",
+        help="default: %(default)s",
     )
     parser.add_argument(
         "--frac",
@@ -69,8 +85,28 @@ def main(argv: list[str]) -> int:
         help="of lowess: a distance in the feature within which the curve is a straight line; 0 fits at each value "
         "(default: 0)",
     )
+    group = parser.add_argument_group("for --method temperature")
+    group.add_argument(
+        "--fit-on",
+        metavar="FILE",
+        help="scores of held-out pairs that the temperature is fitted to, as SCORES has them",
+    )
+    group.add_argument(
+        "--fit-split", metavar="NAME", help="split of --fit-on, if it has splits (default: that of --split)"
+    )
+    group.add_argument(
+        "--model", metavar="DIR", help="the checkpoint that gave the scores: safetensors, or a PEFT adapter"
+    )
+    group.add_argument("--save", metavar="DIR", help="folder to make: a copy of --model whose scores are divided by T")
     _rows.add_arguments(parser)
     args = parser.parse_args(argv)
+    foreign = _OF_LENGTH if args.method == "temperature" else _OF_TEMPERATURE
+    for name in foreign:
+        if getattr(args, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} is not for --method {args.method}")
+    if args.method == "temperature":
+        return _temperature(parser, args)
+    args.feature = args.feature or "characters"
     if (args.feature == "tokens") != (args.tokenizer is not None):
         parser.error("--tokenizer is what --feature tokens needs, and nothing else does")
     if args.column is not None and args.feature != "column":
@@ -111,3 +147,51 @@ def main(argv: list[str]) -> int:
         )
 
     return _rows.run(parser, args.scores, "SCORES", args.out, work)
+
+
+def _temperature(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    if args.fit_on is None:
+        parser.error(
+            "--method temperature needs --fit-on: held-out pairs, since a temperature that is fitted to the pairs that it is "
+            "judged by looks better than it is"
+        )
+    if (args.model is None) != (args.save is None):
+        parser.error("--model and --save go together: the checkpoint, and the folder of its copy")
+    if _same(args.out, args.fit_on):
+        parser.error("--out is --fit-on")
+    from .._checkpoint_folder import check_free
+    from ..evaluate.score_head import find_head, write_divided
+    from ..evaluate.temperature import Divided, add_divided_scores, comparison, fit_temperature
+
+    head = None
+    if args.model is not None:  # before anything takes time
+        head = find_head(args.model)
+        check_free(Path(args.save))
+    fit_split = args.fit_split or args.split
+    fit = fit_temperature(args.fit_on, split=fit_split)
+    divided: Divided | None = None
+
+    def work() -> ResumableOutput:
+        nonlocal divided
+        divided = add_divided_scores(
+            args.scores, args.out, fit.temperature, split=args.split, skip=args.on_error == "skip"
+        )
+        return divided.output
+
+    if (code := _rows.run(parser, args.scores, "SCORES", args.out, work)) != 0:
+        return code
+    same = _same(args.scores, args.fit_on) and args.split == fit_split
+    for line in comparison(fit, None if same else divided):
+        print(printable(line))
+    if head is not None:
+        try:
+            write_divided(head, args.save, fit.temperature)
+        except KeyboardInterrupt:
+            print(f"{parser.prog}: interrupted; {args.save} was not written", file=sys.stderr)
+            return 130
+        print(f"\n{args.save}: {args.model} with {' and '.join(head.names)} divided by {fit.temperature:.6g}")
+    return 0
+
+
+def _same(a: str, b: str) -> bool:
+    return os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)

@@ -8,17 +8,16 @@ Go's, package checkpoint, which says how they are rounded; here is what else a c
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import re
 import shutil
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .._checkpoint_folder import files_of_model, module_folders, new_folder
 from .._engine import native
 
 Progress = Callable[[int, int], object]
@@ -34,15 +33,7 @@ class Averaged(NamedTuple):
     first: str  # the tensor of the first of these
 
 
-# What belongs to a model beside its weights: an allowlist, as a run leaves files of many kinds
-# and sizes beside it. The second are the folders that sentence-transformers and transformers make.
-_SUFFIXES = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}
-_FOLDERS = re.compile(r"\d+_[A-Za-z]+|additional_chat_templates")
-_LICENSES = re.compile(r"(LICENSE|NOTICE)(\..*)?", re.IGNORECASE)
-# What says how one of the models was trained or came out, or is of its weights.
-_NOT_CARRIED = re.compile(
-    r"trainer_state\.json|(all|train|eval|test|predict)_results\.json|.*\.index\.json|zero_to_fp32\.py"
-)
+# Those of a module that sentence-transformers keeps in a folder of its own.
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth)")
 
 # Keys of config.json that change nothing of what a model computes from its weights: where it came
@@ -106,6 +97,7 @@ def average(
     if len(folders) < 2:
         raise ValueError(f"models has {len(folders)} elements, must have at least 2")
     _check_configs(folders)
+    _check_modules(folders)
     tokenizer = _checked_tokenizer(folders)
     numbers = array("d", weights or ())
     info = json.loads(
@@ -119,8 +111,8 @@ def average(
     handle, total = info["handle"], info["bytes"]
     found: dict[str, Any] = {}
     try:
-        carried = {n: p for n, p in _carried(folders[0]).items() if not _of_tokenizer(n)} | tokenizer
-        with _written(out, {*info["files"], *carried}) as part:
+        carried = {n: p for n, p in files_of_model(folders[0]).items() if not _of_tokenizer(n)} | tokenizer
+        with new_folder(out, {*info["files"], *carried}) as part:
             native.call(library.bridge_AverageCreate, handle, os.fspath(part))
             done = 0
             while written := native.call(library.bridge_AverageNext, handle):
@@ -134,26 +126,6 @@ def average(
     finally:
         found = json.loads(native.call(library.bridge_AverageClose, handle))
     return Averaged(info["weights"], info["tensors"], total, found["not_finite"], found["first"])
-
-
-def _carried(folder: Path) -> dict[str, Path]:
-    """What of a checkpoint goes with its weights, by its name in the folder."""
-    carried = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and _FOLDERS.fullmatch(path.name):
-            for inner in sorted(path.iterdir()):
-                if _WEIGHTS.fullmatch(inner.name):
-                    raise ValueError(f"{inner}: weights of a module of their own are not averaged")
-                if _belongs(inner):
-                    carried[f"{path.name}/{inner.name}"] = inner
-        elif _belongs(path):
-            carried[path.name] = path
-    return carried
-
-
-def _belongs(path: Path) -> bool:
-    known = path.suffix in _SUFFIXES or _LICENSES.fullmatch(path.name)
-    return bool(known) and not _NOT_CARRIED.fullmatch(path.name) and path.is_file()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -210,13 +182,20 @@ def _check_configs(folders: Sequence[Path]) -> None:
     _check_same([folder / "config.json" for folder in folders], _CONFIG_FREE, deep=True)
 
 
+def _check_modules(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        for path in (path for module in module_folders(folder) for path in sorted(module.iterdir())):
+            if _WEIGHTS.fullmatch(path.name):
+                raise ValueError(f"{path}: weights of a module of their own are not averaged")
+
+
 def _of_tokenizer(name: str) -> bool:
     return bool(_TOKENIZER.fullmatch(name) or _TEMPLATE.fullmatch(name))
 
 
 def _checked_tokenizer(folders: Sequence[Path]) -> dict[str, Path]:
     """Compare the tokenizers of those that have one; return the files of the first."""
-    tokenizers = [{n: p for n, p in _carried(folder).items() if _of_tokenizer(n)} for folder in folders]
+    tokenizers = [{n: p for n, p in files_of_model(folder).items() if _of_tokenizer(n)} for folder in folders]
     having = [i for i, files in enumerate(tokenizers) if any(map(_TOKENIZER.fullmatch, files))]
     if not having:
         return tokenizers[0]
@@ -235,61 +214,3 @@ def _checked_tokenizer(folders: Sequence[Path]) -> dict[str, Path]:
             if path.read_bytes() != content:
                 raise ValueError(f"{path}: is not that of {paths[0].parent}: are their tokenizers the same?")
     return first
-
-
-@contextlib.contextmanager
-def _written(out: Path, names: set[str]) -> Iterator[Path]:
-    """A folder for these names that becomes `out` at the end of the block, or is removed.
-
-    Raises:
-        ValueError: `out` holds something; another process writes it; what lies in the way has
-            other names in it.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: is there already")
-    out = Path(os.path.realpath(out))  # renaming would not follow a link
-    part = out.with_name(f"{out.name}.part")
-    part.mkdir(parents=True, exist_ok=True)
-    lock = os.open(part, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{out}: another process is writing it") from None
-        if not part.is_dir() or not os.path.samestat(os.stat(part), os.fstat(lock)):  # it was, until just now
-            raise ValueError(f"{out}: another process has just written it")
-        there = {p.relative_to(part).as_posix() for p in part.rglob("*") if not p.is_dir()}
-        if there - names:
-            raise ValueError(f"{part}: is in the way, with {min(there - names)} in it")
-        try:
-            _clear(part)
-            yield part
-            _sync(part)
-            part.replace(out)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
-        _sync_folder(out.parent)
-    finally:
-        os.close(lock)
-
-
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _sync(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        _sync_folder(path)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

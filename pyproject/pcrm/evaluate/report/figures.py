@@ -20,6 +20,8 @@ from ..statistics import Floats
 # Beyond so many points a cloud hides its own density, and an SVG of it is large.
 _POINTS = 3000
 
+_CALIBRATED_LINE = (0, (4, 2.5))  # dashes
+
 # Of the pairs. At least one of ten bins has a tenth.
 _SHARE_OF_A_BIN = 0.02
 
@@ -38,7 +40,7 @@ def margins(models: dict[str, Floats], order: list[str]) -> Figure | None:
     for name, m in models.items():
         i = order.index(name)
         share = statistics.histogram(m, bins, low, high) / len(m)
-        _steps(ax, edges, share, i, filled=len(models) == 1)
+        _steps(ax, edges, share, style.color(i), style.line(i), filled=len(models) == 1)
     ax.axvline(0, color=style.MUTED, linewidth=0.8, zorder=1)
     ax.set_xlim(low, high)
     ax.set_ylim(bottom=0)
@@ -55,23 +57,23 @@ def margins(models: dict[str, Floats], order: list[str]) -> Figure | None:
     )
 
 
-def calibration(models: dict[str, Floats], order: list[str]) -> Figure | None:
-    """The reliability diagram, over the share of pairs in each bin."""
+def calibration(models: dict[str, Floats], calibrated: dict[str, Floats], order: list[str]) -> Figure | None:
+    """The reliability diagram, over the share of pairs in each bin; dashed, that of calibrated margins."""
     models = {k: v for k, v in models.items() if len(v)}
     if not models:
         return None
     figure, (top, ax) = style.figure(0.5, 2.9, 2, 1, height_ratios=(1, 4), sharex=True)
     ax.plot([0.5, 1], [0.5, 1], color=style.MUTED, linewidth=0.9, zorder=1)
     lowest = 0.45
-    for name, m in models.items():
-        i = order.index(name)
+    curves = [(name, m, style.line(order.index(name))) for name, m in models.items()]
+    curves += [(name, m, _CALIBRATED_LINE) for name, m in calibrated.items()]
+    for name, m, line in curves:
+        color = style.color(order.index(name))
         count, confidence, accuracy, low, high = statistics.reliability(m)
         seen = count > 0
-        ax.plot(
-            confidence[seen], accuracy[seen], style.line(i), color=style.color(i), marker="o", markersize=3.5, zorder=3
-        )
-        ax.vlines(confidence[seen], low[seen], high[seen], color=style.color(i), linewidth=0.9, alpha=0.6, zorder=2)
-        _steps(top, np.linspace(0.5, 1, 11), count / len(m), i, filled=len(models) == 1)
+        ax.plot(confidence[seen], accuracy[seen], linestyle=line, color=color, marker="o", markersize=3.5, zorder=3)
+        ax.vlines(confidence[seen], low[seen], high[seen], color=color, linewidth=0.9, alpha=0.6, zorder=2)
+        _steps(top, np.linspace(0.5, 1, 11), count / len(m), color, line, filled=len(curves) == 1)
         # A bin of a few pairs may have any accuracy. Its interval shows that; the axis is for the others.
         known = seen & (count >= _SHARE_OF_A_BIN * len(m))
         lowest = min(lowest, float(accuracy[known].min()) - 0.03)
@@ -86,11 +88,12 @@ def calibration(models: dict[str, Floats], order: list[str]) -> Figure | None:
     top.set_ylabel("pairs")
     top.tick_params(bottom=False)
     legend(figure, list(models), order)
+    dashed = " Dashed: by calibrated scores." if calibrated else ""
     return Figure(
         "calibration",
         "Calibration",
         "Accuracy in ten equal bins of confidence, with 95% intervals. On the line a model is right as often as it "
-        "says; below it, it is too sure of itself. Above: the share of pairs in each bin.",
+        f"says; below it, it is too sure of itself. Above: the share of pairs in each bin.{dashed}",
         style.svg(figure, "calibration", "Reliability diagram"),
         wide=False,
     )
@@ -184,7 +187,7 @@ def rankings(models: dict[str, tuple[Floats, Floats]], order: list[str]) -> Figu
             i = order.index(name)
             values = both[k][np.isfinite(both[k])]
             share = statistics.histogram(values, 20, -1, 1) / len(values)
-            _steps(ax, edges, share, i, filled=len(models) == 1)
+            _steps(ax, edges, share, style.color(i), style.line(i), filled=len(models) == 1)
             ax.plot(values.mean(), 0, marker=(3, 0, 0), markersize=9, color=style.color(i), clip_on=False, zorder=5)
         ax.set_xlim(-1.02, 1.02)
         ax.set_xlabel(f"{label} with the ratings")
@@ -239,10 +242,10 @@ def _cloud(ax: Any, x: Floats, y: Floats, xlim: tuple[float, float], ylim: tuple
     cells.set_facecolor(colors)
 
 
-def _steps(ax: Any, edges: Floats, share: Floats, i: int, *, filled: bool) -> None:
+def _steps(ax: Any, edges: Floats, share: Floats, color: str, line: Any, *, filled: bool) -> None:
     if filled:
-        ax.stairs(share, edges, fill=True, color=style.color(i), alpha=0.25, linewidth=0, zorder=2)
-    ax.stairs(share, edges, color=style.color(i), linewidth=1.4, linestyle=style.line(i), zorder=3)
+        ax.stairs(share, edges, fill=True, color=color, alpha=0.25, linewidth=0, zorder=2)
+    ax.stairs(share, edges, color=color, linewidth=1.4, linestyle=line, zorder=3)
 
 
 def _panels(n: int, height: float, *, sharey: bool = True) -> tuple[Any, list[Any]]:

@@ -35,8 +35,11 @@ _LABELS: dict[str, str | None] = {
     "-calibration": None,
     "ece": "Calibration error (ECE)",
     "ece_plugin": "… plug-in estimate, biased upward",
+    "ece_calibrated": "… ECE of calibrated scores",
     "nll": "Negative log-likelihood (NLL)",
+    "nll_calibrated": "… of calibrated scores",
     "brier": "Brier score",
+    "brier_calibrated": "… of calibrated scores",
     "temperature": "Temperature",
     "-length": None,
     "spearman_score_length": "Spearman, score and length",
@@ -209,12 +212,13 @@ def _contents(models: list[Scores]) -> str:
 def _figures(models: list[Scores], constraint: Constraint | None, by_prompt: dict[str, Any]) -> list[Figure]:
     order = [m.name for m in models]
     margins = {m.name: m.margins for m in models}
+    calibrated = {m.name: m.calibrated for m in models if m.calibrated is not None}
     with_length = {m.name: (p[1], p[0]) for m in models if (p := m.by_length()) is not None}
     return [
         f
         for f in (
             figures.margins(margins, order),
-            figures.calibration(margins, order),
+            figures.calibration(margins, calibrated, order),
             figures.prior({m.name: (m.prior, m.margins) for m in models if m.prior is not None}, order, constraint),
             figures.length(with_length, order, " / ".join(dict.fromkeys(m.units for m in models))),
             figures.rankings(by_prompt, order),
