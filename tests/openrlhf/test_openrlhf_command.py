@@ -4,6 +4,7 @@ import importlib.util
 
 import pcrm.openrlhf
 import pytest
+from pcrm.openrlhf import patch
 
 from pcrm import cli
 
@@ -32,6 +33,18 @@ from pcrm import cli
         (["train_rm", "--pcrm.beta3", "-11"], "delta is -1.00999 at similarity 1"),
         (["train_dpo", "--pcrm.beta3", "-20"], "delta is -0.01998 at similarity 1"),  # of dpo's preset, 20/.001
         (["train_rm", "--pcrm.config", "nowhere.toml"], "nowhere.toml"),
+        (
+            ["train_rm", "--pcrm.prefix_sharing"],
+            "--pcrm.prefix_sharing requires --ds.attn_implementation sdpa or eager, got flash_attention_2, OpenRLHF's",
+        ),
+        (
+            ["train_dpo", "--pcrm.prefix_sharing", "--ds.attn=kernels-community/vllm-flash-attn3"],
+            "--pcrm.prefix_sharing requires --ds.attn_implementation sdpa or eager, got kernels-community/vllm-flash",
+        ),
+        (
+            ["train_rm", "--pcrm.prefix_sharing", "--attn_implementation", "sdpa", "--packing_samples"],
+            "--pcrm.prefix_sharing requires samples that are not packed, got --ds.packing_samples, which ring attention",
+        ),
     ],
 )
 def test_refused(argv, message, capsys):
@@ -55,6 +68,17 @@ def test_refused_file(tmp_path, capsys, text, message):
         cli.main(["openrlhf", "train_rm", "--pcrm.config", str(path)])
     error = capsys.readouterr().err
     assert str(path) in error and message in error
+
+
+@pytest.mark.parametrize("flag", [[], ["--pcrm.prefix_sharing"]])
+def test_prefix_sharing_reaches_the_trainer_and_openrlhf_its_own_flags(flag, monkeypatch):
+    seen = []
+    monkeypatch.setattr(patch, "replacements", lambda command, settings, **options: seen.append(options) or {})
+    monkeypatch.setattr(patch, "run", lambda command, replaced, argv: seen.append(argv))
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    assert cli.main(["openrlhf", "train_rm", *flag, "--ds.attn_implementation", "sdpa"]) == 0
+    assert seen == [{"prefix_sharing": bool(flag)}, ["--ds.attn_implementation", "sdpa"]]
 
 
 def test_help_names_each_launcher(capsys):

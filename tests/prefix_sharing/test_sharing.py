@@ -45,6 +45,13 @@ def batch():
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def shifted(inputs, pads):
+    """A batch with this many of each row's pads before it, and the position ids that OpenRLHF gives it."""
+    shifted = {name: torch.stack([row.roll(n) for row, n in zip(x, pads, strict=True)]) for name, x in inputs.items()}
+    real = shifted["attention_mask"]
+    return shifted | {"position_ids": (real.cumsum(1) - 1).masked_fill(real == 0, 1)}
+
+
 def loss_of(model, inputs):
     """A number that depends on each real token."""
     logits = model(**inputs).logits
@@ -129,6 +136,15 @@ def test_the_auxiliary_loss_of_experts_is_that_of_the_rows():
     assert plain.aux_loss > 0
     torch.testing.assert_close(shared.aux_loss, plain.aux_loss, rtol=1e-6, atol=0)
     torch.testing.assert_close(shared.loss, plain.loss, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("share_of_pads", [1, 0.5])
+def test_padding_on_the_left(share_of_pads):
+    inputs = batch()
+    pads = [int(n * share_of_pads) for n in (inputs["attention_mask"] == 0).sum(1)]
+    model = make(LlamaForSequenceClassification, num_labels=1)
+    assert_shared_is_plain(model, shifted(inputs, pads))
+    torch.testing.assert_close(loss_of(model, shifted(inputs, pads)), loss_of(model, inputs), rtol=2e-6, atol=0)
 
 
 def test_hidden_states_of_all_layers():
@@ -254,6 +270,8 @@ def test_other_things_that_cannot():
     left = {name: x.flip(1) for name, x in inputs.items()}
     with pytest.raises(ValueError, match=r"^attention_mask must be padded on the right"):
         model(**left)
+    with pytest.raises(ValueError, match=r"^attention_mask must have no padding inside of a row .*, got 1 0 1"):
+        model(inputs["input_ids"], inputs["attention_mask"].index_fill(1, torch.tensor([3]), 0))
     with pytest.raises(ValueError, match=r"^input_ids must be token ids to share prefixes, got None"):
         model(inputs_embeds=torch.zeros(1, 2, 32))
     with pytest.raises(ValueError, match=r"^position_ids must count from 0"):

@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from helpers.documents import blocks
 from helpers.project import ROOT
-from helpers.trainers import FORMATS, TWO_PROCESSES, build, distance, launch, steps
+from helpers.trainers import FORMATS, SETTINGS, TWO_PROCESSES, build, distance, launch, load, steps
 from hypothesis import given
 from hypothesis import strategies as st
-from pcrm.trl import PCRMDPOConfig, PCRMRewardConfig
+from pcrm.trl import PCRMDPOConfig, PCRMRewardConfig, PCRMRewardTrainer
 from pcrm.trl.rankings import PROMPT, PromptGroupedSampler
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from pcrm import prefix_sharing
 
 slow = pytest.mark.slow
 
@@ -322,3 +326,20 @@ def test_the_token_form_has_the_weights(tiny, rankings, tmp_path):
     alone = [trainer.compute_loss(trainer.model, trainer.data_collator([row | {"pcrm_weight": 1.0}])) for row in rows]
     assert one_by_one == pytest.approx([w * loss.item() for w, loss in zip(weights, alone, strict=True)], rel=1e-5)
     assert len(set(weights)) > 1
+
+
+def test_the_page(tiny, tmp_path):
+    (block,) = blocks("docs/rankings.md", "python")
+    model, tokenizer = load("reward", tiny), AutoTokenizer.from_pretrained(tiny)
+
+    def config(out, **options):
+        return PCRMRewardConfig(str(tmp_path / out), **SETTINGS | {"max_steps": 2} | options)
+
+    names = {"Dataset": Dataset, "PCRMRewardConfig": config, "PCRMRewardTrainer": PCRMRewardTrainer}
+    exec(block, found := names | {"model": model, "tokenizer": tokenizer})
+    trainer = found["trainer"]
+    assert trainer.train_dataset["rating_chosen"][:] == [5, 5, 4, 3]
+    # Two prompts: three comparisons of the first, one of the second, each prompt with a weight of two.
+    assert trainer.train_dataset["pcrm_weight"][:] == pytest.approx([2 / 3] * 3 + [2])
+    trainer.train()
+    assert prefix_sharing.is_enabled(trainer.model) and len(steps(trainer)) == 2

@@ -60,6 +60,13 @@ def main(argv: list[str]) -> int:
         ("config", str, "a pcrm.toml with all settings"),
     ):
         group.add_argument(f"--pcrm.{name}", dest=name, type=kind, metavar=name.upper(), help=text)
+    parser.add_argument_group("the model").add_argument(
+        "--pcrm.prefix_sharing",
+        dest="prefix_sharing",
+        action="store_true",
+        help="compute what rows of a batch begin with in common, such as the prompt of a pair, once; "
+        "requires --ds.attn_implementation sdpa or eager, and no --ds.packing_samples",
+    )
     group.add_argument("--model.loss_type", dest="loss_type", default="sigmoid", help="must be 'sigmoid', its default")
     # DeepSpeed's launcher puts its own flag before all others.
     launcher = list(itertools.takewhile(lambda argument: argument.startswith("--local_rank"), argv))
@@ -72,6 +79,8 @@ def main(argv: list[str]) -> int:
             f"--model.loss_type is {given.loss_type!r}, must be 'sigmoid': "
             "of anything else OpenRLHF makes LogExp without a word"
         )
+    if given.prefix_sharing and (reason := _no_sharing(rest)):
+        parser.error(f"--pcrm.prefix_sharing requires {reason}")
     constraint = {name: getattr(given, name) for name in SETTINGS}
     dpo = given.command == "train_dpo"
     try:
@@ -88,9 +97,29 @@ def main(argv: list[str]) -> int:
     # Not above: it imports torch, for which --help and errors do not wait.
     from ..openrlhf import patch
 
-    replaced = patch.replacements(given.command, settings)
+    replaced = patch.replacements(given.command, settings, prefix_sharing=given.prefix_sharing)
     if not any(name in os.environ for name in _LAUNCHED):
         # Plain python: DeepSpeed would look for MPI. Of port 0 the system makes a free one.
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     patch.run(given.command, replaced, [*launcher, *rest])
     return 0
+
+
+def _no_sharing(argv: list[str]) -> str | None:
+    """What OpenRLHF's flags lack to share prefixes, or None.
+
+    The trainers refuse the same, but only once models are loaded. Before OpenRLHF 0.10.2 the names have no prefix.
+    """
+    parser = argparse.ArgumentParser(prog="pcrm openrlhf", add_help=False)  # takes abbreviations, as OpenRLHF's does
+    parser.add_argument("--ds.packing_samples", "--packing_samples", dest="packing", action="store_true")
+    parser.add_argument("--ds.attn_implementation", "--attn_implementation", dest="attention")
+    given, _ = parser.parse_known_args(argv)
+    if given.packing:
+        return (
+            "samples that are not packed, got --ds.packing_samples, which ring attention needs too: packed samples are "
+            "told apart by FlashAttention, which takes no mask"
+        )
+    if given.attention is None or "flash" in given.attention:
+        got = given.attention or "flash_attention_2, OpenRLHF's default"
+        return f"--ds.attn_implementation sdpa or eager, got {got}, which takes no mask"
+    return None

@@ -16,11 +16,12 @@ from .losses import PCRMPairWiseLoss
 Replacements = dict[str, tuple[str, Any]]
 
 
-def replacements(command: str, settings: Config) -> Replacements:
+def replacements(command: str, settings: Config, *, prefix_sharing: bool = False) -> Replacements:
     """The trainer, and the data set if the constraint needs a prior, for a command line of OpenRLHF.
 
     Args:
         command: "train_rm" or "train_dpo".
+        prefix_sharing: As in the trainers.
 
     Raises:
         ImportError: OpenRLHF is not installed.
@@ -30,7 +31,7 @@ def replacements(command: str, settings: Config) -> Replacements:
     replaced: Replacements = {}
     constraint = settings.constraint
     if command == "train_dpo":
-        trainer = functools.partial(training.PCRMDPOTrainer, constraint=constraint)
+        trainer = functools.partial(training.PCRMDPOTrainer, constraint=constraint, prefix_sharing=prefix_sharing)
         replaced["DPOTrainer"] = ("openrlhf.trainer.dpo_trainer", trainer)
     else:
         loss_fn = PCRMPairWiseLoss(
@@ -38,7 +39,7 @@ def replacements(command: str, settings: Config) -> Replacements:
             label_smoothing=settings.label_smoothing,
             center_rewards_coefficient=settings.center_rewards_coefficient,
         )
-        trainer = functools.partial(training.PCRMRewardModelTrainer, loss_fn=loss_fn)
+        trainer = functools.partial(training.PCRMRewardModelTrainer, loss_fn=loss_fn, prefix_sharing=prefix_sharing)
         replaced["RewardModelTrainer"] = ("openrlhf.trainer.rm_trainer", trainer)
     if not constraint.is_fixed:
         dataset = functools.partial(training.PCRMRewardDataset, prior=settings.prior, seed=constraint.seed)

@@ -16,6 +16,7 @@ from openrlhf.trainer.rm_trainer import RewardModelTrainer
 
 from .. import priors
 from ..losses import warn_of_smoothing
+from ..prefix_sharing import enable
 from ..priors import prior_tensor
 from ..settings import Constraint
 from .losses import PCRMDPOLoss, PCRMPairWiseLoss
@@ -76,6 +77,18 @@ class PCRMRewardDataset(RewardDataset):
         return (*tensors, list(zip(extras, prior, strict=True)) if self.is_dpo else prior)
 
 
+def _share_prefixes(strategy: Any, packing_samples: bool, *models: Any) -> None:
+    """Let the rows of each batch that begin alike go through these models once for what they begin with."""
+    if packing_samples:
+        raise ValueError(
+            "prefix_sharing must be False with --ds.packing_samples, which ring attention needs, got True: packed samples "
+            "are told apart by FlashAttention, which takes no mask"
+        )
+    for model in models:
+        enable(model)
+    strategy.print("Prefix sharing is on")
+
+
 class PCRMRewardModelTrainer(RewardModelTrainer):
     """OpenRLHF's `RewardModelTrainer` with the prior-constrained loss.
 
@@ -83,13 +96,16 @@ class PCRMRewardModelTrainer(RewardModelTrainer):
 
     Args:
         loss_fn: The loss.
+        prefix_sharing: Compute the tokens that rows of a batch begin with in common, such as a prompt,
+            once: `pcrm.prefix_sharing`. The results are the same to rounding.
         args, kwargs: As in `RewardModelTrainer`.
 
     Raises:
-        ValueError: OpenRLHF's flags ask for another loss or for its own margin.
+        ValueError: OpenRLHF's flags ask for another loss or for its own margin; prefixes cannot be
+            shared with its flags or by its model.
     """
 
-    def __init__(self, *args: Any, loss_fn: PCRMPairWiseLoss, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, loss_fn: PCRMPairWiseLoss, prefix_sharing: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(self.loss_fn, PairWiseLoss):
             raise ValueError("the loss type must be 'sigmoid': of anything else OpenRLHF makes LogExp without a word")
@@ -98,6 +114,8 @@ class PCRMRewardModelTrainer(RewardModelTrainer):
                 "--model.margin_loss_enable moves the margin that the constraint bounds: leave it away, "
                 "the prior needs no flag here"
             )
+        if prefix_sharing:
+            _share_prefixes(self.strategy, self.packing_samples, self.model)
         self.loss_fn = loss_fn
         self.margin_loss = not loss_fn.loss.constraint.is_fixed  # hands the last of a batch to the loss
         self.strategy.print(loss_fn)
@@ -111,17 +129,21 @@ class PCRMDPOTrainer(DPOTrainer):
 
     Args:
         constraint: What turns a prior into a ceiling.
+        prefix_sharing: As in `PCRMRewardModelTrainer`, for the policy and the reference.
         args, kwargs: As in `DPOTrainer`.
 
     Raises:
-        ValueError: OpenRLHF's flags ask for IPO; later, the batches carry no prior.
+        ValueError: OpenRLHF's flags ask for IPO; prefixes cannot be shared with its flags or by its
+            models; later, the batches carry no prior.
     """
 
-    def __init__(self, *args: Any, constraint: Constraint, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, constraint: Constraint, prefix_sharing: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        stock = self.loss_fn  # knows what the flags said, whatever they are called in this version
+        stock: Any = self.loss_fn  # knows what the flags said, whatever they are called in this version
         warn_of_smoothing(stock.label_smoothing, constraint)
         self.loss_fn = PCRMDPOLoss(constraint, stock.beta, stock.label_smoothing, stock.ipo)
+        if prefix_sharing:
+            _share_prefixes(self.strategy, self.packing_samples, self.model.model, self.ref_model.model)
         self.strategy.print(self.loss_fn)
 
     def concatenated_forward(

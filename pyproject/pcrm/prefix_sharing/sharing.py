@@ -55,7 +55,8 @@ def enable(model: Any, *, min_shared: int = _MIN_SHARED, budget: int | None = No
     Raises:
         TypeError: `model` is no model of transformers; an option is not an integer.
         ValueError: prefixes of this model cannot be shared; the message says why. It shares them already. An option is
-            out of its range. Later, from the model: left padding, or inputs that are not token ids.
+            out of its range. Later, from the model: padding on the left without position ids that count from 0 in each row,
+            or inputs that are not token ids.
         PrefixSharingError: from the model at its first batch: the shared pass gives something else than the plain one,
             or the model computes without calling its decoder.
     """
@@ -238,30 +239,36 @@ class _Sharing:
     @_uncompiled
     def _packed(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> Packed:
         rows, width = ids.shape
-        if mask is None:
-            lengths = torch.full((rows,), width)
-        elif mask.dim() != 2:
+        if mask is not None and mask.dim() != 2:
             raise ValueError(
                 f"attention_mask must have shape {(rows, width)} to share prefixes, got {tuple(mask.shape)}"
             )
-        else:
-            real = mask.bool().cpu()  # at once: on a device each look at a value would wait for it
-            # An empty row, of nothing but padding, is computed as its first pad.
-            lengths = real.sum(1).clamp(min=1)
-            if bool((real[:, 1:] & ~real[:, :-1]).any()):
-                raise ValueError(
-                    "attention_mask must be padded on the right to share prefixes, got a 1 after a 0: set "
-                    "tokenizer.padding_side = 'right'"
-                )
+        # At once: on a device each look at a value would wait for it.
+        real = torch.ones(rows, width, dtype=torch.bool) if mask is None else mask.bool().cpu()
+        count = real.sum(1, keepdim=True)
+        pads = real.int().argmax(1, keepdim=True)  # before a row
+        places = torch.arange(width) - pads  # of each token in its row
+        if bool((real != ((places >= 0) & (places < count))).any()):
+            raise ValueError("attention_mask must have no padding inside of a row to share prefixes, got 1 0 1")
+        if positions is not None:
+            if bool(((positions.cpu() != places) & real).any()):
+                raise ValueError("position_ids must count from 0 in each row to share prefixes, got others")
+        elif bool(pads.any()):
+            raise ValueError(
+                "attention_mask must be padded on the right to share prefixes without position_ids, got a 1 after a 0: "
+                "set tokenizer.padding_side = 'right'"
+            )
+        lengths = count[:, 0].clamp(min=1)  # an empty row, of nothing but padding, is computed as its first pad
         longest = int(lengths.max())
         if (reason := _beyond_window(self._config, longest)) is not None:
             raise ValueError(reason)
-        if positions is not None:
-            places = torch.arange(width)
-            if bool(((positions.cpu() != places) & (places < lengths[:, None])).any()):
-                raise ValueError("position_ids must count from 0 in each row to share prefixes, got others")
         budget = _budget(longest) if self._budget is None else self._budget
-        return pack(ids, lengths, min_shared=self._min_shared, budget=budget)
+        if not bool(pads.any()):
+            return pack(ids, lengths, min_shared=self._min_shared, budget=budget)
+        # The plan is of rows that begin with their first token.
+        ids = ids.gather(1, ((torch.arange(width) + pads) % width).to(ids.device))
+        packed = pack(ids, lengths, min_shared=self._min_shared, budget=budget)
+        return packed._replace(gather=packed.gather.gather(1, places.clamp(min=0).to(ids.device)))
 
     def _after(self, decoder: Any, args: Any, output: Any) -> Any:
         if self._gather is None:
