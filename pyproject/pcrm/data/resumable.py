@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .writers import Columns
 
 _SHARD = re.compile(r"(\d{12})-(\d{12})-(\d+)\.(?:jsonl|gz|arrow)")
+_BESIDE_SHARD = re.compile(r"\d{12}-\d{12}-\d+\.skipped")
 
 
 class ResumableOutput:
@@ -121,8 +122,12 @@ class ResumableOutput:
         manifest = self.parts / "manifest.json"
         settings = json.loads(json.dumps(self.settings))
         if not manifest.is_file() or not self._shards():
-            if others := {p.name for p in self.parts.iterdir() if p.suffix != ".part"} - {"lock", manifest.name}:
+            beside = [p for p in self.parts.iterdir() if _BESIDE_SHARD.fullmatch(p.name)]  # of a shard that never came
+            others = {p.name for p in self.parts.iterdir() if p.suffix != ".part"} - {p.name for p in beside}
+            if others := others - {"lock", manifest.name}:
                 raise ValueError(f"{self.parts}: is in the way, with {min(others)} in it")
+            for path in beside:
+                path.unlink()
             with self._written(manifest) as file:
                 file.write(json.dumps(settings, indent=1).encode())
             return
