@@ -106,13 +106,24 @@ def golden():
     return json.loads((ROOT / "tests" / "golden" / "vectors.json").read_text())["cases"]
 
 
-@pytest.fixture(scope="session")
-def real_pairs():
-    """The path of real human preferences, which lie beside the project on some machines."""
-    path = SHARED_DATA / "tldr_train_pairs.jsonl.gz"
+def shared_data(name):
+    """The path of real data, which lies beside the project on some machines."""
+    path = SHARED_DATA / name
     if not path.is_file():
         pytest.skip(f"{path.relative_to(ROOT.parent)} is not beside this checkout")
     return path
+
+
+@pytest.fixture(scope="session")
+def real_pairs():
+    """The path of real human preferences."""
+    return shared_data("tldr_train_pairs.jsonl.gz")
+
+
+@pytest.fixture(scope="session")
+def real_rankings():
+    """The path of the human ratings that the preferences of `real_pairs` are made of."""
+    return shared_data("tldr_train_ratings.jsonl")
 
 
 @pytest.fixture(scope="session")

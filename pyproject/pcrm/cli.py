@@ -13,6 +13,7 @@ _COMMANDS = {
     "demo": ("see what the constraint does, in a few minutes", "demo"),
     "fit": ("find the betas for the margins that you want on your data", "data,plot"),
     "prior": ("add to preferences how alike their responses are", "data,encoders"),
+    "pairs": ("write the comparisons of rankings as pairs", "data"),
     "reward": ("train a reward model as `trl reward` does", "trl"),
     "dpo": ("train a policy as `trl dpo` does", "trl"),
     "run": ("run a script that uses TRL as it is", "trl"),

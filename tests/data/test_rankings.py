@@ -39,6 +39,12 @@ def test_pairs_keep_what_else_is_in_the_row():
 
 def test_tables_have_both_columns_with_nothing_in_one():
     assert comparisons(ABC | {"ratings": None, "ranks": np.array([1, 2, 3])}) == [(0, 1), (0, 2), (1, 2)]
+    assert list(pairs({"responses": ["a", "b"], "ratings": None, "ranks": [1, 2]})[0]) == [
+        "chosen",
+        "rejected",
+        "rank_chosen",
+        "rank_rejected",
+    ]
 
 
 @given(st.lists(st.integers(-3, 3) | st.floats(-3, 3), min_size=2, max_size=9))

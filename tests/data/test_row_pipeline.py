@@ -73,6 +73,21 @@ def test_a_run_goes_on_with_the_batch_that_ended_the_last_one(tmp_path, source):
     assert read(out) == [{"x": i, "square": i * i} for i in range(10)]
 
 
+def test_what_a_kill_before_the_first_shard_leaves_is_no_hindrance(tmp_path, source):
+    out, parts = tmp_path / "out.jsonl", tmp_path / "out.jsonl.parts"
+    parts.mkdir()
+    left = parts / "000000000000-000000000004-4.skipped"
+    left.write_bytes(lines([{"place": "line 3", "error": "of another input"}]))
+    source.write_bytes(lines([{"x": i} for i in range(9)] + [{"x": "a"}]))
+    done = pipeline(source, out, skip=True, batch_rows=4).run(squares)
+    assert (done.rows, done.skipped, parts.exists()) == (9, 1, False)
+    assert [s["place"] for s in read(done.skipped_path)] == [f"{source}, line 10"]
+    parts.mkdir()
+    (parts / "mine.skipped").touch()
+    with pytest.raises(ValueError, match=r"is in the way, with mine\.skipped in it"):
+        pipeline(source, out, skip=True).run(squares)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -10,7 +10,7 @@ from helpers.project import ROOT
 
 PACKAGE = ROOT / "pyproject" / "pcrm"
 
-# What `pcrm report`, `calibrate`, `fit` and `average` run. Loading torch takes longer than they do.
+# What `pcrm report`, `calibrate`, `fit`, `average` and `pairs` run. Loading torch takes longer than they do.
 LIGHT = ["data/*.py", "evaluate/scores.py", "evaluate/statistics.py", "evaluate/length_bias.py", "evaluate/pages/*.py"]
 LIGHT += [
     "evaluate/temperature.py",
@@ -18,7 +18,7 @@ LIGHT += [
     "_checkpoint_folder.py",
     "evaluate/fitted_constraint.py",
     "evaluate/report/*.py",
-    *(f"commands/{name}.py" for name in ("report", "calibrate", "fit", "average", "_rows")),
+    *(f"commands/{name}.py" for name in ("report", "calibrate", "fit", "average", "pairs", "_rows")),
 ]
 
 

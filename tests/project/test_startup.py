@@ -48,6 +48,7 @@ def test_commands_of_numpy_and_go(tmp_path, tiny):
         for i in range(1, 40)
     ]  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "rankings.jsonl").write_text('{"responses": ["a", "b"], "ratings": [1, 2]}')
     trace = (
         "import pcrm, torch\nwith pcrm.trace('trace'):\n"
         "    pcrm.functional.pcrm_loss(torch.ones(3, requires_grad=True), torch.zeros(3), 4.5).backward()"
@@ -59,12 +60,14 @@ def test_commands_of_numpy_and_go(tmp_path, tiny):
         "report rows.jsonl --out report-constrained --constraint fitted.toml",
         "calibrate rows.jsonl --out calibrated.jsonl",
         f"calibrate rows.jsonl --method temperature --fit-on rows.jsonl --out divided.jsonl --model {tiny} --save divided",
+        "pairs rankings.jsonl --out pairs.jsonl",
         f"average {tiny} {tiny} --out average",
         "verify trace",
     ):
         loaded, text = run(*command.split(), cwd=tmp_path)
         assert loaded == "0", f"{command}: {text}"
-    assert {"fitted.toml", "report", "calibrated.jsonl", "divided", "average"} <= set(os.listdir(tmp_path))
+    made = {"fitted.toml", "report", "calibrated.jsonl", "divided", "pairs.jsonl", "average"}
+    assert made <= set(os.listdir(tmp_path))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What the commands share that add columns to the rows of a file: their options, and how they end."""
+"""What the commands share that go through the rows of a file: their options, and how they end."""
 
 from __future__ import annotations
 
@@ -23,13 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(
-    parser: argparse.ArgumentParser, source: str, input_name: str, out: str, work: Callable[[], ResumableOutput]
+    parser: argparse.ArgumentParser,
+    source: str,
+    input_name: str,
+    out: str,
+    work: Callable[[], ResumableOutput],
+    *,
+    written: Callable[[ResumableOutput], str] = lambda output: f"{output.rows} rows",
 ) -> int:
     """Do the work, which returns its finished output, and return the exit status.
 
     Args:
         source, out: The input and the output.
         input_name: What the usage calls the input.
+        written: What is said of the finished output.
     """
     if os.path.exists(out) and os.path.exists(source) and os.path.samefile(out, source):
         parser.error(f"--out is {input_name}")
@@ -45,5 +52,5 @@ def run(
         print(f"{parser.prog}: interrupted; {done}", file=sys.stderr)
         return 130
     left_out = f", {output.skipped} skipped: {output.skipped_path}" if output.skipped else ""
-    print(f"{out}: {output.rows} rows{left_out}")
+    print(f"{out}: {written(output)}{left_out}")
     return 0

@@ -7,6 +7,7 @@ same rows have in JSON Lines.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from .json_values import json_value
@@ -35,6 +36,16 @@ def rows_of(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any] | RowError]
                 except RowError as error:
                     rows[i] = RowError(f"{name} {error.message}")
     return rows
+
+
+def taken(table: pa.Table, indices: list[int]) -> pa.Table:
+    """The rows of an Arrow table with these indices, in their order, some of them more than once if so given."""
+    import pyarrow as pa
+
+    # Arrow cannot `take` from views or from what holds them, but it can slice and concatenate them.
+    runs = groupby(enumerate(indices), key=lambda x: x[1] - x[0])
+    pieces = [table.slice(run[0][1], len(run)) for run in (list(run) for _, run in runs)]
+    return pa.concat_tables([table.slice(0, 0), *pieces]).combine_chunks()
 
 
 _Decode = Callable[[Any], Any]

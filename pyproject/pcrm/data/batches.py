@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,12 @@ class LineBatch(_AnyBatch):
         self.size += sum(map(len, lines))
         self.end += len(lines)
 
+    def replaced(self, lines: list[bytes], rows: list[int]) -> LineBatch:
+        """A batch with other lines in the place of these, each made of the row with an index in `rows`."""
+        batch = LineBatch(self.name, self.start)
+        batch.end, batch.lines, batch.numbers = self.end, lines, [self.numbers[i] for i in rows]
+        return batch
+
     def __len__(self) -> int:
         return len(self.lines)
 
@@ -103,12 +109,19 @@ class TableBatch(_AnyBatch):
     def __init__(self, name: str, start: int, table: pa.Table) -> None:
         super().__init__(name, start, start + table.num_rows)
         self.arrow = table
+        self.numbers: Sequence[int] = range(start, self.end)
+
+    def replaced(self, table: pa.Table, rows: list[int]) -> TableBatch:
+        """A batch with the rows of a table in the place of these, each made of the row with an index in `rows`."""
+        batch = TableBatch(self.name, self.start, table)
+        batch.end, batch.numbers = self.end, [self.numbers[i] for i in rows]
+        return batch
 
     def __len__(self) -> int:
         return self.arrow.num_rows
 
     def place(self, i: int) -> str:
-        return f"{self.name}, row {self.start + i}"
+        return f"{self.name}, row {self.numbers[i]}"
 
     def rows(self, columns: Iterable[str] | None = None) -> list[Row | RowError]:
         table = self.arrow

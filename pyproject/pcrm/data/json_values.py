@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from .preferences import RowError
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder()
 
 # JSON and Arrow know no limit, and Python's is where the stack happens to be. Rows of messages
 # with tool calls have 10.
@@ -36,6 +40,29 @@ def json_value(text: bytes) -> Any:
     if text.count(b"[") + text.count(b"{") > _DEPTH and _is_deep(value):
         raise RowError(f"has lists and objects in each other more than {_DEPTH} deep")
     return value
+
+
+def json_parts(text: str) -> list[str]:
+    """Return the elements of a list, or the keys and values of an object in turn, as they are written in a JSON text.
+
+    Args:
+        text: The list or object. It must be valid.
+    """
+    parts = []
+    at = _after_space(text, 1)
+    while text[at] not in "]}":
+        _, end = _DECODER.raw_decode(text, at)
+        parts.append(text[at:end])
+        at = _after_space(text, end)
+        if text[at] in ",:":
+            at = _after_space(text, at + 1)
+    return parts
+
+
+def _after_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    assert match is not None
+    return match.end()
 
 
 def _is_deep(value: Any) -> bool:

@@ -13,9 +13,9 @@ from typing import Any
 
 from .preferences import RowError, finite, inputs, listed
 
-# What becomes of the two responses in a pair, by the column that ranks them.
-_KEPT = {"ratings": ("rating_chosen", "rating_rejected"), "ranks": ("rank_chosen", "rank_rejected")}
-ADDED = ("chosen", "rejected", *(name for names in _KEPT.values() for name in names))
+# What the two responses' numbers are called in a pair, by the column that ranks them.
+RANKED_BY = {"ratings": ("rating_chosen", "rating_rejected"), "ranks": ("rank_chosen", "rank_rejected")}
+ADDED = ("chosen", "rejected", *(name for names in RANKED_BY.values() for name in names))
 
 
 def comparisons(row: dict[str, Any]) -> list[tuple[int, int]]:
@@ -25,7 +25,7 @@ def comparisons(row: dict[str, Any]) -> list[tuple[int, int]]:
         RowError: The row has no responses, both ratings and ranks or neither, not one number for each response, a
             number that is not finite, or a response that is neither a text nor a list of messages.
     """
-    responses, column = _listed("responses", row), _ranking_column(row)
+    responses, column = _listed("responses", row), ranking_column(row)
     inputs(row.get("prompt"), {f"responses[{i}]": response for i, response in enumerate(responses)})
     values = _listed(column, row)
     if len(values) != len(responses):
@@ -52,20 +52,24 @@ def pairs(row: dict[str, Any]) -> list[dict[str, Any]]:
     """
     if there := [name for name in ADDED if name in row]:
         raise RowError(f"a ranking must have no column {there[0]!r}, which its pairs get")
-    found, column = comparisons(row), _ranking_column(row)
-    others = {name: value for name, value in row.items() if name not in ("responses", column)}
+    return paired(row, ranking_column(row), comparisons(row))
+
+
+def paired(row: dict[str, Any], column: str, found: list[tuple[int, int]]) -> list[dict[str, Any]]:
+    """As `pairs`, of a ranking whose `ranking_column` and `comparisons` are known."""
+    others = {name: value for name, value in row.items() if name not in ("responses", *RANKED_BY)}
     responses, values = row["responses"], row[column]
     return [
         others
         | {"chosen": responses[i], "rejected": responses[j]}
-        | dict(zip(_KEPT[column], (values[i], values[j]), strict=True))
+        | dict(zip(RANKED_BY[column], (values[i], values[j]), strict=True))
         for i, j in found
     ]
 
 
-def _ranking_column(row: dict[str, Any]) -> str:
+def ranking_column(row: dict[str, Any]) -> str:
     """The column that ranks the responses. Tables have the other one too, with nothing in it, where only some rows use it."""
-    there = [name for name in _KEPT if row.get(name) is not None]
+    there = [name for name in RANKED_BY if row.get(name) is not None]
     if len(there) != 1:
         got = "both" if there else f"neither: its keys are {listed(row)}"
         raise RowError(f"a ranking must have ratings or ranks, got {got}")

@@ -3,6 +3,7 @@
     OUT.parts/manifest.json                           what makes the output: settings and input
     OUT.parts/000000000000-000000004096-4095.jsonl    4,095 rows from these positions of the input
     OUT.parts/000000000000-000000004096-4095.skipped  those of them that were left out, and why
+    OUT.parts/000000000000-000000004096-4095.counts   what else the command counted of them
 
     OUT.skipped.jsonl                                 beside the output: the rows that were left out
     .OUT.prior.json                                   how its column `prior` was computed; Parquet has it inside
@@ -19,7 +20,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .writers import Columns
 
 _SHARD = re.compile(r"(\d{12})-(\d{12})-(\d+)\.(?:jsonl|gz|arrow)")
+_BESIDE_SHARD = re.compile(r"\d{12}-\d{12}-\d+\.(?:skipped|counts)")
 
 
 class ResumableOutput:
@@ -51,6 +54,7 @@ class ResumableOutput:
         skipped_path: The file that lists the rows that were left out.
         position: Where the input is to be read from.
         rows, skipped: How many rows were written and left out.
+        counts: What else was counted, by its name.
 
     Raises:
         ValueError: the name has another ending, or is that of a folder with something else in
@@ -86,6 +90,7 @@ class ResumableOutput:
         self.parts = self.path.with_name(name + ".parts")
         self.skipped_path = self.path.with_name(name + ".skipped.jsonl")
         self.position = self.rows = self.skipped = 0
+        self.counts: Counter[str] = Counter()
 
     def __enter__(self) -> ResumableOutput:
         for folder in (self.parts, self._removed):
@@ -121,8 +126,12 @@ class ResumableOutput:
         manifest = self.parts / "manifest.json"
         settings = json.loads(json.dumps(self.settings))
         if not manifest.is_file() or not self._shards():
-            if others := {p.name for p in self.parts.iterdir() if p.suffix != ".part"} - {"lock", manifest.name}:
+            beside = [p for p in self.parts.iterdir() if _BESIDE_SHARD.fullmatch(p.name)]  # of a shard that never came
+            others = {p.name for p in self.parts.iterdir() if p.suffix != ".part"} - {p.name for p in beside}
+            if others := others - {"lock", manifest.name}:
                 raise ValueError(f"{self.parts}: is in the way, with {min(others)} in it")
+            for path in beside:
+                path.unlink()
             with self._written(manifest) as file:
                 file.write(json.dumps(settings, indent=1).encode())
             return
@@ -140,6 +149,8 @@ class ResumableOutput:
             self.position, self.rows = end, self.rows + rows
             if (side := path.with_suffix(".skipped")).is_file():
                 self.skipped += side.read_bytes().count(b"\n")
+            if (side := path.with_suffix(".counts")).is_file():
+                self.counts.update(json.loads(side.read_bytes()))
         if self.skipped and not self.skip:
             raise ValueError(f"{self.parts}: was begun with rows skipped, {self.skipped} by now")
 
@@ -147,12 +158,22 @@ class ResumableOutput:
         matches = ((_SHARD.fullmatch(p.name), p) for p in sorted(self.parts.iterdir()))
         return [(int(m[1]), int(m[2]), int(m[3]), p) for m, p in matches if m]
 
-    def write(self, batch: Batch, columns: Columns, kept: list[int], skipped: list[dict[str, Any]]) -> None:
-        """Write the rows `kept` of a batch with more columns, and what is to be said of the others."""
+    def write(
+        self,
+        batch: Batch,
+        columns: Columns,
+        kept: list[int],
+        skipped: list[dict[str, Any]],
+        counts: Mapping[str, int] | None = None,
+    ) -> None:
+        """Write the rows `kept` of a batch with more columns, what is to be said of the others, and what else was counted."""
         base = f"{batch.start:012d}-{batch.end:012d}-{len(kept)}"
         if skipped:  # before the rows: these make the shard
             with self._written(self.parts / f"{base}.skipped") as file:
                 file.writelines(json.dumps(s, ensure_ascii=False, default=str).encode() + b"\n" for s in skipped)
+        if counts:
+            with self._written(self.parts / f"{base}.counts") as file:
+                file.write(json.dumps(counts).encode())
         if self.suffix in (".jsonl", ".jsonl.gz"):
             lines = to_json_lines(batch, kept, columns)
             if self.suffix == ".jsonl.gz":
@@ -171,6 +192,7 @@ class ResumableOutput:
                 writer.write_table(table)
         self.position, self.rows = batch.end, self.rows + len(kept)
         self.skipped += len(skipped)
+        self.counts.update(counts or {})
 
     @property
     def first_skipped(self) -> dict[str, Any] | None:

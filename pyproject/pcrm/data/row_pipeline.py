@@ -4,7 +4,8 @@
 
 reads a batch, parses each row, computes the new columns of the good ones together and writes them. The same call
 goes on where a killed one was. It shows a progress bar, and it leaves bad rows out or ends at the first. Work that
-needs all rows before it writes one calls the steps of `run` itself: `batches`, `parsed`, `output.write`, `finish`.
+needs all rows before it writes one, or writes other rows than it reads, calls the steps of `run` itself: `batches`,
+`parsed`, `output.write`, `finish`.
 """
 
 from __future__ import annotations

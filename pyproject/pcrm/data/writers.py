@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from decimal import Decimal
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrow_rows import rows_of
+from .arrow_rows import rows_of, taken
 from .batches import Batch, LineBatch, TableBatch
 from .preferences import RowError
 
@@ -83,14 +82,7 @@ def _lines_to_table(batch: LineBatch, kept: list[int]) -> pa.Table:
 
 
 def _kept_table(batch: TableBatch, kept: list[int]) -> pa.Table:
-    import pyarrow as pa
-
-    if len(kept) == len(batch):
-        return batch.arrow
-    # Arrow cannot `take` from views or from what holds them, but it can slice and concatenate them.
-    runs = groupby(enumerate(kept), key=lambda x: x[1] - x[0])
-    pieces = [batch.arrow.slice(run[0][1], len(run)) for run in (list(run) for _, run in runs)]
-    return pa.concat_tables([batch.arrow.slice(0, 0), *pieces]).combine_chunks()
+    return batch.arrow if len(kept) == len(batch) else taken(batch.arrow, kept)
 
 
 def _exact_float(value: Any) -> float:
