@@ -12,6 +12,7 @@ from trl import DPOTrainer
 from ..functional import pcrm_loss
 from ..losses import delta_of
 from .configs import PCRMDPOConfig
+from .data_check import warn_of_faults
 from .token_scores import upcast
 from .trainer import PAPER, ConstrainedTrainer
 
@@ -76,6 +77,7 @@ class PCRMDPOTrainer(ConstrainedTrainer, DPOTrainer):
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         if not self.constrained:
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        warn_of_faults(dataset, dataset_name)
         dataset = self._prior_column.add(dataset, dataset_name)
         return self._make_drawable(super()._prepare_dataset(dataset, processing_class, args, dataset_name), args)
 

@@ -14,6 +14,7 @@ from .._engine.trace import Origin
 from ..functional import pcrm_loss, pcrm_token_loss
 from ..losses import delta_of
 from .configs import PCRMRewardConfig
+from .data_check import warn_of_faults
 from .token_scores import Seen, TokenScores, language_model_head, modules_named, upcast
 from .trainer import PAPER, ConstrainedTrainer
 
@@ -69,6 +70,7 @@ class PCRMRewardTrainer(ConstrainedTrainer, RewardTrainer):
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if "margin" in (dataset.column_names or ()):
             self._refuse_margin()
+        warn_of_faults(dataset, dataset_name)
         dataset = self._prior_column.add(dataset, dataset_name)
         return self._make_drawable(super()._prepare_dataset(dataset, processing_class, args, dataset_name), args)
 
