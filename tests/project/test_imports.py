@@ -10,12 +10,13 @@ from helpers.project import ROOT
 
 PACKAGE = ROOT / "pyproject" / "pcrm"
 
-# What `pcrm report`, `calibrate`, `fit` and `average` run. Loading torch takes longer than they do.
+# What `pcrm check`, `report`, `calibrate`, `fit` and `average` run. Loading torch takes longer than they do.
 LIGHT = ["data/*.py", "evaluate/scores.py", "evaluate/statistics.py", "evaluate/length_bias.py", "evaluate/pages/*.py"]
 LIGHT += [
+    "evaluate/check_data.py",
     "evaluate/fitted_constraint.py",
     "evaluate/report/*.py",
-    *(f"commands/{name}.py" for name in ("report", "calibrate", "fit", "average", "_rows")),
+    *(f"commands/{name}.py" for name in ("check", "report", "calibrate", "fit", "average", "_rows")),
 ]
 
 

@@ -209,7 +209,11 @@ def _said(name: str, messages: list[dict[str, Any]]) -> str:
 
 
 def _digest(value: Any, before: bytes = b"") -> bytes:
-    data = value.encode() if isinstance(value, str) else b"\0" + json.dumps(value, sort_keys=True, default=str).encode()
+    if isinstance(value, str):
+        data = value.encode()
+    else:  # a table has null where a line of JSON has no key
+        messages = [{k: v for k, v in message.items() if v is not None} for message in value]
+        data = b"\0" + json.dumps(messages, sort_keys=True, default=str).encode()
     return blake2b(before + data, digest_size=16).digest()
 
 
@@ -242,7 +246,7 @@ class Survey:
         rows: How many rows there are.
         good: How many of them are preferences.
         formats, faults: By format, and by the id of a finding, which rows have it.
-        without_prior: The pairs that have no column `prior`.
+        with_prior, without_prior: How many pairs have a column `prior`, and which have none.
         numbers: The places of the good rows.
         priors: Their column `prior`, NaN where there is none.
     """
@@ -253,7 +257,7 @@ class Survey:
         self.formats: dict[str, Tally] = {}
         self.faults: dict[str, Tally] = {}
         self.numbers, self.priors = array("q"), array("d")
-        self.without_prior = Tally()
+        self.with_prior, self.without_prior = 0, Tally()
         self._pairs, self._prompts = bytearray(), bytearray()
         self._flipped, self._has_prompt = bytearray(), bytearray()
 
@@ -279,7 +283,7 @@ class Survey:
         self.priors.append(self._prior(preference, number))
         self._prompts += preference.prompt_digest
         self._pairs += blake2b(b"".join(sorted(digests)), digest_size=16).digest()
-        least = _PROMPT if preference.format.endswith("_without_prompt") else 1
+        least = _PROMPT if preference.format in ("pairs_without_prompt", "rankings_without_prompt") else 1
         self._has_prompt.append(len(preference.before) >= least)
         self._flipped.append("chosen" in preference.responses and digests[0] > digests[1])
         return preference
@@ -290,6 +294,7 @@ class Survey:
         if "prior" not in preference.row:
             self.without_prior.add(number, "has no prior")
             return math.nan
+        self.with_prior += 1
         try:
             prior = finite("prior", preference.row["prior"])
             if not 0 <= prior <= 1:
@@ -350,21 +355,21 @@ def _faults_of(p: Preference) -> Iterable[tuple[str, str]]:
         if any(other != leading[0] for other in leading[1:]):
             yield "different_prompts", ""
         elif p.prompt is None and not p.before:
-            yield "no_common_prompt", ""
+            yield "missing_prompts", ""
         if p.format.endswith("_with_text_prompt"):
             yield "text_prompts", ""
     elif p.prompt is None and not p.before:
-        yield "no_common_prompt", ""
+        yield "missing_prompts", ""
     if p.prompt and type(p.prompt) is type(values[0]):
         begins = [value[: len(p.prompt)] == p.prompt for value in values]
         if all(begins):
             yield "repeated_prompts", ""
 
 
-def no_rows(s: Survey) -> Finding | None:
+def empty_file(s: Survey) -> Finding | None:
     if s.rows:
         return None
-    return Finding("no_rows", "error", "no rows", 0, 0, "check that it is the right file, and the right --split")
+    return Finding("empty_file", "error", "no rows", 0, 0, "check that it is the right file, and the right --split")
 
 
 def unreadable_rows(s: Survey) -> Finding | None:
@@ -441,9 +446,9 @@ def repeated_prompts(s: Survey) -> Finding | None:
     )
 
 
-def no_common_prompt(s: Survey) -> Finding | None:
+def missing_prompts(s: Survey) -> Finding | None:
     return s.finding(
-        "no_common_prompt",
+        "missing_prompts",
         "warning",
         "rows without a prompt, whose responses have no common beginning",
         "check that no column 'prompt' was lost: the model would judge responses without knowing to what",
@@ -470,7 +475,7 @@ def only_ties(s: Survey) -> Finding | None:
 
 def bad_priors(s: Survey) -> Finding | None:
     bad, missing = s.faults.get("bad_priors", Tally()), s.without_prior
-    if missing.count == s.good:  # there is no such column
+    if not s.with_prior:  # there is no such column
         missing = Tally()
     if not bad.count + missing.count:
         return None
@@ -532,13 +537,13 @@ _Check = Callable[[Survey], Finding | None]
 # What a pass over the rows finds. Trainers warn of the last four; the others stop them, or are theirs to judge.
 IN_TRAINING: tuple[_Check, ...] = (empty_responses, identical_responses, both_orders, duplicates)
 OF_ROWS: tuple[_Check, ...] = (
-    no_rows,
+    empty_file,
     unreadable_rows,
     mixed_formats,
     different_prompts,
     text_prompts,
     repeated_prompts,
-    no_common_prompt,
+    missing_prompts,
     few_responses,
     unequal_lists,
     bad_ratings,

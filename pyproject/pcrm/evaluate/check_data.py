@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .._engine.native import chosen_library
 from .._engine.texts import lexicals
 from ..data.batches import Batch
-from ..data.check_preferences import COLUMNS, FORMATS, OF_ROWS, Example, Finding, Preference, Survey, no_rows
+from ..data.check_preferences import COLUMNS, FORMATS, OF_ROWS, Example, Finding, Preference, Survey, empty_file
 from ..data.preferences import RowError, inputs
 from ..data.sources import Source
 from ..settings import Constraint
@@ -155,7 +155,7 @@ def check(
     survey, measures = Survey("", "row"), _Measures(tokenizer, prior, sampled=SCORED_PAIRS if model else 0)
     ended = _read(source, survey, lambda found: measures.add(found, survey))
     found: list[tuple[str, Finding | None]] = [("unreadable_file", _unreadable_file(ended, survey.rows))]
-    found += [(finding.__name__, finding(survey)) for finding in OF_ROWS if not (ended and finding is no_rows)]
+    found += [(finding.__name__, finding(survey)) for finding in OF_ROWS if not (ended and finding is empty_file)]
     if tokenizer is not None:
         found.append(("chat_template_fails", _chat_template_fails(survey)))
     if other is not None:
@@ -578,16 +578,16 @@ def repeated_tokens(s: Survey, sizes: _Sizes) -> Finding:
     once = np.unique(sizes.digest, return_index=True)[1]
     together = int(of_prompt.sum() + (sizes.whole[once] - of_prompt[group[sizes.of[once]]]).sum())
     shares = in_rows / total if total else 0.0, 1 - together / total if total else 0.0
-    about = "" if sizes.unit == "tokens" else ", about: --tokenizer counts tokens"
+    about = "" if sizes.unit == "tokens" else "about "  # a token begins and ends anywhere
     return Finding(
         "repeated_tokens",
         "info",
-        f"{shares[0]:.1%} of the {sizes.unit} repeat what another response of their row begins with, {shares[1]:.1%} what any "
-        f"response to their prompt does{about}",
+        f"{about}{shares[0]:.1%} of the {sizes.unit} repeat the beginning of another response of their row, {shares[1]:.1%} that "
+        "of any response to their prompt",
         in_rows,
         total,
-        f"pcrm_prefix_sharing=True computes them once: {shares[0]:.0%} fewer in batches of any pairs, up to {shares[1]:.0%} where a "
-        "prompt's rows meet, as in `pcrm score`"
+        f"pcrm_prefix_sharing=True computes them once: {shares[0]:.0%} fewer in shuffled batches, up to {shares[1]:.0%} where the rows "
+        "of a prompt meet, as in `pcrm score`"
         if shares[1] >= 0.2
         else "",
         numbers={"unit": sizes.unit, "within_rows": shares[0], "within_prompts": shares[1], "prompts": len(of_prompt)},
