@@ -26,7 +26,7 @@ def pair(i, **changes):
     chosen, rejected = f"yes, answer {i} is" + " indeed" * (i % 7), f"no, answer {i} is"
     if i % 2:
         chosen, rejected = rejected, chosen
-    return {"prompt": f"Question number {i}?", "chosen": chosen, "rejected": rejected} | changes
+    return {"prompt": f"Question number {i}? ", "chosen": chosen, "rejected": rejected} | changes
 
 
 PAIRS = [pair(i) for i in range(6)]
@@ -48,7 +48,7 @@ def conversation(i, **changes):
 def ranking(i, **changes):
     responses = [f"answer {i}", f"answer {i}" + " is yes" * (i % 7 + 1), f"the answer {i}"]
     return {
-        "prompt": f"Question number {i}?",
+        "prompt": f"Question number {i}? ",
         "responses": responses,
         "ratings": [1, 3, 2] if i % 2 else [3, 1, 2],
     } | changes
@@ -85,12 +85,12 @@ FAULTS = {
     "no chosen": ([*PAIRS, {"prompt": "q", "rejected": "r"}], "unreadable_rows", "error", 1, {7: "has neither chosen and rejected nor responses with ratings or ranks, its keys are prompt, rejected"}),
     "null": ([pair(0, chosen=None), *PAIRS], "unreadable_rows", "error", 1, {1: "chosen is None, must be a text or a list of messages"}),
     "number": ([*PAIRS, pair(9, rejected=5), 7], "unreadable_rows", "error", 2, {7: "rejected is 5, must be a text or a list of messages", 8: "is 7, must be an object with keys"}),
-    "surrogate": ([*PAIRS, pair(9, rejected="\ud800")], "unreadable_rows", "error", 1, {7: "rejected with its prompt is no valid Unicode: 'utf-8' codec can't encode character '\\ud800' in position 18: surrogates not allowed"}),
+    "surrogate": ([*PAIRS, pair(9, rejected="\ud800")], "unreadable_rows", "error", 1, {7: "rejected with its prompt is no valid Unicode: 'utf-8' codec can't encode character '\\ud800' in position 19: surrogates not allowed"}),
     "surrogate in a message": ([*CONVERSATIONS, conversation(7, chosen=[assistant("\ud800")])], "unreadable_rows", "error", 1, {7: "chosen is no valid Unicode: 'utf-8' codec can't encode character '\\ud800' in position 0: surrogates not allowed"}),
     "no role": ([*CONVERSATIONS, conversation(7, chosen=[{"content": "a"}])], "unreadable_rows", "error", 1, {7: "chosen[0] is {'content': 'a'}, must be a message with role and content"}),
     "mixed": ([*PAIRS, *CONVERSATIONS[:2], RANKINGS[0]], "mixed_formats", "error", 3, {7: "pairs of conversations that begin with their prompt", 9: "rankings of texts with a prompt"}),
     "empty": ([*PAIRS, pair(7, chosen=""), pair(8, rejected=" \n"), pair(9, chosen="", rejected=" ")], "empty_responses", "error", 3, {7: "chosen", 8: "rejected", 9: "chosen, rejected"}),
-    "empty message": ([*CONVERSATIONS, conversation(7, chosen=[user("Question number 7?"), assistant("")])], "empty_responses", "error", 1, {7: "chosen"}),
+    "empty message": ([*CONVERSATIONS, conversation(7, chosen=[user("Question number 7? "), assistant("")])], "empty_responses", "error", 1, {7: "chosen"}),
     "empty in a ranking": ([*RANKINGS, ranking(7, responses=["a", "", "b"])], "empty_responses", "error", 1, {7: "responses[1]"}),
     "identical": ([pair(7, chosen="same", rejected="same"), *PAIRS], "identical_responses", "error", 1, {1: ""}),
     "identical without a prompt": ([*({"chosen": p["prompt"] + p["chosen"], "rejected": p["prompt"] + p["rejected"]} for p in PAIRS), {"chosen": "a" * 40, "rejected": "a" * 40}], "identical_responses", "error", 1, {7: ""}),
@@ -99,9 +99,10 @@ FAULTS = {
     "both orders": ([*PAIRS, PAIRS[2] | {"chosen": PAIRS[2]["rejected"], "rejected": PAIRS[2]["chosen"]}], "both_orders", "error", 2, {7: "as line 3"}),
     "both orders of conversations": ([*CONVERSATIONS, {"chosen": CONVERSATIONS[0]["rejected"], "rejected": CONVERSATIONS[0]["chosen"]}], "both_orders", "error", 2, {7: "as line 1"}),
     "different prompts": ([*CONVERSATIONS, conversation(7, chosen=[user("other"), assistant("a")])], "different_prompts", "error", 1, {7: ""}),
-    "a prompt that is a text": ([conversation(i, prompt=f"Question number {i}?") for i in range(4)], "text_prompts", "error", 4, {1: "", 2: "", 3: ""}),
+    "a prompt that is a text": ([conversation(i, prompt=f"Question number {i}? ") for i in range(4)], "text_prompts", "error", 4, {1: "", 2: "", 3: ""}),
+    "joined": ([*PAIRS, pair(7, prompt="Is it so?", rejected=" no"), pair(8, prompt="<|answer|>"), pair(9, prompt="好吗\uff1f", chosen="好"), pair(10, prompt="Q"), pair(11, prompt="A:\n")], "joined_words", "warning", 2, {7: "'Is it so?no, answer 7 is'", 10: "'Qyes, answer 10 i'"}),
     "the prompt twice": ([*PAIRS, pair(7, prompt="Hi! ", chosen="Hi! a", rejected="Hi! bc")], "repeated_prompts", "warning", 1, {7: ""}),
-    "the prompt's messages twice": ([conversation(i, prompt=[user(f"Question number {i}?")]) for i in range(2)], "repeated_prompts", "warning", 2, {1: "", 2: ""}),
+    "the prompt's messages twice": ([conversation(i, prompt=[user(f"Question number {i}? ")]) for i in range(2)], "repeated_prompts", "warning", 2, {1: "", 2: ""}),
     "nothing in common": ([*({k: p["prompt"] + p[k] for k in ("chosen", "rejected")} for p in PAIRS), {"chosen": "yes", "rejected": "no!!"}], "missing_prompts", "warning", 1, {7: ""}),
     "answers to nothing": ([*CONVERSATIONS, {"chosen": [assistant("a")], "rejected": [assistant("bc")]}], "missing_prompts", "warning", 1, {7: ""}),
     "duplicates": ([*PAIRS, PAIRS[1], pair(9), PAIRS[1]], "duplicates", "warning", 2, {7: "as line 2", 9: "as line 2"}),
@@ -147,6 +148,12 @@ def test_good_rows_of_each_format(run, rows, format):
     assert status == 0 and found["errors"] == found["warnings"] == 0, found["findings"]
     assert found["formats"] == {format: 6} and found["rows"] == 6
     assert found["not_found"] == ["unreadable_file", *(finding.__name__ for finding in OF_ROWS)]
+
+
+def test_equal_responses_of_equal_ratings_are_no_fault(run):
+    """They are no pair of a ranking."""
+    status, found = run([*RANKINGS, ranking(7, responses=["a", "b", "a"], ratings=[1, 2, 1])])
+    assert status == 0 and "identical_responses" in found["not_found"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -335,6 +342,12 @@ def test_the_priors_are_those_of_the_package(run, tiny, tokenized):
         assert numbers["targets"]["near_unlike"] == pytest.approx(np.mean(targets >= 2.8))
 
 
+def test_a_column_that_is_not_there(tmp_path, capsys):
+    path = write(tmp_path / "x.jsonl", PAIRS)
+    assert cli.main(["check", str(path), "--prior", "column"]) == 1
+    assert f"pcrm check: {path}: no row has a column 'prior', which the prior 'column' needs" in capsys.readouterr().err
+
+
 def test_a_prior_that_tells_nothing(run):
     _, found = run([pair(i, prior=0.5) for i in range(9)])
     prior = by_id(found)["prior"]
@@ -378,7 +391,7 @@ def test_conversations_by_the_chat_template(tmp_path, run, tiny):
         "<{{ m.role }}>{{ m.content }}{% endfor %}"
     )
     tokenizer.save_pretrained(tmp_path / "chat")
-    rows = [*CONVERSATIONS, conversation(7, chosen=[user("Question number 7?"), assistant("bad")])]
+    rows = [*CONVERSATIONS, conversation(7, chosen=[user("Question number 7? "), assistant("bad")])]
     status, found = run(rows, "--tokenizer", "chat")
     named = by_id(found)
     assert status == 1

@@ -39,6 +39,8 @@ FORMATS = {
     "ranked_conversations_with_text_prompt": "rankings of conversations with a prompt that is a text",
 }
 _PLACES = 3
+_NO_SPACES = "\u2e80"  # from here on scripts put no spaces between words
+_JOINT = 16  # characters to either side that are shown
 _PROMPT = 32  # characters that two responses begin with in common, if they are to be a prompt of their own
 _DATASET_ROWS = 4096  # of a data set in memory at once
 
@@ -102,6 +104,7 @@ class Preference:
         responses: As the row has them, by the names that messages call them.
         before: The prompt as a text, what responses begin with where they have it in them.
         texts: The responses after it.
+        ratings: How good each is, of a pair 1 and 0.
         best, worst: The indices of chosen and rejected, or of the first best and the first worst of a ranking.
         prompt_digest, digests: Of the prompt, and of each response with its prompt.
         row: The row.
@@ -112,6 +115,7 @@ class Preference:
     responses: dict[str, Any]
     before: str
     texts: list[str]
+    ratings: list[float]
     best: int
     worst: int
     prompt_digest: bytes
@@ -129,7 +133,7 @@ def parse(row: dict[str, Any]) -> Preference:
     if not isinstance(prompt, (str, list)):
         prompt = None
     if "chosen" in row and "rejected" in row and row.get("responses") is None:
-        return _preference(row, prompt, {name: row[name] for name in ("chosen", "rejected")}, (0, 1))
+        return _preference(row, prompt, {name: row[name] for name in ("chosen", "rejected")}, [1.0, 0.0])
     if row.get("responses") is None or (row.get("ratings") is None and row.get("ranks") is None):
         raise RowError(
             "has neither chosen and rejected nor responses with ratings or ranks, its keys are "
@@ -140,11 +144,12 @@ def parse(row: dict[str, Any]) -> Preference:
         raise RowError(f"responses is {responses!r:.80}, must be a list of texts or lists of messages")
     if len(responses) < 2:
         raise _Fault("few_responses", f"responses has {len(responses)} of them, must have at least 2")
-    return _preference(row, prompt, {f"responses[{i}]": r for i, r in enumerate(responses)}, _ends(row, len(responses)))
+    ratings = _ratings(row, len(responses))
+    return _preference(row, prompt, {f"responses[{i}]": r for i, r in enumerate(responses)}, ratings)
 
 
-def _ends(row: dict[str, Any], n: int) -> tuple[int, int]:
-    """The first best and the first worst of n responses."""
+def _ratings(row: dict[str, Any], n: int) -> list[float]:
+    """The ratings of n responses, the greatest of the best: ranks, of which 1 is the best, with the other sign."""
     name = "ratings" if row.get("ratings") is not None else "ranks"
     values = row[name]
     if not isinstance(values, list) or len(values) != n:
@@ -156,11 +161,10 @@ def _ends(row: dict[str, Any], n: int) -> tuple[int, int]:
         raise _Fault("bad_ratings", error.message) from None
     if len(set(numbers)) == 1:
         raise _Fault("only_ties", "")
-    ends = numbers.index(max(numbers)), numbers.index(min(numbers))
-    return ends if name == "ratings" else (ends[1], ends[0])  # of ranks, 1 is the best
+    return numbers if name == "ratings" else [-number for number in numbers]
 
 
-def _preference(row: dict[str, Any], prompt: Any, responses: dict[str, Any], ends: tuple[int, int]) -> Preference:
+def _preference(row: dict[str, Any], prompt: Any, responses: dict[str, Any], ratings: list[float]) -> Preference:
     inputs(prompt, responses)  # refuses what no reward model reads
     values = list(responses.values())
     is_text = isinstance(values[0], str)
@@ -181,8 +185,9 @@ def _preference(row: dict[str, Any], prompt: Any, responses: dict[str, Any], end
         responses=responses,
         before=before if is_text else _said("prompt", before),
         texts=own if is_text else [_said(name, messages) for name, messages in zip(names, own, strict=True)],
-        best=ends[0],
-        worst=ends[1],
+        ratings=ratings,
+        best=ratings.index(max(ratings)),
+        worst=ratings.index(min(ratings)),
         prompt_digest=prompt_digest,
         digests=[_digest(value, prompt_digest) for value in own],
         row=row,
@@ -215,6 +220,15 @@ def _digest(value: Any, before: bytes = b"") -> bytes:
         messages = [{k: v for k, v in message.items() if v is not None} for message in value]
         data = b"\0" + json.dumps(messages, sort_keys=True, default=str).encode()
     return blake2b(before + data, digest_size=16).digest()
+
+
+def _runs_on(prompt: str, response: str) -> bool:
+    """Whether a word of a response follows its prompt without a space, in scripts that have spaces.
+
+    What ends with a bracket or a line may be a template that wants none.
+    """
+    last, first = prompt[-1], response[:1]
+    return first.isalnum() and (last.isalnum() or last in ".,:;?!") and max(last, first) < _NO_SPACES
 
 
 def _leading(messages: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
@@ -348,8 +362,10 @@ def _faults_of(p: Preference) -> Iterable[tuple[str, str]]:
     if blank:
         yield "empty_responses", ", ".join(blank)
     if len(set(p.digests)) < len(p.digests):
-        same = [name for name, d in zip(names, p.digests, strict=True) if p.digests.count(d) > 1]
-        yield "identical_responses", "" if "chosen" in p.responses else ", ".join(same)
+        rated = list(zip(p.digests, p.ratings, strict=True))
+        same = [name for name, (d, r) in zip(names, rated, strict=True) if any(d == e and r != q for e, q in rated)]
+        if same:
+            yield "identical_responses", "" if "chosen" in p.responses else ", ".join(same)
     if isinstance(values[0], list):
         leading = [_leading(value) for value in values]
         if any(other != leading[0] for other in leading[1:]):
@@ -360,6 +376,10 @@ def _faults_of(p: Preference) -> Iterable[tuple[str, str]]:
             yield "text_prompts", ""
     elif p.prompt is None and not p.before:
         yield "missing_prompts", ""
+    elif p.prompt:
+        joined = [f"{p.prompt[-_JOINT:]}{text[:_JOINT]}" for text in values if _runs_on(p.prompt, text)]
+        if joined:
+            yield "joined_words", f"{joined[0]!r}"
     if p.prompt and type(p.prompt) is type(values[0]):
         begins = [value[: len(p.prompt)] == p.prompt for value in values]
         if all(begins):
@@ -443,6 +463,15 @@ def repeated_prompts(s: Survey) -> Finding | None:
         "warning",
         "rows whose responses repeat their prompt",
         "remove the column 'prompt', or the prompt from the responses: the model would read it twice",
+    )
+
+
+def joined_words(s: Survey) -> Finding | None:
+    return s.finding(
+        "joined_words",
+        "warning",
+        "rows whose response follows its prompt without a space",
+        "end the prompts with a space or a line end: trainers put nothing between a prompt and its response",
     )
 
 
@@ -534,7 +563,7 @@ def _beside(s: Survey, rows: NDArray[np.int64], firsts: NDArray[np.int64]) -> tu
 
 
 _Check = Callable[[Survey], Finding | None]
-# What a pass over the rows finds. Trainers warn of the last four; the others stop them, or are theirs to judge.
+# What a pass over the rows finds. Trainers say the last four: the others stop them, or need a look at the model.
 IN_TRAINING: tuple[_Check, ...] = (empty_responses, identical_responses, both_orders, duplicates)
 OF_ROWS: tuple[_Check, ...] = (
     empty_file,
@@ -543,6 +572,7 @@ OF_ROWS: tuple[_Check, ...] = (
     different_prompts,
     text_prompts,
     repeated_prompts,
+    joined_words,
     missing_prompts,
     few_responses,
     unequal_lists,

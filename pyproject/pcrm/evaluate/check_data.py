@@ -154,6 +154,10 @@ def check(
         raise ValueError("the prior 'length_ratio' needs a tokenizer")
     survey, measures = Survey("", "row"), _Measures(tokenizer, prior, sampled=SCORED_PAIRS if model else 0)
     ended = _read(source, survey, lambda found: measures.add(found, survey))
+    if prior == "column" and not survey.with_prior:
+        raise ValueError(
+            f"{source.name}: no row has a column 'prior', which the prior 'column' needs: `pcrm prior` adds it"
+        )
     found: list[tuple[str, Finding | None]] = [("unreadable_file", _unreadable_file(ended, survey.rows))]
     found += [(finding.__name__, finding(survey)) for finding in OF_ROWS if not (ended and finding is empty_file)]
     if tokenizer is not None:
