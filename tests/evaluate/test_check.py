@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from helpers.documents import blocks
 from helpers.files import SUFFIXES, write
 from helpers.project import ROOT
@@ -242,6 +243,15 @@ def test_two_files(run, tmp_path):
     assert status == 0 and {"shared_pairs", "shared_prompts", "unreadable_other"} <= set(found["not_found"])
 
 
+def test_two_splits(run, tmp_path):
+    splits = {"train": PAIRS, "test": [pair(20), PAIRS[4]]}
+    DatasetDict({name: Dataset.from_list(rows) for name, rows in splits.items()}).save_to_disk(tmp_path / "data")
+    status, found = run("data", "data", "--other-split", "test")
+    assert status == 1 and (found["rows"], found["split"]) == (6, "train")
+    (example,) = by_id(found)["shared_pairs"]["examples"]
+    assert (example["place"], example["why"]) == ("data/train, row 4", "as data/test, row 1")
+
+
 def test_a_file_has_everything_in_common_with_itself(run, tmp_path):
     write(tmp_path / "same.parquet", CONVERSATIONS)
     _, found = run(CONVERSATIONS, "same.parquet")
@@ -454,7 +464,8 @@ def test_a_sample_of_all_rows_is_scored(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max-length", "9"], "--max-length 9 needs --tokenizer"),
+        (["--max-length", "9"], "--max-length needs --tokenizer"),
+        (["--other-split", "test"], "--other-split needs OTHER"),
         (["--prior", "length_ratio"], "--prior length_ratio needs --tokenizer"),
         (["--tokenizer", "t", "--max-length", "0"], "--max-length must be at least 1, got 0"),
     ],

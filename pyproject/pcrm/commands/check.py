@@ -26,6 +26,7 @@ def main(argv: list[str]) -> int:
         "other", metavar="OTHER", nargs="?", help="preferences that must share no prompt with DATA, as for evaluation"
     )
     parser.add_argument("--split", default="train", help="of data sets that have some (default: %(default)s)")
+    parser.add_argument("--other-split", metavar="SPLIT", help="of OTHER (default: that of --split)")
     parser.add_argument(
         "--tokenizer", metavar="PATH", help="counts tokens, not characters: a checkpoint's folder or hub name"
     )
@@ -48,11 +49,12 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
-    if args.tokenizer is None:
-        for option in ("max_length", "prior"):
-            if getattr(args, option) in (None, "lexical", "column"):
-                continue
-            parser.error(f"--{option.replace('_', '-')} {getattr(args, option)} needs --tokenizer")
+    if args.tokenizer is None and args.max_length is not None:
+        parser.error("--max-length needs --tokenizer")
+    if args.tokenizer is None and args.prior == "length_ratio":
+        parser.error("--prior length_ratio needs --tokenizer")
+    if args.other_split is not None and args.other is None:
+        parser.error("--other-split needs OTHER")
     if args.max_length is not None and args.max_length < 1:
         parser.error(f"--max-length must be at least 1, got {args.max_length}")
 
@@ -60,7 +62,7 @@ def main(argv: list[str]) -> int:
     from ..evaluate.check_data import check
 
     source = open_source(args.data, args.split)
-    other = None if args.other is None else open_source(args.other, args.split)
+    other = None if args.other is None else open_source(args.other, args.other_split or args.split)
     tokenizer = model = None
     if args.tokenizer is not None:
         from .._pretrained import load_tokenizer

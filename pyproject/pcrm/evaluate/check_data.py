@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import _check
 from .._engine.native import chosen_library
 from .._engine.texts import lexicals
 from ..data.batches import Batch
-from ..data.check_preferences import COLUMNS, FORMATS, OF_ROWS, Example, Finding, Preference, Survey, empty_file
+from ..data.check_preferences import COLUMNS, FORMATS, OF_ROWS, Example, Finding, Level, Preference, Survey, empty_file
 from ..data.preferences import RowError, inputs
 from ..data.sources import Source
 from ..settings import Constraint
@@ -147,12 +148,13 @@ def check(
 
     Raises:
         OSError: A file cannot be opened.
-        ValueError: `prior` is `length_ratio` and there is no tokenizer; conversations, and a tokenizer without a chat
+        ValueError: `prior` is not one of `PRIORS`; it is `length_ratio` and there is no tokenizer, or `column` and there is no
+            such column; conversations, and a tokenizer without a chat
             template.
     """
-    if prior == "length_ratio" and tokenizer is None:
+    if prior is not None and _check.one_of("prior", prior, PRIORS) == "length_ratio" and tokenizer is None:
         raise ValueError("the prior 'length_ratio' needs a tokenizer")
-    survey, measures = Survey("", "row"), _Measures(tokenizer, prior, sampled=SCORED_PAIRS if model else 0)
+    survey, measures = Survey("", "row"), _Measures(tokenizer, prior, sampled=0 if model is None else SCORED_PAIRS)
     ended = _read(source, survey, lambda found: measures.add(found, survey))
     if prior == "column" and not survey.with_prior:
         raise ValueError(
@@ -451,7 +453,7 @@ def shared_prompts(s: Survey, theirs: Survey, name: str) -> Finding | None:
     )
 
 
-def _shared(s: Survey, theirs: Survey, at: Ints, id: str, level: Any, message: str, remedy: str) -> Finding | None:
+def _shared(s: Survey, theirs: Survey, at: Ints, id: str, level: Level, message: str, remedy: str) -> Finding | None:
     both = np.flatnonzero(at >= 0)
     if not len(both):
         return None
