@@ -11,6 +11,7 @@ from ._printable import printable
 # What each command is for, and the extra that it needs.
 _COMMANDS = {
     "demo": ("see what the constraint does, in a few minutes", "demo"),
+    "check": ("see what is wrong with preferences before you train on them", "data"),
     "fit": ("find the betas for the margins that you want on your data", "data,plot"),
     "prior": ("add to preferences how alike their responses are", "data,encoders"),
     "pairs": ("write the comparisons of rankings as pairs", "data"),

@@ -27,7 +27,7 @@ from pcrm import cli
 # objects for the JSON that has the most of them in its bytes, `[],[],`, are 22 times as large.
 GROWTH = 22 * 2 * (16 << 20)
 
-READERS = ("rows", "report", "fit", "to jsonl", "to parquet")
+READERS = ("rows", "report", "fit", "to jsonl", "to parquet", "check")
 OK = None  # is read as it is
 # What takes seconds for its size is not read by all of them.
 ONLY = {"jsonl: many objects": ("rows", "report"), "parquet: large rows": ("rows", "report")}
@@ -92,7 +92,8 @@ LINES = {
     "infinite": (with_value("chosen_score", b"-Infinity"), {"report": "line 2: chosen_score is -inf, must be finite"}),
     "lone surrogate": (
         with_value("chosen", rb'"\ud800"'),
-        dict.fromkeys(("report", "to jsonl", "to parquet"), "line 2: chosen is no valid Unicode"),
+        dict.fromkeys(("report", "to jsonl", "to parquet"), "line 2: chosen is no valid Unicode")
+        | {"check": "line 2: chosen with its prompt is no valid Unicode"},
     ),
     "lone surrogate elsewhere": (
         with_value("x", rb'"\ud800"'),
@@ -104,12 +105,14 @@ LINES = {
     ),
     "terminal's escapes in a key": (
         b'{"\\u001b[2J\\u0007": 1}\n',
-        {"report": r"its keys are '\\x1b\[2J\\x07'$", "fit": "has no 's'"}
+        dict.fromkeys(("report", "check"), r"its keys are '\\x1b\[2J\\x07'$")
+        | {"fit": "has no 's'"}
         | dict.fromkeys(("to jsonl", "to parquet"), r"has no chosen, its keys are '\\x1b\[2J\\x07' \(--on"),
     ),
     "many keys": (
         json.dumps({f"key{i}": i for i in range(50_000)}).encode(),
-        {"report": "key19 and 49980 more", "fit": "has no 's'"}
+        dict.fromkeys(("report", "check"), "key19 and 49980 more")
+        | {"fit": "has no 's'"}
         | dict.fromkeys(("to jsonl", "to parquet"), "has no chosen, .* key19 and 49980 more"),
     ),
     "long line": (
@@ -409,7 +412,7 @@ def child():
     import pyarrow  # noqa: F401
     from datasets import Dataset
     from pcrm.commands import prior
-    from pcrm.evaluate import fitted_constraint, scores
+    from pcrm.evaluate import check_data, fitted_constraint, scores
 
     size = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
     resource.setrlimit(resource.RLIMIT_AS, (size + (3 << 30),) * 2)
@@ -417,6 +420,11 @@ def child():
     def convert(path, out):
         shutil.rmtree(f"{out}.parts", ignore_errors=True)
         prior.main([str(path), "--out", out])
+
+    def check_all(path):
+        for found in check_data.check(open_source(path)).findings:
+            if found.id.startswith("unreadable"):
+                raise ValueError(*found.examples[:1] or [found.message])
 
     def read_all(case, path):
         for reader, function in zip(
@@ -427,6 +435,7 @@ def child():
                 lambda: fitted_constraint.read_similarities(open_source(path), "s"),
                 lambda: convert(path, "out.jsonl"),
                 lambda: convert(path, "out.parquet"),
+                lambda: check_all(path),
             ),
             strict=True,
         ):

@@ -10,15 +10,16 @@ from helpers.project import ROOT
 
 PACKAGE = ROOT / "pyproject" / "pcrm"
 
-# What `pcrm report`, `calibrate`, `fit`, `average` and `pairs` run. Loading torch takes longer than they do.
+# What `pcrm check`, `report`, `calibrate`, `fit`, `average` and `pairs` run. Loading torch takes longer than they do.
 LIGHT = ["data/*.py", "evaluate/scores.py", "evaluate/statistics.py", "evaluate/length_bias.py", "evaluate/pages/*.py"]
 LIGHT += [
+    "evaluate/check_data.py",
     "evaluate/temperature.py",
     "evaluate/score_head.py",
     "_checkpoint_folder.py",
     "evaluate/fitted_constraint.py",
     "evaluate/report/*.py",
-    *(f"commands/{name}.py" for name in ("report", "calibrate", "fit", "average", "pairs", "_rows")),
+    *(f"commands/{name}.py" for name in ("check", "report", "calibrate", "fit", "average", "pairs", "_rows")),
 ]
 
 

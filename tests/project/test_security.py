@@ -202,6 +202,8 @@ COMMANDS = {
     "score": "score {model} {data} --out {out}/s.jsonl",
     "prior, encoder": "prior {data} --out {out}/p.jsonl --prior cosine --no-cache --model {model}",
     "prior, tokenizer": "prior {data} --out {out}/p.jsonl --prior length_ratio --tokenizer {model}",
+    "check, tokenizer": "check {data} --tokenizer {model}",
+    "check, model": "check {data} --model {model}",
     "calibrate": "calibrate {scores} --out {out}/c.jsonl --feature tokens --tokenizer {model}",
     "calibrate, copy": "calibrate {scores} --method temperature --fit-on {scores} --out {out}/c.jsonl --model {model} --save {out}/m",
     "average": "average {model} {model} --out {out}/mean",

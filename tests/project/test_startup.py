@@ -55,6 +55,7 @@ def test_commands_of_numpy_and_go(tmp_path, tiny):
     )
     subprocess.run([sys.executable, "-c", trace], cwd=tmp_path, check=True, timeout=200)
     for command in (
+        "check rows.jsonl --json",
         "fit rows.jsonl --target-alike 1 --target-unlike 3 --out fitted.toml",
         "report rows.jsonl --out report",
         "report rows.jsonl --out report-constrained --constraint fitted.toml",

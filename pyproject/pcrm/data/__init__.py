@@ -9,6 +9,7 @@ write_pairs   the comparisons of a file of rankings as rows of pairs
 row_pipeline  how a command adds columns: batches, bad rows, progress, resuming
 writers       rows with more columns, as JSON Lines or a table
 resumable     the output
+check_preferences  what is wrong with preferences
 prior_record  how a column `prior` was computed, recorded with the data
 tokenizers    what tells a tokenizer from others
 """

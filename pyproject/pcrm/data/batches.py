@@ -19,15 +19,21 @@ Row = dict[str, Any]
 class _AnyBatch:
     """Consecutive rows of a source, those of the positions [start, end)."""
 
+    unit: str  # what `number` counts
+
     def __init__(self, name: str, start: int, end: int) -> None:
         self.name, self.start, self.end = name, start, end
 
     def __len__(self) -> int:
         raise NotImplementedError
 
+    def number(self, i: int) -> int:
+        """Where row i is in the source, counted in `unit`."""
+        raise NotImplementedError
+
     def place(self, i: int) -> str:
         """Where row i is, for a message."""
-        raise NotImplementedError
+        return f"{self.name}, {self.unit} {self.number(i)}"
 
     def rows(self, columns: Iterable[str] | None = None) -> list[Row | RowError]:
         """Each row, or what is wrong with it. `columns` are those that are needed."""
@@ -47,6 +53,8 @@ class _AnyBatch:
 
 class LineBatch(_AnyBatch):
     """Lines of a JSON Lines file: positions are lines, and empty ones are no rows."""
+
+    unit = "line"
 
     def __init__(self, name: str, start: int) -> None:
         super().__init__(name, start, start)
@@ -72,8 +80,8 @@ class LineBatch(_AnyBatch):
     def __len__(self) -> int:
         return len(self.lines)
 
-    def place(self, i: int) -> str:
-        return f"{self.name}, line {self.numbers[i]}"
+    def number(self, i: int) -> int:
+        return self.numbers[i]
 
     def rows(self, columns: Iterable[str] | None = None) -> list[Row | RowError]:
         return self._rows
@@ -106,6 +114,8 @@ class LineBatch(_AnyBatch):
 class TableBatch(_AnyBatch):
     """Rows of an Arrow table."""
 
+    unit = "row"
+
     def __init__(self, name: str, start: int, table: pa.Table) -> None:
         super().__init__(name, start, start + table.num_rows)
         self.arrow = table
@@ -120,8 +130,8 @@ class TableBatch(_AnyBatch):
     def __len__(self) -> int:
         return self.arrow.num_rows
 
-    def place(self, i: int) -> str:
-        return f"{self.name}, row {self.numbers[i]}"
+    def number(self, i: int) -> int:
+        return self.numbers[i]
 
     def rows(self, columns: Iterable[str] | None = None) -> list[Row | RowError]:
         table = self.arrow

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from .._engine import torch_reference
-from .._engine.native import call, chosen_library
-from ._ragged import Ragged
+from .._engine.native import chosen_library
+from .._engine.texts import lexicals, packed_texts
 
 
 def lexical(chosen: Sequence[str], rejected: Sequence[str], *, words: bool = False) -> torch.Tensor:
@@ -35,11 +35,10 @@ def lexical(chosen: Sequence[str], rejected: Sequence[str], *, words: bool = Fal
     """
     if len(chosen) != len(rejected):
         raise ValueError(f"rejected has {len(rejected)} texts, chosen has {len(chosen)}")
-    columns = [Ragged.of_texts(*column) for column in (("chosen", chosen), ("rejected", rejected))]
     native = chosen_library()
     if native is None:
+        for name, texts in (("chosen", chosen), ("rejected", rejected)):
+            packed_texts(name, texts)  # checks them
         pairs = zip(chosen, rejected, strict=True)
         return torch.tensor([torch_reference.lexical(a, b, words) for a, b in pairs], dtype=torch.float32, device="cpu")
-    result = torch.empty(len(chosen), dtype=torch.float32, device="cpu")
-    call(native.bridge_Lexicals, len(chosen), result.data_ptr(), *columns[0].addresses, *columns[1].addresses, words)
-    return result
+    return torch.tensor(lexicals(native, chosen, rejected, words), dtype=torch.float32, device="cpu")

@@ -1,4 +1,4 @@
-"""Rows of unlike length, of token ids or texts, as Go reads them: values and offsets.
+"""Rows of token ids of unlike length as Go reads them: values and offsets.
 
 Ids may be tensors, sequences or Arrow columns. Those of Arrow columns are read where they lie.
 """
@@ -46,18 +46,6 @@ class Ragged:
             integer_rows(name, ids)
             raise
         return cls(values, array("q", accumulate(map(len, ids), initial=0)))
-
-    @classmethod
-    def of_texts(cls, name: str, texts: Sequence[str]) -> Ragged:
-        encoded = []
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"{name}[{i}] is a {type(text).__name__}, must be a text")
-            try:
-                encoded.append(text.encode())
-            except UnicodeEncodeError as error:
-                raise ValueError(f"{name}[{i}] is no valid Unicode: {error}") from None
-        return cls(array("B", b"".join(encoded)), array("q", accumulate(map(len, encoded), initial=0)))
 
 
 def integer_rows(name: str, ids: Ids) -> Sequence[Sequence[int]]:

@@ -20,6 +20,7 @@ from ..methods.prioritized import PrioritizedSampler
 from ..settings import Config, Constraint
 from .collator import INDEX, WEIGHT, PriorCollator
 from .configs import PCRMArguments
+from .data_check import warn_of_faults
 from .dataset import PriorColumn
 from .metrics import ConstraintMetrics, Demonstrations, Mode
 from .prioritized import RoundsByEpoch, load_sampler, sampler_of, save_sampler, weighted_mean, with_index
@@ -137,6 +138,7 @@ class ConstrainedTrainer(Trainer):
         prepare = following._prepare_dataset
         if not self.constrained:
             return prepare(dataset, processing_class, args, dataset_name)
+        warn_of_faults(dataset, dataset_name)
         dataset, ranked = self._rankings.as_pairs(dataset, dataset_name)
         dataset = self._prior_column.add(dataset, dataset_name)
         dataset = prepare(dataset, processing_class, args, dataset_name)

@@ -1,0 +1,684 @@
+"""What to know of preferences before training: `pcrm check`.
+
+`check` reads the rows once. What is wrong with them is in `data.check_preferences`. Here is what is measured: lengths,
+beginnings that rows share, the prior and what targets would do, a reward model's opinion of the labels, and what two
+files have in common. A row takes some 200 bytes, whatever its texts. Of a ranking its first best and first worst
+response are taken for its pair.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import textwrap
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _check
+from .._engine.native import chosen_library
+from .._engine.texts import lexicals
+from ..data.batches import Batch
+from ..data.check_preferences import COLUMNS, FORMATS, OF_ROWS, Example, Finding, Level, Preference, Survey, empty_file
+from ..data.preferences import RowError, inputs
+from ..data.sources import Source
+from ..settings import Constraint
+
+if TYPE_CHECKING:
+    from .reward_model import RewardModel
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+SCHEMA = 1  # of the JSON; a new number where a key changes its meaning or goes away
+PRIORS = ("lexical", "length_ratio", "column")
+
+_TEXTS = {"chosen", "rejected", "responses"}
+_WIDTH = 112  # of lines of text, where words allow it
+_ROW = 6  # numbers that are kept of a row
+
+# What a fit of the targets is tried with.
+_ALIKE, _UNLIKE = 1.0, 3.0
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+# A share of longer chosen responses that is farther from a half than this is a bias worth a warning.
+_LENGTH_BIAS = 0.05
+# A reward model scores so many pairs at most, drawn at random. The interval of a share of them is .02 to either side.
+SCORED_PAIRS = 2000
+# Prefix sharing leaves rows apart that share fewer tokens. A token of English text has about four characters.
+_MIN_SHARED, _CHARACTERS = 16, 4
+
+
+@dataclass
+class DataCheck:
+    """What `check` found.
+
+    Attributes:
+        name, split, other: What was read.
+        rows: How many rows it has.
+        formats: How many of them have which format, by the keys of `FORMATS`, the most frequent first.
+        findings: Errors first, then warnings, then information.
+        not_found: The ids of the errors and warnings that were looked for and not found.
+    """
+
+    name: str
+    split: str
+    other: str | None
+    rows: int
+    formats: dict[str, int]
+    findings: list[Finding]
+    not_found: list[str] = field(default_factory=list)
+
+    def count(self, level: str) -> int:
+        """How many findings are of a level."""
+        return sum(finding.level == level for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON has it; docs/check.md describes each key."""
+        return {
+            "schema": SCHEMA,
+            "data": self.name,
+            "split": self.split,
+            "other": self.other,
+            "rows": self.rows,
+            "formats": self.formats,
+            "errors": self.count("error"),
+            "warnings": self.count("warning"),
+            "findings": [
+                {
+                    "id": f.id,
+                    "level": f.level,
+                    "message": f.message,
+                    "count": f.count,
+                    "total": f.total,
+                    "share": f.share,
+                    "remedy": f.remedy,
+                    "examples": [{"place": e.place, "why": e.why} for e in f.examples],
+                    "numbers": f.numbers,
+                }
+                for f in self.findings
+            ],
+            "not_found": self.not_found,
+        }
+
+    def lines(self) -> list[str]:
+        """As text: a table, the worst first."""
+        levels = [f"{n:,} {level}{'s' * (n != 1)}" for level in ("error", "warning") if (n := self.count(level))]
+        formats = "; ".join(f"{FORMATS[name]} ({count:,})" for name, count in self.formats.items())
+        lines = [f"{self.name}: {self.rows:,} rows, {' and '.join(levels) or 'no errors or warnings'}"]
+        lines += [f"format: {formats}"] if formats else []
+        for f in self.findings:
+            count = f": {f.count:,} of {f.total:,} ({f.share:.2%})" if f.total and not f.numbers else ""
+            lines += ["", *_wrapped(f"{f.level:<9}", f.message + count)]
+            lines += [f"{'':<9}{line}" for line in f.table]
+            lines += _wrapped(f"{'':<9}-> ", f.remedy) if f.remedy else []
+            lines += [f"{'':<12}{example}" for example in f.examples]
+        if self.not_found:
+            names = ", ".join(name.replace("_", " ") for name in self.not_found)
+            lines += ["", *_wrapped("not found: ", names)]
+        return lines
+
+
+def _wrapped(first: str, text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False)
+
+
+def check(
+    source: Source,
+    *,
+    other: Source | None = None,
+    tokenizer: Any = None,
+    max_length: int | None = None,
+    prior: str | None = None,
+    model: RewardModel | None = None,
+) -> DataCheck:
+    """Read preferences once, and say what to know before training on them.
+
+    Args:
+        source: Pairs or rankings.
+        other: Data that must have none of its prompts, such as the evaluation's.
+        tokenizer: Of transformers, to count tokens; else lengths are in characters.
+        max_length: Tokens of a prompt with its response in training.
+        prior: One of `PRIORS`; by default `column` if the rows have a column `prior`, else `lexical`.
+        model: A trained reward model that judges the labels of `SCORED_PAIRS` pairs.
+
+    Raises:
+        OSError: A file cannot be opened.
+        ValueError: `prior` is not one of `PRIORS`; it is `length_ratio` and there is no tokenizer, or `column` and there is no
+            such column; conversations, and a tokenizer without a chat
+            template.
+    """
+    if prior is not None and _check.one_of("prior", prior, PRIORS) == "length_ratio" and tokenizer is None:
+        raise ValueError("the prior 'length_ratio' needs a tokenizer")
+    survey, measures = Survey("", "row"), _Measures(tokenizer, prior, sampled=0 if model is None else SCORED_PAIRS)
+    ended = _read(source, survey, lambda found: measures.add(found, survey))
+    if prior == "column" and not survey.with_prior:
+        raise ValueError(
+            f"{source.name}: no row has a column 'prior', which the prior 'column' needs: `pcrm prior` adds it"
+        )
+    found: list[tuple[str, Finding | None]] = [("unreadable_file", _unreadable_file(ended, survey.rows))]
+    found += [(finding.__name__, finding(survey)) for finding in OF_ROWS if not (ended and finding is empty_file)]
+    if tokenizer is not None:
+        found.append(("chat_template_fails", _chat_template_fails(survey)))
+    if other is not None:
+        found += _in_common(survey, other)
+    sizes = measures.sizes()
+    measured: list[Finding | None] = []
+    if len(sizes.chosen):
+        if tokenizer is not None:
+            found.append(("equal_as_tokens", equal_as_tokens(survey, sizes, max_length)))
+        if max_length is not None:
+            found.append(("over_max_length", over_max_length(survey, sizes, max_length)))
+        similarities = measures.similarities(survey, sizes)
+        measured += [longer_chosen(sizes), lengths(sizes), repeated_tokens(survey, sizes)]
+        measured.append(prior_and_targets(measures.kind, similarities))
+    if model is not None:
+        measured.append(swapped_labels(survey, measures.sample, model))
+    order = ("error", "warning", "info")
+    formats = sorted(survey.formats, key=lambda name: -survey.formats[name].count)
+    return DataCheck(
+        source.name,
+        source.split,
+        None if other is None else other.name,
+        survey.rows,
+        {name: survey.formats[name].count for name in formats},
+        sorted((f for f in [*(f for _, f in found), *measured] if f is not None), key=lambda f: order.index(f.level)),
+        [id for id, f in found if f is None],
+    )
+
+
+def _read(source: Source, survey: Survey, use: Callable[[list[Preference]], None]) -> str | None:
+    """Let a survey take all rows of a source, under a progress bar, and `use` its good rows, batch by batch.
+
+    Returns:
+        What ends the file early, None if nothing does.
+    """
+    from tqdm import tqdm
+
+    with tqdm(total=source.total, desc=source.name, unit=" rows", disable=None, mininterval=0.5) as bar:
+        batches = source.batches()
+        while True:
+            try:
+                batch = next(batches, None)
+            except ValueError as error:
+                return str(error)
+            if batch is None:
+                return None
+            if (fraction := source.fraction) is not None:
+                bar.total = int(batch.end / fraction)
+            use(_surveyed(batch, survey))
+            bar.update(batch.end - bar.n)
+
+
+def _surveyed(batch: Batch, survey: Survey) -> list[Preference]:
+    """The good rows of a batch, all of which the survey has taken."""
+    survey.name, survey.unit = batch.name, batch.unit
+    found = batch.rows(COLUMNS)
+    if len(found) < len(batch) or any(isinstance(row, dict) and not row.keys() & _TEXTS for row in found[:1]):
+        found = batch.rows()  # a table without such columns: messages name those that it has
+    preferences = (survey.add(row, batch.number(i)) for i, row in enumerate(found))
+    return [preference for preference in preferences if preference is not None]
+
+
+@dataclass
+class _Sizes:
+    """Lengths of the rows, in tokens or characters; shape (rows,), but the last four, of all responses.
+
+    Attributes:
+        unit: What they are counted in.
+        row: Which row of the survey it is.
+        prompt: Of the prompt; in tokens that is what both responses begin with.
+        chosen, rejected: With the prompt.
+        common: What chosen and rejected begin with, prompt included.
+        all_common: What all responses of the row begin with.
+        whole: Of each response with its prompt.
+        of: Its row, as an index into the others.
+        digest: Of it with its prompt.
+    """
+
+    unit: str
+    row: Ints
+    prompt: Ints
+    chosen: Ints
+    rejected: Ints
+    common: Ints
+    all_common: Ints
+    whole: Ints
+    of: Ints
+    digest: NDArray[np.bytes_]
+
+
+class _Measures:
+    """What is measured of the rows, as numbers.
+
+    Args:
+        tokenizer, prior: As of `check`.
+        sampled: How many pairs a reward model is to see.
+
+    Attributes:
+        kind: The prior.
+        sample: The pairs for the reward model, each with its place.
+    """
+
+    def __init__(self, tokenizer: Any, prior: str | None, sampled: int) -> None:
+        self._tokenizer, self.kind = tokenizer, prior
+        self._by_row, self._by_response = array("q"), array("q")
+        self._digests = bytearray()
+        self._lexical = array("f")
+        self._sampled, self._random = sampled, random.Random(0)
+        self.sample: list[tuple[int, Preference]] = []
+        self._rows = 0
+
+    def add(self, found: list[Preference], survey: Survey) -> None:
+        """Take the next good rows, which the survey has taken already."""
+        if not found:
+            return
+        if self.kind is None:
+            self.kind = "column" if any(not math.isnan(prior) for prior in survey.priors) else "lexical"
+        if self.kind == "lexical":
+            pairs = [(p.texts[p.best], p.texts[p.worst]) for p in found]
+            self._lexical.extend(_lexical([a for a, _ in pairs], [b for _, b in pairs]))
+        tokens = None if self._tokenizer is None else _encoded(self._tokenizer, found, self._rows, survey)
+        for i, p in enumerate(found):
+            if tokens is None:
+                before, texts = len(p.before), p.texts
+            else:
+                before, texts = 0, tokens[i]
+            if texts:
+                self._measure(p, before, texts)
+            self._draw(p, survey)
+            self._rows += 1
+
+    def _measure(self, p: Preference, before: int, texts: list[Any]) -> None:
+        first, n = texts[0], len(self._by_row) // _ROW
+        common = before + _common(texts[p.best], texts[p.worst])
+        all_common = common if len(texts) == 2 else before + min(_common(first, text) for text in texts[1:])
+        chosen, rejected = (before + len(texts[i]) for i in (p.best, p.worst))
+        prompt = before if self._tokenizer is None else common
+        self._by_row.extend((self._rows, prompt, chosen, rejected, common, all_common))
+        for text, digest in zip(texts, p.digests, strict=True):
+            self._by_response.extend((before + len(text), n))
+            self._digests += digest
+
+    def _draw(self, p: Preference, survey: Survey) -> None:
+        """Each pair has the same chance to be in the sample, however many come after it."""
+        if len(self.sample) < self._sampled:
+            self.sample.append((survey.numbers[self._rows], p))
+        elif self._sampled and (at := self._random.randrange(self._rows + 1)) < self._sampled:
+            self.sample[at] = survey.numbers[self._rows], p
+
+    def sizes(self) -> _Sizes:
+        row, prompt, chosen, rejected, common, all_common = np.array(self._by_row, np.int64).reshape(-1, _ROW).T
+        whole, of = np.array(self._by_response, np.int64).reshape(-1, 2).T
+        unit = "characters" if self._tokenizer is None else "tokens"
+        digests = np.frombuffer(bytes(self._digests), "S16")
+        return _Sizes(unit, row, prompt, chosen, rejected, common, all_common, whole, of, digests)
+
+    def similarities(self, survey: Survey, sizes: _Sizes) -> Floats:
+        if self.kind == "column":
+            s = np.array(survey.priors)
+            return s[~np.isnan(s)]
+        if self.kind == "lexical":
+            return np.array(self._lexical, np.float64)
+        own = np.sort([sizes.chosen - sizes.common, sizes.rejected - sizes.common], axis=0)
+        return np.where(own[1] == 0, 1.0, own[0] / np.maximum(own[1], 1))
+
+
+def _common(a: Any, b: Any) -> int:
+    """How many elements both begin with."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
+
+
+def _lexical(chosen: list[str], rejected: list[str]) -> array[float]:
+    if (native := chosen_library()) is not None:
+        return lexicals(native, chosen, rejected, False)
+    from ..priors import lexical
+
+    return array("f", lexical(chosen, rejected).tolist())
+
+
+def _encoded(tokenizer: Any, found: list[Preference], start: int, survey: Survey) -> list[list[list[int]]]:
+    """The token ids of each response with its prompt, as TRL's `RewardTrainer` has them; none of a row that has none."""
+    texts: list[str] = []
+    kept: list[int] = []
+    templated = False
+    for i, p in enumerate(found):
+        values: list[Any] = inputs(p.prompt, p.responses, end=tokenizer.eos_token or "")
+        if not isinstance(values[0], str):
+            templated = True
+            try:
+                values = [
+                    _templated(tokenizer, name, value, p) for name, value in zip(p.responses, values, strict=True)
+                ]
+            except RowError as error:
+                survey.fault("chat_template_fails", survey.numbers[start + i], error.message)
+                continue
+        kept.append(i)
+        texts += values
+    ids = iter(tokenizer(texts, add_special_tokens=not templated, verbose=False)["input_ids"] if texts else [])
+    encoded: list[list[list[int]]] = [[] for _ in found]
+    for i in kept:
+        encoded[i] = [next(ids) for _ in found[i].responses]
+    return encoded
+
+
+def _templated(tokenizer: Any, name: str, messages: Any, p: Preference) -> str:
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "the rows are conversations, and the tokenizer has no chat template. Give one that has, such as that of the "
+            "model to be trained"
+        )
+    tools, options = p.row.get("tools"), p.row.get("chat_template_kwargs")
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **(options or {}))
+    except Exception as error:  # a template is a program
+        raise RowError(f"{name}: {error}") from None
+
+
+def _unreadable_file(why: str | None, read: int) -> Finding | None:
+    if why is None:
+        return None
+    message = f"the file cannot be read to its end: {why}"
+    return Finding(
+        "unreadable_file", "error", message, 0, 0, f"copy or make it anew. The rest is about the {read:,} rows before"
+    )
+
+
+def _chat_template_fails(s: Survey) -> Finding | None:
+    return s.finding(
+        "chat_template_fails",
+        "error",
+        "conversations that the chat template refuses",
+        "mend them, or use another tokenizer",
+    )
+
+
+def _in_common(survey: Survey, other: Source) -> list[tuple[str, Finding | None]]:
+    theirs = Survey("", "row")
+    ended = _read(other, theirs, lambda found: None)
+    return [
+        ("unreadable_other", unreadable_other(theirs, other.name, ended)),
+        ("shared_pairs", shared_pairs(survey, theirs, other.name)),
+        ("shared_prompts", shared_prompts(survey, theirs, other.name)),
+    ]
+
+
+def unreadable_other(theirs: Survey, name: str, ended: str | None) -> Finding | None:
+    if ended is not None:
+        return Finding(
+            "unreadable_other", "error", f"{name} cannot be read to its end: {ended}", 0, 0, "copy or make it anew"
+        )
+    if not theirs.rows:
+        return Finding("unreadable_other", "error", f"{name} has no rows", 0, 0, "check that it is the right file")
+    bad = theirs.faults.get("unreadable_rows")
+    if bad is None:
+        return None
+    message, remedy = f"rows of {name} that cannot be read", f"`pcrm check {name}` says more"
+    return Finding("unreadable_other", "error", message, bad.count, theirs.rows, remedy, theirs.examples(bad))
+
+
+def shared_pairs(s: Survey, theirs: Survey, name: str) -> Finding | None:
+    """An error: an evaluation on pairs that were trained on measures memory."""
+    return _shared(
+        s,
+        theirs,
+        _where(s.pairs, theirs.pairs),
+        "shared_pairs",
+        "error",
+        f"rows that are in {name} too, in either order",
+        "remove them from one of the two, and split by prompt: one as training data, the other for evaluation would say too much",
+    )
+
+
+def shared_prompts(s: Survey, theirs: Survey, name: str) -> Finding | None:
+    """A warning: with other responses the evaluation is of new pairs, but not of new prompts."""
+    at = np.where(s.has_prompt, _where(s.prompts, theirs.prompts), -1)
+    return _shared(
+        s,
+        theirs,
+        at,
+        "shared_prompts",
+        "warning",
+        f"rows whose prompt is in {name} too",
+        "split by prompt: accuracy on prompts that were trained on is higher than on new ones",
+    )
+
+
+def _shared(s: Survey, theirs: Survey, at: Ints, id: str, level: Level, message: str, remedy: str) -> Finding | None:
+    both = np.flatnonzero(at >= 0)
+    if not len(both):
+        return None
+    examples = tuple(
+        Example(s.place(s.numbers[i]), f"as {theirs.place(theirs.numbers[at[i]])}") for i in both[:3].tolist()
+    )
+    return Finding(id, level, message, len(both), s.rows, remedy, examples)
+
+
+def _where(ours: NDArray[np.bytes_], theirs: NDArray[np.bytes_]) -> Ints:
+    """For each of ours the first of theirs that is equal, -1 for none."""
+    if not len(theirs):
+        return np.full(len(ours), -1)
+    unique, first = np.unique(theirs, return_index=True)
+    at = np.searchsorted(unique, ours).clip(max=len(unique) - 1)
+    return np.where(unique[at] == ours, first[at], -1)
+
+
+def equal_as_tokens(s: Survey, sizes: _Sizes, max_length: int | None) -> Finding | None:
+    """An error: to the model such a pair is identical."""
+    limit = np.iinfo(np.int64).max if max_length is None else max_length
+    cut = np.minimum([sizes.chosen, sizes.rejected], limit)
+    equal = (cut[0] == cut[1]) & (sizes.common >= cut[0])
+    whole = (sizes.chosen == sizes.rejected) & (sizes.common == sizes.chosen)
+    truncated, whole_count = int((equal & ~whole).sum()), int(whole.sum())
+    if not truncated + whole_count:
+        return None
+    told = [f"{whole_count:,} as they are"] if whole_count else []
+    told += [f"{truncated:,} once cut to {max_length} tokens"] if truncated else []
+    return Finding(
+        "equal_as_tokens",
+        "error",
+        f"rows whose two responses are the same tokens ({', '.join(told)})",
+        truncated + whole_count,
+        s.rows,
+        "remove them, or raise --max-length: TRL's reward trainer leaves out what is longer, its DPO trainer cuts it, and "
+        "then nothing is left to tell the responses apart",
+        _of_rows(s, sizes, equal),
+    )
+
+
+def over_max_length(s: Survey, sizes: _Sizes, max_length: int) -> Finding | None:
+    long = np.maximum(sizes.chosen, sizes.rejected) > max_length
+    if not long.any():
+        return None
+    return Finding(
+        "over_max_length",
+        "warning",
+        f"rows with more than {max_length} tokens",
+        int(long.sum()),
+        s.rows,
+        "raise max_length, or shorten them: TRL's reward trainer leaves them out without a word, its DPO trainer cuts them",
+        _of_rows(s, sizes, long),
+    )
+
+
+def _of_rows(s: Survey, sizes: _Sizes, which: NDArray[np.bool_]) -> tuple[Example, ...]:
+    return tuple(Example(s.place(s.numbers[i])) for i in sizes.row[which][:3].tolist())
+
+
+def longer_chosen(sizes: _Sizes) -> Finding | None:
+    difference = sizes.chosen - sizes.rejected
+    longer, n = int((difference > 0).sum()), int((difference != 0).sum())
+    if not n:
+        return None
+    low, high = _interval(longer, n)
+    biased = low > 0.5 + _LENGTH_BIAS or high < 0.5 - _LENGTH_BIAS
+    side = "longer" if 2 * longer >= n else "shorter"
+    return Finding(
+        "longer_chosen",
+        "warning" if biased else "info",
+        f"the chosen response is longer in {longer / n:.1%} of the pairs of unlike length (95% interval {low:.1%} to {high:.1%})",
+        longer,
+        n,
+        f"every model learns to prefer the {side} response. `pcrm report` shows accuracy where the shorter one is chosen, and "
+        "`pcrm calibrate` takes length out of scores"
+        if biased
+        else "",
+        numbers={"share": longer / n, "interval": [low, high], "unit": sizes.unit},
+    )
+
+
+def _interval(k: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share of k in n."""
+    z = 1.959964
+    middle, half = (k + z * z / 2) / (n + z * z), z * math.sqrt(k * (n - k) / n + z * z / 4) / (n + z * z)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def lengths(sizes: _Sizes) -> Finding:
+    of = {
+        "prompt": sizes.prompt,
+        "chosen": sizes.chosen - sizes.prompt,
+        "rejected": sizes.rejected - sizes.prompt,
+        "longest_with_prompt": np.maximum(sizes.chosen, sizes.rejected),
+    }
+    numbers = {name: _quantiles(x) | {"1": int(x.max())} for name, x in of.items()}
+    table = [f"{'':<22}" + "".join(f"{p:>9.0%}" for p in _QUANTILES) + f"{'most':>9}"]
+    for name, row in numbers.items():
+        table.append(f"{name.replace('_', ' '):<22}" + "".join(f"{v:>9,.0f}" for v in row.values()))
+    n = len(sizes.chosen)
+    return Finding(
+        "lengths",
+        "info",
+        f"lengths in {sizes.unit}, by their quantiles",
+        n,
+        n,
+        numbers={"unit": sizes.unit, **numbers},
+        table=tuple(table),
+    )
+
+
+def _quantiles(x: Any) -> dict[str, float]:
+    return {f"{p:g}": float(q) for p, q in zip(_QUANTILES, np.quantile(x, _QUANTILES), strict=True)}
+
+
+def repeated_tokens(s: Survey, sizes: _Sizes) -> Finding:
+    """What prefix sharing saves: at least, as it also shares what only some responses to a prompt begin with."""
+    shortest = _MIN_SHARED * (1 if sizes.unit == "tokens" else _CHARACTERS)
+    total = int(sizes.whole.sum())
+    responses = np.bincount(sizes.of, minlength=len(sizes.row))
+    common = np.where(sizes.all_common >= shortest, sizes.all_common, 0)
+    in_rows = int(((responses - 1) * common).sum())
+    # Of a prompt what all of its rows begin with is computed once, and the rest of each response that is another.
+    group = np.unique(s.prompts[sizes.row], return_inverse=True)[1]
+    of_prompt = np.full(group.max() + 1, np.iinfo(np.int64).max)
+    np.minimum.at(of_prompt, group, common)
+    once = np.unique(sizes.digest, return_index=True)[1]
+    together = int(of_prompt.sum() + (sizes.whole[once] - of_prompt[group[sizes.of[once]]]).sum())
+    shares = in_rows / total if total else 0.0, 1 - together / total if total else 0.0
+    about = "" if sizes.unit == "tokens" else "about "  # a token begins and ends anywhere
+    return Finding(
+        "repeated_tokens",
+        "info",
+        f"{about}{shares[0]:.1%} of the {sizes.unit} repeat the beginning of another response of their row, {shares[1]:.1%} that "
+        "of any response to their prompt",
+        in_rows,
+        total,
+        f"pcrm_prefix_sharing=True computes them once: {shares[0]:.0%} fewer in shuffled batches, up to {shares[1]:.0%} where the rows "
+        "of a prompt meet, as in `pcrm score`"
+        if shares[1] >= 0.2
+        else "",
+        numbers={"unit": sizes.unit, "within_rows": shares[0], "within_prompts": shares[1], "prompts": len(of_prompt)},
+    )
+
+
+def prior_and_targets(kind: str | None, s: Floats) -> Finding | None:
+    """The similarities, and what targets fitted to them do."""
+    if not len(s):
+        return None
+    numbers: dict[str, Any] = {"prior": kind, "quantiles": _quantiles(s)}
+    named = "the column 'prior'" if kind == "column" else f"the prior {kind!r}"
+    head = f"{'':<22}" + "".join(f"{p:>9.0%}" for p in _QUANTILES)
+    table = [head, f"{'similarity':<22}" + "".join(f"{v:>9.3f}" for v in numbers["quantiles"].values())]
+    try:
+        constraint = Constraint.fit(s, target_alike=_ALIKE, target_unlike=_UNLIKE)
+    except ValueError as error:
+        return Finding(
+            "prior",
+            "warning",
+            f"{named} tells no alike pairs from unlike ones: {error}",
+            len(s),
+            len(s),
+            "use another prior, or pcrm_prior='fixed' with one ceiling for all pairs",
+            numbers=numbers,
+            table=tuple(table),
+        )
+    target = np.asarray(constraint.target(s))
+    near = (_UNLIKE - _ALIKE) / 10
+    ends = float(np.mean(target <= _ALIKE + near)), float(np.mean(target >= _UNLIKE - near))
+    numbers["targets"] = {
+        "alike": _ALIKE,
+        "unlike": _UNLIKE,
+        "quantiles": _quantiles(target),
+        "near_alike": ends[0],
+        "near_unlike": ends[1],
+    }
+    table.append(f"{'target margin':<22}" + "".join(f"{v:>9.2f}" for v in numbers["targets"]["quantiles"].values()))
+    table.append(
+        f"{ends[0]:.1%} of the pairs get a target within a tenth of the way from {_ALIKE:g}, {ends[1]:.1%} from {_UNLIKE:g}"
+    )
+    return Finding(
+        "prior",
+        "info",
+        f"{named}, and targets fitted with {_ALIKE:g} for alike and {_UNLIKE:g} for unlike pairs",
+        len(s),
+        len(s),
+        numbers=numbers,
+        table=tuple(table),
+    )
+
+
+def swapped_labels(s: Survey, sample: list[tuple[int, Preference]], model: RewardModel) -> Finding | None:
+    """How often a reward model prefers the rejected response: more often than not says that labels are swapped."""
+    from tqdm import tqdm
+
+    places, encoded = [], []
+    for number, p in sample:
+        names = list(p.responses)
+        values = dict(zip(names, inputs(p.prompt, p.responses, end=model.end), strict=True))
+        how = p.row.get("tools"), p.row.get("chat_template_kwargs")
+        try:
+            encoded.append([model.encode(names[i], values[names[i]], *how) for i in (p.best, p.worst)])
+        except RowError:  # too long for the model
+            continue
+        places.append(number)
+    if not encoded:
+        return None
+    with tqdm(total=len(encoded), desc=model.name, unit=" pairs", disable=None, mininterval=0.5) as bar:
+        scores = model.score(
+            [ids for pair in encoded for ids in pair], lambda share: bar.update(int(share * bar.total) - bar.n)
+        )
+    margins = scores[::2].astype(float) - scores[1::2]
+    against, n = int((margins < 0).sum()), int((np.isfinite(margins) & (margins != 0)).sum())
+    if not n:
+        return None
+    low, high = _interval(against, n)
+    worst = np.argsort(np.nan_to_num(margins), kind="stable")[: min(3, against)].tolist()
+    return Finding(
+        "swapped_labels",
+        "warning" if low > 0.5 else "info",
+        f"{model.name} scores the rejected response higher in {against / n:.1%} of {n:,} pairs (95% interval {low:.1%} to {high:.1%})",
+        against,
+        n,
+        "look at the examples: chosen and rejected may be swapped, in all rows or in some" if low > 0.5 else "",
+        tuple(Example(s.place(places[i]), f"rejected is {-margins[i]:.3g} higher") for i in worst),
+        {"share": against / n, "interval": [low, high], "skipped": len(sample) - len(places)},
+    )
