@@ -19,6 +19,7 @@ from ..losses import warn_of_smoothing
 from ..priors import prior_tensor
 from ..settings import Constraint
 from .losses import PCRMDPOLoss, PCRMPairWiseLoss
+from .metrics import LogsConstraint
 
 
 class PCRMRewardDataset(RewardDataset):
@@ -76,8 +77,8 @@ class PCRMRewardDataset(RewardDataset):
         return (*tensors, list(zip(extras, prior, strict=True)) if self.is_dpo else prior)
 
 
-class PCRMRewardModelTrainer(RewardModelTrainer):
-    """OpenRLHF's `RewardModelTrainer` with the prior-constrained loss.
+class PCRMRewardModelTrainer(LogsConstraint, RewardModelTrainer):
+    """OpenRLHF's `RewardModelTrainer` with the prior-constrained loss and the metrics of `pcrm.trl`.
 
     The data sets of its loaders are `PCRMRewardDataset`s, unless the constraint is fixed.
 
@@ -100,11 +101,12 @@ class PCRMRewardModelTrainer(RewardModelTrainer):
             )
         self.loss_fn = loss_fn
         self.margin_loss = not loss_fn.loss.constraint.is_fixed  # hands the last of a batch to the loss
+        self._watch(loss_fn)
         self.strategy.print(loss_fn)
 
 
-class PCRMDPOTrainer(DPOTrainer):
-    """OpenRLHF's `DPOTrainer` with the prior-constrained loss.
+class PCRMDPOTrainer(LogsConstraint, DPOTrainer):
+    """OpenRLHF's `DPOTrainer` with the prior-constrained loss and the metrics of `pcrm.trl`.
 
     Its beta and label smoothing are OpenRLHF's own. The data sets of its loaders are
     `PCRMRewardDataset`s, unless the constraint is fixed.
@@ -122,6 +124,7 @@ class PCRMDPOTrainer(DPOTrainer):
         stock = self.loss_fn  # knows what the flags said, whatever they are called in this version
         warn_of_smoothing(stock.label_smoothing, constraint)
         self.loss_fn = PCRMDPOLoss(constraint, stock.beta, stock.label_smoothing, stock.ipo)
+        self._watch(self.loss_fn)
         self.strategy.print(self.loss_fn)
 
     def concatenated_forward(
