@@ -49,7 +49,7 @@ def test_each_message_comes_once(mode, of):
     [
         ([-0.5, 0.5, 1.2], [2.0, 4.0, 6.0]),  # the third of the pairs over a target
         (0.5, 4.0),  # none is, but the second term is a sixth of the first: it holds them there
-        ([0.1] * 98 + [3.0] * 2, [12.0] * 98 + [2.0] * 2),  # few pairs, but these
+        ([0.1] * 98 + [6.1] * 2, [12.0] * 100),  # few pairs are, and pull is 2e-4, but these it holds
         ([1.0, 3.0], [2.0, 2.0]),  # a half over the ceiling
         (0.4, math.inf),  # the stock loss was asked for
         (math.nan, 12.0),
