@@ -71,7 +71,7 @@ class Result:
         (path,) = (self.folder / "board").rglob("events.*")
         events = EventAccumulator(str(path))
         events.Reload()
-        return [event.value for event in events.Scalars(name)]
+        return [event.value for event in events.Scalars(name)] if name in events.Tags()["scalars"] else []
 
     def trace(self, rank: int) -> list[dict[str, torch.Tensor]]:
         return [load_file(path) for path in sorted((self.folder / "trace").glob(f"rank{rank:05d}-*"))]
@@ -245,8 +245,8 @@ def test_the_logged_metrics_are_of_the_pairs_of_all_processes(train, command, pr
         }
         # Margins and deltas are of float32, and TensorBoard's numbers too.
         assert {name: values[at] for name, values in logged.items()} == pytest.approx(want, rel=1e-5)
-    if command == "train_rm":  # which evaluates some of its training data at its end
-        assert len(result.logged("eval/pcrm/pull")) == 1
+    # At the end of a reward model's training 0.11.2 evaluates a pair, and 0.10.4 drops it.
+    assert len(result.logged("eval/pcrm/pull")) == len(result.logged("eval/eval_loss"))
 
 
 @each_command
