@@ -63,12 +63,15 @@ class Result:
     @property
     def losses(self) -> list[float]:
         """What OpenRLHF logged: a loss a step, the mean over the processes."""
+        return self.logged("train/loss")
+
+    def logged(self, name: str) -> list[float]:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         (path,) = (self.folder / "board").rglob("events.*")
         events = EventAccumulator(str(path))
         events.Reload()
-        return [event.value for event in events.Scalars("train/loss")]
+        return [event.value for event in events.Scalars(name)] if name in events.Tags()["scalars"] else []
 
     def trace(self, rank: int) -> list[dict[str, torch.Tensor]]:
         return [load_file(path) for path in sorted((self.folder / "trace").glob(f"rank{rank:05d}-*"))]
@@ -197,6 +200,10 @@ def formula(m: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
 
 def recomputed(command: str, step: dict[str, torch.Tensor]) -> float:
     """The loss of a recorded step by the formula, in float64, from scores and priors alone."""
+    return formula(*margins_and_ceilings(command, step)).item()
+
+
+def margins_and_ceilings(command: str, step: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     step = {name: x.double() for name, x in step.items()}
     if command == "train_rm":
         m = step["chosen_rewards"] - step["rejected_rewards"]
@@ -204,7 +211,7 @@ def recomputed(command: str, step: dict[str, torch.Tensor]) -> float:
         policy = step["policy_chosen_logps"] - step["policy_rejected_logps"]
         m = 0.1 * (policy - (step["reference_chosen_logps"] - step["reference_rejected_logps"]))
     beta1, beta2, beta3 = BETAS
-    return formula(m, beta1 / (step["prior"] + beta2) + beta3).item()
+    return m, beta1 / (step["prior"] + beta2) + beta3
 
 
 @each_command
@@ -219,6 +226,27 @@ def test_the_logged_loss_is_ours(train, command, processes, zero, capsys):
         assert logged == pytest.approx(expected, abs=2.4e-6)
     assert cli.main(["verify", str(result.folder / "trace")]) == 0
     assert f"{PAIRS} pairs: ok" in capsys.readouterr().out
+
+
+@each_command
+@each_size
+def test_the_logged_metrics_are_of_the_pairs_of_all_processes(train, command, processes, zero):
+    result = finished(train(Job(command, processes, zero, CONSTRAINED)))
+    traces = [result.trace(rank) for rank in range(processes)]
+    logged = {name: result.logged(f"train/pcrm/{name}") for name in ("target_median", "over_target", "pull", "prior")}
+    for at, steps in enumerate(zip(*traces, strict=True)):
+        pairs = [margins_and_ceilings(command, step) for step in steps]
+        m, delta = (torch.cat(part) for part in zip(*pairs, strict=True))
+        want = {
+            "target_median": delta.quantile(0.5).item() / 2,
+            "over_target": (m > delta / 2).double().mean().item(),
+            "pull": ((m - delta).sigmoid().sum() / (-m).sigmoid().sum()).item(),
+            "prior": torch.cat([step["prior"] for step in steps]).double().mean().item(),
+        }
+        # Margins and deltas are of float32, and TensorBoard's numbers too.
+        assert {name: values[at] for name, values in logged.items()} == pytest.approx(want, rel=1e-5)
+    # At the end of a reward model's training 0.11.2 evaluates a pair, and 0.10.4 drops it.
+    assert len(result.logged("eval/pcrm/pull")) == len(result.logged("eval/eval_loss"))
 
 
 @each_command

@@ -88,7 +88,9 @@ def test_length_ratio_comes_from_the_token_ids(train, plain):
         "delta": delta.mean(),
         "target": delta.mean() / 2,
         "residual": (margin - delta / 2).mean(),
+        "over_target": 0.0,
         "violation": 0.0,
+        "pull": (margin - delta).sigmoid().sum() / (-margin).sigmoid().sum(),
     }
     log = logged(trainer)
     for name, value in want.items():

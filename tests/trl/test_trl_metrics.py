@@ -1,8 +1,10 @@
 """The metrics that join TRL's: means over the pairs, however these come in batches, accumulation and processes."""
 
 import json
+import logging
 import math
 import os
+import statistics
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from helpers.trainers import FORMATS, TWO_PROCESSES, build, joint, launch, load,
 
 import pcrm
 
-NAMES = ("delta", "target", "residual", "violation", "prior")
+NAMES = ("delta", "delta_median", "target", "target_median", "residual", "over_target", "violation", "pull", "prior")
 # Ceilings from 0.1 up, some of which the margins of a tiny model are over.
 CONSTRAINT = {"pcrm_beta1": 0.1, "pcrm_beta3": -0.0999}
 STILL = {"learning_rate": 0.0}  # all steps see the same model
@@ -36,11 +38,17 @@ def expected(trainer, pairs):
         deltas.append(trainer.constraint.delta(prior))
         margins.append(chosen - rejected)
     n = len(pairs)
+    median = statistics.median(deltas)
     return {
         "delta": sum(deltas) / n,
+        "delta_median": median,
         "target": sum(deltas) / n / 2,
+        "target_median": median / 2,
         "residual": sum(m - d / 2 for m, d in zip(margins, deltas, strict=True)) / n,
+        "over_target": sum(m > d / 2 for m, d in zip(margins, deltas, strict=True)) / n,
         "violation": sum(m > d for m, d in zip(margins, deltas, strict=True)) / n,
+        "pull": sum(1 / (1 + math.exp(d - m)) for m, d in zip(margins, deltas, strict=True))
+        / sum(1 / (1 + math.exp(m)) for m in margins),
         "prior": sum(priors) / n,
     }
 
@@ -82,7 +90,7 @@ def test_training_weighs_batches_by_their_pairs(tiny, rows, tmp_path):
         trainer.train()
         logs.append(steps(trainer)[0])
     want = expected(trainer, [trainer.train_dataset[i] for i in range(10)])
-    assert 0 < want["violation"] < 1
+    assert 0 < want["violation"] <= want["over_target"] < 1
     for log in logs:
         assert {name: log[f"pcrm/{name}"] for name in NAMES} == pytest.approx(want, rel=1e-5)
 
@@ -117,8 +125,9 @@ def test_scores_that_are_not_numbers_are_seen(tiny, rows, tmp_path):
         trainer.train()
         found += steps(trainer)
     step, sound = found
-    assert math.isnan(step["pcrm/violation"]) and math.isnan(step["pcrm/residual"])
-    assert all(step[f"pcrm/{name}"] == sound[f"pcrm/{name}"] for name in ("delta", "target", "prior"))
+    of_scores = {"residual", "over_target", "violation", "pull"}
+    assert all(math.isnan(step[f"pcrm/{name}"]) for name in of_scores)
+    assert all(step[f"pcrm/{name}"] == sound[f"pcrm/{name}"] for name in set(NAMES) - of_scores)
 
 
 def test_pairs_without_a_ceiling_have_no_target(tiny, rows, tmp_path):
@@ -133,10 +142,37 @@ def test_pairs_without_a_ceiling_have_no_target(tiny, rows, tmp_path):
         )
     chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
     log = logged(trainer)
-    assert log["eval_pcrm/delta"] == pytest.approx((3 + 5) / 2)
+    assert log["eval_pcrm/delta"] == log["eval_pcrm/delta_median"] == pytest.approx((3 + 5) / 2)
     assert log["eval_pcrm/target"] == pytest.approx((3 + 5) / 4)
     assert log["eval_pcrm/residual"] == pytest.approx((chosen - rejected)[1:3].mean().item() - 2, rel=1e-6)
     assert log["eval_pcrm/prior"] == pytest.approx(0.375) and log["eval_pcrm/violation"] == 0
+    margin = (chosen - rejected).double()
+    assert log["eval_pcrm/over_target"] == (margin[1:3] > torch.tensor([1.5, 2.5])).double().mean()
+    pulls = (margin[1:3] - torch.tensor([3.0, 5.0])).sigmoid().sum()
+    assert log["eval_pcrm/pull"] == pytest.approx((pulls / (-margin).sigmoid().sum()).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["reward", pytest.param("dpo", marks=pytest.mark.slow)])
+def test_a_run_says_once_that_it_does_nothing(kind, tiny, tiny_policy, rows, tmp_path, caplog, monkeypatch):
+    """After the second of 3 steps 4 pairs of training are known, which are too few, and an evaluation, which is enough."""
+    monkeypatch.setattr("pcrm._binding._ENOUGH_PAIRS", 8)
+    data = FORMATS["plain"](rows[:16])
+    options = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, **STILL}
+
+    def said(**constraint):
+        caplog.clear()
+        folder = tiny if kind == "reward" else tiny_policy
+        with caplog.at_level(logging.WARNING, logger="pcrm.trl.trainer"):
+            trainer = build(kind, folder, tmp_path, data, eval_data=data, **options, **constraint)
+            trainer.evaluate()
+            assert caplog.messages == [], "nothing was trained"
+            trainer.train()
+        return caplog.messages
+
+    (message,) = said(pcrm_prior="fixed", pcrm_delta=14.0)
+    assert message.startswith("the constraint is not binding: over 16 evaluation pairs, the mean margin is ")
+    assert message.endswith(" without a constraint. Set a lower pcrm_delta, or train longer")
+    assert said(pcrm_prior="fixed", pcrm_delta=2.0) == []
 
 
 SCRIPT = """\

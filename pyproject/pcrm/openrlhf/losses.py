@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .. import losses
@@ -11,6 +13,9 @@ from ..settings import Constraint
 # What OpenRLHF gives for a column that is not there is 0. Among 64 pairs a real prior
 # that is 0 for all of them is no accident either.
 _ZEROS = 64
+
+# What is told the margins of each call, shape (B,), and the priors, if there are any.
+Observer = Callable[[torch.Tensor, torch.Tensor | None], None]
 
 
 class PCRMPairWiseLoss(torch.nn.Module):
@@ -37,6 +42,7 @@ class PCRMPairWiseLoss(torch.nn.Module):
         self.loss = losses.PCRMLoss(
             constraint, label_smoothing=label_smoothing, center_rewards_coefficient=center_rewards_coefficient
         )
+        self.observer: Observer | None = None
         self._zeros: int | None = 0  # pairs seen so far, None once a margin was not 0
 
     def forward(
@@ -60,7 +66,14 @@ class PCRMPairWiseLoss(torch.nn.Module):
                 its index), or is 0 for all of the first 64 pairs or more; scores of other shapes. The check costs a synchronization
                 with the device; OpenRLHF's own loop has several a step.
         """
-        return self.loss(chosen_reward, reject_reward, self._prior(chosen_reward, margin))
+        prior = self._prior(chosen_reward, margin)
+        loss = self.loss(chosen_reward, reject_reward, prior)
+        if self.observer is not None:
+            chosen, rejected = (
+                x.detach().to(torch.promote_types(x.dtype, torch.float32)) for x in (chosen_reward, reject_reward)
+            )
+            self.observer(chosen - rejected, prior)
+        return loss
 
     def _prior(self, chosen_reward: torch.Tensor, margin: torch.Tensor | None) -> torch.Tensor | None:
         if margin is None and self.loss.constraint.is_fixed:
@@ -124,6 +137,7 @@ class PCRMDPOLoss(torch.nn.Module):
             raise ValueError("ipo is True: IPO's squared loss has no constraint, leave --model.ipo_enable away")
         self.loss = losses.PCRMDPOLoss(constraint, beta, label_smoothing=label_smoothing)
         self.prior: torch.Tensor | None = None
+        self.observer: Observer | None = None
 
     def forward(
         self,
@@ -152,4 +166,7 @@ class PCRMDPOLoss(torch.nn.Module):
                 f"prior has shape {tuple(prior.shape)}, policy_chosen_logps has {tuple(policy_chosen_logps.shape)}"
             )
         logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
-        return self.loss(*logps, prior)
+        loss, chosen_rewards, rejected_rewards = self.loss(*logps, prior)
+        if self.observer is not None:
+            self.observer(chosen_rewards - rejected_rewards, prior)
+        return loss, chosen_rewards, rejected_rewards

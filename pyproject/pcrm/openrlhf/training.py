@@ -20,6 +20,7 @@ from ..prefix_sharing import enable
 from ..priors import prior_tensor
 from ..settings import Constraint
 from .losses import PCRMDPOLoss, PCRMPairWiseLoss
+from .metrics import LogsConstraint
 
 
 class PCRMRewardDataset(RewardDataset):
@@ -89,8 +90,8 @@ def _share_prefixes(strategy: Any, packing_samples: bool, *models: Any) -> None:
     strategy.print("Prefix sharing is on")
 
 
-class PCRMRewardModelTrainer(RewardModelTrainer):
-    """OpenRLHF's `RewardModelTrainer` with the prior-constrained loss.
+class PCRMRewardModelTrainer(LogsConstraint, RewardModelTrainer):
+    """OpenRLHF's `RewardModelTrainer` with the prior-constrained loss and the metrics of `pcrm.trl`.
 
     The data sets of its loaders are `PCRMRewardDataset`s, unless the constraint is fixed.
 
@@ -118,11 +119,12 @@ class PCRMRewardModelTrainer(RewardModelTrainer):
             _share_prefixes(self.strategy, self.packing_samples, self.model)
         self.loss_fn = loss_fn
         self.margin_loss = not loss_fn.loss.constraint.is_fixed  # hands the last of a batch to the loss
+        self._watch(loss_fn)
         self.strategy.print(loss_fn)
 
 
-class PCRMDPOTrainer(DPOTrainer):
-    """OpenRLHF's `DPOTrainer` with the prior-constrained loss.
+class PCRMDPOTrainer(LogsConstraint, DPOTrainer):
+    """OpenRLHF's `DPOTrainer` with the prior-constrained loss and the metrics of `pcrm.trl`.
 
     Its beta and label smoothing are OpenRLHF's own. The data sets of its loaders are
     `PCRMRewardDataset`s, unless the constraint is fixed.
@@ -144,6 +146,7 @@ class PCRMDPOTrainer(DPOTrainer):
         self.loss_fn = PCRMDPOLoss(constraint, stock.beta, stock.label_smoothing, stock.ipo)
         if prefix_sharing:
             _share_prefixes(self.strategy, self.packing_samples, self.model.model, self.ref_model.model)
+        self._watch(self.loss_fn)
         self.strategy.print(self.loss_fn)
 
     def concatenated_forward(

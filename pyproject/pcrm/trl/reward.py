@@ -26,14 +26,19 @@ class PCRMRewardTrainer(ConstrainedTrainer, RewardTrainer):
     as TRL has it, or with `pcrm_form="token"` that of `pcrm.functional.pcrm_token_loss` over the
     scores of all tokens. All of TRL's metrics stay, and these join them, means over the pairs:
 
-        pcrm/prior      the similarity of the two responses
-        pcrm/delta      the ceiling of their margin
-        pcrm/target     delta / 2, the margin that the loss wants
-        pcrm/residual   margin - delta / 2
-        pcrm/violation  share of the pairs whose margin is over delta
+        pcrm/prior          the similarity of the two responses
+        pcrm/delta          the ceiling of their margin
+        pcrm/target         delta / 2, the margin that the loss wants
+        pcrm/residual       margin - delta / 2
+        pcrm/over_target    share of the pairs whose margin is over delta / 2
+        pcrm/violation      share of the pairs whose margin is over delta
 
-    Pairs with an infinite delta have no target: they count for `pcrm/violation` and `pcrm/prior`
-    only. `pcrm_sft_eta` adds eta times a demonstration term,
+    Beside them are `pcrm/delta_median` and `pcrm/target_median`, and `pcrm/pull`, which says how strong
+    the constraint is against the ranking: the sum of sigmoid(margin - delta) over the sum of
+    sigmoid(-margin). Pairs with an infinite delta have no target: they count for `pcrm/violation`,
+    `pcrm/pull` and `pcrm/prior` only. A run whose constraint does not bind says so, once.
+
+    `pcrm_sft_eta` adds eta times a demonstration term,
 
         NLL = -(1 / T) sum over the batch's T tokens y_t of the chosen responses of log p(y_t | what precedes it)
 

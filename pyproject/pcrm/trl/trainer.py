@@ -1,8 +1,9 @@
 """What the two trainers share: the hooks of `transformers.Trainer` that the constraint needs.
 
 Each hook is a few lines here. The work is done by `PriorColumn` (dataset.py), `PriorCollator`
-(collator.py), `Rankings` (rankings.py), `ConstraintMetrics` (metrics.py) and the functions of prioritized.py. The loss is
-swapped in the trainers themselves: `compute_loss` in reward.py, `_compute_loss` in dpo.py.
+(collator.py), `Rankings` (rankings.py), `ConstraintMetrics` (pcrm/_metrics.py), `BindingCheck` (pcrm/_binding.py) and the
+functions of prioritized.py. The loss is swapped in the trainers themselves: `compute_loss` in reward.py,
+`_compute_loss` in dpo.py.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from .. import prefix_sharing
+from .._binding import BindingCheck
 from .._engine.dtypes import Reduction
+from .._metrics import ConstraintMetrics, Demonstrations, Mode
 from ..methods.prioritized import PrioritizedSampler
 from ..settings import Config, Constraint
+from . import histogram
 from .collator import INDEX, WEIGHT, PriorCollator
 from .configs import PCRMArguments
 from .data_check import warn_of_faults
 from .dataset import PriorColumn
-from .metrics import ConstraintMetrics, Demonstrations, Mode
 from .prioritized import RoundsByEpoch, load_sampler, sampler_of, save_sampler, weighted_mean, with_index
 from .rankings import Rankings
 
@@ -83,6 +86,7 @@ class ConstrainedTrainer(Trainer):
     _prior_column: PriorColumn
     _rankings: Rankings
     _constraint_metrics: ConstraintMetrics
+    _binding_check: BindingCheck
     # What transformers and TRL set: a model is there by the time of a hook, gather's result is of
     # the type of its argument, and TRL logs the mean of each list of metrics.
     model: Any
@@ -113,6 +117,7 @@ class ConstrainedTrainer(Trainer):
         self._constraint_metrics = ConstraintMetrics(
             log_prior=self.settings.prior != "random", keep_margins=args.pcrm_log_margins
         )
+        self._binding_check = BindingCheck(self.constraint)
 
     def _finish(self, args: PCRMArguments) -> None:
         """Do what is left of the construction after TRL's constructor."""
@@ -238,10 +243,15 @@ class ConstrainedTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.constrained:
-            means = self._constraint_metrics.take_means(self._current_mode)
-            self._metrics[self._current_mode].update({name: [mean] for name, mean in means.items()})
+            mode = self._current_mode
+            progress = self.state.global_step / max(self.state.max_steps, 1)
+            message = self._binding_check.look(self._constraint_metrics.sums[mode], mode, progress)
+            if message is not None and self.is_world_process_zero():
+                logger.warning(message)
+            means = self._constraint_metrics.take_means(mode)
+            self._metrics[mode].update({name: [mean] for name, mean in means.items()})
         super().log(logs, start_time)
         if self.constrained:
             # The last log of a training run may come after an evaluation.
             mode = "train" if "train_runtime" in logs else self._current_mode
-            self._constraint_metrics.write_histogram(mode, self.callback_handler.callbacks, self.state.global_step)
+            histogram.write(self._constraint_metrics, mode, self.callback_handler.callbacks, self.state.global_step)

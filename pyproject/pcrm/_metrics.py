@@ -1,0 +1,218 @@
+"""The metrics `pcrm/*` of every trainer: what the constraint does to the pairs since the last log."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+Tensor = torch.Tensor
+Mode = Literal["train", "eval"]
+
+# Of so many values a quantile is exact. Of more it is that of so many, drawn at random: a median is then off
+# by 0.2 % of the ranks (one standard error).
+KEPT_VALUES = 2**16
+
+
+class Sample:
+    """Values for their quantiles in bounded memory: all of them, then a uniform sample (Vitter's algorithm R)."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self._values = array("d")
+
+    @property
+    def values(self) -> Floats:
+        """A copy of the values that are kept."""
+        return np.array(self._values)
+
+    def add(self, values: Floats) -> None:
+        fill, rest = np.split(values, [KEPT_VALUES - len(self._values)])
+        self._values.frombytes(fill.tobytes())
+        if len(rest):
+            # Of its own, so that training draws the same numbers with and without metrics; and the same in all processes.
+            draws = np.random.default_rng(self.seen).random(len(rest))
+            slots = (draws * np.arange(self.seen + len(fill) + 1, self.seen + len(values) + 1)).astype(np.int64)
+            kept = slots < KEPT_VALUES
+            np.frombuffer(self._values)[slots[kept]] = rest[kept]
+        self.seen += len(values)
+
+
+@dataclass
+class PairSums:
+    """Sums over pairs, which make the metrics of a period however its pairs come in batches.
+
+    The loss of a pair with the margin m and the ceiling delta has the slope sigmoid(m - delta) - sigmoid(-m): its first
+    term pushes the margin up by sigmoid(-m), its second pulls it down by sigmoid(m - delta), which is 0 for an
+    infinite delta.
+    """
+
+    pairs: int = 0
+    over_ceiling: float = 0.0
+    push: float = 0.0
+    pull: float = 0.0
+    # Over the pairs with a finite delta: the others have no target to be off from.
+    bounded: int = 0
+    margin: float = 0.0
+    delta: float = 0.0
+    residual: float = 0.0
+    over_target: float = 0.0
+    deltas: Sample = field(default_factory=Sample)
+
+    def add(self, margin: Floats, delta: Floats) -> None:
+        """Add pairs, shape (N,) each."""
+        bounded = delta < math.inf
+        m, d = margin[bounded], delta[bounded]
+        self.pairs += len(margin)
+        # A margin that is not a number is over nothing and under nothing, and must show.
+        self.over_ceiling += math.nan if np.isnan(margin).any() else int((m > d).sum())
+        self.push += float(_sigmoid(-margin).sum())
+        self.pull += float(_sigmoid(m - d).sum())
+        self.bounded += len(m)
+        self.margin += float(m.sum())
+        self.delta += float(d.sum())
+        self.residual += float((m - d / 2).sum())
+        self.over_target += math.nan if np.isnan(m).any() else int((m > d / 2).sum())
+        self.deltas.add(d)
+
+    def merge(self, other: PairSums) -> None:
+        """Add the pairs of other sums. Where these kept a sample of the ceilings, only the sample joins."""
+        for f in dataclasses.fields(self):
+            if f.name != "deltas":
+                setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+        self.deltas.add(other.deltas.values)
+
+    @property
+    def relative_pull(self) -> float:
+        """The sum of the pulls over the sum of the pushes.
+
+        Not the mean of each pair's ratio: that grows as exp(m) once a margin is over its ceiling, so that a single pair
+        with a large margin decides it. The ratio of the sums weighs each pair as the gradient does.
+        """
+        if self.push:
+            return self.pull / self.push
+        return math.inf if self.pull else 0.0  # the push of a margin over 709 is 0 in float64
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics by name, without those that have no pair."""
+        if not self.pairs:
+            return {}
+        found = {"pcrm/violation": self.over_ceiling / self.pairs, "pcrm/pull": self.relative_pull}
+        if self.bounded:
+            mean, median = self.delta / self.bounded, float(np.median(self.deltas.values))
+            found |= {
+                "pcrm/delta": mean,
+                "pcrm/delta_median": median,
+                "pcrm/target": mean / 2,
+                "pcrm/target_median": median / 2,
+                "pcrm/residual": self.residual / self.bounded,
+                "pcrm/over_target": self.over_target / self.bounded,
+            }
+        return found
+
+
+def _sigmoid(x: Floats) -> Floats:
+    # With all digits also where it is small, which 1 - sigmoid(-x) would not have.
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))
+
+
+class Demonstrations(NamedTuple):
+    """The negative log-likelihood of the chosen responses of a batch."""
+
+    nll: Tensor  # the sum over each pair's tokens, shape (B,)
+    tokens: Tensor  # how many there are, shape (B,)
+
+
+class ConstraintMetrics:
+    """Sums over the pairs since the last log, of training and of evaluation apart.
+
+    A mean is over the pairs, however these come in batches, accumulated steps and processes.
+
+    Args:
+        log_prior: Whether `pcrm/prior` is a similarity, and so a metric.
+        keep_margins: Whether the margins are kept, for their histogram.
+
+    Attributes:
+        sums: Of the pairs since the last `take_means`.
+        evaluation: The name of the last evaluation: `eval`, or `eval_NAME` of one of several sets.
+    """
+
+    def __init__(self, *, log_prior: bool = True, keep_margins: bool = False) -> None:
+        self.log_prior = log_prior
+        self.keep_margins = keep_margins
+        self.sums: dict[Mode, PairSums] = {"train": PairSums(), "eval": PairSums()}
+        self.evaluation = "eval"
+        self._others: dict[Mode, dict[str, tuple[float, float]]] = {"train": {}, "eval": {}}
+        self._margins: dict[Mode, list[Floats]] = {"train": [], "eval": []}
+
+    def begin_evaluation(self, name: str = "eval") -> None:
+        """Start the evaluation of this name."""
+        self.evaluation = name
+        # Drop what a `predict` left, which logs nothing.
+        self.take_means("eval")
+        self._margins["eval"].clear()
+
+    def add(
+        self,
+        mode: Mode,
+        margin: Tensor,
+        delta: Tensor | float,
+        prior: Tensor | None = None,
+        demonstrations: Demonstrations | None = None,
+        *,
+        gather: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Add the pairs of a batch.
+
+        Args:
+            mode: Whether the batch trains.
+            margin: Chosen minus rejected, shape (B,).
+            delta: The ceilings, shape (B,), or one number for all.
+            prior: The similarities, shape (B,).
+            demonstrations: Of the demonstration term.
+            gather: What makes the rows of all processes, shape (N, columns), of those of this one.
+        """
+        with torch.no_grad():
+            columns = [margin, torch.as_tensor(delta, dtype=margin.dtype, device=margin.device).expand_as(margin)]
+            if prior is not None:
+                columns.append(prior.to(margin))
+            if demonstrations is not None:
+                columns += [x.to(margin) for x in demonstrations]
+            of_all, ceiling, *rest = gather(torch.stack(columns, 1)).cpu().double().numpy().T
+        self.sums[mode].add(of_all, ceiling)
+        if prior is not None and self.log_prior:
+            self._count(mode, "pcrm/prior", rest[0].sum(), len(rest[0]))
+        if demonstrations is not None:
+            self._count(mode, "pcrm/nll", rest[-2].sum(), rest[-1].sum())
+        if self.keep_margins:
+            self._margins[mode].append(of_all.copy())  # without the other columns
+
+    def _count(self, mode: Mode, name: str, total: float, count: float) -> None:
+        before, so_far = self._others[mode].get(name, (0.0, 0.0))
+        self._others[mode][name] = (before + float(total), so_far + float(count))
+
+    def take_means(self, mode: Mode) -> dict[str, float]:
+        """Return the metrics by their names, and begin anew."""
+        others = {name: total / count for name, (total, count) in self._others[mode].items() if count}
+        means = self.sums[mode].metrics() | others
+        self.sums[mode] = PairSums()
+        self._others[mode].clear()
+        return means
+
+    def take_margins(self, mode: Mode) -> Floats:
+        """Return the finite margins, shape (N,), and begin anew."""
+        margins = np.concatenate([np.empty(0), *self._margins[mode]])
+        self._margins[mode].clear()
+        return margins[np.isfinite(margins)]
