@@ -22,7 +22,10 @@ SCRIPT = """
 import os, sys
 import ray
 
-ray.init(address="local", num_cpus=2, object_store_memory=80_000_000, include_dashboard=False, log_to_driver=False)
+# An actor holds a CPU, and the files are read on others.
+ray.init(address="local", num_cpus=4, object_store_memory=80_000_000, include_dashboard=False, log_to_driver=False)
+# Or the first actor would do all that is there before the second has loaded its model.
+ray.data.DataContext.get_current().wait_for_min_actors_s = 200
 try:
     exec(sys.stdin.read())
 finally:
@@ -32,16 +35,21 @@ finally:
 
 
 def test_two_actors_have_the_scores_of_one_process(tmp_path, tiny):
+    code = DOCS
     rows = [row | {"id": i} for i, row in enumerate(generate(64, seed=4))]
     (tmp_path / "pairs").mkdir()
     (tmp_path / "reward-model").symlink_to(tiny)
     for i in range(4):
         pa.parquet.write_table(pa.Table.from_pylist(rows[16 * i :][:16]), tmp_path / "pairs" / f"{i}.parquet")
     assert len([line for line in DOCS.splitlines() if line.strip()]) <= 12
-    # Batches so small that both actors get some, and which of them had a row.
-    code = DOCS.replace("batch_size=512", "batch_size=16").replace(
-        "        return rows", '        return rows | {"actor": [os.getpid()] * len(scores)}'
-    )
+    # In blocks so small that both actors get some, and with the actor that had a row.
+    for printed, run in (
+        ('read_parquet("pairs")', 'read_parquet("pairs").repartition(8)'),
+        ("batch_size=512", "batch_size=8"),
+        ("return rows", 'return rows | {"actor": [os.getpid()] * len(rows["id"])}'),
+    ):
+        assert code.count(printed) == 1
+        code = code.replace(printed, run)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         input=code,

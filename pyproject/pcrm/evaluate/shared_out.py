@@ -13,12 +13,13 @@ Without torchrun the first process is the only one and does all of the work. tor
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import signal
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -70,24 +71,22 @@ class Processes:
                 dist.init_process_group("gloo", timeout=_PATIENCE)
             except RuntimeError as error:
                 raise ConnectionError(f"The {self.count} processes could not be connected: {error}") from error
+            # Not in __exit__, see there. Python must not end before gloo's threads, which would abort the process.
+            atexit.register(dist.destroy_process_group)
         return self
 
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         # After an error the others are told nothing. torchrun ends all processes once one of them fails, and this one
-        # has to print its message first. When it ends, the others find its connections closed, and end.
+        # has to print its message first. When it ends, its connections close, and so the others end.
         failed = error is not None and not (isinstance(error, SystemExit) and not error.code)
         if self.count == 1 or failed or self._others_work:
             return
         import torch.distributed as dist
 
-        try:
-            with _connected():
-                if self.rank == 0:
-                    _scattered([None] * self.count)
-                dist.barrier()  # the last word has reached all before the first of them ends
-        except ConnectionError:  # interrupted like this one
-            return
-        dist.destroy_process_group()
+        with contextlib.suppress(RuntimeError, ConnectionError):  # of others that were interrupted too
+            if self.rank == 0:
+                _scattered([None] * self.count)
+            dist.barrier()  # the last word has reached all before the first of them ends
 
     def serve(self) -> int:
         """Do what the first process hands out until it is done, and return the exit status.
@@ -205,7 +204,7 @@ def _failure(error: Exception) -> _Failure:
     return _Failure(RuntimeError, traceback.format_exc())
 
 
-@contextmanager
+@contextlib.contextmanager
 def _connected() -> Iterator[None]:
     try:
         yield
