@@ -35,13 +35,13 @@ finally:
 
 
 def test_two_actors_have_the_scores_of_one_process(tmp_path, tiny):
-    code = DOCS
     rows = [row | {"id": i} for i, row in enumerate(generate(64, seed=4))]
     (tmp_path / "pairs").mkdir()
     (tmp_path / "reward-model").symlink_to(tiny)
     for i in range(4):
         pa.parquet.write_table(pa.Table.from_pylist(rows[16 * i :][:16]), tmp_path / "pairs" / f"{i}.parquet")
     assert len([line for line in DOCS.splitlines() if line.strip()]) <= 12
+    code = DOCS
     # In blocks so small that both actors get some, and with the actor that had a row.
     for printed, run in (
         ('read_parquet("pairs")', 'read_parquet("pairs").repartition(8)'),

@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(argv: list[str], processes: Processes) -> int:
+    """What the first process does."""
     parser = argparse.ArgumentParser(
         prog="pcrm optimize", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )

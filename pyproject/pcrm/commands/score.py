@@ -31,7 +31,7 @@ OUT.parts.
     torchrun --nproc_per_node 8 -m pcrm score MODEL DATA --out OUT
 
 shares the rows out among 8 GPUs, those of one prompt to the same GPU. Begun with one number of
-processes, a run goes on with any other.
+processes, a run goes on with any other. Without GPUs the processes compute on the CPU.
 """
 
 
@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(argv: list[str], processes: Processes) -> int:
+    """What the first process does."""
     parser = argparse.ArgumentParser(
         prog="pcrm score", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
