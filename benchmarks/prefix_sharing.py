@@ -6,7 +6,7 @@ A random Llama of six layers, or with --gguf the language model of that file, co
 shared prefixes, in turns. CPU seconds are those after the first batch, which goes through the model both ways, and the
 median of the rounds' ratios is printed. For rankings they are a comparison's: plainly in shuffled batches of pairs, shared
 in larger batches by prompt. `limit` is the share of tokens that is left: what the ratio would be if nothing but tokens
-cost time. Memory is the highest that a run added to the process.
+cost time. Memory is the highest that a run added to a process of its own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +31,7 @@ from pcrm.demo.model import make_tokenizer
 from pcrm.evaluate.reward_model import RewardModel
 from pcrm.trl import PCRMDPOConfig, PCRMDPOTrainer, PCRMRewardConfig, PCRMRewardTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 
 SIZE = {
     "hidden_size": 384,
@@ -42,6 +45,7 @@ KINDS = ("reward", "dpo", "rankings", "scoring")
 # Pairs of a step. Shared rankings may have more, as their tokens are few.
 BATCH, RANKINGS_BATCH = 8, 32
 
+Rows = list[dict[str, Any]]
 Models = Callable[[Any, int], tuple[Any, Any]]  # of a class and a seed: a model and its tokenizer
 
 
@@ -115,20 +119,21 @@ def train(kind: str, models: Models, data: Dataset, steps: int, batch: int, shar
         trainer = (PCRMRewardTrainer if reward else PCRMDPOTrainer)(
             model=model, args=args, train_dataset=data, processing_class=tokenizer, callbacks=[clock], **others
         )
+        trainer.remove_callback(PrinterCallback)  # the table is what this prints
         trainer.train()
     pairs = (steps - 1) * batch
     loss = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     return Cost(clock.seconds / pairs, sum(tokens[len(tokens) - (steps - 1) :]) / pairs, memory.megabytes, loss)
 
 
-def score(models: Models, rankings: list[dict[str, Any]], shared: bool) -> Cost:
+def score(models: Models, rankings: Rows, shared: bool) -> Cost:
     model, tokenizer = models(LlamaForSequenceClassification, 0)
     prompts = [row["prompt"] for row in rankings for _ in row["responses"]]
     responses = [text for row in rankings for text in row["responses"]]
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        scorer = RewardModel(folder, batch_size=16, prefix_sharing=shared)
+        scorer = RewardModel(folder, prefix_sharing=shared)
         scorer(prompts[:2], responses[:2])  # compared with the plain pass
         tokens = counted(scorer._model)
         with Memory() as memory:
@@ -150,6 +155,20 @@ def from_file(file: Path, model_class: Any, seed: int) -> tuple[Any, Any]:
     return load(file, model_class, num_labels=1)
 
 
+def cost(kind: str, models: Models, rows: Rows, steps: int, shared: bool) -> Cost:
+    torch.set_num_threads(1)
+    if kind == "scoring":
+        return score(models, rows, shared)
+    batch = RANKINGS_BATCH if kind == "rankings" and shared else BATCH
+    return train(kind, models, Dataset.from_list(rows), steps, batch, shared)
+
+
+def in_a_process(*arguments: Any) -> Cost:
+    """`cost` where nothing else has been computed: memory that an earlier run left free would hide what this one takes."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(cost, *arguments).result()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", help="a file of rows with prompt, chosen and rejected")
@@ -165,22 +184,19 @@ def main() -> None:
     columns = ("prompt", "chosen", "rejected")
     # One pair in twenty: those of a prompt follow one another in the file.
     rows = [row for _, row in islice(read_rows(args.pairs), 0, 20 * BATCH * args.steps, 20)]
-    pairs = Dataset.from_list([{name: row[name] for name in columns} for row in rows])
+    pairs = [{name: row[name] for name in columns} for row in rows]
     rankings = [row for _, row in islice(read_rows(args.rankings), 8 * args.prompts)]
     texts = [row["prompt"] + row["chosen"] + row["rejected"] for row in rows]
     models = partial(random_llama, texts) if args.gguf is None else partial(from_file, args.gguf)
 
-    def cost(kind: str, shared: bool) -> Cost:
-        if kind == "scoring":
-            return score(models, rankings[: args.prompts], shared)
-        if kind != "rankings":
-            return train(kind, models, pairs, args.steps, BATCH, shared)
-        return train(kind, models, Dataset.from_list(rankings), args.steps, RANKINGS_BATCH if shared else BATCH, shared)
-
     print("| | tokens, stock | shared | limit | CPU seconds, stock | shared | ratio | MB, stock | shared |")
     print("|---|---|---|---|---|---|---|---|---|")
     for kind in args.kinds:
-        rounds = [(cost(kind, False), cost(kind, True)) for _ in range(args.rounds)]
+        rows = {"reward": pairs, "dpo": pairs, "rankings": rankings, "scoring": rankings[: args.prompts]}[kind]
+        rounds = [
+            tuple(in_a_process(kind, models, rows, args.steps, shared) for shared in (False, True))
+            for _ in range(args.rounds)
+        ]
         for plain, shared in rounds:
             # Rankings go through in other batches.
             if kind != "rankings" and abs(plain.result - shared.result) > 1e-3 * abs(plain.result):

@@ -13,6 +13,7 @@ from .._printable import printable
 if TYPE_CHECKING:
     from ..evaluate.optimization.pools import Pools
     from ..evaluate.optimization.summary import Run
+    from ..evaluate.shared_out import Processes
 
 _DESCRIPTION = """\
 Draws what a policy gets of a proxy reward model that it is optimized against, and of a gold
@@ -27,11 +28,20 @@ POOL is a file that ends in .jsonl, .jsonl.gz or .parquet, or a folder of `datas
   prompt, responses                     with --proxy, and --gold or ratings
   prompt                                with --policy, which samples the responses
 
-Killed, the same command goes on where it was.
+Killed, the same command goes on where it was. With torchrun, see pcrm score, several GPUs score
+the responses; one samples, and --rl is for one process.
 """
 
 
 def main(argv: list[str]) -> int:
+    from ..evaluate.shared_out import Processes
+
+    with Processes() as processes:
+        return processes.serve() if processes.rank else run(argv, processes)
+
+
+def run(argv: list[str], processes: Processes) -> int:
+    """What the first process does."""
     parser = argparse.ArgumentParser(
         prog="pcrm optimize", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,7 +68,7 @@ def main(argv: list[str]) -> int:
     )
     models = parser.add_argument_group("reward models")
     models.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: %(default)s)")
-    models.add_argument("--device", help="of all models (default: the GPU where there is one)")
+    models.add_argument("--device", help="of all models (default: the GPU where there is one, one for each process)")
     models.add_argument(
         "--batch-size", type=int, default=32, help="responses in a pass of any model (default: %(default)s)"
     )
@@ -89,6 +99,11 @@ def main(argv: list[str]) -> int:
         parser.error("--policy needs --proxy")
     if args.rl and not args.policy:
         parser.error("--rl needs --policy")
+    if args.rl and processes.count > 1:
+        parser.error(
+            f"--rl needs a single process, got {processes.count}: leave --rl out under torchrun, then give the whole "
+            "command without torchrun. It goes on with what was sampled and scored"
+        )
     if args.proxy and len(args.pools) > 1:
         parser.error("--proxy takes one POOL")
     from ..evaluate.optimization.pools import GOLD_COLUMNS
@@ -110,7 +125,7 @@ def main(argv: list[str]) -> int:
 
     try:
         if args.proxy:
-            pools, runs = _computed(args, gold_model)
+            pools, runs = _computed(args, gold_model, processes)
         else:
             pools, runs = read(args.pools, args.gold, args.split), {}
         coefficients = args.coefficients or COEFFICIENTS
@@ -123,13 +138,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _computed(args: argparse.Namespace, gold_model: str | None) -> tuple[list[Pools], dict[str, Run]]:
+def _computed(
+    args: argparse.Namespace, gold_model: str | None, processes: Processes
+) -> tuple[list[Pools], dict[str, Run]]:
     """Pools that models sample and score, and the RL runs, kept in the output folder."""
     from transformers.utils import logging
 
     from ..evaluate.optimization.pools import GOLD_COLUMNS, Pools, columns
     from ..evaluate.optimization.sampling import Policy, sample, score_responses
-    from ..evaluate.reward_model import RewardModel
+    from ..evaluate.score_rows import load_models
     from ..evaluate.scores import named
 
     logging.disable_progress_bar()  # of reading weights
@@ -152,8 +169,10 @@ def _computed(args: argparse.Namespace, gold_model: str | None) -> tuple[list[Po
         if made.exists() and os.path.exists(source) and os.path.samefile(made, source):
             raise ValueError(f"{source}: is POOL and what would be written into --out {out}")
     # All are loaded at the beginning: what is wrong with one says so before hours of sampling.
-    proxies = {name: RewardModel(path, **options) for name, path in names}
-    gold = RewardModel(args.gold, **options) if gold_model else None
+    paths = dict.fromkeys([*(path for _, path in names), *([gold_model] if gold_model else [])])
+    models = processes.everywhere(load_models, [{"model": path} | options for path in paths])
+    proxies = {name: models[path] for name, path in names}
+    gold = models[gold_model] if gold_model else None
 
     def sampled(model: str, to: Path) -> str:
         policy = Policy(
@@ -169,12 +188,12 @@ def _computed(args: argparse.Namespace, gold_model: str | None) -> tuple[list[Po
     pool = sampled(args.policy, out / "pool.jsonl") if args.policy else source
     split = "train" if args.policy else args.split
     if gold is not None:
-        golden = score_responses(gold, pool, out / "gold.jsonl", split)
+        golden = score_responses(gold, pool, out / "gold.jsonl", split, processes)
     else:
         golden = columns(pool, (args.gold or GOLD_COLUMNS[-1],), split)[0]
     pools = []
     for name, model in proxies.items():
-        scores = score_responses(model, pool, out / "proxies" / f"{name}.jsonl", split)
+        scores = score_responses(model, pool, out / "proxies" / f"{name}.jsonl", split, processes)
         for i, (s, g) in enumerate(zip(scores, golden, strict=True)):
             if len(s) != len(g):
                 raise ValueError(f"{pool}, pool {i}: has {len(g)} gold values and {len(s)} responses")

@@ -12,6 +12,7 @@ from . import _rows
 if TYPE_CHECKING:
     from ..data.resumable import ResumableOutput
     from ..evaluate.score_rows import PrinciplePrompts
+    from ..evaluate.shared_out import Processes
 
 _DESCRIPTION = """\
 Adds the scores of a reward model to rows of one kind:
@@ -26,10 +27,23 @@ of them alone. Rows keep their order and their other columns. DATA and OUT end i
 or are folders of `datasets`; DATA may be a data set of the hub. OUT is replaced if it is there,
 once all is done. Killed, the same command goes on where it was; until then its shards are in
 OUT.parts.
+
+    torchrun --nproc_per_node 8 -m pcrm score MODEL DATA --out OUT
+
+shares the rows out among 8 GPUs, those of one prompt to the same GPU. Begun with one number of
+processes, a run goes on with any other. Without GPUs the processes compute on the CPU.
 """
 
 
 def main(argv: list[str]) -> int:
+    from ..evaluate.shared_out import Processes
+
+    with Processes() as processes:
+        return processes.serve() if processes.rank else run(argv, processes)
+
+
+def run(argv: list[str], processes: Processes) -> int:
+    """What the first process does."""
     parser = argparse.ArgumentParser(
         prog="pcrm score", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,7 +67,7 @@ def main(argv: list[str]) -> int:
         help="bfloat16 and float16 compute as TRL does with bf16=True, its default, or fp16=True; float32 has the digits "
         "that these round away (default: %(default)s)",
     )
-    parser.add_argument("--device", help="default: the GPU where there is one")
+    parser.add_argument("--device", help="default: the GPU where there is one, one for each process")
     parser.add_argument("--batch-size", type=int, default=32, help="responses in a pass (default: %(default)s)")
     parser.add_argument(
         "--no-prefix-sharing",
@@ -77,21 +91,23 @@ def main(argv: list[str]) -> int:
 
     def work() -> ResumableOutput:
         from ..data.sources import open_source
-        from ..evaluate.reward_model import RewardModel
-        from ..evaluate.score_rows import add_scores, kind_to_score
+        from ..evaluate.score_rows import add_scores, kind_to_score, load_models
 
         source = open_source(args.data, args.split)
         kind = kind_to_score(source)
         asked = _asked(args.principles, args.principle_template)  # before the model, which takes longer to read
-        model = RewardModel(
-            args.model,
-            dtype=args.dtype,
-            device=args.device,
-            batch_size=args.batch_size,
-            max_length=args.max_length,
-            prefix_sharing=not args.no_prefix_sharing,
+        model = {
+            "model": args.model,
+            "dtype": args.dtype,
+            "device": args.device,
+            "batch_size": args.batch_size,
+            "max_length": args.max_length,
+            "prefix_sharing": not args.no_prefix_sharing,
+        }
+        loaded = processes.everywhere(load_models, [model])[args.model]
+        return add_scores(
+            source, args.out, loaded, kind, asked=asked, skip=args.on_error == "skip", processes=processes
         )
-        return add_scores(source, args.out, model, kind, asked=asked, skip=args.on_error == "skip")
 
     return _rows.run(parser, args.data, "DATA", args.out, work)
 

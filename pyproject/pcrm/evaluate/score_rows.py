@@ -10,11 +10,13 @@ Rows of one kind get the scores of their responses:
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..data.batches import Row
 from ..data.preferences import RowError, inputs, listed
 from ..data.resumable import ResumableOutput
 from ..data.row_pipeline import ParsedRows, RowPipeline, check_new, kind_of_rows
@@ -23,6 +25,7 @@ from ..data.writers import Columns
 from ..methods import principles
 from ..methods.principles import Principle
 from .reward_model import RewardModel
+from .shared_out import Processes, device_of_process
 
 # The columns that make a row one of a kind, and those of its scores.
 _SCORES = {
@@ -33,7 +36,7 @@ _SCORES = {
 _BY_PRINCIPLE = "scores_by_principle"
 _READS = ("prompt", "principles", "tools", "chat_template_kwargs", *(name for kind in _SCORES for name in kind))
 
-# What is in memory at once and what a kill loses: a minute's work of a small model on a CPU.
+# Of each process, what is in memory at once and what a kill loses: a minute's work of a small model on a CPU.
 # More would hardly pad less.
 _SHARD_ROWS = 512
 
@@ -76,6 +79,22 @@ def kind_to_score(source: Source) -> Kind:
     return kind
 
 
+def load_models(asked: list[dict[str, Any]]) -> dict[str, RewardModel]:
+    """Reward models by their names, for `Processes.everywhere`.
+
+    Args:
+        asked: The arguments of each.
+
+    Raises:
+        OSError, TypeError, ValueError: As from `RewardModel` and `device_of_process`.
+    """
+    models = {}
+    for arguments in asked:
+        device = device_of_process(arguments["device"])
+        models[arguments["model"]] = RewardModel(**{**arguments, "device": device})
+    return models
+
+
 def add_scores(
     source: Source,
     out: str | os.PathLike[str],
@@ -84,6 +103,7 @@ def add_scores(
     *,
     asked: PrinciplePrompts | None = None,
     skip: bool = False,
+    processes: Processes | None = None,
 ) -> ResumableOutput:
     """Write the rows of a source with a model's scores of them. Killed, the same call goes on where it was.
 
@@ -92,28 +112,118 @@ def add_scores(
         kind: The columns of texts that the rows have, see the module.
         asked: The principles in the prompts. Then `scores_by_principle` has the scores by each of them.
         skip: Leave bad rows out instead of ending at the first.
+        processes: Those that share the rows; `load_models` made the model in each. By default this one does all.
 
     Raises:
         BadRowError: A row is bad, or a score is not finite, and bad rows are not skipped.
         OSError, ValueError: As from `RowPipeline`.
+        OSError, ValueError, RuntimeError: As from `Processes.share_out`.
     """
-    # Not the batch size, the device or the sharing of prefixes, which move no more than a score's last bits: what was
-    # too large for one of them goes on with another.
+    count = processes.count if processes else 1
+    # Not the batch size, the device, the sharing of prefixes or the number of processes, which move no more than a
+    # score's last bits: what was too large for one of them goes on with another.
     settings: dict[str, Any] = {"MODEL": model.identity, "--dtype": model.dtype, "--max-length": model.max_length}
     if asked is not None:
         settings |= {"--principles": asked.given or "column", "--principle-template": asked.template}
+
+    def compute(rows: ParsedRows[Row]) -> Columns:
+        parts = _by_prompt(rows.values, kind, count, model.shares_prefixes)
+        shares = [_Share(model.name, kind, asked, skip, part) for part in parts]
+        if processes:
+            found = processes.share_out(_scores_of_share, shares, rows.progress)
+        else:
+            found = [_scores_of_share({model.name: model}, shares[0], rows.progress)]
+        scores: dict[int, _Scores] = {}
+        for i, scored in sorted((x for part in found for x in part.items()), key=lambda x: x[0]):
+            if isinstance(scored, RowError):
+                rows.refuse(i, scored)
+            else:
+                scores[i] = scored
+        return _columns(list(scores.values()), kind, asked)
+
     pipeline = RowPipeline(
         source,
         out,
-        parse=lambda row: _encoded(row, kind, model, asked),
+        parse=lambda row: row,
         reads=_READS,
         adds=(*_SCORES[kind], *([_BY_PRINCIPLE] if asked else [])),
         settings=settings,
         input_name="DATA",
         skip=skip,
-        batch_rows=_SHARD_ROWS,
+        batch_rows=_SHARD_ROWS * count,
     )
-    return pipeline.run(lambda rows: _scores(rows, kind, model, asked))
+    return pipeline.run(compute)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one process scores: rows by their place in the batch, and how."""
+
+    model: str
+    kind: Kind
+    asked: PrinciplePrompts | None
+    skip: bool
+    rows: dict[int, Row]
+
+
+# The scores of a row's responses, by the name of a principle, None for all of them.
+_Scores = dict[str | None, np.ndarray]
+
+
+def _by_prompt(rows: dict[int, Row], kind: Kind, count: int, prompt_once: bool) -> list[dict[int, Row]]:
+    """The rows in so many parts that take about equally long; rows of one prompt are in one part.
+
+    They share the prompt there, and equal texts are computed once. Without a prompt, rows with responses that begin
+    alike are in one part, or in parts that are next to each other.
+
+    Args:
+        prompt_once: Whether the model computes a prompt once for all of its responses.
+    """
+    if count == 1:
+        return [rows]
+    members: dict[str, list[int]] = {}
+    costs: dict[str, int] = {}
+    for i, row in rows.items():
+        prompt, responses = row.get("prompt"), [row.get(name) for name in kind]
+        if isinstance(responses[0], list) and kind == ("responses",):
+            responses = responses[0]
+        key = str(prompt or responses)
+        prompts = key not in costs if prompt_once else len(responses)
+        costs[key] = costs.get(key, 0) + prompts * len(str(prompt)) + len(str(responses))
+        members.setdefault(key, []).append(i)
+    parts: list[list[int]] = [[] for _ in range(count)]
+    total, done = sum(costs.values()), 0
+    for key in sorted(members):
+        parts[(2 * done + costs[key]) * count // (2 * total)] += members[key]  # where its middle is
+        done += costs[key]
+    return [{i: rows[i] for i in sorted(part)} for part in parts]
+
+
+def _scores_of_share(
+    models: dict[str, RewardModel], share: _Share, progress: Callable[[float], object] | None = None
+) -> dict[int, _Scores | RowError]:
+    """The scores of each row, or what is wrong with it. Unless bad rows are skipped, the first may be all that there is."""
+    model, found = models[share.model], dict[int, Any]()
+    encoded: dict[int, _Encoded] = {}
+    for i, row in share.rows.items():
+        try:
+            encoded[i] = _encoded(row, share.kind, model, share.asked)
+        except RowError as error:
+            found[i] = error
+            if not share.skip:
+                return found
+    scores = model.score([ids for row in encoded.values() for ids in row.values()], progress)
+    ends = np.cumsum([len(row) for row in encoded.values()], dtype=int)[:-1]
+    for (i, row), numbers in zip(encoded.items(), np.split(scores, ends), strict=False):
+        for (principle, name), score in zip(row, numbers, strict=True):
+            if not np.isfinite(score):
+                by = "" if principle is None else f" by the principle {principle!r:.80}"
+                found[i] = RowError(f"{name} gets the score {score} of {model.name}{by}")
+                break
+        else:
+            names = list(dict.fromkeys(principle for principle, _ in row))
+            found[i] = dict(zip(names, numbers.reshape(len(names), -1), strict=True))
+    return found
 
 
 def _encoded(row: dict[str, Any], kind: Kind, model: RewardModel, asked: PrinciplePrompts | None) -> _Encoded:
@@ -134,21 +244,8 @@ def _encoded(row: dict[str, Any], kind: Kind, model: RewardModel, asked: Princip
     }
 
 
-def _scores(rows: ParsedRows[_Encoded], kind: Kind, model: RewardModel, asked: PrinciplePrompts | None) -> Columns:
-    encoded = rows.values.copy()
-    scores = model.score([ids for row in encoded.values() for ids in row.values()], rows.progress)
-    ends = np.cumsum([len(row) for row in encoded.values()], dtype=int)[:-1]
-    good: list[dict[str | None, np.ndarray]] = []
-    for (i, row), numbers in zip(encoded.items(), np.split(scores, ends), strict=False):
-        for (principle, name), score in zip(row, numbers, strict=True):
-            if not np.isfinite(score):
-                by = "" if principle is None else f" by the principle {principle!r:.80}"
-                rows.refuse(i, RowError(f"{name} gets the score {score} of {model.name}{by}"))
-                break
-        else:
-            names = list(dict.fromkeys(principle for principle, _ in row))
-            good.append(dict(zip(names, numbers.reshape(len(names), -1), strict=True)))
-    together = [row[None] for row in good]
+def _columns(scores: list[_Scores], kind: Kind, asked: PrinciplePrompts | None) -> Columns:
+    together = [row[None] for row in scores]
     if kind == ("responses",):
         columns: dict[str, Any] = {"scores": together}
     else:
@@ -157,7 +254,7 @@ def _scores(rows: ParsedRows[_Encoded], kind: Kind, model: RewardModel, asked: P
     if asked:
         columns[_BY_PRINCIPLE] = [
             [{"principle": name} | _named(kind, numbers) for name, numbers in row.items() if name is not None]
-            for row in good
+            for row in scores
         ]
     return columns
 

@@ -18,6 +18,7 @@ from ...data.sources import open_source
 from ...data.writers import Columns
 from ..reward_model import RewardModel, identity_of
 from ..score_rows import add_scores
+from ..shared_out import Processes
 from ..statistics import Floats
 from .cached import make_once
 from .pools import columns
@@ -174,8 +175,13 @@ def _prompt(row: dict[str, Any]) -> Any:
     return row["prompt"]
 
 
-def score_responses(model: RewardModel, source: str, out: Path, split: str = "train") -> list[Floats]:
+def score_responses(
+    model: RewardModel, source: str, out: Path, split: str = "train", processes: Processes | None = None
+) -> list[Floats]:
     """Score the `responses` in each row of a file, unless their scores are in `out` already.
+
+    Args:
+        processes: See `add_scores`.
 
     Returns:
         The scores of each row.
@@ -185,5 +191,5 @@ def score_responses(model: RewardModel, source: str, out: Path, split: str = "tr
     """
     rows = open_source(source, split)
     recipe = {"model": model.identity, "rows": rows.identity, "dtype": model.dtype, "max_length": model.max_length}
-    make_once(out, recipe, lambda: add_scores(rows, out, model, ("responses",)))
+    make_once(out, recipe, lambda: add_scores(rows, out, model, ("responses",), processes=processes))
     return columns(str(out), ("scores",))[0]
