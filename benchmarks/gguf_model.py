@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from pcrm._pretrained import load_tokenizer
+from transformers import AutoModelForCausalLM
 
 
 def load(file: Path, model_class: Any, **settings: Any) -> tuple[Any, Any]:
@@ -17,9 +18,10 @@ def load(file: Path, model_class: Any, **settings: Any) -> tuple[Any, Any]:
     Args:
         settings: Of the configuration, such as `num_labels`.
     """
-    source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-    read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(**source)
+    read = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
+    tokenizer = load_tokenizer(file.parent, gguf_file=file.name)
     tokenizer.pad_token = tokenizer.unk_token  # not what ends a response, which is scored
     described = {name: value for name, value in read.config.to_dict().items() if name != "quantization_config"}
     config = type(read.config)(**described | settings | {"pad_token_id": tokenizer.pad_token_id})
