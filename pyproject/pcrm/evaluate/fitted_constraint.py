@@ -74,6 +74,9 @@ def summary_lines(s: Floats, constraint: Constraint) -> list[str]:
     assert c.floor is not None and c.cap is not None
     # The pairs right at the quantiles too: rounding moves a fitted target by 3e-10 of it at most.
     floor, cap = (np.mean(np.isclose(delta, end, rtol=1e-9, atol=0)) for end in (c.floor, c.cap))
+    alike, unlike, middle = c.floor / 2, c.cap / 2, float(np.median(delta)) / 2
+    tenth = (unlike - alike) / 10
+    near = [np.mean(ends) for ends in (delta / 2 <= alike + tenth, delta / 2 >= unlike - tenth)]
     return [
         f"delta(s) = {c.beta1:.6g} / (s + {c.beta2:g}) {sign} {abs(c.beta3):.6g}, at least {c.floor:.4g}, at most {c.cap:.4g}",
         "",
@@ -81,6 +84,8 @@ def summary_lines(s: Floats, constraint: Constraint) -> list[str]:
         "",
         f"{floor:.1%} of the pairs are at the floor, target {c.floor / 2:.4g}; {cap:.1%} at the cap, target {c.cap / 2:.4g}; "
         f"{1 - floor - cap:.1%} between.",
+        f"{near[0]:.1%} of the pairs lie within 10% of the lower end, with targets of {alike:.4g} to {alike + tenth:.4g}; {near[1]:.1%} within 10%",
+        f"of the upper end, {unlike - tenth:.4g} to {unlike:.4g}. The median target is {middle:.4g}, midway is {(alike + unlike) / 2:.4g}.",
         f"A pair is pulled back from where its margin passes its target, and no target is under {delta.min() / 2:.4g}: margins that",
         "stay far below are trained as without a constraint.",
     ]

@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import os
+import warnings
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from .. import _check
 from . import toml
 from .presets import lookup
 from .rules import Task, resolve
-from .similarities import check_range, is_tensor, vector
+from .similarities import check_range, is_tensor, median, vector
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,15 +168,22 @@ class Constraint:
     ) -> Constraint:
         """The constraint with the margins that you want on the data that you have.
 
-        Its target delta / 2 is `target_alike` at the upper quantile of the similarities and
-        `target_unlike` at the lower one:
+        Its target delta / 2 is `target_alike` at the upper quantile of the similarities,
+        `target_unlike` at the lower one, and midway between the two at the median s_mid of the
+        similarities between these quantiles. So half of the pairs get more than
+        (target_alike + target_unlike) / 2, and half get less. With d = s_high - s_low and
+        e = s_mid - s_low:
 
-            beta1 = 2 (target_unlike - target_alike) / (1/(s_low + beta2) - 1/(s_high + beta2))
+            s_low + beta2 = e d / (d - 2 e), at most 10 d; beta2 at least 1e-6
+            beta1 = 2 (target_unlike - target_alike) (s_low + beta2) (s_high + beta2) / d
             beta3 = 2 target_alike - beta1 / (s_high + beta2)
 
-        with beta2 = 0.001, floor = 2 target_alike and cap = 2 target_unlike, which keep
-        delta positive and bounded outside the quantiles. For targets in win probabilities,
-        `target_alike=pcrm.margin_of(0.7)`.
+        floor = 2 target_alike and cap = 2 target_unlike keep delta positive and bounded outside
+        the quantiles. Where s_mid is at or above the middle of the quantiles, the curve is nearly
+        a straight line, and its target at s_mid is below midway. For targets in win
+        probabilities, `target_alike=pcrm.margin_of(0.7)`.
+
+        Warns where most pairs get nearly one target, within 10 % of the range of either end.
 
         Args:
             similarities: The priors of the training pairs, in [0, 1]: a sequence, an array
@@ -220,10 +228,25 @@ class Constraint:
         if native is None:
             from .._engine import deltas
 
-            return cls(*deltas.fit(s, *targets))
-        fitted = array("d", bytes(5 * 8))
-        call(native.bridge_Fit, len(s), address(fitted), address(s), *targets)
-        return cls(*fitted)
+            constraint = cls(*deltas.fit(s, *targets))
+        else:
+            fitted = array("d", bytes(5 * 8))
+            call(native.bridge_Fit, len(s), address(fitted), address(s), *targets)
+            constraint = cls(*fitted)
+        constraint._warn_if_one_sided(median(s), target_alike, target_unlike)
+        return constraint
+
+    def _warn_if_one_sided(self, middle: float, alike: float, unlike: float) -> None:
+        """Warn where the median pair's target is as good as one of the two of a fit."""
+        target, near = self.target(middle), (unlike - alike) / 10
+        if alike + near < target < unlike - near:
+            return
+        half, end = ("least", alike) if target <= alike + near else ("most", unlike)
+        warnings.warn(
+            f"most pairs get a target near {end:.4g}, as half of them have a similarity of at {half} {middle:.4g}: this prior "
+            "hardly tells them apart. Take another prior, other quantiles or a fixed delta",
+            stacklevel=3,
+        )
 
     @property
     def is_fixed(self) -> bool:
