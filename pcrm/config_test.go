@@ -62,7 +62,7 @@ func TestParseConfig(t *testing.T) {
 }
 
 func TestParseConfigErrors(t *testing.T) {
-	const constraintKeys = ", those of [constraint] are prior, preset, beta1, beta2, beta3, floor, cap, delta, low, high, seed"
+	const constraintKeys = ", those of [constraint] are prior, preset, beta1, beta2, beta3, floor, cap, delta, low, high, seed, target_alike, target_unlike, win_alike, win_unlike"
 	for document, message := range map[string]string{
 		// What is no TOML, or not of these tables.
 		"[constraint\n":                         "1: TOML is malformed: expected ']' to close table name",

@@ -190,12 +190,10 @@ const straight = 10
 // so large that a beta overflows, and similarities whose two quantiles are less than
 // 1e-6 apart: no curve has two targets there.
 func Fit[F Float](similarities []F, targetAlike, targetUnlike, lo, hi float64) (Constraint, error) {
+	if err := (Targets{targetAlike, targetUnlike}).Validate(); err != nil {
+		return Constraint{}, err
+	}
 	switch {
-	case !(targetAlike > 0):
-		return Constraint{}, argErr("target_alike", -1, "is %v, must be greater than 0: "+
-			"a ceiling of zero or less rewards ties and reversals", targetAlike)
-	case !(targetUnlike > targetAlike) || math.IsInf(targetUnlike, 1):
-		return Constraint{}, argErr("target_unlike", -1, "is %v, must be finite and greater than target_alike, which is %v", targetUnlike, targetAlike)
 	case !(0 <= lo && lo < hi && hi <= 1):
 		return Constraint{}, argErr("quantiles", -1, "are (%v, %v), must be 0 <= low < high <= 1", lo, hi)
 	case len(similarities) == 0:

@@ -46,6 +46,12 @@ type Settings struct {
 	Low    *float64 `toml:"low"`
 	High   *float64 `toml:"high"`
 	Seed   *uint64  `toml:"seed"`
+
+	// In the place of a curve: see Settings.Targets.
+	TargetAlike  *float64 `toml:"target_alike"`
+	TargetUnlike *float64 `toml:"target_unlike"`
+	WinAlike     *float64 `toml:"win_alike"`
+	WinUnlike    *float64 `toml:"win_unlike"`
 }
 
 // defaultBeta2 keeps the curve finite at s = 0. Every published setting has this value.
@@ -66,27 +72,26 @@ const defaultBeta2 = 0.001
 //     and "column", delta for "fixed", low and high for "random". beta2 is 0.001, floor and
 //     cap are none, and seed is 0 unless given.
 //  5. A value that the prior does not use is refused.
+//  6. Targets, a margin or a win probability for alike and one for unlike pairs, stand for a
+//     curve that is fitted to the training data. They are given for both sides, and without a
+//     preset or a value of a curve. Resolve refuses them: [Settings.Targets] reads them.
 //
 // Errors, each an [*ArgumentError]: an unknown prior or preset, settings that break a rule,
 // and the errors of [Constraint.Validate].
 func (s Settings) Resolve(task Task) (prior string, c Constraint, err error) {
+	if asked := s.givenTarget(); asked != "" {
+		return "", c, argErr(asked, -1, "is set, which takes data: read it with Settings.Targets, and call Fit")
+	}
+	if prior, err = s.prior(); err != nil {
+		return "", c, err
+	}
 	var preset *Preset
-	prior = "length_ratio"
 	if s.Preset != nil {
 		p, err := LookupPreset(*s.Preset)
 		if err != nil {
 			return "", c, err
 		}
-		preset, prior = &p, p.Prior
-	}
-	if s.Prior != nil {
-		if !slices.Contains(Priors, *s.Prior) {
-			return "", c, argErr("prior", -1, "is %q, must be one of %s", *s.Prior, strings.Join(Priors, ", "))
-		}
-		prior = *s.Prior
-	}
-	if preset != nil && prior != preset.Prior && (prior != "column" || !isCurve(preset.Prior)) {
-		return "", c, argErr("preset", -1, "is %q, which is for the prior %q, but prior is %q", *s.Preset, preset.Prior, prior)
+		preset = &p
 	}
 	if preset == nil {
 		if p, err := LookupPreset(task.published() + "/" + prior); err == nil {
@@ -150,6 +155,29 @@ func (s Settings) Resolve(task Task) (prior string, c Constraint, err error) {
 		return "", Constraint{}, err
 	}
 	return prior, c, nil
+}
+
+// prior returns the prior by the rules 1 and 2 of [Settings.Resolve].
+func (s Settings) prior() (string, error) {
+	var preset *Preset
+	prior := "length_ratio"
+	if s.Preset != nil {
+		p, err := LookupPreset(*s.Preset)
+		if err != nil {
+			return "", err
+		}
+		preset, prior = &p, p.Prior
+	}
+	if s.Prior != nil {
+		if !slices.Contains(Priors, *s.Prior) {
+			return "", argErr("prior", -1, "is %q, must be one of %s", *s.Prior, strings.Join(Priors, ", "))
+		}
+		prior = *s.Prior
+	}
+	if preset != nil && prior != preset.Prior && (prior != "column" || !isCurve(preset.Prior)) {
+		return "", argErr("preset", -1, "is %q, which is for the prior %q, but prior is %q", *s.Preset, preset.Prior, prior)
+	}
+	return prior, nil
 }
 
 // isCurve reports whether the prior's constraint is beta1/(s+beta2) + beta3.

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ..data.sources import Source, open_source
-from ..evaluate.fitted_constraint import plot_curve, read_similarities, summary_lines, win_probability, write_toml
+from ..evaluate.fitted_constraint import plot_curve, read_similarities, summary_lines, win_probability
 from ..settings import COMPUTED_PRIORS, Constraint, margin_of
+from ..settings.fitted import write_toml
 
 _FIT = """\
 Finds the constraint whose target margin is --target-alike for the alike pairs of a data set,

@@ -11,7 +11,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig
 from .. import _check
 from ..losses import warn_of_smoothing
 from ..methods.prioritized import check_draws
-from ..settings import SETTINGS, Config, Constraint, Task, settings_of
+from ..settings import SETTINGS, Config, Constraint, Targets, Task, settings_of
 
 
 @dataclass
@@ -38,6 +38,12 @@ class PCRMArguments:
             `"column"` have no published betas and need beta1 and beta3.
         pcrm_floor, pcrm_cap:
             Least and greatest delta.
+        pcrm_target_alike, pcrm_target_unlike:
+            The margins wanted for alike and for unlike pairs, in the place of betas, floor and cap. The
+            trainer fits these to the training data with `pcrm.Constraint.fit`, logs the curve and
+            writes it into `pcrm.toml` in the output folder.
+        pcrm_win_alike, pcrm_win_unlike:
+            The same as win probabilities: 0.73 is a margin of 1.
         pcrm_delta:
             The delta of the fixed prior; `inf` trains the stock loss.
         pcrm_low, pcrm_high:
@@ -94,6 +100,17 @@ class PCRMArguments:
     pcrm_beta3: float | None = field(default=None, metadata={"help": "beta3 of delta = beta1 / (s + beta2) + beta3."})
     pcrm_floor: float | None = field(default=None, metadata={"help": "Least delta."})
     pcrm_cap: float | None = field(default=None, metadata={"help": "Greatest delta."})
+    pcrm_target_alike: float | None = field(
+        default=None,
+        metadata={"help": "Margin wanted for alike pairs: betas, floor and cap are fitted to the training data."},
+    )
+    pcrm_target_unlike: float | None = field(default=None, metadata={"help": "Margin wanted for unlike pairs."})
+    pcrm_win_alike: float | None = field(
+        default=None, metadata={"help": "'pcrm_target_alike' as a win probability, such as 0.73."}
+    )
+    pcrm_win_unlike: float | None = field(
+        default=None, metadata={"help": "'pcrm_target_unlike' as a win probability, such as 0.95."}
+    )
     pcrm_delta: float | None = field(
         default=None, metadata={"help": "The delta of pcrm_prior='fixed'; inf trains the stock loss."}
     )
@@ -189,8 +206,18 @@ class PCRMArguments:
                 )
 
     def pcrm_constraint(self) -> Constraint:
-        """The constraint of `pcrm_settings`."""
-        return self.pcrm_settings().constraint
+        """The constraint of `pcrm_settings`.
+
+        Raises:
+            ValueError: there are targets, which are fitted to data: a trainer's attribute `constraint` has the result.
+        """
+        constraint = self.pcrm_settings().constraint
+        if isinstance(constraint, Targets):
+            raise ValueError(
+                f"the constraint must be fitted to the training data first, got {constraint}: take the attribute `constraint` "
+                "of the trainer"
+            )
+        return constraint
 
     def _check_log_margins(self) -> None:
         if not self.pcrm_log_margins:

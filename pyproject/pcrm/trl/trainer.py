@@ -15,7 +15,8 @@ from transformers import Trainer, TrainingArguments
 
 from .. import prefix_sharing
 from ..methods.prioritized import PrioritizedSampler
-from ..settings import Config, Constraint
+from ..settings import Config, Constraint, Targets
+from . import fitted
 from .collator import INDEX, PriorCollator
 from .configs import PCRMArguments
 from .dataset import PriorColumn
@@ -47,7 +48,7 @@ class ConstrainedTrainer(Trainer):
         constrained: Whether the loss is ours. It is not in every trainer that `enable` puts behind
             TRL's name; all of the others below are there only if it is.
         settings: What the arguments say about the constraint.
-        constraint: The constraint.
+        constraint: The constraint. Targets are fitted to the training data at the end of the construction.
         sampler: What draws the pairs, if `pcrm_priority_alpha` asks for it.
     """
 
@@ -57,6 +58,7 @@ class ConstrainedTrainer(Trainer):
     constraint: Constraint
     sampler: PrioritizedSampler | None = None
 
+    _fitted: bool  # whether the constraint was fitted here, and is kept beside the model
     _prior_column: PriorColumn
     _constraint_metrics: ConstraintMetrics
     # What transformers and TRL set: a model is there by the time of a hook, gather's result is of
@@ -82,15 +84,21 @@ class ConstrainedTrainer(Trainer):
         self.constrained = args.pcrm_enabled
         if not self.constrained:
             return
-        self.settings = args.pcrm_settings()
-        self.constraint = self.settings.constraint
+        self._use(args.pcrm_settings())
         self._prior_column = PriorColumn(self.settings, args.pcrm_prior_model)
         self._constraint_metrics = ConstraintMetrics(
             log_prior=self.settings.prior != "random", keep_margins=args.pcrm_log_margins
         )
 
-    def _finish(self, args: PCRMArguments) -> None:
+    def _use(self, settings: Config) -> None:
+        self.settings = settings
+        if isinstance(settings.constraint, Constraint):
+            self.constraint = settings.constraint
+
+    def _finish(self, args: Any) -> None:
         """Do what is left of the construction after TRL's constructor."""
+        self._fitted = isinstance(self.settings.constraint, Targets)
+        self._use(fitted.fit(self.settings, self.train_dataset, self.data_collator, args.output_dir))
         self.data_collator = PriorCollator(self.data_collator, self.settings)
         self._share_prefixes()
         if self.sampler is not None:
@@ -167,6 +175,11 @@ class ConstrainedTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.constrained and self._fitted:
+            fitted.save(self.settings, output_dir or self.args.output_dir)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.sampler is not None and self.args.should_save:
@@ -174,6 +187,8 @@ class ConstrainedTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
+        if self.constrained and self._fitted and checkpoint is not None:
+            self._use(fitted.resumed(self.settings, checkpoint))
         if self.sampler is not None and checkpoint is not None:
             load_sampler(self.sampler, checkpoint)
 
