@@ -9,8 +9,7 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-from ..settings import Config
-from .losses import PCRMPairWiseLoss
+from ..settings import Config, Targets
 
 # By the name that is replaced: the module of OpenRLHF that has it, and ours.
 Replacements = dict[str, tuple[str, Any]]
@@ -30,18 +29,14 @@ def replacements(command: str, settings: Config) -> Replacements:
     replaced: Replacements = {}
     constraint = settings.constraint
     if command == "train_dpo":
-        trainer = functools.partial(training.PCRMDPOTrainer, constraint=constraint)
+        trainer = functools.partial(training.PCRMDPOTrainer, constraint=settings)
         replaced["DPOTrainer"] = ("openrlhf.trainer.dpo_trainer", trainer)
     else:
-        loss_fn = PCRMPairWiseLoss(
-            constraint,
-            label_smoothing=settings.label_smoothing,
-            center_rewards_coefficient=settings.center_rewards_coefficient,
-        )
-        trainer = functools.partial(training.PCRMRewardModelTrainer, loss_fn=loss_fn)
+        trainer = functools.partial(training.PCRMRewardModelTrainer, loss_fn=settings)
         replaced["RewardModelTrainer"] = ("openrlhf.trainer.rm_trainer", trainer)
-    if not constraint.is_fixed:
-        dataset = functools.partial(training.PCRMRewardDataset, prior=settings.prior, seed=constraint.seed)
+    if isinstance(constraint, Targets) or not constraint.is_fixed:
+        seed = 0 if isinstance(constraint, Targets) else constraint.seed
+        dataset = functools.partial(training.PCRMRewardDataset, prior=settings.prior, seed=seed)
         replaced["RewardDataset"] = ("openrlhf.datasets", dataset)
     return replaced
 

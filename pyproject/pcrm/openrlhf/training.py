@@ -17,8 +17,12 @@ from openrlhf.trainer.rm_trainer import RewardModelTrainer
 from .. import priors
 from ..losses import warn_of_smoothing
 from ..priors import prior_tensor
-from ..settings import Constraint
+from ..settings import Config, Constraint
+from .fitted import fit
 from .losses import PCRMDPOLoss, PCRMPairWiseLoss
+
+# Quantiles of so many pairs are within 0.005 of those of all data, in 95 of 100 samples.
+_MOST_PAIRS = 10_000
 
 
 class PCRMRewardDataset(RewardDataset):
@@ -64,16 +68,25 @@ class PCRMRewardDataset(RewardDataset):
             prior = [extra["prior"] for extra in extras]
             extras = [extra["extra"] for extra in extras]
         else:
-            # The ids of each item have shape (1, L), are truncated and not padded yet. For DPO they
-            # begin with the prompt, which does not train; its length is the item's last number.
-            chosen, rejected = (
-                [item[k][0, item[4] if self.is_dpo else 0 :].tolist() for item in item_list] for k in (0, 2)
-            )
-            if self.prior == "random":
-                prior = priors.random_uniform(chosen, rejected, self.seed).tolist()
-            else:
-                prior = priors.length_ratio(chosen, rejected).tolist()
+            prior = self._computed(item_list)
         return (*tensors, list(zip(extras, prior, strict=True)) if self.is_dpo else prior)
+
+    def _computed(self, item_list: Sequence[tuple[Any, ...]]) -> list[float]:
+        # The ids of each item have shape (1, L), are truncated and not padded yet. For DPO they
+        # begin with the prompt, which does not train; its length is the item's last number.
+        chosen, rejected = (
+            [item[k][0, item[4] if self.is_dpo else 0 :].tolist() for item in item_list] for k in (0, 2)
+        )
+        if self.prior == "random":
+            return priors.random_uniform(chosen, rejected, self.seed).tolist()
+        return priors.length_ratio(chosen, rejected).tolist()
+
+    def similarities(self) -> list[float]:
+        """The priors to fit a constraint to: the column, or those of 10,000 evenly spaced pairs at most."""
+        if self.column:
+            return [extra["prior"] for extra in self.extras]
+        step = max(1, -(-len(self) // _MOST_PAIRS))
+        return [s for i in range(0, len(self), step) for s in self._computed([self[i]])]
 
 
 class PCRMRewardModelTrainer(RewardModelTrainer):
@@ -82,14 +95,14 @@ class PCRMRewardModelTrainer(RewardModelTrainer):
     The data sets of its loaders are `PCRMRewardDataset`s, unless the constraint is fixed.
 
     Args:
-        loss_fn: The loss.
+        loss_fn: The loss, or the settings of one. Targets among them are fitted to the training data.
         args, kwargs: As in `RewardModelTrainer`.
 
     Raises:
         ValueError: OpenRLHF's flags ask for another loss or for its own margin.
     """
 
-    def __init__(self, *args: Any, loss_fn: PCRMPairWiseLoss, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, loss_fn: PCRMPairWiseLoss | Config, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(self.loss_fn, PairWiseLoss):
             raise ValueError("the loss type must be 'sigmoid': of anything else OpenRLHF makes LogExp without a word")
@@ -97,6 +110,12 @@ class PCRMRewardModelTrainer(RewardModelTrainer):
             raise ValueError(
                 "--model.margin_loss_enable moves the margin that the constraint bounds: leave it away, "
                 "the prior needs no flag here"
+            )
+        if isinstance(loss_fn, Config):
+            loss_fn = PCRMPairWiseLoss(
+                fit(loss_fn, self.train_dataloader.dataset, self.strategy),
+                label_smoothing=loss_fn.label_smoothing,
+                center_rewards_coefficient=loss_fn.center_rewards_coefficient,
             )
         self.loss_fn = loss_fn
         self.margin_loss = not loss_fn.loss.constraint.is_fixed  # hands the last of a batch to the loss
@@ -110,15 +129,17 @@ class PCRMDPOTrainer(DPOTrainer):
     `PCRMRewardDataset`s, unless the constraint is fixed.
 
     Args:
-        constraint: What turns a prior into a ceiling.
+        constraint: What turns a prior into a ceiling, or settings. Targets among them are fitted to the training data.
         args, kwargs: As in `DPOTrainer`.
 
     Raises:
         ValueError: OpenRLHF's flags ask for IPO; later, the batches carry no prior.
     """
 
-    def __init__(self, *args: Any, constraint: Constraint, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, constraint: Constraint | Config, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if isinstance(constraint, Config):
+            constraint = fit(constraint, self.train_dataloader.dataset, self.strategy)
         stock = self.loss_fn  # knows what the flags said, whatever they are called in this version
         warn_of_smoothing(stock.label_smoothing, constraint)
         self.loss_fn = PCRMDPOLoss(constraint, stock.beta, stock.label_smoothing, stock.ipo)
