@@ -223,6 +223,13 @@ def test_documentation(tmp_path):
         "prior=fixed": ("fixed", pcrm.Constraint.fixed(4.5), None),
         "prior=random, low=4.5": ("random", pcrm.Constraint.random(4.5, 5), None),
         "preset=alpaca/fixed, delta=3": ("fixed", *[pcrm.Constraint.fixed(3)] * 2),
+        "target_alike=1, target_unlike=3": ("length_ratio", *[settings.Targets(1, 3)] * 2),
+        "prior=lexical, win_alike=0.7, win_unlike=0.95": (
+            "lexical",
+            *[settings.Targets(pcrm.margin_of(0.7), pcrm.margin_of(0.95))] * 2,
+        ),
+        "target_alike=1": ("length_ratio", None, None),
+        "target_alike=1, target_unlike=3, beta2=0.1": ("length_ratio", None, None),
     }
     rows = [
         row.split(" | ")[0].strip("|` ")
@@ -235,7 +242,7 @@ def test_documentation(tmp_path):
         values |= {name: float(value) for name, value in values.items() if name not in ("prior", "preset")}
         for task, constraint in zip(("reward", "dpo"), constraints, strict=True):
             if constraint is None:
-                with pytest.raises(ValueError, match="is missing"):
+                with pytest.raises(ValueError, match=r"is missing|targets are fitted to the data"):
                     settings.constraint_of(values, task)
             else:
                 assert settings.constraint_of(values, task) == (prior, constraint)
