@@ -99,7 +99,7 @@ def through_openrlhf(case, _):
     flags = [f"--pcrm.{name}={value}" for name, value in given(case).items()]
     seen = []
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(patch, "replacements", lambda _, config: seen.append(config))
+        monkeypatch.setattr(patch, "replacements", lambda _, config, **options: seen.append(config))
         monkeypatch.setattr(patch, "run", lambda *_: None)
         monkeypatch.setattr(openrlhf.os, "environ", {"RANK": "0"})
         openrlhf.main(["train_dpo" if case["task"] == "dpo" else "train_rm", *flags])

@@ -92,7 +92,9 @@ def main(argv: list[str]) -> int:
     # Not above: it imports torch, for which --help and errors do not wait.
     from ..openrlhf import patch
 
-    replaced = patch.replacements(given.command, settings)
+    # Other priors than the length ratio are in a column here.
+    asked = given.config is None and (given.prior is not None or given.preset is not None)
+    replaced = patch.replacements(given.command, settings, computed=asked and settings.prior == "length_ratio")
     if not any(name in os.environ for name in _LAUNCHED):
         # Plain python: DeepSpeed would look for MPI. Of port 0 the system makes a free one.
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")

@@ -15,11 +15,12 @@ from ..settings import Config, Targets
 Replacements = dict[str, tuple[str, Any]]
 
 
-def replacements(command: str, settings: Config) -> Replacements:
+def replacements(command: str, settings: Config, *, computed: bool = False) -> Replacements:
     """The trainer, and the data set if the constraint needs a prior, for a command line of OpenRLHF.
 
     Args:
         command: "train_rm" or "train_dpo".
+        computed: Whether the length ratio was asked for, so that data with a column `prior` are refused.
 
     Raises:
         ImportError: OpenRLHF is not installed.
@@ -36,7 +37,7 @@ def replacements(command: str, settings: Config) -> Replacements:
         replaced["RewardModelTrainer"] = ("openrlhf.trainer.rm_trainer", trainer)
     if isinstance(constraint, Targets) or not constraint.is_fixed:
         seed = 0 if isinstance(constraint, Targets) else constraint.seed
-        dataset = functools.partial(training.PCRMRewardDataset, prior=settings.prior, seed=seed)
+        dataset = functools.partial(training.PCRMRewardDataset, prior=settings.prior, seed=seed, computed=computed)
         replaced["RewardDataset"] = ("openrlhf.datasets", dataset)
     return replaced
 

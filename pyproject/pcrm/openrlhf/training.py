@@ -38,6 +38,7 @@ class PCRMRewardDataset(RewardDataset):
             ids that train, with OpenRLHF's end of text and truncation, and other priors are
             refused: `pcrm prior` computes them.
         seed: Of "random".
+        computed: Whether the length ratio was asked for, so that a column `prior` is refused.
         args, kwargs: As in `RewardDataset`.
 
     Raises:
@@ -45,10 +46,23 @@ class PCRMRewardDataset(RewardDataset):
             its index.
     """
 
-    def __init__(self, dataset: Any, *args: Any, prior: str = "length_ratio", seed: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        *args: Any,
+        prior: str = "length_ratio",
+        seed: int = 0,
+        computed: bool = False,
+        **kwargs: Any,
+    ) -> None:
         columns = dataset.column_names
         self.prior, self.seed = prior, seed
         self.column = prior != "random" and "prior" in columns
+        if self.column and computed:
+            raise ValueError(
+                f"the data set has a column 'prior', and the prior {prior!r} was asked for: set --pcrm.prior column to use "
+                "the column, or remove it to compute that prior"
+            )
         if not self.column and prior not in ("length_ratio", "random"):
             raise ValueError(
                 f"the data set has no column 'prior', which the prior {prior!r} needs: it has {', '.join(columns)}"

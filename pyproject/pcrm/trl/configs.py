@@ -11,7 +11,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig
 from .. import _check
 from ..losses import warn_of_smoothing
 from ..methods.prioritized import check_draws
-from ..settings import SETTINGS, Config, Constraint, Targets, Task, settings_of
+from ..settings import COMPUTED_PRIORS, SETTINGS, Config, Constraint, Targets, Task, settings_of
 
 
 @dataclass
@@ -26,8 +26,9 @@ class PCRMArguments:
             collator; `"cosine"` of their embeddings by `pcrm_prior_model` and `"lexical"` of their
             n-grams, both before training; `"column"` for the data set's column `prior`, numbers
             in [0, 1]; `"fixed"` for a delta that is the same for all; `"random"` for one drawn
-            for each pair. A data set that has a column `prior` uses that in the place of the
-            first three.
+            for each pair. Where this is not set, a data set that has a column `prior` uses that.
+            A column beside `"length_ratio"`, `"cosine"` or `"lexical"` is refused, unless `pcrm prior`
+            recorded that it is this prior and `pcrm reward` or `pcrm dpo` read the file.
         pcrm_prior_model:
             The encoder of the cosine: a sentence-transformers or transformers checkpoint.
         pcrm_preset:
@@ -148,6 +149,20 @@ class PCRMArguments:
     )
 
     _pcrm_task: ClassVar[Task] = "reward"
+    # What `pcrm prior` recorded that the column `prior` of the training data is, which our commands read.
+    _pcrm_recorded: ClassVar[str | None] = None
+
+    @property
+    def pcrm_asked_prior(self) -> str | None:
+        """The field that asks for a prior that is computed, with its value; None where a column would do."""
+        if self.pcrm_config is not None or (prior := self.pcrm_settings().prior) not in COMPUTED_PRIORS:
+            return None
+        if prior == self._pcrm_recorded:
+            return None
+        for name in ("pcrm_prior", "pcrm_preset"):
+            if (value := getattr(self, name)) is not None:
+                return f"{name}={value!r}"
+        return None
 
     @property
     def pcrm_enabled(self) -> bool:

@@ -25,11 +25,13 @@ class PriorColumn:
     Args:
         settings: What the arguments say about the constraint.
         model: The encoder of the prior `cosine`.
+        asked: What asks for a prior that is computed, for messages; a column `prior` beside it is refused.
     """
 
-    def __init__(self, settings: Config, model: str | None) -> None:
+    def __init__(self, settings: Config, model: str | None, asked: str | None) -> None:
         self.settings = settings
         self.model = model
+        self.asked = asked
         self._trained_has_column: bool | None = None  # None until the training data came
 
     def add(self, dataset: Any, name: str) -> Any:
@@ -50,6 +52,11 @@ class PriorColumn:
         has_column = "prior" in columns
         self._check_same_as_trained(has_column, name)
         if has_column:
+            if self.asked is not None:
+                raise ValueError(
+                    f"the {name} data set has a column 'prior', and {self.asked} asks for the prior {kind!r}: set "
+                    "pcrm_prior='column' to use the column, or remove it to compute that prior"
+                )
             if hasattr(dataset, "num_rows"):  # an iterable one is looked at batch by batch
                 prior_tensor(dataset["prior"][:])  # at once: row by row takes a hundred times as long
             return dataset

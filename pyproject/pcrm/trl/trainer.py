@@ -85,7 +85,7 @@ class ConstrainedTrainer(Trainer):
         if not self.constrained:
             return
         self._use(args.pcrm_settings())
-        self._prior_column = PriorColumn(self.settings, args.pcrm_prior_model)
+        self._prior_column = PriorColumn(self.settings, args.pcrm_prior_model, args.pcrm_asked_prior)
         self._constraint_metrics = ConstraintMetrics(
             log_prior=self.settings.prior != "random", keep_margins=args.pcrm_log_margins
         )
