@@ -175,3 +175,28 @@ def test_bad_arguments(data, capsys, arguments, message):
 def test_there_is_no_such_file(capsys):
     assert fit("none.jsonl", *targets()) == 1
     assert "none.jsonl: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["scores.jsonl", "scores.parquet"])
+def test_reports_refuse_betas_of_another_prior(tmp_path, kind, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts = [{"chosen": "a b c d"[: i % 7 + 1], "rejected": "a b c d e"[: i % 9 + 1]} for i in range(60)]
+    scored = [{**row, "chosen_score": 1.0 + i % 3, "rejected_score": 0.5} for i, row in enumerate(texts)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
+    assert cli.main(["prior", "in.jsonl", "--out", kind, "--prior", "lexical"]) == 0
+    assert cli.main(["fit", kind, *map(str, targets()), "--out", "lexical.toml"]) == 0
+    (tmp_path / "cosine.toml").write_text("[constraint]\nprior = 'cosine'\n")
+    kept = f"calibrated-{kind}"
+    assert cli.main(["calibrate", kind, "--out", kept]) == 0
+    for flags, prior, file in (
+        (["--preset", "alpaca/length_ratio"], "length_ratio", kind),
+        (["--constraint", "cosine.toml"], "cosine", kind),
+        (["--constraint", "cosine.toml"], "cosine", kept),
+    ):
+        assert cli.main(["report", file, "--out", "report", *flags]) == 1
+        assert (
+            f"{' '.join(flags)} is for the prior {prior}, and the column 'prior' of {file} is recorded as lexical: take betas of "
+            f"that prior, or make the column with `pcrm prior --prior {prior}`"
+        ) in capsys.readouterr().err
+    assert cli.main(["report", kind, "--out", "report", "--constraint", "lexical.toml"]) == 0
+    assert cli.main(["report", kind, "--out", "report", "--preset", "alpaca/fixed"]) == 0

@@ -1,5 +1,7 @@
 """Targets in a trainer's arguments: the constraint that they become, where it is kept, and who uses it."""
 
+import json
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -8,6 +10,7 @@ from pcrm.settings import load_config
 from pcrm.trl import fitted
 
 import pcrm
+from pcrm import cli
 
 TARGETS = {"pcrm_target_alike": 1.0, "pcrm_target_unlike": 3.0}
 
@@ -136,6 +139,83 @@ def test_targets_bound_the_margin_that_a_column_would_move(tiny, tmp_path, rows)
 def test_label_smoothing_does_nothing_beside_targets(tmp_path):
     with pytest.raises(UserWarning, match=r"label_smoothing is 0\.1: where delta is finite"):
         OURS["dpo"][1](output_dir=str(tmp_path), bf16=False, label_smoothing=0.1, **TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("options", "asked", "prior"),
+    [
+        ({"pcrm_prior": "length_ratio"}, "pcrm_prior='length_ratio'", "length_ratio"),
+        ({"pcrm_prior": "lexical", **TARGETS}, "pcrm_prior='lexical'", "lexical"),
+        ({"pcrm_preset": "tldr/cosine"}, "pcrm_preset='tldr/cosine'", "cosine"),
+    ],
+)
+def test_a_column_beside_another_prior_is_refused(kind, folder, tmp_path, rows, options, asked, prior):
+    data = FORMATS["plain"](rows).add_column("prior", [i / 64 for i in range(64)])
+    with pytest.raises(ValueError) as caught:
+        build(kind, folder, tmp_path, data, **options)
+    assert str(caught.value) == (
+        f"the train data set has a column 'prior', and {asked} asks for the prior '{prior}': set pcrm_prior='column' to use the "
+        "column, or remove it to compute that prior"
+    )
+
+
+def test_a_column_that_nothing_contradicts_is_used(tiny, tmp_path, rows):
+    (tmp_path / "pcrm.toml").write_text("[constraint]\nprior = 'lexical'\nbeta1 = 1\nbeta3 = 1\n")
+    s = [i / 64 for i in range(64)]
+    data = FORMATS["plain"](rows).add_column("prior", s)
+    for options in (
+        {"pcrm_prior": "column", "pcrm_preset": "tldr/cosine"},
+        {"pcrm_beta1": 1.1, "pcrm_beta3": 0.9},
+        {"pcrm_config": str(tmp_path / "pcrm.toml")},
+        TARGETS,
+    ):
+        trainer = build("reward", tiny, tmp_path / "out", data, **options)
+        assert trainer.data_collator([trainer.train_dataset[i] for i in range(8)])["prior"].tolist() == s[:8]
+
+
+@pytest.fixture
+def recorded(tmp_path, rows, monkeypatch):
+    """A file of preferences whose column `prior` is recorded as the lexical one."""
+    monkeypatch.chdir(tmp_path)
+    kept = [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    assert cli.main(["prior", "pairs.jsonl", "--out", "recorded.jsonl", "--prior", "lexical"]) == 0
+    return tmp_path
+
+
+FLAGS = "--max_steps 1 --bf16 false --use_cpu true --report_to none --save_strategy no --dataset_name recorded.jsonl"
+
+
+def reward(tiny, *flags):
+    return cli.main(["reward", "--model_name_or_path", str(tiny), "--output_dir", "out", *FLAGS.split(), *flags])
+
+
+@pytest.mark.slow
+def test_the_command_takes_the_prior_that_is_recorded(recorded, tiny):
+    assert reward(tiny, "--pcrm_prior", "lexical", "--pcrm_win_alike", "0.7", "--pcrm_win_unlike", "0.9") == 0
+    rows = [json.loads(line) for line in (recorded / "recorded.jsonl").read_text().splitlines()]
+    s = pcrm.priors.lexical([r["chosen"] for r in rows], [r["rejected"] for r in rows])
+    want = pcrm.Constraint.fit(s, target_alike=pcrm.margin_of(0.7), target_unlike=pcrm.margin_of(0.9))
+    kept = load_config(recorded / "out" / "pcrm.toml")
+    assert (kept.prior, kept.constraint.beta1) == ("lexical", pytest.approx(want.beta1, rel=1e-5))
+
+
+@pytest.mark.parametrize(
+    ("flags", "prior"),
+    [
+        (["--pcrm_prior", "length_ratio"], "length_ratio"),
+        (["--pcrm_preset", "tldr/cosine"], "cosine"),
+        (["--pcrm_config", "pcrm.toml"], "cosine"),
+    ],
+)
+def test_the_command_refuses_betas_of_another_prior(recorded, tiny, capsys, flags, prior):
+    (recorded / "pcrm.toml").write_text("[constraint]\nprior = 'cosine'\n")
+    with pytest.raises(SystemExit):
+        reward(tiny, *flags)
+    assert (
+        f"{flags[0]} {flags[1]} is for the prior {prior}, and the column 'prior' of recorded.jsonl is recorded as lexical: take "
+        f"betas of that prior, or make the column with `pcrm prior --prior {prior}`"
+    ) in capsys.readouterr().err
 
 
 _TWO = """
