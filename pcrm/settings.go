@@ -67,9 +67,10 @@ const defaultBeta2 = 0.001
 //     because the caller knows what the column holds.
 //  3. A value that is given is used. A missing one is the preset's; without a preset, the
 //     published setting's for the task and the prior ("alpaca/<prior>" for reward models,
-//     "dpo/<prior>" for DPO).
-//  4. A value that nothing is published for must be given: beta1 and beta3 for "lexical"
-//     and "column", delta for "fixed", low and high for "random". beta2 is 0.001, floor and
+//     "dpo/<prior>" for DPO). Without a preset and any value of a curve, the default is
+//     targets: 1 for alike and 3 for unlike pairs.
+//  4. A value that nothing is published for must be given: beta1 and beta3 for a curve of
+//     "lexical" and "column", delta for "fixed", low and high for "random". beta2 is 0.001, floor and
 //     cap are none, and seed is 0 unless given.
 //  5. A value that the prior does not use is refused.
 //  6. Targets, a margin or a win probability for alike and one for unlike pairs, stand for a
@@ -79,8 +80,11 @@ const defaultBeta2 = 0.001
 // Errors, each an [*ArgumentError]: an unknown prior or preset, settings that break a rule,
 // and the errors of [Constraint.Validate].
 func (s Settings) Resolve(task Task) (prior string, c Constraint, err error) {
-	if asked := s.givenTarget(); asked != "" {
-		return "", c, argErr(asked, -1, "is set, which takes data: read it with Settings.Targets, and call Fit")
+	if _, targets, err := s.Targets(); err != nil {
+		return "", c, err
+	} else if targets != nil {
+		return "", c, argErr("targets", -1, "are %v and %v, and a constraint is fitted to them on data: call Settings.Targets and Fit, or "+
+			"set a preset", targets.Alike, targets.Unlike)
 	}
 	if prior, err = s.prior(); err != nil {
 		return "", c, err

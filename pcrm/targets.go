@@ -6,6 +6,9 @@ import "math"
 // [Fit] makes a constraint of them on the similarities of the training data.
 type Targets struct{ Alike, Unlike float64 }
 
+// The default: win probabilities of .73 and .95, about what annotators agree on.
+const defaultAlike, defaultUnlike = 1.0, 3.0
+
 // Validate reports whether 0 < Alike < Unlike < +Inf.
 func (t Targets) Validate() error {
 	switch {
@@ -44,17 +47,21 @@ func (s Settings) givenTarget() string {
 }
 
 // Targets returns the prior and the targets that the settings ask for in the place of a
-// curve, by rule 6 of [Settings.Resolve]; nil if they ask for none.
+// curve, by the rules 3 and 6 of [Settings.Resolve]; nil if they ask for none.
 //
 // Errors, each an [*ArgumentError]: an unknown prior, one without a curve, and settings that
 // break the rule.
 func (s Settings) Targets() (prior string, t *Targets, err error) {
-	asked := s.givenTarget()
-	if asked == "" {
-		return "", nil, nil
-	}
 	if prior, err = s.prior(); err != nil {
 		return "", nil, err
+	}
+	asked := s.givenTarget()
+	if asked == "" {
+		named := Settings{Prior: s.Prior}
+		if s == named && isCurve(prior) {
+			return prior, &Targets{defaultAlike, defaultUnlike}, nil
+		}
+		return "", nil, nil
 	}
 	if !isCurve(prior) {
 		return "", nil, argErr(asked, -1, "is set, which the prior %q does not use", prior)

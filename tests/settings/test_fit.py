@@ -185,7 +185,7 @@ def test_reports_refuse_betas_of_another_prior(tmp_path, kind, capsys, monkeypat
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
     assert cli.main(["prior", "in.jsonl", "--out", kind, "--prior", "lexical"]) == 0
     assert cli.main(["fit", kind, *map(str, targets()), "--out", "lexical.toml"]) == 0
-    (tmp_path / "cosine.toml").write_text("[constraint]\nprior = 'cosine'\n")
+    (tmp_path / "cosine.toml").write_text("[constraint]\npreset = 'tldr/cosine'\n")
     kept = f"calibrated-{kind}"
     assert cli.main(["calibrate", kind, "--out", kept]) == 0
     for flags, prior, file in (

@@ -51,9 +51,7 @@ def through_toml(case, folder):
     lines = [f"{name} = {spelled(value)}" for name, value in given(case).items()]
     file.write_text("\n".join(["[constraint]", *lines]))
     if "targets" in case:
-        with pytest.raises(
-            ValueError, match=r"pcrm\.toml:\d: constraint\.(target|win)_\w+ must be fitted to data first: take the"
-        ):
+        with pytest.raises(ValueError, match=r"pcrm\.toml:\d: constraint\..*(to data first|are betas): take the"):
             pcrm.Constraint.from_toml(file, case["task"])
     elif "error" not in case:
         assert pcrm.Constraint.from_toml(file, case["task"]) == wanted(case)
@@ -189,10 +187,10 @@ def test_the_task_of_a_file_is_its_readers(tmp_path):
     from pcrm.trl import PCRMDPOConfig, PCRMRewardConfig
 
     file = tmp_path / "pcrm.toml"
-    file.write_text("[constraint]\nprior = 'cosine'\n")
+    file.write_text("[constraint]\nprior = 'cosine'\ncap = 90\n")
     options = {"output_dir": str(tmp_path), "bf16": False, "pcrm_config": str(file)}
-    assert PCRMRewardConfig(**options).pcrm_constraint() == pcrm.Constraint.preset("alpaca/cosine")
-    assert PCRMDPOConfig(**options).pcrm_constraint() == pcrm.Constraint.preset("dpo/cosine")
+    assert PCRMRewardConfig(**options).pcrm_constraint() == pcrm.Constraint(20, 0.001, -15, cap=90)
+    assert PCRMDPOConfig(**options).pcrm_constraint() == pcrm.Constraint(30, 0.001, -25, cap=90)
 
 
 def test_the_trainers_seed_draws_no_deltas(tmp_path):
@@ -211,13 +209,10 @@ def test_documentation(tmp_path):
     assert config.constraint == pcrm.Constraint(10, 0.001, -5, 2, 12)
     # Each example, and what a reader takes from it.
     wanted = {
-        "none": (
-            "length_ratio",
-            pcrm.Constraint.preset("alpaca/length_ratio"),
-            pcrm.Constraint.preset("dpo/length_ratio"),
-        ),
+        "none": ("length_ratio", *[settings.Targets(1, 3)] * 2),
+        "beta1=12": ("length_ratio", pcrm.Constraint(12, 0.001, -5), None),
         "preset=tldr/cosine": ("cosine", pcrm.Constraint.preset("tldr/cosine"), pcrm.Constraint.preset("tldr/cosine")),
-        "prior=column": ("column", None, None),
+        "prior=column": ("column", *[settings.Targets(1, 3)] * 2),
         "prior=column, preset=tldr/cosine, cap=50": ("column", *[pcrm.Constraint(30, 0.001, -25, cap=50)] * 2),
         "prior=lexical, beta1=2": ("lexical", None, None),
         "prior=fixed": ("fixed", pcrm.Constraint.fixed(4.5), None),
@@ -242,7 +237,7 @@ def test_documentation(tmp_path):
         values |= {name: float(value) for name, value in values.items() if name not in ("prior", "preset")}
         for task, constraint in zip(("reward", "dpo"), constraints, strict=True):
             if constraint is None:
-                with pytest.raises(ValueError, match=r"is missing|targets are fitted to the data"):
+                with pytest.raises(ValueError, match=r"is missing|delta is|targets are fitted to the data"):
                     settings.constraint_of(values, task)
             else:
                 assert settings.constraint_of(values, task) == (prior, constraint)

@@ -114,7 +114,7 @@ def test_what_cannot_be_fitted(kind, folder, tmp_path, rows):
     for column, message in (
         (
             [0.5] * len(rows),
-            r"pcrm_prior='column' of the training data: similarities are 0\.5 and 0\.5 at the quantiles",
+            r"the prior 'column' of the training data: similarities are 0\.5 and 0\.5 at the quantiles",
         ),
         ([1.5] * len(rows), r"prior\[0\] is 1\.5, must be in \[0, 1\]"),
     ):
@@ -171,6 +171,8 @@ def test_a_column_that_nothing_contradicts_is_used(tiny, tmp_path, rows):
     ):
         trainer = build("reward", tiny, tmp_path / "out", data, **options)
         assert trainer.data_collator([trainer.train_dataset[i] for i in range(8)])["prior"].tolist() == s[:8]
+    # The length ratio's by default, but these betas are not.
+    assert load_config(tmp_path / "out" / "pcrm.toml").prior == "column"
 
 
 @pytest.fixture
@@ -209,7 +211,7 @@ def test_the_command_takes_the_prior_that_is_recorded(recorded, tiny):
     ],
 )
 def test_the_command_refuses_betas_of_another_prior(recorded, tiny, capsys, flags, prior):
-    (recorded / "pcrm.toml").write_text("[constraint]\nprior = 'cosine'\n")
+    (recorded / "pcrm.toml").write_text("[constraint]\npreset = 'tldr/cosine'\n")
     with pytest.raises(SystemExit):
         reward(tiny, *flags)
     assert (

@@ -31,9 +31,11 @@ def fit(settings: Config, dataset: Any, strategy: Any) -> Constraint:
     constraint = found[0]
     assert isinstance(constraint, Constraint)
     if strategy.is_rank_0():
-        line = fit_line(s, constraint, settings.prior)
+        # Other priors than the length ratio are always in the column.
+        prior = "column" if dataset.column and settings.prior == "length_ratio" else settings.prior
+        line = fit_line(s, constraint, prior)
         path = Path(strategy.args.ckpt.output_dir, "pcrm.toml")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_toml(path, constraint, settings.prior, [line])
+        write_toml(path, constraint, prior, [line])
         strategy.print(f"{line}. Written to {path}")
     return constraint

@@ -67,7 +67,7 @@ def load_config(path: str | os.PathLike[str], task: Task = "reward") -> Config:
 
     Args:
         path: The file.
-        task: What is trained. The published setting that fills in missing values is
+        task: What is trained. The published setting that fills in missing values of a curve is
             `alpaca/<prior>` for "reward" and `dpo/<prior>` for "dpo".
 
     Raises:

@@ -159,10 +159,10 @@ class Constraint:
         with document.located():
             constraint = constraint_of(document.constraint, task)[1]
             if isinstance(constraint, Targets):
-                name = next(name for name in document.constraint if name in TARGETS)
+                name = next((name for name in document.constraint if name in TARGETS), None)
                 raise ValueError(
-                    f"{name} must be fitted to data first: take the pcrm.toml that training writes into its output folder, "
-                    "or that of `pcrm fit`"
+                    f"{name or 'preset'} {'must be fitted to data first' if name else 'is missing, and so are betas'}: take the "
+                    "pcrm.toml that training writes into its output folder, or that of `pcrm fit`"
                 )
             return constraint
 

@@ -9,8 +9,9 @@ library is not installed.
    the caller knows what the column holds.
 3. A value that is given is used. A missing one is the preset's; without a preset, the published
    setting's for the task and the prior (`alpaca/<prior>` for reward models, `dpo/<prior>` for DPO).
-4. A value that nothing is published for must be given: `beta1` and `beta3` for `lexical` and
-   `column`, `delta` for `fixed`, `low` and `high` for `random`. `beta2` is 0.001, `floor` and
+   Without a preset and any value of a curve, the default is targets: 1 for alike and 3 for unlike pairs.
+4. A value that nothing is published for must be given: `beta1` and `beta3` for a curve of `lexical`
+   and `column`, `delta` for `fixed`, `low` and `high` for `random`. `beta2` is 0.001, `floor` and
    `cap` are none, and `seed` is 0 unless given.
 5. A value that the prior does not use is refused.
 6. Targets, a margin or a win probability for alike and one for unlike pairs, stand for a curve that is
@@ -34,6 +35,8 @@ PRIORS = (*COMPUTED_PRIORS, "column", "fixed", "random")
 _CURVES = (*COMPUTED_PRIORS, "column")
 _OF_CURVES = ("beta1", "beta2", "beta3", "floor", "cap")
 _SIDES = ("alike", "unlike")
+# Win probabilities of .73 and .95, about what annotators agree on.
+_DEFAULT_TARGETS = {"target_alike": 1.0, "target_unlike": 3.0}
 TARGETS = {f"{kind}_{side}" for kind in ("target", "win") for side in _SIDES}
 _USED_BY = {
     **dict.fromkeys(_OF_CURVES, _CURVES),
@@ -96,6 +99,8 @@ def resolve(given: Mapping[str, Any], task: Task = "reward", prefix: str = "") -
                     f"{prefix}win_{side} too"
                 )
         return prior, given
+    if row is None and prior in _CURVES and not given:
+        return prior, dict(_DEFAULT_TARGETS)
     if row is None:
         row = presets().get(f"{_PUBLISHED[task]}/{prior}", {})
     values = {name: value for name, value in row.items() if name != "prior"} | given

@@ -32,16 +32,16 @@ class PCRMArguments:
         pcrm_prior_model:
             The encoder of the cosine: a sentence-transformers or transformers checkpoint.
         pcrm_preset:
-            A published setting, such as `"alpaca/length_ratio"`. The default is
-            `"alpaca/<prior>"` for reward models and `"dpo/<prior>"` for DPO, where it exists.
+            A published setting, such as `"alpaca/length_ratio"`.
         pcrm_beta1, pcrm_beta2, pcrm_beta3:
-            The betas. Each value that is given overrides the preset's. The priors `"lexical"` and
-            `"column"` have no published betas and need beta1 and beta3.
+            The betas. Each value that is given overrides the preset's; without a preset, that of
+            `"alpaca/<prior>"` for reward models and `"dpo/<prior>"` for DPO. The priors `"lexical"` and
+            `"column"` have no published betas, so beta1 and beta3 are given together.
         pcrm_floor, pcrm_cap:
             Least and greatest delta.
         pcrm_target_alike, pcrm_target_unlike:
-            The margins wanted for alike and for unlike pairs, in the place of betas, floor and cap. The
-            trainer fits these to the training data with `pcrm.Constraint.fit`, logs the curve and
+            The margins wanted for alike and for unlike pairs, in the place of betas, floor and cap; 1 and
+            3 by default, where there is no preset and no value of a curve. The trainer fits these to the training data with `pcrm.Constraint.fit`, logs the curve and
             writes it into `pcrm.toml` in the output folder.
         pcrm_win_alike, pcrm_win_unlike:
             The same as win probabilities: 0.73 is a margin of 1.
@@ -94,7 +94,7 @@ class PCRMArguments:
     )
     pcrm_preset: str | None = field(
         default=None,
-        metadata={"help": "A published setting: 'alpaca/<prior>' by default, 'dpo/<prior>' for DPO."},
+        metadata={"help": "A published setting, such as 'alpaca/length_ratio' or 'dpo/length_ratio'."},
     )
     pcrm_beta1: float | None = field(default=None, metadata={"help": "beta1 of delta = beta1 / (s + beta2) + beta3."})
     pcrm_beta2: float | None = field(default=None, metadata={"help": "beta2 of delta = beta1 / (s + beta2) + beta3."})
@@ -103,9 +103,13 @@ class PCRMArguments:
     pcrm_cap: float | None = field(default=None, metadata={"help": "Greatest delta."})
     pcrm_target_alike: float | None = field(
         default=None,
-        metadata={"help": "Margin wanted for alike pairs: betas, floor and cap are fitted to the training data."},
+        metadata={
+            "help": "Margin wanted for alike pairs, 1 by default: betas, floor and cap are fitted to the training data."
+        },
     )
-    pcrm_target_unlike: float | None = field(default=None, metadata={"help": "Margin wanted for unlike pairs."})
+    pcrm_target_unlike: float | None = field(
+        default=None, metadata={"help": "Margin wanted for unlike pairs, 3 by default."}
+    )
     pcrm_win_alike: float | None = field(
         default=None, metadata={"help": "'pcrm_target_alike' as a win probability, such as 0.73."}
     )

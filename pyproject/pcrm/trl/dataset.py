@@ -32,7 +32,7 @@ class PriorColumn:
         self.settings = settings
         self.model = model
         self.asked = asked
-        self._trained_has_column: bool | None = None  # None until the training data came
+        self.trained_has_column: bool | None = None  # None until the training data came
 
     def add(self, dataset: Any, name: str) -> Any:
         """Return the data set with the column, if its batches need one.
@@ -70,10 +70,10 @@ class PriorColumn:
         return self._computed(dataset, name)
 
     def _check_same_as_trained(self, has_column: bool, name: str) -> None:
-        if self._trained_has_column is None:
-            self._trained_has_column = has_column
+        if self.trained_has_column is None:
+            self.trained_has_column = has_column
         # Data that were prepared before may have the column from here.
-        elif has_column != self._trained_has_column and (self.settings.prior == "length_ratio" or not has_column):
+        elif has_column != self.trained_has_column and (self.settings.prior == "length_ratio" or not has_column):
             raise ValueError(
                 f"the {name} data set has {'a' if has_column else 'no'} column 'prior', the train data set has "
                 f"{'none' if has_column else 'one'}: their pairs would be constrained by two priors"

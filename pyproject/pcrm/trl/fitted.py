@@ -29,7 +29,7 @@ _MOST_PAIRS = 10_000
 _BATCH = 64
 
 
-def fit(settings: Config, dataset: Any, collator: Any, output_dir: str) -> Config:
+def fit(settings: Config, dataset: Any, collator: Any, output_dir: str, prior: str) -> Config:
     """Return the settings with the constraint that their targets want of a trainer's data; log it and write it.
 
     The priors are those that the trainer's batches have. A column `prior` is read whole. What is
@@ -41,6 +41,7 @@ def fit(settings: Config, dataset: Any, collator: Any, output_dir: str) -> Confi
         dataset: The training data, as TRL prepared it.
         collator: The trainer's collator.
         output_dir: Where `pcrm.toml` is written.
+        prior: What `pcrm.toml` calls the prior: "column" where the data set came with one that nobody named.
 
     Raises:
         ValueError: the priors do not tell pairs apart; as from `PriorCollator`.
@@ -55,25 +56,25 @@ def fit(settings: Config, dataset: Any, collator: Any, output_dir: str) -> Confi
         try:
             constraint = settings.fitted(s).constraint
         except ValueError as error:
-            raise ValueError(f"pcrm_prior={settings.prior!r} of the training data: {error}") from None
+            raise ValueError(f"the prior {prior!r} of the training data: {error}") from None
     found = [constraint]
     if state.num_processes > 1:
         broadcast_object_list(found)
     settings = dataclasses.replace(settings, constraint=found[0])
     if state.is_main_process:
-        line = fit_line(s, found[0], settings.prior)
+        line = fit_line(s, found[0], prior)
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save(settings, output_dir, line)
+        save(settings, output_dir, prior, line)
         # Not an information, which nobody would see.
         logger.warning(f"{line}. Written to {Path(output_dir, FILE)}")
     return settings
 
 
-def save(settings: Config, folder: str, comment: str | None = None) -> None:
+def save(settings: Config, folder: str, prior: str, comment: str | None = None) -> None:
     """Write `pcrm.toml` into a folder."""
     assert isinstance(settings.constraint, Constraint)
     comments = [comment] if comment else []
-    write_toml(Path(folder, FILE), settings.constraint, settings.prior, comments, form=settings.form)
+    write_toml(Path(folder, FILE), settings.constraint, prior, comments, form=settings.form)
 
 
 def resumed(settings: Config, checkpoint: str) -> Config:

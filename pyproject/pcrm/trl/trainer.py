@@ -58,6 +58,7 @@ class ConstrainedTrainer(Trainer):
     constraint: Constraint
     sampler: PrioritizedSampler | None = None
 
+    _prior_name: str  # in pcrm.toml
     _fitted: bool  # whether the constraint was fitted here, and is kept beside the model
     _prior_column: PriorColumn
     _constraint_metrics: ConstraintMetrics
@@ -98,7 +99,9 @@ class ConstrainedTrainer(Trainer):
     def _finish(self, args: Any) -> None:
         """Do what is left of the construction after TRL's constructor."""
         self._fitted = isinstance(self.settings.constraint, Targets)
-        self._use(fitted.fit(self.settings, self.train_dataset, self.data_collator, args.output_dir))
+        came_with_prior = self._prior_column.trained_has_column
+        self._prior_name = (args._pcrm_recorded or "column") if came_with_prior else self.settings.prior
+        self._use(fitted.fit(self.settings, self.train_dataset, self.data_collator, args.output_dir, self._prior_name))
         self.data_collator = PriorCollator(self.data_collator, self.settings)
         self._share_prefixes()
         if self.sampler is not None:
@@ -178,7 +181,7 @@ class ConstrainedTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         if self.constrained and self._fitted:
-            fitted.save(self.settings, output_dir or self.args.output_dir)
+            fitted.save(self.settings, output_dir or self.args.output_dir, self._prior_name)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
