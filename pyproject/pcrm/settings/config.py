@@ -33,8 +33,9 @@ class Config:
         """These settings, with the constraint that targets want on these similarities: `Constraint.fit`."""
         if isinstance(self.constraint, Constraint):
             return self
-        targets = {"target_alike": self.constraint.alike, "target_unlike": self.constraint.unlike}
-        return dataclasses.replace(self, constraint=Constraint.fit(similarities, **targets))
+        wanted = self.constraint
+        fitted = Constraint.fit(similarities, target_alike=wanted.alike, target_unlike=wanted.unlike)
+        return dataclasses.replace(self, constraint=fitted)
 
 
 def load_config(path: str | os.PathLike[str], task: Task = "reward") -> Config:

@@ -98,7 +98,7 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
     if name is not None and name.endswith((".jsonl", ".jsonl.gz", ".parquet")) and not os.path.isfile(name):
         fail(f"there is no file {name}")
     is_file = name is not None and os.path.isfile(name)
-    if is_file or _is_saved(name, "state.json"):
+    if name is not None and (is_file or _is_saved(name, "state.json")):
         try:
             _use_record(training_arguments, name)
         except (ValueError, OSError) as error:

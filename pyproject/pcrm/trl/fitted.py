@@ -60,9 +60,11 @@ def fit(settings: Config, dataset: Any, collator: Any, output_dir: str, prior: s
     found = [constraint]
     if state.num_processes > 1:
         broadcast_object_list(found)
-    settings = dataclasses.replace(settings, constraint=found[0])
+    (constraint,) = found
+    assert isinstance(constraint, Constraint)
+    settings = dataclasses.replace(settings, constraint=constraint)
     if state.is_main_process:
-        line = fit_line(s, found[0], prior)
+        line = fit_line(s, constraint, prior)
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         save(settings, output_dir, prior, line)
         # Not an information, which nobody would see.

@@ -181,7 +181,8 @@ class ConstrainedTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         if self.constrained and self._fitted:
-            fitted.save(self.settings, output_dir or self.args.output_dir, self._prior_name)
+            folder: Any = output_dir or self.args.output_dir
+            fitted.save(self.settings, folder, self._prior_name)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
