@@ -23,6 +23,7 @@ import (
 type Config struct {
 	Prior      string // one of Priors
 	Constraint Constraint
+	Targets    *Targets // what a constraint is to be fitted to; then Constraint is empty
 
 	Form                     string // "pair" or "token"
 	LabelSmoothing           float64
@@ -83,6 +84,10 @@ func LoadConfigFor(task Task, path string) (Config, error) {
 //	beta3 = -5.0
 //	floor = 2.0                     # smallest and largest delta; cap may be inf
 //	cap = 12.0
+//	target_alike = 1.0              # in the place of betas, floor and cap: see Settings.Targets
+//	target_unlike = 3.0
+//	win_alike = 0.73                # the same as win probabilities
+//	win_unlike = 0.95
 //	delta = 4.5                     # for prior = "fixed"; may be inf
 //	low = 4.0                       # for prior = "random"
 //	high = 5.0
@@ -123,7 +128,10 @@ func ParseConfig(task Task, name string, data []byte) (Config, error) {
 		DPOBeta:                  s.DPO.Beta,
 	}
 	var err error
-	if c.Prior, c.Constraint, err = s.Constraint.Resolve(task); err != nil {
+	if c.Prior, c.Targets, err = s.Constraint.Targets(); err == nil && c.Targets == nil {
+		c.Prior, c.Constraint, err = s.Constraint.Resolve(task)
+	}
+	if err != nil {
 		return Config{}, settingError(name, data, "constraint", err)
 	}
 	if err := c.checkLoss(); err != nil {

@@ -21,12 +21,14 @@ func TestParseConfig(t *testing.T) {
 	curve := func(beta1, beta3 float64) pcrm.Constraint {
 		return pcrm.Constraint{Beta1: beta1, Beta2: 0.001, Beta3: beta3}
 	}
-	defaults := pcrm.Config{Prior: "length_ratio", Constraint: curve(10, -5), Form: "pair", DPOBeta: 0.1}
+	defaults := pcrm.Config{Prior: "length_ratio", Targets: &pcrm.Targets{Alike: 1, Unlike: 3}, Form: "pair", DPOBeta: 0.1}
 	with := func(prior string, c pcrm.Constraint) pcrm.Config {
 		config := defaults
-		config.Prior, config.Constraint = prior, c
+		config.Prior, config.Constraint, config.Targets = prior, c, nil
 		return config
 	}
+	cosine := defaults
+	cosine.Prior = "cosine"
 	all := with("cosine", pcrm.Constraint{Beta1: 30, Beta2: 0.5, Beta3: 1, Floor: 2, Cap: math.Inf(1)})
 	all.LabelSmoothing, all.CenterRewardsCoefficient, all.DPOBeta = 0.1, 0.01, 0.5
 	token := defaults
@@ -35,7 +37,7 @@ func TestParseConfig(t *testing.T) {
 		"":                                                                     defaults,
 		"[constraint]\n[loss]\n[dpo]\n":                                        defaults,
 		"constraint.prior = 'length_ratio'":                                    defaults,
-		"[constraint]\nprior = 'cosine'":                                       with("cosine", curve(20, -15)),
+		"[constraint]\nprior = 'cosine'":                                       cosine,
 		"[constraint]\npreset = 'tldr/cosine'":                                 with("cosine", curve(30, -25)),
 		"[constraint]\nbeta3 = -4":                                             with("length_ratio", curve(10, -4)),
 		"\ufeff[constraint]\nbeta3 = -4":                                       with("length_ratio", curve(10, -4)),
@@ -62,7 +64,7 @@ func TestParseConfig(t *testing.T) {
 }
 
 func TestParseConfigErrors(t *testing.T) {
-	const constraintKeys = ", those of [constraint] are prior, preset, beta1, beta2, beta3, floor, cap, delta, low, high, seed"
+	const constraintKeys = ", those of [constraint] are prior, preset, beta1, beta2, beta3, floor, cap, delta, low, high, seed, target_alike, target_unlike, win_alike, win_unlike"
 	for document, message := range map[string]string{
 		// What is no TOML, or not of these tables.
 		"[constraint\n":                         "1: TOML is malformed: expected ']' to close table name",
@@ -208,7 +210,11 @@ func FuzzParseConfig(f *testing.F) {
 			require.True(t, errors.As(err, &argument), "%v", err)
 			return
 		}
-		require.NoError(t, config.Constraint.Validate())
+		if config.Targets != nil {
+			require.NoError(t, config.Targets.Validate())
+		} else {
+			require.NoError(t, config.Constraint.Validate())
+		}
 		require.Equal(t, config.Prior == "random", config.Constraint.IsRandom())
 		require.Contains(t, pcrm.Priors, config.Prior)
 	})

@@ -105,7 +105,40 @@ func TestFitReachesItsTargets(t *testing.T) {
 	assert.InDelta(t, 3, c.Target(0.05), 1e-12)
 	assert.Equal(t, 1.0, c.Target(1), "floor")
 	assert.Equal(t, 3.0, c.Target(0), "cap")
-	assert.Equal(t, 0.001, c.Beta2)
+}
+
+func TestFitIsMidwayAtTheMedian(t *testing.T) {
+	c, err := pcrm.Fit([]float64{0.1, 0.3, 0.9}, 1, 3, 0, 1)
+	require.NoError(t, err)
+	// e = 0.2 and d = 0.8: the pole is 0.4 below 0.1. beta1 = 2*2*0.4*1.2/0.8, beta3 = 2 - 2.4/1.2.
+	assert.InDelta(t, 0.3, c.Beta2, 1e-15)
+	assert.InDelta(t, 2.4, c.Beta1, 1e-14)
+	assert.InDelta(t, 0, c.Beta3, 1e-14)
+	for s, want := range map[float64]float64{0.1: 3, 0.3: 2, 0.9: 1} {
+		assert.InDelta(t, want, c.Target(s), 1e-14)
+	}
+	// Pairs that are tied at an end have its target, whatever the curve: they do not move the median.
+	tied, err := pcrm.Fit([]float64{0.1, 0.1, 0.1, 0.1, 0.1, 0.3, 0.9}, 1, 3, 0, 1)
+	require.NoError(t, err)
+	assert.Equal(t, c, tied)
+}
+
+func TestFitWhereNoCurveIsMidway(t *testing.T) {
+	for name, c := range map[string]struct {
+		s      []float64
+		beta2  float64
+		middle float64 // target at 0.5
+	}{
+		"median in the middle":    {[]float64{0.2, 0.5, 0.8}, 5.8, 1 + 2*0.5*10/10.5},
+		"median above the middle": {[]float64{0.2, 0.7, 0.8}, 5.8, 1 + 2*0.5*10/10.5},
+		"nothing between":         {[]float64{0.2, 0.2, 0.8}, 5.8, 1 + 2*0.5*10/10.5},
+		"pole within [0, 1]":      {[]float64{0.4, 0.41, 0.8}, 1e-6, 1 + 2*0.75*0.4/0.5},
+	} {
+		got, err := pcrm.Fit(c.s, 1, 3, 0, 1)
+		require.NoError(t, err)
+		assert.InDelta(t, c.beta2, got.Beta2, 1e-14, name)
+		assert.InDelta(t, c.middle, got.Target(0.5), 1e-5, name)
+	}
 }
 
 // At the least spread that is allowed, wherever it lies, rounding moves the targets by

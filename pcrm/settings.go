@@ -46,6 +46,12 @@ type Settings struct {
 	Low    *float64 `toml:"low"`
 	High   *float64 `toml:"high"`
 	Seed   *uint64  `toml:"seed"`
+
+	// In the place of a curve: see Settings.Targets.
+	TargetAlike  *float64 `toml:"target_alike"`
+	TargetUnlike *float64 `toml:"target_unlike"`
+	WinAlike     *float64 `toml:"win_alike"`
+	WinUnlike    *float64 `toml:"win_unlike"`
 }
 
 // defaultBeta2 keeps the curve finite at s = 0. Every published setting has this value.
@@ -61,32 +67,35 @@ const defaultBeta2 = 0.001
 //     because the caller knows what the column holds.
 //  3. A value that is given is used. A missing one is the preset's; without a preset, the
 //     published setting's for the task and the prior ("alpaca/<prior>" for reward models,
-//     "dpo/<prior>" for DPO).
-//  4. A value that nothing is published for must be given: beta1 and beta3 for "lexical"
-//     and "column", delta for "fixed", low and high for "random". beta2 is 0.001, floor and
+//     "dpo/<prior>" for DPO). Without a preset and any value of a curve, the default is
+//     targets: 1 for alike and 3 for unlike pairs.
+//  4. A value that nothing is published for must be given: beta1 and beta3 for a curve of
+//     "lexical" and "column", delta for "fixed", low and high for "random". beta2 is 0.001, floor and
 //     cap are none, and seed is 0 unless given.
 //  5. A value that the prior does not use is refused.
+//  6. Targets, a margin or a win probability for alike and one for unlike pairs, stand for a
+//     curve that is fitted to the training data. They are given for both sides, and without a
+//     preset or a value of a curve. Resolve refuses them: [Settings.Targets] reads them.
 //
 // Errors, each an [*ArgumentError]: an unknown prior or preset, settings that break a rule,
 // and the errors of [Constraint.Validate].
 func (s Settings) Resolve(task Task) (prior string, c Constraint, err error) {
+	if _, targets, err := s.Targets(); err != nil {
+		return "", c, err
+	} else if targets != nil {
+		return "", c, argErr("targets", -1, "are %v and %v, and a constraint is fitted to them on data: call Settings.Targets and Fit, or "+
+			"set a preset", targets.Alike, targets.Unlike)
+	}
+	if prior, err = s.prior(); err != nil {
+		return "", c, err
+	}
 	var preset *Preset
-	prior = "length_ratio"
 	if s.Preset != nil {
 		p, err := LookupPreset(*s.Preset)
 		if err != nil {
 			return "", c, err
 		}
-		preset, prior = &p, p.Prior
-	}
-	if s.Prior != nil {
-		if !slices.Contains(Priors, *s.Prior) {
-			return "", c, argErr("prior", -1, "is %q, must be one of %s", *s.Prior, strings.Join(Priors, ", "))
-		}
-		prior = *s.Prior
-	}
-	if preset != nil && prior != preset.Prior && (prior != "column" || !isCurve(preset.Prior)) {
-		return "", c, argErr("preset", -1, "is %q, which is for the prior %q, but prior is %q", *s.Preset, preset.Prior, prior)
+		preset = &p
 	}
 	if preset == nil {
 		if p, err := LookupPreset(task.published() + "/" + prior); err == nil {
@@ -150,6 +159,29 @@ func (s Settings) Resolve(task Task) (prior string, c Constraint, err error) {
 		return "", Constraint{}, err
 	}
 	return prior, c, nil
+}
+
+// prior returns the prior by the rules 1 and 2 of [Settings.Resolve].
+func (s Settings) prior() (string, error) {
+	var preset *Preset
+	prior := "length_ratio"
+	if s.Preset != nil {
+		p, err := LookupPreset(*s.Preset)
+		if err != nil {
+			return "", err
+		}
+		preset, prior = &p, p.Prior
+	}
+	if s.Prior != nil {
+		if !slices.Contains(Priors, *s.Prior) {
+			return "", argErr("prior", -1, "is %q, must be one of %s", *s.Prior, strings.Join(Priors, ", "))
+		}
+		prior = *s.Prior
+	}
+	if preset != nil && prior != preset.Prior && (prior != "column" || !isCurve(preset.Prior)) {
+		return "", argErr("preset", -1, "is %q, which is for the prior %q, but prior is %q", *s.Preset, preset.Prior, prior)
+	}
+	return prior, nil
 }
 
 // isCurve reports whether the prior's constraint is beta1/(s+beta2) + beta3.

@@ -23,7 +23,8 @@ type settingsCase struct {
 	Given      map[string]any
 	Prior      string
 	Constraint map[string]any
-	Error      []string // words of the message, the name of the setting first
+	Targets    map[string]float64 // in the place of Constraint
+	Error      []string           // words of the message, the name of the setting first
 }
 
 func settingsCases(t *testing.T) []settingsCase {
@@ -75,6 +76,13 @@ func (c settingsCase) want(t *testing.T) pcrm.Constraint {
 	}
 }
 
+func (c settingsCase) assertTargets(t *testing.T, got *pcrm.Targets) {
+	t.Helper()
+	require.NotNil(t, got, c.Name)
+	assert.InEpsilon(t, c.Targets["alike"], got.Alike, 1e-15, c.Name)
+	assert.InEpsilon(t, c.Targets["unlike"], got.Unlike, 1e-15, c.Name)
+}
+
 func TestSettingsInTOML(t *testing.T) {
 	for _, c := range settingsCases(t) {
 		t.Run(c.Name, func(t *testing.T) {
@@ -89,6 +97,11 @@ func TestSettingsInTOML(t *testing.T) {
 			}
 			require.NoError(t, err)
 			assert.Equal(t, c.Prior, config.Prior)
+			if c.Targets != nil {
+				c.assertTargets(t, config.Targets)
+				return
+			}
+			assert.Nil(t, config.Targets)
 			assert.Equal(t, c.want(t), config.Constraint)
 		})
 	}
@@ -102,6 +115,7 @@ func TestSettingsInGo(t *testing.T) {
 		numbers := map[string]**float64{
 			"beta1": &s.Beta1, "beta2": &s.Beta2, "beta3": &s.Beta3, "floor": &s.Floor, "cap": &s.Cap,
 			"delta": &s.Delta, "low": &s.Low, "high": &s.High,
+			"target_alike": &s.TargetAlike, "target_unlike": &s.TargetUnlike, "win_alike": &s.WinAlike, "win_unlike": &s.WinUnlike,
 		}
 		typed := true // Go's types refuse the other rows at compile time
 		for key, value := range c.Given {
@@ -124,7 +138,11 @@ func TestSettingsInGo(t *testing.T) {
 			continue
 		}
 		checked++
-		prior, constraint, err := s.Resolve(c.task())
+		prior, targets, err := s.Targets()
+		var constraint pcrm.Constraint
+		if err == nil && targets == nil {
+			prior, constraint, err = s.Resolve(c.task())
+		}
 		if len(c.Error) > 0 {
 			var argument *pcrm.ArgumentError
 			require.ErrorAs(t, err, &argument, c.Name)
@@ -133,6 +151,12 @@ func TestSettingsInGo(t *testing.T) {
 		}
 		require.NoError(t, err, c.Name)
 		assert.Equal(t, c.Prior, prior, c.Name)
+		if c.Targets != nil {
+			c.assertTargets(t, targets)
+			_, _, err := s.Resolve(c.task())
+			assert.ErrorContains(t, err, "fitted to them on data", c.Name)
+			continue
+		}
 		assert.Equal(t, c.want(t), constraint, c.Name)
 	}
 	assert.Greater(t, checked, 55)
@@ -141,7 +165,7 @@ func TestSettingsInGo(t *testing.T) {
 // A Constraint that is written as such obeys the same bounds.
 func TestSettingsAndConstraintsAgree(t *testing.T) {
 	for _, c := range settingsCases(t) {
-		if len(c.Error) == 0 {
+		if len(c.Error) == 0 && c.Targets == nil {
 			assert.NoError(t, c.want(t).Validate(), c.Name)
 		}
 	}

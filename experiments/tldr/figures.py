@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from methods import ALL, TARGETS, Data
+from methods import ALL, Data, fit_two_points
 from pcrm.demo.plot import plot_margins
 from pcrm.evaluate.pages import style
 from tables import COEFFICIENTS, COLUMNS, SHOWN, Estimates, Found, interval
-
-from pcrm import Constraint
 
 COMPARED = ("plain", "fixed, fitted", "length ratio, fitted", "cosine, fitted", "length ratio, published")
 
@@ -77,6 +75,6 @@ def margins(file: Path, train: Data, test: Data, rows: list[dict[str, Any]]) -> 
         file,
         test.priors["length_ratio"].numpy(),
         shown,
-        Constraint.fit(train.priors["length_ratio"], **TARGETS),
+        fit_two_points(train.priors["length_ratio"]),
         f"{len(chosen):,} held-out pairs of summaries that people rated, two reward models of the same encoder",
     )

@@ -12,7 +12,7 @@ from . import _check
 from ._engine.dtypes import REDUCTIONS, Reduction
 from ._engine.trace import Origin
 from .functional import pcrm_dpo_loss, pcrm_loss
-from .settings import Constraint
+from .settings import Constraint, Targets
 
 
 class PCRMLoss(torch.nn.Module):
@@ -54,6 +54,21 @@ class PCRMLoss(torch.nn.Module):
             "reduction": reduction,
             "check_finite": check_finite,
         }
+
+    @classmethod
+    def fitted(cls, similarities: Any, *, target_alike: float, target_unlike: float, **settings: Any) -> PCRMLoss:
+        """The loss with the constraint of these targets, fitted to the priors of the training pairs.
+
+            >>> loss_fn = pcrm.PCRMLoss.fitted(prior, target_alike=1.0, target_unlike=3.0)
+
+        Args:
+            similarities, target_alike, target_unlike: As in `Constraint.fit`: all of the training data, not a batch.
+            settings: The other arguments of the loss.
+
+        Raises:
+            TypeError, ValueError: as in `Constraint.fit`, and of the settings.
+        """
+        return cls(Constraint.fit(similarities, target_alike=target_alike, target_unlike=target_unlike), **settings)
 
     def forward(
         self, chosen_rewards: torch.Tensor, rejected_rewards: torch.Tensor, prior: torch.Tensor | None = None
@@ -106,6 +121,21 @@ class PCRMDPOLoss(torch.nn.Module):
         _check.positive("beta", beta)
         self.settings: dict[str, Any] = {"beta": beta, "label_smoothing": label_smoothing, "reduction": reduction}
 
+    @classmethod
+    def fitted(cls, similarities: Any, *, target_alike: float, target_unlike: float, **settings: Any) -> PCRMDPOLoss:
+        """The loss with the constraint of these targets, fitted to the priors of the training pairs.
+
+            >>> loss_fn = pcrm.PCRMDPOLoss.fitted(prior, target_alike=1.0, target_unlike=3.0)
+
+        Args:
+            similarities, target_alike, target_unlike: As in `Constraint.fit`: all of the training data, not a batch.
+            settings: The other arguments of the loss.
+
+        Raises:
+            TypeError, ValueError: as in `Constraint.fit`, and of the settings.
+        """
+        return cls(Constraint.fit(similarities, target_alike=target_alike, target_unlike=target_unlike), **settings)
+
     def forward(
         self,
         policy_chosen_logps: torch.Tensor,
@@ -133,6 +163,10 @@ class PCRMDPOLoss(torch.nn.Module):
 
 
 def _checked(constraint: Constraint) -> Constraint:
+    if isinstance(constraint, Targets):
+        raise TypeError(
+            "constraint must be a pcrm.Constraint, got Targets: `fitted` makes a loss of them and of your data's priors"
+        )
     if not isinstance(constraint, Constraint):
         raise TypeError(f"constraint is a {type(constraint).__name__}, must be a pcrm.Constraint")
     return constraint
@@ -149,9 +183,9 @@ def delta_of(constraint: Constraint, prior: torch.Tensor | None) -> tuple[torch.
     return constraint.delta(prior), Origin(prior, constraint.recorded)
 
 
-def warn_of_smoothing(label_smoothing: float, constraint: Constraint) -> None:
+def warn_of_smoothing(label_smoothing: float, constraint: Constraint | Targets) -> None:
     """Warn that label smoothing does not act on a constrained pair: see `pcrm.functional.pcrm_loss`."""
-    if label_smoothing > 0 and constraint.delta(1.0) < math.inf:
+    if label_smoothing > 0 and (isinstance(constraint, Targets) or constraint.delta(1.0) < math.inf):
         warnings.warn(
             f"label_smoothing is {label_smoothing}: where delta is finite it adds label_smoothing * delta to pcrm's "
             "loss and moves no gradient",

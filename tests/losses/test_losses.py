@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from pcrm.settings import Targets
 
 import pcrm
 
@@ -65,6 +66,18 @@ def test_priors_of_numpy(backend):
     assert torch.equal(loss(scores, scores, np.array([0.25, 0.5], ">f8")), want)
     with pytest.raises(TypeError, match=r"prior\[1\] is masked, must be a number"):
         loss(scores, scores, np.ma.array([0.25, 0.5], mask=[False, True]))
+
+
+@pytest.mark.parametrize(("module", "option"), [(pcrm.PCRMLoss, "label_smoothing"), (pcrm.PCRMDPOLoss, "beta")])
+def test_a_loss_of_targets(module, option):
+    prior = np.linspace(0.1, 0.9, 9)
+    loss_fn = module.fitted(prior, target_alike=1, target_unlike=3, **{option: 0.2})
+    assert type(loss_fn) is module and loss_fn.settings[option] == 0.2
+    assert loss_fn.constraint == pcrm.Constraint.fit(prior, target_alike=1, target_unlike=3)
+    with pytest.raises(
+        TypeError, match=r"constraint must be a pcrm\.Constraint, got Targets: `fitted` makes a loss of them and"
+    ):
+        module(Targets(1, 3))
 
 
 @pytest.mark.slow

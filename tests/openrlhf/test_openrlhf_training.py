@@ -22,6 +22,7 @@ from helpers.launching import BIN, CPU, cpu_environment, reserved_port
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 
+import pcrm
 from pcrm import cli
 
 pytestmark = pytest.mark.openrlhf
@@ -296,13 +297,27 @@ def test_the_prior_is_the_length_ratio_of_each_pair(train, material, command):
     assert counted(traced) == counted(length_ratios(material))
 
 
+@pytest.mark.parametrize(
+    ("command", "processes"), [("train_rm", 1), pytest.param("train_dpo", 2, marks=pytest.mark.slow)]
+)
+def test_targets_are_fitted_to_the_training_data(train, command, processes):
+    """The priors of an epoch's batches give the constraint that was logged, kept and trained with."""
+    flags = ("--pcrm.target_alike=0.3", "--pcrm.win_unlike=0.7")
+    result = finished(train(Job(command, processes, 2, flags)))
+    steps = [step for rank in range(processes) for step in result.trace(rank)]
+    traced = torch.cat([step["prior"] for step in steps])
+    want = pcrm.Constraint.fit(traced, target_alike=0.3, target_unlike=pcrm.margin_of(0.7))
+    assert pcrm.Constraint.from_toml(result.model / "pcrm.toml") == want
+    assert result.log.count(f"Fitted to the prior length_ratio of {PAIRS} pairs: delta(s) = {want.beta1:.6g}") == 1
+    for step in steps:
+        torch.testing.assert_close(step["delta"].double(), want.delta(step["prior"].double()), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("prior", ["length_ratio", "random"])
 def test_the_prior_of_dpo_is_that_of_the_tokens_that_train(prior, monkeypatch):
     """Not of the prompt's, whose last token may differ where it merged with the response."""
     monkeypatch.syspath_prepend(str(CPU))
     from pcrm.openrlhf.training import PCRMRewardDataset
-
-    import pcrm
 
     data = object.__new__(PCRMRewardDataset)
     data.is_dpo, data.column, data.prior, data.seed = True, False, prior, 3

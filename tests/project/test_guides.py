@@ -90,15 +90,18 @@ def test_trl_by_configuration(preferences, tiny):
     assert reward["model_name_or_path"].startswith("Qwen/") and reward["dataset_name"].endswith(".jsonl.gz")
     reward |= {"model_name_or_path": str(tiny), "dataset_name": "preferences.jsonl"}
     Path("reward.yaml").write_text(yaml.safe_dump(reward | SHORT))
-    Path("pcrm.toml").write_text("[constraint]\nbeta1 = 0.1\nbeta3 = 0.1\n")
     (train, *launched) = commands("docs/trl.md", having="accelerate launch")
     assert train == ["reward", "--config", "reward.yaml"] and launched == []
     assert cli.main(train) == 0
-    assert logged("reward-model")["pcrm/delta"] < 2.0
-    Path("pcrm.toml").unlink()
+    kept = pcrm.Constraint.from_toml("reward-model/pcrm.toml")
+    assert (kept.floor, kept.cap) == (2, 6) and 2.0 <= logged("reward-model")["pcrm/delta"] <= 6.0
     for command in commands("docs/trl.md", having="pcrm fit"):
         assert cli.main(command) == 0, command
-    assert 2.0 <= logged("reward-model")["pcrm/delta"] <= 6.0, "the last run took the margins of `pcrm fit`"
+    from_file = {k: v for k, v in (reward | SHORT).items() if not k.startswith("pcrm_target")}
+    from_file |= {"dataset_name": "with-prior.jsonl", "pcrm_config": "pcrm.toml", "output_dir": "from-file"}
+    Path("reward.yaml").write_text(yaml.safe_dump(from_file))
+    assert cli.main(train) == 0
+    assert 2.0 <= logged("from-file")["pcrm/delta"] <= 6.0, "the last run took the margins of `pcrm fit`"
 
 
 @pytest.mark.slow
@@ -130,7 +133,6 @@ def test_two_lines_of_a_script(preferences, tiny):
     ):
         assert script.count(printed) == 1
         script = script.replace(printed, ours)
-    Path("pcrm.toml").write_text("[constraint]\nbeta1 = 1.1\nbeta3 = 0.9\n")
     names = {"load_dataset": lambda name, split: Dataset.from_list(preferences)}
     exec(compile(script, "docs/trl.md", "exec"), names)
     assert "pcrm/residual" in names["trainer"].state.log_history[0]

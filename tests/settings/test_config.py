@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from pcrm.settings import load_config
+from pcrm.settings import Targets, load_config
 
 import pcrm
 
@@ -46,7 +46,7 @@ beta = 0.2
 
 def test_defaults_and_kinds(tmp_path):
     config = load_config(write(tmp_path, ""))
-    assert config.constraint == pcrm.Constraint.preset("alpaca/length_ratio") and config.dpo_beta == 0.1
+    assert (config.prior, config.constraint, config.dpo_beta) == ("length_ratio", Targets(1, 3), 0.1)
     assert load_config(
         write(tmp_path, '[constraint]\nprior = "fixed"\ndelta = inf')
     ).constraint == pcrm.Constraint.fixed(math.inf)
@@ -120,7 +120,7 @@ def test_random_constraint(backend):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forked_child_reads_it_too(tmp_path):
     """After the parent used the native library, which a child cannot."""
-    path = write(tmp_path, "[constraint]\nprior = 'cosine'")
+    path = write(tmp_path, "[constraint]\npreset = 'tldr/cosine'")
     parent = pcrm.Constraint.from_toml(path)
     parent.delta(0.5)
     child = os.fork()

@@ -63,14 +63,27 @@ def test_prints_what_it_does_to_the_pairs(data, tmp_path, capsys):
     assert table["target margin delta/2"] == ["6.00", *(f"{t:.2f}" for t in target), "1.00"]
     assert table["ceiling delta(s)"][1:-1] == [f"{2 * t:.2f}" for t in target]
     assert table["as a win probability"][1:-1] == [f"{p:.3f}" for p in 1 / (1 + np.exp(-target))]
-    over = [np.mean((WANT.beta1 / (S[(low < S) & (high > S)] + 0.001) + WANT.beta3) / 2 < m) for m in (1, 2, 4)]
+    every = np.clip((WANT.beta1 / (S + WANT.beta2) + WANT.beta3) / 2, 1, 6)
+    every[high <= S], every[low >= S] = 1, 6
+    assert table["is over the target of"] == [f"{np.mean(every < m):.1%}" for m in (1, 2, 4, 8)]
     inside, floor, cap = (np.mean(x) for x in ((low < S) & (high > S), high <= S, low >= S))
-    assert table["is over the target of"] == ["0.0%", *(f"{o * inside + floor:.1%}" for o in over[1:]), "100.0%"]
     assert (
-        f"{floor:.1%} of the pairs are at the floor, target 1; {cap:.1%} at the cap, target 6; {inside:.1%} between."
-        in out
-    )
+        f"{floor:.1%} of the pairs are at the floor, target 1; {cap:.1%} at the cap, target 6; {inside:.1%} between.\n"
+        f"{np.mean(every <= 1.5):.1%} of the pairs lie within 10% of the lower end, with targets of 1 to 1.5; "
+        f"{np.mean(every >= 5.5):.1%} within 10%\nof the upper end, 5.5 to 6. The median target is {np.median(every):.4g}, "
+        "midway is 3.5."
+    ) in out
     assert "no target is under 1:" in out
+
+
+def test_says_when_a_prior_tells_few_pairs_apart(data, tmp_path, capsys):
+    data.write_text("".join(json.dumps({"prior": s}) + "\n" for s in [0] * 60 + [i / 80 for i in range(40)]))
+    assert fit(data, *targets(), "--out", tmp_path / "pcrm.toml") == 0
+    out, err = capsys.readouterr()
+    assert err.startswith(
+        "pcrm fit: warning: most pairs get a target near 6, as half of them have a similarity of at most 0"
+    )
+    assert "61.0% at the cap, target 6; " in out
 
 
 def test_win_probabilities_and_quantiles(data, tmp_path):
@@ -162,3 +175,28 @@ def test_bad_arguments(data, capsys, arguments, message):
 def test_there_is_no_such_file(capsys):
     assert fit("none.jsonl", *targets()) == 1
     assert "none.jsonl: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["scores.jsonl", "scores.parquet"])
+def test_reports_refuse_betas_of_another_prior(tmp_path, kind, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts = [{"chosen": "a b c d"[: i % 7 + 1], "rejected": "a b c d e"[: i % 9 + 1]} for i in range(60)]
+    scored = [{**row, "chosen_score": 1.0 + i % 3, "rejected_score": 0.5} for i, row in enumerate(texts)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
+    assert cli.main(["prior", "in.jsonl", "--out", kind, "--prior", "lexical"]) == 0
+    assert cli.main(["fit", kind, *map(str, targets()), "--out", "lexical.toml"]) == 0
+    (tmp_path / "cosine.toml").write_text("[constraint]\npreset = 'tldr/cosine'\n")
+    kept = f"calibrated-{kind}"
+    assert cli.main(["calibrate", kind, "--out", kept]) == 0
+    for flags, prior, file in (
+        (["--preset", "alpaca/length_ratio"], "length_ratio", kind),
+        (["--constraint", "cosine.toml"], "cosine", kind),
+        (["--constraint", "cosine.toml"], "cosine", kept),
+    ):
+        assert cli.main(["report", file, "--out", "report", *flags]) == 1
+        assert (
+            f"{' '.join(flags)} is for the prior {prior}, and the column 'prior' of {file} is recorded as lexical: take betas of "
+            f"that prior, or make the column with `pcrm prior --prior {prior}`"
+        ) in capsys.readouterr().err
+    assert cli.main(["report", kind, "--out", "report", "--constraint", "lexical.toml"]) == 0
+    assert cli.main(["report", kind, "--out", "report", "--preset", "alpaca/fixed"]) == 0

@@ -31,6 +31,8 @@ def given(case):
 
 
 def wanted(case):
+    if "targets" in case:
+        return settings.Targets(**case["targets"])
     values = {name: number(value) for name, value in case["constraint"].items()}
     if "delta" in values:
         return pcrm.Constraint.fixed(**values)
@@ -48,7 +50,10 @@ def through_toml(case, folder):
     file = folder / "pcrm.toml"
     lines = [f"{name} = {spelled(value)}" for name, value in given(case).items()]
     file.write_text("\n".join(["[constraint]", *lines]))
-    if "error" not in case:
+    if "targets" in case:
+        with pytest.raises(ValueError, match=r"pcrm\.toml:\d: constraint\..*(to data first|are betas): take the"):
+            pcrm.Constraint.from_toml(file, case["task"])
+    elif "error" not in case:
         assert pcrm.Constraint.from_toml(file, case["task"]) == wanted(case)
     config = settings.load_config(file, case["task"])
     return config.prior, config.constraint
@@ -70,7 +75,8 @@ def through_parser(case, arguments):
     from trl import TrlParser
 
     (config,) = TrlParser([config_class(case)], exit_on_error=False).parse_args_and_config(arguments)
-    return config.pcrm_settings().prior, config.pcrm_constraint()
+    settings = config.pcrm_settings()
+    return settings.prior, settings.constraint
 
 
 def through_yaml(case, folder):
@@ -91,7 +97,7 @@ def through_openrlhf(case, _):
     flags = [f"--pcrm.{name}={value}" for name, value in given(case).items()]
     seen = []
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(patch, "replacements", lambda _, config: seen.append(config))
+        monkeypatch.setattr(patch, "replacements", lambda _, config, **options: seen.append(config))
         monkeypatch.setattr(patch, "run", lambda *_: None)
         monkeypatch.setattr(openrlhf.os, "environ", {"RANK": "0"})
         openrlhf.main(["train_dpo" if case["task"] == "dpo" else "train_rm", *flags])
@@ -126,7 +132,7 @@ def test_same_rules_through_every_door(case, door, tmp_path, capsys):
         assert word in message
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "error" not in case], ids=lambda case: case["name"])
+@pytest.mark.parametrize("case", [case for case in CASES if "constraint" in case], ids=lambda case: case["name"])
 def test_constraints_of_the_table_are_valid_as_they_are(case):
     assert eval(repr(wanted(case)), {"Constraint": pcrm.Constraint, "inf": math.inf}) == wanted(case)
 
@@ -181,10 +187,10 @@ def test_the_task_of_a_file_is_its_readers(tmp_path):
     from pcrm.trl import PCRMDPOConfig, PCRMRewardConfig
 
     file = tmp_path / "pcrm.toml"
-    file.write_text("[constraint]\nprior = 'cosine'\n")
+    file.write_text("[constraint]\nprior = 'cosine'\ncap = 90\n")
     options = {"output_dir": str(tmp_path), "bf16": False, "pcrm_config": str(file)}
-    assert PCRMRewardConfig(**options).pcrm_constraint() == pcrm.Constraint.preset("alpaca/cosine")
-    assert PCRMDPOConfig(**options).pcrm_constraint() == pcrm.Constraint.preset("dpo/cosine")
+    assert PCRMRewardConfig(**options).pcrm_constraint() == pcrm.Constraint(20, 0.001, -15, cap=90)
+    assert PCRMDPOConfig(**options).pcrm_constraint() == pcrm.Constraint(30, 0.001, -25, cap=90)
 
 
 def test_the_trainers_seed_draws_no_deltas(tmp_path):
@@ -203,18 +209,22 @@ def test_documentation(tmp_path):
     assert config.constraint == pcrm.Constraint(10, 0.001, -5, 2, 12)
     # Each example, and what a reader takes from it.
     wanted = {
-        "none": (
-            "length_ratio",
-            pcrm.Constraint.preset("alpaca/length_ratio"),
-            pcrm.Constraint.preset("dpo/length_ratio"),
-        ),
+        "none": ("length_ratio", *[settings.Targets(1, 3)] * 2),
+        "beta1=12": ("length_ratio", pcrm.Constraint(12, 0.001, -5), None),
         "preset=tldr/cosine": ("cosine", pcrm.Constraint.preset("tldr/cosine"), pcrm.Constraint.preset("tldr/cosine")),
-        "prior=column": ("column", None, None),
+        "prior=column": ("column", *[settings.Targets(1, 3)] * 2),
         "prior=column, preset=tldr/cosine, cap=50": ("column", *[pcrm.Constraint(30, 0.001, -25, cap=50)] * 2),
         "prior=lexical, beta1=2": ("lexical", None, None),
         "prior=fixed": ("fixed", pcrm.Constraint.fixed(4.5), None),
         "prior=random, low=4.5": ("random", pcrm.Constraint.random(4.5, 5), None),
         "preset=alpaca/fixed, delta=3": ("fixed", *[pcrm.Constraint.fixed(3)] * 2),
+        "target_alike=1, target_unlike=3": ("length_ratio", *[settings.Targets(1, 3)] * 2),
+        "prior=lexical, win_alike=0.7, win_unlike=0.95": (
+            "lexical",
+            *[settings.Targets(pcrm.margin_of(0.7), pcrm.margin_of(0.95))] * 2,
+        ),
+        "target_alike=1": ("length_ratio", None, None),
+        "target_alike=1, target_unlike=3, beta2=0.1": ("length_ratio", None, None),
     }
     rows = [
         row.split(" | ")[0].strip("|` ")
@@ -227,7 +237,7 @@ def test_documentation(tmp_path):
         values |= {name: float(value) for name, value in values.items() if name not in ("prior", "preset")}
         for task, constraint in zip(("reward", "dpo"), constraints, strict=True):
             if constraint is None:
-                with pytest.raises(ValueError, match="is missing"):
+                with pytest.raises(ValueError, match=r"is missing|delta is|targets are fitted to the data"):
                     settings.constraint_of(values, task)
             else:
                 assert settings.constraint_of(values, task) == (prior, constraint)

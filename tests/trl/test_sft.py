@@ -206,7 +206,7 @@ def test_reward_evaluation_has_the_term(reward, data):
 
 def test_pairs_of_equal_responses_demonstrate_nothing(reward, rows):
     equal = FORMATS["plain"]([r | {"rejected": r["chosen"]} for r in rows[:8]])
-    trainer = reward(pcrm_sft_eta=0.5, data=equal, max_steps=2)
+    trainer = reward(pcrm_sft_eta=0.5, data=equal, max_steps=2, pcrm_preset="alpaca/length_ratio")
     trainer.train()
     assert not any("pcrm/nll" in step for step in steps(trainer)), "a mean over no tokens"
     for step in steps(trainer):  # margins of 0, and one delta, that of a prior of 1

@@ -9,6 +9,7 @@ import torch
 from datasets import IterableDataset, Value
 from helpers.trainers import FORMATS, build, distance, logged, steps
 from pcrm._engine import native
+from pcrm.settings import Targets
 from pcrm.trl import PCRMDPOConfig, PCRMRewardConfig, PCRMRewardTrainer
 from trl import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
@@ -139,7 +140,7 @@ def test_rows_of_a_batch_without_a_prior_are_refused(train, rows, lacking):
         for i, r in enumerate(rows):
             yield {k: r[k] for k in ("prompt", "chosen", "rejected")} | ({} if i == lacking else {"prior": 0.5})
 
-    trainer = train(data=IterableDataset.from_generator(generate), go=False)
+    trainer = train(data=IterableDataset.from_generator(generate), go=False, pcrm_beta1=10.0)
     with pytest.raises(ValueError, match=f"row {lacking} of a batch has no 'prior', others of it have"):
         trainer.train()
 
@@ -152,9 +153,9 @@ def test_a_prior_of_the_collator_is_not_replaced_in_silence(train, plain):
 
     own = {"data_collator": Own(pad_token_id=0)}
     with pytest.raises(ValueError, match="gives a 'prior' of its own, which pcrm_prior='length_ratio' would replace"):
-        train(data=plain, trainer=own)
+        train(data=plain, trainer=own, pcrm_beta1=10.0)
     column = plain.add_column("prior", [0.25] * len(plain))
-    assert steps(train(data=column, max_steps=1, trainer=own))[0]["pcrm/prior"] == 0.25
+    assert steps(train(data=column, max_steps=1, trainer=own, pcrm_beta1=10.0))[0]["pcrm/prior"] == 0.25
     fixed = train(data=plain, max_steps=1, pcrm_prior="fixed", pcrm_delta=4.5, trainer=own)
     assert "pcrm/prior" not in steps(fixed)[0]
 
@@ -240,7 +241,7 @@ def test_config_says_which_field(tmp_path, config, error, message, fields):
 
 def test_config(tmp_path):
     config = functools.partial(PCRMRewardConfig, output_dir=str(tmp_path), bf16=False)
-    assert config().pcrm_constraint() == pcrm.Constraint.preset("alpaca/length_ratio")
+    assert config().pcrm_settings().constraint == Targets(1, 3)
     assert config(pcrm_beta1=20.0).pcrm_constraint() == pcrm.Constraint(20, 0.001, -5)
     assert config(pcrm_prior="column", pcrm_preset="tldr/cosine", pcrm_cap=50.0).pcrm_constraint() == pcrm.Constraint(
         30, 0.001, -25, cap=50

@@ -114,7 +114,7 @@ def test_a_file_by_name_is_read_as_trl_reads_a_data_set(config, data, tmp_path):
     path = tmp_path / "prior.jsonl"
     lines = [json.loads(line) | {"prior": 0.5} for line in data.read_text().splitlines()]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    file, out = config("reward", "named", datasets=None)
+    file, out = config("reward", "named", datasets=None, pcrm_beta1=10.0)
     assert cli.main(["reward", "--config", file, "--dataset_name", str(path)]) == 0
     assert history(out)[0]["pcrm/prior"] == 0.5
     mixture, out = config("reward", "mixture")

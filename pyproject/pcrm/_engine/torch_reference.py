@@ -184,24 +184,33 @@ def fit(
     similarities: Tensor, target_alike: float, target_unlike: float, low: float, high: float
 ) -> tuple[float, float, float, float, float]:
     """beta1, beta2, beta3, floor and cap of the curve with delta/2 = target_alike at the
-    high quantile of the similarities and target_unlike at the low one.
+    high quantile of the similarities, target_unlike at the low one, and midway between the two
+    at the median of the similarities between them.
     """
-    s = similarities.sort().values  # torch.quantile takes 16 million at most
-
-    def quantile(q: float) -> float:
-        at = q * (len(s) - 1)
-        below = int(at)
-        return torch.lerp(s[below], s[min(below + 1, len(s) - 1)], at - below).item()
-
-    s_low, s_high = quantile(low), quantile(high)
+    s = similarities.sort().values
+    s_low, s_high = _quantile(s, low), _quantile(s, high)
     if s_high - s_low < 1e-6:  # ten times what the rounding of a float32 prior may part them by
         raise ValueError(
             f"similarities are {s_low:.7g} and {s_high:.7g} at the quantiles {low:g} and {high:g}, must differ by at least "
             "1e-06: this prior does not tell pairs apart, use a fixed delta"
         )
-    beta2 = 0.001  # keeps the curve finite at s = 0; the value of every published setting
-    beta1 = 2 * (target_unlike - target_alike) / (1 / (s_low + beta2) - 1 / (s_high + beta2))
-    return beta1, beta2, 2 * target_alike - beta1 / (s_high + beta2), 2 * target_alike, 2 * target_unlike
+    between = s[(s > s_low) & (s < s_high)]
+    spread, middle = s_high - s_low, _quantile(between, 0.5) - s_low if len(between) else math.inf
+    # How far the pole lies below s_low. At 10 spreads the curve is nearly a straight line.
+    pole = 10 * spread
+    if 2 * middle < spread:
+        pole = min(pole, middle * spread / (spread - 2 * middle))
+    beta2 = max(pole - s_low, 1e-6)  # finite at s = 0
+    slope = 2 * (target_unlike - target_alike) / spread
+    beta1 = slope * (s_low + beta2) * (s_high + beta2)
+    return beta1, beta2, 2 * target_alike - slope * (s_low + beta2), 2 * target_alike, 2 * target_unlike
+
+
+def _quantile(ascending: Tensor, q: float) -> float:
+    """What torch.quantile says, which takes 16 million numbers at most."""
+    at = q * (len(ascending) - 1)
+    below = int(at)
+    return torch.lerp(ascending[below], ascending[min(below + 1, len(ascending) - 1)], at - below).item()
 
 
 def preference_as_reward(rewards: Tensor, reference_rewards: Tensor) -> Tensor:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from ..data.sources import Source, open_source
-from ..evaluate.fitted_constraint import plot_curve, read_similarities, summary_lines, win_probability, write_toml
+from ..evaluate.fitted_constraint import plot_curve, read_similarities, summary_lines, win_probability
 from ..settings import COMPUTED_PRIORS, Constraint, margin_of
+from ..settings.fitted import write_toml
 
 _FIT = """\
-Finds the constraint whose target margin is --target-alike for the alike pairs of a data set
-and --target-unlike for its unlike ones, by the numbers in its column `prior`, which `pcrm
-prior` makes. Prints what it does to the data, draws it and writes a pcrm.toml, which
-pcrm.Constraint.from_toml and the trainers read. Targets may also be win probabilities, of
-which the margin is the log odds.
+Finds the constraint whose target margin is --target-alike for the alike pairs of a data set,
+--target-unlike for its unlike ones and midway for the median pair between them, by the numbers
+in its column `prior`, which `pcrm prior` makes. Prints what it does to the data, draws it and
+writes a pcrm.toml, which pcrm.Constraint.from_toml and the trainers read. Targets may also be
+win probabilities, of which the margin is the log odds.
 """
 
 
@@ -73,9 +76,11 @@ def main(argv: list[str]) -> int:
     prior = _prior(source, args.column, args.prior)
     s = read_similarities(source, args.column)
     low, high = args.quantiles
-    constraint = Constraint.fit(
-        s, target_alike=args.target_alike, target_unlike=args.target_unlike, quantiles=(low, high)
-    )
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        constraint = Constraint.fit(
+            s, target_alike=args.target_alike, target_unlike=args.target_unlike, quantiles=(low, high)
+        )
     at = np.quantile(s, (high, low))
     pairs = f"{len(s):,} pairs of {args.data!r}, column {args.column!r}"
     goals = [
@@ -86,6 +91,8 @@ def main(argv: list[str]) -> int:
     plot_curve(plot, s, constraint, at)
     write_toml(args.out, constraint, prior, [f"Made by pcrm fit of {pairs}:", *goals])
     lines = [pairs, *goals, "", *summary_lines(s, constraint), "", f"{args.out} and {plot} written"]
+    for warning in warned:
+        print(f"pcrm fit: warning: {warning.message}", file=sys.stderr)
     print("\n".join(lines))
     return 0
 

@@ -47,12 +47,20 @@ def main(argv: list[str]) -> int:
             str,
             f"what the similarity of two responses is: {', '.join(PRIORS)} (default: the preset's, else length_ratio)",
         ),
-        ("preset", str, "a published setting (default: alpaca/<prior> for reward models, dpo/<prior> for DPO)"),
+        ("preset", str, "a published setting, such as alpaca/length_ratio or dpo/length_ratio"),
         ("beta1", float, "beta1 of delta(s) = beta1 / (s + beta2) + beta3, overrides the preset's"),
         ("beta2", float, "beta2, overrides the preset's"),
         ("beta3", float, "beta3, overrides the preset's"),
         ("floor", float, "smallest delta"),
         ("cap", float, "largest delta"),
+        (
+            "target_alike",
+            float,
+            "margin wanted for alike pairs (default: 1): betas, floor and cap are fitted to the training data",
+        ),
+        ("target_unlike", float, "margin wanted for unlike pairs (default: 3)"),
+        ("win_alike", float, "target_alike as a win probability, such as 0.73"),
+        ("win_unlike", float, "target_unlike as a win probability, such as 0.95"),
         ("delta", float, "delta of the prior 'fixed'; inf trains OpenRLHF's own loss"),
         ("low", float, "smallest delta of the prior 'random'"),
         ("high", float, "largest delta of the prior 'random'"),
@@ -97,7 +105,10 @@ def main(argv: list[str]) -> int:
     # Not above: it imports torch, for which --help and errors do not wait.
     from ..openrlhf import patch
 
-    replaced = patch.replacements(given.command, settings, prefix_sharing=given.prefix_sharing)
+    # Other priors than the length ratio are in a column here.
+    asked = given.config is None and (given.prior is not None or given.preset is not None)
+    computed = asked and settings.prior == "length_ratio"
+    replaced = patch.replacements(given.command, settings, computed=computed, prefix_sharing=given.prefix_sharing)
     if not any(name in os.environ for name in _LAUNCHED):
         # Plain python: DeepSpeed would look for MPI. Of port 0 the system makes a free one.
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")

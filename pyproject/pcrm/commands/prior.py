@@ -17,7 +17,7 @@ Adds a column `prior`, how alike the two responses of a row are, in [0, 1]. IN a
 Rows are in TRL's formats, plain or conversational, with or without a prompt of their own, and
 keep their order and their other columns. OUT is replaced if it is there, once all is done.
 Killed, the same command goes on where it was; until then its shards are in OUT.parts.
-How the prior was computed is recorded for `pcrm fit`: in Parquet in the schema's metadata, under
+How the prior was computed is recorded for the other commands: in Parquet in the schema's metadata, under
 pcrm.prior, otherwise in the hidden file .OUT.prior.json beside OUT.
 """
 

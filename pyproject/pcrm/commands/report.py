@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .._printable import printable
+from ..data.prior_record import check_recorded
 
 _DESCRIPTION = """\
 Print a table of a reward model's accuracy, margins, calibration and rank correlations. Write
@@ -35,13 +36,20 @@ def main(argv: list[str]) -> int:
 
     from ..evaluate import scores
     from ..evaluate.report import summary
-    from ..settings import Constraint
+    from ..settings import Constraint, load_config, presets
 
     constraint = None
+    prior, said = "column", ""
     if args.constraint:
         constraint = Constraint.from_toml(args.constraint)
+        prior, said = load_config(args.constraint).prior, f"--constraint {args.constraint}"
     elif args.preset:
         constraint = Constraint.preset(args.preset)
-    table = summary.write(scores.read(args.scores, args.split), args.out, constraint)
+        prior, said = presets()[args.preset]["prior"], f"--preset {args.preset}"
+    found = scores.read(args.scores, args.split)
+    for model in found:
+        for file, record in model.prior_records.items():
+            check_recorded(record, prior, said, file)
+    table = summary.write(found, args.out, constraint)
     print(f"{table}\n\nWrote report.html, summary.json and the figures to {printable(args.out)}")
     return 0

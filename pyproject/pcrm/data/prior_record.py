@@ -1,4 +1,6 @@
-"""The record of how the column `prior` of a file was computed, which `pcrm prior` writes and `pcrm fit` reads.
+"""The record of how the column `prior` of a file was computed, which `pcrm prior` writes.
+
+`pcrm fit`, `pcrm report`, `pcrm reward` and `pcrm dpo` read it, and refuse betas of another prior.
 
 Parquet has it in the metadata of its schema, under PRIOR_KEY. Beside any other file or folder it is a
 hidden file.
@@ -10,6 +12,8 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+
+from ..settings.rules import COMPUTED_PRIORS
 
 PRIOR_KEY = b"pcrm.prior"
 
@@ -36,3 +40,22 @@ def parse_prior_record(text: bytes, where: str) -> dict[str, Any]:
     if not isinstance(record, dict) or not isinstance(record.get("prior"), str):
         raise ValueError(f"{where} must be a JSON object with a key 'prior', got {record!r:.80}")
     return record
+
+
+def check_recorded(record: dict[str, Any] | None, prior: str, said: str, where: str) -> None:
+    """Refuse the betas of a prior for a column that is recorded as another one.
+
+    Args:
+        record: The record of the column, None where there is none.
+        prior: The prior that the betas are for; "column" and those that take no similarity are fine.
+        said: What messages call the betas, such as `--preset alpaca/cosine`.
+        where: The data, for messages.
+
+    Raises:
+        ValueError: the record names another prior.
+    """
+    if record is not None and prior in COMPUTED_PRIORS and record["prior"] != prior:
+        raise ValueError(
+            f"{said} is for the prior {prior}, and the column 'prior' of {where} is recorded as {record['prior']}: take betas "
+            f"of that prior, or make the column with `pcrm prior --prior {prior}`"
+        )

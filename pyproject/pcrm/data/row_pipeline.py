@@ -79,7 +79,7 @@ class RowPipeline(Generic[T]):
         skip: Leave bad rows out instead of ending at the first, and list them in `OUT.skipped.jsonl`.
         batch_rows: Rows at once, where the work is slow; by default as many as a source gives.
         unit: What the progress bar counts.
-        prior: How a new column `prior` is computed, see `ResumableOutput`.
+        prior: How a new column `prior` is computed, see `ResumableOutput`; without one, the input's record is kept.
 
     Raises:
         ValueError: A table has one of the new columns already; as from `ResumableOutput`.
@@ -105,7 +105,8 @@ class RowPipeline(Generic[T]):
         self._skip, self._batch_rows, self._unit = skip, batch_rows, unit
         identity = {f"{input_name} ({key})": value for key, value in source.identity.items()}
         settings = settings | {"--split": source.split, "pcrm": __version__} | identity
-        self.output = ResumableOutput(out, settings, skip=skip, prior=prior)
+        # What is known of a column `prior` goes along with it.
+        self.output = ResumableOutput(out, settings, skip=skip, prior=prior or source.prior)
         self._bar: Any = None
 
     def __enter__(self) -> RowPipeline[T]:

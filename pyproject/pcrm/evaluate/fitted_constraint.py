@@ -1,11 +1,10 @@
 """A constraint fitted to the similarities of a data set, for `pcrm fit`.
 
-It reads the similarities, says what the constraint does to the pairs, and writes its pcrm.toml and its picture.
+It reads the similarities, says what the constraint does to the pairs, and draws its picture.
 """
 
 from __future__ import annotations
 
-import os
 from array import array
 from decimal import Decimal
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from ..data.preferences import RowError
 from ..data.sources import Source
 from ..settings import Constraint
+from ..settings.fitted import formula, near_ends
 from .statistics import Floats
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -70,38 +70,24 @@ def summary_lines(s: Floats, constraint: Constraint) -> list[str]:
         ("is over the target of", [f"{np.mean(delta / 2 < m):.1%}" for m in _MARGINS]),
         ("and over the ceiling of", [f"{np.mean(delta < m):.1%}" for m in _MARGINS]),
     ]
-    sign = "-" if c.beta3 < 0 else "+"
     assert c.floor is not None and c.cap is not None
     # The pairs right at the quantiles too: rounding moves a fitted target by 3e-10 of it at most.
     floor, cap = (np.mean(np.isclose(delta, end, rtol=1e-9, atol=0)) for end in (c.floor, c.cap))
+    alike, unlike, middle = c.floor / 2, c.cap / 2, float(np.median(delta)) / 2
+    tenth = (unlike - alike) / 10
+    near = near_ends(s, c)
     return [
-        f"delta(s) = {c.beta1:.6g} / (s + {c.beta2:g}) {sign} {abs(c.beta3):.6g}, at least {c.floor:.4g}, at most {c.cap:.4g}",
+        formula(c),
         "",
         *((f"{name:<24}" + "".join(f"{v:>8}" for v in values)).rstrip() for name, values in rows),
         "",
         f"{floor:.1%} of the pairs are at the floor, target {c.floor / 2:.4g}; {cap:.1%} at the cap, target {c.cap / 2:.4g}; "
         f"{1 - floor - cap:.1%} between.",
+        f"{near[0]:.1%} of the pairs lie within 10% of the lower end, with targets of {alike:.4g} to {alike + tenth:.4g}; {near[1]:.1%} within 10%",
+        f"of the upper end, {unlike - tenth:.4g} to {unlike:.4g}. The median target is {middle:.4g}, midway is {(alike + unlike) / 2:.4g}.",
         f"A pair is pulled back from where its margin passes its target, and no target is under {delta.min() / 2:.4g}: margins that",
         "stay far below are trained as without a constraint.",
     ]
-
-
-def write_toml(path: Path, constraint: Constraint, prior: str, comments: list[str]) -> None:
-    """Write the constraint into a `pcrm.toml`: a whole file or none."""
-    c = constraint
-    lines = [
-        *(f"# {line}" for line in comments),
-        "[constraint]",
-        f'prior = "{prior}"  # these betas fit no other prior',
-        *(f"{name} = {getattr(c, name)!r}" for name in ("beta1", "beta2", "beta3", "floor", "cap")),
-        "",
-    ]
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text("\n".join(lines))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def plot_curve(path: Path, s: Floats, constraint: Constraint, at: Floats) -> None:

@@ -54,6 +54,7 @@ class Scores:
         by_principle: The margins of pairs with each principle alone in the prompt, the score of
             the response that it prefers less the other's.
         calibrated: Margins of pairs, of their scores by `pcrm calibrate`.
+        prior_records: By file, how `prior` was computed, where that is recorded.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Scores:
     units: str
     by_principle: dict[str, Floats] = field(default_factory=dict)
     calibrated: Floats | None = None
+    prior_records: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def margins(self) -> Floats:
@@ -170,8 +172,12 @@ class _Columns:
 
 def _read(name: str, paths: list[str], split: str) -> Scores:
     columns = _Columns()
+    records: dict[str, dict[str, Any]] = {}
     for path in paths:
-        for batch in open_source(path, split).batches():
+        source = open_source(path, split)
+        if record := source.prior:
+            records[path] = record
+        for batch in source.batches():
             if not _plain(batch, columns):
                 _row_by_row(batch, columns)
     if not any(columns.pieces.get(k) for k in ("chosen", "scores", "single")):
@@ -195,6 +201,7 @@ def _read(name: str, paths: list[str], split: str) -> Scores:
         units=next(iter(columns.units.values()), "characters"),
         by_principle={name: np.array(margins) for name, margins in columns.by_principle.items()},
         calibrated=columns.maybe("calibrated_score"),
+        prior_records=records if "prior" in columns.pieces else {},
     )
 
 

@@ -9,18 +9,20 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-from ..settings import Config
-from .losses import PCRMPairWiseLoss
+from ..settings import Config, Targets
 
 # By the name that is replaced: the module of OpenRLHF that has it, and ours.
 Replacements = dict[str, tuple[str, Any]]
 
 
-def replacements(command: str, settings: Config, *, prefix_sharing: bool = False) -> Replacements:
+def replacements(
+    command: str, settings: Config, *, computed: bool = False, prefix_sharing: bool = False
+) -> Replacements:
     """The trainer, and the data set if the constraint needs a prior, for a command line of OpenRLHF.
 
     Args:
         command: "train_rm" or "train_dpo".
+        computed: Whether the length ratio was asked for, so that data with a column `prior` are refused.
         prefix_sharing: As in the trainers.
 
     Raises:
@@ -31,18 +33,14 @@ def replacements(command: str, settings: Config, *, prefix_sharing: bool = False
     replaced: Replacements = {}
     constraint = settings.constraint
     if command == "train_dpo":
-        trainer = functools.partial(training.PCRMDPOTrainer, constraint=constraint, prefix_sharing=prefix_sharing)
+        trainer = functools.partial(training.PCRMDPOTrainer, constraint=settings, prefix_sharing=prefix_sharing)
         replaced["DPOTrainer"] = ("openrlhf.trainer.dpo_trainer", trainer)
     else:
-        loss_fn = PCRMPairWiseLoss(
-            constraint,
-            label_smoothing=settings.label_smoothing,
-            center_rewards_coefficient=settings.center_rewards_coefficient,
-        )
-        trainer = functools.partial(training.PCRMRewardModelTrainer, loss_fn=loss_fn, prefix_sharing=prefix_sharing)
+        trainer = functools.partial(training.PCRMRewardModelTrainer, loss_fn=settings, prefix_sharing=prefix_sharing)
         replaced["RewardModelTrainer"] = ("openrlhf.trainer.rm_trainer", trainer)
-    if not constraint.is_fixed:
-        dataset = functools.partial(training.PCRMRewardDataset, prior=settings.prior, seed=constraint.seed)
+    if isinstance(constraint, Targets) or not constraint.is_fixed:
+        seed = 0 if isinstance(constraint, Targets) else constraint.seed
+        dataset = functools.partial(training.PCRMRewardDataset, prior=settings.prior, seed=seed, computed=computed)
         replaced["RewardDataset"] = ("openrlhf.datasets", dataset)
     return replaced
 

@@ -1,14 +1,15 @@
 """The settings of a constraint: what users write, the rules that read it, and what it becomes.
 
 `presets` has the published settings, `rules` the rules for settings from every door (files,
-trainers' fields, flags, Python), `toml` reads the file, `constraint` has the curve, and `config`
-puts all of a run's settings together.
+trainers' fields, flags, Python), `toml` reads the file, `constraint` has the curve, `targets` what one
+is fitted to, and `config` puts all of a run's settings together.
 """
 
 from .config import Config, load_config, settings_of
-from .constraint import Constraint, constraint_of, margin_of
+from .constraint import Constraint, constraint_of
 from .presets import presets
 from .rules import COMPUTED_PRIORS, PRIORS, SETTINGS, Task, resolve
+from .targets import Targets, margin_of
 
 __all__ = [
     "COMPUTED_PRIORS",
@@ -16,6 +17,7 @@ __all__ = [
     "SETTINGS",
     "Config",
     "Constraint",
+    "Targets",
     "Task",
     "constraint_of",
     "load_config",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,18 +12,30 @@ from .. import _check
 from . import toml
 from .constraint import Constraint, constraint_of
 from .rules import Task
+from .targets import Targets
 
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of a training run with every default filled in."""
+    """The settings of a training run with every default filled in.
+
+    `constraint` is `Targets` until `fitted` makes a constraint of them.
+    """
 
     prior: str
-    constraint: Constraint
+    constraint: Constraint | Targets
     form: Literal["pair", "token"] = "pair"
     label_smoothing: float = 0.0
     center_rewards_coefficient: float = 0.0
     dpo_beta: float = 0.1
+
+    def fitted(self, similarities: Any) -> Config:
+        """These settings, with the constraint that targets want on these similarities: `Constraint.fit`."""
+        if isinstance(self.constraint, Constraint):
+            return self
+        wanted = self.constraint
+        fitted = Constraint.fit(similarities, target_alike=wanted.alike, target_unlike=wanted.unlike)
+        return dataclasses.replace(self, constraint=fitted)
 
 
 def load_config(path: str | os.PathLike[str], task: Task = "reward") -> Config:
@@ -36,6 +49,10 @@ def load_config(path: str | os.PathLike[str], task: Task = "reward") -> Config:
         beta3 = -5.0
         floor = 2.0
         cap = 12.0                 # inf for none
+        target_alike = 1.0         # in the place of betas, floor and cap, which are then
+        target_unlike = 3.0        # fitted to the training data
+        win_alike = 0.73           # the same as win probabilities
+        win_unlike = 0.95
         delta = 4.5                # for prior = "fixed"
         low = 4.0                  # for prior = "random"
         high = 5.0
@@ -51,7 +68,7 @@ def load_config(path: str | os.PathLike[str], task: Task = "reward") -> Config:
 
     Args:
         path: The file.
-        task: What is trained. The published setting that fills in missing values is
+        task: What is trained. The published setting that fills in missing values of a curve is
             `alpaca/<prior>` for "reward" and `dpo/<prior>` for "dpo".
 
     Raises:

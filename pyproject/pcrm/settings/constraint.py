@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import os
+import warnings
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 from .. import _check
 from . import toml
 from .presets import lookup
-from .rules import Task, resolve
-from .similarities import check_range, is_tensor, vector
+from .rules import TARGETS, Task, resolve
+from .similarities import check_range, is_tensor, median, vector
+from .targets import Targets
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,11 +152,19 @@ class Constraint:
 
         Raises:
             OSError: the file cannot be read, or is not a regular file, such as a pipe.
-            ValueError: the file is malformed; the message names file, line and key.
+            ValueError: the file is malformed, or has targets that are not fitted yet; the message names file, line
+                and key.
         """
         document = toml.read(path)
         with document.located():
-            return constraint_of(document.constraint, task)[1]
+            constraint = constraint_of(document.constraint, task)[1]
+            if isinstance(constraint, Targets):
+                name = next((name for name in document.constraint if name in TARGETS), None)
+                raise ValueError(
+                    f"{name or 'preset'} {'must be fitted to data first' if name else 'is missing, and so are betas'}: take the "
+                    "pcrm.toml that training writes into its output folder, or that of `pcrm fit`"
+                )
+            return constraint
 
     @classmethod
     def fit(
@@ -167,15 +177,22 @@ class Constraint:
     ) -> Constraint:
         """The constraint with the margins that you want on the data that you have.
 
-        Its target delta / 2 is `target_alike` at the upper quantile of the similarities and
-        `target_unlike` at the lower one:
+        Its target delta / 2 is `target_alike` at the upper quantile of the similarities,
+        `target_unlike` at the lower one, and midway between the two at the median s_mid of the
+        similarities between these quantiles. So half of the pairs get more than
+        (target_alike + target_unlike) / 2, and half get less. With d = s_high - s_low and
+        e = s_mid - s_low:
 
-            beta1 = 2 (target_unlike - target_alike) / (1/(s_low + beta2) - 1/(s_high + beta2))
+            s_low + beta2 = e d / (d - 2 e), at most 10 d; beta2 at least 1e-6
+            beta1 = 2 (target_unlike - target_alike) (s_low + beta2) (s_high + beta2) / d
             beta3 = 2 target_alike - beta1 / (s_high + beta2)
 
-        with beta2 = 0.001, floor = 2 target_alike and cap = 2 target_unlike, which keep
-        delta positive and bounded outside the quantiles. For targets in win probabilities,
-        `target_alike=pcrm.margin_of(0.7)`.
+        floor = 2 target_alike and cap = 2 target_unlike keep delta positive and bounded outside
+        the quantiles. Where s_mid is at or above the middle of the quantiles, the curve is nearly
+        a straight line, and its target at s_mid is below midway. For targets in win
+        probabilities, `target_alike=pcrm.margin_of(0.7)`.
+
+        Warns where most pairs get nearly one target, within 10 % of the range of either end.
 
         Args:
             similarities: The priors of the training pairs, in [0, 1]: a sequence, an array
@@ -197,17 +214,7 @@ class Constraint:
             low, high = (_check.number("quantiles", q) for q in quantiles)
         except (TypeError, ValueError):
             raise TypeError(f"quantiles are {quantiles!r}, must be two numbers") from None
-        target_alike, target_unlike = (
-            _check.not_nan(n, v) for n, v in (("target_alike", target_alike), ("target_unlike", target_unlike))
-        )
-        if not target_alike > 0:
-            raise ValueError(
-                f"target_alike is {target_alike:g}, must be greater than 0: a ceiling of zero or less rewards ties and reversals"
-            )
-        if not target_alike < target_unlike < math.inf:
-            raise ValueError(
-                f"target_unlike is {target_unlike:g}, must be finite and greater than target_alike, which is {target_alike:g}"
-            )
+        wanted = Targets(target_alike, target_unlike)
         if not 0 <= low < high <= 1:
             raise ValueError(f"quantiles are ({low}, {high}), must be 0 <= low < high <= 1")
         if len(s) == 0:
@@ -215,15 +222,30 @@ class Constraint:
         check_range(s)
         from .._engine.native import address, call, chosen_library
 
-        targets = (target_alike, target_unlike, low, high)
+        targets = (wanted.alike, wanted.unlike, low, high)
         native = None if is_tensor(s) else chosen_library()
         if native is None:
             from .._engine import deltas
 
-            return cls(*deltas.fit(s, *targets))
-        fitted = array("d", bytes(5 * 8))
-        call(native.bridge_Fit, len(s), address(fitted), address(s), *targets)
-        return cls(*fitted)
+            constraint = cls(*deltas.fit(s, *targets))
+        else:
+            fitted = array("d", bytes(5 * 8))
+            call(native.bridge_Fit, len(s), address(fitted), address(s), *targets)
+            constraint = cls(*fitted)
+        constraint._warn_if_one_sided(median(s), wanted)
+        return constraint
+
+    def _warn_if_one_sided(self, middle: float, wanted: Targets) -> None:
+        """Warn where the median pair's target is as good as one of the two of a fit."""
+        target, near = self.target(middle), (wanted.unlike - wanted.alike) / 10
+        if wanted.alike + near < target < wanted.unlike - near:
+            return
+        half, end = ("least", wanted.alike) if target <= wanted.alike + near else ("most", wanted.unlike)
+        warnings.warn(
+            f"most pairs get a target near {end:.4g}, as half of them have a similarity of at {half} {middle:.4g}: this prior "
+            "hardly tells them apart. Take another prior, other quantiles or a fixed delta",
+            stacklevel=3,
+        )
 
     @property
     def is_fixed(self) -> bool:
@@ -313,8 +335,12 @@ class Constraint:
         return array("d", [getattr(self, n) or 0.0 for n in _NUMBERS])
 
 
-def constraint_of(given: Mapping[str, Any], task: Task = "reward", prefix: str = "") -> tuple[str, Constraint]:
+def constraint_of(
+    given: Mapping[str, Any], task: Task = "reward", prefix: str = ""
+) -> tuple[str, Constraint | Targets]:
     """The prior and the constraint that settings describe, by the rules of `pcrm.settings.resolve`.
+
+    Targets are not a constraint yet: `Config.fitted` makes one of them.
 
     Args:
         given: Values by name; None counts as not given.
@@ -327,7 +353,7 @@ def constraint_of(given: Mapping[str, Any], task: Task = "reward", prefix: str =
     """
     prior, values = resolve(given, task, prefix)
     try:
-        return prior, _made_of(values)
+        return prior, Targets.of(values) if TARGETS & values.keys() else _made_of(values)
     except (TypeError, ValueError) as error:
         # A message begins with the setting's name, or with delta, which the betas may have made.
         own = str(error).split(" ")[0] in given
@@ -338,19 +364,3 @@ def _made_of(values: Mapping[str, Any]) -> Constraint:
     if "delta" in values:
         return Constraint.fixed(**values)
     return Constraint.random(**values) if "low" in values else Constraint(**values)
-
-
-def margin_of(win_probability: float) -> float:
-    """The margin whose sigmoid is a win probability p: log(p / (1 - p)).
-
-    By the Bradley-Terry model a pair with that margin is ranked as chosen by a share p of
-    the annotators. 0.7 is a margin of 0.85, 0.95 one of 2.94.
-
-    Raises:
-        TypeError: no number.
-        ValueError: not in (0.5, 1): a target is a finite margin greater than 0.
-    """
-    p = _check.not_nan("win_probability", win_probability)
-    if not 0.5 < p < 1:
-        raise ValueError(f"win_probability is {p:g}, must be in (0.5, 1)")
-    return math.log(p / (1 - p))

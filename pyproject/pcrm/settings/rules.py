@@ -9,10 +9,13 @@ library is not installed.
    the caller knows what the column holds.
 3. A value that is given is used. A missing one is the preset's; without a preset, the published
    setting's for the task and the prior (`alpaca/<prior>` for reward models, `dpo/<prior>` for DPO).
-4. A value that nothing is published for must be given: `beta1` and `beta3` for `lexical` and
-   `column`, `delta` for `fixed`, `low` and `high` for `random`. `beta2` is 0.001, `floor` and
+   Without a preset and any value of a curve, the default is targets: 1 for alike and 3 for unlike pairs.
+4. A value that nothing is published for must be given: `beta1` and `beta3` for a curve of `lexical`
+   and `column`, `delta` for `fixed`, `low` and `high` for `random`. `beta2` is 0.001, `floor` and
    `cap` are none, and `seed` is 0 unless given.
 5. A value that the prior does not use is refused.
+6. Targets, a margin or a win probability for alike and one for unlike pairs, stand for a curve that is
+   fitted to the training data. They are given for both sides, and without a preset or a value of a curve.
 """
 
 from __future__ import annotations
@@ -30,8 +33,14 @@ COMPUTED_PRIORS = ("length_ratio", "cosine", "lexical")
 PRIORS = (*COMPUTED_PRIORS, "column", "fixed", "random")
 # The names of the values, and the priors that use them.
 _CURVES = (*COMPUTED_PRIORS, "column")
+_OF_CURVES = ("beta1", "beta2", "beta3", "floor", "cap")
+_SIDES = ("alike", "unlike")
+# Win probabilities of .73 and .95, about what annotators agree on.
+_DEFAULT_TARGETS = {"target_alike": 1.0, "target_unlike": 3.0}
+TARGETS = {f"{kind}_{side}" for kind in ("target", "win") for side in _SIDES}
 _USED_BY = {
-    **dict.fromkeys(("beta1", "beta2", "beta3", "floor", "cap"), _CURVES),
+    **dict.fromkeys(_OF_CURVES, _CURVES),
+    **dict.fromkeys(("target_alike", "target_unlike", "win_alike", "win_unlike"), _CURVES),
     "delta": ("fixed",),
     **dict.fromkeys(("low", "high", "seed"), ("random",)),
 }
@@ -48,7 +57,7 @@ def resolve(given: Mapping[str, Any], task: Task = "reward", prefix: str = "") -
     """The prior, and the values that make its constraint, by the rules above.
 
     The values are `beta1`, `beta2`, `beta3`, `floor` and `cap`, or `delta`, or `low`, `high` and
-    `seed`. Whether they are in range is for `Constraint` to say, which is made of them.
+    `seed`, or targets: `target_alike` or `win_alike`, and `target_unlike` or `win_unlike`. Whether they are in range is for `Constraint` to say, which is made of them.
 
     Args:
         given: Values of `SETTINGS` by name; None counts as not given.
@@ -72,12 +81,36 @@ def resolve(given: Mapping[str, Any], task: Task = "reward", prefix: str = "") -
     for name, value in given.items():
         if prior not in _USED_BY[name]:
             raise ValueError(f"{prefix}{name} is {value}, which {prefix}prior={prior!r} does not use")
+    if asked := [name for name in SETTINGS if name in TARGETS and name in given]:
+        for name, value in (("preset", preset), *given.items()):
+            if value is not None and name not in TARGETS:
+                raise ValueError(
+                    f"{prefix}{name} is {value!r}, which {prefix}{asked[0]} takes the place of: targets are fitted to the data"
+                )
+        for side in _SIDES:
+            if f"target_{side}" in given and f"win_{side}" in given:
+                raise ValueError(
+                    f"{prefix}win_{side} is {given[f'win_{side}']}, and {prefix}target_{side} is {given[f'target_{side}']}: "
+                    "set one of them"
+                )
+            if f"target_{side}" not in given and f"win_{side}" not in given:
+                raise ValueError(
+                    f"{prefix}target_{side} is missing: {prefix}{asked[0]} is set, so set {prefix}target_{side} or "
+                    f"{prefix}win_{side} too"
+                )
+        return prior, given
+    if row is None and prior in _CURVES and not given:
+        return prior, dict(_DEFAULT_TARGETS)
     if row is None:
         row = presets().get(f"{_PUBLISHED[task]}/{prior}", {})
     values = {name: value for name, value in row.items() if name != "prior"} | given
     for name in _NEEDED[prior]:
         if name not in values:
-            hint = "; `pcrm fit` finds betas on your data" if prior in _CURVES else ""
+            hint = (
+                f", or {prefix}target_alike and {prefix}target_unlike, to which betas are fitted on your data"
+                if prior in _CURVES
+                else ""
+            )
             raise ValueError(
                 f"{prefix}{name} is missing: {prefix}prior={prior!r} has no published setting for {_TASKS[task]}, set "
                 f"{' and '.join(f'{prefix}{n}' for n in _NEEDED[prior])}{hint}"

@@ -80,6 +80,16 @@ def _number(index: int, value: Any) -> float:
     return _check.not_nan(f"similarities[{index}]", value)
 
 
+def median(s: Vector) -> float:
+    """The median, NumPy's, without NumPy where it is not there yet."""
+    if not isinstance(s, array) and not is_tensor(s):
+        import numpy as np
+
+        return float(np.median(s))
+    ascending = s.sort().values if is_tensor(s) else sorted(s)
+    return float(ascending[(len(s) - 1) // 2] + ascending[len(s) // 2]) / 2
+
+
 def check_range(s: Vector | tuple[float]) -> None:
     """Refuse a similarity that is NaN or outside [0, 1]: a ValueError names the first one."""
     if isinstance(s, (array, tuple)):

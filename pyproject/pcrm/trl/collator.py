@@ -9,7 +9,7 @@ import torch
 
 from .. import priors
 from ..priors import prior_tensor
-from ..settings import Config
+from ..settings import Config, Constraint
 
 Batch = dict[str, Any]
 Examples = list[dict[str, Any]]
@@ -37,6 +37,7 @@ class PriorCollator:
         if kind == "fixed":
             batch.pop("prior", None)
         elif kind == "random":
+            assert isinstance(self.settings.constraint, Constraint)  # targets have no prior that is random
             batch["prior"] = priors.random_uniform(*_trained_ids(batch, kind), seed=self.settings.constraint.seed)
         elif any("prior" in e for e in examples):
             batch["prior"] = prior_tensor(_column(examples))

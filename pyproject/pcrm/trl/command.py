@@ -11,6 +11,8 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
+from ..data.prior_record import check_recorded
+from ..data.sources import open_source
 from .configs import PCRMDPOConfig, PCRMRewardConfig
 from .dpo import PCRMDPOTrainer
 from .patch import hint, replace_in_trl
@@ -48,6 +50,22 @@ def _saved_folders_load() -> Iterator[None]:
         datasets.load_dataset = load
 
 
+def _use_record(arguments: Any, name: str) -> None:
+    """Let the arguments know what prior the file's column is recorded as; refuse betas of another one."""
+    source = open_source(name)
+    record = source.prior if source.columns is None or "prior" in source.columns else None
+    if record is None:
+        return
+    # Not the default's, which takes any column.
+    said = next(
+        (f"--{n} {value}" for n in ("pcrm_config", "pcrm_prior", "pcrm_preset") if (value := getattr(arguments, n))),
+        None,
+    )
+    if said is not None:
+        check_recorded(record, arguments.pcrm_settings().prior, said, name)
+    arguments._pcrm_recorded = record["prior"]
+
+
 def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
     """TRL's own command of that name, always with the constrained loss.
 
@@ -80,6 +98,11 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
     if name is not None and name.endswith((".jsonl", ".jsonl.gz", ".parquet")) and not os.path.isfile(name):
         fail(f"there is no file {name}")
     is_file = name is not None and os.path.isfile(name)
+    if name is not None and (is_file or _is_saved(name, "state.json")):
+        try:
+            _use_record(training_arguments, name)
+        except (ValueError, OSError) as error:
+            fail(error)
     # Both: TRL warns, and takes the mixture.
     if name is not None and (is_file or _is_saved(name, "state.json")) and not dataset_arguments.datasets:
         from trl.scripts.utils import DatasetConfig

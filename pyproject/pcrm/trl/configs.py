@@ -11,7 +11,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig
 from .. import _check
 from ..losses import warn_of_smoothing
 from ..methods.prioritized import check_draws
-from ..settings import SETTINGS, Config, Constraint, Task, settings_of
+from ..settings import COMPUTED_PRIORS, SETTINGS, Config, Constraint, Targets, Task, settings_of
 
 
 @dataclass
@@ -26,18 +26,25 @@ class PCRMArguments:
             collator; `"cosine"` of their embeddings by `pcrm_prior_model` and `"lexical"` of their
             n-grams, both before training; `"column"` for the data set's column `prior`, numbers
             in [0, 1]; `"fixed"` for a delta that is the same for all; `"random"` for one drawn
-            for each pair. A data set that has a column `prior` uses that in the place of the
-            first three.
+            for each pair. Where this is not set, a data set that has a column `prior` uses that.
+            A column beside `"length_ratio"`, `"cosine"` or `"lexical"` is refused, unless `pcrm prior`
+            recorded that it is this prior and `pcrm reward` or `pcrm dpo` read the file.
         pcrm_prior_model:
             The encoder of the cosine: a sentence-transformers or transformers checkpoint.
         pcrm_preset:
-            A published setting, such as `"alpaca/length_ratio"`. The default is
-            `"alpaca/<prior>"` for reward models and `"dpo/<prior>"` for DPO, where it exists.
+            A published setting, such as `"alpaca/length_ratio"`.
         pcrm_beta1, pcrm_beta2, pcrm_beta3:
-            The betas. Each value that is given overrides the preset's. The priors `"lexical"` and
-            `"column"` have no published betas and need beta1 and beta3.
+            The betas. Each value that is given overrides the preset's; without a preset, that of
+            `"alpaca/<prior>"` for reward models and `"dpo/<prior>"` for DPO. The priors `"lexical"` and
+            `"column"` have no published betas, so beta1 and beta3 are given together.
         pcrm_floor, pcrm_cap:
             Least and greatest delta.
+        pcrm_target_alike, pcrm_target_unlike:
+            The margins wanted for alike and for unlike pairs, in the place of betas, floor and cap; 1 and
+            3 by default, where there is no preset and no value of a curve. The trainer fits these to the training data with `pcrm.Constraint.fit`, logs the curve and
+            writes it into `pcrm.toml` in the output folder.
+        pcrm_win_alike, pcrm_win_unlike:
+            The same as win probabilities: 0.73 is a margin of 1.
         pcrm_delta:
             The delta of the fixed prior; `inf` trains the stock loss.
         pcrm_low, pcrm_high:
@@ -94,13 +101,28 @@ class PCRMArguments:
     )
     pcrm_preset: str | None = field(
         default=None,
-        metadata={"help": "A published setting: 'alpaca/<prior>' by default, 'dpo/<prior>' for DPO."},
+        metadata={"help": "A published setting, such as 'alpaca/length_ratio' or 'dpo/length_ratio'."},
     )
     pcrm_beta1: float | None = field(default=None, metadata={"help": "beta1 of delta = beta1 / (s + beta2) + beta3."})
     pcrm_beta2: float | None = field(default=None, metadata={"help": "beta2 of delta = beta1 / (s + beta2) + beta3."})
     pcrm_beta3: float | None = field(default=None, metadata={"help": "beta3 of delta = beta1 / (s + beta2) + beta3."})
     pcrm_floor: float | None = field(default=None, metadata={"help": "Least delta."})
     pcrm_cap: float | None = field(default=None, metadata={"help": "Greatest delta."})
+    pcrm_target_alike: float | None = field(
+        default=None,
+        metadata={
+            "help": "Margin wanted for alike pairs, 1 by default: betas, floor and cap are fitted to the training data."
+        },
+    )
+    pcrm_target_unlike: float | None = field(
+        default=None, metadata={"help": "Margin wanted for unlike pairs, 3 by default."}
+    )
+    pcrm_win_alike: float | None = field(
+        default=None, metadata={"help": "'pcrm_target_alike' as a win probability, such as 0.73."}
+    )
+    pcrm_win_unlike: float | None = field(
+        default=None, metadata={"help": "'pcrm_target_unlike' as a win probability, such as 0.95."}
+    )
     pcrm_delta: float | None = field(
         default=None, metadata={"help": "The delta of pcrm_prior='fixed'; inf trains the stock loss."}
     )
@@ -150,6 +172,20 @@ class PCRMArguments:
     )
 
     _pcrm_task: ClassVar[Task] = "reward"
+    # What `pcrm prior` recorded that the column `prior` of the training data is, which our commands read.
+    _pcrm_recorded: ClassVar[str | None] = None
+
+    @property
+    def pcrm_asked_prior(self) -> str | None:
+        """The field that asks for a prior that is computed, with its value; None where a column would do."""
+        if self.pcrm_config is not None or (prior := self.pcrm_settings().prior) not in COMPUTED_PRIORS:
+            return None
+        if prior == self._pcrm_recorded:
+            return None
+        for name in ("pcrm_prior", "pcrm_preset"):
+            if (value := getattr(self, name)) is not None:
+                return f"{name}={value!r}"
+        return None
 
     @property
     def pcrm_enabled(self) -> bool:
@@ -219,8 +255,18 @@ class PCRMArguments:
                 )
 
     def pcrm_constraint(self) -> Constraint:
-        """The constraint of `pcrm_settings`."""
-        return self.pcrm_settings().constraint
+        """The constraint of `pcrm_settings`.
+
+        Raises:
+            ValueError: there are targets, which are fitted to data: a trainer's attribute `constraint` has the result.
+        """
+        constraint = self.pcrm_settings().constraint
+        if isinstance(constraint, Targets):
+            raise ValueError(
+                f"the constraint must be fitted to the training data first, got {constraint}: take the attribute `constraint` "
+                "of the trainer"
+            )
+        return constraint
 
     def _check_log_margins(self) -> None:
         if not self.pcrm_log_margins:

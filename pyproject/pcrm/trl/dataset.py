@@ -25,12 +25,14 @@ class PriorColumn:
     Args:
         settings: What the arguments say about the constraint.
         model: The encoder of the prior `cosine`.
+        asked: What asks for a prior that is computed, for messages; a column `prior` beside it is refused.
     """
 
-    def __init__(self, settings: Config, model: str | None) -> None:
+    def __init__(self, settings: Config, model: str | None, asked: str | None) -> None:
         self.settings = settings
         self.model = model
-        self._trained_has_column: bool | None = None  # None until the training data came
+        self.asked = asked
+        self.trained_has_column: bool | None = None  # None until the training data came
 
     def add(self, dataset: Any, name: str) -> Any:
         """Return the data set with the column, if its batches need one.
@@ -50,6 +52,11 @@ class PriorColumn:
         has_column = "prior" in columns
         self._check_same_as_trained(has_column, name)
         if has_column:
+            if self.asked is not None:
+                raise ValueError(
+                    f"the {name} data set has a column 'prior', and {self.asked} asks for the prior {kind!r}: set "
+                    "pcrm_prior='column' to use the column, or remove it to compute that prior"
+                )
             if hasattr(dataset, "num_rows"):  # an iterable one is looked at batch by batch
                 prior_tensor(dataset["prior"][:])  # at once: row by row takes a hundred times as long
             return dataset
@@ -63,10 +70,10 @@ class PriorColumn:
         return self._computed(dataset, name)
 
     def _check_same_as_trained(self, has_column: bool, name: str) -> None:
-        if self._trained_has_column is None:
-            self._trained_has_column = has_column
+        if self.trained_has_column is None:
+            self.trained_has_column = has_column
         # Data that were prepared before may have the column from here.
-        elif has_column != self._trained_has_column and (self.settings.prior == "length_ratio" or not has_column):
+        elif has_column != self.trained_has_column and (self.settings.prior == "length_ratio" or not has_column):
             raise ValueError(
                 f"the {name} data set has {'a' if has_column else 'no'} column 'prior', the train data set has "
                 f"{'none' if has_column else 'one'}: their pairs would be constrained by two priors"

@@ -14,6 +14,7 @@ from .._engine.dtypes import Reduction
 from .._engine.trace import Origin
 from ..functional import pcrm_loss, pcrm_token_loss
 from ..losses import delta_of
+from ..settings import Targets
 from .configs import PCRMRewardConfig
 from .token_scores import Seen, TokenScores, language_model_head, modules_named, upcast
 from .trainer import PAPER, ConstrainedTrainer
@@ -127,7 +128,8 @@ class PCRMRewardTrainer(ConstrainedTrainer, RewardTrainer):
         return contextlib.nullcontext(Seen()) if reader is None else reader.reading(self.model, inputs)
 
     def _refuse_margin(self) -> None:
-        if self.constraint.delta(1.0) < math.inf or self.settings.form == "token":
+        constraint = self.settings.constraint
+        if isinstance(constraint, Targets) or constraint.delta(1.0) < math.inf or self.settings.form == "token":
             raise ValueError(
                 "the data set has a column 'margin', which moves the margin that the constraint bounds: "
                 "remove it, or train with pcrm_prior='fixed', pcrm_delta=inf and pcrm_form='pair'"

@@ -20,8 +20,8 @@ from .._binding import BindingCheck
 from .._engine.dtypes import Reduction
 from .._metrics import ConstraintMetrics, Demonstrations, Mode
 from ..methods.prioritized import PrioritizedSampler
-from ..settings import Config, Constraint
-from . import histogram
+from ..settings import Config, Constraint, Targets
+from . import fitted, histogram
 from .collator import INDEX, WEIGHT, PriorCollator
 from .configs import PCRMArguments
 from .data_check import warn_of_faults
@@ -73,7 +73,7 @@ class ConstrainedTrainer(Trainer):
         constrained: Whether the loss is ours. It is not in every trainer that `enable` puts behind
             TRL's name; all of the others below are there only if it is.
         settings: What the arguments say about the constraint.
-        constraint: The constraint.
+        constraint: The constraint. Targets are fitted to the training data at the end of the construction.
         sampler: What draws the pairs, if `pcrm_priority_alpha` asks for it.
     """
 
@@ -83,6 +83,8 @@ class ConstrainedTrainer(Trainer):
     constraint: Constraint
     sampler: PrioritizedSampler | None = None
 
+    _prior_name: str  # in pcrm.toml
+    _fitted: bool  # whether the constraint was fitted here, and is kept beside the model
     _prior_column: PriorColumn
     _rankings: Rankings
     _constraint_metrics: ConstraintMetrics
@@ -110,17 +112,25 @@ class ConstrainedTrainer(Trainer):
         self.constrained = args.pcrm_enabled
         if not self.constrained:
             return
-        self.settings = args.pcrm_settings()
-        self.constraint = self.settings.constraint
-        self._prior_column = PriorColumn(self.settings, args.pcrm_prior_model)
+        self._use(args.pcrm_settings())
+        self._prior_column = PriorColumn(self.settings, args.pcrm_prior_model, args.pcrm_asked_prior)
         self._rankings = Rankings(args)
         self._constraint_metrics = ConstraintMetrics(
             log_prior=self.settings.prior != "random", keep_margins=args.pcrm_log_margins
         )
-        self._binding_check = BindingCheck(self.constraint)
 
-    def _finish(self, args: PCRMArguments) -> None:
+    def _use(self, settings: Config) -> None:
+        self.settings = settings
+        if isinstance(settings.constraint, Constraint):
+            self.constraint = settings.constraint
+
+    def _finish(self, args: Any) -> None:
         """Do what is left of the construction after TRL's constructor."""
+        self._fitted = isinstance(self.settings.constraint, Targets)
+        came_with_prior = self._prior_column.trained_has_column
+        self._prior_name = (args._pcrm_recorded or "column") if came_with_prior else self.settings.prior
+        self._use(fitted.fit(self.settings, self.train_dataset, self.data_collator, args.output_dir, self._prior_name))
+        self._binding_check = BindingCheck(self.constraint)
         self.data_collator = PriorCollator(self.data_collator, self.settings)
         self._share_prefixes()
         for sampler in (self.sampler, self._rankings.sampler):
@@ -219,6 +229,12 @@ class ConstrainedTrainer(Trainer):
         ours = self.sampler or (self._rankings.sampler if self.constrained else None)
         return super()._get_train_sampler(train_dataset) if ours is None else ours
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.constrained and self._fitted:
+            folder: Any = output_dir or self.args.output_dir
+            fitted.save(self.settings, folder, self._prior_name)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.sampler is not None and self.args.should_save:
@@ -226,6 +242,8 @@ class ConstrainedTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
+        if self.constrained and self._fitted and checkpoint is not None:
+            self._use(fitted.resumed(self.settings, checkpoint))
         if self.sampler is not None and checkpoint is not None:
             load_sampler(self.sampler, checkpoint)
 

@@ -1,0 +1,116 @@
+package pcrm
+
+import "math"
+
+// Targets are the margins that a constraint shall want of alike and of unlike pairs.
+// [Fit] makes a constraint of them on the similarities of the training data.
+type Targets struct{ Alike, Unlike float64 }
+
+// The default: win probabilities of .73 and .95, about what annotators agree on.
+const defaultAlike, defaultUnlike = 1.0, 3.0
+
+// Validate reports whether 0 < Alike < Unlike < +Inf.
+func (t Targets) Validate() error {
+	switch {
+	case !(t.Alike > 0):
+		return argErr("target_alike", -1, "is %v, must be greater than 0: "+
+			"a ceiling of zero or less rewards ties and reversals", t.Alike)
+	case !(t.Unlike > t.Alike) || math.IsInf(t.Unlike, 1):
+		return argErr("target_unlike", -1, "is %v, must be finite and greater than target_alike, which is %v", t.Unlike, t.Alike)
+	}
+	return nil
+}
+
+// side is what the settings say of alike or of unlike pairs: a margin or a win probability.
+type side struct {
+	name        string
+	target, win *float64
+}
+
+func (s Settings) sides() [2]side {
+	return [2]side{{"alike", s.TargetAlike, s.WinAlike}, {"unlike", s.TargetUnlike, s.WinUnlike}}
+}
+
+// givenTarget returns the name of a target that the settings have, or "".
+func (s Settings) givenTarget() string {
+	for _, side := range s.sides() {
+		if side.target != nil {
+			return "target_" + side.name
+		}
+	}
+	for _, side := range s.sides() {
+		if side.win != nil {
+			return "win_" + side.name
+		}
+	}
+	return ""
+}
+
+// Targets returns the prior and the targets that the settings ask for in the place of a
+// curve, by the rules 3 and 6 of [Settings.Resolve]; nil if they ask for none.
+//
+// Errors, each an [*ArgumentError]: an unknown prior, one without a curve, and settings that
+// break the rule.
+func (s Settings) Targets() (prior string, t *Targets, err error) {
+	if prior, err = s.prior(); err != nil {
+		return "", nil, err
+	}
+	asked := s.givenTarget()
+	if asked == "" {
+		named := Settings{Prior: s.Prior}
+		if s == named && isCurve(prior) {
+			return prior, &Targets{defaultAlike, defaultUnlike}, nil
+		}
+		return "", nil, nil
+	}
+	if !isCurve(prior) {
+		return "", nil, argErr(asked, -1, "is set, which the prior %q does not use", prior)
+	}
+	if s.Preset != nil {
+		return "", nil, argErr("preset", -1, "is %q, which %s takes the place of: targets are fitted to the data", *s.Preset, asked)
+	}
+	for _, value := range []struct {
+		name  string
+		value *float64
+	}{
+		{"beta1", s.Beta1},
+		{"beta2", s.Beta2},
+		{"beta3", s.Beta3},
+		{"floor", s.Floor},
+		{"cap", s.Cap},
+		{"delta", s.Delta},
+		{"low", s.Low},
+		{"high", s.High},
+	} {
+		if value.value != nil {
+			return "", nil, argErr(value.name, -1, "is %v, which %s takes the place of: targets are fitted to the data", *value.value, asked)
+		}
+	}
+	if s.Seed != nil {
+		return "", nil, argErr("seed", -1, "is %d, which the prior %q does not use", *s.Seed, prior)
+	}
+	var margins [2]float64
+	for i, side := range s.sides() {
+		switch {
+		case side.target != nil && side.win != nil:
+			return "", nil, argErr("win_"+side.name, -1, "is %v, and target_%s is %v: set one of them", *side.win, side.name, *side.target)
+		case side.target != nil:
+			margins[i] = *side.target
+		case side.win == nil:
+			return "", nil, argErr("target_"+side.name, -1, "is missing: %s is set, so set target_%s or win_%s too", asked, side.name, side.name)
+		case !(*side.win > 0.5 && *side.win < 1):
+			return "", nil, argErr("win_"+side.name, -1, "is %v, must be in (0.5, 1)", *side.win)
+		default:
+			margins[i] = math.Log(*side.win / (1 - *side.win))
+		}
+	}
+	t = &Targets{margins[0], margins[1]}
+	if s.WinUnlike != nil && t.Alike > 0 && t.Unlike <= t.Alike {
+		return "", nil, argErr("win_unlike", -1, "is %v, a margin of %v, must be greater than that of alike pairs, which is %v",
+			*s.WinUnlike, t.Unlike, t.Alike)
+	}
+	if err := t.Validate(); err != nil {
+		return "", nil, err
+	}
+	return prior, t, nil
+}
