@@ -24,7 +24,7 @@ from pcrm import cli
         (["train_rm", "--pcrm.preset", "alpaca/length"], "preset must be one of "),
         (["train_rm", "--pcrm.delta", "4.5"], "--pcrm.delta is 4.5, which --pcrm.prior='length_ratio' does not use"),
         (["train_dpo", "--pcrm.prior", "fixed"], "--pcrm.delta is missing"),
-        (["train_rm", "--pcrm.prior", "column"], "--pcrm.beta1 is missing"),
+        (["train_rm", "--pcrm.prior", "column", "--pcrm.beta3", "1"], "--pcrm.beta1 is missing"),
         (["train_rm", "--pcrm.prior", "fixed", "--pcrm.delta", "-1"], "delta is -1, must be greater than 0"),
         (["train_rm", "--pcrm.prior", "fixed", "--pcrm.delta", "4", "--pcrm.cap", "5"], "--pcrm.cap is 5.0, which"),
         (["train_rm", "--pcrm.prior", "cosine", "--pcrm.preset", "alpaca/fixed"], "got 'alpaca/fixed', which is for"),
@@ -78,7 +78,7 @@ def test_prefix_sharing_reaches_the_trainer_and_openrlhf_its_own_flags(flag, mon
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
     assert cli.main(["openrlhf", "train_rm", *flag, "--ds.attn_implementation", "sdpa"]) == 0
-    assert seen == [{"prefix_sharing": bool(flag)}, ["--ds.attn_implementation", "sdpa"]]
+    assert seen == [{"computed": False, "prefix_sharing": bool(flag)}, ["--ds.attn_implementation", "sdpa"]]
 
 
 def test_help_names_each_launcher(capsys):

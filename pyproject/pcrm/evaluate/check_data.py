@@ -12,6 +12,7 @@ import json
 import math
 import random
 import textwrap
+import warnings
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -609,7 +610,9 @@ def prior_and_targets(kind: str | None, s: Floats) -> Finding | None:
     head = f"{'':<22}" + "".join(f"{p:>9.0%}" for p in _QUANTILES)
     table = [head, f"{'similarity':<22}" + "".join(f"{v:>9.3f}" for v in numbers["quantiles"].values())]
     try:
-        constraint = Constraint.fit(s, target_alike=_ALIKE, target_unlike=_UNLIKE)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            constraint = Constraint.fit(s, target_alike=_ALIKE, target_unlike=_UNLIKE)
     except ValueError as error:
         return Finding(
             "prior",
@@ -635,12 +638,14 @@ def prior_and_targets(kind: str | None, s: Floats) -> Finding | None:
     table.append(
         f"{ends[0]:.1%} of the pairs get a target within a tenth of the way from {_ALIKE:g}, {ends[1]:.1%} from {_UNLIKE:g}"
     )
+    table += [str(warning.message) for warning in said]
     return Finding(
         "prior",
-        "info",
+        "warning" if said else "info",
         f"{named}, and targets fitted with {_ALIKE:g} for alike and {_UNLIKE:g} for unlike pairs",
         len(s),
         len(s),
+        "use another prior, or pcrm_prior='fixed' with one ceiling for all pairs" if said else "",
         numbers=numbers,
         table=tuple(table),
     )
