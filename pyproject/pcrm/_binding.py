@@ -72,7 +72,7 @@ class BindingCheck:
             return f"Set {way} values of {self._prefix}low and {self._prefix}high"
         if self._constraint.is_fixed:
             return f"Set a {way} {self._prefix}delta"
-        return f"Choose {way} targets: `pcrm fit` makes betas for them"
+        return f"Set {way} targets with {self._prefix}target_alike and {self._prefix}target_unlike"
 
 
 def _range(name: str, sums: PairSums, factor: float) -> str:

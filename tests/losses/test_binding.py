@@ -24,13 +24,13 @@ OVER = ([5.0, 7.0, 1.0], [2.0, 4.0, 6.0])
 MESSAGES = {
     "idle": (
         "the constraint is not binding: over 300 {} pairs, the mean margin is 0.4 and targets are 6 to 8 (10th to 90th "
-        "percentile), so the model is trained as if without a constraint. Choose lower targets: `pcrm fit` makes betas "
-        "for them, or train longer"
+        "percentile), so the model is trained as if without a constraint. Set lower targets with pcrm_target_alike and "
+        "pcrm_target_unlike, or train longer"
     ),
     "over": (
         "67% of the margins are over their ceilings: over 300 {} pairs, the mean margin is 4.33 and ceilings are 2 to 6 "
-        "(10th to 90th percentile), so the loss mostly pulls margins down. Choose higher targets: `pcrm fit` makes betas "
-        "for them"
+        "(10th to 90th percentile), so the loss mostly pulls margins down. Set higher targets with pcrm_target_alike and "
+        "pcrm_target_unlike"
     ),
 }
 
