@@ -178,12 +178,13 @@ def test_long_texts_are_cut_and_what_a_terminal_obeys_is_escaped():
     assert text == r"\x1b[31m" + "a" * 295 + " [... 406 characters ...] " + "b" * 299 + r"\n"
 
 
-def test_the_command_writes_nothing(kind, dry, rows, tmp_path, capsys):
+def test_the_command_writes_nothing(kind, dry, rows, tmp_path, capsys, caplog):
     """Not even a folder, nor a repository on the hub; and the curve is that of `Constraint.fit`."""
     s = [i / 64 for i in range(64)]
     data = [{k: r[k] for k in ("prompt", "chosen", "rejected")} | {"prior": v} for r, v in zip(rows, s, strict=True)]
     assert dry(data, "--dry-run", pcrm_prefix_sharing=True, push_to_hub=True, hub_model_id="nobody/nothing") == 0
     output = capsys.readouterr().out
+    assert "Written to" not in caplog.text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "run.yaml"]
     assert output.startswith("Data\n") and output.endswith("\n\nNothing was trained (--dry-run)\n")
     assert entry(output, "train") == "64 pairs" and entry(output, "steps") == "6 (max_steps), 0.375 epochs of 16"
