@@ -220,23 +220,28 @@ def test_help(kind, capsys):
 
 @slow
 def test_log_probabilities_of_the_reference_are_not_computed(tiny_policy, tmp_path, rows):
-    args = PCRMDPOConfig(str(tmp_path / "out"), precompute_ref_log_probs=True, **SETTINGS)
-    trainer = dry_run.DryRunDPOTrainer(
-        model=load("dpo", tiny_policy),
-        args=args,
-        train_dataset=FORMATS["plain"](rows),
-        processing_class=AutoTokenizer.from_pretrained(tiny_policy),
-    )
+    def make(data):
+        return dry_run.DryRunDPOTrainer(
+            model=load("dpo", tiny_policy),
+            args=PCRMDPOConfig(str(tmp_path / "out"), precompute_ref_log_probs=True, **SETTINGS),
+            train_dataset=data,
+            processing_class=AutoTokenizer.from_pretrained(tiny_policy),
+        )
+
+    data = FORMATS["plain"](rows)
+    trainer = make(data)
     assert not any("logps" in name for name in trainer.train_dataset.column_names)
     with pytest.raises(dry_run.Ended):
         trainer.train()
     assert trainer.state.global_step == 0 and not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="not supported with IterableDataset"):
+        make(data.to_iterable_dataset())
 
 
 @slow
 def test_a_resumed_run_has_the_curve_of_its_checkpoint(tiny, tmp_path, rows, capsys):
-    checkpoint = tmp_path / "checkpoint-3"
-    checkpoint.mkdir()
+    checkpoint = tmp_path / "out" / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
     kept = pcrm.Constraint(1.0, 0.5, 1.5, floor=2.0, cap=4.0)
     write_toml(checkpoint / "pcrm.toml", kept, "length_ratio")
     trainer = dry_run.DryRunRewardTrainer(
@@ -245,9 +250,11 @@ def test_a_resumed_run_has_the_curve_of_its_checkpoint(tiny, tmp_path, rows, cap
         train_dataset=FORMATS["plain"](rows),
         processing_class=AutoTokenizer.from_pretrained(tiny),
     )
-    with pytest.raises(dry_run.Ended):
-        trainer.train(resume_from_checkpoint=str(checkpoint))
-    assert entry(capsys.readouterr().out, "curve") == formula(kept)
+    for given in (str(checkpoint), True):
+        with pytest.raises(dry_run.Ended):
+            trainer.train(resume_from_checkpoint=given)
+        output = capsys.readouterr().out
+        assert entry(output, "curve") == formula(kept) and f"from {checkpoint}, where the run resumes" in output
     with pytest.raises(ValueError, match="resume_from_checkpoint must be the folder of a checkpoint, got 'nowhere'"):
         trainer.train(resume_from_checkpoint="nowhere")
 

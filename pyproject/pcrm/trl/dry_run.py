@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from transformers.trainer_pt_utils import get_model_param_count
+from transformers.trainer_utils import get_last_checkpoint
 
 from .. import prefix_sharing
 from .._printable import printable
@@ -50,22 +51,24 @@ class _DryRunTrainer(ConstrainedTrainer):
             finally:
                 args.output_dir, args.push_to_hub = kept
 
-    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        return dataset  # a pass over all data
-
     def train(self, resume_from_checkpoint: Any = None, **_: Any) -> Any:
-        if resume_from_checkpoint:
-            self._resume(resume_from_checkpoint)
-        text = describe(self)  # in each process: their data loaders speak with each other
+        checkpoint = self._resumed(resume_from_checkpoint) if resume_from_checkpoint else None
+        text = describe(self, checkpoint)  # in each process: their data loaders speak with each other
         if self.is_world_process_zero():
             print(f"{text}\n\nNothing was trained (--dry-run)")
         raise Ended
 
-    def _resume(self, checkpoint: Any) -> None:
-        if not os.path.isdir(checkpoint):
-            raise ValueError(f"resume_from_checkpoint must be the folder of a checkpoint, got {checkpoint!r}")
+    def _resumed(self, given: Any) -> str:
+        """Take the curve of the checkpoint that a run would resume from, and return its folder."""
+        output_dir: Any = self.args.output_dir
+        # True is the last one, as in transformers.
+        last = get_last_checkpoint(output_dir) if given is True and os.path.isdir(output_dir) else None
+        checkpoint = last if given is True else given
+        if checkpoint is None or not os.path.isdir(checkpoint):
+            raise ValueError(f"resume_from_checkpoint must be the folder of a checkpoint, got {given!r}")
         if self._fitted:
             self._use(fitted.resumed(self.settings, checkpoint))
+        return checkpoint
 
 
 class DryRunRewardTrainer(_DryRunTrainer, PCRMRewardTrainer):
@@ -75,14 +78,19 @@ class DryRunRewardTrainer(_DryRunTrainer, PCRMRewardTrainer):
 class DryRunDPOTrainer(_DryRunTrainer, PCRMDPOTrainer):
     __doc__ = _DryRunTrainer.__doc__
 
+    def _precompute_ref_logps(self, dataset: Any, *arguments: Any) -> Any:
+        # A pass over all data. Iterable ones are refused.
+        return super()._precompute_ref_logps(dataset, *arguments) if _size(dataset) is None else dataset
 
-def describe(trainer: ConstrainedTrainer) -> str:
+
+def describe(trainer: ConstrainedTrainer, checkpoint: str | None = None) -> str:
     """Describe what a trainer would train: data, constraint, loss, steps, model and the first pair that the model reads.
 
     It draws the first batches of the training data, in every process.
 
     Args:
         trainer: A trainer of ours that has not trained yet.
+        checkpoint: The folder of the checkpoint that it resumes from.
 
     Raises:
         ValueError: The training data have no batch.
@@ -96,7 +104,7 @@ def describe(trainer: ConstrainedTrainer) -> str:
         )
     sections = {
         "Data": _data(trainer),
-        "Constraint": _constraint(trainer),
+        "Constraint": _constraint(trainer, checkpoint),
         "Loss": [*_loss(trainer), ("shared prefixes", _sharing(trainer, batches))],
         "Steps": _steps(trainer, loader),
         "Model": _model(trainer),
@@ -146,7 +154,7 @@ def _counted(counts: Prepared, max_length: int | None) -> str:
     return text
 
 
-def _constraint(trainer: ConstrainedTrainer) -> Iterator[tuple[str, str]]:
+def _constraint(trainer: ConstrainedTrainer, checkpoint: str | None) -> Iterator[tuple[str, str]]:
     args: Any = trainer.args
     c, prior = trainer.constraint, trainer.settings.prior
     if trainer._prior_column.trained_has_column:
@@ -168,7 +176,7 @@ def _constraint(trainer: ConstrainedTrainer) -> Iterator[tuple[str, str]]:
         yield "curve", f"delta = {c.delta(1.0):g} for every pair" + (": no constraint" if c.beta3 == math.inf else "")
         return
     yield "curve", formula(c)
-    yield "", _origin(trainer)
+    yield "", _origin(trainer, checkpoint)
     # Of a column all pairs, otherwise those that a fit looks at.
     collator: Any = trainer.data_collator
     s = fitted.similarities(trainer.settings, trainer.train_dataset, collator.collator)
@@ -181,9 +189,11 @@ def _constraint(trainer: ConstrainedTrainer) -> Iterator[tuple[str, str]]:
         yield label, f"{values[0]:>5}" + "".join(f"{v:>8}" for v in values[1:])
 
 
-def _origin(trainer: ConstrainedTrainer) -> str:
+def _origin(trainer: ConstrainedTrainer, checkpoint: str | None) -> str:
     args: Any = trainer.args
     c = trainer.constraint
+    if trainer._fitted and checkpoint is not None and os.path.isfile(os.path.join(checkpoint, fitted.FILE)):
+        return f"from {checkpoint}, where the run resumes"
     if trainer._fitted and c.floor is not None and c.cap is not None:
         path = Path(args.output_dir, fitted.FILE)
         return f"fitted to the training data for targets of {c.floor / 2:.4g} to {c.cap / 2:.4g}; a run writes it to {path}"
