@@ -61,7 +61,7 @@ TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_nod
 
 
 def launch(*command):
-    """Run Python with these arguments, on the CPU; its output where it fails."""
+    """Run Python with these arguments, on the CPU; return its output, or show it where it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "ACCELERATE_USE_CPU": "true"}
     # A session of its own, so that a launcher's children do not outlive it.
     with subprocess.Popen(
@@ -78,6 +78,7 @@ def launch(*command):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, output[-5000:]
+    return output
 
 
 def steps(trainer):

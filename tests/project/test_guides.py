@@ -104,6 +104,19 @@ def test_trl_by_configuration(preferences, tiny):
     assert 2.0 <= logged("from-file")["pcrm/delta"] <= 6.0, "the last run took the margins of `pcrm fit`"
 
 
+def test_a_dry_run(preferences, tiny, capsys):
+    """The command of docs/trl.md prints what the page shows, and writes nothing."""
+    reward = yaml.safe_load(blocks("docs/trl.md", "yaml")[0])
+    reward |= {"model_name_or_path": str(tiny), "dataset_name": "preferences.jsonl"}
+    Path("reward.yaml").write_text(yaml.safe_dump(reward | {"use_cpu": True, "bf16": False, "report_to": "none"}))
+    (command,) = commands("docs/trl.md", having="--dry-run\n")
+    before = sorted(os.listdir())
+    assert cli.main(command) == 0
+    (printed,) = [block for block in blocks("docs/trl.md", "") if block.startswith("Data\n")]
+    assert capsys.readouterr().out == printed
+    assert sorted(os.listdir()) == before
+
+
 @pytest.mark.slow
 def test_trl_by_a_script_that_stays(preferences, tiny_policy, capsys):
     """`pcrm run` as docs/trl.md and README.md print it, with TRL's own DPO script and the page's losses."""

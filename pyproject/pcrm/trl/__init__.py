@@ -14,7 +14,7 @@ Where the seam is:
 - The other hooks of transformers and TRL are in trainer.py. They hand on to rankings.py, prioritized.py, `pcrm._metrics`
   and `pcrm._binding`.
 - configs.py has the fields `pcrm_*`, token_scores.py what the token form and demonstrations read out of the model,
-  patch.py `enable()`, command.py `pcrm reward` and `pcrm dpo`.
+  patch.py `enable()`, command.py `pcrm reward` and `pcrm dpo`, dry_run.py their `--dry-run`.
 """
 
 from .configs import PCRMArguments, PCRMDPOConfig, PCRMRewardConfig

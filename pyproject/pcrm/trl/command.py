@@ -15,6 +15,7 @@ from ..data.prior_record import check_recorded
 from ..data.sources import open_source
 from .configs import PCRMDPOConfig, PCRMRewardConfig
 from .dpo import PCRMDPOTrainer
+from .dry_run import DryRunDPOTrainer, DryRunRewardTrainer, Ended
 from .patch import hint, replace_in_trl
 from .reward import PCRMRewardTrainer
 
@@ -70,7 +71,8 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
     """TRL's own command of that name, always with the constrained loss.
 
     It takes all of its flags and its YAML file and those of the constraint. A data set may also be
-    a folder of `save_to_disk`, and `--dataset_name` a .jsonl, .jsonl.gz or .parquet file.
+    a folder of `save_to_disk`, and `--dataset_name` a .jsonl, .jsonl.gz or .parquet file. With `--dry-run`
+    it prints what would be trained in the place of training it.
     """
     if kind == "reward":
         replace_in_trl(RewardConfig=PCRMRewardConfig, RewardTrainer=PCRMRewardTrainer)
@@ -78,6 +80,12 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
         replace_in_trl(DPOConfig=PCRMDPOConfig, DPOTrainer=PCRMDPOTrainer)
     script = importlib.import_module(f"trl.scripts.{kind}")
     parser = script.make_parser(prog=f"pcrm {kind}")
+    parser.add_argument(
+        "--dry-run",
+        "--dry_run",
+        action="store_true",
+        help="Print what would be trained, with the first pair as the model reads it, and train nothing.",
+    )
 
     def fail(message: object) -> NoReturn:
         """argparse's own `error` prints all flags before the message, some hundreds of lines."""
@@ -93,7 +101,10 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
         arguments = parser.parse_args_and_config(argv, fail_with_unknown_args=False)
     except (ValueError, OSError) as error:
         fail(error)
+    *arguments, others = arguments
     script_arguments, training_arguments, _, dataset_arguments = arguments
+    if others.dry_run:
+        replace_in_trl(RewardTrainer=DryRunRewardTrainer, DPOTrainer=DryRunDPOTrainer)
     name = script_arguments.dataset_name
     if name is not None and name.endswith((".jsonl", ".jsonl.gz", ".parquet")) and not os.path.isfile(name):
         fail(f"there is no file {name}")
@@ -119,7 +130,7 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
         dataset_arguments.datasets = [source]
         dataset_arguments.streaming = script_arguments.dataset_streaming
         script_arguments.dataset_name = None
-    with _saved_folders_load():
+    with _saved_folders_load(), contextlib.suppress(Ended):
         script.main(*arguments)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # TRL's script leaves it to the end of the process, where its threads may still be running.

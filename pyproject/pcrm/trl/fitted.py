@@ -29,7 +29,7 @@ _MOST_PAIRS = 10_000
 _BATCH = 64
 
 
-def fit(settings: Config, dataset: Any, collator: Any, output_dir: str, prior: str) -> Config:
+def fit(settings: Config, dataset: Any, collator: Any, output_dir: str | None, prior: str) -> Config:
     """Return the settings with the constraint that their targets want of a trainer's data; log it and write it.
 
     The priors are those that the trainer's batches have. A column `prior` is read whole. What is
@@ -40,7 +40,7 @@ def fit(settings: Config, dataset: Any, collator: Any, output_dir: str, prior: s
         settings: What the arguments say about the constraint.
         dataset: The training data, as TRL prepared it.
         collator: The trainer's collator.
-        output_dir: Where `pcrm.toml` is written.
+        output_dir: Where `pcrm.toml` is written; None neither writes nor logs.
         prior: What `pcrm.toml` calls the prior: "column" where the data set came with one that nobody named.
 
     Raises:
@@ -49,7 +49,9 @@ def fit(settings: Config, dataset: Any, collator: Any, output_dir: str, prior: s
     if not isinstance(settings.constraint, Targets):
         return settings
     state = PartialState()
-    s = _similarities(settings, dataset, collator)
+    s = similarities(settings, dataset, collator)
+    if not len(s):
+        raise ValueError("the train data set has no rows to fit pcrm_target_alike and pcrm_target_unlike to")
     with warnings.catch_warnings():
         if not state.is_main_process:
             warnings.simplefilter("ignore")  # said by the main process
@@ -63,7 +65,7 @@ def fit(settings: Config, dataset: Any, collator: Any, output_dir: str, prior: s
     (constraint,) = found
     assert isinstance(constraint, Constraint)
     settings = dataclasses.replace(settings, constraint=constraint)
-    if state.is_main_process:
+    if state.is_main_process and output_dir is not None:
         line = fit_line(s, constraint, prior)
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         save(settings, output_dir, prior, line)
@@ -90,16 +92,20 @@ def resumed(settings: Config, checkpoint: str) -> Config:
     return dataclasses.replace(settings, constraint=constraint)
 
 
-def _similarities(settings: Config, dataset: Any, collator: Any) -> np.ndarray:
-    """The priors of the training data; at least one."""
+def similarities(settings: Config, dataset: Any, collator: Any) -> np.ndarray:
+    """The priors of the training data that `fit` looks at.
+
+    Args:
+        settings: What the arguments say about the constraint, whose prior is not "fixed".
+        dataset: The training data, as TRL prepared it.
+        collator: The trainer's collator, as TRL made it.
+    """
     if "prior" in (dataset.column_names or ()) and hasattr(dataset, "num_rows"):
         found = [dataset["prior"][:]]
     else:
         collate = PriorCollator(collator, settings)
         found = [collate(rows)["prior"].numpy() for rows in _batches(dataset)]
-    if not any(len(s) for s in found):
-        raise ValueError("the train data set has no rows to fit pcrm_target_alike and pcrm_target_unlike to")
-    return np.concatenate([np.asarray(s, np.float64) for s in found])
+    return np.concatenate([np.zeros(0), *(np.asarray(s, np.float64) for s in found)])
 
 
 def _batches(dataset: Any) -> Iterator[list[dict[str, Any]]]:

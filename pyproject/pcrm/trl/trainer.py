@@ -66,6 +66,22 @@ class Added(NamedTuple):
         return "mean" if self.drawn is None and self.weight is None else "none"
 
 
+class Prepared(NamedTuple):
+    """How many rows a data set had; None of an iterable one.
+
+    Attributes:
+        rows: As it was given.
+        pairs: Before TRL prepared it. Rankings have become pairs.
+        kept: After TRL prepared it, which drops pairs that are too long.
+        ranked: Whether its rows are rankings.
+    """
+
+    rows: int | None
+    pairs: int | None
+    kept: int | None
+    ranked: bool
+
+
 class ConstrainedTrainer(Trainer):
     """Goes before a trainer of TRL in the bases of ours.
 
@@ -75,13 +91,16 @@ class ConstrainedTrainer(Trainer):
         settings: What the arguments say about the constraint.
         constraint: The constraint. Targets are fitted to the training data at the end of the construction.
         sampler: What draws the pairs, if `pcrm_priority_alpha` asks for it.
+        prepared: How many rows each data set has, by TRL's name for it.
     """
 
     config_class: ClassVar[type[TrainingArguments]]
+    keeps_fit: ClassVar[bool] = True  # whether the construction logs and writes a constraint that was fitted
     constrained: bool
     settings: Config
     constraint: Constraint
     sampler: PrioritizedSampler | None = None
+    prepared: dict[str, Prepared]
 
     _prior_name: str  # in pcrm.toml
     _fitted: bool  # whether the constraint was fitted here, and is kept beside the model
@@ -115,6 +134,7 @@ class ConstrainedTrainer(Trainer):
         self._use(args.pcrm_settings())
         self._prior_column = PriorColumn(self.settings, args.pcrm_prior_model, args.pcrm_asked_prior)
         self._rankings = Rankings(args)
+        self.prepared = {}
         self._constraint_metrics = ConstraintMetrics(
             log_prior=self.settings.prior != "random", keep_margins=args.pcrm_log_margins
         )
@@ -129,7 +149,8 @@ class ConstrainedTrainer(Trainer):
         self._fitted = isinstance(self.settings.constraint, Targets)
         came_with_prior = self._prior_column.trained_has_column
         self._prior_name = (args._pcrm_recorded or "column") if came_with_prior else self.settings.prior
-        self._use(fitted.fit(self.settings, self.train_dataset, self.data_collator, args.output_dir, self._prior_name))
+        folder = args.output_dir if self.keeps_fit else None
+        self._use(fitted.fit(self.settings, self.train_dataset, self.data_collator, folder, self._prior_name))
         self._binding_check = BindingCheck(self.constraint)
         self.data_collator = PriorCollator(self.data_collator, self.settings)
         self._share_prefixes()
@@ -154,9 +175,12 @@ class ConstrainedTrainer(Trainer):
         if not self.constrained:
             return prepare(dataset, processing_class, args, dataset_name)
         warn_of_faults(dataset, dataset_name)
+        rows = _count(dataset)
         dataset, ranked = self._rankings.as_pairs(dataset, dataset_name)
+        pairs = _count(dataset)
         dataset = self._prior_column.add(dataset, dataset_name)
         dataset = prepare(dataset, processing_class, args, dataset_name)
+        self.prepared[dataset_name] = Prepared(rows, pairs, _count(dataset), ranked)
         return self._make_drawable(self._rankings.finish(dataset, ranked), args)
 
     def _make_drawable(self, dataset: Any, args: PCRMArguments) -> Any:
@@ -273,3 +297,8 @@ class ConstrainedTrainer(Trainer):
             # The last log of a training run may come after an evaluation.
             mode = "train" if "train_runtime" in logs else self._current_mode
             histogram.write(self._constraint_metrics, mode, self.callback_handler.callbacks, self.state.global_step)
+
+
+def _count(dataset: Any) -> int | None:
+    """How many rows a data set has; None where it is an iterable one."""
+    return getattr(dataset, "num_rows", None)
