@@ -12,6 +12,9 @@ from pcrm.trl import fitted
 import pcrm
 from pcrm import cli
 
+# `pcrm reward` puts our classes behind TRL's names.
+pytestmark = pytest.mark.usefixtures("trl_as_it_was")
+
 TARGETS = {"pcrm_target_alike": 1.0, "pcrm_target_unlike": 3.0}
 
 
