@@ -41,6 +41,7 @@ import pcrm
 from pcrm import cli
 
 from helpers import hand_written  # isort: skip
+from helpers.models import make_static  # isort: skip
 
 SPEEDS = "## Pairs per second of each prior"
 FEW = 200  # pairs that the transformer is given a turn
@@ -175,30 +176,18 @@ def against_others(args: argparse.Namespace) -> list[str]:
     return lines
 
 
-def static_encoder(folder: str) -> str:
-    """The folder of a model of sentence-transformers that averages a vector per token: speed does not depend on the vectors."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import StaticEmbedding
-
-    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
-    torch.manual_seed(0)
-    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=256)], device="cpu").save(folder)
-    return folder
-
-
 def speeds(rounds: int) -> list[str]:
     """The section of the page that has the priors beside each other."""
     pcrm.backends.set_num_threads(1)
     rows = preferences(10_000)
     texts = [[row[k] for row in rows] for k in ("chosen", "rejected")]
     some = [side[:FEW] for side in texts]
-    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path(), trust_remote_code=False)
     ids = [tokenizer(side, add_special_tokens=False)["input_ids"] for side in texts]
     columns = [pyarrow.chunked_array([pyarrow.array(side, pyarrow.list_(pyarrow.int32()))]) for side in ids]
     with tempfile.TemporaryDirectory() as folder:
-        static, transformer = (
-            Encoder(path, device="cpu", cache=False) for path in (static_encoder(folder), get_model_path())
-        )
+        make_static(Path(folder), tokenizer, "sentence-transformers", size=256)  # of what vectors makes no difference
+        static, transformer = (Encoder(path, device="cpu", cache=False) for path in (folder, get_model_path()))
     ask = pcrm.priors.of_texts
     priors: dict[str, tuple[int, Callable[[], Any]]] = {
         "length ratio, of ids": (len(rows), lambda: pcrm.priors.length_ratio(*columns)),

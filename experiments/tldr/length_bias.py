@@ -31,7 +31,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import pcrm
 
-COLUMNS = ("margin and length", "accuracy, shorter", "accuracy, longer")
+COLUMNS = ("margin and length", "shorter", "longer")  # the last two are accuracies
 PRIORS = {"length ratio": "length_ratio", "lexical": "lexical", "cosine": "cosine", "cosine, static": "static"}
 NOW = {"plain": ALL["plain"]} | {f"{name}, fitted": fitted_now(prior) for name, prior in PRIORS.items()}
 
@@ -43,8 +43,8 @@ def static_cosine(posts: Posts, model: str) -> torch.Tensor:
     A token has what ENCODER makes of it alone, centered over all tokens here and weighted by its rank in the
     vocabulary: about what model2vec distills, which keeps principal components as well.
     """
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    encoder = AutoModel.from_pretrained(model, use_safetensors=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    encoder = AutoModel.from_pretrained(model, use_safetensors=True, trust_remote_code=False).eval()
     ids = [torch.tensor(row) for row in tokenizer(posts.responses, add_special_tokens=False)["input_ids"]]
     tokens = torch.cat(ids).unique()
     first, end = (torch.full_like(tokens, i) for i in (tokenizer.cls_token_id, tokenizer.sep_token_id))
@@ -74,22 +74,27 @@ class Bias:
 
 
 def table(posts: Posts, runs: dict[str, list[Bias]]) -> list[str]:
-    """Each method's columns, and what they are more than plain's, with intervals."""
+    """Each method's first column, and what all are more than plain's, with intervals; bold where they do not hold 0."""
+
+    def cell(form: str, value: float, low: float, high: float) -> str:
+        text = form.format(value)
+        text = f"**{text}**" if form.startswith("{:+") and (low > 0 or high < 0) else text
+        return f"{text} <small>{form.format(low)} to {form.format(high)}</small>"
+
     estimates = bootstrap(posts, runs)
     base, base_resampled = estimates["plain"]
-    heads = [*COLUMNS, *(f"{head}, less plain" for head in COLUMNS)]
+    heads = [COLUMNS[0], *(f"{head}, less plain" for head in COLUMNS)]
     lines = [f"| method | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for method, (value, resampled) in estimates.items():
-        both = [("{:.3f}", value, interval(value, resampled))]
-        if method != "plain":
+        low, high = interval(value, resampled)
+        cells = [cell("{:.3f}", value[0], low[0], high[0])]
+        if method == "plain":
+            cells += [""] * len(COLUMNS)
+        else:
             less = value - base
-            both.append(("{:+.3f}", less, interval(less, resampled - base_resampled)))
-        cells = [
-            f"{form.format(v)} <small>{form.format(a)} to {form.format(b)}</small>"
-            for form, values, (low, high) in both
-            for v, a, b in zip(values, low, high, strict=True)
-        ]
-        lines.append(f"| {method} | {' | '.join(cells + [''] * (len(heads) - len(cells)))} |")
+            low, high = interval(less, resampled - base_resampled)
+            cells += [cell("{:+.3f}", *numbers) for numbers in zip(less, low, high, strict=True)]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines
 
 
