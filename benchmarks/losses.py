@@ -100,23 +100,27 @@ def copies(n: int) -> dict[str, Callable[[], None]]:
 
 
 def measure(
-    contenders: Mapping[str, Callable[[], Any]], rounds: int, seconds: float, warm: int = 5
+    contenders: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    seconds: float,
+    warm: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Microseconds a call, a figure a round, the contenders in turn."""
+    """Microseconds a call by the clock, a figure a round, the contenders in turn."""
     counts = {}
     for name, step in contenders.items():
         for _ in range(warm):  # the compilers' turn
             step()
-        begin = time.perf_counter()
+        begin = clock()
         step()
-        counts[name] = max(1, min(2000, int(seconds / (time.perf_counter() - begin))))
+        counts[name] = max(1, min(2000, int(seconds / (clock() - begin))))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, step in contenders.items():
-            begin = time.perf_counter()
+            begin = clock()
             for _ in range(counts[name]):
                 step()
-            times[name].append((time.perf_counter() - begin) / counts[name] * 1e6)
+            times[name].append((clock() - begin) / counts[name] * 1e6)
     return times
 
 

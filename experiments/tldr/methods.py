@@ -70,6 +70,15 @@ def _fitted(prior: str) -> Make:
     return lambda data: _constrained(fit_two_points(data.priors[prior]), data.priors[prior])
 
 
+def fitted_now(prior: str) -> Make:
+    """What the trainers do by default: `Constraint.fit` of the training data."""
+
+    def make(data: Data) -> Loss:
+        return _constrained(Constraint.fit(data.priors[prior].numpy(), **TARGETS), data.priors[prior])
+
+    return make
+
+
 def _random(constraint: Constraint) -> Make:
     def make(data: Data) -> Loss:
         ids = [list(text.encode()) for text in data.posts.responses]

@@ -80,10 +80,11 @@ def read(folder: Path, split: str) -> Posts:
 
 
 def priors(posts: Posts, model: str) -> dict[str, torch.Tensor]:
-    """Each pair's similarity in [0, 1], float64: the length ratio in the encoder's tokens, and the angular cosine."""
+    """Each pair's similarity in [0, 1], float64: the length ratio in the encoder's tokens, the n-grams, the angular cosine."""
     chosen, rejected = ([posts.responses[i] for i in posts.pairs[:, side]] for side in (0, 1))
     return {
         "length_ratio": pcrm.priors.of_texts(chosen, rejected, prior="length_ratio", tokenizer=model).double(),
+        "lexical": pcrm.priors.of_texts(chosen, rejected, prior="lexical").double(),
         "cosine": pcrm.priors.of_texts(chosen, rejected, prior="cosine", model=model).double(),
     }
 

@@ -29,7 +29,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from methods import ALL, METHODS, Data
+from methods import ALL, METHODS, Data, Make
+from numpy.typing import NDArray
 from posts import Posts, embeddings, priors, read, states
 from tiers import Head, TopLayers, score, train
 from tqdm.auto import tqdm
@@ -62,7 +63,7 @@ def _posts(data: Path, split: str) -> Posts:
 
 
 @functools.cache
-def _data(data: Path, split: str, model: str) -> Data:
+def data_of(data: Path, split: str, model: str) -> Data:
     posts = _posts(data, split)
     return Data(posts, priors(posts, model))
 
@@ -78,29 +79,38 @@ def _model(tier: str, model: str, inputs: tuple[torch.Tensor, ...], seed: int) -
     return Head(inputs[0].shape[1]) if tier == "A" else TopLayers(model)
 
 
-def one(data: Path, model: str, tier: str, method: str, seed: int) -> dict[str, Any]:
-    """A row of scores.parquet: train on all train posts, score the test summaries."""
+def trained(data: Path, model: str, tier: str, make: Make, seed: int) -> NDArray[np.float32]:
+    """The scores of the test summaries by a model that was trained on all train posts."""
     torch.set_num_threads(1)  # a run a core: the same bits however many there are
-    t, train_data, inputs = TIERS[tier], _data(data, "train", model), _inputs(data, "train", tier, model)
+    t, train_data, inputs = TIERS[tier], data_of(data, "train", model), _inputs(data, "train", tier, model)
     network = _model(tier, model, inputs, seed)
     train(
         network,
         inputs,
         train_data.posts,
-        ALL[method](train_data),
+        make(train_data),
         epochs=t.epochs,
         learning_rate=t.learning_rate,
         posts_per_step=t.posts_per_step,
         seed=seed,
     )
-    scores = score(network, _inputs(data, "test", tier, model)).astype(np.float32)
-    return {"tier": tier, "method": method, "seed": seed, "scores": scores.tolist()}
+    return score(network, _inputs(data, "test", tier, model)).astype(np.float32)
+
+
+def one(data: Path, model: str, tier: str, method: str, seed: int) -> dict[str, Any]:
+    """A row of scores.parquet."""
+    return {
+        "tier": tier,
+        "method": method,
+        "seed": seed,
+        "scores": trained(data, model, tier, ALL[method], seed).tolist(),
+    }
 
 
 def choose(data: Path, model: str, tier: str, method: str, seed: int) -> list[dict[str, Any]]:
     """Rows of epochs.csv: pair accuracy on held-out train posts after each epoch of the longest training."""
     torch.set_num_threads(1)
-    t, train_data, inputs = TIERS[tier], _data(data, "train", model), _inputs(data, "train", tier, model)
+    t, train_data, inputs = TIERS[tier], data_of(data, "train", model), _inputs(data, "train", tier, model)
     posts = train_data.posts
     shuffled = np.random.default_rng(0).permutation(len(posts.prompts))
     held_out, use = np.split(shuffled, [int(HELD_OUT * len(shuffled))])
@@ -180,7 +190,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.rows:
         _write_rows(
-            arguments.rows, _data(arguments.data, "test", arguments.model), kept(arguments.out / "scores.parquet")
+            arguments.rows, data_of(arguments.data, "test", arguments.model), kept(arguments.out / "scores.parquet")
         )
         return 0
     if not arguments.tables:
@@ -189,7 +199,7 @@ def main() -> int:
         import figures
         import tables
 
-        train_data, test_data = (_data(arguments.data, split, arguments.model) for split in ("train", "test"))
+        train_data, test_data = (data_of(arguments.data, split, arguments.model) for split in ("train", "test"))
         rows, page = kept(arguments.out / "scores.parquet"), arguments.page
         found, estimates = tables.write(test_data.posts, rows, arguments.out / "results.csv", page)
         for tier, of_tier in estimates.items():
@@ -204,7 +214,7 @@ def _train(arguments: argparse.Namespace) -> None:
     for tier in arguments.tiers:  # once, before the processes that read it from disk
         for split in ("train", "test"):
             _inputs(data, split, tier, model)
-    _data(data, "train", model)
+    data_of(data, "train", model)
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "scores.parquet"
     rows = [] if arguments.choose else kept(file)

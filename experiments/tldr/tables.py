@@ -10,10 +10,10 @@ larger than that of its data. Differences from plain are of the same posts and s
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from methods import ALL
@@ -58,6 +58,14 @@ SCORES = list(COLUMNS)[:7]
 OPTIMIZATION = list(COLUMNS)[7:]
 # What one looks at first, and whether more is better (1), less (-1) or neither (0).
 SHOWN = {"accuracy": 1, "spearman": 1, "best_of_4_rating": 1, "rl_rating_at_kl": 1, "margin_sd": 0, "ece": -1}
+
+
+class Measured(Protocol):
+    """One model's scores, and any columns of them on any resample of posts."""
+
+    def columns(
+        self, sample: NDArray[np.int64], pairs: NDArray[np.int64], responses: NDArray[np.int64]
+    ) -> list[float]: ...
 
 
 class Run:
@@ -132,7 +140,7 @@ def write(posts: Posts, rows: list[dict[str, Any]], results: Path, page: Path) -
     return found, estimates
 
 
-def bootstrap(posts: Posts, runs: dict[str, list[Run]], resamples: int = RESAMPLES) -> Estimates:
+def bootstrap(posts: Posts, runs: Mapping[str, Sequence[Measured]], resamples: int = RESAMPLES) -> Estimates:
     """Means over seeds of all columns, as measured and resampled; the same resamples for each method."""
     random = np.random.default_rng(0)
     of_pairs = [np.flatnonzero(posts.pair_post == p) for p in range(len(posts.prompts))]

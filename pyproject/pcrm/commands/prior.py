@@ -33,9 +33,14 @@ def main(argv: list[str]) -> int:
         choices=COMPUTED_PRIORS,
         default="lexical",
         help="length_ratio: shorter by longer in tokens; lexical: cosine of n-gram counts; cosine: of the embeddings "
-        "of an encoder, as an angle (default: %(default)s)",
+        "of an encoder, as an angle (default: %(default)s). Models trained with length_ratio favor long responses more",
     )
-    parser.add_argument("--model", metavar="PATH", help="the encoder for cosine: a checkpoint's folder or hub name")
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        help="the encoder for cosine: folder or hub name of a checkpoint of transformers, sentence-transformers or model2vec. "
+        "A static encoder, such as minishlab/potion-base-8M, is the fastest",
+    )
     parser.add_argument(
         "--pooling",
         choices=("mean", "cls"),

@@ -48,7 +48,8 @@ def annotate(
             of the type `Json` of `datasets` are decoded in tables and in batches of `datasets`;
             NumPy and pandas have only their texts, so let Ray give tables (`batch_format="pyarrow"`).
         prior: "length_ratio", "lexical" or "cosine".
-        model: What embeds for the cosine: a checkpoint's folder or hub name, or an `Encoder`.
+        model: What embeds for the cosine: a checkpoint's folder or hub name, or an `Encoder`. Static
+            encoders are the fast ones.
         tokenizer: What splits texts for the length ratio: a checkpoint's folder or hub name,
             or a tokenizer of transformers. Without one the batch has the columns `chosen_ids`
             and `rejected_ids`.

@@ -33,17 +33,18 @@ class Encoder:
     """A pretrained text encoder.
 
     Args:
-        model: The folder of a checkpoint or its name on the hub, of sentence-transformers or
-            transformers.
+        model: The folder of a checkpoint or its name on the hub, of sentence-transformers,
+            transformers or model2vec. Models with a `StaticEmbedding` are some hundred times as fast as
+            small transformers.
         pooling: What becomes of the vectors of a text's tokens: their "mean", or "cls", the
             first of them, as the authors take from bert-base-cased (arXiv 2404.00978).
             None is what the checkpoint says where it is one of sentence-transformers, by the
-            `modules.json` in it, else the mean.
+            `modules.json` in it, else the mean. A static encoder has no other.
         device: A torch device; by default the GPU where there is one, else the CPU.
         batch_size: Texts in a forward pass. Texts of like length are put together.
         max_length: Tokens of a text, special ones included; the rest is cut off. By default
-            what the checkpoint was made for. A model with relative, rotary or scaled positions
-            takes more, one with a table of positions does not.
+            what the checkpoint was made for; a static encoder reads texts whole. A model with relative, rotary or
+            scaled positions takes more, one with a table of positions does not.
         cache: Where embeddings are kept: a folder, True for the default place, False for
             nowhere.
 
@@ -56,7 +57,8 @@ class Encoder:
         OSError: There is no such checkpoint, its weights are not safetensors, it needs code of
             its own, or it cannot be read.
         TypeError: `batch_size` or `max_length` is not an integer.
-        ValueError: An argument is out of its range, or the tokenizer has no token to pad with.
+        ValueError: An argument is out of its range or has no use for a static encoder, or the tokenizer has no token
+            to pad with.
     """
 
     def __init__(
@@ -85,7 +87,15 @@ class Encoder:
         self.model = os.fspath(model)
         self.batch_size = batch_size
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if pooling is None and (modules := _modules(self.model)) is not None:
+        modules = _modules(self.model)
+        if modules and modules[0]["type"].endswith(".StaticEmbedding"):
+            for name, value in (("pooling", pooling), ("max_length", max_length)):
+                if value is not None:
+                    raise ValueError(
+                        f"{name} must be None for {self.model}, got {value!r}: a static encoder averages all tokens"
+                    )
+        if pooling is None and modules is not None:
+            _check_modules(self.model, modules)
             self.pooling = "checkpoint"
             self._body: Any = _SentenceTransformer(self.model, modules, self.device, max_length)
         else:
@@ -181,11 +191,7 @@ def _default_cache() -> Path:
 
 
 def _modules(model: str) -> list[dict[str, str]] | None:
-    """The modules of a checkpoint of sentence-transformers, None for another.
-
-    Raises:
-        OSError: One of them is code outside sentence-transformers.
-    """
+    """The modules of a checkpoint of sentence-transformers, None for another."""
     from transformers.utils.hub import cached_file
 
     with loading(model, "its modules.json"):
@@ -193,13 +199,28 @@ def _modules(model: str) -> list[dict[str, str]] | None:
         if path is None:
             return None
         modules = json.loads(Path(path).read_text(encoding="utf-8"))
+        return [{name: str(module[name]) for name in ("type", "path")} for module in modules]
+
+
+def _check_modules(model: str, modules: list[dict[str, str]]) -> None:
+    """
+    Raises:
+        OSError: One of the modules is code outside sentence-transformers.
+    """
+    with loading(model, "its modules.json"):
         for module in modules:
             if not module["type"].startswith("sentence_transformers."):
                 raise ValueError(
                     f"the module {module['type']!r:.80} is not one of sentence-transformers, and pcrm runs no other code. "
                     "pooling='mean' or 'cls' reads the checkpoint without its modules"
                 )
-    return modules
+
+
+def _commit(model: str) -> str:
+    """Of a checkpoint of sentence-transformers on the hub. A static encoder has no configuration that says it."""
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    return extract_commit_hash(cached_file(model, "modules.json"), None) or model
 
 
 def content_hash(folder: Path) -> str:
@@ -238,7 +259,7 @@ class _SentenceTransformer:
         self.max_length: int = max_length or own if config is None else longest(model, inner, own, max_length)
         if self.max_length != own:
             self.model.max_seq_length = self.max_length
-        self.commit: str | None = None if os.path.isdir(model) else getattr(config, "_commit_hash", None) or model
+        self.commit: str | None = None if os.path.isdir(model) else _commit(model)
 
     def embed(self, texts: list[str], batch_size: int) -> tuple[torch.Tensor, set[int]]:
         empty = self._empty(texts)

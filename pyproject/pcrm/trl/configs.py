@@ -27,10 +27,13 @@ class PCRMArguments:
             n-grams, both before training; `"column"` for the data set's column `prior`, numbers
             in [0, 1]; `"fixed"` for a delta that is the same for all; `"random"` for one drawn
             for each pair. Where this is not set, a data set that has a column `prior` uses that.
+            Prefer `"lexical"` or `"cosine"` where the data have texts: the length ratio needs nothing, but
+            makes models favor long responses more.
             A column beside `"length_ratio"`, `"cosine"` or `"lexical"` is refused, unless `pcrm prior`
             recorded that it is this prior and `pcrm reward` or `pcrm dpo` read the file.
         pcrm_prior_model:
-            The encoder of the cosine: a sentence-transformers or transformers checkpoint.
+            The encoder of the cosine: a checkpoint of sentence-transformers, transformers or model2vec. Static
+            encoders are the fast ones.
         pcrm_preset:
             A published setting, such as `"alpaca/length_ratio"`.
         pcrm_beta1, pcrm_beta2, pcrm_beta3:
@@ -93,11 +96,12 @@ class PCRMArguments:
         metadata={
             "help": "Similarity of two responses: 'length_ratio' (the default) of their token ids, 'cosine' of their embeddings, "
             "'lexical' of their n-grams, 'column' for the data set's column 'prior', 'fixed' for one delta, 'random' "
-            "for a random one.",
+            "for a random one. Prefer 'lexical' or 'cosine': models trained with 'length_ratio' favor long responses more.",
         },
     )
     pcrm_prior_model: str | None = field(
-        default=None, metadata={"help": "The encoder of pcrm_prior='cosine': a checkpoint's path or name."}
+        default=None,
+        metadata={"help": "The encoder of pcrm_prior='cosine': a checkpoint's path or name, such as a static one."},
     )
     pcrm_preset: str | None = field(
         default=None,
