@@ -165,9 +165,10 @@ import json, sys
 from datasets import Dataset
 from helpers.trainers import build
 
-kind, folder, out, batch, rows = sys.argv[1:]
+kind, folder, out, accumulated, rows = sys.argv[1:]
 data = Dataset.from_list(json.load(open(rows)))
-trainer = build(kind, folder, out, data, per_device_train_batch_size=int(batch))
+options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": int(accumulated)}
+trainer = build(kind, folder, out, data, **options)
 trainer.train()
 trainer.save_model(out)
 """
@@ -181,9 +182,9 @@ def test_two_processes_take_the_same_batches(kind, rankings, request, tmp_path, 
     path = [str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     weights = []
-    for launcher, batch in (((), 4), (TWO_PROCESSES, 2)):
-        out = str(tmp_path / str(batch))
-        launch(*launcher, str(tmp_path / "train.py"), kind, folder, out, str(batch), str(tmp_path / "rows.json"))
+    for launcher, accumulated in (((), 2), (TWO_PROCESSES, 1)):
+        out = str(tmp_path / str(accumulated))
+        launch(*launcher, str(tmp_path / "train.py"), kind, folder, out, str(accumulated), str(tmp_path / "rows.json"))
         weights.append(load_file(os.path.join(out, "model.safetensors")))
     assert max((weights[0][k] - weights[1][k]).abs().max().item() for k in weights[0]) < SAME
 
