@@ -1,5 +1,6 @@
 """Short runs of TRL's trainers and ours on the tiny models, for the tests."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -11,6 +12,15 @@ from datasets import Dataset
 from pcrm.trl import PCRMDPOConfig, PCRMDPOTrainer, PCRMRewardConfig, PCRMRewardTrainer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+
+
+def _end_group():
+    """In the scripts of several processes: gloo's threads abort a process that ends while they run."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+atexit.register(_end_group)
 
 SETTINGS = {
     "max_steps": 6,
