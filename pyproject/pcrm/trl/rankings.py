@@ -114,7 +114,7 @@ class Rankings:
                     f"the {name} data set must have a column 'prompt' with pcrm_group_by_prompt=True or "
                     f"pcrm_ranking_weights='prompt', got {', '.join(columns)}: trl.extract_prompt makes one"
                 )
-            dataset = _mapped(dataset, _with_prompt, f"Looking for equal prompts in the {name} dataset", name=name)
+            dataset = _mapped(dataset, _with_prompt, f"Looking for equal prompts in the {name} dataset")
         return dataset, ranked
 
     def finish(self, dataset: Any, ranked: bool) -> Any:
@@ -160,7 +160,12 @@ class Rankings:
                 "own: write the pairs with `pcrm pairs` and add it to them"
             )
         dataset = _mapped(
-            dataset, _pairs_of, f"Comparing the responses of the {name} dataset", name=name, remove=columns
+            dataset,
+            _pairs_of,
+            f"Comparing the responses of the {name} dataset",
+            with_indices=True,
+            remove_columns=columns,
+            fn_kwargs={"name": name},
         )
         if hasattr(dataset, "num_rows") and not dataset.num_rows:
             raise ValueError(f"the {name} data set must have responses with different ratings, got ties only")
@@ -175,15 +180,13 @@ class Rankings:
     def _groups(self, ranked: bool) -> bool:
         asked = self._args.pcrm_group_by_prompt
         # Another order that was asked for stays.
-        return (ranked and self._others_order is None) if asked is None else asked
+        return (ranked and not self._ordered_otherwise) if asked is None else asked
 
     @property
-    def _others_order(self) -> str | None:
-        """The setting that orders the training data otherwise."""
-        args = self._args
-        if args.pcrm_priority_alpha:
-            return "pcrm_priority_alpha"
-        return None if getattr(args, "train_sampling_strategy", "random") == "random" else "train_sampling_strategy"
+    def _ordered_otherwise(self) -> bool:
+        """Whether another setting orders the training data."""
+        strategy = getattr(self._args, "train_sampling_strategy", "random")
+        return bool(self._args.pcrm_priority_alpha) or strategy != "random"
 
     def _check_weights(self) -> None:
         """Refuse what the weights would not reach."""
@@ -199,13 +202,11 @@ class Rankings:
                 )
 
 
-def _mapped(dataset: Any, function: Any, description: str, *, name: str, remove: list[str] | None = None) -> Any:
+def _mapped(dataset: Any, function: Any, description: str, **options: Any) -> Any:
     described = {"desc": description} if hasattr(dataset, "num_rows") else {}
     # The other processes find what the main one left, by its fingerprint.
     with PartialState().main_process_first():
-        return dataset.map(
-            function, batched=True, with_indices=True, remove_columns=remove, fn_kwargs={"name": name}, **described
-        )
+        return dataset.map(function, batched=True, **options, **described)
 
 
 def _pairs_of(batch: Any, indices: list[int], *, name: str) -> dict[str, list[Any]]:
@@ -226,7 +227,7 @@ def _pairs_of(batch: Any, indices: list[int], *, name: str) -> dict[str, list[An
     return {name: [pair.get(name) for pair in found] for name in names}
 
 
-def _with_prompt(batch: Any, indices: list[int], *, name: str) -> dict[str, list[int]]:
+def _with_prompt(batch: Any) -> dict[str, list[int]]:
     return {PROMPT: [_number_of(prompt) for prompt in batch["prompt"]]}
 
 
