@@ -12,7 +12,9 @@ from datasets import Dataset, DatasetDict
 from helpers.documents import blocks
 from helpers.files import SUFFIXES, write
 from helpers.project import ROOT
+from pcrm.data import check_preferences, rankings
 from pcrm.data.check_preferences import OF_ROWS
+from pcrm.data.preferences import RowError
 from pcrm.evaluate.check_data import check as check_source
 from pcrm.prefix_sharing import pack
 from scipy.stats import binomtest
@@ -510,3 +512,10 @@ def test_real_pairs(real_pairs, capsys):
     assert shares["within_rows"] == pytest.approx(0.449, abs=0.01) and shares["within_prompts"] == pytest.approx(
         0.9535, abs=0.01
     )
+
+
+def test_ratings_beside_ranks_are_refused_as_in_training():
+    row = {"prompt": "p", "responses": ["a", "b"], "ratings": [2, 1], "ranks": [1, 2]}
+    for read in (check_preferences.parse, rankings.pairs):
+        with pytest.raises(RowError, match=r"^a ranking must have ratings or ranks, got both$"):
+            read(row)

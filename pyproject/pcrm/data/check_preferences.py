@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .arrow_rows import rows_of
 from .preferences import RowError, finite, inputs, listed, shared
+from .rankings import ranking_column
 
 Level = Literal["error", "warning", "info"]
 Digests = NDArray[np.bytes_]
@@ -150,7 +151,7 @@ def parse(row: dict[str, Any]) -> Preference:
 
 def _ratings(row: dict[str, Any], n: int) -> list[float]:
     """The ratings of n responses, the greatest of the best: ranks, of which 1 is the best, with the other sign."""
-    name = "ratings" if row.get("ratings") is not None else "ranks"
+    name = ranking_column(row)
     values = row[name]
     if not isinstance(values, list) or len(values) != n:
         got = f"{len(values)} numbers" if isinstance(values, list) else f"{values!r:.80}"
