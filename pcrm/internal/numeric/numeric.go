@@ -22,3 +22,30 @@ func Sigmoid(x float64) float64 {
 	}
 	return 1 / (1 + math.Exp(-x))
 }
+
+// WinProbability is what pcrm.WinProbability documents, for the packages that do not import it.
+func WinProbability(margin, delta float64) float64 {
+	if !(delta > 0) {
+		return math.NaN()
+	}
+	m := math.Abs(margin)
+	if math.IsNaN(m) {
+		return m
+	}
+	// The choice that the margin speaks against has the probability against = low/(low+high).
+	// All factors are positive, and what they are made of is added but for delta - 2m, which is
+	// rounded once: nothing cancels. 2m and not delta/2, which rounds a subnormal delta.
+	against := 0.0
+	if math.IsInf(delta, 1) {
+		u := math.Exp(-m)
+		against = u / (1 + u)
+	} else if 2*m < delta {
+		low := math.Exp(-m) * -math.Expm1(2*m-delta) * (1 + math.Exp(-delta-m))
+		high := -math.Expm1(-delta-2*m) * (1 + math.Exp(m-delta))
+		against = low / (low + high)
+	}
+	if margin < 0 {
+		return against
+	}
+	return 1 - against
+}
