@@ -36,10 +36,7 @@ func WinProbability(margin, delta float64) float64 {
 	// All factors are positive, and what they are made of is added but for delta - 2m, which is
 	// rounded once: nothing cancels. 2m and not delta/2, which rounds a subnormal delta.
 	against := 0.0
-	if math.IsInf(delta, 1) {
-		u := math.Exp(-m)
-		against = u / (1 + u)
-	} else if 2*m < delta {
+	if 2*m < delta {
 		low := math.Exp(-m) * -math.Expm1(2*m-delta) * (1 + math.Exp(-delta-m))
 		high := -math.Expm1(-delta-2*m) * (1 + math.Exp(m-delta))
 		against = low / (low + high)

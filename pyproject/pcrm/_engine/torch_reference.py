@@ -55,7 +55,6 @@ def win_probability(margin: Tensor, delta: Tensor) -> Tensor:
     low = (-m).exp() * -(2 * m - delta).expm1() * (1 + (-delta - m).exp())
     high = -(-delta - 2 * m).expm1() * (1 + (m - delta).exp())
     against = torch.where(2 * m >= delta, 0, low / (low + high))
-    against = torch.where(delta == math.inf, (-m).sigmoid(), against)
     return torch.where(margin < 0, against, 1 - against)
 
 
