@@ -8,6 +8,7 @@ import pytest
 import scipy.optimize
 import torch
 from helpers.cases import close, precisions, refused
+from helpers.documents import blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pcrm.functional import pcrm_loss
@@ -48,6 +49,12 @@ def test_against_mpmath(delta, share):
     for name in ("go", "torch"):
         with pcrm.backends.use_backend(name):
             assert win_probability(margin, delta) == pytest.approx(want, rel=6 * 2**-52, abs=2.3e-308)
+
+
+def test_the_page(capsys):
+    (block,) = blocks("docs/idea.md", "python")
+    exec(block, {})
+    assert block.split("# ")[1].strip() == ", ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("delta", [0.5, 2.0, 4.0, 9.0, math.inf])
