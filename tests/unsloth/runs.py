@@ -1,0 +1,97 @@
+"""Short runs of TRL's trainers and ours with Unsloth in the process: `python runs.py WAY FOLDERS ROWS OUT`.
+
+WAY says how Unsloth gets in: "first" and "last", before and after pcrm, as with a GPU; "cpu", its backend for machines without
+one; "liger": no Unsloth, but Liger's kernels. Writes what was logged as JSON.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+way, folders, rows, out = sys.argv[1:]
+
+import cpu  # noqa: E402
+
+if way == "first":
+    cpu.as_with_a_gpu()
+elif way == "cpu":
+    pass
+elif way == "liger":
+    import os
+
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import trl  # noqa: E402
+from helpers.trainers import FORMATS, SETTINGS, load, steps  # noqa: E402
+from pcrm.trl import PCRMDPOConfig, PCRMDPOTrainer, PCRMRewardConfig, PCRMRewardTrainer  # noqa: E402
+
+from pcrm import prefix_sharing  # noqa: E402
+
+if way == "last":
+    cpu.as_with_a_gpu()
+
+from transformers import AutoTokenizer  # noqa: E402
+
+OURS = {"reward": (PCRMRewardTrainer, PCRMRewardConfig), "dpo": (PCRMDPOTrainer, PCRMDPOConfig)}
+STOCK = {"reward": (trl.RewardTrainer, trl.RewardConfig), "dpo": (trl.DPOTrainer, trl.DPOConfig)}
+INFINITE = {"pcrm_prior": "fixed", "pcrm_delta": float("inf")}
+BETAS = {"pcrm_beta1": 1.1, "pcrm_beta3": 0.9}
+# Unsloth's configurations have other defaults than TRL's.
+SAME = {"seed": 1, "warmup_steps": 0, "weight_decay": 0.0, "gradient_accumulation_steps": 1, "dataset_num_proc": None}
+data = FORMATS["plain"]([row | {"prompt": row["prompt"] * 3} for row in json.loads(Path(rows).read_text())])
+
+
+def train(kind, *, stock=False, model=None, **options):
+    trainer_class, config_class = (STOCK if stock else OURS)[kind]
+    trainer = trainer_class(
+        model=model or load(kind, f"{folders}/{kind}"),
+        args=config_class(f"{out}-run", **SETTINGS | SAME | options),
+        train_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(f"{folders}/{kind}"),
+    )
+    trainer.train()
+    return steps(trainer)
+
+
+def refusal(function, *arguments, **options):
+    try:
+        function(*arguments, **options)
+    except Exception as error:  # its type is looked at by the test
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+found = {"bases": {kind: [base.__name__ for base in OURS[kind][0].__mro__] for kind in OURS}}
+for kind in OURS:
+    found[kind] = runs = {}
+    if way == "liger":
+        runs["without"] = train(kind, **BETAS)
+        continue
+    runs["stock"] = train(kind, stock=True)
+    runs["infinite"] = train(kind, **INFINITE)
+    runs["constrained"] = train(kind, **BETAS)
+    runs["shared"] = train(kind, pcrm_prefix_sharing=True, **BETAS)
+if way == "liger":
+    # Triton's interpreter has no `eps.to`, which Liger's norm asks for. Its positions stay in transformers from here on.
+    liger = {"use_liger_kernel": True, "liger_kernel_config": {"rms_norm": False}}
+    for kind in OURS:
+        found[kind]["with"] = train(kind, **liger, **BETAS)
+    found["stock reward"] = refusal(train, "reward", stock=True, **liger)
+if way == "first":
+    defaults = {"stock": STOCK["dpo"][1], "ours": OURS["dpo"][1]}
+    found["defaults"] = {
+        name: {
+            field: str(getattr(config(f"{out}-run", bf16=False), field)) for field in ("seed", "learning_rate", "optim")
+        }
+        for name, config in defaults.items()
+    }
+    found["fast"] = {
+        "stock": train("dpo", stock=True, model=cpu.fast_model(f"{folders}/dpo")),
+        "infinite": train("dpo", model=cpu.fast_model(f"{folders}/dpo"), **INFINITE),
+        "constrained": train("dpo", model=cpu.fast_model(f"{folders}/dpo"), **BETAS),
+    }
+    model = cpu.fast_model(f"{folders}/dpo")
+    found["refused"] = refusal(train, "dpo", model=model, pcrm_prefix_sharing=True)
+    found["why_not"] = prefix_sharing.why_not(model)
+Path(out).write_text(json.dumps(found))
