@@ -3,7 +3,8 @@
 Without a GPU, `import unsloth` takes a backend of its own: TRL's and transformers' classes, with other defaults. What users
 have on a GPU is another thing: Unsloth writes TRL's trainers anew, and its models compute by its Triton kernels.
 `as_with_a_gpu` makes that run on the CPU. `UNSLOTH_ALLOW_CPU=1`, which Unsloth's own tests set, lets it import its code for
-GPUs, but then leaves TRL alone, so the patches of TRL are called here. `TRITON_INTERPRET=1` runs the kernels in Python.
+GPUs, but then leaves TRL alone, so the patches of TRL are called here. `TRITON_INTERPRET=1` runs the kernels in Python, and
+`TORCHDYNAMO_DISABLE=1` spares minutes of compiling.
 """
 
 import os
@@ -11,7 +12,7 @@ import os
 
 def as_with_a_gpu():
     """Import Unsloth with what it does to TRL on a GPU; `fast_model` then gives its models."""
-    os.environ |= {"TRITON_INTERPRET": "1", "UNSLOTH_ALLOW_CPU": "1"}
+    os.environ |= {"TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1", "UNSLOTH_ALLOW_CPU": "1"}
     import unsloth  # noqa: F401
     from unsloth.models import rl
 

@@ -1,7 +1,7 @@
 """Short runs of TRL's trainers and ours with Unsloth in the process: `python runs.py WAY FOLDERS ROWS OUT`.
 
 WAY says how Unsloth gets in: "first" and "last", before and after pcrm, as with a GPU; "cpu", its backend for machines without
-one; "liger": no Unsloth, but Liger's kernels. Writes what was logged as JSON.
+one; "fast", as "first", but the model is of Unsloth's loader; "liger": no Unsloth, but Liger's kernels. Writes what was logged as JSON.
 """
 
 import json
@@ -13,7 +13,7 @@ way, folders, rows, out = sys.argv[1:]
 
 import cpu  # noqa: E402
 
-if way == "first":
+if way in ("first", "fast"):
     cpu.as_with_a_gpu()
 elif way == "cpu":
     pass
@@ -44,9 +44,11 @@ data = FORMATS["plain"]([row | {"prompt": row["prompt"] * 3} for row in json.loa
 
 def train(kind, *, stock=False, model=None, **options):
     trainer_class, config_class = (STOCK if stock else OURS)[kind]
+    # Kernels in Triton's interpreter are slow.
+    few = {"max_steps": 2} if way in ("fast", "liger") else {}
     trainer = trainer_class(
         model=model or load(kind, f"{folders}/{kind}"),
-        args=config_class(f"{out}-run", **SETTINGS | SAME | options),
+        args=config_class(f"{out}-run", **SETTINGS | SAME | few | options),
         train_dataset=data,
         processing_class=AutoTokenizer.from_pretrained(f"{folders}/{kind}"),
     )
@@ -62,36 +64,53 @@ def refusal(function, *arguments, **options):
     return ""
 
 
-found = {"bases": {kind: [base.__name__ for base in OURS[kind][0].__mro__] for kind in OURS}}
-for kind in OURS:
-    found[kind] = runs = {}
-    if way == "liger":
-        runs["without"] = train(kind, **BETAS)
-        continue
-    runs["stock"] = train(kind, stock=True)
-    runs["infinite"] = train(kind, **INFINITE)
-    runs["constrained"] = train(kind, **BETAS)
-    runs["shared"] = train(kind, pcrm_prefix_sharing=True, **BETAS)
-if way == "liger":
-    # Triton's interpreter has no `eps.to`, which Liger's norm asks for. Its positions stay in transformers from here on.
-    liger = {"use_liger_kernel": True, "liger_kernel_config": {"rms_norm": False}}
+def all_kinds():
+    found = {"bases": {kind: [base.__name__ for base in OURS[kind][0].__mro__] for kind in OURS}}
     for kind in OURS:
-        found[kind]["with"] = train(kind, **liger, **BETAS)
-    found["stock reward"] = refusal(train, "reward", stock=True, **liger)
-if way == "first":
-    defaults = {"stock": STOCK["dpo"][1], "ours": OURS["dpo"][1]}
-    found["defaults"] = {
+        found[kind] = {
+            "stock": train(kind, stock=True),
+            "infinite": train(kind, **INFINITE),
+            "constrained": train(kind, **BETAS),
+            "shared": train(kind, pcrm_prefix_sharing=True, **BETAS),
+        }
+    return found
+
+
+def defaults():
+    return {
         name: {
             field: str(getattr(config(f"{out}-run", bf16=False), field)) for field in ("seed", "learning_rate", "optim")
         }
-        for name, config in defaults.items()
+        for name, config in (("stock", STOCK["dpo"][1]), ("ours", OURS["dpo"][1]))
     }
-    found["fast"] = {
+
+
+def fast():
+    found = {
         "stock": train("dpo", stock=True, model=cpu.fast_model(f"{folders}/dpo")),
         "infinite": train("dpo", model=cpu.fast_model(f"{folders}/dpo"), **INFINITE),
         "constrained": train("dpo", model=cpu.fast_model(f"{folders}/dpo"), **BETAS),
     }
     model = cpu.fast_model(f"{folders}/dpo")
     found["refused"] = refusal(train, "dpo", model=model, pcrm_prefix_sharing=True)
-    found["why_not"] = prefix_sharing.why_not(model)
-Path(out).write_text(json.dumps(found))
+    found["why not"] = prefix_sharing.why_not(model)
+    return found
+
+
+def liger():
+    found = {kind: {"without": train(kind, **BETAS)} for kind in OURS}
+    # Triton's interpreter has no `eps.to`, which Liger's norm asks for. Its positions stay in transformers from here on.
+    options = {"use_liger_kernel": True, "liger_kernel_config": {"rms_norm": False}}
+    for kind in OURS:
+        found[kind]["with"] = train(kind, **options, **BETAS)
+    found["stock reward"] = refusal(train, "reward", stock=True, **options)
+    return found
+
+
+if way == "liger":
+    result = liger()
+elif way == "fast":
+    result = fast()
+else:
+    result = all_kinds() | ({"defaults": defaults()} if way == "first" else {})
+Path(out).write_text(json.dumps(result))
