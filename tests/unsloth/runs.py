@@ -5,6 +5,7 @@ one; "fast", as "first", but the model is of Unsloth's loader; "liger": no Unslo
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,10 +17,8 @@ import cpu  # noqa: E402
 if way in ("first", "fast"):
     cpu.as_with_a_gpu()
 elif way == "cpu":
-    pass
+    import unsloth  # noqa: F401
 elif way == "liger":
-    import os
-
     os.environ["TRITON_INTERPRET"] = "1"
 
 import trl  # noqa: E402
@@ -45,7 +44,7 @@ data = FORMATS["plain"]([row | {"prompt": row["prompt"] * 3} for row in json.loa
 def train(kind, *, stock=False, model=None, **options):
     trainer_class, config_class = (STOCK if stock else OURS)[kind]
     # Kernels in Triton's interpreter are slow.
-    few = {"max_steps": 2} if way in ("fast", "liger") else {}
+    few = {"max_steps": 2, "per_device_train_batch_size": 2} if way in ("fast", "liger") else {}
     trainer = trainer_class(
         model=model or load(kind, f"{folders}/{kind}"),
         args=config_class(f"{out}-run", **SETTINGS | SAME | few | options),
