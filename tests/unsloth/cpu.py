@@ -38,6 +38,7 @@ def fast_model(folder, **options):
     # Its tables of angles lie on numbered devices.
     llama._PerDeviceRopeCache.extend_rope_embedding = lambda *_, **__: None
     llama._PerDeviceRopeCache.get_cached = _angles
+    llama.fast_rope_embedding = _rotated  # minutes in Triton's interpreter
     model, _ = FastLanguageModel.from_pretrained(
         str(folder), max_seq_length=256, dtype=torch.float32, load_in_4bit=False, device_map="cpu", **options
     )
@@ -52,3 +53,18 @@ def _angles(self, *_, **__):
     table = torch.outer(torch.arange(self.current_rope_size).float(), self._unsloth_recompute_inv_freq())
     table = torch.cat((table, table), -1)
     return table.cos(), table.sin()
+
+
+def _rotated(q, k, cos, sin, positions=None):
+    import torch
+
+    positions = slice(q.shape[-2]) if positions is None else positions.long()
+    cos, sin = cos[positions], sin[positions]
+    if cos.dim() == 3:
+        cos, sin = cos[:, None], sin[:, None]
+
+    def rotate(x):
+        left, right = x.chunk(2, -1)
+        return x * cos + torch.cat((-right, left), -1) * sin
+
+    return rotate(q), rotate(k)
