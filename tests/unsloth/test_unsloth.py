@@ -138,7 +138,7 @@ print("UNSLOTH FIRST", order.index("unsloth") < order.index("trl"), trainer.stat
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ligers_kernels(runs, kind):
-    """Liger's kernels of activation and position, run by Triton's interpreter: the same training to rounding."""
+    """Liger's kernel of positions, run by Triton's interpreter: the same training to rounding."""
     assert_same(runs("liger")[kind]["with"], runs("liger")[kind]["without"], within=1e-4)
 
 
