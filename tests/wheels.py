@@ -255,7 +255,8 @@ def main() -> int:
             write_rows(folder)
             env = Environment(folder / "env", first)
             env.install(str(wheel))
-            say(wheel.name, "alone:", env.run("pcrm", "doctor", cwd=folder).splitlines()[0])
+            env.run("pcrm", "doctor", cwd=folder)
+            say(wheel.name, "alone: pcrm doctor")
             env.install(f"pcrm[data,demo] @ {wheel.as_uri()}", "pytest", "pyelftools")
             say("  golden vectors:", check_pure(env, folder))
             for command in PURE:
