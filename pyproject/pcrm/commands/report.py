@@ -34,6 +34,9 @@ def main(argv: list[str]) -> int:
     )
     args = parser.parse_args(argv)
 
+    from .._engine.native import library
+
+    library()  # without it there are no statistics: said before the files are read
     from ..evaluate import scores
     from ..evaluate.report import summary
     from ..settings import Constraint, load_config, presets

@@ -106,7 +106,7 @@ def run(settings: Settings, out: Path) -> dict[str, Any]:
         "ceiling": "constrained",
         "models": results,
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print(f"\n{metrics.table(results)}\n\nThe ceiling is the constrained model's. All numbers are of held-out prompts.")
     print(f"{out}: margins.png, summary.json and the models")
     return summary
@@ -148,7 +148,7 @@ def _train(
     recipe = dataclasses.asdict(settings) | {
         "constraint": None if constraint is None else dataclasses.asdict(constraint)
     }
-    if marker.is_file() and json.loads(marker.read_text()) == recipe:
+    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == recipe:
         print("    kept: it was trained before with the same settings")
         return model.load_model(folder, settings.seed)
     if constraint is None:
@@ -193,5 +193,5 @@ def _train(
     trainer.save_model(str(scratch))
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
-    marker.write_text(json.dumps(recipe))  # last: without it the folder counts as not there
+    marker.write_text(json.dumps(recipe), encoding="utf-8")  # last: without it the folder counts as not there
     return reward_model
