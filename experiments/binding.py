@@ -150,6 +150,9 @@ def start(task: Task) -> tuple[Any, Any]:
         trainer = SFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    # TRL gives the model a forward that is bound to it, and that copies of it would call.
+    weights, model = model.state_dict(), LlamaForCausalLM(model.config)
+    model.load_state_dict(weights)
     return tokenizer, model
 
 
@@ -171,6 +174,7 @@ def run(task: Task, prior: str | None, encoder: str) -> Row:
             train_dataset=Dataset.from_list(task.train),
             eval_dataset=Dataset.from_list(task.held_out),
             processing_class=tokenizer,
+            **({"ref_model": reference} if task.policy else {}),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
