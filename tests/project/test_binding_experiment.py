@@ -30,7 +30,7 @@ def test_only_missing_rows_are_measured(binding, tmp_path, monkeypatch, capsys):
         return {"accuracy": 0.5, "margin_sd": 1} | (dict.fromkeys(binding.COLUMNS[4:-1], 0.25) if prior else {})
 
     monkeypatch.setattr(binding, "run", run)
-    monkeypatch.setattr(binding, "tldr", lambda folder, pairs, epochs, rate: binding.Task([], [], epochs, rate))
+    monkeypatch.setattr(binding, "tldr", lambda *given, **kwargs: binding.Task([], [], 1, 1.0))
     out = tmp_path / "binding.csv"
     monkeypatch.setattr(sys, "argv", ["binding.py", "data", "--model", "encoder", "--out", str(out)])
     binding.main()
