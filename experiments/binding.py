@@ -274,15 +274,15 @@ def main() -> None:
         "TL;DR, reward": tldr(args.data, 2000, epochs=2, learning_rate=2e-3),
         "demo, DPO": demo(1000, epochs=2, learning_rate=2e-3, policy=True),
     }
+    order = [{"task": name, "prior": prior or STOCK} for name in tasks for prior in (None, *PRIORS)]
+    place = {tuple(key.values()): i for i, key in enumerate(order)}
     rows = kept(args.out)
-    for name, task in tasks.items():
-        for prior in (None, *PRIORS):
-            key = {"task": name, "prior": prior or STOCK}
-            if any(key.items() <= row.items() for row in rows):
-                continue
-            print(f"{name}: {key['prior']}", flush=True)
-            rows.append(key | run(task, prior, args.model))
-            keep(rows, args.out)
+    for key, prior in zip(order, (None, *PRIORS) * len(tasks), strict=True):
+        if any(key.items() <= row.items() for row in rows):
+            continue
+        print(f"{key['task']}: {key['prior']}", flush=True)
+        rows.append(key | run(tasks[key["task"]], prior, args.model))
+        keep(sorted(rows, key=lambda row: place[row["task"], row["prior"]]), args.out)
     print("", *table(kept(args.out)), sep="\n")
 
 
