@@ -196,6 +196,8 @@ clean:
 
 # Installed for use: what a user's `pip install 'pcrm[demo]'` does.
 $(VENV)/demo: $(BIN)/python pyproject.toml $(NATIVE)
+	@echo "Installing pcrm and what it needs (torch, TRL and others) into $(VENV). The first time takes minutes;"
+	@echo "on Linux it takes about 6 GB of disk, as PyPI's torch brings CUDA's libraries."
 	PCRM_NATIVE=1 $(BIN)/pip install --quiet --editable '.[demo]'
 	@touch $@
 
