@@ -5,6 +5,8 @@ accelerate shards nothing on a CPU, so the processes pretend to have GPUs: helpe
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from helpers.project import ROOT
 from helpers.sharded import (
@@ -33,12 +35,21 @@ def name(request):
     return request.param
 
 
+def case_for(name, case):
+    """The case with an optimizer that is the same after a resume.
+
+    FSDP1 loses Adam's state, with TRL's own trainers too. FSDP2 cannot load an optimizer without a state.
+    """
+    sgd = {"optim": "sgd", "learning_rate": 1.0}
+    return dataclasses.replace(case, options=case.options | sgd) if name == "fsdp1" else case
+
+
 @pytest.fixture(scope="module")
 def runs(name, tmp_path_factory):
     """With the configuration of docs/distributed.md, but for what needs a GPU."""
     config = ("--config_file", str(ROOT / "examples" / "accelerate" / f"{name}.yaml"), "--mixed_precision", "no")
     needs_gpu = ("--fsdp_sync_module_states", "false", "--fsdp_cpu_ram_efficient_loading", "false")
-    cases = [*EXACT, *BFLOAT16, DEMONSTRATIONS, TOKEN]
+    cases = [*(case_for(name, case) for case in EXACT), *BFLOAT16, DEMONSTRATIONS, TOKEN]
     return Runs(cases, make_workplace(tmp_path_factory.mktemp(name)), *config, *needs_gpu)
 
 
@@ -46,12 +57,14 @@ def runs(name, tmp_path_factory):
 def test_as_one_process(runs, alone, name, case):
     """docs/distributed.md shows how a model is saved whole where checkpoints are in parts."""
     # PEFT 0.21 looks for modules by names that FSDP1 changes, and saves an adapter without weights.
-    assert_as_one_process(runs, alone, case, saved=not (case.lora and name == "fsdp1"))
+    assert_as_one_process(runs, alone, case_for(name, case), saved=not (case.lora and name == "fsdp1"))
 
 
 @pytest.mark.parametrize("case", BFLOAT16, ids=lambda case: case.name)
-def test_bfloat16(runs, alone, case):
-    assert_bfloat16(runs, alone, case)
+def test_bfloat16(runs, alone, name, case):
+    # Under FSDP2 a model returns logits in bfloat16, and TRL computes log probabilities of 6.5, to 0.016 each, from them.
+    coarse = name == "fsdp" and case.kind == "dpo"
+    assert_bfloat16(runs, alone, case, 0.1 if coarse else 1e-2)
 
 
 @pytest.mark.parametrize("case", [*EXACT, *BFLOAT16], ids=lambda case: case.name)
