@@ -70,9 +70,15 @@ def build(kind, folder, out, data, *, stock=False, eval_data=None, model=None, t
 TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
-def launch(*command):
-    """Run Python with these arguments, on the CPU; return its output, or show it where it fails."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "ACCELERATE_USE_CPU": "true"}
+def launch(*command, timeout=300, **environment):
+    """Run Python with these arguments, on the CPU; return its output, or show it where it fails.
+
+    Args:
+        timeout: In seconds.
+        environment: Variables of the process besides this one's.
+    """
+    ours = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | ours | environment
     # A session of its own, so that a launcher's children do not outlive it.
     with subprocess.Popen(
         [sys.executable, *command],
@@ -83,7 +89,7 @@ def launch(*command):
         start_new_session=True,
     ) as process:
         try:
-            output, _ = process.communicate(timeout=300)
+            output, _ = process.communicate(timeout=timeout)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

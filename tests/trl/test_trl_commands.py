@@ -9,6 +9,7 @@ import pytest
 import trl
 import yaml
 from datasets import DatasetDict, load_from_disk
+from helpers.documents import blocks
 from helpers.project import ROOT
 from helpers.trainers import FORMATS, SETTINGS, TWO_PROCESSES, launch
 from safetensors.torch import load_file
@@ -321,10 +322,21 @@ def test_trainers_imported_from_their_own_modules_are_enabled_too():
     assert RewardTrainer is trl.RewardTrainer and DPOTrainer is trl.DPOTrainer
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero3"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "fsdp1", "zero3"])
 def test_example_configurations_are_what_accelerate_reads(name):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(ROOT / "examples" / "accelerate" / f"{name}.yaml"))
     assert config.num_processes == 8 and config.mixed_precision == "bf16"
-    assert config.distributed_type.value == {"ddp": "MULTI_GPU", "fsdp": "FSDP", "zero3": "DEEPSPEED"}[name]
+    assert config.distributed_type.value == {"ddp": "MULTI_GPU", "zero3": "DEEPSPEED"}.get(name, "FSDP")
+
+
+def test_the_page_of_distributed_training():
+    """docs/distributed.md shows the example configurations as they are, and its commands name them."""
+    for text in blocks("docs/distributed.md", "yaml"):
+        path = ROOT / text.splitlines()[0].removeprefix("# ")
+        assert yaml.safe_load(text).items() <= yaml.safe_load(path.read_text()).items()
+    for line in blocks("docs/distributed.md", "")[0].splitlines():
+        words = line.split()
+        assert words[:3] == ["accelerate", "launch", "--config_file"] and (ROOT / words[3]).is_file()
+        assert words[4:7] in (["-m", "pcrm", "reward"], ["-m", "pcrm", "dpo"])

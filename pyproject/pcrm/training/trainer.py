@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -95,11 +96,13 @@ class ConstraintHooks(Trainer):
 
     # The hooks. Those of the trainer are next in line.
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.constrained and self._fitted:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        # Not in `_save`: each process calls it, and none of them with FSDP's sharded state dicts.
+        if self.constrained and self._fitted and self.args.should_save:
             folder: Any = output_dir or self.args.output_dir
+            Path(folder).mkdir(parents=True, exist_ok=True)
             fit.save(self.settings, folder, self._prior_name)
+        super().save_model(output_dir, _internal_call)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
