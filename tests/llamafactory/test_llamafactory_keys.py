@@ -49,11 +49,15 @@ def test_refused_together(stage, pref_loss, given, message):
 
 def test_names():
     check_names(["stage", "learning_rate", *NAMES])
-    with pytest.raises(ValueError, match=r"^pcrm_betal is not a key of this configuration: did you mean pcrm_beta\d\?$"):
+    with pytest.raises(
+        ValueError, match=r"^pcrm_betal is not a key of this configuration: did you mean pcrm_beta\d\?$"
+    ):
         check_names(["stage", "pcrm_betal"])
-    with pytest.raises(ValueError, match=r"^pcrm is not a key of this configuration: the keys are pcrm_prior, .*, pcrm_p"):
+    with pytest.raises(
+        ValueError, match=r"^pcrm is not a key of this configuration: the keys are pcrm_prior, .*, pcrm_p"
+    ):
         check_names(["pcrm"])
-    with pytest.raises(ValueError, match="^PCRM_BETA1 is not"):
+    with pytest.raises(ValueError, match=r"^PCRM_BETA1 is not"):
         check_names(["PCRM_BETA1"])
 
 

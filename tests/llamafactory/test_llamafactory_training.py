@@ -75,12 +75,21 @@ REFUSED = {
     "kto-pcrm": ({"pref_loss": "pcrm"}, "stage must be rm or dpo where pref_loss is 'pcrm', got 'kto'"),
     "dpo-typo": ({"pref_loss": "pcmr"}, "pref_loss must be one of pcrm, sigmoid"),
     "rm-none": ({"pcrm_prior": "column"}, "prefs.json data set has no column 'prior', which pcrm_prior='column' needs"),
-    "rm-asked": ({"pcrm_prior": "length_ratio", "dataset": "column"}, "and pcrm_prior='length_ratio' asks for the prior"),
+    "rm-asked": (
+        {"pcrm_prior": "length_ratio", "dataset": "column"},
+        "and pcrm_prior='length_ratio' asks for the prior",
+    ),
     "rm-mixed": ({"pref_loss": "pcrm", "dataset": "column,prefs"}, "their pairs would be constrained by two priors"),
     "rm-text": ({"pcrm_beta1": "much"}, "pcrm_beta1 must be a number, got 'much'"),
-    "rm-kept": ({"pcrm_prior": "lexical", "tokenized_path": "kept"}, "has no column 'prior: lexical', which pcrm_prior="),
+    "rm-kept": (
+        {"pcrm_prior": "lexical", "tokenized_path": "kept"},
+        "has no column 'prior: lexical', which pcrm_prior=",
+    ),
     "rm-kept-asked": ({"pcrm_prior": "length_ratio", "tokenized_path": "kept"}, "or remove the folder tokenized_path"),
-    "rm-evaluated": ({"pref_loss": "pcrm", "do_train": False, "do_eval": True}, "pcrm_config must be the pcrm.toml of"),
+    "rm-evaluated": (
+        {"pref_loss": "pcrm", "do_train": False, "do_eval": True, "dataset": None},
+        "pcrm_config must be the pcrm.toml of",
+    ),
 }
 JOBS = {
     "stock": ["rm", "dpo"],
@@ -98,6 +107,9 @@ def material(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llamafactory")
     rows = [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in generate(STEPS * BATCH + HELD, seed=0)]
     make_tiny(folder / "tiny", rows, LlamaForCausalLM)
+    # The dropout of TRL's value head, which would differ between batches of one and several pairs.
+    config = json.loads((folder / "tiny" / "config.json").read_text())
+    (folder / "tiny" / "config.json").write_text(json.dumps(config | {"summary_dropout_prob": 0.0}))
     tokenizer = AutoTokenizer.from_pretrained(folder / "tiny")
     size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     for part in (BertModel(BertConfig(vocab_size=len(tokenizer), **size)), tokenizer):
@@ -117,13 +129,15 @@ def write(folder, name, options):
 
     options = COMMON | {"dataset": "prefs", "eval_dataset": "held"} | options
     if "resume_from_checkpoint" in options:
-        options["resume_from_checkpoint"] = str(
-            folder / options["resume_from_checkpoint"] / f"checkpoint-{STEPS // 2}"
-        )
+        options["resume_from_checkpoint"] = str(folder / options["resume_from_checkpoint"] / f"checkpoint-{STEPS // 2}")
     for key in ("pcrm_prior_model", "tokenized_path"):
         if key in options:
             options[key] = str(folder / options[key])
-    options |= {"model_name_or_path": str(folder / "tiny"), "dataset_dir": str(folder), "output_dir": str(folder / name)}
+    options |= {
+        "model_name_or_path": str(folder / "tiny"),
+        "dataset_dir": str(folder),
+        "output_dir": str(folder / name),
+    }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump({"stage": name.partition("-")[0]} | options))
 
 
@@ -181,7 +195,13 @@ def of_the_page(folder, name, page):
     small |= {"model_name_or_path": str(folder / "tiny"), "dataset_dir": str(folder), "dataset": "prefs"}
     small |= {"template": "default", "output_dir": str(folder / name), "logging_steps": 1}
     options = yaml.safe_load(page)
-    assert options.keys() >= small.keys() - {"dataset_dir", "use_cpu", "report_to", "max_steps", "preprocessing_num_workers"}
+    assert options.keys() >= small.keys() - {
+        "dataset_dir",
+        "use_cpu",
+        "report_to",
+        "max_steps",
+        "preprocessing_num_workers",
+    }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(options | small))
 
 
@@ -210,7 +230,11 @@ class Run:
         parts = self.traces()
         each = len(parts) // STEPS
         return [
-            {key: torch.cat([part[key].double() for part in parts[i : i + each]]) for key in parts[i] if parts[i][key].dim()}
+            {
+                key: torch.cat([part[key].double() for part in parts[i : i + each]])
+                for key in parts[i]
+                if parts[i][key].dim()
+            }
             for i in range(0, len(parts), each)
         ]
 
@@ -227,16 +251,17 @@ def formula(m, delta):
 
 
 def length_ratios(folder, rows):
-    """By the definition, of the ids that LLaMA-Factory's template `default` makes of a response."""
+    """By the definition, of the ids of LLaMA-Factory's template `default`: the response, the end, and a new line."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "tiny")
+
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
     found = []
     for row in rows:
-        a, b = (
-            [*tokenizer(row[side], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            for side in ("chosen", "rejected")
-        )
+        a, b = ([*ids(row[side]), tokenizer.eos_token_id, *ids("\n")] for side in ("chosen", "rejected"))
         same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
         short, long = sorted((len(a) - same, len(b) - same))
         found.append(short / long if long else 1.0)
@@ -315,7 +340,7 @@ def test_the_logged_metrics_are_those_of_the_pairs(runs, name):
 
 
 def test_batches_of_one_pair_and_two_processes_are_the_same(runs, material):
-    folder, rows = material
+    folder, _ = material
     run = Run(folder, "rm-lexical")
     for name in ("rm-single", "rm-two"):
         other = Run(folder, name)
@@ -324,7 +349,9 @@ def test_batches_of_one_pair_and_two_processes_are_the_same(runs, material):
         texts = [(r.folder / "pcrm.toml").read_text() for r in (run, other)]
         assert texts[0] == texts[1], name
     traces = [Run(folder, "rm-two").traces(rank) for rank in (0, 1)]
-    assert [len(t) for t in traces] == [STEPS, STEPS] and {len(t["delta"]) for t in sum(traces, [])} == {BATCH // 2}
+    assert [len(t) for t in traces] == [STEPS, STEPS] and {len(t["delta"]) for rank in traces for t in rank} == {
+        BATCH // 2
+    }
     assert {len(t["delta"]) for t in Run(folder, "rm-single").traces()} == {1}
 
 
@@ -356,7 +383,7 @@ def test_shared_prefixes_train_the_same(runs, stage):
 
 
 def test_a_constraint_that_does_not_bind_is_said_to(runs):
-    assert "the constraint is not binding: over 336 training pairs" in runs[1]["pcrm"]
+    assert "the constraint is not binding: over 672 training pairs" in runs[1]["pcrm"]
 
 
 def test_a_fit_is_said_once(runs):
@@ -372,7 +399,9 @@ def test_refused(runs, name):
 
 def test_a_wrong_key_is_one_line(runs):
     lines = runs[1]["wrong"].splitlines()
-    assert lines[-1].startswith("pcrm llamafactory: pcrm_betal is not a key of this configuration: did you mean pcrm_beta")
+    assert lines[-1].startswith(
+        "pcrm llamafactory: pcrm_betal is not a key of this configuration: did you mean pcrm_beta"
+    )
     assert "Traceback" not in runs[1]["wrong"]
 
 

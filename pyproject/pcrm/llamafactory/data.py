@@ -30,6 +30,11 @@ def column_of(settings: Config, model: str | None) -> str:
     return {"lexical": "prior: lexical", "cosine": f"prior: cosine of {model}"}.get(settings.prior, "prior")
 
 
+def columns_of(dataset: Any) -> list[str]:
+    """The columns of a data set; those of its first row where it is iterable and does not know."""
+    return dataset.column_names or list(next(iter(dataset)))
+
+
 def check_tokenized(dataset: Any, settings: Config, column: str, asked: str | None) -> None:
     """Refuse tokenized data that were made for another prior, which `tokenized_path` may bring.
 
@@ -42,7 +47,7 @@ def check_tokenized(dataset: Any, settings: Config, column: str, asked: str | No
     Raises:
         ValueError: The data lack the column that the prior needs, or have one beside a prior that is computed.
     """
-    has_column = column in (dataset.column_names or ())
+    has_column = column in columns_of(dataset)
     if settings.prior in ("lexical", "cosine", "column") and not has_column:
         raise ValueError(
             f"the tokenized data set has no column {column!r}, which pcrm_prior={settings.prior!r} needs: remove the folder "
@@ -74,26 +79,23 @@ class PriorLoader:
         kind = self.settings.prior
         if kind in ("fixed", "random"):
             return aligned
-        if kind in ("lexical", "cosine") and "prior" not in _columns(dataset):
-            dataset = aligned.map(_texts, remove_columns=_columns(aligned))
+        if kind in ("lexical", "cosine") and "prior" not in columns_of(dataset):
+            dataset = aligned.map(_texts, remove_columns=columns_of(aligned))
         found = self.prior_column.add(dataset, dataset_attr.dataset_name)
-        if "prior" not in _columns(found):
+        if "prior" not in columns_of(found):
             return aligned  # the length ratio of the token ids, which come later
-        found = found.select_columns(["prior"])
+        found = found.selectcolumns_of(["prior"])
         if self.column != "prior":
             found = found.rename_column("prior", self.column)
         # As long as the data set that came in: LLaMA-Factory drops bad rows later, and priors with them.
         return concatenate_datasets([aligned, found], axis=1)
 
 
-def _columns(dataset: Any) -> list[str]:
-    return dataset.column_names or list(next(iter(dataset)))
-
-
 def _texts(row: Mapping[str, Any]) -> dict[str, str]:
-    """Both responses of a row that LLaMA-Factory aligned; it will drop one without two, whose prior is no matter."""
+    """Both responses of a row that LLaMA-Factory aligned. It drops a row without two later, whose prior is no matter."""
     responses = row["_response"] if len(row["_response"]) > 1 else [{"content": "none"}] * 2
-    return {side: response["content"] for side, response in zip(("chosen", "rejected"), responses, strict=False)}
+    # Without a prompt, what both begin with would be taken for it.
+    return {"prompt": "", "chosen": responses[0]["content"], "rejected": responses[1]["content"]}
 
 
 class PriorProcessor(PairwiseDatasetProcessor):
@@ -146,7 +148,7 @@ class PriorCollator:
 
     def similarities(self, dataset: Any) -> np.ndarray:
         """The priors of the training data that a constraint is fitted to: the column whole, or those of a sample of rows."""
-        if self.column in (dataset.column_names or ()) and hasattr(dataset, "num_rows"):
+        if hasattr(dataset, "num_rows") and self.column in dataset.column_names:
             return np.asarray(dataset[self.column][:], np.float64)
         found = (np.asarray(self.prior(rows), np.float64) for rows in _batches(dataset))
         return np.concatenate([np.zeros(0), *found])

@@ -18,7 +18,7 @@ from ..losses import delta_of
 from ..settings import Targets
 from ..training.trainer import ConstraintHooks
 from .arguments import ConstrainedArguments
-from .data import PriorCollator, check_tokenized, column_of
+from .data import PriorCollator, check_tokenized, column_of, columns_of
 
 Tensor = torch.Tensor
 
@@ -32,7 +32,7 @@ class _Constrained(ConstraintHooks):
     def _constrain(self, arguments: ConstrainedArguments) -> None:
         """Do what is left of the construction after LLaMA-Factory's constructor."""
         self._begin(arguments.pcrm_settings())
-        dataset = self.train_dataset
+        dataset: Any = self.train_dataset
         column = column_of(self.settings, arguments.pcrm_prior_model)
         for tokenized in (dataset, *_each(self.eval_dataset)):
             if tokenized is not None:
@@ -43,7 +43,7 @@ class _Constrained(ConstraintHooks):
                 "to training data"
             )
         collator = PriorCollator(self.data_collator, self.settings, column)
-        came_with_prior = dataset is not None and "prior" in (dataset.column_names or ())
+        came_with_prior = dataset is not None and "prior" in columns_of(dataset)
         # LLaMA-Factory's DPO trainer switches all warnings off.
         with warnings.catch_warnings():
             warnings.simplefilter("default")
