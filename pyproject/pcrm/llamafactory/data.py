@@ -84,7 +84,7 @@ class PriorLoader:
         found = self.prior_column.add(dataset, dataset_attr.dataset_name)
         if "prior" not in columns_of(found):
             return aligned  # the length ratio of the token ids, which come later
-        found = found.selectcolumns_of(["prior"])
+        found = found.select_columns(["prior"])
         if self.column != "prior":
             found = found.rename_column("prior", self.column)
         # As long as the data set that came in: LLaMA-Factory drops bad rows later, and priors with them.
