@@ -55,6 +55,7 @@ COMMON = {
 RUNS = {
     "rm": {},
     "dpo": {},
+    "rm-plain": {},  # under our command: the first of its job, before anything is replaced
     "rm-free": FREE,
     "dpo-free": FREE | {"pref_loss": "pcrm"},
     "rm-lexical": {"pcrm_prior": "lexical"},
@@ -297,6 +298,13 @@ def test_free_is_stock(runs, stage):
     assert {key for entry in stock.history for key in entry} <= {key for entry in free.history for key in entry}
     results = [json.loads((run.folder / "all_results.json").read_text()) for run in (stock, free)]
     assert results[0].keys() <= results[1].keys()
+
+
+def test_what_does_not_ask_trains_stock_and_says_so(runs):
+    folder, logs = runs
+    assert Run(folder, "rm-plain").losses == pytest.approx(Run(folder, "rm").losses, abs=1e-6)
+    assert not Run(folder, "rm-plain").logged("pcrm/pull")
+    assert logs["pcrm"].count("nothing asks for the constraint, and LLaMA-Factory trains its own loss") == 1
 
 
 @pytest.mark.parametrize("name", ["rm-lexical", "rm-single", "rm-cosine", "rm-column", "dpo-length", "dpo-stream"])
