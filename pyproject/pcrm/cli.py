@@ -19,6 +19,7 @@ _COMMANDS = {
     "dpo": ("train a policy as `trl dpo` does", "trl"),
     "run": ("run a script that uses TRL as it is", "trl"),
     "openrlhf": ("OpenRLHF's train_rm and train_dpo with the constrained loss", "openrlhf"),
+    "llamafactory": ("LLaMA-Factory's rm and dpo with the constrained loss", "llamafactory"),
     "score": ("score pairs or rankings with a trained reward model", "data,trl"),
     "calibrate": ("remove length bias from scores, or divide them by a fitted temperature", "data"),
     "optimize": ("see how far a reward model is to be optimized against", "report,trl"),
@@ -29,14 +30,14 @@ _COMMANDS = {
 }
 
 # Errors may come from deep inside a training run: those that are not pcrm's own keep their tracebacks.
-_TRAINING = ("reward", "dpo", "run", "openrlhf")
+_TRAINING = ("reward", "dpo", "run", "openrlhf", "llamafactory")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command, the module of its name in `pcrm.commands`; return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     usage = "\n".join(
-        ["usage: pcrm COMMAND [--help | ...]", "", *(f"  {name:<10}{text}" for name, (text, _) in _COMMANDS.items())]
+        ["usage: pcrm COMMAND [--help | ...]", "", *(f"  {name:<14}{text}" for name, (text, _) in _COMMANDS.items())]
     )
     if not argv or argv[0] in ("-h", "--help"):
         print(usage, file=sys.stdout if argv else sys.stderr)

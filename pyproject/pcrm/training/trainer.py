@@ -90,9 +90,10 @@ class ConstraintHooks(Trainer):
         self._constraint_metrics.add(self._current_mode, margin, delta, prior, demonstrations, gather=gather)
 
     def _with_means(self, logs: dict[str, float], mode: Mode, means: dict[str, float]) -> dict[str, float]:
-        """What is logged, with the metrics `pcrm/*`."""
+        """What is logged, with the metrics `pcrm/*`: the same dict, as transformers adds to it what its caller wants back."""
         prefix = "" if mode == "train" else f"{self._constraint_metrics.evaluation}_"
-        return logs | {f"{prefix}{name}": mean for name, mean in means.items()}
+        logs.update({f"{prefix}{name}": mean for name, mean in means.items()})
+        return logs
 
     # The hooks. Those of the trainer are next in line.
 

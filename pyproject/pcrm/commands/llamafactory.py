@@ -1,0 +1,40 @@
+"""`pcrm llamafactory`: LLaMA-Factory's own command line with the prior-constrained loss."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+_ABOUT = """\
+Runs `llamafactory-cli train` with the prior-constrained loss, for `stage: rm` and `stage: dpo`. The
+configuration asks for it with `pref_loss: pcrm` or with any of the keys below. All other keys are
+LLaMA-Factory's own, and `pcrm llamafactory train --help` lists them.
+"""
+
+_LAUNCHERS = """\
+one machine:       pcrm llamafactory train config.yaml [key=value ...]
+torchrun:          torchrun --nproc_per_node 8 -m pcrm.llamafactory train config.yaml
+As with llamafactory-cli, several GPUs or FORCE_TORCHRUN=1 start torchrun.
+"""
+
+
+def main(argv: list[str]) -> int:
+    from ..llamafactory.keys import Keys
+
+    parser = argparse.ArgumentParser(
+        prog="pcrm llamafactory",
+        usage="pcrm llamafactory train config.yaml [key=value ...]",
+        description=_ABOUT,
+        epilog=_LAUNCHERS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("command", choices=("train",), help="LLaMA-Factory's command")
+    keys = parser.add_argument_group("keys of the configuration")
+    for field in dataclasses.fields(Keys):
+        keys.add_argument(f"--{field.name}", action="store_true", help=field.metadata["help"])
+    parser.parse_args(argv[:1])
+    from ..llamafactory import patch
+
+    patch.train(argv[1:])
+    return 0

@@ -1,0 +1,7 @@
+"""`python -m pcrm.llamafactory train config.yaml`, a form that every launcher takes."""
+
+import sys
+
+from ..cli import main
+
+sys.exit(main(["llamafactory", *sys.argv[1:]]))
