@@ -157,5 +157,7 @@ def given(config: Any) -> list[str]:
 
 def hint(name: str, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the known one that is near it, or nothing."""
-    near = difflib.get_close_matches(name, known, 1, cutoff=0.8)
-    return f": did you mean {near[0]}?" if near else ""
+    scores = {other: difflib.SequenceMatcher(None, name, other).ratio() for other in known}
+    # Of several that are as near the first: of pcrm_betal it is beta1, not beta3.
+    near = min(scores, key=lambda other: (-scores[other], other), default="")
+    return f": did you mean {near}?" if scores.get(near, 0) >= 0.8 else ""
