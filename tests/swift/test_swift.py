@@ -111,7 +111,9 @@ def train(material, tmp_path, monkeypatch):
     runs = iter(range(100))
 
     def run(kind, *flags, config=None, data="preferences"):
+        from swift.dataset import RowPreprocessor
         from swift.pipelines import rlhf_main
+        from swift.trainers import TrainerFactory
 
         folder = tmp_path / f"run{next(runs)}"
         folder.mkdir()
@@ -121,11 +123,17 @@ def train(material, tmp_path, monkeypatch):
         names = {"--model": material / "base", "--dataset": material / f"{data}.jsonl", "--output_dir": folder}
         fixed = [str(x) for pair in names.items() for x in pair]
         batch = ["--per_device_train_batch_size", "4", "--dataloader_num_workers", "0", "--split_dataset_ratio", "0.1"]
-        try:
-            with pcrm.trace(folder / "trace"):
+        with monkeypatch.context() as plugged, pcrm.trace(folder / "trace"):
+            # What the plugin changes ends with the run, and the next one imports it again.
+            for name in ("get_training_args", "get_trainer_cls"):
+                plugged.setattr(TrainerFactory, name, getattr(TrainerFactory, name))
+            plugged.setattr(RowPreprocessor, "standard_keys", [*RowPreprocessor.standard_keys])
+            try:
                 rlhf_main(["--rlhf_type", kind, *fixed, *COMMON, *batch, *flags])
-        finally:
-            monkeypatch.delenv("PCRM_CONFIG", raising=False)
+            finally:
+                monkeypatch.delenv("PCRM_CONFIG", raising=False)
+                for name in [name for name in sys.modules if name.startswith("_swift_external_")]:
+                    del sys.modules[name]
         return result_of(folder)
 
     return run
@@ -216,7 +224,8 @@ def test_targets_are_fitted_kept_and_resumed(train, material, caplog):
     """The run also says that its constraint does not bind, and picks the best checkpoint by a metric of ms-swift's."""
     flags = ["--save_strategy", "steps", "--save_steps", "3", "--metric_for_best_model", "rewards/margins"]
     flags += ["--val_dataset", str(material / "many.jsonl"), "--per_device_eval_batch_size", "50"]
-    result = train("rm", *FULL, *OURS, *flags)
+    targets = "[constraint]\ntarget_alike = 10.0\ntarget_unlike = 30.0\n"  # no margin will be there soon
+    result = train("rm", *FULL, *OURS, *flags, config=targets)
     fitted = pcrm.Constraint.from_toml(result.folder / "pcrm.toml")
     checkpoint = result.folder / "checkpoint-3"
     assert pcrm.Constraint.from_toml(checkpoint / "pcrm.toml") == fitted
@@ -230,7 +239,7 @@ def test_targets_are_fitted_kept_and_resumed(train, material, caplog):
         torch.testing.assert_close(step["delta"].double(), fitted.delta(step["prior"].double()), rtol=1e-6, atol=0)
 
     (checkpoint / "pcrm.toml").write_text(BINDING)
-    again = train("rm", *FULL, *OURS, *flags, "--resume_from_checkpoint", str(checkpoint))
+    again = train("rm", *FULL, *OURS, *flags, "--resume_from_checkpoint", str(checkpoint), config=targets)
     assert len(again.logged("loss")) == 3
     beta1, beta2, beta3 = BETAS
     trained = again.steps[:6]
@@ -271,6 +280,14 @@ def test_refused(train, kind, flags, options, message):
     with pytest.raises(ValueError) as error:
         train(kind, *flags, "--dataset_shuffle", "false", "--eval_strategy", "no", **options)
     assert message in str(error.value)
+
+
+def test_megatron_is_refused(monkeypatch):
+    from pcrm.swift.register import register
+
+    monkeypatch.setitem(sys.modules, "swift.megatron.arguments", None)
+    with pytest.raises(RuntimeError, match="the plugin of pcrm works with `swift rlhf`, not with `megatron rlhf`"):
+        register()
 
 
 def test_the_prior_of_token_ids():

@@ -14,7 +14,8 @@ BINDING = "[constraint]\nbeta1 = 1.1\nbeta2 = 0.001\nbeta3 = 0.9\n"
 def arguments(kind="rm", loss="pcrm", **others):
     """As ms-swift has them when its trainers are made."""
     defaults = {"center_rewards_coefficient": None, "beta": 0.1, "label_smoothing": 0}
-    return SimpleNamespace(rlhf_type=kind, loss_type=loss, packing=False, padding_free=False, **defaults | others)
+    defaults |= {"packing": False, "padding_free": False}
+    return SimpleNamespace(rlhf_type=kind, loss_type=loss, **defaults | others)
 
 
 @pytest.fixture
@@ -56,9 +57,13 @@ def test_other_losses_are_left_alone(config, loss):
         (arguments("dpo", padding_free=True), None, "--padding_free must be false with --loss_type pcrm, got true"),
         (arguments(), "[constraint]\nbeta4 = 1.0\n", "beta4"),
         (arguments(), '[loss]\nform = "token"\n', "must be 'pair' here, got 'token'"),
-        (arguments(center_rewards_coefficient=-1.0), None, "--center_rewards_coefficient is -1.0, must be"),
-        (arguments("dpo", beta=0.0), None, "--beta is 0.0, must be"),
-        (arguments("dpo", beta=0.2), "[dpo]\nbeta = 0.3\n", "--beta is 0.2, and "),
+        (
+            arguments(center_rewards_coefficient=-1.0),
+            None,
+            "--center_rewards_coefficient must be finite and at least 0, got -1",
+        ),
+        (arguments("dpo", beta=0.0), None, "--beta must be finite and greater than 0, got 0"),
+        (arguments("dpo", beta=0.2), "[dpo]\nbeta = 0.3\n", "--beta must be 0.3 or left out, got 0.2: "),
         (arguments("dpo", ["pcrm", "robust"]), "[loss]\nlabel_smoothing = 0.1\n", "got 0.1: robust would take it too"),
     ],
 )
@@ -86,7 +91,7 @@ def test_the_file_sets_what_the_flags_leave(config):
     assert prepare(reward) and prepare(dpo)
     assert (reward.center_rewards_coefficient, dpo.beta, dpo.label_smoothing) == (0.01, 0.3, 0)
     asked = arguments(center_rewards_coefficient=0.02)
-    with pytest.raises(ValueError, match=r"--center_rewards_coefficient is 0\.02, and .*pcrm\.toml says 0\.01"):
+    with pytest.raises(ValueError, match=r"coefficient must be 0\.01 or left out, got 0\.02: .*pcrm\.toml sets"):
         prepare(asked)
 
 

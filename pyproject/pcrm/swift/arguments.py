@@ -102,5 +102,5 @@ def _take(args: Any, name: str, of_file: float, default: float | None) -> None:
     if of_file in (default or 0, value):
         return
     if value != default:
-        raise ValueError(f"--{name} is {value}, and {os.environ[CONFIG]} says {of_file}")
+        raise ValueError(f"--{name} must be {of_file} or left out, got {value}: {os.environ[CONFIG]} sets it too")
     setattr(args, name, of_file)

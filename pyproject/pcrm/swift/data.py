@@ -52,15 +52,13 @@ def add_prior(dataset: Any, name: str, prior_column: PriorColumn) -> None:
 
 
 def _texts(row: Mapping[str, Any]) -> dict[str, str]:
-    """Both responses of a row: the messages that its two conversations do not begin with in common."""
+    """The texts of a row: the prompt is the messages that its two conversations begin with in common."""
     inputs = TemplateInputs.from_dict(dict(row))
     chosen, rejected = inputs.chosen.messages, inputs.rejected.messages
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
     begin = sum(1 for _ in same)
-    return {
-        side: "\n".join(message["content"] for message in messages[begin:])
-        for side, messages in (("chosen", chosen), ("rejected", rejected))
-    }
+    texts = {"prompt": chosen[:begin], "chosen": chosen[begin:], "rejected": rejected[begin:]}
+    return {name: "\n".join(message["content"] for message in messages) for name, messages in texts.items()}
 
 
 class PriorCollator:
