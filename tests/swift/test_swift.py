@@ -11,8 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pcrm.swift
@@ -282,6 +283,29 @@ def test_refused(train, kind, flags, options, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("items", [None, 2])
+def test_accumulated_steps_are_scaled_as_ms_swift_scales_them(items, monkeypatch):
+    """Where transformers counts the items of a step, which it does not without labels, the trainer scales the loss."""
+    from pcrm.settings import Config
+    from pcrm.swift.trainers import ConstrainedRewardTrainer
+    from swift.metrics import MeanMetric
+    from swift.rlhf_trainers import RewardTrainer
+
+    trainer: Any = object.__new__(ConstrainedRewardTrainer)
+    monkeypatch.setattr(ConstrainedRewardTrainer, "_add_metrics", lambda *_: None)
+    trainer.args = SimpleNamespace(gradient_accumulation_steps=4, center_rewards_coefficient=0.5)
+    trainer.model, trainer.model_accepts_loss_kwargs = SimpleNamespace(training=True), True
+    trainer.custom_metrics = {"train": defaultdict(lambda: MeanMetric(device="cpu"))}
+    trainer._begin(Config("fixed", pcrm.Constraint.fixed(float("inf"))))
+    scores = torch.tensor([[1.0], [0.5], [0.0], [2.0]])
+    batch = {"attention_mask": torch.ones(4, 3)}
+    ours, theirs = (
+        kind.compute_loss(trainer, lambda **_: SimpleNamespace(logits=scores), dict(batch), num_items_in_batch=items)
+        for kind in (ConstrainedRewardTrainer, RewardTrainer)
+    )
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
 def test_megatron_is_refused(monkeypatch):
     from pcrm.swift.register import register
 
@@ -351,7 +375,7 @@ def test_the_page_as_printed_with_two_processes(train, material, tmp_path):
     both, one = result_of(folder / "reward-model"), train("rm", *FULL, *OURS)
     for name in ("loss", "eval_loss", "pcrm/delta", "pcrm/pull", "eval_pcrm/delta"):
         assert both.logged(name) == pytest.approx(one.logged(name), rel=1e-5), name
-    # Two batches of two pairs in each of six steps, and three pairs in each of two evaluations.
+    # Two batches of two pairs in each of six steps; evaluations are not traced.
     for rank in (0, 1):
         steps = result_of(folder / "reward-model", f"trace/rank0000{rank}-*").steps
-        assert sum(len(step["prior"]) for step in steps) == 2 * 2 * 6 + 3 * 2
+        assert sum(len(step["prior"]) for step in steps) == 2 * 2 * 6
