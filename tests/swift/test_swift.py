@@ -103,6 +103,7 @@ def material(tmp_path_factory):
 @pytest.fixture
 def train(material, tmp_path, monkeypatch):
     """A function that trains in this process and returns its result."""
+    before = dict(os.environ)  # ms-swift adds to it
     monkeypatch.chdir(tmp_path)
     environment = {"MODELSCOPE_OFFLINE": "1", "MODELSCOPE_CACHE": str(tmp_path / "cache")}
     for name, value in environment.items():
@@ -137,7 +138,9 @@ def train(material, tmp_path, monkeypatch):
                     del sys.modules[name]
         return result_of(folder)
 
-    return run
+    yield run
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def result_of(folder: Path, trace: str = "trace/rank00000-*") -> Result:
