@@ -31,6 +31,7 @@ class ConstraintHooks(Trainer):
         constraint: The constraint. Targets are fitted to the training data by `_fit`.
     """
 
+    setting_prefix: ClassVar[str] = "pcrm_"  # what messages put before a setting's name
     keeps_fit: ClassVar[bool] = True  # whether a constraint that is fitted is logged and written
     constrained: bool = True
     settings: Config
@@ -66,7 +67,7 @@ class ConstraintHooks(Trainer):
         if self._fitted:
             folder = self.args.output_dir if self.keeps_fit else None
             self._use(fit.fit(self.settings, similarities(), prior, folder))
-        self._binding_check = BindingCheck(self.constraint)
+        self._binding_check = BindingCheck(self.constraint, self.setting_prefix)
 
     def _use(self, settings: Config) -> None:
         self.settings = settings

@@ -1,0 +1,106 @@
+"""What ms-swift's arguments and the environment say about the constraint. Needs no ms-swift."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .. import _check
+from ..losses import warn_of_smoothing
+from ..settings import Task
+from ..training.arguments import ConstraintArguments
+
+LOSS = "pcrm"
+CONFIG, ENCODER = "PCRM_CONFIG", "PCRM_PRIOR_MODEL"
+TASKS: dict[str, Task] = {"rm": "reward", "dpo": "dpo"}  # by --rlhf_type
+
+
+@dataclass
+class _DPOArguments(ConstraintArguments):
+    _pcrm_task: ClassVar[Task] = "dpo"
+
+
+def from_environment(task: Task) -> ConstraintArguments:
+    """The settings that the environment names: ms-swift refuses flags that it does not know."""
+    arguments = _DPOArguments if task == "dpo" else ConstraintArguments
+    return arguments(pcrm_config=os.environ.get(CONFIG) or None, pcrm_prior_model=os.environ.get(ENCODER) or None)
+
+
+def prepare(args: Any) -> bool:
+    """Check ms-swift's arguments and take the settings that they share with `pcrm.toml`.
+
+    Args:
+        args: The arguments of any training. Those of `TASKS` get the file's `center_rewards_coefficient`, `beta` and
+            `label_smoothing` where they leave these at their defaults.
+
+    Returns:
+        Whether they ask for the loss `pcrm`.
+
+    Raises:
+        TypeError, ValueError: they ask for what does not work with it, contradict the file, or the environment has
+            settings of a loss that they do not ask for. The file has a wrong setting.
+        OSError: the file cannot be read.
+    """
+    types = losses_of(args)
+    if LOSS not in types:
+        for name in (CONFIG, ENCODER):
+            if os.environ.get(name):
+                raise ValueError(
+                    f"--loss_type must be {LOSS} where {name} is set, got {' '.join(types) or None}: add --loss_type {LOSS}, "
+                    f"or unset {name}"
+                )
+        return False
+    task = TASKS.get(getattr(args, "rlhf_type", ""))
+    if task is None:
+        raise ValueError(
+            f"--rlhf_type must be rm or dpo with --loss_type {LOSS}, got {getattr(args, 'rlhf_type', None)}"
+        )
+    if types.count(LOSS) > 1:
+        raise ValueError(f"--loss_type must have {LOSS} once, got {' '.join(types)}")
+    for name in ("packing", "padding_free"):
+        if getattr(args, name):
+            raise ValueError(
+                f"--{name} must be false with --loss_type {LOSS}, got true: it joins the responses of a batch"
+            )
+    settings = from_environment(task).pcrm_settings()
+    if task == "reward":
+        _take(args, "center_rewards_coefficient", settings.center_rewards_coefficient, None)
+        if args.center_rewards_coefficient is not None:
+            _check.at_least_0("--center_rewards_coefficient", args.center_rewards_coefficient)
+        warn_of_smoothing(settings.label_smoothing, settings.constraint)
+        return True
+    if settings.label_smoothing and (others := smoothed_by_others(types)):
+        raise ValueError(
+            f"label_smoothing in {os.environ[CONFIG]} must be 0 with --loss_type {' '.join(types)}, got "
+            f"{settings.label_smoothing}: {' and '.join(others)} would take it too. Set --label_smoothing instead"
+        )
+    _take(args, "label_smoothing", settings.label_smoothing, 0)
+    _take(args, "beta", settings.dpo_beta, 0.1)
+    _check.positive("--beta", args.beta)
+    if not smoothed_by_others(types):
+        warn_of_smoothing(_check.label_smoothing(args.label_smoothing), settings.constraint)
+    return True
+
+
+def losses_of(args: Any) -> list[str]:
+    """The loss types of ms-swift's arguments, which have None, one or a list of them."""
+    given = args.loss_type
+    if given is None:
+        return []
+    return [given] if isinstance(given, str) else list(given)
+
+
+def smoothed_by_others(types: list[str]) -> list[str]:
+    """ms-swift's losses in a mix whose own parameter `label_smoothing` is."""
+    return [name for name in ("exo_pair", "robust") if name in types]
+
+
+def _take(args: Any, name: str, of_file: float, default: float | None) -> None:
+    """Let the file's setting be that of ms-swift's flag, unless both are set."""
+    value = getattr(args, name)
+    if of_file in (default or 0, value):
+        return
+    if value != default:
+        raise ValueError(f"--{name} must be {of_file} or left out, got {value}: {os.environ[CONFIG]} sets it too")
+    setattr(args, name, of_file)

@@ -1,0 +1,119 @@
+"""The prior of each pair in ms-swift's data."""
+
+# ms-swift is in an environment of its own, not in that of the type checker.
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import concatenate_datasets
+from swift.dataset import LazyLLMDataset
+from swift.template import TemplateInputs
+
+from ..settings import Config
+from ..training.batch_prior import prior_of
+from ..training.fit import MOST_PAIRS, sampled
+from ..training.prior_column import PriorColumn
+
+Rows = Sequence[Mapping[str, Any]]
+
+_BATCH = 64
+
+
+def add_prior(dataset: Any, name: str, prior_column: PriorColumn) -> None:
+    """Check the column `prior` of a data set, or add one if the prior is of the texts.
+
+    Args:
+        dataset: What ms-swift's trainer gets. All but streaming data are a `LazyLLMDataset`, which tokenizes the rows
+            when they are read.
+        name: What it is called in messages, such as `train`.
+        prior_column: That of all data sets of a trainer, the training data first.
+    """
+    kind = prior_column.settings.prior
+    if kind in ("fixed", "random"):
+        return
+    if not isinstance(dataset, LazyLLMDataset):
+        if kind in ("lexical", "cosine"):
+            raise ValueError(
+                f"--streaming must be false with the prior {kind!r}, got true: its texts are compared before training"
+            )
+        return  # looked at batch by batch
+    rows = dataset.dataset
+    if "prior" in rows.column_names or kind not in ("lexical", "cosine"):
+        prior_column.add(rows, name)
+        return
+    texts = rows.map(_texts, remove_columns=rows.column_names)
+    dataset.dataset = concatenate_datasets([rows, prior_column.add(texts, name).select_columns(["prior"])], axis=1)
+
+
+def _texts(row: Mapping[str, Any]) -> dict[str, str]:
+    """The texts of a row: the prompt is the messages that its two conversations begin with in common."""
+    inputs = TemplateInputs.from_dict(dict(row))
+    chosen, rejected = inputs.chosen.messages, inputs.rejected.messages
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
+    begin = sum(1 for _ in same)
+    texts = {"prompt": chosen[:begin], "chosen": chosen[begin:], "rejected": rejected[begin:]}
+    return {name: "\n".join(message["content"] for message in messages) for name, messages in texts.items()}
+
+
+class PriorCollator:
+    """ms-swift's collator, whose batch has the key `prior`, one number for each pair, if the constraint needs them.
+
+    Args:
+        collator: ms-swift's.
+        settings: What the arguments say about the constraint.
+    """
+
+    def __init__(self, collator: Callable[[Any], Any], settings: Config) -> None:
+        self.collator = collator
+        self.settings = settings
+
+    def __call__(self, rows: Rows) -> Any:
+        if any(row.get("margin") is not None for row in rows):
+            raise ValueError(
+                "the data set has a column 'margin', which moves the margin that the constraint bounds: remove it, or "
+                """rename it with --columns '{"margin": "old_margin"}'"""
+            )
+        prior = self.prior(rows)
+        # ms-swift would hand the model every column that it does not know.
+        batch = self.collator([{name: value for name, value in row.items() if name != "_extra_kwargs"} for row in rows])
+        return batch if prior is None else {**batch, "prior": prior}
+
+    def prior(self, rows: Rows) -> torch.Tensor | None:
+        """The prior of each row, as `pcrm.training.batch_prior.prior_of` gives it."""
+        ids = [[list(row[f"{side}_input_ids"]) for row in rows] for side in ("chosen", "rejected")]
+        return prior_of(self.settings, [_others(row) for row in rows], lambda _: (ids[0], ids[1]))
+
+
+def _others(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The columns of a tokenized row that ms-swift does not know."""
+    return row.get("_extra_kwargs") or {}
+
+
+def has_prior(dataset: Any) -> bool:
+    """Whether the rows of a data set have a column `prior`."""
+    if isinstance(dataset, LazyLLMDataset):
+        return "prior" in dataset.dataset.column_names
+    return "prior" in _others(next(iter(dataset)))
+
+
+def similarities(collator: PriorCollator, dataset: Any) -> np.ndarray:
+    """The priors of the training data that a constraint is fitted to: the column whole, or those of a sample of rows."""
+    if isinstance(dataset, LazyLLMDataset) and has_prior(dataset):
+        return np.asarray(dataset.dataset["prior"][:], np.float64)
+    found = (np.asarray(collator.prior(rows), np.float64) for rows in _batches(dataset))
+    return np.concatenate([np.zeros(0), *found])
+
+
+def _batches(dataset: Any) -> Iterator[list[Mapping[str, Any]]]:
+    if isinstance(dataset, LazyLLMDataset):
+        rows = (dataset[i] for i in sampled(len(dataset)))
+    else:
+        rows = itertools.islice(iter(dataset), MOST_PAIRS)
+    while batch := list(itertools.islice(rows, _BATCH)):
+        yield batch
