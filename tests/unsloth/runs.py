@@ -78,7 +78,8 @@ def all_kinds():
 def defaults():
     return {
         name: {
-            field: str(getattr(config(f"{out}-run", bf16=False), field)) for field in ("seed", "learning_rate", "optim")
+            field: getattr(value := getattr(config(f"{out}-run", bf16=False), field), "value", value)
+            for field in ("seed", "learning_rate", "optim")
         }
         for name, config in (("stock", STOCK["dpo"][1]), ("ours", OURS["dpo"][1]))
     }

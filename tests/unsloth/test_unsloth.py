@@ -27,9 +27,9 @@ def folders(tmp_path_factory, rows):
     return folder
 
 
-def python(folder, *arguments):
+def python(folder, *arguments, path=()):
     """Run Python in a folder, where Unsloth writes the trainers that it generates, and return what it wrote."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "pyproject"), str(ROOT / "tests")])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT / "pyproject", ROOT / "tests"]))}
     done = subprocess.run(
         [sys.executable, *map(str, arguments)], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )
@@ -107,8 +107,8 @@ def test_prefix_sharing_of_such_a_model_is_refused(runs):
 
 def test_the_defaults_are_those_of_trl(runs):
     """As docs/unsloth.md says; Unsloth's configuration has its own."""
-    assert runs("first")["defaults"]["stock"] == {"seed": "3407", "learning_rate": "5e-05", "optim": "adamw_8bit"}
-    assert runs("first")["defaults"]["ours"] == {"seed": "42", "learning_rate": "1e-06", "optim": "adamw_torch_fused"}
+    assert runs("first")["defaults"]["stock"] == {"seed": 3407, "learning_rate": 5e-05, "optim": "adamw_8bit"}
+    assert runs("first")["defaults"]["ours"] == {"seed": 42, "learning_rate": 1e-06, "optim": "adamw_torch_fused"}
 
 
 def test_pcrm_run_imports_unsloth_first(tmp_path, folders):
@@ -130,10 +130,21 @@ trainer = DPOTrainer(
     processing_class=AutoTokenizer.from_pretrained({str(folders / "dpo")!r}),
 )
 trainer.train()
-order = list(sys.modules)
-print("UNSLOTH FIRST", order.index("unsloth") < order.index("trl"), trainer.state.log_history[0]["pcrm/target"] > 1)
+print("ASKED FOR", *dict.fromkeys(sys.asked_for), trainer.state.log_history[0]["pcrm/target"] > 1)
 """)
-    assert "UNSLOTH FIRST True True" in python(tmp_path, "-m", "pcrm", "run", "train.py")
+    # sys.modules would not tell: a module moves to its end when its import is over.
+    (tmp_path / "sitecustomize.py").write_text("""\
+import sys
+
+class Recorder:
+    def find_spec(name, path=None, target=None):
+        if name in ("unsloth", "trl"):
+            sys.asked_for.append(name)
+
+sys.asked_for = []
+sys.meta_path.insert(0, Recorder)
+""")
+    assert "ASKED FOR unsloth trl True" in python(tmp_path, "-m", "pcrm", "run", "train.py", path=[tmp_path])
 
 
 @pytest.mark.parametrize("kind", KINDS)
