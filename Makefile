@@ -126,6 +126,7 @@ test-openrlhf: $(VENV)/test $(RLHF)/ready
 # The command lines of other frameworks on the CPU, each in an environment of its own on top of .venv. What
 # ran is in build/frameworks; tests/frameworks.py prints it as a table, and `make compat` writes that.
 test-frameworks: test-llamafactory test-axolotl test-swift test-unsloth
+	$(BIN)/python tests/frameworks.py
 
 test-llamafactory: .venv-llamafactory/ready
 	.venv-llamafactory/bin/python -m pytest -m framework --junitxml=build/frameworks/llamafactory.xml tests/llamafactory

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
+from frameworks import HEADING
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +69,9 @@ def main() -> int:
     names = ("torch", "transformers", "accelerate", "peft")
     with_ = ", ".join([*(f"{n} {importlib.metadata.version(n)}" for n in names), f"Python {platform.python_version()}"])
     if tuple(args.versions) == VERSIONS and not failed:
-        (ROOT / "docs" / "compat.md").write_text(PAGE.format(with_=with_, rows="\n".join(rows)))
+        page = ROOT / "docs" / "compat.md"
+        _, heading, others = page.read_text().partition(HEADING)  # tests/frameworks.py's
+        page.write_text(PAGE.format(with_=with_, rows="\n".join(rows)) + (f"\n{heading}{others}" if heading else ""))
     print("\n".join(rows))
     return int(failed)
 

@@ -65,7 +65,7 @@ MARGINS = (0.5, 4.0, -1.0)
 @pytest.mark.parametrize("wandb", [False, True])
 def test_each_log_has_the_pairs_since_the_last(wandb, caplog, monkeypatch):
     """Each of them twice, as by two processes with the same pairs."""
-    monkeypatch.setattr("pcrm._binding._ENOUGH_PAIRS", 4)
+    monkeypatch.setattr("pcrm.training.binding._ENOUGH_PAIRS", 4)
     batches = [(torch.tensor([m + 1]), torch.tensor([1.0]), torch.tensor([0.5])) for m in MARGINS]
     trainer = Ours(PCRMPairWiseLoss(Constraint(1.0, 0.0, 1.0)), batches, wandb)  # targets of 1.5
     trainer.fit(ARGS)
@@ -78,7 +78,7 @@ def test_each_log_has_the_pairs_since_the_last(wandb, caplog, monkeypatch):
 
 
 def test_a_run_that_does_nothing_says_so(caplog, monkeypatch):
-    monkeypatch.setattr("pcrm._binding._ENOUGH_PAIRS", 4)
+    monkeypatch.setattr("pcrm.training.binding._ENOUGH_PAIRS", 4)
     batches = [(torch.tensor([m]), *torch.zeros(3, 1)) for m in MARGINS]
     with caplog.at_level(logging.WARNING):
         Ours(PCRMDPOLoss(Constraint.fixed(90.0)), batches).fit(ARGS)

@@ -7,7 +7,8 @@ import pytest
 from datasets import Dataset
 from helpers.trainers import FORMATS, OURS, TWO_PROCESSES, build, distance, launch
 from pcrm.settings import load_config
-from pcrm.trl import fitted
+from pcrm.training import fit
+from pcrm.trl import collator
 
 import pcrm
 from pcrm import cli
@@ -88,7 +89,7 @@ def test_a_resumed_run_keeps_its_constraint(kind, folder, tmp_path, rows, caplog
 
 
 def test_of_a_column_it_takes_all_rows(kind, folder, tmp_path, rows, monkeypatch):
-    monkeypatch.setattr(fitted, "_MOST_PAIRS", 8)
+    monkeypatch.setattr(fit, "MOST_PAIRS", 8)
     s = np.random.default_rng(0).beta(2, 3, len(rows))
     data = FORMATS["plain"](rows).add_column("prior", s)
     trainer = build(kind, folder, tmp_path, data, pcrm_prior="column", **TARGETS)
@@ -104,11 +105,11 @@ def test_a_prior_that_is_computed_before_training(kind, folder, tmp_path, rows):
 
 @pytest.mark.parametrize(("rows", "kept"), [(10, [0, 3, 6, 9]), (8, [0, 2, 4, 6]), (4, [0, 1, 2, 3]), (1, [0])])
 def test_of_many_rows_it_takes_evenly_spaced_ones(monkeypatch, rows, kept):
-    monkeypatch.setattr(fitted, "_MOST_PAIRS", 4)
-    monkeypatch.setattr(fitted, "_BATCH", 3)
+    monkeypatch.setattr(fit, "MOST_PAIRS", 4)
+    monkeypatch.setattr(collator, "_BATCH", 3)
     data = Dataset.from_dict({"at": list(range(rows)), "twice": [2 * i for i in range(rows)]})
-    assert [row for batch in fitted._batches(data) for row in batch] == [{"at": i, "twice": 2 * i} for i in kept]
-    stream = [row for batch in fitted._batches(data.to_iterable_dataset()) for row in batch]
+    assert [row for batch in collator._batches(data) for row in batch] == [{"at": i, "twice": 2 * i} for i in kept]
+    stream = [row for batch in collator._batches(data.to_iterable_dataset()) for row in batch]
     assert [row["at"] for row in stream] == list(range(min(rows, 4)))
 
 

@@ -155,14 +155,14 @@ def test_pairs_without_a_ceiling_have_no_target(tiny, rows, tmp_path):
 @pytest.mark.parametrize("kind", ["reward", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_a_run_says_once_that_it_does_nothing(kind, tiny, tiny_policy, rows, tmp_path, caplog, monkeypatch):
     """After the second of 3 steps 4 pairs of training are known, which are too few, and an evaluation, which is enough."""
-    monkeypatch.setattr("pcrm._binding._ENOUGH_PAIRS", 8)
+    monkeypatch.setattr("pcrm.training.binding._ENOUGH_PAIRS", 8)
     data = FORMATS["plain"](rows[:16])
     options = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, **STILL}
 
     def said(**constraint):
         caplog.clear()
         folder = tiny if kind == "reward" else tiny_policy
-        with caplog.at_level(logging.WARNING, logger="pcrm.trl.trainer"):
+        with caplog.at_level(logging.WARNING, logger="pcrm.training.trainer"):
             trainer = build(kind, folder, tmp_path, data, eval_data=data, **options, **constraint)
             trainer.evaluate()
             assert caplog.messages == [], "nothing was trained"

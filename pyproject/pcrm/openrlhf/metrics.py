@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._binding import BindingCheck
-from .._metrics import ConstraintMetrics, Mode
 from ..losses import delta_of
+from ..training.binding import BindingCheck
+from ..training.metrics import ConstraintMetrics, Mode
 from .losses import PCRMDPOLoss, PCRMPairWiseLoss
 
 logger = logging.getLogger(__name__)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
-from .. import priors
-from ..priors import prior_tensor
-from ..settings import Config, Constraint
+from ..settings import Config
+from ..training import fit
+from ..training.batch_prior import prior_of
 
 Batch = dict[str, Any]
 Examples = list[dict[str, Any]]
@@ -18,6 +20,8 @@ Examples = list[dict[str, Any]]
 INDEX = "pcrm_index"
 # The column with what a pair's loss is multiplied with, where prompts are to count once.
 WEIGHT = "pcrm_weight"
+# Of rows whose priors are computed at once, to fit a constraint.
+_BATCH = 64
 
 
 class PriorCollator:
@@ -33,36 +37,21 @@ class PriorCollator:
 
     def __call__(self, examples: Examples) -> Batch:
         batch = self.collator(examples)
+        given = batch.pop("prior", None) is not None
         kind = self.settings.prior
-        if kind == "fixed":
-            batch.pop("prior", None)
-        elif kind == "random":
-            assert isinstance(self.settings.constraint, Constraint)  # targets have no prior that is random
-            batch["prior"] = priors.random_uniform(*_trained_ids(batch, kind), seed=self.settings.constraint.seed)
-        elif any("prior" in e for e in examples):
-            batch["prior"] = prior_tensor(_column(examples))
-        elif "prior" in batch:
+        if given and kind not in ("fixed", "random") and not any("prior" in e for e in examples):
             raise ValueError(
                 f"the data collator gives a 'prior' of its own, which pcrm_prior={kind!r} would replace: give the data "
                 "set a column 'prior'"
             )
-        elif kind == "length_ratio":
-            batch["prior"] = priors.length_ratio(*_trained_ids(batch, kind))
-        else:
-            raise ValueError(f"the data set has no column 'prior', which pcrm_prior={kind!r} needs here")
+        prior = prior_of(self.settings, examples, lambda kind: _trained_ids(batch, kind))
+        if prior is not None:
+            batch["prior"] = prior
         if INDEX in examples[0]:
             batch[INDEX] = torch.tensor([e[INDEX] for e in examples])
         if WEIGHT in examples[0]:
             batch[WEIGHT] = torch.tensor([e[WEIGHT] for e in examples], dtype=torch.float32)
         return batch
-
-
-def _column(examples: Examples) -> list[Any]:
-    """The priors of the rows of a data set that has a column of them."""
-    for i, example in enumerate(examples):  # rows of an iterable data set may have keys of their own
-        if "prior" not in example:
-            raise ValueError(f"row {i} of a batch has no 'prior', others of it have: give one to each row or to none")
-    return [e["prior"] for e in examples]
 
 
 def _trained_ids(batch: Batch, kind: str) -> tuple[list[list[int]], list[list[int]]]:
@@ -76,3 +65,38 @@ def _trained_ids(batch: Batch, kind: str) -> tuple[list[list[int]], list[list[in
         )
     rows = [ids[real].tolist() for ids, real in zip(batch["input_ids"], mask.bool(), strict=True)]
     return rows[: len(rows) // 2], rows[len(rows) // 2 :]
+
+
+def similarities(settings: Config, dataset: Any, collator: Any) -> np.ndarray:
+    """The priors of the training data that a constraint is fitted to.
+
+    A column `prior` is read whole. What is computed from token ids is that of 10,000 rows at most: evenly spaced
+    ones, of streaming data the first.
+
+    Args:
+        settings: What the arguments say about the constraint, whose prior is not "fixed".
+        dataset: The training data, as TRL prepared it.
+        collator: The trainer's collator, as TRL made it.
+    """
+    if "prior" in (dataset.column_names or ()) and hasattr(dataset, "num_rows"):
+        found = [dataset["prior"][:]]
+    else:
+        collate = PriorCollator(collator, settings)
+        found = [collate(rows)["prior"].numpy() for rows in _batches(dataset)]
+    return np.concatenate([np.zeros(0), *(np.asarray(s, np.float64) for s in found)])
+
+
+def _batches(dataset: Any) -> Iterator[Examples]:
+    if hasattr(dataset, "num_rows"):
+        step = fit.sampled(dataset.num_rows).step
+        rows = (row for start in range(0, dataset.num_rows, _BATCH * step) for row in _rows(dataset, start, step))
+    else:
+        rows = itertools.islice(iter(dataset), fit.MOST_PAIRS)
+    while batch := list(itertools.islice(rows, _BATCH)):
+        yield batch
+
+
+def _rows(dataset: Any, start: int, step: int) -> Examples:
+    """The next rows, read at once: one by one takes several times as long."""
+    columns = dataset[range(start, min(start + _BATCH * step, dataset.num_rows), step)]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

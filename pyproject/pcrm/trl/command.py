@@ -13,10 +13,11 @@ import torch
 
 from ..data.prior_record import check_recorded
 from ..data.sources import open_source
+from ..training.arguments import hint
 from .configs import PCRMDPOConfig, PCRMRewardConfig
 from .dpo import PCRMDPOTrainer
 from .dry_run import DryRunDPOTrainer, DryRunRewardTrainer, Ended
-from .patch import hint, replace_in_trl
+from .patch import replace_in_trl
 from .reward import PCRMRewardTrainer
 
 

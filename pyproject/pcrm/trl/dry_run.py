@@ -18,8 +18,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from .. import prefix_sharing
 from .._printable import printable
 from ..settings.fitted import formula
-from . import fitted
-from .collator import WEIGHT
+from ..training import fit
+from .collator import WEIGHT, similarities
 from .dpo import PCRMDPOTrainer
 from .reward import PCRMRewardTrainer
 from .trainer import ConstrainedTrainer, Prepared
@@ -67,7 +67,7 @@ class _DryRunTrainer(ConstrainedTrainer):
         if checkpoint is None or not os.path.isdir(checkpoint):
             raise ValueError(f"resume_from_checkpoint must be the folder of a checkpoint, got {given!r}")
         if self._fitted:
-            self._use(fitted.resumed(self.settings, checkpoint))
+            self._use(fit.resumed(self.settings, checkpoint))
         return checkpoint
 
 
@@ -179,7 +179,7 @@ def _constraint(trainer: ConstrainedTrainer, checkpoint: str | None) -> Iterator
     yield "", _origin(trainer, checkpoint)
     # Of a column all pairs, otherwise those that a fit looks at.
     collator: Any = trainer.data_collator
-    s = fitted.similarities(trainer.settings, trainer.train_dataset, collator.collator)
+    s = similarities(trainer.settings, trainer.train_dataset, collator.collator)
     at = np.quantile(s, _QUANTILES)
     for label, values in (
         (f"of {len(s):,} pairs", [f"{q:.0%}" for q in _QUANTILES]),
@@ -192,10 +192,10 @@ def _constraint(trainer: ConstrainedTrainer, checkpoint: str | None) -> Iterator
 def _origin(trainer: ConstrainedTrainer, checkpoint: str | None) -> str:
     args: Any = trainer.args
     c = trainer.constraint
-    if trainer._fitted and checkpoint is not None and os.path.isfile(os.path.join(checkpoint, fitted.FILE)):
+    if trainer._fitted and checkpoint is not None and os.path.isfile(os.path.join(checkpoint, fit.FILE)):
         return f"from {checkpoint}, where the run resumes"
     if trainer._fitted and c.floor is not None and c.cap is not None:
-        path = Path(args.output_dir, fitted.FILE)
+        path = Path(args.output_dir, fit.FILE)
         return f"fitted to the training data for targets of {c.floor / 2:.4g} to {c.cap / 2:.4g}; a run writes it to {path}"
     if args.pcrm_config is not None:
         return f"from {args.pcrm_config}"

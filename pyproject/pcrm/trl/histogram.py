@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from .._metrics import ConstraintMetrics, Mode
+from ..training.metrics import ConstraintMetrics, Mode
 
 
 def tag(metrics: ConstraintMetrics, mode: Mode) -> str:

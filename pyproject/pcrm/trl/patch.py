@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import importlib
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,19 +11,11 @@ import trl
 import trl.trainer
 from trl import DPOTrainer, RewardTrainer
 
+from ..training.arguments import given, hint
 from .configs import PCRMDPOConfig, PCRMRewardConfig
 from .dpo import PCRMDPOTrainer
 from .reward import PCRMRewardTrainer
 from .trainer import ConstrainedTrainer
-
-
-def _given(config: Any) -> list[str]:
-    """The names of the fields of the constraint that are not as they are by default."""
-    return [
-        f.name
-        for f in dataclasses.fields(config)
-        if f.name.startswith("pcrm_") and getattr(config, f.name) != f.default
-    ]
 
 
 @dataclass
@@ -35,7 +24,7 @@ class _EnabledRewardConfig(PCRMRewardConfig):
 
     @property
     def pcrm_enabled(self) -> bool:
-        return bool(_given(self))
+        return bool(given(self))
 
 
 @dataclass
@@ -53,8 +42,8 @@ class _EnabledDPOConfig(PCRMDPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.pcrm_enabled and (given := _given(self)):
-            raise ValueError(f"{given[0]} is set, but loss_type is {self.loss_type}: add 'pcrm' to it")
+        if not self.pcrm_enabled and (names := given(self)):
+            raise ValueError(f"{names[0]} is set, but loss_type is {self.loss_type}: add 'pcrm' to it")
 
 
 class _Enabled(ConstrainedTrainer):
@@ -84,12 +73,6 @@ class _EnabledDPOTrainer(_Enabled, PCRMDPOTrainer):
     config_class = _EnabledDPOConfig
     _ours = PCRMDPOTrainer
     _name, _tag_names, _paper = DPOTrainer._name, DPOTrainer._tag_names, DPOTrainer._paper
-
-
-def hint(name: str, known: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the known one that is near it, or nothing."""
-    near = difflib.get_close_matches(name, known, 1, cutoff=0.8)
-    return f": did you mean {near[0]}?" if near else ""
 
 
 class _Parser(trl.TrlParser):

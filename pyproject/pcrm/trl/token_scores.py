@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .._metrics import Demonstrations
+from ..training.metrics import Demonstrations
 
 Tensor = torch.Tensor
 Head = Callable[[Tensor], Tensor]

@@ -1,9 +1,8 @@
-"""What the two trainers share: the hooks of `transformers.Trainer` that the constraint needs.
+"""What the two trainers share: what of TRL and of its data the constraint needs.
 
-Each hook is a few lines here. The work is done by `PriorColumn` (dataset.py), `PriorCollator`
-(collator.py), `Rankings` (rankings.py), `ConstraintMetrics` (pcrm/_metrics.py), `BindingCheck` (pcrm/_binding.py) and the
-functions of prioritized.py. The loss is swapped in the trainers themselves: `compute_loss` in reward.py,
-`_compute_loss` in dpo.py.
+Each hook is a few lines here. The work is done by `ConstraintHooks`, `PriorColumn` and the rest of `pcrm.training`, by
+`PriorCollator` (collator.py), `Rankings` (rankings.py) and the functions of prioritized.py. The loss is swapped in the
+trainers themselves: `compute_loss` in reward.py, `_compute_loss` in dpo.py.
 """
 
 from __future__ import annotations
@@ -13,19 +12,18 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from .. import prefix_sharing
-from .._binding import BindingCheck
 from .._engine.dtypes import Reduction
-from .._metrics import ConstraintMetrics, Demonstrations, Mode
 from ..methods.prioritized import PrioritizedSampler
-from ..settings import Config, Constraint, Targets
-from . import fitted, histogram
-from .collator import INDEX, WEIGHT, PriorCollator
+from ..training.metrics import Mode
+from ..training.prior_column import PriorColumn
+from ..training.trainer import ConstraintHooks
+from . import histogram
+from .collator import INDEX, WEIGHT, PriorCollator, similarities
 from .configs import PCRMArguments
 from .data_check import warn_of_faults
-from .dataset import PriorColumn
 from .prioritized import RoundsByEpoch, load_sampler, sampler_of, save_sampler, weighted_mean, with_index
 from .rankings import Rankings
 
@@ -82,36 +80,23 @@ class Prepared(NamedTuple):
     ranked: bool
 
 
-class ConstrainedTrainer(Trainer):
+class ConstrainedTrainer(ConstraintHooks):
     """Goes before a trainer of TRL in the bases of ours.
 
     Attributes:
         constrained: Whether the loss is ours. It is not in every trainer that `enable` puts behind
             TRL's name; all of the others below are there only if it is.
-        settings: What the arguments say about the constraint.
-        constraint: The constraint. Targets are fitted to the training data at the end of the construction.
         sampler: What draws the pairs, if `pcrm_priority_alpha` asks for it.
         prepared: How many rows each data set has, by TRL's name for it.
     """
 
     config_class: ClassVar[type[TrainingArguments]]
-    keeps_fit: ClassVar[bool] = True  # whether the construction logs and writes a constraint that was fitted
-    constrained: bool
-    settings: Config
-    constraint: Constraint
     sampler: PrioritizedSampler | None = None
     prepared: dict[str, Prepared]
 
-    _prior_name: str  # in pcrm.toml
-    _fitted: bool  # whether the constraint was fitted here, and is kept beside the model
     _prior_column: PriorColumn
     _rankings: Rankings
-    _constraint_metrics: ConstraintMetrics
-    _binding_check: BindingCheck
-    # What transformers and TRL set: a model is there by the time of a hook, gather's result is of
-    # the type of its argument, and TRL logs the mean of each list of metrics.
-    model: Any
-    accelerator: Any
+    # What TRL sets. It logs the mean of each list of metrics.
     _name: str
     _metrics: dict[str, dict[str, list[float]]]
 
@@ -131,27 +116,18 @@ class ConstrainedTrainer(Trainer):
         self.constrained = args.pcrm_enabled
         if not self.constrained:
             return
-        self._use(args.pcrm_settings())
+        self._begin(args.pcrm_settings(), keep_margins=args.pcrm_log_margins)
         self._prior_column = PriorColumn(self.settings, args.pcrm_prior_model, args.pcrm_asked_prior)
         self._rankings = Rankings(args)
         self.prepared = {}
-        self._constraint_metrics = ConstraintMetrics(
-            log_prior=self.settings.prior != "random", keep_margins=args.pcrm_log_margins
-        )
-
-    def _use(self, settings: Config) -> None:
-        self.settings = settings
-        if isinstance(settings.constraint, Constraint):
-            self.constraint = settings.constraint
 
     def _finish(self, args: Any) -> None:
         """Do what is left of the construction after TRL's constructor."""
-        self._fitted = isinstance(self.settings.constraint, Targets)
         came_with_prior = self._prior_column.trained_has_column
-        self._prior_name = (args._pcrm_recorded or "column") if came_with_prior else self.settings.prior
-        folder = args.output_dir if self.keeps_fit else None
-        self._use(fitted.fit(self.settings, self.train_dataset, self.data_collator, folder, self._prior_name))
-        self._binding_check = BindingCheck(self.constraint)
+        self._fit(
+            lambda: similarities(self.settings, self.train_dataset, self.data_collator),
+            (args._pcrm_recorded or "column") if came_with_prior else self.settings.prior,
+        )
         self.data_collator = PriorCollator(self.data_collator, self.settings)
         self._share_prefixes()
         for sampler in (self.sampler, self._rankings.sampler):
@@ -190,10 +166,6 @@ class ConstrainedTrainer(Trainer):
         self.sampler = sampler_of(dataset, args)
         return with_index(dataset)
 
-    @property
-    def _current_mode(self) -> Mode:
-        return "train" if self.model.training else "eval"
-
     def _tell_of_repeated_tokens(self, inputs: dict[str, Any]) -> None:
         """Log once, after the first batches, what `pcrm_prefix_sharing` would save."""
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
@@ -230,17 +202,10 @@ class ConstrainedTrainer(Trainer):
             return weighted_mean(self.sampler, losses, added.drawn, slopes(), self.accelerator.gather)
         return losses if added.weight is None else (added.weight.to(losses) * losses).mean()
 
-    def _add_metrics(
-        self,
-        margin: torch.Tensor,
-        delta: torch.Tensor | float,
-        prior: torch.Tensor | None,
-        demonstrations: Demonstrations | None = None,
-    ) -> None:
-        # The last batch of an evaluation repeats pairs until all processes have equally many. Only
-        # accelerate can tell them. Training does train on its repeats.
-        gather = self.accelerator.gather if self._current_mode == "train" else self.accelerator.gather_for_metrics
-        self._constraint_metrics.add(self._current_mode, margin, delta, prior, demonstrations, gather=gather)
+    def _with_means(self, logs: dict[str, float], mode: Mode, means: dict[str, float]) -> dict[str, float]:
+        # TRL puts its metrics into the log, with the name of the evaluation before them.
+        self._metrics[mode].update({name: [mean] for name, mean in means.items()})
+        return logs
 
     # The hooks. TRL's own are next in line.
 
@@ -253,12 +218,6 @@ class ConstrainedTrainer(Trainer):
         ours = self.sampler or (self._rankings.sampler if self.constrained else None)
         return super()._get_train_sampler(train_dataset) if ours is None else ours
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.constrained and self._fitted:
-            folder: Any = output_dir or self.args.output_dir
-            fitted.save(self.settings, folder, self._prior_name)
-
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.sampler is not None and self.args.should_save:
@@ -266,32 +225,10 @@ class ConstrainedTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self.constrained and self._fitted and checkpoint is not None:
-            self._use(fitted.resumed(self.settings, checkpoint))
         if self.sampler is not None and checkpoint is not None:
             load_sampler(self.sampler, checkpoint)
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
-        if self.constrained:
-            self._constraint_metrics.begin_evaluation(metric_key_prefix)
-        return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.constrained:
-            mode = self._current_mode
-            progress = self.state.global_step / max(self.state.max_steps, 1)
-            message = self._binding_check.look(self._constraint_metrics.sums[mode], mode, progress)
-            if message is not None and self.is_world_process_zero():
-                logger.warning(message)
-            means = self._constraint_metrics.take_means(mode)
-            self._metrics[mode].update({name: [mean] for name, mean in means.items()})
         super().log(logs, start_time)
         if self.constrained:
             # The last log of a training run may come after an evaluation.

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from pcrm._binding import BindingCheck
-from pcrm._metrics import PairSums
+from pcrm.training.binding import BindingCheck
+from pcrm.training.metrics import PairSums
 
 from pcrm import Constraint
 

@@ -7,7 +7,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from pcrm._metrics import KEPT_VALUES, ConstraintMetrics, Demonstrations, PairSums, Sample
+from pcrm.training.metrics import KEPT_VALUES, ConstraintMetrics, Demonstrations, PairSums, Sample
 from torch.nn.functional import logsigmoid
 
 MARGINS = [0.5, -1.25, 3.0, 2.0, -0.75]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._metrics import Mode, PairSums
-from .settings import Constraint
+from ..settings import Constraint
+from .metrics import Mode, PairSums
 
 # Margins are 0 in the beginning, and no constraint binds then. Half of the steps are three quarters of the way for a
 # learning rate that falls linearly to 0.
