@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..settings import Task
-from ..trl.patch import hint
+from ..training.arguments import hint
 from ..trl import PCRMArguments
 from .arguments import FIELDS, PCRMKeys
 from .named import is_key, is_loss, lines
@@ -70,7 +70,9 @@ def _check_task(cfg: Mapping[str, Any], name: str | None) -> None:
         if rl != "dpo":
             raise ValueError(f"rl must be dpo with dpo_loss_type: [pcrm], got {rl!r}")
         if (trainer := cfg.get("trainer_cls")) not in (None, DPO_TRAINER):
-            raise ValueError(f"trainer_cls must not be set with dpo_loss_type: [pcrm], got {trainer}: it is pcrm's trainer")
+            raise ValueError(
+                f"trainer_cls must not be set with dpo_loss_type: [pcrm], got {trainer}: it is pcrm's trainer"
+            )
     elif rl == "dpo":
         raise ValueError(f"dpo_loss_type must contain pcrm where {name} is set, got {losses or 'none'}")
     elif rl or not cfg.get("reward_model"):

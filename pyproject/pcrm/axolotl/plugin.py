@@ -63,4 +63,3 @@ class PCRMPlugin(BasePlugin):
 
             reward_data.drop_texts()
         self._asked = False
-
