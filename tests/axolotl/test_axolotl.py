@@ -41,7 +41,10 @@ SHORT = {
     "tf32": False,
     "attn_implementation": "eager",
     "gradient_checkpointing": False,
-    "dataset_num_proc": 1,
+    "dataset_num_proc": 0,
+    # One folder, so that Axolotl prepares the same data once. It starts a process for that.
+    "dataset_prepared_path": "prepared",
+    "chat_template": "chatml",
     "seed": 1,
 }
 DATA = {"path": "preferences.jsonl", "ds_type": "json", "split": "train"}
@@ -100,7 +103,7 @@ def train(workplace):
         if name not in done:
             folder = workplace / f"out-{name}"
             folder.mkdir()
-            made = SHORT | configuration | {"output_dir": str(folder), "dataset_prepared_path": f"prepared-{name}"}
+            made = SHORT | configuration | {"output_dir": str(folder)}
             (workplace / f"{name}.yaml").write_text(yaml.dump(made))
             done[name] = axolotl(workplace, folder, f"{name}.yaml", *(launcher or ("--launcher", "python")))
         return done[name]
