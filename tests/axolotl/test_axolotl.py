@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from helpers.documents import blocks
+from helpers.trainers import TWO_PROCESSES
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 
@@ -105,24 +106,28 @@ def train(workplace):
             folder.mkdir()
             made = SHORT | configuration | {"output_dir": str(folder)}
             (workplace / f"{name}.yaml").write_text(yaml.dump(made))
-            done[name] = axolotl(workplace, folder, f"{name}.yaml", *(launcher or ("--launcher", "python")))
+            done[name] = execute(workplace, folder, *(launcher or TRAIN), f"{name}.yaml")
         return done[name]
 
     return run
 
 
-def axolotl(workplace: Path, folder: Path, *arguments: str) -> Run:
-    programs = Path(sys.executable).parent
+# As modules: the scripts accelerate and torchrun, which Axolotl starts, are those of .venv.
+TRAIN = ("-m", "axolotl.cli.main", "train", "--launcher", "python")
+TRAIN_IN_TWO = (*TWO_PROCESSES, "-m", "axolotl.cli.train")
+
+
+def execute(workplace: Path, folder: Path, *command: str) -> Run:
     environment = os.environ | {
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",  # of accelerate
         "HF_HOME": str(workplace / "cache"),
         "HF_HUB_OFFLINE": "1",
         "AXOLOTL_DO_NOT_TRACK": "1",
         "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
         "PCRM_TRACE": str(folder / "trace"),
     }
     process = subprocess.run(
-        [programs / "axolotl", "train", *arguments],
+        [sys.executable, *command],
         cwd=workplace,
         env=environment,
         stdout=subprocess.PIPE,
@@ -208,8 +213,7 @@ def test_two_processes_with_a_column(train):
         "pcrm_prior": "column",
         **{f"pcrm_{name}": value for name, value in BETAS.items()},
     }
-    launcher = ("--launcher", "accelerate", "--", "--cpu", "--num_processes", "2", "--num_machines", "1")
-    run = train("column", configuration, *launcher, "--mixed_precision", "no", "--dynamo_backend", "no")
+    run = train("column", configuration, *TRAIN_IN_TWO)
     steps, traces = run.steps(), [run.trace(rank) for rank in range(2)]
     assert [len(steps), *map(len, traces)] == [STEPS] * 3
     for logged, *shares in zip(steps, *traces, strict=True):
@@ -223,9 +227,9 @@ def test_two_processes_with_a_column(train):
 
 
 def test_a_wrong_key_ends_the_command(train):
-    run = train("wrong", STOCK["reward"] | {"pcrm_betal": 1})
-    assert run.code != 0 and "pcrm_betal is not a key of pcrm: did you mean pcrm_beta1?" in run.output
-    assert not list(run.folder.iterdir())
+    run = train("wrong", STOCK["reward"] | {"pcrm_target_alke": 1})
+    assert run.code != 0 and "pcrm_target_alke is not a key of pcrm: did you mean pcrm_target_alike?" in run.output
+    assert {path.name for path in run.folder.iterdir()} <= {"trace"}
 
 
 SCRIPT = """
@@ -259,5 +263,5 @@ def test_the_plugin_is_found_and_does_nothing_unasked(tmp_path):
         [sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=True
     )
     loaded, refused = done.stdout.splitlines()[-2:]
-    assert loaded == "loaded: pcrm._version pcrm.axolotl pcrm.axolotl.named pcrm.axolotl.plugin"
+    assert loaded == "loaded: pcrm.axolotl pcrm.axolotl.named pcrm.axolotl.plugin"
     assert refused.startswith("the trainer must be pcrm's, got builtins.object, which has another loss")

@@ -30,7 +30,7 @@ def test_taken(cfg):
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        (DPO | {"pcrm_betal": 1}, "pcrm_betal is not a key of pcrm: did you mean pcrm_beta1?"),
+        (DPO | {"pcrm_betal": 1}, r"pcrm_betal is not a key of pcrm: did you mean pcrm_beta\d\?"),
         (REWARD | {"pcrm": True}, "pcrm is not a key of pcrm: the keys are pcrm_prior, "),
         (REWARD | {"trl": {"pcrm_beta1": 1}}, "pcrm_beta1 must not be indented, got trl.pcrm_beta1"),
         (REWARD | {"pcrm_prior": None}, "pcrm_prior must have a value, got nothing"),
