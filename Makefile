@@ -159,14 +159,19 @@ format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# A release, see RELEASE.md. Each of PYTHONS is a CPython with its headers, a name on PATH or a path.
-PYTHONS ?= python3.11 python3.12 python3.13
-wheels: $(RELEASE)/ready
+# A release, see RELEASE.md. Each of PYTHONS is a CPython with its headers, a name on PATH or a path. The newest
+# is the python3.14 on PATH, or else Debian's, unpacked into build/python3.14.
+PYTHON314_HERE := build/python3.14/usr/bin/python3.14
+PYTHONS ?= python3.11 python3.12 python3.13 $(or $(shell command -v python3.14 2> /dev/null),$(PYTHON314_HERE))
+wheels: $(RELEASE)/ready | $(filter $(PYTHON314_HERE),$(PYTHONS))
 	rm -rf dist
 	$(RELEASE)/bin/python buildtools/pcrm_wheels.py dist $(PYTHONS)
 
-check-wheels: $(RELEASE)/ready
+check-wheels: $(RELEASE)/ready | $(filter $(PYTHON314_HERE),$(PYTHONS))
 	$(RELEASE)/bin/python tests/wheels.py dist $(PYTHONS)
+
+$(PYTHON314_HERE): | $(RELEASE)/ready
+	PATH=$(CURDIR)/$(RELEASE)/bin:$$PATH buildtools/debian_python.sh 3.14 build/python3.14
 
 # Built once more, elsewhere, with the first of PYTHONS: the same bits.
 same-wheels: $(RELEASE)/ready
@@ -191,6 +196,8 @@ clean:
 
 # Installed for use: what a user's `pip install 'pcrm[demo]'` does.
 $(VENV)/demo: $(BIN)/python pyproject.toml $(NATIVE)
+	@echo "Installing pcrm and what it needs (torch, TRL and others) into $(VENV). The first time takes minutes;"
+	@echo "on Linux it takes about 6 GB of disk, as PyPI's torch brings CUDA's libraries."
 	PCRM_NATIVE=1 $(BIN)/pip install --quiet --editable '.[demo]'
 	@touch $@
 

@@ -6,7 +6,11 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 sys.path.insert(0, str(Path(__file__).parent / "buildtools"))
-from pcrm_build import BuildNative
+from pcrm_build import Build, BuildNative, Distribution
 
 # optional: where it cannot be built, setuptools must not look for the file.
-setup(ext_modules=[Extension("pcrm._native._bridge", [], optional=True)], cmdclass={"build_ext": BuildNative})
+setup(
+    ext_modules=[Extension("pcrm._native._bridge", [], optional=True)],
+    cmdclass={"build": Build, "build_ext": BuildNative},
+    distclass=Distribution,
+)

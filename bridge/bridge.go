@@ -184,6 +184,20 @@ func Deltas(dtype, n int64, dst, similarities, constraint uintptr) (ok bool, err
 	return err == nil, err
 }
 
+// WinProbabilities calls pcrm.WinProbabilities on n margins and deltas.
+func WinProbabilities(dtype, n int64, dst, margins, deltas uintptr) (ok bool, err error) {
+	defer convert(&err)
+	switch dtype {
+	case 4:
+		err = pcrm.WinProbabilities(slice[float32](dst, n), slice[float32](margins, n), slice[float32](deltas, n))
+	case 8:
+		err = pcrm.WinProbabilities(slice[float64](dst, n), slice[float64](margins, n), slice[float64](deltas, n))
+	default:
+		err = badDtype(dtype)
+	}
+	return err == nil, err
+}
+
 // Fit calls pcrm.Fit on n float64 similarities and writes beta1, beta2, beta3,
 // floor and cap to the five float64 at dst.
 func Fit(n int64, dst, similarities uintptr, targetAlike, targetUnlike, low, high float64) (ok bool, err error) {

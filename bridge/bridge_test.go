@@ -40,6 +40,21 @@ func TestRewardLoss(t *testing.T) {
 	assert.InDelta(t, loss[0], (losses[0]+losses[1])/2, 1e-6)
 }
 
+func TestWinProbabilities(t *testing.T) {
+	margins, deltas, dst := []float32{0, 1}, []float32{4, 4}, make([]float32, 2)
+	_, err := WinProbabilities(4, 2, address(dst), address(margins), address(deltas))
+	require.NoError(t, err)
+	assert.InDeltaSlice(t, []float32{0.5, 0.76581041}, dst, 1e-7)
+	margin, delta, p := []float64{-1}, []float64{4}, make([]float64, 1)
+	_, err = WinProbabilities(8, 1, address(p), address(margin), address(delta))
+	require.NoError(t, err)
+	assert.InDelta(t, 0.23418959, p[0], 1e-8)
+	_, err = WinProbabilities(8, 1, address(p), address(margin), address([]float64{0}))
+	assert.EqualError(t, err, "ValueError: delta[0] is 0, must be greater than 0")
+	_, err = WinProbabilities(2, 1, 0, 0, 0)
+	assert.ErrorContains(t, err, "TypeError: dtype code is 2")
+}
+
 // Each kind of error carries the prefix of its Python exception, and a panic does
 // not leave the bridge.
 func TestErrors(t *testing.T) {

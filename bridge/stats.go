@@ -32,13 +32,18 @@ func Histogram(n, bins int64, dst, x uintptr, low, high float64) (ok bool, err e
 	return err == nil, err
 }
 
-// Reliability calls stats.Reliability on n float64 and writes the counts, the
-// confidences, the accuracies and the ends of their intervals to the 50 float64 at dst.
-func Reliability(n int64, dst, margins uintptr) (ok bool, err error) {
+// Reliability calls stats.Reliability on n float64, or where delta is not 0
+// stats.ReliabilityByLoss, and writes the counts, the confidences, the accuracies and the ends
+// of their intervals to the 50 float64 at dst.
+func Reliability(n int64, dst, margins, delta uintptr) (ok bool, err error) {
 	defer convert(&err)
 	const k = stats.ReliabilityBins
 	d := slice[float64](dst, 5*k)
-	for i, b := range stats.Reliability(slice[float64](margins, n)) {
+	bins := stats.Reliability(slice[float64](margins, n))
+	if delta != 0 {
+		bins = stats.ReliabilityByLoss(slice[float64](margins, n), slice[float64](delta, n))
+	}
+	for i, b := range bins {
 		d[i], d[k+i], d[2*k+i], d[3*k+i], d[4*k+i] = float64(b.Count), b.Confidence, b.Accuracy, b.Low, b.High
 	}
 	return true, nil

@@ -32,10 +32,13 @@ func TestStatistics(t *testing.T) {
 	e = decode(Lengths(2, 5, address(scores), address(ratings), address(offsets)))
 	assert.Len(t, e, 1)
 
-	bins := make([]float64, 30)
-	_, err := Reliability(2, address(bins), address([]float64{800, -800}))
+	bins := make([]float64, 50)
+	_, err := Reliability(2, address(bins), address([]float64{800, -800}), 0)
 	require.NoError(t, err)
 	assert.Equal(t, []float64{2, 1, 0.5}, []float64{bins[9], bins[19], bins[29]})
+	_, err = Reliability(2, address(bins), address([]float64{1, -1}), address([]float64{2, 2}))
+	require.NoError(t, err)
+	assert.Equal(t, []float64{2, 1, 0.5}, []float64{bins[9], bins[19], bins[29]}, "a margin at its target is certain")
 
 	_, err = Pairs(0, 0, 0, 0)
 	assert.EqualError(t, err, "ValueError: margins are empty, must be at least one number")
@@ -49,7 +52,7 @@ func TestStatistics(t *testing.T) {
 	assert.EqualError(t, err, `ValueError: method is "mean", must be lowess, uniform or penalty`)
 	e = decode(Calibrated(2, address(score), address([]float64{-1, 1})))
 	assert.Equal(t, 0.5, *e["flip_rate"][0])
-	_, err = Reliability(1, 0, address(bins)) // no place for the bins
+	_, err = Reliability(1, 0, address(bins), 0) // no place for the bins
 	assert.ErrorContains(t, err, "RuntimeError: pcrm: internal error")
 }
 

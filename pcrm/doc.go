@@ -28,6 +28,12 @@
 // the authors' released code, which applies the pair loss at every token of a
 // [Span]. [DPOLoss] puts the difference of the implicit rewards in the place of m.
 //
+// # What a margin means
+//
+// By the Bradley-Terry loss the probability of the choice is sigmoid(m). The constrained
+// loss is a proper loss of another link, [WinProbability], by which a model at its optimum
+// is right more often than sigmoid(m) says.
+//
 // # Label smoothing
 //
 // Smoothing by e swaps the two responses with weight e. For a finite delta this

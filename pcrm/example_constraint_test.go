@@ -2,6 +2,7 @@ package pcrm_test
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 
@@ -20,6 +21,14 @@ func ExampleConstraint() {
 	// similarity 0.7: margin below 9.27, best at 4.63
 	// similarity 0.5: margin below 14.96, best at 7.48
 	// delta is -10.009990009990009 at similarity 1, must be greater than 0 on all of [0, 1]: a ceiling of zero or less rewards ties and reversals
+}
+
+// The same margin says more where its target is nearer.
+func ExampleWinProbability() {
+	for _, delta := range []float64{3, 4, 8, math.Inf(1)} {
+		fmt.Printf("%.3f ", pcrm.WinProbability(1, delta))
+	}
+	// Output: 0.826 0.766 0.732 0.731
 }
 
 func ExampleDeltas() {

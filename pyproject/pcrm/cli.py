@@ -58,6 +58,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"pcrm {name}: {error}{hint}", file=sys.stderr)
     except BrokenPipeError:  # whoever read the output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except RuntimeError as error:
+        from ._engine.native import NativeLibraryError
+
+        if not isinstance(error, NativeLibraryError):
+            raise
+        print(f"pcrm {name}: {error}", file=sys.stderr)
     except (ValueError, OSError) as error:
         if name in _TRAINING and not _is_ours(error):
             raise

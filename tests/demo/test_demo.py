@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from pcrm.demo import data, metrics, model, plot, world
+from pcrm.demo import data, metrics, model, plot, run, world
 from pcrm.evaluate import statistics
 from scipy.stats import spearmanr
 
@@ -59,6 +59,32 @@ def test_goes_on_where_it_was_killed(finished, capsys):
     again = json.loads((finished / "summary.json").read_text())
     for name, numbers in json.loads(before)["models"].items():
         assert again["models"][name] == pytest.approx(numbers, rel=1e-4, abs=1e-4)
+
+
+def test_small_models_train_on_one_thread(tmp_path, monkeypatch, tiny):
+    """So that figures do not depend on the number of cores. A checkpoint takes all."""
+    seen = []
+
+    def stop(*arguments):
+        seen.append(torch.get_num_threads())
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(run, "_train", stop)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert demo(tmp_path) == 1 and torch.get_num_threads() == 3
+        assert demo(tmp_path, "--model", tiny) == 1
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 3]
+
+
+def test_says_where_it_is_without_a_terminal(tmp_path, capsys):
+    assert demo(tmp_path, "--batch-size", "24", "--epochs", "2") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("loading torch and TRL\n")
+    assert out.count("    step 2 of 4\n    step 4 of 4\n") == 3
 
 
 @pytest.mark.slow

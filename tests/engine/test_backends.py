@@ -151,9 +151,9 @@ print(pcrm.priors.length_ratio([[1, 2]], [[1]]), pcrm.Constraint.fit([0.1, 0.9],
 @pytest.mark.slow
 def test_without_native_library_go_is_an_error(without_native):
     out = python("import pcrm; pcrm.backends.set_backend('go')", PYTHONPATH=without_native)
-    assert "RuntimeError: backend 'go' is not available: the native extension is built on Linux" in out.stderr
+    assert "NativeLibraryError: backend 'go' is not available: the native extension is built on Linux" in out.stderr
     out = python("import pcrm; pcrm.priors.length_ratio([[1]], [[1]])", PYTHONPATH=without_native, PCRM_BACKEND="go")
-    assert "RuntimeError: backend 'go' is not available" in out.stderr
+    assert "NativeLibraryError: backend 'go' is not available" in out.stderr
 
 
 def test_threads():

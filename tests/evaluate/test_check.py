@@ -153,6 +153,28 @@ def test_good_rows_of_each_format(run, rows, format):
     assert found["not_found"] == ["unreadable_file", *(finding.__name__ for finding in OF_ROWS)]
 
 
+def test_rankings_of_ties_count_for_their_format(run):
+    _, found = run([*RANKINGS, ranking(7, ratings=[2, 2, 2])])
+    assert found["formats"] == {"rankings": 7} and found["rows"] == 7
+
+
+def test_nothing_is_said_of_rows_that_are_not_there(run, tmp_path, capsys):
+    """What was not looked for is not called not found, and one pair has no spread of similarities."""
+    for rows in ([], [{"a": 1}]):
+        assert run(rows)[1]["not_found"] == []
+    (tmp_path / "no.jsonl.gz").write_bytes(b"{}")
+    assert run("no.jsonl.gz")[1]["findings"][0]["remedy"] == "copy or make it anew"
+    _, found = run(PAIRS[:1])
+    assert "prior" not in by_id(found)
+    cli.main(["check", "x.jsonl"])
+    assert capsys.readouterr().out.startswith("x.jsonl: 1 row, no errors or warnings\n")
+
+
+def test_a_json_array_is_told_to_be_lines(run):
+    _, found = run([PAIRS])
+    assert "write each row as a JSON object in a line of its own" in by_id(found)["unreadable_rows"]["remedy"]
+
+
 def test_equal_responses_of_equal_ratings_are_no_fault(run):
     """They are no pair of a ranking."""
     status, found = run([*RANKINGS, ranking(7, responses=["a", "b", "a"], ratings=[1, 2, 1])])
@@ -363,9 +385,7 @@ def test_a_column_that_is_not_there(tmp_path, capsys):
 def test_a_prior_that_tells_nothing(run):
     _, found = run([pair(i, prior=0.5) for i in range(9)])
     prior = by_id(found)["prior"]
-    assert (
-        prior["level"] == "warning" and "the column 'prior' tells no alike pairs from unlike ones" in prior["message"]
-    )
+    assert prior["level"] == "warning" and "the column 'prior' is the same for nearly all pairs" in prior["message"]
 
 
 def test_what_max_length_leaves(run, tiny):

@@ -117,7 +117,7 @@ def test_pairs_against_scipy_and_scikit_learn():
     difference = random.integers(-50, 50, len(m)).astype(float)
     delta = random.uniform(1, 6, len(m))
     got = {k: v[0] for k, v in statistics.pairs(m, difference, delta).items()}
-    assert 0 < got.pop("ece") < got["ece_plugin"]
+    assert 0 < got.pop("ece") < got["ece_plugin"] and got.pop("ece_by_loss") > 0
     p = scipy.special.expit(m)
     correct, confidence = m > 0, np.maximum(p, 1 - p)
 
@@ -143,6 +143,8 @@ def test_pairs_against_scipy_and_scikit_learn():
         "residual/mean": (m - delta / 2).mean(),
         "residual/sd": (m - delta / 2).std(),
         "violation_rate": (m > delta).mean(),
+        "ruled_out_by_loss": (m <= -delta / 2).mean(),
+        "brier_by_loss": ((1 - pcrm.win_probability(m, delta)) ** 2).mean(),
     } | {f"margin/quantiles/{q}": np.quantile(m, q) for q in (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)}
     assert got.keys() == expected.keys()
     # A minimum is found to the square root of the precision.
@@ -229,7 +231,10 @@ def test_summary_has_the_keys_and_the_numbers(tmp_path):
     got = summary(tmp_path / "out")
     plain = ["accuracy", "accuracy_longer_chosen", "accuracy_shorter_chosen", "ece", "nll", "brier", "temperature"]
     plain += ["spearman_score_length", "spearman_margin_length_difference", "violation_rate"]
+    plain += ["ece_by_loss", "brier_by_loss", "ruled_out_by_loss"]
     plain += [f"{p}{k}_rating" for p in ("", "pooled_") for k in ("spearman", "kendall_tau_b")]
+    assert got["ruled_out_by_loss"] > 0, "a margin is under -delta/2"
+    assert got.pop("nll_by_loss") is None and got.pop("nll_by_loss_ci") == [None, None]
     assert got.pop("ece_plugin") > got["ece"] and got.pop("ece_plugin_ci") == [None, None]
     assert got.keys() == {*plain, *(f"{k}_ci" for k in plain), "margin", "residual"}
     assert got["residual"].keys() == {"mean", "mean_ci", "sd", "sd_ci"}
@@ -271,6 +276,54 @@ def test_what_is_missing_leaves_its_keys_out(tmp_path):
     # A fixed constraint needs no prior.
     assert report(tmp_path / "fixed", tmp_path / "a.jsonl", "--preset", "alpaca/fixed") == 0
     assert summary(tmp_path / "fixed")["residual"]["mean"] == pytest.approx(got["margin"]["mean"] - 2.25)
+
+
+BY_LOSS = ("nll_by_loss", "ece_by_loss", "brier_by_loss", "ruled_out_by_loss")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_calibration_by_the_loss(tmp_path, capsys, ending):
+    """By the rows' own deltas, whatever constraint is named, and beside a model that has none."""
+    rows = [r | {"delta": 30 - 12 * r["prior"]} for r in pair_rows(200)]
+    path, plain = tmp_path / f"own.{ending}", write(tmp_path / "plain.jsonl", pair_rows(200))
+    if ending == "parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        write(path, rows)
+    assert report(tmp_path / "out", path, plain) == 0
+    got = summary(tmp_path / "out")["models"]
+    assert not {*BY_LOSS, "violation_rate"} & got["plain"].keys() and {*BY_LOSS} < got["own"].keys()
+    m = np.array([r["chosen_score"] - r["rejected_score"] for r in rows])
+    p = pcrm.win_probability(m, np.array([r["delta"] for r in rows]))
+    got = got["own"]
+    assert got["nll_by_loss"] == pytest.approx(log_loss(np.ones(len(m)), p, labels=[0, 1]), rel=1e-12)
+    assert got["brier_by_loss"] == pytest.approx(brier_score_loss(np.ones(len(m)), p, pos_label=1), rel=1e-12)
+    # Margins of an equal confidence by sigmoid: their bins are those of the loss.
+    alike = statistics.calibration_error(scipy.special.logit(p))
+    assert (got["ece_by_loss"], *got["ece_by_loss_ci"]) == pytest.approx(alike, rel=1e-9)
+    assert got["ruled_out_by_loss"] == 0 and got["nll_by_loss"] != got["nll"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "It holds for models that were trained with these constraints" in page and "Dotted: P is" in page
+    table = capsys.readouterr().out
+    assert re.search(r"Choices that the loss.s own probability rules out +0\.0% +\N{EN DASH}", table)
+
+    assert report(tmp_path / "flag", path, "--preset", "alpaca/fixed") == 0
+    assert all(summary(tmp_path / "flag")[key] == got[key] for key in (*BY_LOSS, "violation_rate"))
+
+
+def test_a_choice_that_the_loss_rules_out(tmp_path, capsys):
+    rows = [{"chosen_score": m, "rejected_score": 0.0} for m in (1.0, 2.0, -1.0, -2.25)]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert report(tmp_path / "out", path, "--preset", "alpaca/fixed") == 0
+    got = summary(tmp_path / "out")
+    assert (got["ruled_out_by_loss"], got["nll_by_loss"], got["nll_by_loss_ci"]) == (0.25, None, [None, None])
+    assert re.search(r"NLL\).*\n\N{HORIZONTAL ELLIPSIS} by the loss.s own probability +∞\n", capsys.readouterr().out)
+    (tmp_path / "pcrm.toml").write_text("[constraint]\nprior = 'fixed'\ndelta = inf\n")
+    assert report(tmp_path / "plain", path, "--constraint", tmp_path / "pcrm.toml") == 0
+    assert not {*BY_LOSS} & summary(tmp_path / "plain").keys()
 
 
 @pytest.mark.slow
@@ -443,6 +496,11 @@ def test_all_pairs_are_drawn(tmp_path):
         ({"chosen_score": 1.0, "rejected_score": float("nan")}, "rejected_score is nan, must be finite"),
         ({"chosen_score": True, "rejected_score": 1.0}, "chosen_score is True, must be a number"),
         ({"chosen_score": 1.0, "rejected_score": 1.0, "prior": 1.5}, "prior is 1.5, must be in [0, 1]"),
+        ({"chosen_score": 1.0, "rejected_score": 1.0, "prior": 0.5, "delta": 0}, "delta must be greater than 0, got 0"),
+        (
+            {"chosen_score": 1.0, "rejected_score": 1.0, "prior": 0.5, "delta": float("inf")},
+            "delta is inf, must be finite",
+        ),
         ({"chosen_score": 1.0, "rejected_score": 1.0, "prior": 0.5, "chosen_length": 3}, "has no rejected_length"),
         ({"chosen_score": 1.0, "rejected_score": 1.0}, "has no prior, "),
         ({"scores": [1.0], "score": 2.0}, "is ranking and score at once"),
@@ -560,7 +618,7 @@ def test_a_bin_of_three_pairs_does_not_set_the_axis(monkeypatch):
     drawn = []
     monkeypatch.setattr(style, "svg", lambda figure, *_: drawn.append(figure))
     with style.style():
-        figures.calibration({"a": m}, {}, ["a"])
+        figures.calibration({"a": m}, {}, {}, ["a"])
     ax = drawn[0].axes[1]
     assert ax.get_ylim()[0] > 0.4
     (intervals,) = ax.collections

@@ -1,12 +1,13 @@
 """Shared prefixes: the same hidden states, losses, gradients and training as without."""
 
 import copy
+import functools
 
 import pytest
 import torch
 import transformers
 from helpers.documents import blocks
-from pcrm.prefix_sharing import disable, enable, share_prefixes, sharing
+from pcrm.prefix_sharing import PrefixSharingError, disable, enable, share_prefixes, sharing
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 SIZE = {
@@ -170,6 +171,37 @@ def test_dropout_does_not_fail_the_comparison():
     with share_prefixes(model):
         assert loss_of(model, batch()).isfinite()
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["training", "evaluation"])
+def test_attention_that_ignores_the_mask_in_training(first, monkeypatch):
+    """As Unsloth's does; whichever mode the first batch was in."""
+    from transformers import LlamaModel
+
+    forward = LlamaModel.forward
+
+    @functools.wraps(forward)
+    def causal_in_training(self, *args, attention_mask=None, **kwargs):
+        return forward(self, *args, attention_mask=None if self.training else attention_mask, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", causal_in_training)
+    model = make().train(first)
+    with share_prefixes(model):
+        if not first:
+            assert loss_of(model, batch()).isfinite()
+            model.train()
+        with pytest.raises(PrefixSharingError, match="the hidden states of LlamaModel"):
+            loss_of(model, batch())
+
+
+def test_unsloth_is_refused_by_name():
+    model = make()
+    for module in model.modules():
+        module._unsloth_fast_path = True  # as its loader marks the models that compute by its own code
+    with pytest.raises(
+        ValueError, match=r"got LlamaModel with Unsloth's attention, which ignores the mask in training"
+    ):
+        enable(model)
 
 
 def test_bfloat16_autocast():

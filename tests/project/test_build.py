@@ -100,6 +100,22 @@ def test_wheels_that_are_not_uploaded(tmp_path, tags, extension, padding, wrong)
 
 
 @pytest.mark.parametrize(
+    ("files", "wrong"),
+    [
+        (pcrm_wheels.BESIDE_THE_EXTENSION, None),
+        (pcrm_wheels.BESIDE_THE_EXTENSION[1:], "lacks pcrm/_native/build_info.json"),
+        ((*pcrm_wheels.BESIDE_THE_EXTENSION, "_bridge.so"), "is not pure: it has pcrm/_native/_bridge.so"),
+    ],
+)
+def test_pure_wheels_that_are_not_uploaded(tmp_path, files, wrong):
+    wheel = tmp_path / "pcrm-1.2.3-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in files:
+            archive.writestr(f"pcrm/_native/{name}", "")
+    assert pcrm_wheels.complaint(wheel) == (wrong and f"{wheel.name} {wrong}")
+
+
+@pytest.mark.parametrize(
     ("said", "message"),
     [
         (None, "does not run"),

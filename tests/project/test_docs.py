@@ -200,7 +200,7 @@ def test_the_reference_has_what_is_public(site):
     import pcrm
 
     text = (site / "api.html").read_text() + (site / "api-tools.html").read_text()
-    names = [f"pcrm.{n}" for n in ("Constraint", "PCRMLoss", "PCRMDPOLoss", "margin_of", "trace")]
+    names = [f"pcrm.{n}" for n in ("Constraint", "PCRMLoss", "PCRMDPOLoss", "margin_of", "trace", "win_probability")]
     names += [f"pcrm.trl.{n}" for n in pcrm.trl.__all__] + [f"pcrm.openrlhf.{n}" for n in pcrm.openrlhf.__all__]
     for name in names:
         assert f'id="{name}"' in text, name

@@ -153,6 +153,39 @@ def test_length_bias_is_that_of_scipy(data):
     assert got == pytest.approx([spearmanr(margins, longer)[0], *map(np.mean, right)])
 
 
+def test_the_readings_of_kept_scores_are_those_of_numpy(data):
+    import posts
+    import win_probability
+    from methods import Data
+
+    from pcrm import Constraint
+
+    some = posts.read(data, "test")
+    scores = np.random.default_rng(0).normal(0, 1, len(some.responses))
+    margins = scores[some.pairs[:, 0]] - scores[some.pairs[:, 1]]
+    delta = np.full(len(margins), 5.0)
+    everything = np.arange(10), np.arange(len(margins)), np.arange(len(scores))
+    got = dict(
+        zip(win_probability.HEADS, win_probability.Reading(some, scores, delta).columns(*everything), strict=True)
+    )
+    sigmoid = 1 / (1 + np.exp(-margins))
+    a, b = (1 / (1 + np.exp(-x)) - 1 / (1 + np.exp(x + delta)) for x in (margins, -margins))
+    loss = np.where(np.abs(margins) < 2.5, a / (a + b), margins > 0)
+    over = {k: np.maximum(p, 1 - p).mean() - (margins > 0).mean() for k, p in (("sigmoid", sigmoid), ("loss", loss))}
+    assert 0 < got["ruled out by the loss"] == np.mean(margins <= -2.5)
+    assert got["confidence less accuracy, by the loss"] == pytest.approx(over["loss"])
+    assert got["confidence less accuracy, by sigmoid"] == pytest.approx(over["sigmoid"])
+    assert got["confidence, sigmoid's less the loss's"] == pytest.approx(over["sigmoid"] - over["loss"])
+    assert got["Brier, by sigmoid"] == pytest.approx(np.mean((1 - sigmoid) ** 2))
+    assert got["Brier, the loss's less sigmoid's"] == pytest.approx(np.mean((1 - loss) ** 2 - (1 - sigmoid) ** 2))
+    assert got["NLL, by sigmoid"] == pytest.approx(-np.log(sigmoid).mean())
+
+    test = Data(some, {"cosine": torch.full((len(margins),), 0.9, dtype=torch.float64)})
+    want = Constraint.preset("tldr/cosine").delta(0.9)
+    assert (win_probability.deltas("cosine, published", test, test) == want).all()
+    assert (win_probability.deltas("fixed, fitted", test, test) == 4).all()
+
+
 def test_intervals_pair_posts_and_seeds(data):
     import posts
     import tables

@@ -595,6 +595,17 @@ def test_defaults(tmp_path):
         PCRMDPOTrainer("model", args=DPOConfig(**options))
 
 
+def test_liger_keeps_the_forward_pass_of_a_reward_model(tmp_path):
+    options = {"output_dir": str(tmp_path), "bf16": False, "use_liger_kernel": True}
+    assert PCRMRewardConfig(**options).liger_kernel_config == {"fused_linear_cross_entropy": False}
+    config = PCRMRewardConfig(**options, liger_kernel_config={"rope": False})
+    assert config.liger_kernel_config == {"rope": False, "fused_linear_cross_entropy": False}
+    with pytest.raises(
+        ValueError, match=r"^liger_kernel_config must not set 'fused_linear_cross_entropy' for a reward"
+    ):
+        PCRMRewardConfig(**options, liger_kernel_config={"fused_linear_cross_entropy": True})
+
+
 def test_liger_is_refused_where_it_has_a_loss_of_its_own(tmp_path):
     options = {"output_dir": str(tmp_path), "bf16": False, "use_liger_kernel": True}
     if Version(trl.__version__) >= Version("1.14"):  # since then it swaps layers, not the loss

@@ -1,4 +1,4 @@
-"""The constraint on tensors: the deltas of similarities, and the fit to them, by Go or by torch."""
+"""The constraint on tensors, by Go or by torch: the deltas of similarities, the fit to them, and what margins mean to it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from .. import _check
 from . import torch_reference
 from .choice import native_for
+from .dtypes import COMPUTE
 from .native import address, call
-from .tensors import check_dense, check_where, named_if_wrapped
+from .tensors import check_dense, check_where, delta_per_pair, named_if_wrapped
 
 Tensor = torch.Tensor
 
@@ -48,6 +50,43 @@ def _by_torch(s: Tensor, *, low: float | None, high: float | None, **curve: Any)
     if low is not None and high is not None:
         return torch_reference.random_delta(s, low, high)
     return torch_reference.delta(s, **curve)
+
+
+def win_probability(margin: Any, delta: Any) -> Tensor:
+    """`pcrm.win_probability` of tensors, which describes it: at least one of the two is one."""
+    for name, x in (("margin", margin), ("delta", delta)):
+        if not isinstance(x, Tensor):
+            if hasattr(x, "__array__") and getattr(x, "shape", ()) != ():
+                raise TypeError(f"{name} must be a number or a tensor, got {type(x).__name__}")
+            continue
+        check_dense(name, x)
+        if x.dtype not in COMPUTE:
+            raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got dtype {x.dtype}")
+    if not isinstance(margin, Tensor):
+        number = _check.number("margin", margin)
+        margin = torch.full((), number, dtype=COMPUTE[delta.dtype], device=delta.device)
+    if isinstance(delta, Tensor) and delta.dim():
+        if margin.dim() == 0:
+            margin = margin.expand(delta.shape)
+        if delta.shape != margin.shape:
+            raise ValueError(
+                f"delta must be one number or have the shape of margin, {tuple(margin.shape)}, got {tuple(delta.shape)}"
+            )
+        delta = delta.reshape(-1)
+    shape, margin = margin.shape, margin.detach().reshape(-1)
+    margin = margin.to(COMPUTE[margin.dtype])
+    with named_if_wrapped(margin=margin, delta=delta):
+        delta = delta_per_pair(delta, margin, "margin")
+        native = None if torch.compiler.is_compiling() else native_for("margin", margin, delta)
+        if native is None:
+            if margin.is_cpu:
+                check_where("delta", delta, delta > 0, "greater than 0")
+            return torch_reference.win_probability(margin, delta).reshape(shape)
+    margin = margin.resolve_neg().contiguous()
+    result = torch.empty_like(margin)
+    addresses = (result.data_ptr(), margin.data_ptr(), delta.data_ptr())
+    call(native.bridge_WinProbabilities, margin.element_size(), margin.numel(), *addresses)
+    return result.reshape(shape)
 
 
 def fit(similarities: Any, *targets: float) -> tuple[float, ...]:

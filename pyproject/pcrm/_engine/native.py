@@ -25,6 +25,11 @@ NAMES = ("auto", "go", "cuda", "torch")
 
 FOLDER = Path(__file__).parent.parent / "_native"
 
+
+class NativeLibraryError(RuntimeError):
+    """What was asked for needs the native library, which is not there or cannot be used in this process."""
+
+
 loaded: ModuleType | None = None
 loaded_in = 0  # the process that loaded it; 0 is no process
 unavailable: str | None = None  # why there is no native library, once that is known
@@ -38,6 +43,7 @@ def checked(name: str, source: str) -> str:
 
 
 backend = checked(os.environ.get("PCRM_BACKEND", "auto"), "PCRM_BACKEND")
+_SYSTEMS = {"darwin": "macOS", "win32": "Windows"}
 _child = 0  # the forked child that has been prepared to compute with torch
 
 
@@ -51,23 +57,29 @@ def load() -> ModuleType | None:
             loaded_in = os.getpid()
             loaded = module
         except ImportError as error:
-            unavailable = str(error)
-            with contextlib.suppress(OSError, ValueError):
-                info = json.loads((FOLDER / "build_info.json").read_text())
-                unavailable = info["reason"] or unavailable
+            unavailable = _why_not_there(error)
     return loaded
+
+
+def _why_not_there(error: ImportError) -> str:
+    if sys.platform != "linux":
+        return f"it is built on Linux only, and this is {_SYSTEMS.get(sys.platform, sys.platform)}"
+    with contextlib.suppress(OSError, ValueError):
+        if reason := json.loads((FOLDER / "build_info.json").read_text(encoding="utf-8"))["reason"]:
+            return reason
+    return str(error)
 
 
 def library() -> ModuleType:
     """The native library, for what has no torch twin, whatever backend is chosen.
 
     Raises:
-        RuntimeError: it is not there, or this process is a forked child of one that used it.
+        NativeLibraryError: it is not there, or this process is a forked child of one that used it.
     """
     if load() is None:
-        raise RuntimeError(f"this needs pcrm's native library, which is not available: {unavailable}")
+        raise NativeLibraryError(f"this needs pcrm's native library, which is not available: {unavailable}")
     if loaded_in != os.getpid():
-        raise RuntimeError(
+        raise NativeLibraryError(
             "this needs pcrm's native library, which cannot be used in a forked child of a process that used it"
         )
     return loaded  # pyright: ignore[reportReturnType]
@@ -76,10 +88,11 @@ def library() -> ModuleType:
 def chosen_library() -> ModuleType | None:
     """The native library if the chosen backend is to use it on the CPU, else None.
 
-    Warns once, with the reason, where `auto` has to do without.
+    Warns once, with the reason, where `auto` has to do without. On other systems than Linux nobody could
+    change that, and there is no warning.
 
     Raises:
-        RuntimeError: the backend is `go` and the native library is not there.
+        NativeLibraryError: the backend is `go` and the native library is not there.
     """
     if backend == "torch":
         return None
@@ -91,8 +104,8 @@ def chosen_library() -> ModuleType | None:
     reported = unavailable is not None
     if load() is None:
         if backend == "go":
-            raise RuntimeError(f"backend 'go' is not available: {unavailable}")
-        if not reported:
+            raise NativeLibraryError(f"backend 'go' is not available: {unavailable}")
+        if not reported and sys.platform == "linux":
             warnings.warn(
                 f"pcrm computes with torch, not with its Go core: {unavailable}", RuntimeWarning, stacklevel=3
             )

@@ -45,6 +45,19 @@ def pair_loss(margin: Tensor, delta: Tensor, label_smoothing: float = 0.0) -> Te
     return torch.where(constrained, plain + label_smoothing * delta, swapped)
 
 
+def win_probability(margin: Tensor, delta: Tensor) -> Tensor:
+    """The P at which `P L(m) + (1 - P) L(-m)` is least, L the pair loss: 0 and 1 from `-delta / 2` and `delta / 2` on.
+
+    With `A = sigmoid(m) - sigmoid(-m - delta)` and `B = sigmoid(-m) - sigmoid(m - delta)`, P is
+    `A / (A + B)`. Multiplied out, no term of it cancels another.
+    """
+    m = margin.abs()
+    low = (-m).exp() * -(2 * m - delta).expm1() * (1 + (-delta - m).exp())
+    high = -(-delta - 2 * m).expm1() * (1 + (m - delta).exp())
+    against = torch.where(2 * m >= delta, 0, low / (low + high))
+    return torch.where(margin < 0, against, 1 - against)
+
+
 def reward_loss(
     chosen: Tensor,
     rejected: Tensor,

@@ -41,8 +41,6 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("pcrm average: interrupted; nothing was written", file=sys.stderr)
         return 130
-    except RuntimeError as error:
-        raise OSError(error) from None
     weights = " ".join(f"{w:.6g}" for w in done.weights)
     print(f"{args.out}: {done.tensors} tensors, {done.bytes:,} bytes, weights {weights}")
     if done.not_finite:

@@ -100,10 +100,13 @@ def main(argv: list[str]) -> int:
     group.add_argument("--save", metavar="DIR", help="folder to make: a copy of --model whose scores are divided by T")
     _rows.add_arguments(parser)
     args = parser.parse_args(argv)
+    from .._engine.native import library
+
     foreign = _OF_LENGTH if args.method == "temperature" else _OF_TEMPERATURE
     for name in foreign:
         if getattr(args, name) is not None:
             parser.error(f"--{name.replace('_', '-')} is not for --method {args.method}")
+    library()  # it computes every method: said before the files are read
     if args.method == "temperature":
         return _temperature(parser, args)
     args.feature = args.feature or "characters"

@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
             f"--{name}", type=kind, default=default, help=text if default is None else f"{text} (default: {default:g})"
         )
     settings = vars(parser.parse_args(argv))
+    print("loading torch and TRL", flush=True)
     from ..demo import run
 
     out = settings.pop("out")

@@ -120,6 +120,9 @@ def run(argv: list[str], processes: Processes) -> int:
     if args.policy and not gold_model:
         parser.error("--policy needs --gold MODEL: what it samples has no ratings")
 
+    from .._engine.native import library
+
+    library()  # without it there are no statistics: said before hours of sampling and scoring
     from ..evaluate.optimization import COEFFICIENTS, summary
     from ..evaluate.optimization.pools import read
 

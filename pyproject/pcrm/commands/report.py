@@ -11,8 +11,8 @@ _DESCRIPTION = """\
 Print a table of a reward model's accuracy, margins, calibration and rank correlations. Write
 summary.json, one self-contained report.html and its figures as SVG into DIR. SCORES are files
 that end in .jsonl, .jsonl.gz or .parquet, or folders of `datasets`. A row has
-  chosen_score, rejected_score   optional: prior; chosen, rejected, prompt, or chosen_length,
-                                 rejected_length
+  chosen_score, rejected_score   optional: prior; delta; chosen, rejected, prompt, or
+                                 chosen_length, rejected_length
   scores, ratings                lists of one prompt; optional: responses or lengths
   score                          optional: response or length
 Several files are several models, side by side. NAME=FILE names a model; files of the same name
@@ -34,6 +34,9 @@ def main(argv: list[str]) -> int:
     )
     args = parser.parse_args(argv)
 
+    from .._engine.native import library
+
+    library()  # without it there are no statistics: said before the files are read
     from ..evaluate import scores
     from ..evaluate.report import summary
     from ..settings import Constraint, load_config, presets

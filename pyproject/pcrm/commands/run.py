@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import runpy
 import sys
+from pathlib import Path
 
 
 def main(argv: list[str]) -> int:
@@ -22,6 +24,9 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if not args.m and not os.path.isfile(args.script):
         parser.error(f"there is no file {args.script!r}")
+    if not args.m and _imports_unsloth(args.script):
+        # It writes TRL's trainers anew and must come before TRL. Ours are then subclasses of its trainers.
+        import unsloth  # noqa: F401  # pyright: ignore[reportMissingImports]
     from ..trl import enable
 
     enable()
@@ -33,3 +38,21 @@ def main(argv: list[str]) -> int:
         sys.path.insert(0, os.path.dirname(os.path.abspath(args.script)))
         runpy.run_path(args.script, run_name="__main__")
     return 0
+
+
+def _imports_unsloth(script: str) -> bool:
+    try:
+        tree = ast.parse(Path(script).read_bytes())
+    except (SyntaxError, ValueError):
+        return False  # running the script says what is wrong with it
+    return any(
+        name.split(".")[0] == "unsloth"
+        for node in tree.body
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom) and not node.level
+            else []
+        )
+    )

@@ -16,10 +16,6 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("folder", metavar="DIR", help="the folder of the trace")
     args = parser.parse_args(argv)
-    try:
-        native = library()
-    except RuntimeError as error:
-        raise OSError(error) from None
-    report = json.loads(call(native.bridge_VerifyTrace, args.folder))
+    report = json.loads(call(library().bridge_VerifyTrace, args.folder))
     print(report["text"])
     return 0 if report["ok"] else 1

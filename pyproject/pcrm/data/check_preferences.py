@@ -88,11 +88,11 @@ class Finding:
 
 
 class _Fault(RowError):
-    """A row that is read but of no use, with the id of its finding."""
+    """A row that is read but of no use, with the id of its finding, and its format where that is known."""
 
-    def __init__(self, id: str, message: str) -> None:
+    def __init__(self, id: str, message: str, format: str | None = None) -> None:
         super().__init__(message)
-        self.id = id
+        self.id, self.format = id, format
 
 
 @dataclass(slots=True)
@@ -146,7 +146,10 @@ def parse(row: dict[str, Any]) -> Preference:
     if len(responses) < 2:
         raise _Fault("few_responses", f"responses has {len(responses)} of them, must have at least 2")
     ratings = _ratings(row, len(responses))
-    return _preference(row, prompt, {f"responses[{i}]": r for i, r in enumerate(responses)}, ratings)
+    preference = _preference(row, prompt, {f"responses[{i}]": r for i, r in enumerate(responses)}, ratings)
+    if len(set(ratings)) == 1:
+        raise _Fault("only_ties", "", preference.format)
+    return preference
 
 
 def _ratings(row: dict[str, Any], n: int) -> list[float]:
@@ -160,8 +163,6 @@ def _ratings(row: dict[str, Any], n: int) -> list[float]:
         numbers = [finite(f"{name}[{i}]", value) for i, value in enumerate(values)]
     except RowError as error:
         raise _Fault("bad_ratings", error.message) from None
-    if len(set(numbers)) == 1:
-        raise _Fault("only_ties", "")
     return numbers if name == "ratings" else [-number for number in numbers]
 
 
@@ -287,10 +288,15 @@ class Survey:
             if isinstance(row, RowError):
                 raise row
             preference = parse(row)
-        except RowError as error:
-            self.fault(error.id if isinstance(error, _Fault) else "unreadable_rows", number, error.message)
+        except _Fault as error:
+            if error.format is not None:
+                self._count_format(error.format, number)
+            self.fault(error.id, number, error.message)
             return None
-        self.formats.setdefault(preference.format, Tally()).add(number)
+        except RowError as error:
+            self.fault("unreadable_rows", number, error.message)
+            return None
+        self._count_format(preference.format, number)
         for id, why in _faults_of(preference):
             self.fault(id, number, why)
         digests = preference.digests
@@ -302,6 +308,9 @@ class Survey:
         self._has_prompt.append(len(preference.before) >= least)
         self._flipped.append("chosen" in preference.responses and digests[0] > digests[1])
         return preference
+
+    def _count_format(self, format: str, number: int) -> None:
+        self.formats.setdefault(format, Tally()).add(number)
 
     def _prior(self, preference: Preference, number: int) -> float:
         if "chosen" not in preference.responses:  # the priors of a ranking are many
@@ -398,7 +407,12 @@ def unreadable_rows(s: Survey) -> Finding | None:
         "unreadable_rows",
         "error",
         "rows that cannot be read",
-        "mend or remove them: trainers stop at such a row. `pcrm prior` and `pcrm score` leave them out with --on-error skip",
+        (
+            "write each row as a JSON object in a line of its own, or remove it"
+            if s.unit == "line"
+            else "mend or remove them"
+        )
+        + ": trainers stop at such a row. `pcrm prior` and `pcrm score` leave them out with --on-error skip",
     )
 
 

@@ -14,18 +14,19 @@ the next one goes on after the last shard. The output itself appears at the end,
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import json
 import os
 import re
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from .file_lock import try_lock
 from .prior_record import PRIOR_KEY, prior_record_path
 from .writers import to_json_lines, to_table
 
@@ -99,12 +100,10 @@ class ResumableOutput:
         # Named otherwise before it is removed: a folder by its own name is always whole.
         shutil.rmtree(self._removed, ignore_errors=True)
         self.parts.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.parts / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        self._lock = (self.parts / "lock").open("wb")
+        if not try_lock(self._lock):
             self._lock.close()
-            raise ValueError(f"{self.path}: another process is writing it") from None
+            raise ValueError(f"{self.path}: another process is writing it")
         try:
             self._begin()
         except BaseException:
@@ -114,13 +113,18 @@ class ResumableOutput:
 
     def __exit__(self, *_: object) -> None:
         if self.parts.is_dir() and not self.rows:  # nothing was done that another run could go on with
-            self.parts.rename(self._removed)
-            shutil.rmtree(self._removed)
+            self._remove_parts()
         self._lock.close()
 
     @property
     def _removed(self) -> Path:
         return self.parts.with_name(self.parts.name + ".removed")
+
+    def _remove_parts(self) -> None:
+        if sys.platform == "win32":  # Windows renames no folder in which a file is open
+            self._lock.close()
+        self.parts.rename(self._removed)
+        shutil.rmtree(self._removed)
 
     def _begin(self) -> None:
         manifest = self.parts / "manifest.json"
@@ -135,7 +139,7 @@ class ResumableOutput:
             with self._written(manifest) as file:
                 file.write(json.dumps(settings, indent=1).encode())
             return
-        begun = json.loads(manifest.read_text())
+        begun = json.loads(manifest.read_text(encoding="utf-8"))
         if changed := [key for key in begun | settings if begun.get(key) != settings.get(key)]:
             was, now = (json.dumps(x.get(changed[0])) for x in (begun, settings))
             raise ValueError(
@@ -226,8 +230,7 @@ class ResumableOutput:
         if self.prior is not None and self.suffix != ".parquet":
             with self._written(prior_record_path(self.path)) as file:
                 file.write(self.prior.encode() + b"\n")
-        self.parts.rename(self._removed)
-        shutil.rmtree(self._removed)
+        self._remove_parts()
 
     def _concatenated(self, shards: list[Path], path: Path) -> None:
         with self._written(path) as out:
@@ -286,7 +289,8 @@ class ResumableOutput:
             part.unlink(missing_ok=True)
             kept = f". {self.rows} rows are kept: give the same command again to go on" if self.rows else ""
             raise OSError(error.errno, f"{error.strerror or error}{kept}", str(path)) from error
-        if path.parent == self.parts:  # a shard less after a power cut is made once more
+        # A shard less after a power cut is made once more. Windows opens no folders.
+        if path.parent == self.parts or sys.platform == "win32":
             return
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -74,7 +74,7 @@ def _opened(name: str, split: str) -> Source:
 
 def _splits(file: Path) -> list[str]:
     try:
-        parts = json.loads(file.read_text())["splits"]
+        parts = json.loads(file.read_text(encoding="utf-8"))["splits"]
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: names no splits: {error!r:.200}") from None
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
@@ -54,6 +55,18 @@ def run(settings: Settings, out: Path) -> dict[str, Any]:
     In `out`: a folder a model, `margins.png`, `summary.json`. A second call goes on where a
     killed one stopped: models that are there with the same settings are kept.
     """
+    threads = torch.get_num_threads()
+    if settings.model is None:
+        # So that the figures do not depend on the number of cores, and where other processes run, threads of
+        # the small models do not wait for each other.
+        torch.set_num_threads(1)
+    try:
+        return _run(settings, out)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(settings: Settings, out: Path) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     logging.disable_progress_bar()  # of writing a model of one megabyte
     rows = (
@@ -77,7 +90,7 @@ def run(settings: Settings, out: Path) -> dict[str, Any]:
     print(
         f"{len(train)} pairs to train on, {len(held_out)} held out; length-ratio prior, median {similarities.median():.2f}"
     )
-    print(f"constrained: {describe(constraint)}\n{settings.preset}: {describe(models[settings.preset])}\n")
+    print(f"constrained: {describe(constraint)}\n{settings.preset}: {describe(models[settings.preset])}\n", flush=True)
     results, margins = {}, {}
     for number, (name, of) in enumerate(models.items(), 1):
         folder = out / name.replace("/", "-")
@@ -106,20 +119,24 @@ def run(settings: Settings, out: Path) -> dict[str, Any]:
         "ceiling": "constrained",
         "models": results,
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print(f"\n{metrics.table(results)}\n\nThe ceiling is the constrained model's. All numbers are of held-out prompts.")
     print(f"{out}: margins.png, summary.json and the models")
     return summary
 
 
 class _Bar(TrainerCallback):
-    """A progress bar and nothing else: the table says the rest."""
+    """A progress bar, or a line an epoch where no terminal shows one, and nothing else: the table says the rest."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar = tqdm(total=state.max_steps, desc="    training", unit="step", disable=None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar.disable:
+            print(f"    step {state.global_step} of {state.max_steps}", flush=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()
@@ -148,7 +165,7 @@ def _train(
     recipe = dataclasses.asdict(settings) | {
         "constraint": None if constraint is None else dataclasses.asdict(constraint)
     }
-    if marker.is_file() and json.loads(marker.read_text()) == recipe:
+    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == recipe:
         print("    kept: it was trained before with the same settings")
         return model.load_model(folder, settings.seed)
     if constraint is None:
@@ -193,5 +210,5 @@ def _train(
     trainer.save_model(str(scratch))
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
-    marker.write_text(json.dumps(recipe))  # last: without it the folder counts as not there
+    marker.write_text(json.dumps(recipe), encoding="utf-8")  # last: without it the folder counts as not there
     return reward_model

@@ -63,7 +63,7 @@ class DataCheck:
         rows: How many rows it has.
         formats: How many of them have which format, by the keys of `FORMATS`, the most frequent first.
         findings: Errors first, then warnings, then information.
-        not_found: The ids of the errors and warnings that were looked for and not found.
+        not_found: The ids of the errors and warnings that were looked for and not found; none if no row could be read.
     """
 
     name: str
@@ -110,7 +110,8 @@ class DataCheck:
         """As text: a table, the worst first."""
         levels = [f"{n:,} {level}{'s' * (n != 1)}" for level in ("error", "warning") if (n := self.count(level))]
         formats = "; ".join(f"{FORMATS[name]} ({count:,})" for name, count in self.formats.items())
-        lines = [f"{self.name}: {self.rows:,} rows, {' and '.join(levels) or 'no errors or warnings'}"]
+        rows = f"{self.rows:,} row{'s' * (self.rows != 1)}"
+        lines = [f"{self.name}: {rows}, {' and '.join(levels) or 'no errors or warnings'}"]
         lines += [f"format: {formats}"] if formats else []
         for f in self.findings:
             count = f": {f.count:,} of {f.total:,} ({f.share:.2%})" if f.total and not f.numbers else ""
@@ -188,7 +189,7 @@ def check(
         survey.rows,
         {name: survey.formats[name].count for name in formats},
         sorted((f for f in [*(f for _, f in found), *measured] if f is not None), key=lambda f: order.index(f.level)),
-        [id for id, f in found if f is None],
+        [id for id, f in found if f is None] if survey.good else [],
     )
 
 
@@ -389,9 +390,8 @@ def _unreadable_file(why: str | None, read: int) -> Finding | None:
     if why is None:
         return None
     message = f"the file cannot be read to its end: {why}"
-    return Finding(
-        "unreadable_file", "error", message, 0, 0, f"copy or make it anew. The rest is about the {read:,} rows before"
-    )
+    rest = f". The rest is about the {read:,} rows before" if read else ""
+    return Finding("unreadable_file", "error", message, 0, 0, f"copy or make it anew{rest}")
 
 
 def _chat_template_fails(s: Survey) -> Finding | None:
@@ -586,6 +586,11 @@ def repeated_tokens(s: Survey, sizes: _Sizes) -> Finding:
     together = int(of_prompt.sum() + (sizes.whole[once] - of_prompt[group[sizes.of[once]]]).sum())
     shares = in_rows / total if total else 0.0, 1 - together / total if total else 0.0
     about = "" if sizes.unit == "tokens" else "about "  # a token begins and ends anywhere
+    fewer, most = (f"{share:.0%}" for share in shares)
+    if fewer == most:
+        fewer += f" fewer {sizes.unit}"
+    else:
+        fewer += f" fewer in shuffled batches, up to {most} where the rows of a prompt meet, as in `pcrm score`"
     return Finding(
         "repeated_tokens",
         "info",
@@ -593,17 +598,14 @@ def repeated_tokens(s: Survey, sizes: _Sizes) -> Finding:
         "of any response to their prompt",
         in_rows,
         total,
-        f"pcrm_prefix_sharing=True computes them once: {shares[0]:.0%} fewer in shuffled batches, up to {shares[1]:.0%} where the rows "
-        "of a prompt meet, as in `pcrm score`"
-        if shares[1] >= 0.2
-        else "",
+        f"pcrm_prefix_sharing=True computes them once: {fewer}" if shares[1] >= 0.2 else "",
         numbers={"unit": sizes.unit, "within_rows": shares[0], "within_prompts": shares[1], "prompts": len(of_prompt)},
     )
 
 
 def prior_and_targets(kind: str | None, s: Floats) -> Finding | None:
     """The similarities, and what targets fitted to them do."""
-    if not len(s):
+    if len(s) < 2:
         return None
     numbers: dict[str, Any] = {"prior": kind, "quantiles": _quantiles(s)}
     named = "the column 'prior'" if kind == "column" else f"the prior {kind!r}"
@@ -613,11 +615,11 @@ def prior_and_targets(kind: str | None, s: Floats) -> Finding | None:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             constraint = Constraint.fit(s, target_alike=_ALIKE, target_unlike=_UNLIKE)
-    except ValueError as error:
+    except ValueError:  # the targets are good: the similarities do not differ
         return Finding(
             "prior",
             "warning",
-            f"{named} tells no alike pairs from unlike ones: {error}",
+            f"{named} is the same for nearly all pairs, so it does not tell alike pairs from unlike ones",
             len(s),
             len(s),
             "use another prior, or pcrm_prior='fixed' with one ceiling for all pairs",

@@ -2,7 +2,7 @@
 
 A row is one of
 
-    a pair     chosen_score, rejected_score; prior; chosen and rejected, or chosen_length and rejected_length;
+    a pair     chosen_score, rejected_score; prior; delta; chosen and rejected, or chosen_length and rejected_length;
                calibrated_chosen_score and calibrated_rejected_score
     a ranking  scores, ratings: lists of one prompt; responses, or lengths
     a score    score; response, or length
@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 
 _KINDS = {"chosen_score": "pair", "rejected_score": "pair", "scores": "ranking", "ratings": "ranking", "score": "score"}
 _TEXTS = ("prompt", "chosen", "rejected", "response")
-_NUMBERS = ("chosen_score", "rejected_score", "prior", "chosen_length", "rejected_length", "score", "length")
+_NUMBERS = ("chosen_score", "rejected_score", "prior", "delta", "chosen_length", "rejected_length", "score", "length")
 _LISTS = ("scores", "ratings", "lengths")
 _BY_PRINCIPLE = "scores_by_principle"
 _CALIBRATED = ("calibrated_chosen_score", "calibrated_rejected_score")
@@ -45,7 +45,8 @@ class Scores:
 
     Attributes:
         chosen, rejected: Scores of pairs, shape (n,).
-        prior: Of the pairs, in [0, 1]; None where the rows have none, and so for lengths.
+        prior: Of the pairs, in [0, 1]; None where the rows have none, and so for delta and lengths.
+        delta: The constraint that the model was trained with, of each pair.
         chosen_length, rejected_length: Of the pairs.
         scores, ratings: Of all rankings, one after the other; `offsets` says where each begins.
         lengths: Of the responses in rankings.
@@ -61,6 +62,7 @@ class Scores:
     chosen: Floats
     rejected: Floats
     prior: Floats | None
+    delta: Floats | None
     chosen_length: Floats | None
     rejected_length: Floats | None
     scores: Floats
@@ -107,8 +109,8 @@ def read(arguments: Iterable[str], split: str = "train") -> list[Scores]:
     Raises:
         OSError: there is no such file.
         ValueError: a file or row that cannot be read, with its place; a row of no kind or of two,
-            a number that is missing or not finite, a prior outside [0, 1]; some rows with and
-            some without a prior or length.
+            a number that is missing or not finite, a prior outside [0, 1], a delta that is not
+            greater than 0; some rows with and some without a prior, delta or length.
     """
     files: dict[str, list[str]] = {}
     for name, path in named(list(arguments)):
@@ -190,6 +192,7 @@ def _read(name: str, paths: list[str], split: str) -> Scores:
         chosen=columns.array("chosen"),
         rejected=columns.array("rejected"),
         prior=columns.maybe("prior"),
+        delta=columns.maybe("delta"),
         chosen_length=columns.maybe("chosen_length"),
         rejected_length=columns.maybe("rejected_length"),
         scores=columns.array("scores"),
@@ -245,6 +248,7 @@ def _plain(batch: Batch, columns: _Columns) -> bool:
 def _plain_pairs(table: pa.Table, full: set[str], place: str, columns: _Columns) -> bool:
     found = {n: _numpy(table, n) for n in ("chosen_score", "rejected_score")}
     prior = _numpy(table, "prior") if "prior" in full else None
+    delta = _numpy(table, "delta") if "delta" in full else None
     given = full & {"chosen_length", "rejected_length"}
     if len(given) == 2:
         found |= {n: _numpy(table, n) for n in given}
@@ -258,14 +262,17 @@ def _plain_pairs(table: pa.Table, full: set[str], place: str, columns: _Columns)
         if len(after) == 1:
             return False
         calibrated = _numpy(table, _CALIBRATED[0]) - _numpy(table, _CALIBRATED[1])
-    if not _sound(prior, calibrated, *found.values()):
+    if not _sound(prior, delta, calibrated, *found.values()):
         return False
     if prior is not None and not ((prior >= 0) & (prior <= 1)).all():
+        return False
+    if delta is not None and not (delta > 0).all():
         return False
     columns.add("chosen", found["chosen_score"])
     columns.add("rejected", found["rejected_score"])
     columns.optional("pair", "calibrated_score", calibrated, place)
     columns.optional("pair", "prior", prior, place)
+    columns.optional("pair", "delta", delta, place)
     for n in ("chosen_length", "rejected_length"):
         columns.optional("pair", n, found.get(n), place)
     if "chosen_length" in found:
@@ -378,6 +385,10 @@ def _one(row: dict[str, Any], place: str, columns: _Columns) -> None:
         if prior is not None and not 0 <= prior <= 1:
             raise RowError(f"prior is {prior:g}, must be in [0, 1]")
         columns.optional("pair", "prior", None if prior is None else [prior], place)
+        delta = number(row, "delta") if "delta" in row else None
+        if delta is not None and not delta > 0:
+            raise RowError(f"delta must be greater than 0, got {delta:g}")
+        columns.optional("pair", "delta", None if delta is None else [delta], place)
         for name, margin in _by_principle(row).items():
             columns.by_principle.setdefault(name, []).append(margin)
         lengths: list[float] | None = None

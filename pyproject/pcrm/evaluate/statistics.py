@@ -44,8 +44,10 @@ def histogram(x: Floats, bins: int, low: float, high: float) -> NDArray[np.int64
     return dst
 
 
-def reliability(margins: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats]:
-    """Ten equal bins of the confidence max(P, 1 - P) over [0.5, 1], P = sigmoid(margin).
+def reliability(margins: Floats, delta: Floats | None = None) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Ten equal bins of the confidence max(P, 1 - P) over [0.5, 1].
+
+    P is sigmoid(margin), or `pcrm.win_probability` where each pair's delta is given.
 
     Returns:
         The number of pairs in each bin, their mean confidence, the share of them whose margin
@@ -53,7 +55,9 @@ def reliability(margins: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats
         without pairs.
     """
     dst = np.empty((5, 10))
-    _call("Reliability", len(margins), dst, margins)
+    if delta is not None:
+        _same(margins, delta)
+    _call("Reliability", len(margins), dst, margins, np.empty(0) if delta is None else delta)
     return dst[0], dst[1], dst[2], dst[3], dst[4]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.nn.modules.dropout import _DropoutNd
 
 from .. import _check
 from .plan import Packed, pack
@@ -44,7 +45,8 @@ def enable(model: Any, *, min_shared: int = _MIN_SHARED, budget: int | None = No
     (which sees the packed batch). What is computed is the packed batch; a head on top of the decoder sees the rows
     that it expects. Batches whose rows share nothing go through as they are, and so does generation with a cache.
 
-    The first batch goes through both ways, without gradients, to see that the results agree.
+    The first batch, in training and in evaluation, goes through both ways, without gradients and dropout, to see that the
+    results agree.
 
     Args:
         model: The model, or what wraps it: PEFT, DDP or torch.compile.
@@ -141,6 +143,11 @@ def why_not(model: Any, longest: int | None = None) -> str | None:
     decoder = _decoder(model)[1]
     config = decoder.config.get_text_config()
     name = type(decoder).__name__
+    if getattr(decoder, "_unsloth_fast_path", False):
+        return (
+            f"model must compute as transformers does to share prefixes, got {name} with Unsloth's attention, which ignores "
+            "the mask in training: set pcrm_prefix_sharing=False, or load the model with transformers"
+        )
     if config.is_encoder_decoder:
         return f"model must be a decoder to share prefixes, got {name}, which has an encoder"
     if getattr(decoder, "_is_stateful", False):
@@ -191,7 +198,7 @@ class _Sharing:
         self._names = list(inspect.signature(decoder.forward).parameters)
         self._gather: Tensor | None = None  # of the batch that is inside
         self._first: tuple[dict[str, Any], dict[str, Any]] | None = None  # what the caller gave and what went in
-        self._checked = False
+        self._checked: set[bool] = set()  # in training, in evaluation: a model may compute in another way there
         self._called = False
         self._handles = [
             decoder.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -223,7 +230,8 @@ class _Sharing:
         if given.get("output_attentions") or self._config.output_attentions:
             raise ValueError("output_attentions must be False where prefixes are shared: there is no matrix of a row")
         packed = self._packed(ids, mask, given.get("position_ids"))
-        if self._checked and packed.ids.numel() >= ids.numel():
+        checked = decoder.training in self._checked
+        if checked and packed.ids.numel() >= ids.numel():
             return None
         self._gather = packed.gather
         inside = given | {
@@ -232,7 +240,7 @@ class _Sharing:
             "position_ids": packed.positions,
             "use_cache": False,
         }
-        if not self._checked:
+        if not checked:
             self._first = given, inside
         return (), inside
 
@@ -284,20 +292,15 @@ class _Sharing:
         if self._first is not None:
             (given, inside), self._first = self._first, None
             self._compare(decoder, given, inside, gather)
-            self._checked = True
+            self._checked.add(decoder.training)
         return output
 
     @torch.no_grad()
     def _compare(self, decoder: Any, given: dict[str, Any], inside: dict[str, Any], gather: Tensor) -> None:
         """Run the batch both ways without dropout, and raise where the results differ by more than rounding."""
-        training = [module for module in decoder.modules() if module.training]
-        decoder.eval()
-        try:
+        with _without_dropout(decoder):
             plain = decoder.forward(**given | {"use_cache": False}).last_hidden_state
             shared = _unpacked(decoder.forward(**inside).last_hidden_state, gather)
-        finally:
-            for module in training:
-                module.training = True
         kind = plain.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else plain.dtype
         mask = given.get("attention_mask")
@@ -313,6 +316,23 @@ class _Sharing:
                 f"the hidden states of {type(decoder).__name__} with shared prefixes must be those without, to rounding: at "
                 f"most {most:.1e} of a token's norm apart, got {apart:.1e}. This model cannot share prefixes: please report it"
             )
+
+
+@contextlib.contextmanager
+def _without_dropout(decoder: Any) -> Iterator[None]:
+    """Nothing is random and nothing is checkpointed; whether the model trains stays, as it may choose its attention by that."""
+    before = []
+    for module in decoder.modules():
+        for name, value in list(vars(module).items()):
+            rate = "dropout" in name or "jitter" in name or (name == "p" and isinstance(module, _DropoutNd))
+            if (rate and type(value) is float) or (name == "gradient_checkpointing" and value):
+                before.append((module, name, value))
+                setattr(module, name, type(value)(0))
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 def _unpacked(x: Tensor, gather: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 `presets` has the published settings, `rules` the rules for settings from every door (files,
 trainers' fields, flags, Python), `toml` reads the file, `constraint` has the curve, `targets` what one
-is fitted to, and `config` puts all of a run's settings together.
+is fitted to, `win` what margins mean to the loss, and `config` puts all of a run's settings together.
 """
 
 from .config import Config, load_config, settings_of
@@ -10,6 +10,7 @@ from .constraint import Constraint, constraint_of
 from .presets import presets
 from .rules import COMPUTED_PRIORS, PRIORS, SETTINGS, Task, resolve
 from .targets import Targets, margin_of
+from .win import win_probability
 
 __all__ = [
     "COMPUTED_PRIORS",
@@ -25,4 +26,5 @@ __all__ = [
     "presets",
     "resolve",
     "settings_of",
+    "win_probability",
 ]

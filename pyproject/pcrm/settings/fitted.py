@@ -63,7 +63,7 @@ def write_toml(
     ]
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text("\n".join(lines))
+        part.write_text("\n".join(lines), encoding="utf-8")
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ _TABLE = Path(__file__).parent.parent / "_native" / "presets.toml"
 @functools.cache
 def presets() -> dict[str, dict[str, Any]]:
     """The published settings by name: `prior`, and the betas, `delta`, or `low` and `high`."""
-    return tomllib.loads(_TABLE.read_text())
+    return tomllib.loads(_TABLE.read_text(encoding="utf-8"))
 
 
 def lookup(name: Any, prefix: str = "") -> dict[str, Any]:

@@ -195,11 +195,24 @@ class PCRMRewardConfig(PCRMArguments, RewardConfig):
         if coefficient is not None:
             _check.at_least_0("center_rewards_coefficient", coefficient)
         self._merged("center_rewards_coefficient", settings.center_rewards_coefficient, None)
+        self._keep_forward_from_liger()
         if settings.form == "token" and self.center_rewards_coefficient:
             raise ValueError(
                 f"center_rewards_coefficient is {self.center_rewards_coefficient}, which pcrm_form='token' does not use"
             )
         warn_of_smoothing(settings.label_smoothing, settings.constraint)
+
+    def _keep_forward_from_liger(self) -> None:
+        """Leave out the part of Liger that gives the model a language model's forward pass, as TRL does for DPO."""
+        if not self.use_liger_kernel:
+            return
+        options: dict[str, Any] = dict(self.liger_kernel_config or {})
+        if options.get("fused_linear_cross_entropy"):
+            raise ValueError(
+                "liger_kernel_config must not set 'fused_linear_cross_entropy' for a reward model, got True: it replaces the "
+                "model's forward pass with that of a language model"
+            )
+        self.liger_kernel_config = options | {"fused_linear_cross_entropy": False}
 
 
 @dataclass

@@ -17,9 +17,9 @@ def make_once(path: Path, recipe: dict[str, Any], make: Callable[[], object]) ->
     """
     recipe = json.loads(json.dumps(recipe | {"pcrm": __version__}))
     marker = path.with_name(f"{path.name}.recipe.json")
-    if path.exists() and marker.is_file() and json.loads(marker.read_text()) == recipe:
+    if path.exists() and marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == recipe:
         return
     marker.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     make()
-    marker.write_text(json.dumps(recipe, indent=1) + "\n")
+    marker.write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")

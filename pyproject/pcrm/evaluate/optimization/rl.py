@@ -183,10 +183,10 @@ def _check_same(scratch: Path, recipe: dict[str, Any]) -> None:
     """Checkpoints of another run are nothing to go on from."""
     marker = scratch / "recipe.json"
     text = json.dumps(recipe)
-    if not marker.is_file() or marker.read_text() != text:
+    if not marker.is_file() or marker.read_text(encoding="utf-8") != text:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        marker.write_text(text)
+        marker.write_text(text, encoding="utf-8")
 
 
 def _run(
@@ -238,7 +238,7 @@ def _run(
         trainer.remove_callback(PrinterCallback)
         checkpoint = _last_checkpoint(folder)
         if checkpoint is not None:
-            state = json.loads((checkpoint / "trainer_state.json").read_text())
+            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
             recorder.rows = state["stateful_callbacks"][_Recorder.__name__]["attributes"]["rows"]
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     logged = {entry["step"] - 1: entry for entry in trainer.state.log_history if "reward" in entry}
@@ -258,7 +258,7 @@ def _last_checkpoint(folder: Path) -> Path | None:
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_text())
+        json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return False
     return True

@@ -21,6 +21,7 @@ from ..statistics import Floats
 _POINTS = 3000
 
 _CALIBRATED_LINE = (0, (4, 2.5))  # dashes
+_BY_LOSS_LINE = (0, (1, 1.5))  # dots
 
 # Of the pairs. At least one of ten bins has a tenth.
 _SHARE_OF_A_BIN = 0.02
@@ -57,19 +58,24 @@ def margins(models: dict[str, Floats], order: list[str]) -> Figure | None:
     )
 
 
-def calibration(models: dict[str, Floats], calibrated: dict[str, Floats], order: list[str]) -> Figure | None:
-    """The reliability diagram, over the share of pairs in each bin; dashed, that of calibrated margins."""
+def calibration(
+    models: dict[str, Floats], calibrated: dict[str, Floats], deltas: dict[str, Floats], order: list[str]
+) -> Figure | None:
+    """The reliability diagram, over the share of pairs in each bin; dashed, that of calibrated margins, and dotted,
+    that of the loss's own probability, which the deltas give.
+    """
     models = {k: v for k, v in models.items() if len(v)}
     if not models:
         return None
     figure, (top, ax) = style.figure(0.5, 2.9, 2, 1, height_ratios=(1, 4), sharex=True)
     ax.plot([0.5, 1], [0.5, 1], color=style.MUTED, linewidth=0.9, zorder=1)
     lowest = 0.45
-    curves = [(name, m, style.line(order.index(name))) for name, m in models.items()]
-    curves += [(name, m, _CALIBRATED_LINE) for name, m in calibrated.items()]
-    for name, m, line in curves:
+    curves = [(name, m, None, style.line(order.index(name))) for name, m in models.items()]
+    curves += [(name, m, None, _CALIBRATED_LINE) for name, m in calibrated.items()]
+    curves += [(name, models[name], delta, _BY_LOSS_LINE) for name, delta in deltas.items()]
+    for name, m, delta, line in curves:
         color = style.color(order.index(name))
-        count, confidence, accuracy, low, high = statistics.reliability(m)
+        count, confidence, accuracy, low, high = statistics.reliability(m, delta)
         seen = count > 0
         ax.plot(confidence[seen], accuracy[seen], linestyle=line, color=color, marker="o", markersize=3.5, zorder=3)
         ax.vlines(confidence[seen], low[seen], high[seen], color=color, linewidth=0.9, alpha=0.6, zorder=2)
@@ -79,7 +85,7 @@ def calibration(models: dict[str, Floats], calibrated: dict[str, Floats], order:
         lowest = min(lowest, float(accuracy[known].min()) - 0.03)
     ax.set_xlim(0.5, 1.005)
     ax.set_ylim(max(lowest, -0.02), 1.02)
-    ax.set_xlabel("confidence: max(P, 1 \N{MINUS SIGN} P), P = sigmoid(margin)")
+    ax.set_xlabel(f"confidence: max(P, 1 \N{MINUS SIGN} P){'' if deltas else ', P = sigmoid(margin)'}")
     ax.set_ylabel("accuracy")
     ax.xaxis.set_major_formatter(_percent())
     ax.yaxis.set_major_formatter(_percent())
@@ -89,6 +95,8 @@ def calibration(models: dict[str, Floats], calibrated: dict[str, Floats], order:
     top.tick_params(bottom=False)
     legend(figure, list(models), order)
     dashed = " Dashed: by calibrated scores." if calibrated else ""
+    if deltas:
+        dashed += " Dotted: P is the loss's own probability, and else sigmoid(margin)."
     return Figure(
         "calibration",
         "Calibration",

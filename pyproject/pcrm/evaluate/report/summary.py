@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,14 @@ _LABELS: dict[str, str | None] = {
     "ece": "Calibration error (ECE)",
     "ece_plugin": "… plug-in estimate, biased upward",
     "ece_calibrated": "… ECE of calibrated scores",
+    "ece_by_loss": "… ECE by the loss's own probability",
     "nll": "Negative log-likelihood (NLL)",
     "nll_calibrated": "… of calibrated scores",
+    "nll_by_loss": "… by the loss's own probability",
     "brier": "Brier score",
     "brier_calibrated": "… of calibrated scores",
+    "brier_by_loss": "… by the loss's own probability",
+    "ruled_out_by_loss": "Choices that the loss's own probability rules out",
     "temperature": "Temperature",
     "-length": None,
     "spearman_score_length": "Spearman, score and length",
@@ -63,8 +68,19 @@ _PERCENT = (
     "accuracy_calibrated",
     "flip_rate",
     "violation_rate",
+    "ruled_out_by_loss",
     "share_over_5",
     "share_over_10",
+)
+
+_NOTE = (
+    "In brackets: 95% intervals. Those of the calibration error invert a test, the others are bootstrap "
+    "intervals over pairs, or over prompts for the rank correlations with ratings."
+)
+_BY_LOSS = (
+    " The loss's own probability is the one at which a margin is the optimum of the constrained loss; the other rows "
+    "take sigmoid(margin). It holds for models that were trained with these constraints. A choice that it rules out "
+    "makes the NLL infinite."
 )
 
 
@@ -73,7 +89,8 @@ def write(models: list[Scores], out: str | os.PathLike[str], constraint: Constra
 
     Args:
         models: At least one, as `scores.read` gives them.
-        constraint: Gives the target curve, the residuals and the violation rate.
+        constraint: Gives the target curve and, of models without deltas of their own, the residuals, the
+            violation rate and the calibration by the loss's own probability.
 
     Returns:
         The table of the numbers as text.
@@ -85,7 +102,8 @@ def write(models: list[Scores], out: str | os.PathLike[str], constraint: Constra
     if constraint is not None and constraint.is_random:
         raise ValueError("the constraint is random: it has no curve over the prior to compare margins with")
     by_prompt: dict[str, tuple[statistics.Floats, statistics.Floats]] = {}
-    estimates = {m.name: _estimates(m, constraint, by_prompt) for m in models}
+    deltas = {m.name: _deltas(m, constraint) for m in models}
+    estimates = {m.name: _estimates(m, deltas[m.name], by_prompt) for m in models}
     summaries = {name: _nested(e) for name, e in estimates.items()}
     principles = {m.name: {name: statistics.pairs(x) for name, x in m.by_principle.items()} for m in models}
     for m in models:
@@ -97,7 +115,7 @@ def write(models: list[Scores], out: str | os.PathLike[str], constraint: Constra
     summary = next(iter(summaries.values())) if len(models) == 1 else {"models": summaries}
 
     with style.style():
-        pictures = _figures(models, constraint, by_prompt)
+        pictures = _figures(models, constraint, deltas, by_prompt)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     for f in pictures:
@@ -108,8 +126,7 @@ def write(models: list[Scores], out: str | os.PathLike[str], constraint: Constra
         subtitle=_contents(models),
         columns=list(estimates),
         rows=rows,
-        note="In brackets: 95% intervals. Those of the calibration error invert a test, the others are bootstrap "
-        "intervals over pairs, or over prompts for the rank correlations with ratings.",
+        note=_NOTE + (_BY_LOSS if any("ece_by_loss" in e for e in estimates.values()) else ""),
         figures=pictures,
         footer=f"pcrm {__version__}" + (f" · {constraint!r}" if constraint is not None else ""),
     )
@@ -118,17 +135,24 @@ def write(models: list[Scores], out: str | os.PathLike[str], constraint: Constra
     return page.text(list(estimates), rows)
 
 
-def _estimates(m: Scores, constraint: Constraint | None, by_prompt: dict[str, Any]) -> Estimates:
+def _deltas(m: Scores, constraint: Constraint | None) -> statistics.Floats | None:
+    """The constraint of each pair: the rows' own, or that of their prior."""
+    if m.delta is not None or constraint is None or not len(m.chosen):
+        return m.delta
+    if constraint.is_fixed:
+        return np.full(len(m.chosen), constraint.delta(0.0))
+    return None if m.prior is None else constraint.delta(m.prior)
+
+
+def _estimates(m: Scores, delta: statistics.Floats | None, by_prompt: dict[str, Any]) -> Estimates:
     found: Estimates = {}
     if len(m.chosen):
-        delta = difference = None
-        if constraint is not None and constraint.is_fixed:
-            delta = np.full(len(m.chosen), constraint.delta(0.0))
-        elif constraint is not None and m.prior is not None:
-            delta = constraint.delta(m.prior)
+        difference = None
         if m.chosen_length is not None and m.rejected_length is not None:
             difference = m.chosen_length - m.rejected_length
         found |= statistics.pairs(m.margins, difference, delta)
+        if "ruled_out_by_loss" in found:
+            found.setdefault("nll_by_loss", (math.inf, None, None))
         if m.calibrated is not None:
             found |= statistics.calibrated(m.margins, m.calibrated)
     if (points := m.by_length()) is not None:
@@ -141,7 +165,7 @@ def _estimates(m: Scores, constraint: Constraint | None, by_prompt: dict[str, An
 
 
 def _nested(estimates: Estimates) -> dict[str, Any]:
-    """As summary.json has it: `a/b` is b in the object a, and the interval of KEY is KEY_ci beside it.
+    """As summary.json has it: `a/b` is b in the object a, and the interval of KEY is KEY_ci beside it. What is infinite is None.
 
     The keys of `margin/quantiles` are numbers, which take no suffix: theirs are in `margin/quantiles_ci`.
     """
@@ -149,6 +173,7 @@ def _nested(estimates: Estimates) -> dict[str, Any]:
     places = list(_LABELS)
     for key in sorted(estimates, key=lambda k: places.index(k if k in _LABELS else "margin/quantiles/0.5")):
         value, *interval = estimates[key]
+        value = value if math.isfinite(value) else None
         head, *tail = key.split("/")
         if not tail:
             summary[head], summary[f"{head}_ci"] = value, interval
@@ -187,7 +212,7 @@ def _cell(key: str, estimate: tuple[float, float | None, float | None] | None) -
     percent = key.rpartition("/")[2] in _PERCENT
 
     def text(x: float | None) -> str:
-        if x is None:
+        if x is None or math.isinf(x):
             return "∞"
         # Rounded first, and 0 added, so that there is no -0.000.
         return (f"{round(100 * x, 1) + 0:.1f}%" if percent else f"{round(x, 3) + 0:.3f}").replace("-", "\N{MINUS SIGN}")
@@ -209,16 +234,22 @@ def _contents(models: list[Scores]) -> str:
     return "; ".join(f"{name}: {line}" for name, line in lines.items())
 
 
-def _figures(models: list[Scores], constraint: Constraint | None, by_prompt: dict[str, Any]) -> list[Figure]:
+def _figures(
+    models: list[Scores],
+    constraint: Constraint | None,
+    deltas: dict[str, statistics.Floats | None],
+    by_prompt: dict[str, Any],
+) -> list[Figure]:
     order = [m.name for m in models]
     margins = {m.name: m.margins for m in models}
     calibrated = {m.name: m.calibrated for m in models if m.calibrated is not None}
+    constrained = {name: d for name, d in deltas.items() if d is not None and np.isfinite(d).any()}
     with_length = {m.name: (p[1], p[0]) for m in models if (p := m.by_length()) is not None}
     return [
         f
         for f in (
             figures.margins(margins, order),
-            figures.calibration(margins, calibrated, order),
+            figures.calibration(margins, calibrated, constrained, order),
             figures.prior({m.name: (m.prior, m.margins) for m in models if m.prior is not None}, order, constraint),
             figures.length(with_length, order, " / ".join(dict.fromkeys(m.units for m in models))),
             figures.rankings(by_prompt, order),
