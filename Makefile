@@ -229,6 +229,9 @@ $(RLHF)/ready: tests/openrlhf/requirements.txt | $(VENV)/test
 		$(RLHF)/bin/python -c 'from deepspeed.ops.op_builder import cpu; cpu.FusedAdamBuilder().load(); cpu.ShareMemCommBuilder().load()'
 	@touch $@
 
+# Axolotl asks for Python 3.12, and runs with 3.11.
+.venv-axolotl/ready: export PIP_IGNORE_REQUIRES_PYTHON = 1
+
 # Without dependencies: requirements.txt names each that a run on a CPU imports, in the framework's own version.
 .venv-%/ready: tests/%/requirements.txt | $(VENV)/test
 	$(call on-top-of-venv,.venv-$*)

@@ -13,6 +13,8 @@ PACKAGE = ROOT / "pyproject" / "pcrm"
 # What `pcrm check`, `report`, `calibrate`, `fit`, `average` and `pairs` run. Loading torch takes longer than they do.
 LIGHT = ["data/*.py", "evaluate/scores.py", "evaluate/statistics.py", "evaluate/length_bias.py", "evaluate/pages/*.py"]
 LIGHT += [
+    "axolotl/plugin.py",
+    "axolotl/named.py",
     "evaluate/check_data.py",
     "evaluate/temperature.py",
     "evaluate/score_head.py",

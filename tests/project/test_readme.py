@@ -1,6 +1,5 @@
 """What the README and the guides print runs as it is printed."""
 
-import dataclasses
 import gzip
 import json
 import os
@@ -108,27 +107,3 @@ def test_guides(page, tmp_path, monkeypatch, capsys):
         exec(compile(block, page, "exec"), {})
     if page == "docs/trl.md":
         assert "'pcrm/residual'" in capsys.readouterr().out
-
-
-def test_the_class_for_axolotl(tiny_policy, rows, tmp_path):
-    """With arguments of a subclass of TRL's own, as Axolotl makes them."""
-    from helpers.trainers import FORMATS, SETTINGS, load, steps
-    from transformers import AutoTokenizer
-    from trl import DPOConfig
-
-    @dataclasses.dataclass
-    class Arguments(DPOConfig):
-        axolotl_has_more: int = 3
-
-    names = {}
-    exec(next(b for b in blocks("docs/frameworks.md", "python") if "ConstrainedDPO" in b), names)
-    trainer = names["ConstrainedDPO"](
-        load("dpo", tiny_policy),
-        None,
-        args=Arguments(output_dir=str(tmp_path), **SETTINGS | {"max_steps": 1}),
-        train_dataset=FORMATS["plain"](rows),
-        processing_class=AutoTokenizer.from_pretrained(tiny_policy),
-        dataset_tags=["x"],
-    )
-    trainer.train()
-    assert steps(trainer)[0]["pcrm/delta"] >= 2.0
