@@ -34,7 +34,7 @@ class Data:
 Make = Callable[[Data], Loss]
 
 
-def _constrained(constraint: Constraint, prior: Tensor | None = None, **settings: float) -> Loss:
+def constrained(constraint: Constraint, prior: Tensor | None = None, **settings: float) -> Loss:
     loss = PCRMLoss(constraint, **settings)
     if prior is None:
         return lambda chosen, rejected, pairs: loss(chosen, rejected)
@@ -42,16 +42,16 @@ def _constrained(constraint: Constraint, prior: Tensor | None = None, **settings
     return lambda chosen, rejected, pairs: loss(chosen, rejected, prior[pairs])
 
 
-def _plain(**settings: float) -> Make:
-    return lambda data: _constrained(Constraint.fixed(math.inf), **settings)
+def plain(**settings: float) -> Make:
+    return lambda data: constrained(Constraint.fixed(math.inf), **settings)
 
 
 def _fixed(constraint: Constraint) -> Make:
-    return lambda data: _constrained(constraint)
+    return lambda data: constrained(constraint)
 
 
 def _published(prior: str) -> Make:
-    return lambda data: _constrained(Constraint.preset(f"tldr/{prior}"), data.priors[prior])
+    return lambda data: constrained(Constraint.preset(f"tldr/{prior}"), data.priors[prior])
 
 
 def fit_two_points(similarities: Tensor) -> Constraint:
@@ -67,23 +67,24 @@ def fit_two_points(similarities: Tensor) -> Constraint:
 
 
 def _fitted(prior: str) -> Make:
-    return lambda data: _constrained(fit_two_points(data.priors[prior]), data.priors[prior])
+    return lambda data: constrained(fit_two_points(data.priors[prior]), data.priors[prior])
+
+
+def fit_now(similarities: Tensor) -> Constraint:
+    """What the trainers do by default: `Constraint.fit` of the training data."""
+    alike, unlike = TARGETS.values()
+    return Constraint.fit(similarities.numpy(), target_alike=alike, target_unlike=unlike)
 
 
 def fitted_now(prior: str) -> Make:
-    """What the trainers do by default: `Constraint.fit` of the training data."""
-
-    def make(data: Data) -> Loss:
-        return _constrained(Constraint.fit(data.priors[prior].numpy(), **TARGETS), data.priors[prior])
-
-    return make
+    return lambda data: constrained(fit_now(data.priors[prior]), data.priors[prior])
 
 
 def _random(constraint: Constraint) -> Make:
     def make(data: Data) -> Loss:
         ids = [list(text.encode()) for text in data.posts.responses]
         chosen, rejected = ([ids[i] for i in data.posts.pairs[:, side]] for side in (0, 1))
-        return _constrained(constraint, pcrm.priors.random_uniform(chosen, rejected, seed=0))
+        return constrained(constraint, pcrm.priors.random_uniform(chosen, rejected, seed=0))
 
     return make
 
@@ -108,10 +109,15 @@ def _dpo(loss: Callable[..., tuple[Tensor, Tensor, Tensor]], **settings: Any) ->
     return of_scores
 
 
+def ipo(target: float) -> Make:
+    """IPO's squared loss of m, which asks each pair for the same margin."""
+    return _by_pair(_dpo(ipo_loss, beta=1 / (2 * target)))
+
+
 METHODS: dict[str, Make] = {
-    "plain": _plain(),
-    "label smoothing .1": _plain(label_smoothing=0.1),
-    "centering .01": _plain(center_rewards_coefficient=0.01),
+    "plain": plain(),
+    "label smoothing .1": plain(label_smoothing=0.1),
+    "centering .01": plain(center_rewards_coefficient=0.01),
     # The larger of the paper's two scales; its four grades are those of the ratings' difference, 1, 2, 3, 4 or more.
     "Llama-2 margin": _by_pair(llama2_margin_loss, lambda posts: (posts.gap - 1).clip(0, 3)),
     "fixed, published": _fixed(Constraint.preset("tldr/fixed")),
@@ -128,7 +134,7 @@ METHODS: dict[str, Make] = {
 # a target it is 2, or half of the ratings' difference, in the range of the fitted constraints.
 BASELINES: dict[str, Make] = {
     "L2 .01": _by_pair(functools.partial(l2_reward_loss, coefficient=0.01)),
-    "IPO, target 2": _by_pair(_dpo(ipo_loss, beta=0.25)),
+    "IPO, target 2": ipo(2),
     "ODPO, log gap": _by_pair(_dpo(odpo_loss, beta=1.0), lambda posts: np.log(posts.gap)),
     "RPO squared, gap / 2": _by_pair(
         _dpo(rpo_distance_loss, beta=1.0, eta=0.5, distance="squared"), lambda posts: posts.gap

@@ -69,12 +69,12 @@ def data_of(data: Path, split: str, model: str) -> Data:
 
 
 @functools.cache
-def _inputs(data: Path, split: str, tier: str, model: str) -> tuple[torch.Tensor, ...]:
+def inputs_of(data: Path, split: str, tier: str, model: str) -> tuple[torch.Tensor, ...]:
     posts = _posts(data, split)
     return (embeddings(posts, model),) if tier == "A" else states(posts, model, CACHE)
 
 
-def _model(tier: str, model: str, inputs: tuple[torch.Tensor, ...], seed: int) -> torch.nn.Module:
+def model_of(tier: str, model: str, inputs: tuple[torch.Tensor, ...], seed: int) -> torch.nn.Module:
     torch.manual_seed(seed)
     return Head(inputs[0].shape[1]) if tier == "A" else TopLayers(model)
 
@@ -82,8 +82,8 @@ def _model(tier: str, model: str, inputs: tuple[torch.Tensor, ...], seed: int) -
 def trained(data: Path, model: str, tier: str, make: Make, seed: int) -> NDArray[np.float32]:
     """The scores of the test summaries by a model that was trained on all train posts."""
     torch.set_num_threads(1)  # a run a core: the same bits however many there are
-    t, train_data, inputs = TIERS[tier], data_of(data, "train", model), _inputs(data, "train", tier, model)
-    network = _model(tier, model, inputs, seed)
+    t, train_data, inputs = TIERS[tier], data_of(data, "train", model), inputs_of(data, "train", tier, model)
+    network = model_of(tier, model, inputs, seed)
     train(
         network,
         inputs,
@@ -94,7 +94,7 @@ def trained(data: Path, model: str, tier: str, make: Make, seed: int) -> NDArray
         posts_per_step=t.posts_per_step,
         seed=seed,
     )
-    return score(network, _inputs(data, "test", tier, model)).astype(np.float32)
+    return score(network, inputs_of(data, "test", tier, model)).astype(np.float32)
 
 
 def one(data: Path, model: str, tier: str, method: str, seed: int) -> dict[str, Any]:
@@ -110,14 +110,14 @@ def one(data: Path, model: str, tier: str, method: str, seed: int) -> dict[str, 
 def choose(data: Path, model: str, tier: str, method: str, seed: int) -> list[dict[str, Any]]:
     """Rows of epochs.csv: pair accuracy on held-out train posts after each epoch of the longest training."""
     torch.set_num_threads(1)
-    t, train_data, inputs = TIERS[tier], data_of(data, "train", model), _inputs(data, "train", tier, model)
+    t, train_data, inputs = TIERS[tier], data_of(data, "train", model), inputs_of(data, "train", tier, model)
     posts = train_data.posts
     shuffled = np.random.default_rng(0).permutation(len(posts.prompts))
     held_out, use = np.split(shuffled, [int(HELD_OUT * len(shuffled))])
     responses = np.flatnonzero(np.isin(posts.post, held_out))
     pairs = np.searchsorted(responses, posts.pairs[np.isin(posts.pair_post, held_out)])
     held_inputs = tuple(x[torch.from_numpy(responses)] for x in inputs)
-    network = _model(tier, model, inputs, seed)
+    network = model_of(tier, model, inputs, seed)
     rows: list[dict[str, Any]] = []
 
     def look(epoch: int) -> None:
@@ -213,7 +213,7 @@ def _train(arguments: argparse.Namespace) -> None:
     data, model = arguments.data, str(Path(arguments.model))
     for tier in arguments.tiers:  # once, before the processes that read it from disk
         for split in ("train", "test"):
-            _inputs(data, split, tier, model)
+            inputs_of(data, split, tier, model)
     data_of(data, "train", model)
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "scores.parquet"

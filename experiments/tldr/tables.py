@@ -133,9 +133,9 @@ def write(posts: Posts, rows: list[dict[str, Any]], results: Path, page: Path) -
     text = page.read_text()
     estimates = {tier: bootstrap(posts, runs) for tier, runs in found.items()}
     for tier, of_tier in estimates.items():
-        text = _replaced(text, f"{tier}: scores", table(of_tier, SCORES))
-        text = _replaced(text, f"{tier}: optimization", table(of_tier, OPTIMIZATION))
-        text = _replaced(text, f"{tier}: differences", differences(of_tier, list(SHOWN)))
+        text = replaced(text, f"{tier}: scores", table(of_tier, SCORES))
+        text = replaced(text, f"{tier}: optimization", table(of_tier, OPTIMIZATION))
+        text = replaced(text, f"{tier}: differences", differences(of_tier, list(SHOWN)))
     page.write_text(text)
     return found, estimates
 
@@ -198,7 +198,7 @@ def _markdown(estimates: Estimates, keys: Sequence[str], cell: Callable[[Column,
     return "\n".join(lines)
 
 
-def _replaced(text: str, name: str, body: str) -> str:
+def replaced(text: str, name: str, body: str) -> str:
     """The page with what stands between the marks of a name replaced."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     before, rest = text.split(begin)

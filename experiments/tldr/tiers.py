@@ -17,6 +17,10 @@ from transformers import AutoModel
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+class Stop(Exception):
+    """No epoch after this one."""
+
+
 class Head(nn.Module):
     """Tier A: a multilayer perceptron with one hidden layer on frozen embeddings, (N, D) -> (N,)."""
 
@@ -96,12 +100,14 @@ def train(
     posts_per_step: int,
     seed: int,
     use: np.ndarray | None = None,
+    constant: bool = False,
     after_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> None:
     """Train on all pairs of the posts `use` (all by default), each summary encoded once a step.
 
     AdamW with a weight decay of 0.01; the learning rate rises over the first tenth of the steps
-    and then falls linearly to 0. The loss of a step is the mean over its pairs.
+    and then falls linearly to 0. If it is `constant`, it rises over half of the first epoch and stays, so that each
+    epoch may be taken as the last. The loss of a step is the mean over its pairs. `after_epoch` may raise `Stop`.
     """
     order = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -109,8 +115,9 @@ def train(
     steps_per_epoch = math.ceil(len(use) / posts_per_step)
     steps = epochs * steps_per_epoch
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    rise = math.ceil(steps_per_epoch / 2 if constant else steps / 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / math.ceil(steps / 10), (steps - step) / steps)
+        optimizer, lambda step: min((step + 1) / rise, 1.0 if constant else (steps - step) / steps)
     )
     offsets = posts.offsets
     pairs_of = [torch.from_numpy(np.flatnonzero(posts.pair_post == p)) for p in range(len(posts.prompts))]
@@ -132,7 +139,10 @@ def train(
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-        after_epoch(epoch + 1)
+        try:
+            after_epoch(epoch + 1)
+        except Stop:
+            return
 
 
 @torch.inference_mode()

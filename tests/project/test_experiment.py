@@ -1,5 +1,6 @@
 """experiments/tldr: its two models, its columns and its command, on posts of the generated world."""
 
+import csv
 import gzip
 import json
 import os
@@ -241,3 +242,105 @@ def test_a_killed_experiment_goes_on(data, tmp_path):
     pq.write_table(pq.read_table(tmp_path / "scores.parquet").take([0, 5, 11]), tmp_path / "scores.parquet")
     assert run(*train) == whole
     assert page.read_text() == text
+
+
+@pytest.mark.parametrize("size", [40, 4000])
+def test_the_temperature_is_the_most_likely_one(size):
+    import control
+    from pcrm.evaluate import statistics
+
+    random = np.random.default_rng(0)
+    similarities = random.random(size)
+    margins = random.logistic(size=size) * np.exp(similarities) + 0.7
+    # As Go finds it, for `pcrm calibrate`.
+    (log_t,) = control.temperature(margins)
+    assert np.exp(log_t) == pytest.approx(statistics.pairs(margins)["temperature"][0], rel=1e-4)
+    # Two numbers fit no worse than one, and no step away from them fits better.
+    best = control.temperature(margins, similarities)
+
+    def nll(a, b):
+        return control.nll(margins * np.exp(-a - b * similarities))
+
+    assert nll(*best) <= nll(log_t, 0)
+    for step in np.eye(2) * 0.05:
+        assert nll(*best) < min(nll(*(best + step)), nll(*(best - step)))
+
+
+@pytest.mark.slow
+def test_interval_of_differences_covers(data):
+    """Of normal runs around a known difference: it lies in 95 of 100 intervals, though seeds are few."""
+    import control
+
+    class Posts:
+        prompts = list(range(40))
+        pair_post = np.repeat(np.arange(40), 5)
+
+    covered = 0
+    random = np.random.default_rng(1)
+    for _ in range(200):
+        of_posts = random.normal(size=(2, 40)).repeat(5, 1)
+        found = {
+            name: [1 + 0.3 * of_posts[i] + random.normal(scale=0.5) for _ in range(3)]
+            for i, name in enumerate((control.BASE, "other"))
+        }
+        # What is measured here is the mean margin, whose true difference is 0.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(control, "measures", lambda x: np.full(4, x.mean()))
+            value, half = control.differences(Posts(), found, resamples=100)["other"]
+        covered += abs(value[0]) <= half[0]
+    # Of 200 intervals 95 % are 190 with a standard deviation of 3.1.
+    assert 190 - 4 * 3.1 <= covered
+
+
+@pytest.mark.slow
+def test_the_control(data, tmp_path):
+    """Its command: killed or not, each run is kept; readings and their differences are in the table and in the file."""
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- control -->\nold\n<!-- end of control -->\nafter\n")
+    command = [
+        sys.executable,
+        str(EXPERIMENT / "control.py"),
+        str(data),
+        "--model",
+        MODEL,
+        "--tiers",
+        "A",
+        "--seeds",
+        "2",
+    ]
+    command += [
+        "--out",
+        str(tmp_path / "out"),
+        "--page",
+        str(page),
+        "--conditions",
+        "8 times the epochs",
+        "30% flipped",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "pyproject"), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, timeout=600)
+    text = page.read_text()
+    assert text.startswith("before") and text.endswith("after\n") and "old" not in text
+    for head in ("A, all pairs, 2 seeds", "A, 30% flipped, 2 seeds", "A, 8 times the epochs, 2 seeds"):
+        assert f"| {head} | NLL | Brier | ECE | accuracy |" in text
+    names = [
+        "plain",
+        "plain + temperature by similarity",
+        "label smoothing, tuned",
+        "IPO, tuned",
+        "lexical, its own link",
+    ]
+    assert all(text.count(f"| {name} |") == 3 for name in names)
+    with (tmp_path / "out" / "control.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    by_key = {(row["condition"], row["reading"], row["seed"]): row for row in rows}
+    # A temperature changes no order, and is no worse on what it was fitted to.
+    for condition in ("all pairs", "30% flipped"):
+        plain, tempered = (by_key[condition, name, "0"] for name in ("plain", "plain + temperature"))
+        assert float(tempered["held_out_nll"]) <= float(plain["held_out_nll"]) + 1e-5
+    once, often = (by_key[c, "plain", "0"] for c in ("all pairs", "8 times the epochs"))
+    assert int(often["epoch"]) == 8 * int(once["epoch"])
+    # Nothing is trained again.
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "runs").iterdir()}
+    subprocess.run(command, check=True, env=environment, timeout=600)
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "runs").iterdir()} == kept

@@ -1,0 +1,426 @@
+"""Does the constraint calibrate better than one temperature does? The same models, read in several ways.
+
+    python experiments/tldr/control.py DATA --model ENCODER             # train what is missing, then the tables
+    python experiments/tldr/control.py DATA --model ENCODER --tables    # the tables alone
+
+DATA and ENCODER are those of run.py. A fifth of the train posts is held out from every model. On their pairs a temperature
+is fitted, variants of a method are chosen, and the epoch of each reading: the one with the least negative log-likelihood
+(NLL). Nothing is chosen on test posts. A run is kept in --out/runs when it ends, so that the same command goes on after a
+kill. control.csv gets a row for each run and reading, and docs/experiments.md the tables.
+
+Conditions: all pairs; labels flipped at random, held-out ones too, since a user would have no others; few pairs, with a
+quarter as many held out; and training that goes on for 3 and 8 times the epochs that were chosen.
+
+Set before any run: methods whose NLL and accuracy differ by less than .01, over the whole 95% interval, count as equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import itertools
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from methods import TARGETS, Data, Make, constrained, fit_now, fitted_now, ipo, plain
+from numpy.typing import NDArray
+from pcrm.evaluate import statistics
+from posts import Posts
+from run import HELD_OUT, HERE, PAGE, TIERS, data_of, inputs_of, model_of
+from scipy.optimize import minimize
+from scipy.special import expit
+from scipy.stats import t as student
+from tables import Floats, replaced
+from tiers import Stop, score, train
+from tqdm.auto import tqdm
+
+import pcrm
+from pcrm import Constraint
+
+MARGIN = 0.01  # of equivalence, in NLL and in accuracy
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What of the labels a model sees.
+
+    Attributes:
+        flipped: The share of pairs whose labels are exchanged.
+        pairs: How many pairs are trained on; None for all.
+        times: By what the chosen number of epochs is multiplied.
+    """
+
+    flipped: float = 0.0
+    pairs: int | None = None
+    times: int = 1
+
+
+CONDITIONS = {
+    "all pairs": Condition(),
+    "10% flipped": Condition(flipped=0.1),
+    "20% flipped": Condition(flipped=0.2),
+    "30% flipped": Condition(flipped=0.3),
+    "200 pairs": Condition(pairs=200),
+    "500 pairs": Condition(pairs=500),
+    "2,000 pairs": Condition(pairs=2000),
+    "3 times the epochs": Condition(times=3),
+    "8 times the epochs": Condition(times=8),
+}
+LONGEST = {"A": 8, "B": 4}  # epochs, without the multiples
+# Epochs without a lower NLL after which training ends.
+PATIENCE = 3
+SEEDS = 10
+
+METHODS: dict[str, Make] = {
+    "plain": plain(),
+    **{f"label smoothing {e}": plain(label_smoothing=e) for e in (0.05, 0.1, 0.2)},
+    **{f"IPO, target {target}": ipo(target) for target in (1, 2, 4)},
+    "fixed": lambda data: constrained(Constraint.fixed(sum(TARGETS.values()))),
+    "length ratio": fitted_now("length_ratio"),
+    "lexical": fitted_now("lexical"),
+    "cosine": fitted_now("cosine"),
+}
+# Of these the variant with the least NLL is taken, for each run.
+TUNED = {"label smoothing, tuned": "label smoothing", "IPO, tuned": "IPO"}
+PRIOR = {"length ratio": "length_ratio", "lexical": "lexical", "cosine": "cosine"}
+
+
+class Labels(NamedTuple):
+    """The pairs of a condition: what is trained on, and pairs of held-out posts, each with its row in the data."""
+
+    trained: Data
+    use: NDArray[np.int64]  # the posts that have pairs
+    held: NDArray[np.int64]  # (H, 2)
+    held_rows: NDArray[np.int64]
+
+
+def labels(data: Data, condition: Condition, seed: int) -> Labels:
+    """Draw the pairs and flip labels; the same for each method of a seed."""
+    posts, random = data.posts, np.random.default_rng([seed, 23])
+    shuffled = np.random.default_rng(0).permutation(len(posts.prompts))
+    of_held_out = np.isin(posts.pair_post, shuffled[: int(HELD_OUT * len(shuffled))])
+    flips = random.random(len(posts.pairs)) < condition.flipped
+    pairs = np.where(flips[:, None], posts.pairs[:, ::-1], posts.pairs)
+    rows, held_rows = np.flatnonzero(~of_held_out), np.flatnonzero(of_held_out)
+    if condition.pairs is not None:
+        rows = np.sort(random.permutation(rows)[: condition.pairs])
+        held_rows = np.sort(random.permutation(held_rows)[: condition.pairs // 4])
+    of_rows = dataclasses.replace(posts, pairs=pairs[rows], gap=posts.gap[rows])
+    trained = Data(of_rows, {name: prior[torch.from_numpy(rows)] for name, prior in data.priors.items()})
+    return Labels(trained, np.unique(posts.pair_post[rows]), pairs[held_rows], held_rows)
+
+
+def temperature(margins: Floats, feature: Floats | None = None) -> Floats:
+    """The most likely temperature of each pair of held-out margins: one number T, or exp(a + b feature).
+
+    Returns:
+        log T, or (a, b).
+    """
+    columns = np.ones((len(margins), 1)) if feature is None else np.stack([np.ones(len(margins)), feature], 1)
+
+    def nll(w: Floats) -> tuple[float, Floats]:
+        scaled = margins * np.exp(-columns @ w)
+        return float(np.logaddexp(0, -scaled).mean()), (expit(-scaled) * scaled) @ columns / len(margins)
+
+    # Of margins that are worse than chance the best temperature is infinite.
+    bounds = [(-5.0, 5.0)] * columns.shape[1]
+    return minimize(nll, np.zeros(columns.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
+
+
+class Pairs(NamedTuple):
+    """Margins and what a reading may know of their pairs."""
+
+    margin: Floats
+    similarity: Floats  # lexical
+    delta: Floats | float
+
+
+# A reading turns margins into log odds, after it has seen the held-out ones.
+Reading = Callable[[Pairs, Pairs], tuple[Floats, Floats]]
+
+
+def raw(held: Pairs, test: Pairs) -> tuple[Floats, Floats]:
+    return held.margin, test.margin
+
+
+def with_temperature(held: Pairs, test: Pairs) -> tuple[Floats, Floats]:
+    (log_t,) = temperature(held.margin)
+    return held.margin * np.exp(-log_t), test.margin * np.exp(-log_t)
+
+
+def by_similarity(held: Pairs, test: Pairs) -> tuple[Floats, Floats]:
+    a, b = temperature(held.margin, held.similarity)
+    return tuple(pairs.margin * np.exp(-a - b * pairs.similarity) for pairs in (held, test))  # type: ignore[return-value]
+
+
+def own_link(held: Pairs, test: Pairs) -> tuple[Floats, Floats]:
+    """What the constrained loss itself says at its optimum: `pcrm.win_probability`, with odds of 1000 at most."""
+    log_odds = []
+    for pairs in (held, test):
+        p = np.asarray(pcrm.win_probability(pairs.margin, np.broadcast_to(pairs.delta, pairs.margin.shape).copy()))
+        p = np.clip(p, 1 / 1001, 1000 / 1001)
+        log_odds.append(np.log(p / (1 - p)))
+    return log_odds[0], log_odds[1]
+
+
+READINGS: dict[str, Reading] = {
+    "": raw,
+    " + temperature": with_temperature,
+    " + temperature by similarity": by_similarity,
+    ", its own link": own_link,
+}
+
+
+def nll(log_odds: Floats) -> float:
+    return float(np.logaddexp(0, -log_odds).mean())
+
+
+class Run(NamedTuple):
+    """What a model says after each epoch."""
+
+    held: NDArray[np.float32]  # margins of held-out pairs, (epochs, H)
+    test: NDArray[np.float32]  # margins of test pairs, (epochs, P)
+    deltas: tuple[Floats, Floats] | None  # of the constraint that it was trained with, of the same pairs
+
+
+def constraint_of(method: str, trained: Data) -> Constraint | None:
+    if method == "fixed":
+        return Constraint.fixed(sum(TARGETS.values()))
+    return fit_now(trained.priors[PRIOR[method]]) if method in PRIOR else None
+
+
+def run(data: Path, model: str, tier: str, condition: str, method: str, seed: int, file: Path) -> None:
+    """Train one model, and keep its scores after each epoch."""
+    torch.set_num_threads(1)
+    t, inputs, test_inputs = (
+        TIERS[tier],
+        inputs_of(data, "train", tier, model),
+        inputs_of(data, "test", tier, model),
+    )
+    drawn = labels(data_of(data, "train", model), CONDITIONS[condition], seed)
+    test_pairs = data_of(data, "test", model).posts.pairs
+    wanted, place = np.unique(drawn.held, return_inverse=True)
+    held_inputs = tuple(x[torch.from_numpy(wanted)] for x in inputs)
+    times = max(c.times for c in CONDITIONS.values()) if condition == "all pairs" else 1
+    network = model_of(tier, model, inputs, seed)
+    held, test, losses = [], [], []
+
+    def look(epoch: int) -> None:
+        chosen, rejected = score(network, held_inputs)[place.reshape(drawn.held.shape)].T
+        margins = chosen - rejected
+        held.append(margins.astype(np.float32))
+        chosen, rejected = score(network, test_inputs)[test_pairs].T
+        test.append((chosen - rejected).astype(np.float32))
+        losses.append([nll(margins), nll(margins * np.exp(-temperature(margins)[0]))])
+        best = 1 + np.argmin(losses, 0)
+        if epoch >= times * best[0] and epoch >= min(max(best) + PATIENCE, LONGEST[tier]):
+            raise Stop
+
+    train(
+        network,
+        inputs,
+        drawn.trained.posts,
+        METHODS[method](drawn.trained),
+        epochs=times * LONGEST[tier],
+        learning_rate=t.learning_rate,
+        posts_per_step=t.posts_per_step,
+        seed=seed,
+        use=drawn.use,
+        constant=True,
+        after_epoch=look,
+    )
+    partial = file.with_suffix(".part.npz")
+    np.savez(partial, held=np.stack(held), test=np.stack(test))
+    partial.replace(file)
+
+
+def file_of(out: Path, tier: str, condition: str, method: str, seed: int) -> Path:
+    return out / "runs" / f"{tier}-{condition}-{method}-{seed}.npz".replace(" ", "_").replace(",", "")
+
+
+class Read(NamedTuple):
+    """A run in one reading: what it says of the test pairs, and how it was chosen."""
+
+    name: str
+    epoch: int
+    held_nll: float
+    log_odds: Floats  # of the test pairs, chosen against rejected
+
+
+def readings(runs: dict[str, Run], similarities: tuple[Floats, Floats], times: int) -> Iterator[Read]:
+    """All readings of the runs of one seed, each at the epoch that its held-out NLL chooses, times `times`."""
+    for method, found in runs.items():
+        for suffix, reading in READINGS.items():
+            if (suffix == ", its own link" and found.deltas is None) or ("similarity" in suffix and method != "plain"):
+                continue
+            deltas = found.deltas or (np.inf, np.inf)
+            tried = []
+            for margins in zip(found.held.astype(np.float64), found.test.astype(np.float64), strict=True):
+                tried.append(reading(*map(Pairs, margins, similarities, deltas)))
+            best = int(np.argmin([nll(h) for h, _ in tried]))
+            at = min((best + 1) * times, len(tried)) - 1
+            yield Read(f"{method}{suffix}", at + 1, nll(tried[best][0]), tried[at][1])
+
+
+def tuned(found: list[Read]) -> list[Read]:
+    """The readings, with the best variant of each method in the place of its variants."""
+    kept = [r for r in found if not r.name.startswith(tuple(TUNED.values()))]
+    for name, family in TUNED.items():
+        for suffix in ("", " + temperature"):
+            # A name ends with its suffix, and no variant's name has a plus.
+            variants = [r for r in found if r.name.startswith(family) and ("+" in r.name) == bool(suffix)]
+            if variants:
+                kept.append(min(variants, key=lambda r: r.held_nll)._replace(name=f"{name}{suffix}"))
+    return kept
+
+
+COLUMNS = ("NLL", "Brier", "ECE", "accuracy")
+BASE = "plain + temperature"
+
+
+def measures(log_odds: Floats) -> Floats:
+    """NLL, Brier score, expected calibration error and accuracy."""
+    share, confidence, right, *_ = statistics.reliability(log_odds)
+    ece = float(np.nansum(share * np.abs(right - confidence)) / len(log_odds))
+    accuracy = float(np.mean((log_odds > 0) + 0.5 * (log_odds == 0)))
+    return np.array([nll(log_odds), float(np.mean(expit(-log_odds) ** 2)), ece, accuracy])
+
+
+def differences(
+    posts: Posts, found: dict[str, list[Floats]], resamples: int = 1000
+) -> dict[str, tuple[Floats, Floats]]:
+    """Each reading's measures less those of `BASE`, and half of their 95% intervals, (columns,) each.
+
+    Two things vary. Test posts: a bootstrap of posts, of the mean over seeds. Seeds: their sample variance over their number.
+    The interval is Student's t with Satterthwaite's degrees of freedom, as few seeds tell little of their own variance.
+    """
+    random = np.random.default_rng(0)
+    of_post = [np.flatnonzero(posts.pair_post == p) for p in range(len(posts.prompts))]
+    samples = [
+        np.concatenate([of_post[p] for p in random.integers(len(of_post), size=len(of_post))]) for _ in range(resamples)
+    ]
+    base = found[BASE]
+    of_base = np.array([measures(x) for x in base])
+    base_resampled = np.array([np.mean([measures(x[s]) for x in base], 0) for s in samples])
+    result = {}
+    for name, runs in found.items():
+        if name == BASE:
+            continue
+        by_seed = np.array([measures(x) for x in runs]) - of_base
+        n = len(by_seed)
+        resampled = np.array([np.mean([measures(x[s]) for x in runs], 0) for s in samples]) - base_resampled
+        of_posts = resampled.var(0, ddof=1)
+        of_seeds = by_seed.var(0, ddof=1) / n if n > 1 else np.full(len(COLUMNS), np.nan)
+        degrees = (of_posts + of_seeds) ** 2 / (of_seeds**2 / (n - 1) + of_posts**2 / (len(of_post) - 1))
+        result[name] = by_seed.mean(0), student.ppf(0.975, degrees) * np.sqrt(of_posts + of_seeds)
+    return result
+
+
+def table(title: str, found: dict[str, list[Floats]], less: dict[str, tuple[Floats, Floats]]) -> str:
+    """A table of a condition: the base itself, then each other reading less it, in bold where the interval excludes 0."""
+    base = np.mean([measures(x) for x in found[BASE]], 0)
+    lines = [
+        f"| {title}, {len(found[BASE])} seeds | {' | '.join(COLUMNS)} |",
+        f"|---{'|---' * len(COLUMNS)}|",
+        f"| {BASE} | {' | '.join(f'{value:.3f}' for value in base)} |",
+    ]
+    for name, (value, half) in less.items():
+        cells = []
+        for v, h in zip(value, half, strict=True):
+            text = f"{v:+.3f}" if abs(v) <= h or np.isnan(h) else f"**{v:+.3f}**"
+            cells.append(f"{text} <small>{v - h:+.3f} to {v + h:+.3f}</small>")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tables(arguments: argparse.Namespace) -> None:
+    """control.csv, and the tables of the page, of the runs that are there."""
+    train_data, test_data = (data_of(arguments.data, split, arguments.model) for split in ("train", "test"))
+    rows, parts = [], []
+    for tier, (name, condition) in itertools.product(arguments.tiers, CONDITIONS.items()):
+        trained_as = "all pairs" if condition.times > 1 else name
+        found: dict[str, list[Floats]] = {}
+        for seed in range(SEEDS):
+            files = {method: file_of(arguments.out, tier, trained_as, method, seed) for method in METHODS}
+            if not all(file.is_file() for file in files.values()):
+                continue
+            drawn = labels(train_data, CONDITIONS[trained_as], seed)
+            of_pairs = train_data.priors["lexical"].numpy()[drawn.held_rows], test_data.priors["lexical"].numpy()
+            runs = {method: _loaded(file, method, drawn, train_data, test_data) for method, file in files.items()}
+            for read in tuned(list(readings(runs, of_pairs, condition.times))):
+                found.setdefault(read.name, []).append(read.log_odds)
+                values = (f"{value:.5f}" for value in (read.held_nll, *measures(read.log_odds)))
+                rows.append([tier, name, read.name, seed, read.epoch, *values])
+        if found:
+            parts.append(table(f"{tier}, {name}", found, differences(test_data.posts, found)))
+            print(f"\n{parts[-1]}", flush=True)
+    with (arguments.out / "control.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            ["tier", "condition", "reading", "seed", "epoch", "held_out_nll", *(c.lower() for c in COLUMNS)]
+        )
+        writer.writerows(rows)
+    page = arguments.page
+    page.write_text(replaced(page.read_text(), "control", "\n\n".join(parts)))
+
+
+def _loaded(file: Path, method: str, drawn: Labels, train_data: Data, test_data: Data) -> Run:
+    kept = np.load(file)
+    constraint = constraint_of(method, drawn.trained)
+    if constraint is None:
+        return Run(kept["held"], kept["test"], None)
+    deltas = []
+    for data, which in ((train_data, drawn.held_rows), (test_data, slice(None))):
+        similarities = data.priors[PRIOR.get(method, "lexical")].numpy()[which]
+        deltas.append(np.asarray(constraint.delta(similarities)))
+    return Run(kept["held"], kept["test"], (deltas[0], deltas[1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", required=True, help="the encoder's folder")
+    parser.add_argument("--tiers", default="AB", help="which of A and B")
+    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS), metavar="CONDITION")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, each on one core")
+    parser.add_argument("--tables", action="store_true", help="train nothing")
+    parser.add_argument("--out", type=Path, default=HERE / "control", help="the folder of runs and control.csv")
+    parser.add_argument("--page", type=Path, default=PAGE, help="whose tables are replaced")
+    arguments = parser.parse_args()
+    arguments.model = str(Path(arguments.model))
+    if not arguments.tables:
+        _train(arguments)
+    tables(arguments)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    data, model = arguments.data, arguments.model
+    for tier, split in itertools.product(arguments.tiers, ("train", "test")):
+        inputs_of(data, split, tier, model)  # once, before the processes that read it from disk
+    (arguments.out / "runs").mkdir(parents=True, exist_ok=True)
+    trained = dict.fromkeys("all pairs" if CONDITIONS[c].times > 1 else c for c in arguments.conditions)
+    # Seed by seed: whatever is there when it is stopped has all methods.
+    wanted = [
+        (tier, condition, method, seed, file)
+        for tier, seed, condition, method in itertools.product(
+            arguments.tiers, range(arguments.seeds), trained, METHODS
+        )
+        if not (file := file_of(arguments.out, tier, condition, method, seed)).is_file()
+    ]
+    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+        runs = [pool.submit(run, data, model, *which) for which in wanted]
+        for finished in tqdm(as_completed(runs), total=len(runs), desc="runs", disable=None):
+            finished.result()
+
+
+if __name__ == "__main__":
+    main()
