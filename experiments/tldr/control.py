@@ -319,7 +319,8 @@ def differences(
         resampled = np.array([np.mean([measures(x[s]) for x in runs], 0) for s in samples]) - base_resampled
         of_posts = resampled.var(0, ddof=1)
         of_seeds = by_seed.var(0, ddof=1) / n if n > 1 else np.full(len(COLUMNS), np.nan)
-        degrees = (of_posts + of_seeds) ** 2 / (of_seeds**2 / (n - 1) + of_posts**2 / (len(of_post) - 1))
+        with np.errstate(invalid="ignore"):  # where nothing varies
+            degrees = (of_posts + of_seeds) ** 2 / (of_seeds**2 / (n - 1) + of_posts**2 / (len(of_post) - 1))
         result[name] = by_seed.mean(0), student.ppf(0.975, degrees) * np.sqrt(of_posts + of_seeds)
     return result
 
