@@ -64,7 +64,13 @@ def test_each_command_without_the_native_library(tmp_path, tiny, without_native)
     """It works, or says in one line what it lacks, before it reads or writes anything."""
     write_rows(tmp_path)
     commands = [line.format(tiny=tiny) for line in WITH_TORCH + WITH_GO]
-    named = {line.split()[0] for line in commands} | {"demo", "dpo", "run", "openrlhf"}  # these train as reward does
+    named = {line.split()[0] for line in commands} | {
+        "demo",
+        "dpo",
+        "run",
+        "openrlhf",
+        "llamafactory",
+    }  # these train as reward does
     assert named == set(cli._COMMANDS)
     done = subprocess.run(
         [sys.executable, "-c", RUN],
@@ -95,7 +101,7 @@ def write_rows(folder):
     (folder / "data" / "train.jsonl").write_text((folder / "rows.jsonl").read_text())
 
 
-# Imports every module of the package but those of OpenRLHF. What other packages take of Linux they have by then.
+# Imports every module of the package but those that need another framework. What other packages take of Linux they have by then.
 IMPORT_ALL = """
 import importlib, os, pkgutil, sys
 import datasets, matplotlib.pyplot, sentence_transformers, torch, transformers, trl
@@ -105,7 +111,8 @@ for name in ("fork", "getuid", "geteuid", "sched_getaffinity", "sync", "mkfifo",
     delattr(os, name)
 import pcrm
 names = [module.name for module in pkgutil.walk_packages(pcrm.__path__, "pcrm.", onerror=lambda _: None)]
-names = [name for name in names if name.split(".")[1] != "openrlhf" and "_native._bridge" not in name and "__main__" not in name]
+seams = {"axolotl", "llamafactory", "openrlhf", "swift"}
+names = [n for n in names if n.split(".")[1] not in seams and "_native._bridge" not in n and "__main__" not in n]
 for name in names:
     importlib.import_module(name)
 print(len(names), "fcntl" in sys.modules and sys.modules["fcntl"])
