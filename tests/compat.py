@@ -22,7 +22,9 @@ VERSIONS = ("1.0.0", "1.5.1", "1.9.2", "1.14.2", "newest")
 FILES = ("trl/test_trl_invariants.py", "trl/test_trl_modes.py", "trl/test_trl_metrics.py")
 
 PAGE = """\
-# Versions of TRL
+# Tested versions
+
+## TRL
 
 `make compat` runs `tests/trl/test_trl_invariants.py` (whole training runs: unconstrained is stock, Go and torch, gradient
 accumulation, resume, evaluation), `tests/trl/test_trl_modes.py` (DPO's options, LoRA, bfloat16, the token form and more) and
