@@ -268,7 +268,7 @@ def optimization(curves: Floats) -> Floats:
     log_b = np.log(COEFFICIENTS[::-1])
     at_b = [float(np.interp(np.log(SHOWN_B), log_b, x[::-1])) for x in (kl, proxy, soft)]
     shown = [gold[min(COUNTS.index(n), k - 1)] for n in SHOWN_COUNTS]
-    return np.array([*shown, gold.max() - gold[-1], *np.interp(SHOWN_KL, kl, soft), *at_b])
+    return np.array([*shown, gold.max() - gold[-1], *np.interp(SHOWN_KL, kl, soft, right=np.nan), *at_b])
 
 
 OPTIMIZATION = (

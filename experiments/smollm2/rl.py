@@ -57,7 +57,8 @@ CONDITION = "25% flipped"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything. A step takes under two minutes on one core, and so a run somewhat more than an hour.
+    """How much of everything. A step takes a minute and a half on one core, and a run with its answers as many hours.
+    A process takes 5 GB of memory.
 
     Attributes:
         steps, prompts, generations: Of RLOO; prompts and generations are those of a step.
