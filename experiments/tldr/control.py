@@ -22,7 +22,7 @@ import dataclasses
 import itertools
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,44 +294,73 @@ def measures(log_odds: Floats) -> Floats:
     return np.array([nll(log_odds), float(np.mean(expit(-log_odds) ** 2)), ece, accuracy])
 
 
-def differences(
-    posts: Posts, found: dict[str, list[Floats]], resamples: int = 1000
-) -> dict[str, tuple[Floats, Floats]]:
-    """Each reading's measures less those of `BASE`, and half of their 95% intervals, (columns,) each.
+def half_width(by_seed: Floats, resampled: Floats, posts: int) -> Floats:
+    """Half of the 95% interval of a mean over seeds, (columns,).
 
     Two things vary. Test posts: a bootstrap of posts, of the mean over seeds. Seeds: their sample variance over their number.
     The interval is Student's t with Satterthwaite's degrees of freedom, as few seeds tell little of their own variance.
+
+    Args:
+        by_seed: (seeds, columns).
+        resampled: (resamples, columns).
+        posts: How many were resampled.
     """
+    n = len(by_seed)
+    of_posts = resampled.var(0, ddof=1)
+    of_seeds = by_seed.var(0, ddof=1) / n if n > 1 else np.full(by_seed.shape[1], np.nan)
+    with np.errstate(invalid="ignore"):  # where nothing varies
+        degrees = (of_posts + of_seeds) ** 2 / (of_seeds**2 / (n - 1) + of_posts**2 / (posts - 1))
+    return student.ppf(0.975, degrees) * np.sqrt(of_posts + of_seeds)
+
+
+def differences(
+    posts: Posts,
+    found: dict[str, list[Floats]],
+    resamples: int = 1000,
+    *,
+    base: str = BASE,
+    measure: Callable[[Floats], Floats] | None = None,
+) -> dict[str, tuple[Floats, Floats]]:
+    """Each reading's measures less those of a base, and half of their 95% intervals, (columns,) each.
+
+    Args:
+        posts: Says of which post each element of a run is.
+        found: The runs of each reading, an array a seed.
+        measure: Takes the elements of a run or of a resample; `measures` by default.
+    """
+    measure = measure or measures
     random = np.random.default_rng(0)
     of_post = [np.flatnonzero(posts.pair_post == p) for p in range(len(posts.prompts))]
     samples = [
         np.concatenate([of_post[p] for p in random.integers(len(of_post), size=len(of_post))]) for _ in range(resamples)
     ]
-    base = found[BASE]
-    of_base = np.array([measures(x) for x in base])
-    base_resampled = np.array([np.mean([measures(x[s]) for x in base], 0) for s in samples])
+    of_base = np.array([measure(x) for x in found[base]])
+    base_resampled = np.array([np.mean([measure(x[s]) for x in found[base]], 0) for s in samples])
     result = {}
     for name, runs in found.items():
-        if name == BASE:
+        if name == base:
             continue
-        by_seed = np.array([measures(x) for x in runs]) - of_base
-        n = len(by_seed)
-        resampled = np.array([np.mean([measures(x[s]) for x in runs], 0) for s in samples]) - base_resampled
-        of_posts = resampled.var(0, ddof=1)
-        of_seeds = by_seed.var(0, ddof=1) / n if n > 1 else np.full(len(COLUMNS), np.nan)
-        with np.errstate(invalid="ignore"):  # where nothing varies
-            degrees = (of_posts + of_seeds) ** 2 / (of_seeds**2 / (n - 1) + of_posts**2 / (len(of_post) - 1))
-        result[name] = by_seed.mean(0), student.ppf(0.975, degrees) * np.sqrt(of_posts + of_seeds)
+        by_seed = np.array([measure(x) for x in runs]) - of_base
+        resampled = np.array([np.mean([measure(x[s]) for x in runs], 0) for s in samples]) - base_resampled
+        result[name] = by_seed.mean(0), half_width(by_seed, resampled, len(of_post))
     return result
 
 
-def table(title: str, found: dict[str, list[Floats]], less: dict[str, tuple[Floats, Floats]]) -> str:
+def table(
+    title: str,
+    found: dict[str, list[Floats]],
+    less: dict[str, tuple[Floats, Floats]],
+    *,
+    base: str = BASE,
+    columns: Sequence[str] = COLUMNS,
+    measure: Callable[[Floats], Floats] | None = None,
+) -> str:
     """A table of a condition: the base itself, then each other reading less it, in bold where the interval excludes 0."""
-    base = np.mean([measures(x) for x in found[BASE]], 0)
+    of_base = np.mean([(measure or measures)(x) for x in found[base]], 0)
     lines = [
-        f"| {title}, {len(found[BASE])} seeds | {' | '.join(COLUMNS)} |",
-        f"|---{'|---' * len(COLUMNS)}|",
-        f"| {BASE} | {' | '.join(f'{value:.3f}' for value in base)} |",
+        f"| {title}, {len(found[base])} seeds | {' | '.join(columns)} |",
+        f"|---{'|---' * len(columns)}|",
+        f"| {base} | {' | '.join(f'{value:.3f}' for value in of_base)} |",
     ]
     for name, (value, half) in less.items():
         cells = []

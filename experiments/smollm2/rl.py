@@ -1,0 +1,314 @@
+"""RLOO of TRL with SmolLM2 as the policy, against proxies of best_of_n.py: what becomes of gold?
+
+    python experiments/smollm2/rl.py DATA --gold MODEL --out DIR
+    python experiments/smollm2/rl.py DATA --gold MODEL --out DIR --tables
+
+after best_of_n.py with the same DATA, MODEL and DIR, whose proxies of 25% flipped labels are the rewards: people disagree
+about as often on these summaries. Killed, the same command goes on, a run from the last of its twenty checkpoints.
+rl.csv gets a row a run, rl-steps.csv a row a step, rl.md the tables, beside a figure.
+
+The rewards: plain's scores; the same divided by their temperature; the same as PAR (arXiv 2502.18770), with the four answers
+of the policy as references; those of the cosine's model and of label smoothing. One seed is one proxy, one order of posts and
+one sequence of draws, for all rewards. The policy learns on short train posts, all weights, and is then asked for eight
+answers to each test post. KL is the mean of the log ratio of policy and reference over these answers.
+
+Hypotheses, before any run:
+1. Plain divided by its temperature does what cosine and label smoothing do: less KL and less length, and the gold of that KL.
+2. PAR loses less gold than plain at the same KL.
+3. Answers grow longer against every proxy.
+Rewards whose gold differs by less than a tenth of gold's standard deviation within a post, over the whole 95% interval, count
+as equal. `STEPS` and `BETA` were set before any gold score was looked at. BETA is TRL's default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import best_of_n
+import models
+import numpy as np
+import torch
+from best_of_n import Setup, add_arguments, file_of, gold_of, gold_scores, prompts, setup_of, spread, weights_of
+from control import differences, table, temperature
+from models import as_summary, make_each, replace
+from numpy.typing import NDArray
+from pcrm.evaluate import statistics
+from pcrm.evaluate.optimization import figures
+from pcrm.evaluate.optimization import rl as optimization
+from pcrm.evaluate.pages import style
+from pcrm.methods.rl_rewards import par
+from safetensors.torch import load_file
+
+Floats = NDArray[np.float64]
+
+CONDITION = "25% flipped"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything. A step takes a minute and a half on one core, and a run with its answers as many hours.
+    A process takes 5 GB of memory.
+
+    Attributes:
+        steps, prompts, generations: Of RLOO; prompts and generations are those of a step.
+        batch_size: Responses in a pass.
+        learning_rate: Constant; a tenth of what reward models take, as is usual for policies.
+        beta: Weight of the KL divergence in the reward.
+        post_tokens: Longer train posts are left out: of a step, nearly all goes into reading them.
+        answers: To each test post.
+        seeds: No more than best_of_n.py has.
+        window: Steps of a point of the figure.
+    """
+
+    steps: int = 40
+    prompts: int = 4
+    generations: int = 4
+    batch_size: int = 8
+    learning_rate: float = 1e-5
+    beta: float = 0.05
+    post_tokens: int = 220
+    answers: int = 8
+    seeds: int = 2
+    window: int = 8
+    resamples: int = 1000
+
+
+SIZES = Sizes()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Which model scores, and what becomes of its scores: "", "temperature" or "par"."""
+
+    method: str
+    then: str = ""
+
+
+REWARDS = {
+    "plain": Kind("plain"),
+    "plain / temperature": Kind("plain", "temperature"),
+    "PAR of plain": Kind("plain", "par"),
+    "cosine": Kind("cosine"),
+    "label smoothing 0.1": Kind("label smoothing 0.1"),
+}
+
+
+class Proxy:
+    """A reward for TRL: of prompts as the policy reads them and of responses as text."""
+
+    def __init__(self, setup: Setup, kind: Kind, seed: int, post_of: dict[str, str]) -> None:
+        file = file_of(setup, CONDITION, kind.method, seed)
+        self._kind, self._post_of = kind, post_of
+        self._frozen, self._model = models.frozen(setup.policy), models.TopLayers(setup.policy)
+        self._model.load_state_dict(load_file(weights_of(file)))
+        self._model.eval()
+        self._scale = math.exp(-temperature(np.load(file)["held"])[0])
+        self.identity = [dataclasses.asdict(kind), seed, CONDITION, file.stat().st_mtime_ns]
+        self._references: dict[str, torch.Tensor] = {}
+        if kind.then == "par":
+            for i, post in enumerate(prompts(setup, "train")):
+                if post in post_of.values():
+                    texts = best_of_n.answers(setup, "train", i)
+                    self._references[post] = torch.from_numpy(self.scores([post] * len(texts), texts))
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        posts = [self._post_of[prompt] for prompt in prompts]
+        found = self.scores(posts, [as_summary(text) for text in responses])
+        if self._kind.then == "temperature":
+            found = found * self._scale
+        elif self._kind.then == "par":
+            rows = zip(torch.from_numpy(found), posts, strict=True)
+            found = [float(par(one[None], self._references[post])) for one, post in rows]
+        return [float(x) for x in found]
+
+    @torch.inference_mode()
+    def scores(self, posts: Sequence[str], texts: Sequence[str]) -> Floats:
+        """As the model gives them. Each post is read once."""
+        found = np.empty(len(posts))
+        for post in dict.fromkeys(posts):
+            at = [i for i, other in enumerate(posts) if other == post]
+            states, mask = self._frozen.states(post, [texts[i] for i in at])
+            found[at] = self._model(states, mask).double().numpy()
+        return found
+
+
+class Gold:
+    """The gold reward model for TRL."""
+
+    def __init__(self, setup: Setup, post_of: dict[str, str]) -> None:
+        self._model, self._post_of = gold_of(setup.gold), post_of
+        self.identity = self._model.identity
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> NDArray[np.float32]:
+        return self._model([self._post_of[prompt] for prompt in prompts], [as_summary(text) for text in responses])
+
+
+def short_posts(setup: Setup, tokens: int) -> list[str]:
+    tokenizer = models.policy(setup.policy).tokenizer
+    return [post for post in prompts(setup, "train") if len(tokenizer(post)["input_ids"]) <= tokens]
+
+
+def trained(setup: Setup, sizes: Sizes, reward: str, seed: int, file: Path) -> None:
+    """Train a policy; keep its steps and its answers to the test posts with all that is said of them."""
+    reference = models.policy(setup.policy)
+    post_of = {reference.prompt(post): post for post in short_posts(setup, sizes.post_tokens)}
+    proxy = Proxy(setup, REWARDS[reward], seed, post_of)
+    settings = optimization.Settings(
+        steps=sizes.steps,
+        prompts=sizes.prompts,
+        generations=sizes.generations,
+        batch_size=sizes.batch_size,
+        max_new_tokens=setup.sizes.new_tokens,
+        beta=sizes.beta,
+        learning_rate=sizes.learning_rate,
+        seed=seed,
+    )
+    work = file.with_suffix("")
+    steps = optimization.train(
+        setup.policy, list(post_of), proxy, Gold(setup, post_of), work, settings, device="cpu", name=work.name
+    )
+    policy, gold = models.Policy(work / "policy"), gold_of(setup.gold)
+    rows = []
+    for i, post in enumerate(prompts(setup, "test")):
+        ids = policy.sample(post, sizes.answers, (2, seed, i), setup.sizes.new_tokens)
+        texts = [policy.response(row) for row in ids]
+        ratio = policy.log_probabilities(post, ids) - reference.log_probabilities(post, ids)
+        found = {
+            "texts": texts,
+            "tokens": [len(row) for row in ids],
+            "kl": ratio.tolist(),
+            "proxy": proxy.scores([post] * len(texts), texts).tolist(),
+            "gold": gold([post] * len(texts), texts).tolist(),
+        }
+        rows.append(found)
+    kept = {"steps": [dataclasses.asdict(step) for step in steps], "posts": rows}
+    replace(file, lambda partial: partial.write_text(json.dumps(kept)))
+    shutil.rmtree(work)  # half a gigabyte that nothing reads again
+
+
+COLUMNS = ("gold gain", "proxy gain, sd", "KL", "tokens", "tokens gained", "proxy with length", "gold with length")
+
+
+def columns_of(setup: Setup, sizes: Sizes, reward: str, seed: int, kept: dict[str, Any]) -> Floats:
+    """Of each test post, (posts, columns). The last two are Spearman's correlations over its answers."""
+    pools = np.load(file_of(setup, CONDITION, REWARDS[reward].method, seed))["pools"].astype(np.float64)
+    sd = float(np.sqrt(pools.var(1, ddof=1).mean()))
+    rows = []
+    for i, (of_post, pool, gold) in enumerate(zip(kept["posts"], pools, gold_scores(setup, "test"), strict=True)):
+        before = json.loads(best_of_n.place(setup, "samples", "test", i).read_text())["ids"]
+        proxy, after, tokens = (np.array(of_post[key], np.float64) for key in ("proxy", "gold", "tokens"))
+        length = float(tokens.mean())
+        rows.append(
+            [
+                after.mean() - gold.mean(),
+                (proxy.mean() - pool.mean()) / sd,
+                np.mean(of_post["kl"]),
+                length,
+                length - np.mean([len(row) for row in before]),
+                statistics.spearman(proxy, tokens),
+                statistics.spearman(after, tokens),
+            ]
+        )
+    return np.array(rows)
+
+
+def means(of_posts: Floats) -> Floats:
+    """Of the columns, without posts where a correlation is not defined."""
+    defined = np.isfinite(of_posts)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, of_posts, 0).sum(0) / defined.sum(0)
+
+
+def tables(setup: Setup, sizes: Sizes, results: Path) -> None:
+    rows, steps, parts = [], [], []
+    found: dict[str, list[Floats]] = {}
+    curves: dict[str, list[Floats]] = {}
+    for seed in range(sizes.seeds):
+        files = {reward: place(setup, reward, seed) for reward in REWARDS}
+        if not all(file.is_file() for file in files.values()):
+            continue
+        for reward, file in files.items():
+            kept = json.loads(file.read_text())
+            of_posts = columns_of(setup, sizes, reward, seed, kept)
+            found.setdefault(reward, []).append(of_posts)
+            rows.append([reward, seed, *(f"{value:.5f}" for value in means(of_posts))])
+            steps += [{"reward": reward, "seed": seed} | step for step in kept["steps"]]
+            curve = [[step[key] for key in ("kl", "proxy_mean", "gold_mean")] for step in kept["steps"]]
+            curves.setdefault(reward, []).append(np.array(curve))
+    results.mkdir(parents=True, exist_ok=True)
+    with (results / "rl.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([["reward", "seed", *COLUMNS], *rows])
+    if not found:
+        return
+    with (results / "rl-steps.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(steps[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(steps)
+    posts: Any = SimpleNamespace(prompts=range(setup.sizes.test_posts), pair_post=np.arange(setup.sizes.test_posts))
+    for base in ("plain", "plain / temperature"):
+        how: dict[str, Any] = {"base": base, "measure": means}
+        less = differences(posts, found, sizes.resamples, **how)
+        parts.append(table(f"{sizes.steps} steps", found, less, columns=COLUMNS, **how))
+    lead = spread(gold_scores(setup, "test"))
+    (results / "rl.md").write_text("\n\n".join([lead, *parts]) + "\n")
+    (results / "rl.svg").write_text(style.standalone(_figure(curves, sizes.window)))
+
+
+def _figure(curves: dict[str, list[Floats]], window: int) -> str:
+    """Gold and proxy over KL of the steps, a point for each window of them; intervals are over its steps and seeds."""
+    shown, labels = {}, []
+    for reward, runs in curves.items():
+        steps = np.stack(runs)  # (seeds, steps, 3)
+        steps = steps - np.array([0.0, *steps[:, 0, 1:].mean(0)])
+        points = []
+        for begin in range(0, steps.shape[1] - window + 1, window):
+            part = steps[:, begin : begin + window].reshape(-1, 3)
+            value, half = part.mean(0), 1.96 * part.std(0, ddof=1) / math.sqrt(len(part))
+            points.append(np.stack([value, value - half, value + half], 1))
+        kl, proxy, gold = np.stack(points).transpose(1, 0, 2)
+        shown[reward] = np.maximum(kl, 0), proxy, gold
+        labels = [str((k + 1) * window) for k in range(len(points))]
+    title = "RLOO: gain over the first step"
+    with style.style():
+        return figures.policies("rl", title, "", shown, labels).svg
+
+
+def place(setup: Setup, reward: str, seed: int) -> Path:
+    return setup.out / "rl" / f"{reward}-{seed}.json".replace(" / ", "_by_").replace(" ", "_")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    setup, sizes = setup_of(arguments), SIZES
+    if not arguments.tables:
+        missing = [
+            str(file)
+            for seed, kind in itertools.product(range(sizes.seeds), REWARDS.values())
+            if not (file := file_of(setup, CONDITION, kind.method, seed)).is_file()
+        ]
+        if missing:
+            raise ValueError(f"--out must have the proxies of best_of_n.py, got none at {missing[0]}: run it first")
+        wanted = [
+            (setup, sizes, reward, seed, place(setup, reward, seed))
+            for seed, reward in itertools.product(range(sizes.seeds), REWARDS)
+        ]
+        make_each(trained, wanted, arguments.jobs, "policies")
+    tables(setup, sizes, arguments.results)
+
+
+if __name__ == "__main__":
+    main()
