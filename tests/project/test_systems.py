@@ -163,7 +163,10 @@ def windows(monkeypatch):
     monkeypatch.setattr(resumable, "sys", types.SimpleNamespace(platform="win32"))
     monkeypatch.setattr(Path, "rename", renamed)
     monkeypatch.setattr(os, "open", opened)
+    # What shutil does on Windows; from 3.13 on it chooses once, at its import.
     monkeypatch.setattr(shutil, "_use_fd_functions", False)
+    if hasattr(shutil, "_rmtree_impl"):
+        monkeypatch.setattr(shutil, "_rmtree_impl", shutil._rmtree_unsafe)
 
 
 def still_open(descriptors):
