@@ -106,11 +106,11 @@ def test_a_prior_that_is_computed_before_training(kind, folder, tmp_path, rows):
 @pytest.mark.parametrize(("rows", "kept"), [(10, [0, 3, 6, 9]), (8, [0, 2, 4, 6]), (4, [0, 1, 2, 3]), (1, [0])])
 def test_of_many_rows_it_takes_evenly_spaced_ones(monkeypatch, rows, kept):
     monkeypatch.setattr(fit, "MOST_PAIRS", 4)
-    monkeypatch.setattr(collator, "_BATCH", 3)
+    monkeypatch.setattr(fit, "BATCH", 3)
     data = Dataset.from_dict({"at": list(range(rows)), "twice": [2 * i for i in range(rows)]})
-    assert [row for batch in collator._batches(data) for row in batch] == [{"at": i, "twice": 2 * i} for i in kept]
-    stream = [row for batch in collator._batches(data.to_iterable_dataset()) for row in batch]
-    assert [row["at"] for row in stream] == list(range(min(rows, 4)))
+    assert list(collator._sampled(data)) == [{"at": i, "twice": 2 * i} for i in kept]
+    stream = fit.priors_of(collator._sampled(data.to_iterable_dataset()), lambda batch: [row["at"] for row in batch])
+    assert stream.tolist() == list(range(min(rows, 4)))
 
 
 def test_what_cannot_be_fitted(kind, folder, tmp_path, rows):

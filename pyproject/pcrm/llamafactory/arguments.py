@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 
 from .. import _check
 from ..losses import warn_of_smoothing
-from ..training.arguments import given
+from ..training.arguments import given, merged
 from .keys import Keys, check_environment, check_names, is_constrained
 
 _LOSSES: tuple[str, ...] = get_args(get_type_hints(FinetuningArguments)["pref_loss"])
@@ -59,11 +59,8 @@ class ConstrainedArguments(Keys, FinetuningArguments):
     def _take(self, name: str, of_file: float, default: float) -> None:
         """Let the file's setting be that of LLaMA-Factory's key, unless both are set."""
         value = getattr(self, name)
-        if of_file in (default, value):
-            return
-        if value != default:
-            raise ValueError(f"{name} is {value}, and {self.pcrm_config} says {of_file}")
-        setattr(self, name, of_file)
+        contradiction = f"{name} is {value}, and {self.pcrm_config} says {of_file}"
+        setattr(self, name, merged(value, of_file, default, contradiction))
 
 
 def _number(text: str) -> Any:

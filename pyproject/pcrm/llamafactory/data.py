@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,8 @@ from llamafactory.data.processor import PairwiseDatasetProcessor
 
 from ..settings import Config
 from ..training.batch_prior import prior_of
-from ..training.fit import MOST_PAIRS, sampled
+from ..training.fit import priors_of, sampled
 from ..training.prior_column import PriorColumn
-
-_BATCH = 64
 
 
 def column_of(settings: Config, model: str | None) -> str:
@@ -150,13 +147,5 @@ class PriorCollator:
         """The priors of the training data that a constraint is fitted to: the column whole, or those of a sample of rows."""
         if hasattr(dataset, "num_rows") and self.column in dataset.column_names:
             return np.asarray(dataset[self.column][:], np.float64)
-        found = (np.asarray(self.prior(rows), np.float64) for rows in _batches(dataset))
-        return np.concatenate([np.zeros(0), *found])
-
-
-def _batches(dataset: Any) -> Iterator[list[dict[str, Any]]]:
-    if hasattr(dataset, "num_rows"):
-        dataset = dataset.select(sampled(dataset.num_rows))
-    rows = itertools.islice(iter(dataset), MOST_PAIRS)
-    while batch := list(itertools.islice(rows, _BATCH)):
-        yield batch
+        rows = dataset.select(sampled(dataset.num_rows)) if hasattr(dataset, "num_rows") else dataset
+        return priors_of(rows, self.prior)

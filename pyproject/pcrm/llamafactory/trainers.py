@@ -13,8 +13,6 @@ from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from llamafactory.train.rm.trainer import PairwiseTrainer
 
 from .. import prefix_sharing
-from ..functional import pcrm_dpo_loss, pcrm_loss
-from ..losses import delta_of
 from ..settings import Targets
 from ..training.trainer import ConstraintHooks
 from .arguments import ConstrainedArguments
@@ -75,16 +73,7 @@ class ConstrainedRewardTrainer(_Constrained, PairwiseTrainer):
         _, (_, *scores) = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         # Those of a single pair have no dimension.
         chosen, rejected = (x.reshape(-1).float() for x in scores)
-        delta, origin = delta_of(self.constraint, prior)
-        loss = pcrm_loss(
-            chosen,
-            rejected,
-            delta,
-            label_smoothing=self.settings.label_smoothing,
-            center_rewards_coefficient=self.settings.center_rewards_coefficient,
-            origin=origin,
-        )
-        self._add_metrics(chosen.detach() - rejected.detach(), delta, prior)
+        loss = self._reward_loss(chosen, rejected, prior, self.settings.center_rewards_coefficient)
         return (loss, (loss, *scores)) if return_outputs else loss
 
 
@@ -114,10 +103,5 @@ class ConstrainedDPOTrainer(_Constrained, CustomDPOTrainer):
         *_: Any,
         **__: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        delta, origin = delta_of(self.constraint, self._prior)
         logps = (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
-        losses, chosen, rejected = pcrm_dpo_loss(
-            *logps, delta, beta=self.beta, label_smoothing=self.label_smoothing, reduction="none", origin=origin
-        )
-        self._add_metrics(chosen - rejected, delta, self._prior)
-        return losses, chosen, rejected
+        return self._dpo_losses(logps, self._prior, self.beta, self.label_smoothing)

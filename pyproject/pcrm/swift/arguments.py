@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from .. import _check
 from ..losses import warn_of_smoothing
 from ..settings import Task
-from ..training.arguments import ConstraintArguments
+from ..training.arguments import ConstraintArguments, merged
 
 LOSS = "pcrm"
 CONFIG, ENCODER = "PCRM_CONFIG", "PCRM_PRIOR_MODEL"
@@ -99,8 +99,5 @@ def smoothed_by_others(types: list[str]) -> list[str]:
 def _take(args: Any, name: str, of_file: float, default: float | None) -> None:
     """Let the file's setting be that of ms-swift's flag, unless both are set."""
     value = getattr(args, name)
-    if of_file in (default or 0, value):
-        return
-    if value != default:
-        raise ValueError(f"--{name} must be {of_file} or left out, got {value}: {os.environ[CONFIG]} sets it too")
-    setattr(args, name, of_file)
+    contradiction = f"--{name} must be {of_file} or left out, got {value}: {os.environ.get(CONFIG)} sets it too"
+    setattr(args, name, merged(value, of_file, default, contradiction))

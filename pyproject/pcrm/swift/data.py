@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,10 @@ from swift.template import TemplateInputs
 
 from ..settings import Config
 from ..training.batch_prior import prior_of
-from ..training.fit import MOST_PAIRS, sampled
+from ..training.fit import priors_of, sampled
 from ..training.prior_column import PriorColumn
 
 Rows = Sequence[Mapping[str, Any]]
-
-_BATCH = 64
 
 
 def add_prior(dataset: Any, name: str, prior_column: PriorColumn) -> None:
@@ -104,16 +102,8 @@ def has_prior(dataset: Any) -> bool:
 
 def similarities(collator: PriorCollator, dataset: Any) -> np.ndarray:
     """The priors of the training data that a constraint is fitted to: the column whole, or those of a sample of rows."""
-    if isinstance(dataset, LazyLLMDataset) and has_prior(dataset):
+    if not isinstance(dataset, LazyLLMDataset):
+        return priors_of(dataset, collator.prior)
+    if has_prior(dataset):
         return np.asarray(dataset.dataset["prior"][:], np.float64)
-    found = (np.asarray(collator.prior(rows), np.float64) for rows in _batches(dataset))
-    return np.concatenate([np.zeros(0), *found])
-
-
-def _batches(dataset: Any) -> Iterator[list[Mapping[str, Any]]]:
-    if isinstance(dataset, LazyLLMDataset):
-        rows = (dataset[i] for i in sampled(len(dataset)))
-    else:
-        rows = itertools.islice(iter(dataset), MOST_PAIRS)
-    while batch := list(itertools.islice(rows, _BATCH)):
-        yield batch
+    return priors_of((dataset[i] for i in sampled(len(dataset))), collator.prior)

@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 import torch
 from swift.rlhf_trainers import DPOTrainer, RewardTrainer
 
-from ..functional import pcrm_dpo_loss, pcrm_loss
-from ..losses import delta_of
 from ..settings import Task
 from ..training.prior_column import PriorColumn
 from ..training.trainer import ConstraintHooks
@@ -71,16 +69,7 @@ class ConstrainedRewardTrainer(_Constrained, RewardTrainer):
         compute: Any = super().compute_loss
         _, outputs = compute(scored, inputs, return_outputs=True)
         chosen, rejected = scores[0].float().squeeze(-1).chunk(2)
-        delta, origin = delta_of(self.constraint, prior)
-        loss = pcrm_loss(
-            chosen,
-            rejected,
-            delta,
-            label_smoothing=self.settings.label_smoothing,
-            center_rewards_coefficient=self.args.center_rewards_coefficient or 0.0,
-            origin=origin,
-        )
-        self._add_metrics(chosen.detach() - rejected.detach(), delta, prior)
+        loss = self._reward_loss(chosen, rejected, prior, self.args.center_rewards_coefficient or 0.0)
         if num_items_in_batch is not None and self.model_accepts_loss_kwargs:
             loss = loss / self.args.gradient_accumulation_steps  # transformers then does not
         return (loss, outputs) if return_outputs else loss
@@ -117,9 +106,4 @@ class ConstrainedDPOTrainer(_Constrained, DPOTrainer):
         logps = (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
         if loss_type != LOSS:
             return super().dpo_loss(*logps, loss_type, *args)
-        delta, origin = delta_of(self.constraint, self._prior)
-        losses, chosen, rejected = pcrm_dpo_loss(
-            *logps, delta, beta=self.beta, label_smoothing=self._smoothing, reduction="none", origin=origin
-        )
-        self._add_metrics(chosen - rejected, delta, self._prior)
-        return losses, chosen, rejected
+        return self._dpo_losses(logps, self._prior, self.beta, self._smoothing)

@@ -161,3 +161,22 @@ def hint(name: str, known: Iterable[str]) -> str:
     # Of several that are as near the first: of pcrm_betal it is beta1, not beta3.
     near = min(scores, key=lambda other: (-scores[other], other), default="")
     return f": did you mean {near}?" if scores.get(near, 0) >= 0.8 else ""
+
+
+def merged(value: Any, of_file: float, default: float | None, contradiction: str) -> Any:
+    """The value of a setting that a trainer's own arguments and a `pcrm.toml` have: the file's, unless only they set it.
+
+    Args:
+        value: That of the arguments.
+        of_file: That of the file, or its default.
+        default: That of the arguments; None counts as 0.
+        contradiction: The message where both are set.
+
+    Raises:
+        ValueError: both are set, and differ.
+    """
+    if of_file in (default or 0.0, value):
+        return value
+    if value != default:
+        raise ValueError(contradiction)
+    return of_file

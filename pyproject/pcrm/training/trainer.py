@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import torch
 from transformers import Trainer
 
+from ..functional import pcrm_dpo_loss, pcrm_loss
+from ..losses import delta_of
 from ..settings import Config, Constraint, Targets
 from . import fit
 from .binding import BindingCheck
@@ -89,6 +91,44 @@ class ConstraintHooks(Trainer):
         # accelerate can tell them. Training does train on its repeats.
         gather = self.accelerator.gather if self._current_mode == "train" else self.accelerator.gather_for_metrics
         self._constraint_metrics.add(self._current_mode, margin, delta, prior, demonstrations, gather=gather)
+
+    def _reward_loss(
+        self, chosen: torch.Tensor, rejected: torch.Tensor, prior: torch.Tensor | None, center: float
+    ) -> torch.Tensor:
+        """The loss of a batch of scores, shape (B,) each, whose metrics are added.
+
+        Args:
+            chosen, rejected: The scores.
+            prior: Of each pair, shape (B,).
+            center: As `center_rewards_coefficient` of `pcrm.functional.pcrm_loss`.
+        """
+        delta, origin = delta_of(self.constraint, prior)
+        self._add_metrics(chosen.detach() - rejected.detach(), delta, prior)
+        smoothing = self.settings.label_smoothing
+        return pcrm_loss(
+            chosen, rejected, delta, label_smoothing=smoothing, center_rewards_coefficient=center, origin=origin
+        )
+
+    def _dpo_losses(
+        self,
+        logps: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+        prior: torch.Tensor | None,
+        beta: float,
+        label_smoothing: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The losses of a batch of pairs and both implicit rewards, shape (B,) each; the metrics are added.
+
+        Args:
+            logps: Those of `pcrm.functional.pcrm_dpo_loss`, in their order.
+            prior: Of each pair, shape (B,).
+            beta, label_smoothing: As there.
+        """
+        delta, origin = delta_of(self.constraint, prior)
+        losses, chosen, rejected = pcrm_dpo_loss(
+            *logps, delta, beta=beta, label_smoothing=label_smoothing, reduction="none", origin=origin
+        )
+        self._add_metrics(chosen - rejected, delta, prior)
+        return losses, chosen, rejected
 
     def _with_means(self, logs: dict[str, float], mode: Mode, means: dict[str, float]) -> dict[str, float]:
         """What is logged, with the metrics `pcrm/*`: the same dict, as transformers adds to it what its caller wants back."""

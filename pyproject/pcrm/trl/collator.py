@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,8 +19,6 @@ Examples = list[dict[str, Any]]
 INDEX = "pcrm_index"
 # The column with what a pair's loss is multiplied with, where prompts are to count once.
 WEIGHT = "pcrm_weight"
-# Of rows whose priors are computed at once, to fit a constraint.
-_BATCH = 64
 
 
 class PriorCollator:
@@ -79,24 +76,21 @@ def similarities(settings: Config, dataset: Any, collator: Any) -> np.ndarray:
         collator: The trainer's collator, as TRL made it.
     """
     if "prior" in (dataset.column_names or ()) and hasattr(dataset, "num_rows"):
-        found = [dataset["prior"][:]]
-    else:
-        collate = PriorCollator(collator, settings)
-        found = [collate(rows)["prior"].numpy() for rows in _batches(dataset)]
-    return np.concatenate([np.zeros(0), *(np.asarray(s, np.float64) for s in found)])
+        return np.asarray(dataset["prior"][:], np.float64)
+    collate = PriorCollator(collator, settings)
+    return fit.priors_of(_sampled(dataset), lambda rows: collate(rows)["prior"])
 
 
-def _batches(dataset: Any) -> Iterator[Examples]:
-    if hasattr(dataset, "num_rows"):
-        step = fit.sampled(dataset.num_rows).step
-        rows = (row for start in range(0, dataset.num_rows, _BATCH * step) for row in _rows(dataset, start, step))
-    else:
-        rows = itertools.islice(iter(dataset), fit.MOST_PAIRS)
-    while batch := list(itertools.islice(rows, _BATCH)):
-        yield batch
+def _sampled(dataset: Any) -> Iterator[dict[str, Any]]:
+    if not hasattr(dataset, "num_rows"):
+        yield from dataset
+        return
+    step = fit.sampled(dataset.num_rows).step
+    for start in range(0, dataset.num_rows, fit.BATCH * step):
+        yield from _rows(dataset, start, step)
 
 
 def _rows(dataset: Any, start: int, step: int) -> Examples:
     """The next rows, read at once: one by one takes several times as long."""
-    columns = dataset[range(start, min(start + _BATCH * step, dataset.num_rows), step)]
+    columns = dataset[range(start, min(start + fit.BATCH * step, dataset.num_rows), step)]
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

@@ -12,7 +12,7 @@ from .. import _check
 from ..losses import warn_of_smoothing
 from ..methods.prioritized import check_draws
 from ..settings import Config, Constraint, Targets, Task
-from ..training.arguments import ConstraintArguments
+from ..training.arguments import ConstraintArguments, merged
 
 
 @dataclass
@@ -170,11 +170,8 @@ class PCRMArguments(ConstraintArguments):
     def _merged(self, name: str, of_file: float, default: float | None) -> None:
         """Let the file's setting be that of TRL's field of this name, unless both are set."""
         value = getattr(self, name)
-        if of_file == (default or 0.0) or value == of_file:
-            return
-        if value != default:
-            raise ValueError(f"{name} is {value}, and {self.pcrm_config} says {of_file}")
-        setattr(self, name, of_file)
+        contradiction = f"{name} is {value}, and {self.pcrm_config} says {of_file}"
+        setattr(self, name, merged(value, of_file, default, contradiction))
 
 
 @dataclass
