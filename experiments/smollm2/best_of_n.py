@@ -49,7 +49,19 @@ from typing import Any, NamedTuple
 import models
 import numpy as np
 import torch
-from control import BASE, COLUMNS, Condition, differences, half_width, labels, measures, nll, table, temperature
+from control import (
+    BASE,
+    COLUMNS,
+    Condition,
+    differences,
+    half_width,
+    labels,
+    margins_of,
+    measures,
+    nll,
+    table,
+    temperature,
+)
 from control import METHODS as ALL_METHODS
 from methods import Data
 from models import BENCHMARKS, HERE, TopLayers, fingerprint, make_each, policy_of, replace, same_experiment
@@ -197,16 +209,13 @@ def run(setup: Setup, condition: str, method: str, seed: int, file: Path) -> Non
     """Train a proxy; keep the epoch whose held-out NLL is least, its scores of the pools, and its weights."""
     sizes, drawn = setup.sizes, labels(data_of(setup), CONDITIONS[condition], seed)
     inputs = inputs_of(setup, "train")
-    wanted, at = np.unique(drawn.held, return_inverse=True)
-    held_inputs = tuple(x[torch.from_numpy(wanted)] for x in inputs)
     torch.manual_seed(seed)
     model = TopLayers(setup.policy)
     losses: list[float] = []
     best: dict[str, Any] = {}
 
     def look(epoch: int) -> None:
-        chosen, rejected = score(model, held_inputs)[at.reshape(drawn.held.shape)].T
-        margins = chosen - rejected
+        margins = margins_of(model, inputs, drawn.held)
         losses.append(nll(margins * np.exp(-temperature(margins)[0])))
         if losses[-1] == min(losses):
             best["held"] = margins

@@ -38,7 +38,7 @@ import models
 import numpy as np
 import torch
 from best_of_n import Setup, add_arguments, gold_of, gold_scores, place, posts_of, prompts, setup_of
-from control import COLUMNS, Condition, differences, fitted_now, labels, measures, table, temperature
+from control import COLUMNS, Condition, differences, fitted_now, labels, margins_of, measures, table, temperature
 from methods import METHODS as PUBLISHED
 from methods import Data, plain
 from models import make_each, padded, replace
@@ -167,9 +167,7 @@ def run(setup: Setup, sizes: Sizes, method: str, seed: int, file: Path) -> None:
         seed=seed,
         use=drawn.use,
     )
-    wanted, at = np.unique(drawn.held, return_inverse=True)
-    of_held = score(model, tuple(x[torch.from_numpy(wanted)] for x in inputs))
-    chosen, rejected = of_held[at.reshape(drawn.held.shape)].T
+    held = margins_of(model, inputs, drawn.held)
     of_test = score(model, test_inputs)
     policy, reference, gold = model.policy, models.policy(setup.policy), gold_of(setup.gold)
     rows = []
@@ -180,7 +178,7 @@ def run(setup: Setup, sizes: Sizes, method: str, seed: int, file: Path) -> None:
         scores = gold([post] * len(texts), texts).tolist()
         tokens = [len(row) for row in ids]
         rows.append({"texts": texts, "tokens": tokens, "kl": ratio.tolist(), "gold": scores})
-    kept = {"held": (chosen - rejected).tolist(), "rewards": of_test.tolist(), "posts": rows}
+    kept = {"held": held.tolist(), "rewards": of_test.tolist(), "posts": rows}
     replace(file, lambda partial: partial.write_text(json.dumps(kept)))
 
 

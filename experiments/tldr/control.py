@@ -40,6 +40,7 @@ from scipy.special import expit
 from scipy.stats import t as student
 from tables import Floats, replaced
 from tiers import Stop, score, train
+from torch import nn
 from tqdm.auto import tqdm
 
 import pcrm
@@ -197,6 +198,13 @@ def constraint_of(method: str, trained: Data) -> Constraint | None:
     return fit_now(trained.priors[PRIOR[method]]) if method in PRIOR else None
 
 
+def margins_of(model: nn.Module, inputs: tuple[torch.Tensor, ...], pairs: NDArray[np.int64]) -> Floats:
+    """The margin of each pair, (N, 2), of what the inputs hold; each summary is scored once."""
+    wanted, place = np.unique(pairs, return_inverse=True)
+    chosen, rejected = score(model, tuple(x[torch.from_numpy(wanted)] for x in inputs))[place.reshape(pairs.shape)].T
+    return chosen - rejected
+
+
 def run(data: Path, model: str, tier: str, condition: str, method: str, seed: int, file: Path) -> None:
     """Train one model, and keep its scores after each epoch."""
     torch.set_num_threads(1)
@@ -207,18 +215,14 @@ def run(data: Path, model: str, tier: str, condition: str, method: str, seed: in
     )
     drawn = labels(data_of(data, "train", model), CONDITIONS[condition], seed)
     test_pairs = data_of(data, "test", model).posts.pairs
-    wanted, place = np.unique(drawn.held, return_inverse=True)
-    held_inputs = tuple(x[torch.from_numpy(wanted)] for x in inputs)
     times = max(c.times for c in CONDITIONS.values()) if condition == "all pairs" else 1
     network = model_of(tier, model, inputs, seed)
     held, test, losses = [], [], []
 
     def look(epoch: int) -> None:
-        chosen, rejected = score(network, held_inputs)[place.reshape(drawn.held.shape)].T
-        margins = chosen - rejected
+        margins = margins_of(network, inputs, drawn.held)
         held.append(margins.astype(np.float32))
-        chosen, rejected = score(network, test_inputs)[test_pairs].T
-        test.append((chosen - rejected).astype(np.float32))
+        test.append(margins_of(network, test_inputs, test_pairs).astype(np.float32))
         losses.append([nll(margins), nll(margins * np.exp(-temperature(margins)[0]))])
         best = 1 + np.argmin(losses, 0)
         if epoch >= times * best[0] and epoch >= min(max(best) + PATIENCE, LONGEST[tier]):
