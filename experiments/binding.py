@@ -34,9 +34,9 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from numpy.typing import NDArray
 from pcrm.demo import data, world
-from pcrm.demo.model import make_model, make_tokenizer, score
+from pcrm.demo.model import make_model, make_tokenizer, score, small_llama
 from pcrm.trl import PCRMDPOConfig, PCRMDPOTrainer, PCRMRewardConfig, PCRMRewardTrainer
-from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+from transformers import LlamaForCausalLM, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
@@ -131,19 +131,7 @@ def start(task: Task) -> tuple[Any, Any]:
     if not task.policy:
         return tokenizer, make_model(tokenizer, max_length=512, seed=0)
     set_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=512,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
+    model = LlamaForCausalLM(small_llama(tokenizer, 512))
     rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in task.train]
     with tempfile.TemporaryDirectory() as scratch:
         args = SFTConfig(**arguments(task, scratch) | {"num_train_epochs": 1, "learning_rate": 3e-3})

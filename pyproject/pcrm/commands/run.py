@@ -45,14 +45,6 @@ def _imports_unsloth(script: str) -> bool:
         tree = ast.parse(Path(script).read_bytes())
     except (SyntaxError, ValueError):
         return False  # running the script says what is wrong with it
-    return any(
-        name.split(".")[0] == "unsloth"
-        for node in tree.body
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-            if isinstance(node, ast.ImportFrom) and not node.level
-            else []
-        )
-    )
+    names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom) and not node.level]
+    return any(name.split(".")[0] == "unsloth" for name in names)

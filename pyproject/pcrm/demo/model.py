@@ -38,23 +38,26 @@ def make_tokenizer(texts: Iterable[str]) -> Any:
     return fast
 
 
+def small_llama(tokenizer: Any, max_length: int, **others: Any) -> LlamaConfig:
+    """The configuration of a Llama with two layers of width 64."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        **others,
+    )
+
+
 def make_model(tokenizer: Any, max_length: int, seed: int) -> Any:
     """A Llama with two layers of width 64 and a scalar head, randomly initialized."""
     torch.manual_seed(seed)
-    return LlamaForSequenceClassification(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=max_length,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            num_labels=1,  # pyright: ignore[reportCallIssue]
-        )
-    )
+    return LlamaForSequenceClassification(small_llama(tokenizer, max_length, num_labels=1))
 
 
 def load_tokenizer(path: str | Path) -> Any:
