@@ -90,7 +90,8 @@ class Sizes:
     share a pass; 30 for states, 30 for gold's scores, and 2.5 for each of the 36 proxies.
 
     Attributes:
-        test_posts, train_posts: All that there are.
+        test_posts: All that there are.
+        train_posts: More than half of those that there are.
         test_samples: Of each test post. Best of 64 is 3.2 nats away.
         train_samples: Of each train post, which have six comparisons: 2,730 to train on, 684 held out.
         new_tokens: Of a response at most.
@@ -101,7 +102,7 @@ class Sizes:
     """
 
     test_posts: int = 102
-    train_posts: int = 569
+    train_posts: int = 320
     test_samples: int = 64
     train_samples: int = 4
     new_tokens: int = models.NEW_TOKENS
