@@ -110,7 +110,7 @@ func LoadConfigFor(task Task, path string) (Config, error) {
 func ParseConfig(task Task, name string, data []byte) (Config, error) {
 	if len(data) > maxConfig {
 		line := 1 + bytes.Count(data[:maxConfig], []byte("\n"))
-		return Config{}, atLine(name, line, argErr("TOML", -1, "is longer than %d bytes", maxConfig))
+		return Config{}, atLine(name, line, argErr("TOML", -1, "must be at most %d bytes long", maxConfig))
 	}
 	data = bytes.TrimPrefix(data, []byte("\ufeff")) // of an editor; TOML has no use for it
 	var s document
@@ -138,14 +138,14 @@ func ParseConfig(task Task, name string, data []byte) (Config, error) {
 		return Config{}, settingError(name, data, "loss", err)
 	}
 	if !(c.DPOBeta > 0 && c.DPOBeta <= math.MaxFloat64) {
-		return Config{}, settingError(name, data, "dpo", argErr("beta", -1, "is %v, must be finite and greater than 0", c.DPOBeta))
+		return Config{}, settingError(name, data, "dpo", argErr("beta", -1, "must be finite and greater than 0, got %v", c.DPOBeta))
 	}
 	return c, nil
 }
 
 func (c *Config) checkLoss() error {
 	if c.Form != "pair" && c.Form != "token" {
-		return argErr("form", -1, "is %q, must be pair or token", c.Form)
+		return argErr("form", -1, "must be pair or token, got %q", c.Form)
 	}
 	o := RewardOptions{LabelSmoothing: c.LabelSmoothing, CenterRewardsCoefficient: c.CenterRewardsCoefficient}
 	if err := o.Validate(); err != nil {
@@ -153,10 +153,10 @@ func (c *Config) checkLoss() error {
 	}
 	if c.Form == "token" {
 		if c.LabelSmoothing != 0 {
-			return argErr("label_smoothing", -1, "is %v, which form = \"token\" does not use", c.LabelSmoothing)
+			return argErr("label_smoothing", -1, "must be 0 with form = \"token\", which does not use it, got %v", c.LabelSmoothing)
 		}
 		if c.CenterRewardsCoefficient != 0 {
-			return argErr("center_rewards_coefficient", -1, "is %v, which form = \"token\" does not use", c.CenterRewardsCoefficient)
+			return argErr("center_rewards_coefficient", -1, "must be 0 with form = \"token\", which does not use it, got %v", c.CenterRewardsCoefficient)
 		}
 	}
 	return nil
@@ -169,7 +169,7 @@ func decodingError(name string, err error) error {
 		var all []error
 		for _, e := range unknown.Errors[:min(len(unknown.Errors), maxUnknown)] {
 			line, _ := e.Position()
-			all = append(all, atLine(name, line, argErr(strings.Join(e.Key(), "."), -1, "is not a key, %s", knownKeys(e.Key()))))
+			all = append(all, atLine(name, line, argErr(strings.Join(e.Key(), "."), -1, "is an unknown key: %s", knownKeys(e.Key()))))
 		}
 		return errors.Join(all...)
 	}
@@ -186,12 +186,12 @@ func decodingError(name string, err error) error {
 	// user knows.
 	if is, goType, ok := strings.Cut(reason, " into struct field "); ok {
 		goType = goType[strings.LastIndex(goType, " ")+1:]
-		kinds := map[string]string{"float64": "a number", "uint64": "an integer of 0 or more", "string": "a string"}
+		kinds := map[string]string{"float64": "a number", "uint64": "an integer of at least 0", "string": "a string"}
 		must, ok := kinds[goType]
 		if !ok {
 			must = "a table"
 		}
-		reason = "is a " + strings.TrimPrefix(is, "cannot decode ") + ", must be " + must
+		reason = "must be " + must + ", got a " + strings.TrimPrefix(is, "cannot decode ")
 	} else if strings.HasSuffix(reason, strconv.ErrRange.Error()) {
 		reason = fmt.Sprintf("must be a number of at most %g", math.MaxFloat64)
 	} else {
@@ -206,7 +206,7 @@ func knownKeys(key []string) string {
 	if len(key) > 1 {
 		for f := range t.Fields() {
 			if strings.EqualFold(f.Tag.Get("toml"), key[0]) {
-				where, t = "those of ["+f.Tag.Get("toml")+"] are", f.Type
+				where, t = "the keys of ["+f.Tag.Get("toml")+"] are", f.Type
 				break
 			}
 		}
@@ -246,7 +246,7 @@ func checkCase(name string, data []byte) error {
 	lines := keyLines(data)
 	for _, key := range slices.SortedFunc(maps.Keys(lines), func(a, b string) int { return lines[a] - lines[b] }) {
 		if key != strings.ToLower(key) {
-			return atLine(name, lines[key], argErr(key, -1, "is not a key, %s", knownKeys(strings.Split(key, "."))))
+			return atLine(name, lines[key], argErr(key, -1, "is an unknown key: %s", knownKeys(strings.Split(key, "."))))
 		}
 	}
 	return nil

@@ -98,20 +98,20 @@ func (c Constraint) Validate() error {
 	} {
 		switch {
 		case math.IsNaN(p.value):
-			return argErr(p.name, -1, "is NaN, must be a number")
+			return argErr(p.name, -1, "must be a number, got NaN")
 		case math.IsInf(p.value, -1) || math.IsInf(p.value, 1) && !p.infinite:
-			return argErr(p.name, -1, "is %v, must be finite", p.value)
+			return argErr(p.name, -1, "must be finite, got %v", p.value)
 		case p.value < p.least:
-			return argErr(p.name, -1, "is %v, must be at least %v", p.value, p.least)
+			return argErr(p.name, -1, "must be at least %v, got %v", p.least, p.value)
 		}
 	}
 	if c.Cap != 0 && c.Floor > c.Cap {
-		return argErr("floor", -1, "is %v, must not be greater than cap, which is %v", c.Floor, c.Cap)
+		return argErr("floor", -1, "must be at most cap (%v), got %v", c.Cap, c.Floor)
 	}
 	for _, s := range []float64{0, 1} {
 		// Not d <= 0: with beta1 = beta2 = 0 the curve is NaN at s = 0.
 		if d := c.Delta(s); !(d > 0) {
-			return argErr("delta", -1, "is %v at similarity %v, must be greater than 0 on all of [0, 1]: "+
+			return argErr("delta", -1, "must be greater than 0 for every similarity in [0, 1], got %v at similarity %v: "+
 				"a ceiling of zero or less rewards ties and reversals", d, s)
 		}
 	}
@@ -123,12 +123,12 @@ func (c Constraint) validateRandom() error {
 	curve.Low, curve.High, curve.Seed = 0, 0, 0
 	switch {
 	case !(c.Low > 0) || math.IsInf(c.Low, 1):
-		return argErr("low", -1, "is %v, must be finite and greater than 0: "+
+		return argErr("low", -1, "must be finite and greater than 0, got %v: "+
 			"a ceiling of zero or less rewards ties and reversals", c.Low)
 	case !(c.High >= c.Low) || math.IsInf(c.High, 1):
-		return argErr("high", -1, "is %v, must be finite and at least low, which is %v", c.High, c.Low)
+		return argErr("high", -1, "must be finite and at least low (%v), got %v", c.Low, c.High)
 	case curve != Constraint{}:
-		return argErr("low", -1, "is %v and high is %v, but a random constraint has no beta1, beta2, beta3, floor or cap", c.Low, c.High)
+		return argErr("beta1, beta2, beta3, floor and cap", -1, "must not be set with low %v and high %v: a random constraint does not use them", c.Low, c.High)
 	}
 	return nil
 }
@@ -141,14 +141,14 @@ func (c Constraint) validateRandom() error {
 // undefined. Empty slices are allowed.
 func Deltas[F Float](dst, s []F, c Constraint) error {
 	if len(dst) != len(s) {
-		return argErr("dst", -1, "has %d elements, similarities have %d", len(dst), len(s))
+		return argErr("dst", -1, "must have %d elements, like similarities, got %d", len(s), len(dst))
 	}
 	if err := c.Validate(); err != nil {
 		return err
 	}
 	for i, v := range s {
 		if !(v >= 0 && v <= 1) {
-			return argErr("similarities", i, "is %v, must be in [0, 1]", v)
+			return argErr("similarities", i, "must be in [0, 1], got %v", v)
 		}
 		dst[i] = F(c.Delta(float64(v)))
 	}
@@ -195,22 +195,22 @@ func Fit[F Float](similarities []F, targetAlike, targetUnlike, lo, hi float64) (
 	}
 	switch {
 	case !(0 <= lo && lo < hi && hi <= 1):
-		return Constraint{}, argErr("quantiles", -1, "are (%v, %v), must be 0 <= low < high <= 1", lo, hi)
+		return Constraint{}, argErr("quantiles", -1, "must satisfy 0 <= low < high <= 1, got (%v, %v)", lo, hi)
 	case len(similarities) == 0:
-		return Constraint{}, argErr("similarities", -1, "are empty, must be at least one number")
+		return Constraint{}, argErr("similarities", -1, "must have at least one number, got none")
 	}
 	sorted := make([]float64, len(similarities))
 	for i, v := range similarities {
 		if !(v >= 0 && v <= 1) {
-			return Constraint{}, argErr("similarities", i, "is %v, must be in [0, 1]", v)
+			return Constraint{}, argErr("similarities", i, "must be in [0, 1], got %v", v)
 		}
 		sorted[i] = float64(v)
 	}
 	slices.Sort(sorted)
 	sLo, sHi := numeric.Quantile(sorted, lo), numeric.Quantile(sorted, hi)
 	if sHi-sLo < leastSpread {
-		return Constraint{}, argErr("similarities", -1, "are %.7g and %.7g at the quantiles %v and %v, must differ by at least %v: "+
-			"this prior does not tell pairs apart, use a fixed delta", sLo, sHi, lo, hi, leastSpread)
+		return Constraint{}, argErr("similarities", -1, "must differ by at least %v between the quantiles %v and %v, got %.7g and %.7g: "+
+			"this prior does not tell pairs apart, use a fixed delta", leastSpread, lo, hi, sLo, sHi)
 	}
 	c := Constraint{Beta2: fitBeta2(sorted, sLo, sHi), Floor: 2 * targetAlike, Cap: 2 * targetUnlike}
 	// The conversions keep a platform with fused multiply-add from rounding once.

@@ -52,10 +52,10 @@ func DPOLoss[F Float](losses, gradChosen, gradRejected, chosenRewards, rejectedR
 		return 0, err
 	}
 	if !(o.Beta > 0) || math.IsInf(o.Beta, 1) {
-		return 0, argErr("beta", -1, "is %v, must be greater than 0 and finite", o.Beta)
+		return 0, argErr("beta", -1, "must be greater than 0 and finite, got %v", o.Beta)
 	}
 	if n == 0 {
-		return 0, argErr("policy_chosen_logps", -1, "are empty, must be at least one log probability")
+		return 0, argErr("policy_chosen_logps", -1, "must have at least one log probability, got none")
 	}
 	if err := checkLengths("policy_chosen_logps", n,
 		sliceLength{"policy_rejected_logps", len(policyRejected), true},
@@ -80,7 +80,7 @@ func DPOLoss[F Float](losses, gradChosen, gradRejected, chosenRewards, rejectedR
 				{"reference_rejected_logps", referenceRejected[i]},
 			} {
 				if notFinite(float64(s.value)) {
-					return 0, argErr(s.name, i, "is %v, must be finite", s.value)
+					return 0, argErr(s.name, i, "must be finite, got %v", s.value)
 				}
 			}
 		}

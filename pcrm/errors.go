@@ -7,7 +7,7 @@ import "github.com/pcrm-project/pcrm/pcrm/internal/argument"
 //
 //	Argument string // the argument's name, as Python and TOML spell it: "delta"
 //	Index    int    // the offending element, or -1 where the argument is no slice
-//	Reason   string // what is wrong, with the value: "is -3, must be greater than 0"
+//	Reason   string // what is wrong, with the value: "must be greater than 0, got -3"
 type ArgumentError = argument.Error
 
 func argErr(name string, index int, format string, args ...any) error {

@@ -93,11 +93,11 @@ type RewardOptions struct {
 func (o RewardOptions) Validate() error {
 	switch {
 	case o.Reduction < Mean || o.Reduction > None:
-		return argErr("reduction", -1, "is %d, must be Mean, Sum or None", int(o.Reduction))
+		return argErr("reduction", -1, "must be Mean, Sum or None, got %d", int(o.Reduction))
 	case !(o.LabelSmoothing >= 0 && o.LabelSmoothing < 0.5):
-		return argErr("label_smoothing", -1, "is %v, must be in [0, 0.5)", o.LabelSmoothing)
+		return argErr("label_smoothing", -1, "must be in [0, 0.5), got %v", o.LabelSmoothing)
 	case !(o.CenterRewardsCoefficient >= 0) || math.IsInf(o.CenterRewardsCoefficient, 1):
-		return argErr("center_rewards_coefficient", -1, "is %v, must be at least 0 and finite", o.CenterRewardsCoefficient)
+		return argErr("center_rewards_coefficient", -1, "must be at least 0 and finite, got %v", o.CenterRewardsCoefficient)
 	}
 	return nil
 }
@@ -139,7 +139,7 @@ func RewardLoss[F Float](losses, gradChosen, gradRejected, chosen, rejected, del
 		return 0, err
 	}
 	if n == 0 {
-		return 0, argErr("chosen_rewards", -1, "are empty, must be at least one score")
+		return 0, argErr("chosen_rewards", -1, "must have at least one score, got none")
 	}
 	if err := checkLengths("chosen_rewards", n,
 		sliceLength{"rejected_rewards", len(rejected), true},
@@ -170,16 +170,16 @@ func RewardLoss[F Float](losses, gradChosen, gradRejected, chosen, rejected, del
 }
 
 // errChanged is all that can be said when a kernel refused what now looks good.
-var errChanged = argErr("delta", -1, "or the scores were changed during the call")
+var errChanged = argErr("delta and scores", -1, "must not change during the call")
 
 // checkScores names the first score that is not finite; its index counts from first.
 func checkScores[F Float](chosen, rejected []F, first int, wanted bool) error {
 	for i := range chosen {
 		if wanted && notFinite(float64(chosen[i])) {
-			return argErr("chosen_rewards", first+i, "is %v, must be finite", chosen[i])
+			return argErr("chosen_rewards", first+i, "must be finite, got %v", chosen[i])
 		}
 		if wanted && notFinite(float64(rejected[i])) {
-			return argErr("rejected_rewards", first+i, "is %v, must be finite", rejected[i])
+			return argErr("rejected_rewards", first+i, "must be finite, got %v", rejected[i])
 		}
 	}
 	return nil
@@ -196,7 +196,7 @@ type sliceLength struct {
 func checkLengths(name string, n int, slices ...sliceLength) error {
 	for _, s := range slices {
 		if s.given && s.len != n {
-			return argErr(s.name, -1, "has %d elements, %s has %d", s.len, name, n)
+			return argErr(s.name, -1, "must have %d elements, like %s, got %d", n, name, s.len)
 		}
 	}
 	return nil

@@ -49,7 +49,7 @@ func LookupPreset(name string) (Preset, error) {
 	}
 	p, ok := table[name]
 	if !ok {
-		return Preset{}, argErr("preset", -1, "is %q, must be one of %s", name, strings.Join(slices.Sorted(maps.Keys(table)), ", "))
+		return Preset{}, argErr("preset", -1, "must be one of %s, got %q", strings.Join(slices.Sorted(maps.Keys(table)), ", "), name)
 	}
 	return p, nil
 }

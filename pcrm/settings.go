@@ -83,8 +83,8 @@ func (s Settings) Resolve(task Task) (prior string, c Constraint, err error) {
 	if _, targets, err := s.Targets(); err != nil {
 		return "", c, err
 	} else if targets != nil {
-		return "", c, argErr("targets", -1, "are %v and %v, and a constraint is fitted to them on data: call Settings.Targets and Fit, or "+
-			"set a preset", targets.Alike, targets.Unlike)
+		return "", c, argErr("targets", -1, "must be fitted to data, got %v and %v: call Settings.Targets and Fit, or set a preset",
+			targets.Alike, targets.Unlike)
 	}
 	if prior, err = s.prior(); err != nil {
 		return "", c, err
@@ -129,27 +129,27 @@ func (s Settings) Resolve(task Task) (prior string, c Constraint, err error) {
 	} {
 		switch {
 		case key.value != nil && !key.usable:
-			return "", Constraint{}, argErr(key.name, -1, "is %v, which the prior %q does not use", *key.value, prior)
+			return "", Constraint{}, argErr(key.name, -1, "must not be set, got %v: the prior %q does not use it", *key.value, prior)
 		case key.value != nil:
 			*key.to = *key.value
 		case key.needed && key.usable:
-			return "", Constraint{}, argErr(key.name, -1, "is missing: the prior %q has no published setting for %s, set %s",
+			return "", Constraint{}, argErr(key.name, -1, "is missing: the prior %q has no published setting for %s. Set %s",
 				prior, task, neededBy[prior])
 		}
 	}
 	if s.Seed != nil {
 		if prior != "random" {
-			return "", Constraint{}, argErr("seed", -1, "is %d, which the prior %q does not use", *s.Seed, prior)
+			return "", Constraint{}, argErr("seed", -1, "must not be set, got %d: the prior %q does not use it", *s.Seed, prior)
 		}
 		c.Seed = *s.Seed
 	}
 	switch {
 	case s.Floor != nil && *s.Floor == 0: // in a Constraint, 0 means none
-		err = argErr("floor", -1, "is 0, must be greater than 0")
+		err = argErr("floor", -1, "must be greater than 0, got 0")
 	case s.Cap != nil && *s.Cap == 0:
-		err = argErr("cap", -1, "is 0, must be greater than 0")
+		err = argErr("cap", -1, "must be greater than 0, got 0")
 	case prior == "fixed" && !(c.Beta3 > 0):
-		err = argErr("delta", -1, "is %v, must be greater than 0", c.Beta3)
+		err = argErr("delta", -1, "must be greater than 0, got %v", c.Beta3)
 	case prior == "random":
 		err = c.validateRandom()
 	default:
@@ -174,12 +174,12 @@ func (s Settings) prior() (string, error) {
 	}
 	if s.Prior != nil {
 		if !slices.Contains(Priors, *s.Prior) {
-			return "", argErr("prior", -1, "is %q, must be one of %s", *s.Prior, strings.Join(Priors, ", "))
+			return "", argErr("prior", -1, "must be one of %s, got %q", strings.Join(Priors, ", "), *s.Prior)
 		}
 		prior = *s.Prior
 	}
 	if preset != nil && prior != preset.Prior && (prior != "column" || !isCurve(preset.Prior)) {
-		return "", argErr("preset", -1, "is %q, which is for the prior %q, but prior is %q", *s.Preset, preset.Prior, prior)
+		return "", argErr("preset", -1, "must be for the prior %q, got %q, which is for %q", prior, *s.Preset, preset.Prior)
 	}
 	return prior, nil
 }

@@ -154,7 +154,7 @@ func TestSettingsInGo(t *testing.T) {
 		if c.Targets != nil {
 			c.assertTargets(t, targets)
 			_, _, err := s.Resolve(c.task())
-			assert.ErrorContains(t, err, "fitted to them on data", c.Name)
+			assert.ErrorContains(t, err, "must be fitted to data", c.Name)
 			continue
 		}
 		assert.Equal(t, c.want(t), constraint, c.Name)
@@ -175,6 +175,6 @@ func TestSettingsAndConstraintsAgree(t *testing.T) {
 func TestKeysAreInLowerCase(t *testing.T) {
 	for _, document := range []string{"[Constraint]\nbeta1 = 3", "[constraint]\nBeta1 = 3", "constraint = {SEED = 3}"} {
 		_, err := pcrm.ParseConfig(pcrm.RewardTask, "pcrm.toml", []byte(document))
-		assert.ErrorContains(t, err, "is not a key", document)
+		assert.ErrorContains(t, err, "is an unknown key", document)
 	}
 }

@@ -90,7 +90,7 @@ func TestThreadsChangeNothing(t *testing.T) {
 			}
 			d[n-1], d[n/2] = -1, -2
 			_, err := pcrm.RewardLoss(nil, nil, nil, c, r, d, pcrm.RewardOptions{})
-			assert.EqualError(t, err, fmt.Sprintf("delta[%d] is -2, must be greater than 0", n/2))
+			assert.EqualError(t, err, fmt.Sprintf("delta[%d] must be greater than 0, got -2", n/2))
 		}
 		chosen, rejected, chosenIDs, rejectedIDs, delta := tokenBatch(64, 700)
 		var want float64

@@ -88,9 +88,9 @@ func TokenLoss[F Float](losses, gradChosen, gradRejected, chosen, rejected []F, 
 	}
 	switch {
 	case n == 0:
-		return 0, argErr("chosen_rewards", -1, "are empty, must be at least one score")
+		return 0, argErr("chosen_rewards", -1, "must have at least one score, got none")
 	case rows == 0 || n%rows != 0:
-		return 0, argErr("delta", -1, "has %d elements, which do not divide the %d of chosen_rewards into rows", rows, n)
+		return 0, argErr("delta", -1, "must have one element per row of chosen_rewards, got %d for %d scores", rows, n)
 	}
 	if err := checkLengths("chosen_rewards", n,
 		sliceLength{"rejected_rewards", len(rejected), true},

@@ -60,7 +60,7 @@ func golden(loss Pair, options []Option) error {
 		}
 	}
 	if !found {
-		return fmt.Errorf("no vector has a LabelSmoothing of %v: there are 0 and 0.1", s.smoothing)
+		return fmt.Errorf("LabelSmoothing must be 0 or 0.1 for golden vectors, got %v", s.smoothing)
 	}
 	return nil
 }

@@ -76,7 +76,7 @@ func apply(options []Option) (s settings, err error) {
 		o(&s)
 	}
 	if !(s.smoothing >= 0 && s.smoothing < 0.5) {
-		err = fmt.Errorf("LabelSmoothing is %v, must be in [0, 0.5)", s.smoothing)
+		err = fmt.Errorf("LabelSmoothing must be in [0, 0.5), got %v", s.smoothing)
 	}
 	return s, err
 }

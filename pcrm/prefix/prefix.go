@@ -233,7 +233,7 @@ func (p *Plan) Pack(packed, positions, ends, gather, ids []int64, width int, len
 		return err
 	}
 	if len(lengths) != len(p.Order) {
-		return argument.Errorf("lengths", -1, "must have %d elements, as the plan has, got %d", len(p.Order), len(lengths))
+		return argument.Errorf("lengths", -1, "must have %d elements, like the plan, got %d", len(p.Order), len(lengths))
 	}
 	for _, x := range []struct {
 		name  string
@@ -264,7 +264,7 @@ func (p *Plan) Pack(packed, positions, ends, gather, ids []int64, width int, len
 	for i, r := range p.Order {
 		shared := p.Shared[i]
 		if shared > min(int64(len(path)), lengths[r]) {
-			return argument.Errorf("lengths", int(r), "must be that of the row which the plan was made for, got %d", lengths[r])
+			return argument.Errorf("lengths", int(r), "must be the length that the plan was made for, got %d", lengths[r])
 		}
 		if path != nil {
 			shut(shared)
@@ -275,7 +275,7 @@ func (p *Plan) Pack(packed, positions, ends, gather, ids []int64, width int, len
 		row, to := ids[int(r)*width:][:lengths[r]], gather[int(r)*width:][:width]
 		copy(to, path[:shared])
 		if at+int64(len(row))-shared > int64(len(packed)) {
-			return argument.Errorf("lengths", int(r), "must be that of the row which the plan was made for, got %d", lengths[r])
+			return argument.Errorf("lengths", int(r), "must be the length that the plan was made for, got %d", lengths[r])
 		}
 		for depth := shared; depth < int64(len(row)); depth++ {
 			packed[at], positions[at], to[depth] = row[depth], depth, at

@@ -29,12 +29,12 @@ func raggedGrain(rows, values int) int {
 
 func checkOffsets[O Int](name string, rows, values int, offsets []O) error {
 	if len(offsets) != rows+1 {
-		return argument.Errorf(name, -1, "have %d offsets, %d rows need %d", len(offsets), rows, rows+1)
+		return argument.Errorf(name, -1, "must have %d offsets for %d rows, got %d", rows+1, rows, len(offsets))
 	}
 	last := O(0)
 	for i, o := range offsets {
 		if o < last || int64(o) > int64(values) {
-			return argument.Errorf(name, i, "has offset %d, must be in [%d, %d]", o, last, values)
+			return argument.Errorf(name, i, "must have an offset in [%d, %d], got %d", last, values, o)
 		}
 		last = o
 	}

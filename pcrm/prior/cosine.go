@@ -78,11 +78,11 @@ func Cosines[F Float, E Element](dst []F, a, b []E, dim int, angular bool) error
 func checkEmbeddings(rows, dim, a, b int) error {
 	switch {
 	case dim < 1:
-		return argument.Errorf("dim", -1, "is %d, must be at least 1", dim)
+		return argument.Errorf("dim", -1, "must be at least 1, got %d", dim)
 	case a%dim != 0 || a/dim != rows: // rows*dim might overflow
-		return argument.Errorf("a", -1, "has %d elements, %d rows of %d were expected", a, rows, dim)
+		return argument.Errorf("a", -1, "must have %d rows of %d elements, got %d elements", rows, dim, a)
 	case b != a:
-		return argument.Errorf("b", -1, "has %d elements, a has %d", b, a)
+		return argument.Errorf("b", -1, "must have %d elements, like a, got %d", a, b)
 	}
 	return nil
 }
@@ -95,9 +95,9 @@ func embeddingError[E Element](a, b []E, row int) error {
 		name, m = "b", magnitude(b)
 	}
 	if m == 0 {
-		return argument.Errorf(name, row, "is a zero vector, which has no direction")
+		return argument.Errorf(name, row, "must have a nonzero element, got a zero vector")
 	}
-	return argument.Errorf(name, row, "has a NaN or infinite element, must be finite")
+	return argument.Errorf(name, row, "must be finite, got a NaN or infinite element")
 }
 
 // cosine is NaN where either vector is zero or not finite.

@@ -29,9 +29,9 @@ func (o *LexicalOptions) resolve() error {
 	case o.MinN == 0 && o.MaxN == 0:
 		o.MinN, o.MaxN = 3, 5
 	case o.MinN < 1:
-		return argument.Errorf("min_n", -1, "is %d, must be at least 1", o.MinN)
+		return argument.Errorf("min_n", -1, "must be at least 1, got %d", o.MinN)
 	case o.MaxN < o.MinN:
-		return argument.Errorf("max_n", -1, "is %d, must be at least min_n, which is %d", o.MaxN, o.MinN)
+		return argument.Errorf("max_n", -1, "must be at least min_n (%d), got %d", o.MinN, o.MaxN)
 	}
 	return nil
 }

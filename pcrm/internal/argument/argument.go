@@ -8,10 +8,10 @@ import "fmt"
 type Error struct {
 	Argument string // the argument's name, as Python and TOML spell it: "delta"
 	Index    int    // the offending element, or -1 where the argument is no slice
-	Reason   string // what is wrong, with the value: "is -3, must be greater than 0"
+	Reason   string // what is wrong, with the value: "must be greater than 0, got -3"
 }
 
-// Error reads "delta[3] is -1, must be greater than 0".
+// Error reads "delta[3] must be greater than 0, got -1".
 func (e *Error) Error() string {
 	if e.Index < 0 {
 		return e.Argument + " " + e.Reason
@@ -27,7 +27,7 @@ func Errorf(name string, index int, format string, args ...any) error {
 // Positive returns an error for a number that is not greater than 0, such as NaN.
 func Positive[F float32 | float64](name string, index int, v F) error {
 	if !(v > 0) {
-		return Errorf(name, index, "is %v, must be greater than 0", v)
+		return Errorf(name, index, "must be greater than 0, got %v", v)
 	}
 	return nil
 }

@@ -18,7 +18,7 @@ func Open(path string) (*os.File, int64, error) {
 	}
 	info, err := file.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = &os.PathError{Op: "open", Path: path, Err: errors.New("is no regular file")}
+		err = &os.PathError{Op: "open", Path: path, Err: errors.New("must be a regular file")}
 	}
 	if err != nil {
 		file.Close()
