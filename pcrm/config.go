@@ -169,7 +169,7 @@ func decodingError(name string, err error) error {
 		var all []error
 		for _, e := range unknown.Errors[:min(len(unknown.Errors), maxUnknown)] {
 			line, _ := e.Position()
-			all = append(all, atLine(name, line, argErr(strings.Join(e.Key(), "."), -1, "is an unknown key: %s", knownKeys(e.Key()))))
+			all = append(all, atLine(name, line, argErr(strings.Join(e.Key(), "."), -1, "is not a key: %s", knownKeys(e.Key()))))
 		}
 		return errors.Join(all...)
 	}
@@ -246,7 +246,7 @@ func checkCase(name string, data []byte) error {
 	lines := keyLines(data)
 	for _, key := range slices.SortedFunc(maps.Keys(lines), func(a, b string) int { return lines[a] - lines[b] }) {
 		if key != strings.ToLower(key) {
-			return atLine(name, lines[key], argErr(key, -1, "is an unknown key: %s", knownKeys(strings.Split(key, "."))))
+			return atLine(name, lines[key], argErr(key, -1, "is not a key: %s", knownKeys(strings.Split(key, "."))))
 		}
 	}
 	return nil

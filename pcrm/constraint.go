@@ -106,12 +106,12 @@ func (c Constraint) Validate() error {
 		}
 	}
 	if c.Cap != 0 && c.Floor > c.Cap {
-		return argErr("floor", -1, "must be at most cap (%v), got %v", c.Cap, c.Floor)
+		return argErr("floor", -1, "must be at most cap, which is %v, got %v", c.Cap, c.Floor)
 	}
 	for _, s := range []float64{0, 1} {
 		// Not d <= 0: with beta1 = beta2 = 0 the curve is NaN at s = 0.
 		if d := c.Delta(s); !(d > 0) {
-			return argErr("delta", -1, "must be greater than 0 for every similarity in [0, 1], got %v at similarity %v: "+
+			return argErr("delta", -1, "must be greater than 0 on all of [0, 1], got %v at similarity %v: "+
 				"a ceiling of zero or less rewards ties and reversals", d, s)
 		}
 	}
@@ -126,7 +126,7 @@ func (c Constraint) validateRandom() error {
 		return argErr("low", -1, "must be finite and greater than 0, got %v: "+
 			"a ceiling of zero or less rewards ties and reversals", c.Low)
 	case !(c.High >= c.Low) || math.IsInf(c.High, 1):
-		return argErr("high", -1, "must be finite and at least low (%v), got %v", c.Low, c.High)
+		return argErr("high", -1, "must be finite and at least low, which is %v, got %v", c.Low, c.High)
 	case curve != Constraint{}:
 		return argErr("beta1, beta2, beta3, floor and cap", -1, "must not be set with low %v and high %v: a random constraint does not use them", c.Low, c.High)
 	}

@@ -34,15 +34,15 @@ func TestConstraintValidate(t *testing.T) {
 	require.NoError(t, pcrm.Constraint{Beta1: 10, Beta2: 0.001, Beta3: -20, Floor: 2}.Validate(), "the floor saves the far end")
 	ends := ": a ceiling of zero or less rewards ties and reversals"
 	for message, c := range map[string]pcrm.Constraint{
-		"delta must be greater than 0 for every similarity in [0, 1], got -10.009990009990009 at similarity 1" + ends: {Beta1: 10, Beta2: 0.001, Beta3: -20},
-		"delta must be greater than 0 for every similarity in [0, 1], got -1 at similarity 0" + ends:                  {Beta1: -2, Beta2: 1, Beta3: 1},
-		"delta must be greater than 0 for every similarity in [0, 1], got NaN at similarity 0" + ends:                 {Beta3: 5},
-		"beta1 must be a number, got NaN":      {Beta1: math.NaN()},
-		"beta1 must be finite, got +Inf":       {Beta1: inf},
-		"beta2 must be at least 0, got -1":     {Beta1: 10, Beta2: -1},
-		"beta3 must be finite, got -Inf":       {Beta2: 1, Beta3: -inf},
-		"floor must be at least 0, got -1":     {Beta2: 1, Beta3: 4, Floor: -1},
-		"floor must be at most cap (4), got 5": {Beta2: 1, Beta3: 4, Floor: 5, Cap: 4},
+		"delta must be greater than 0 on all of [0, 1], got -10.009990009990009 at similarity 1" + ends: {Beta1: 10, Beta2: 0.001, Beta3: -20},
+		"delta must be greater than 0 on all of [0, 1], got -1 at similarity 0" + ends:                  {Beta1: -2, Beta2: 1, Beta3: 1},
+		"delta must be greater than 0 on all of [0, 1], got NaN at similarity 0" + ends:                 {Beta3: 5},
+		"beta1 must be a number, got NaN":              {Beta1: math.NaN()},
+		"beta1 must be finite, got +Inf":               {Beta1: inf},
+		"beta2 must be at least 0, got -1":             {Beta1: 10, Beta2: -1},
+		"beta3 must be finite, got -Inf":               {Beta2: 1, Beta3: -inf},
+		"floor must be at least 0, got -1":             {Beta2: 1, Beta3: 4, Floor: -1},
+		"floor must be at most cap, which is 4, got 5": {Beta2: 1, Beta3: 4, Floor: 5, Cap: 4},
 	} {
 		assert.EqualError(t, c.Validate(), message)
 	}
@@ -67,9 +67,9 @@ func TestRandomConstraint(t *testing.T) {
 		"low must be finite and greater than 0, got 0: a ceiling of zero or less rewards ties and reversals":              pcrm.Random(0, 1, 0),
 		"low must be finite and greater than 0, got NaN: a ceiling of zero or less rewards ties and reversals":            pcrm.Random(math.NaN(), 1, 0),
 		"low must be finite and greater than 0, got +Inf: a ceiling of zero or less rewards ties and reversals":           pcrm.Random(inf, inf, 0),
-		"high must be finite and at least low (4), got 3":                                                                 pcrm.Random(4, 3, 0),
-		"high must be finite and at least low (4), got NaN":                                                               pcrm.Random(4, math.NaN(), 0),
-		"high must be finite and at least low (4), got +Inf":                                                              pcrm.Random(4, inf, 0),
+		"high must be finite and at least low, which is 4, got 3":                                                         pcrm.Random(4, 3, 0),
+		"high must be finite and at least low, which is 4, got NaN":                                                       pcrm.Random(4, math.NaN(), 0),
+		"high must be finite and at least low, which is 4, got +Inf":                                                      pcrm.Random(4, inf, 0),
 		"beta1, beta2, beta3, floor and cap must not be set with low 4 and high 5: a random constraint does not use them": {Low: 4, High: 5, Cap: 4.5},
 	} {
 		err := c.Validate()
@@ -161,10 +161,10 @@ func TestFitErrors(t *testing.T) {
 	}{
 		{s, 0, 3, 0.05, 0.95, "target_alike must be greater than 0, got 0: a ceiling of zero or less rewards ties and reversals"},
 		{s, math.NaN(), 3, 0.05, 0.95, "target_alike must be greater than 0, got NaN: a ceiling of zero or less rewards ties and reversals"},
-		{s, 3, 3, 0.05, 0.95, "target_unlike must be finite and greater than target_alike (3), got 3"},
-		{s, 3, 2, 0.05, 0.95, "target_unlike must be finite and greater than target_alike (3), got 2"},
-		{s, 3, math.NaN(), 0.05, 0.95, "target_unlike must be finite and greater than target_alike (3), got NaN"},
-		{s, 1, inf, 0.05, 0.95, "target_unlike must be finite and greater than target_alike (1), got +Inf"},
+		{s, 3, 3, 0.05, 0.95, "target_unlike must be finite and greater than target_alike, which is 3, got 3"},
+		{s, 3, 2, 0.05, 0.95, "target_unlike must be finite and greater than target_alike, which is 3, got 2"},
+		{s, 3, math.NaN(), 0.05, 0.95, "target_unlike must be finite and greater than target_alike, which is 3, got NaN"},
+		{s, 1, inf, 0.05, 0.95, "target_unlike must be finite and greater than target_alike, which is 1, got +Inf"},
 		{s, 1, math.MaxFloat64, 0.05, 0.95, "beta1 must be finite, got +Inf"},
 		{s, 1, 3, 0.5, 0.5, "quantiles must satisfy 0 <= low < high <= 1, got (0.5, 0.5)"},
 		{s, 1, 3, 0.9, 0.1, "quantiles must satisfy 0 <= low < high <= 1, got (0.9, 0.1)"},

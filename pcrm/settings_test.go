@@ -175,6 +175,6 @@ func TestSettingsAndConstraintsAgree(t *testing.T) {
 func TestKeysAreInLowerCase(t *testing.T) {
 	for _, document := range []string{"[Constraint]\nbeta1 = 3", "[constraint]\nBeta1 = 3", "constraint = {SEED = 3}"} {
 		_, err := pcrm.ParseConfig(pcrm.RewardTask, "pcrm.toml", []byte(document))
-		assert.ErrorContains(t, err, "is an unknown key", document)
+		assert.ErrorContains(t, err, "is not a key", document)
 	}
 }

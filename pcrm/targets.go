@@ -16,7 +16,7 @@ func (t Targets) Validate() error {
 		return argErr("target_alike", -1, "must be greater than 0, got %v: "+
 			"a ceiling of zero or less rewards ties and reversals", t.Alike)
 	case !(t.Unlike > t.Alike) || math.IsInf(t.Unlike, 1):
-		return argErr("target_unlike", -1, "must be finite and greater than target_alike (%v), got %v", t.Alike, t.Unlike)
+		return argErr("target_unlike", -1, "must be finite and greater than target_alike, which is %v, got %v", t.Alike, t.Unlike)
 	}
 	return nil
 }

@@ -31,7 +31,7 @@ func (o *LexicalOptions) resolve() error {
 	case o.MinN < 1:
 		return argument.Errorf("min_n", -1, "must be at least 1, got %d", o.MinN)
 	case o.MaxN < o.MinN:
-		return argument.Errorf("max_n", -1, "must be at least min_n (%d), got %d", o.MinN, o.MaxN)
+		return argument.Errorf("max_n", -1, "must be at least min_n, which is %d, got %d", o.MinN, o.MaxN)
 	}
 	return nil
 }

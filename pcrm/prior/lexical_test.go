@@ -107,10 +107,10 @@ func TestLexical(t *testing.T) {
 
 func TestLexicalErrors(t *testing.T) {
 	for message, o := range map[string]prior.LexicalOptions{
-		"min_n must be at least 1, got -1":        {MinN: -1, MaxN: 3},
-		"min_n must be at least 1, got 0":         {MaxN: 3},
-		"max_n must be at least min_n (3), got 2": {MinN: 3, MaxN: 2},
-		"max_n must be at least min_n (3), got 0": {MinN: 3, Words: true},
+		"min_n must be at least 1, got -1":                {MinN: -1, MaxN: 3},
+		"min_n must be at least 1, got 0":                 {MaxN: 3},
+		"max_n must be at least min_n, which is 3, got 2": {MinN: 3, MaxN: 2},
+		"max_n must be at least min_n, which is 3, got 0": {MinN: 3, Words: true},
 	} {
 		_, err := prior.Lexical("a", "b", o)
 		assert.EqualError(t, err, message)

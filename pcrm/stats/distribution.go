@@ -61,7 +61,7 @@ func Histogram(dst []int64, x []float64, low, high float64) error {
 		return argument.Errorf("dst", -1, "must have at least one bin, got none")
 	}
 	if !(low < high) || math.IsInf(high-low, 0) {
-		return argument.Errorf("low", -1, "must be finite and less than high (%v), got %v", high, low)
+		return argument.Errorf("low", -1, "must be finite and less than high, which is %v, got %v", high, low)
 	}
 	if err := checkFinite("x", x); err != nil {
 		return err

@@ -125,8 +125,8 @@ func TestHistogram(t *testing.T) {
 		}
 	}
 	assert.EqualError(t, Histogram(nil, nil, 0, 1), "dst must have at least one bin, got none")
-	assert.EqualError(t, Histogram(counts, nil, 1, 1), "low must be finite and less than high (1), got 1")
-	assert.EqualError(t, Histogram(counts, nil, 0, inf), "low must be finite and less than high (+Inf), got 0")
+	assert.EqualError(t, Histogram(counts, nil, 1, 1), "low must be finite and less than high, which is 1, got 1")
+	assert.EqualError(t, Histogram(counts, nil, 0, inf), "low must be finite and less than high, which is +Inf, got 0")
 	assert.EqualError(t, Histogram(counts, []float64{inf}, 0, 1), "x[0] must be finite, got +Inf")
 }
 
