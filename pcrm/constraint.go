@@ -112,7 +112,7 @@ func (c Constraint) Validate() error {
 		// Not d <= 0: with beta1 = beta2 = 0 the curve is NaN at s = 0.
 		if d := c.Delta(s); !(d > 0) {
 			return argErr("delta", -1, "must be greater than 0 on all of [0, 1], got %v at similarity %v: "+
-				"a ceiling of zero or less rewards ties and reversals", d, s)
+				"a ceiling of 0 or less would reward ties and reversals", d, s)
 		}
 	}
 	return nil
@@ -124,7 +124,7 @@ func (c Constraint) validateRandom() error {
 	switch {
 	case !(c.Low > 0) || math.IsInf(c.Low, 1):
 		return argErr("low", -1, "must be finite and greater than 0, got %v: "+
-			"a ceiling of zero or less rewards ties and reversals", c.Low)
+			"a ceiling of 0 or less would reward ties and reversals", c.Low)
 	case !(c.High >= c.Low) || math.IsInf(c.High, 1):
 		return argErr("high", -1, "must be finite and at least low, which is %v, got %v", c.Low, c.High)
 	case curve != Constraint{}:
@@ -210,7 +210,7 @@ func Fit[F Float](similarities []F, targetAlike, targetUnlike, lo, hi float64) (
 	sLo, sHi := numeric.Quantile(sorted, lo), numeric.Quantile(sorted, hi)
 	if sHi-sLo < leastSpread {
 		return Constraint{}, argErr("similarities", -1, "must differ by at least %v between the quantiles %v and %v, got %.7g and %.7g: "+
-			"this prior does not tell pairs apart, use a fixed delta", leastSpread, lo, hi, sLo, sHi)
+			"this prior does not tell pairs apart. Use another prior or a fixed delta", leastSpread, lo, hi, sLo, sHi)
 	}
 	c := Constraint{Beta2: fitBeta2(sorted, sLo, sHi), Floor: 2 * targetAlike, Cap: 2 * targetUnlike}
 	// The conversions keep a platform with fused multiply-add from rounding once.

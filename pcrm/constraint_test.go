@@ -32,7 +32,7 @@ func TestConstraintValidate(t *testing.T) {
 	require.NoError(t, pcrm.Fixed(inf).Validate())
 	require.NoError(t, pcrm.Constraint{Beta1: 10, Beta2: 0, Beta3: -5}.Validate(), "delta(0) = +Inf is unconstrained")
 	require.NoError(t, pcrm.Constraint{Beta1: 10, Beta2: 0.001, Beta3: -20, Floor: 2}.Validate(), "the floor saves the far end")
-	ends := ": a ceiling of zero or less rewards ties and reversals"
+	ends := ": a ceiling of 0 or less would reward ties and reversals"
 	for message, c := range map[string]pcrm.Constraint{
 		"delta must be greater than 0 on all of [0, 1], got -10.009990009990009 at similarity 1" + ends: {Beta1: 10, Beta2: 0.001, Beta3: -20},
 		"delta must be greater than 0 on all of [0, 1], got -1 at similarity 0" + ends:                  {Beta1: -2, Beta2: 1, Beta3: 1},
@@ -64,9 +64,9 @@ func TestRandomConstraint(t *testing.T) {
 	assert.Equal(t, []float64{4, 4.5}, dst)
 
 	for message, c := range map[string]pcrm.Constraint{
-		"low must be finite and greater than 0, got 0: a ceiling of zero or less rewards ties and reversals":              pcrm.Random(0, 1, 0),
-		"low must be finite and greater than 0, got NaN: a ceiling of zero or less rewards ties and reversals":            pcrm.Random(math.NaN(), 1, 0),
-		"low must be finite and greater than 0, got +Inf: a ceiling of zero or less rewards ties and reversals":           pcrm.Random(inf, inf, 0),
+		"low must be finite and greater than 0, got 0: a ceiling of 0 or less would reward ties and reversals":            pcrm.Random(0, 1, 0),
+		"low must be finite and greater than 0, got NaN: a ceiling of 0 or less would reward ties and reversals":          pcrm.Random(math.NaN(), 1, 0),
+		"low must be finite and greater than 0, got +Inf: a ceiling of 0 or less would reward ties and reversals":         pcrm.Random(inf, inf, 0),
 		"high must be finite and at least low, which is 4, got 3":                                                         pcrm.Random(4, 3, 0),
 		"high must be finite and at least low, which is 4, got NaN":                                                       pcrm.Random(4, math.NaN(), 0),
 		"high must be finite and at least low, which is 4, got +Inf":                                                      pcrm.Random(4, inf, 0),
@@ -159,8 +159,8 @@ func TestFitErrors(t *testing.T) {
 		alike, unlike, lo, hi float64
 		message               string
 	}{
-		{s, 0, 3, 0.05, 0.95, "target_alike must be greater than 0, got 0: a ceiling of zero or less rewards ties and reversals"},
-		{s, math.NaN(), 3, 0.05, 0.95, "target_alike must be greater than 0, got NaN: a ceiling of zero or less rewards ties and reversals"},
+		{s, 0, 3, 0.05, 0.95, "target_alike must be greater than 0, got 0: a ceiling of 0 or less would reward ties and reversals"},
+		{s, math.NaN(), 3, 0.05, 0.95, "target_alike must be greater than 0, got NaN: a ceiling of 0 or less would reward ties and reversals"},
 		{s, 3, 3, 0.05, 0.95, "target_unlike must be finite and greater than target_alike, which is 3, got 3"},
 		{s, 3, 2, 0.05, 0.95, "target_unlike must be finite and greater than target_alike, which is 3, got 2"},
 		{s, 3, math.NaN(), 0.05, 0.95, "target_unlike must be finite and greater than target_alike, which is 3, got NaN"},
@@ -174,9 +174,9 @@ func TestFitErrors(t *testing.T) {
 		{nil, 1, 3, 0.05, 0.95, "similarities must have at least one number, got none"},
 		{[]float64{0.5, 2}, 1, 3, 0.05, 0.95, "similarities[1] must be in [0, 1], got 2"},
 		{[]float64{0.5, math.NaN()}, 1, 3, 0.05, 0.95, "similarities[1] must be in [0, 1], got NaN"},
-		{[]float64{0.5, 0.5}, 1, 3, 0.05, 0.95, "similarities must differ by at least 1e-06 between the quantiles 0.05 and 0.95, got 0.5 and 0.5: this prior does not tell pairs apart, use a fixed delta"},
-		{[]float64{0.7590721249580383, 0.7590721249580383}, 1, 3, 0, 1, "similarities must differ by at least 1e-06 between the quantiles 0 and 1, got 0.7590721 and 0.7590721: this prior does not tell pairs apart, use a fixed delta"},
-		{[]float64{0.5, 0.5 + 9e-7}, 1, 3, 0, 1, "similarities must differ by at least 1e-06 between the quantiles 0 and 1, got 0.5 and 0.5000009: this prior does not tell pairs apart, use a fixed delta"},
+		{[]float64{0.5, 0.5}, 1, 3, 0.05, 0.95, "similarities must differ by at least 1e-06 between the quantiles 0.05 and 0.95, got 0.5 and 0.5: this prior does not tell pairs apart. Use another prior or a fixed delta"},
+		{[]float64{0.7590721249580383, 0.7590721249580383}, 1, 3, 0, 1, "similarities must differ by at least 1e-06 between the quantiles 0 and 1, got 0.7590721 and 0.7590721: this prior does not tell pairs apart. Use another prior or a fixed delta"},
+		{[]float64{0.5, 0.5 + 9e-7}, 1, 3, 0, 1, "similarities must differ by at least 1e-06 between the quantiles 0 and 1, got 0.5 and 0.5000009: this prior does not tell pairs apart. Use another prior or a fixed delta"},
 	} {
 		_, err := pcrm.Fit(c.s, c.alike, c.unlike, c.lo, c.hi)
 		assert.EqualError(t, err, c.message)

@@ -14,7 +14,7 @@ func (t Targets) Validate() error {
 	switch {
 	case !(t.Alike > 0):
 		return argErr("target_alike", -1, "must be greater than 0, got %v: "+
-			"a ceiling of zero or less rewards ties and reversals", t.Alike)
+			"a ceiling of 0 or less would reward ties and reversals", t.Alike)
 	case !(t.Unlike > t.Alike) || math.IsInf(t.Unlike, 1):
 		return argErr("target_unlike", -1, "must be finite and greater than target_alike, which is %v, got %v", t.Alike, t.Unlike)
 	}
