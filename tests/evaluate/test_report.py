@@ -214,7 +214,7 @@ def test_statistics_refuse_what_is_not_finite():
         (lambda: statistics.pairs(bad), r"^margins\[1\] must be finite, got NaN"),
         (lambda: statistics.pairs(x, x[:2]), r"^arrays have 3 and 2 elements"),
         (lambda: statistics.pairs(np.empty(0)), r"^margins must have at least one number, got none"),
-        (lambda: statistics.rankings(x, x, np.array([0, 2])), r"^offsets must go from 0 to 3"),
+        (lambda: statistics.rankings(x, x, np.array([0, 2])), r"^offsets must run from 0 to 3"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
