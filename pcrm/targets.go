@@ -2,14 +2,14 @@ package pcrm
 
 import "math"
 
-// Targets are the margins that a constraint shall want of alike and of unlike pairs.
-// [Fit] makes a constraint of them on the similarities of the training data.
+// Targets are the target margins of alike (similar) and unlike (dissimilar) pairs. [Fit]
+// turns them into a constraint, given the similarities of the training data.
 type Targets struct{ Alike, Unlike float64 }
 
-// The default: win probabilities of .73 and .95, about what annotators agree on.
+// The defaults correspond to win probabilities of .73 and .95, about the range of annotator agreement.
 const defaultAlike, defaultUnlike = 1.0, 3.0
 
-// Validate reports whether 0 < Alike < Unlike < +Inf.
+// Validate returns an [*ArgumentError] unless 0 < Alike < Unlike < +Inf.
 func (t Targets) Validate() error {
 	switch {
 	case !(t.Alike > 0):
@@ -21,7 +21,7 @@ func (t Targets) Validate() error {
 	return nil
 }
 
-// side is what the settings say of alike or of unlike pairs: a margin or a win probability.
+// side holds the setting for alike or for unlike pairs: a margin or a win probability.
 type side struct {
 	name        string
 	target, win *float64
@@ -31,7 +31,7 @@ func (s Settings) sides() [2]side {
 	return [2]side{{"alike", s.TargetAlike, s.WinAlike}, {"unlike", s.TargetUnlike, s.WinUnlike}}
 }
 
-// givenTarget returns the name of a target that the settings have, or "".
+// givenTarget returns the name of a target that is set, or "".
 func (s Settings) givenTarget() string {
 	for _, side := range s.sides() {
 		if side.target != nil {
@@ -46,11 +46,11 @@ func (s Settings) givenTarget() string {
 	return ""
 }
 
-// Targets returns the prior and the targets that the settings ask for in the place of a
-// curve, by the rules 3 and 6 of [Settings.Resolve]; nil if they ask for none.
+// Targets returns the prior, and the targets that the settings specify instead of a curve, by
+// rules 3 and 6 of [Settings.Resolve]. t is nil if the settings specify a constraint.
 //
-// Errors, each an [*ArgumentError]: an unknown prior, one without a curve, and settings that
-// break the rule.
+// Errors, each an [*ArgumentError]: an unknown prior or preset; targets for a prior without a
+// curve; settings that break a rule.
 func (s Settings) Targets() (prior string, t *Targets, err error) {
 	if prior, err = s.prior(); err != nil {
 		return "", nil, err
