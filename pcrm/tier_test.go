@@ -50,12 +50,12 @@ func TestUnknownTierIsReported(t *testing.T) {
 	}
 	best := "tier: " + all[len(all)-1]
 	out := start("axv2")
-	assert.Contains(t, out, "PCRM_TIER is ignored")
+	assert.Contains(t, out, "ignoring PCRM_TIER")
 	assert.Contains(t, out, fmt.Sprintf(`must be auto or, on this machine, one of %s, got "axv2"`, strings.Join(all, ", ")))
 	assert.Contains(t, out, best)
 	for _, name := range []string{"", "auto", "scalar"} {
 		out := start(name)
-		assert.NotContains(t, out, "PCRM_TIER is ignored", name)
+		assert.NotContains(t, out, "ignoring PCRM_TIER", name)
 		if name != "scalar" {
 			assert.Contains(t, out, best)
 		}

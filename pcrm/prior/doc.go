@@ -22,6 +22,6 @@ type Float interface{ float32 | float64 }
 // Int is what token ids and the offsets of ragged columns may be made of.
 type Int interface{ int | int32 | int64 }
 
-// NoPad is the pad token id of responses that hold no padding: no tokenizer gives
-// a negative id.
+// NoPad is the pad token id to use for responses without padding. No tokenizer has
+// negative ids.
 const NoPad = ids.NoPad
