@@ -21,8 +21,8 @@ func eachPair[F Float, I, O Int](dst []F, chosen []I, chosenOffsets []O, rejecte
 	return nil
 }
 
-// raggedGrain returns how many rows of their mean length hold some 64 Ki values: a
-// worker then has a task of ten microseconds or more.
+// raggedGrain returns the number of rows that hold about 64 Ki values on average, so that each
+// task of a worker takes at least ten microseconds.
 func raggedGrain(rows, values int) int {
 	return 1 + int(min(1, (1<<16)/float64(values+1))*float64(rows))
 }
