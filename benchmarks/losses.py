@@ -1,10 +1,10 @@
-"""Forward and backward of the losses against torch eager, torch.compile and a per-pair loop.
+"""Benchmark the losses, forward and backward, against torch eager, torch.compile and a loop over pairs.
 
     python benchmarks/losses.py            # writes docs/benchmarks.{md,csv,png}
 
-All contenders of a size take turns in one run, and what counts is their ratio in the same
-turn: a machine that is slow for a while is slow for all of them. The baselines are those
-of tests/helpers/hand_written.py, which the tests check against ours.
+All contenders of a size take turns in one run. The result is the ratio of their times in the same
+round, because a temporarily slow machine is slow for all of them. The baselines are in
+tests/helpers/hand_written.py; the tests check them against ours.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pcrm.functional import pcrm_loss, pcrm_token_loss  # noqa: E402
 
 import pcrm  # noqa: E402
 
-# Of eager's time: what we mean to reach. Tokens have a second one, of torch.compile's.
+# Targets relative to torch eager. Tokens also have a target relative to torch.compile.
 TARGETS = {"8 pairs": 0.5, "256 pairs": 0.5, "16384 pairs": 0.4, "262144 pairs": 0.1, "16 x 1024 tokens": 0.25}
 TARGET_OF_COMPILED, TARGET_OF_LOOP, TARGET_OF_COPY = 0.5, 0.03, 2.0
 
@@ -84,11 +84,11 @@ def tokens(rows: int, width: int) -> dict[str, Callable[[], None]]:
 
 
 def copies(n: int) -> dict[str, Callable[[], None]]:
-    """The kernel alone, loss and gradient on one thread, against a copy of the same bytes."""
+    """The kernel alone (loss and gradient, one thread) against a memory copy of the same bytes."""
     bridge = native.library()
     chosen, rejected = torch.randn(n), torch.randn(n)
     delta, loss, gradients = 1 + 9 * torch.rand(n), torch.empty(()), torch.empty(2, n)
-    # Three arrays are read and two written; a copy of 2.5 reads and writes as many bytes.
+    # The kernel reads three arrays and writes two. A copy of 2.5 arrays moves as many bytes.
     source, target = torch.randn(5 * n // 2), torch.empty(5 * n // 2)
 
     def kernel() -> None:
@@ -106,10 +106,10 @@ def measure(
     warm: int = 5,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Microseconds a call by the clock, a figure a round, the contenders in turn."""
+    """Return the microseconds per call of each contender, one value per round, taken in turn."""
     counts = {}
     for name, step in contenders.items():
-        for _ in range(warm):  # the compilers' turn
+        for _ in range(warm):  # includes compilation
             step()
         begin = clock()
         step()
@@ -130,9 +130,11 @@ def ratio(times: dict[str, list[float]], a: str, b: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=40, help="turns of each contender (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.01, help="of one turn, about (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="default: docs")
+    parser.add_argument("--rounds", type=int, default=40, help="rounds per contender (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=0.01, help="approximate seconds per round and contender (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="output folder (default: docs)")
     args = parser.parse_args()
     torch.manual_seed(0)
     pcrm.backends.set_backend("go")
@@ -165,8 +167,8 @@ def write(results: dict[str, dict[str, list[float]]], alone: dict[str, list[floa
     lines = [
         "# Benchmarks",
         "",
-        "Forward and backward from Python, float32. Ratios are medians over turns in one interleaved run; below 1 is faster",
-        "than the contender. Made by",
+        "Time of the forward and backward passes from Python, in float32, relative to other implementations. A ratio below 1 means",
+        "that pcrm is faster. Each ratio is a median over rounds of one interleaved run. Measured by",
         "",
         "<!-- notest: takes minutes on a quiet machine, and asserts nothing -->",
         "```",
@@ -175,7 +177,7 @@ def write(results: dict[str, dict[str, list[float]]], alone: dict[str, list[floa
         "",
         f"on {machine}.",
         "",
-        "| size | of eager | target | of torch.compile | of a loop over pairs | µs |",
+        "| size | vs torch eager | target | vs torch.compile | vs a loop over pairs | pcrm, µs |",
         "|---|---|---|---|---|---|",
     ]
     missed = []
@@ -190,17 +192,12 @@ def write(results: dict[str, dict[str, list[float]]], alone: dict[str, list[floa
         )
     lines += [
         "",
-        f"The kernel alone on 1,048,576 pairs, one thread: {ratio(alone, 'kernel', 'copy'):.1f} times a memory copy of the same bytes",
-        f"(target {TARGET_OF_COPY}).",
+        f"The kernel alone on 1,048,576 pairs with one thread takes {ratio(alone, 'kernel', 'copy'):.1f} times as long as a memory copy of the same bytes",
+        f"(target: {TARGET_OF_COPY}).",
         "",
-        *(
-            [f"The targets of eager's time are what we mean to reach, and do not yet for {', '.join(missed)}.", ""]
-            if missed
-            else []
-        ),
-        "The eager token form is given its spans for free; ours and the loop find them. Times in microseconds are of this",
-        "machine and this run and promise nothing: they are in [benchmarks.csv](benchmarks.csv) with their quantiles.",
-        "Not tested in CI.",
+        *([f"The target against torch eager is not yet reached for {', '.join(missed)}.", ""] if missed else []),
+        "The eager token form receives its spans precomputed; pcrm and the loop compute them. The times in microseconds hold for",
+        "this machine and this run only. [benchmarks.csv](benchmarks.csv) has them with their quantiles. Not tested in CI.",
         "",
         "![Time by size](benchmarks.png)",
         "",

@@ -1,12 +1,13 @@
-"""The priors against what one would write without pcrm, and pairs a second.
+"""Benchmark the priors against code that one would write without pcrm, and against each other.
 
     python benchmarks/priors.py                  # writes docs/benchmarks-priors.md
-    python benchmarks/priors.py --only-speeds    # the priors beside each other; the page keeps its first table
+    python benchmarks/priors.py --only-speeds    # only the second table; the page keeps its first
 
-Each contender computes the same numbers on one thread, in turn in one run, and what counts is
-their ratio in the same turn. The contenders are those of tests/helpers/hand_written.py, which the tests
-check against ours. Then the priors take turns on one set of texts. Texts are TL;DR summaries where
-they lie beside this checkout, else the demo's; ids of the first table and embeddings are made up.
+Each contender computes the same numbers on one thread. Contenders take turns in one run, and the
+result is the ratio of their times in the same round. They are in tests/helpers/hand_written.py; the
+tests check them against ours. Then the priors take turns on one set of texts: TL;DR summaries if they
+lie beside this checkout, otherwise the demo's texts. The ids of the first table and the embeddings
+are random.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ from helpers import hand_written  # isort: skip
 from helpers.models import make_static  # isort: skip
 
 SPEEDS = "## Pairs per second of each prior"
-FEW = 200  # pairs that the transformer is given a turn
+FEW = 200  # pairs per round for the transformer
 TLDR = ROOT.parent / "shared" / "data" / "tldr_train_pairs.jsonl.gz"
 
 
 def ragged(pairs: int, rng: np.random.Generator) -> datasets.Dataset:
-    """Ids of a prompt of 20 to 100 tokens and two responses of 10 to 60, as `datasets` keeps them."""
+    """Ids of a prompt of 20 to 100 tokens and two responses of 10 to 60, as `datasets` stores them."""
 
     def ids(least: int, most: int) -> np.ndarray:
         return rng.integers(1, 50_000, rng.integers(least, most + 1))
@@ -96,7 +97,7 @@ def lexical(pairs: int) -> dict[str, Callable[[], Any]]:
 
 
 def command(pairs: int, folder: str) -> dict[str, Callable[[], Any]]:
-    """`pcrm prior` from file to file, prompts and all, in this process."""
+    """`pcrm prior` from file to file, with prompts, in this process."""
     source, out, copy = (Path(folder) / name for name in ("in.jsonl", "out.jsonl", "copy.jsonl"))
     rows = preferences(pairs)
     rows = (rows * (1 + pairs // len(rows)))[:pairs]
@@ -126,9 +127,9 @@ def cosine(pairs: int) -> dict[str, Callable[[], Any]]:
 
 
 def against_others(args: argparse.Namespace) -> list[str]:
-    """The page up to the section of `speeds`: each prior against what one would write without pcrm."""
+    """Return the page up to the section of `speeds`: each prior against code written without pcrm."""
     temporary = tempfile.TemporaryDirectory()
-    # What, how its contenders are made, the target of their ratio, threads (0 is all).
+    # Name, function that makes the contenders, target of their ratio, threads (0 means all).
     plans: list[tuple[str, Callable[[], dict[str, Callable[[], Any]]], float, int]] = [
         ("length ratio of ragged columns", lambda: length_ratio(100_000, "NumPy loop"), 0.05, 1),
         ("length ratio of ragged columns", lambda: length_ratio(10_000, "datasets.map"), 0.05, 1),
@@ -140,8 +141,8 @@ def against_others(args: argparse.Namespace) -> list[str]:
     lines = [
         "# Benchmarks of the priors",
         "",
-        "Ratios are medians over turns in one interleaved run; below 1 is faster than the contender, which computes the same",
-        "numbers, up to hashing. Made by",
+        "Time of the priors relative to other implementations of the same numbers (up to hashing). A ratio below 1 means that pcrm is",
+        "faster. Each ratio is a median over rounds of one interleaved run. Measured by",
         "",
         "<!-- notest: takes minutes on a quiet machine, and asserts nothing -->",
         "```",
@@ -150,7 +151,7 @@ def against_others(args: argparse.Namespace) -> list[str]:
         "",
         f"on {machine()}.",
         "",
-        "| prior | pairs | threads | of | ratio | target | pairs a second |",
+        "| prior | pairs | threads | compared with | ratio | target | pairs per second |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, make, target, threads in plans:
@@ -167,9 +168,9 @@ def against_others(args: argparse.Namespace) -> list[str]:
         )
     lines += [
         "",
-        "The NumPy loop takes each pair's slices of the same columns, `datasets.map` calls it for each row. HashingVectorizer has",
-        "the n-grams of `pcrm.priors.lexical` and 2^20 places. `pcrm prior` adds the lexical prior to 100,000 lines of JSON with",
-        "their prompts; its contender only reads and writes them. The einsum contender takes three passes: a·b, a·a and b·b.",
+        "The NumPy loop slices each pair from the same columns; `datasets.map` calls it for each row. HashingVectorizer uses the",
+        "n-grams of `pcrm.priors.lexical` and 2^20 buckets. `pcrm prior` adds the lexical prior to 100,000 lines of JSON with prompts;",
+        "it is compared with only reading and writing these lines. The einsum version takes three passes: a·b, a·a and b·b.",
         "Not tested in CI.",
         "",
     ]
@@ -177,7 +178,7 @@ def against_others(args: argparse.Namespace) -> list[str]:
 
 
 def speeds(rounds: int) -> list[str]:
-    """The section of the page that has the priors beside each other."""
+    """Return the section of the page that compares the priors with each other."""
     pcrm.backends.set_num_threads(1)
     rows = preferences(10_000)
     texts = [[row[k] for row in rows] for k in ("chosen", "rejected")]
@@ -186,25 +187,27 @@ def speeds(rounds: int) -> list[str]:
     ids = [tokenizer(side, add_special_tokens=False)["input_ids"] for side in texts]
     columns = [pyarrow.chunked_array([pyarrow.array(side, pyarrow.list_(pyarrow.int32()))]) for side in ids]
     with tempfile.TemporaryDirectory() as folder:
-        make_static(Path(folder), tokenizer, "sentence-transformers", size=256)  # of what vectors makes no difference
+        make_static(
+            Path(folder), tokenizer, "sentence-transformers", size=256
+        )  # the values of the vectors do not matter
         static, transformer = (Encoder(path, device="cpu", cache=False) for path in (folder, get_model_path()))
     ask = pcrm.priors.of_texts
     priors: dict[str, tuple[int, Callable[[], Any]]] = {
-        "length ratio, of ids": (len(rows), lambda: pcrm.priors.length_ratio(*columns)),
+        "length ratio of ids": (len(rows), lambda: pcrm.priors.length_ratio(*columns)),
         "lexical": (len(rows), lambda: ask(*texts, prior="lexical")),
-        "length ratio, of texts": (len(rows), lambda: ask(*texts, prior="length_ratio", tokenizer=tokenizer)),
+        "length ratio of texts": (len(rows), lambda: ask(*texts, prior="length_ratio", tokenizer=tokenizer)),
         "cosine, static encoder": (len(rows), lambda: ask(*texts, prior="cosine", model=static)),
         "cosine, transformer": (FEW, lambda: ask(*some, prior="cosine", model=transformer)),
     }
-    # On a machine with other work the CPU's time says more than the clock's.
+    # CPU time, because other processes distort wall-clock time.
     times = measure({name: run for name, (_, run) in priors.items()}, rounds, 0.05, warm=1, clock=time.process_time)
     per_pair = {name: [t / pairs for t in times[name]] for name, (pairs, _) in priors.items()}
     tokens = np.mean([len(row) for side in ids for row in side])
     lines = [
         SPEEDS,
         "",
-        f"CPU time of one thread for responses of {tokens:.0f} tokens on average, the priors in turn: {len(rows):,} pairs a turn, for",
-        f"the transformer {FEW}. Encoders keep no cache. Times are relative to the lexical prior's in the same turn. Made by",
+        f"CPU time of one thread, relative to the lexical prior in the same round. The responses have {tokens:.0f} tokens on average. Each round",
+        f"computes each prior on {len(rows):,} pairs, and on {FEW} for the transformer. Encoders use no cache. Measured by",
         "",
         "<!-- notest: takes a minute, and asserts nothing -->",
         "```",
@@ -213,7 +216,7 @@ def speeds(rounds: int) -> list[str]:
         "",
         f"on {machine()}.",
         "",
-        "| prior | CPU time of a pair, lexical = 1 | pairs per second of CPU time |",
+        "| prior | CPU time per pair (lexical = 1) | pairs per second of CPU time |",
         "|---|---|---|",
     ]
     for name in priors:
@@ -222,8 +225,8 @@ def speeds(rounds: int) -> list[str]:
     return [
         *lines,
         "",
-        "The length ratio of texts is the time of the tokenizer: the trainers have the ids. The static encoder is",
-        "sentence-transformers' `StaticEmbedding` with 256 numbers per token, the transformer all-MiniLM-L6-v2 with 22M parameters.",
+        "The length ratio of texts spends its time in the tokenizer; the trainers already have the ids. The static encoder is",
+        "sentence-transformers' `StaticEmbedding` with 256 dimensions. The transformer is all-MiniLM-L6-v2 with 22M parameters.",
         "Not tested in CI.",
         "",
     ]
@@ -242,13 +245,15 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=1_000_000, help="of embeddings (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each contender (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks-priors.md", help="default: %(default)s")
-    parser.add_argument("--only-speeds", action="store_true", help="leave the page's first table as it is")
+    parser.add_argument("--pairs", type=int, default=1_000_000, help="pairs of embeddings (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds per contender (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "docs" / "benchmarks-priors.md", help="output page (default: %(default)s)"
+    )
+    parser.add_argument("--only-speeds", action="store_true", help="measure only the second table and keep the first")
     args = parser.parse_args()
     datasets.disable_progress_bars()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread there, too
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread in the tokenizer too
     pcrm.backends.set_backend("go")
     torch.set_num_threads(1)
     first = args.out.read_text().partition(SPEEDS)[0] if args.only_speeds else "\n".join(against_others(args))

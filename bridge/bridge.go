@@ -55,7 +55,7 @@ func convert(err *error) {
 }
 
 func badDtype(dtype int64) error {
-	return fmt.Errorf("%sdtype code is %d, must be 4 (float32) or 8 (float64)", typeError, dtype)
+	return fmt.Errorf("%sdtype code must be 4 (float32) or 8 (float64), got %d", typeError, dtype)
 }
 
 // slice views n elements at an address; address 0 is the nil slice.

@@ -50,19 +50,19 @@ func TestWinProbabilities(t *testing.T) {
 	require.NoError(t, err)
 	assert.InDelta(t, 0.23418959, p[0], 1e-8)
 	_, err = WinProbabilities(8, 1, address(p), address(margin), address([]float64{0}))
-	assert.EqualError(t, err, "ValueError: delta[0] is 0, must be greater than 0")
+	assert.EqualError(t, err, "ValueError: delta[0] must be greater than 0, got 0")
 	_, err = WinProbabilities(2, 1, 0, 0, 0)
-	assert.ErrorContains(t, err, "TypeError: dtype code is 2")
+	assert.ErrorContains(t, err, "TypeError: dtype code must be 4 (float32) or 8 (float64), got 2")
 }
 
 // Each kind of error carries the prefix of its Python exception, and a panic does
 // not leave the bridge.
 func TestErrors(t *testing.T) {
 	_, err := RewardLoss(3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, false)
-	assert.EqualError(t, err, "TypeError: dtype code is 3, must be 4 (float32) or 8 (float64)")
+	assert.EqualError(t, err, "TypeError: dtype code must be 4 (float32) or 8 (float64), got 3")
 	delta := []float64{-1}
 	_, err = RewardLoss(8, 1, address(delta), 0, 0, address(delta), address(delta), address(delta), 0, 0, 0, false)
-	assert.EqualError(t, err, "ValueError: delta[0] is -1, must be greater than 0")
+	assert.EqualError(t, err, "ValueError: delta[0] must be greater than 0, got -1")
 	one := []float64{1}
 	ok, err := RewardLoss(8, 1, 0, 0, 0, address(one), address(one), address(one), 0, 0, 0, false) // no place for the loss
 	assert.False(t, ok)
@@ -71,11 +71,11 @@ func TestErrors(t *testing.T) {
 	convert(&err)
 	assert.EqualError(t, err, "ValueError: pcrm.toml:3: delta is 0", "what is around an ArgumentError stays")
 	_, err = Deltas(2, 1, 0, 0, address(make([]float64, 7)))
-	assert.ErrorContains(t, err, "TypeError: dtype code is 2")
+	assert.ErrorContains(t, err, "TypeError: dtype code must be 4 (float32) or 8 (float64), got 2")
 	_, err = Fit(1, address(one), address(one), 0, 3, 0, 1)
-	assert.ErrorContains(t, err, "ValueError: target_alike is 0")
+	assert.ErrorContains(t, err, "ValueError: target_alike must be greater than 0, got 0")
 	_, err = LengthRatios(1, 0, 0, 0, 0, 0, 0, 0, -1)
-	assert.ErrorContains(t, err, "ValueError: chosen_ids have 0 offsets")
+	assert.ErrorContains(t, err, "ValueError: chosen_ids must have 1 offsets for 0 rows, got 0")
 }
 
 // A report is JSON, whose numbers are finite; failures and folders that are none are
@@ -134,6 +134,6 @@ func TestCUDAErrors(t *testing.T) {
 	_, dpo := CUDADPOLoss(-1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 0, 0.1, 0, 0)
 	_, scale := CUDAScale(-1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0)
 	for _, err := range []error{opened, reward, token, dpo, scale} {
-		assert.Regexp(t, "^(RuntimeError: .*(CUDA|cgo)|ValueError: device is -1, there are )", err)
+		assert.Regexp(t, "^(RuntimeError: .*(CUDA|cgo)|ValueError: device must be .*, got -1$)", err)
 	}
 }

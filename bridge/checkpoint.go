@@ -109,7 +109,7 @@ func average(handle int64) (*checkpoint.Average, error) {
 	if a, ok := averages[handle]; ok {
 		return a, nil
 	}
-	return nil, fmt.Errorf("%sthere is no average %d", runtimeError, handle)
+	return nil, fmt.Errorf("%saverage %d must be open, but was closed or never opened", runtimeError, handle)
 }
 
 func checkpointError(err error) error {

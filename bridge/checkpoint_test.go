@@ -21,10 +21,10 @@ func TestAverages(t *testing.T) {
 	require.NoError(t, err)
 
 	_, err = AverageNew(string(list), 0, -1)
-	assert.ErrorContains(t, err, "ValueError: "+in+": has neither model.safetensors nor")
+	assert.ErrorContains(t, err, "ValueError: "+in+": must contain model.safetensors or")
 	require.NoError(t, os.WriteFile(path, file, 0o600))
 	_, err = AverageNew(string(list), 0, -1)
-	assert.ErrorContains(t, err, "ValueError: "+path+`: tensor "a": data_offsets end at 8, but there are 0 bytes`)
+	assert.ErrorContains(t, err, "ValueError: "+path+`: tensor "a": data_offsets must end within the 0 bytes of data, got 8`)
 	_, err = AverageNew(`["/nowhere","/nowhere"]`, 0, -1)
 	assert.ErrorContains(t, err, "OSError: stat /nowhere")
 
@@ -32,9 +32,9 @@ func TestAverages(t *testing.T) {
 	file = binary.LittleEndian.AppendUint32(file, math.Float32bits(float32(math.Inf(1))))
 	require.NoError(t, os.WriteFile(path, file, 0o600))
 	_, err = AverageNew(string(list), address([]float64{-1, 2}), 2)
-	assert.EqualError(t, err, "ValueError: weights[0] is -1, must be at least 0 and finite")
+	assert.EqualError(t, err, "ValueError: weights[0] must be at least 0 and finite, got -1")
 	_, err = AverageNew(string(list), 0, 0)
-	assert.EqualError(t, err, "ValueError: weights has 0 elements, there are 2 checkpoints")
+	assert.EqualError(t, err, "ValueError: weights must have 2 elements, one per checkpoint, got 0")
 	text, err := AverageNew(string(list), address([]float64{1, 3}), 2)
 	require.NoError(t, err)
 	var info struct {
@@ -66,7 +66,7 @@ func TestAverages(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, file, got)
 	_, err = AverageNext(info.Handle)
-	assert.ErrorContains(t, err, "RuntimeError: there is no average")
+	assert.ErrorContains(t, err, "RuntimeError: average 1 must be open")
 }
 
 func TestDividedTensors(t *testing.T) {
@@ -80,12 +80,12 @@ func TestDividedTensors(t *testing.T) {
 	require.NoError(t, err)
 	assert.JSONEq(t, `[{"file":"model.safetensors","name":"a","dtype":"F32","shape":[1,1]}]`, text)
 	_, err = CheckpointTensors(in, "x.safetensors")
-	assert.ErrorContains(t, err, "ValueError: "+in+": has neither x.safetensors nor")
+	assert.ErrorContains(t, err, "ValueError: "+in+": must contain x.safetensors or")
 	_, err = CheckpointTensors("/nowhere", "x.safetensors")
 	assert.ErrorContains(t, err, "OSError: stat /nowhere")
 
 	_, err = DivideTensors(path, `["a"]`, 0)
-	assert.EqualError(t, err, "ValueError: divisor is 0, must be greater than 0")
+	assert.EqualError(t, err, "ValueError: divisor must be greater than 0, got 0")
 	_, err = DivideTensors(path, `["b"]`, 2)
 	assert.EqualError(t, err, "ValueError: "+path+`: tensor "b": is missing`)
 	_, err = DivideTensors(path, `["a"]`, 2)

@@ -41,15 +41,15 @@ func TestStatistics(t *testing.T) {
 	assert.Equal(t, []float64{2, 1, 0.5}, []float64{bins[9], bins[19], bins[29]}, "a margin at its target is certain")
 
 	_, err = Pairs(0, 0, 0, 0)
-	assert.EqualError(t, err, "ValueError: margins are empty, must be at least one number")
+	assert.EqualError(t, err, "ValueError: margins must have at least one number, got none")
 	_, err = Lowess(1, address(bins), address(bins), address(bins), 2, 0, 0)
-	assert.EqualError(t, err, "ValueError: frac is 2, must be in [0, 1]")
+	assert.EqualError(t, err, "ValueError: frac must be in [0, 1], got 2")
 	score, feature := []float64{5, 7}, []float64{10, 20}
 	_, err = Calibrate(2, address(score), address(score), address(feature), "penalty", 0.1, 0, 0, 0)
 	require.NoError(t, err)
 	assert.Equal(t, []float64{4, 5}, score)
 	_, err = Calibrate(2, address(score), address(score), address(feature), "mean", 1, 0, 0, 0)
-	assert.EqualError(t, err, `ValueError: method is "mean", must be lowess, uniform or penalty`)
+	assert.EqualError(t, err, `ValueError: method must be lowess, uniform or penalty, got "mean"`)
 	e = decode(Calibrated(2, address(score), address([]float64{-1, 1})))
 	assert.Equal(t, 0.5, *e["flip_rate"][0])
 	_, err = Reliability(1, 0, address(bins), 0) // no place for the bins
@@ -81,5 +81,5 @@ func TestPolicies(t *testing.T) {
 	assert.Contains(t, text, `"proxy/sd":[`)
 
 	_, err = BestOfN(2, 5, 1, address(scores), address(gold), address(offsets), address([]int64{4}))
-	assert.EqualError(t, err, "ValueError: counts[0] is 4, must be at least 1 and at most 3, the responses of the largest pool")
+	assert.EqualError(t, err, "ValueError: counts[0] must be from 1 to 3, the size of the largest pool, got 4")
 }

@@ -66,8 +66,8 @@ func open() error {
 	case code == C.PCRM_NO_LIBRARY:
 		driver.err = &Unavailable{"there is no CUDA driver: " + C.GoString(&reason[0])}
 	case code == C.PCRM_OLD_DRIVER:
-		driver.err = &Unavailable{fmt.Sprintf("the driver supports CUDA %s, these kernels need %s (driver 530) or newer",
-			dotted(int(version)/10, 100), dotted(leastVersion/10, 100))}
+		driver.err = &Unavailable{fmt.Sprintf("the driver must support CUDA %s (driver 530) or newer, got CUDA %s",
+			dotted(leastVersion/10, 100), dotted(int(version)/10, 100))}
 	case code != 0:
 		driver.err = &Unavailable{failure(code, call, "").Error()}
 	case devices == 0:
@@ -120,7 +120,7 @@ func Open(index int) (*Device, error) {
 		return nil, err
 	}
 	if index < 0 || index >= len(driver.devices) {
-		return nil, argErr("device", "is %d, there are %d", index, len(driver.devices))
+		return nil, argErr("device", "must be the index of one of the %d devices, got %d", len(driver.devices), index)
 	}
 	if d := driver.devices[index]; d != nil {
 		return d, nil
@@ -130,8 +130,8 @@ func Open(index int) (*Device, error) {
 		return nil, err
 	}
 	if capability < leastCapability {
-		return nil, &Unavailable{fmt.Sprintf("device %d, %s, has compute capability %s, these kernels need %s",
-			index, name, dotted(capability, 10), dotted(leastCapability, 10))}
+		return nil, &Unavailable{fmt.Sprintf("device %d, %s, must have compute capability %s or newer, got %s",
+			index, name, dotted(leastCapability, 10), dotted(capability, 10))}
 	}
 	source := C.CString(ptx)
 	defer C.free(unsafe.Pointer(source))
@@ -230,7 +230,7 @@ func (d *Device) RewardLoss(stream uintptr, dtype Dtype, b Batch, center float64
 		return err
 	}
 	if !(center >= 0) || math.IsInf(center, 1) {
-		return argErr("center_rewards_coefficient", "is %v, must be at least 0 and finite", center)
+		return argErr("center_rewards_coefficient", "must be at least 0 and finite, got %v", center)
 	}
 	args := C.pcrm_pair_args{common: b.common(), center: C.double(center)}
 	blocks, threads := rowBlocks(b.Rows)
@@ -278,10 +278,10 @@ func (d *Device) DPOLoss(stream uintptr, dtype Dtype, b Batch, referenceChosen, 
 		return err
 	}
 	if !(beta > 0) || math.IsInf(beta, 1) {
-		return argErr("beta", "is %v, must be greater than 0 and finite", beta)
+		return argErr("beta", "must be greater than 0 and finite, got %v", beta)
 	}
 	if referenceChosen.Address == 0 || referenceRejected.Address == 0 || chosenRewards == 0 || rejectedRewards == 0 {
-		return argErr("reference_chosen_logps, reference_rejected_logps, chosenRewards or rejectedRewards", "has the address 0")
+		return argErr("reference_chosen_logps, reference_rejected_logps, chosenRewards and rejectedRewards", "must have an address other than 0")
 	}
 	args := C.pcrm_dpo_args{
 		common:           b.common(),
@@ -316,11 +316,11 @@ const scaleBlocks = 1 << 16
 func (d *Device) Scale(stream uintptr, dtype Dtype, count, width int64, chosen, rejected, gradChosen, gradRejected uintptr, incoming Strided) error {
 	switch {
 	case dtype < Float32 || dtype > Float16:
-		return argErr("dtype", "is %d, must be Float32, Float64, BFloat16 or Float16", int(dtype))
+		return argErr("dtype", "must be Float32, Float64, BFloat16 or Float16, got %d", int(dtype))
 	case count < 1 || width < 1:
-		return argErr("count and width", "are %d and %d, must be at least 1", count, width)
+		return argErr("count and width", "must be at least 1, got %d and %d", count, width)
 	case chosen == 0 || rejected == 0 || gradChosen == 0 || gradRejected == 0 || incoming.Address == 0:
-		return argErr("a gradient", "has the address 0")
+		return argErr("every gradient", "must have an address other than 0")
 	}
 	args := C.pcrm_scale_args{
 		count: C.pcrm_int(count), width: C.pcrm_int(width),

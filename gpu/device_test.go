@@ -790,9 +790,9 @@ func TestOpen(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, Info{Driver: "12.1", Devices: []DeviceInfo{{"Fake 0", "9.0"}, {"Fake 1", "9.0"}}}, info)
 	_, err = Open(2)
-	assert.EqualError(t, err, "device is 2, there are 2")
+	assert.EqualError(t, err, "device must be the index of one of the 2 devices, got 2")
 	_, err = Open(-1)
-	assert.EqualError(t, err, "device is -1, there are 2")
+	assert.EqualError(t, err, "device must be the index of one of the 2 devices, got -1")
 }
 
 // Every way in which there can be no device, each in a process of its own.
@@ -825,14 +825,14 @@ func TestErrors(t *testing.T) {
 		"broken library": {broken, "", unavailable + "there is no CUDA driver: .*libcuda.so.1: ", true},
 		"old library":    {old, "", unavailable + "there is no CUDA driver: libcuda.so.1 has no cuLaunchKernel$", true},
 		"old driver": {folder, "FAKECUDA_VERSION=11080",
-			unavailable + `the driver supports CUDA 11.8, these kernels need 12.1 \(driver 530\) or newer$`, true},
+			unavailable + `the driver must support CUDA 12.1 \(driver 530\) or newer, got CUDA 11.8$`, true},
 		"no device by cuInit": {folder, "FAKECUDA_FAIL=cuInit:100",
 			unavailable + `cuInit: CUDA_ERROR_NO_DEVICE \(100\): no CUDA-capable device is detected$`, true},
 		"mismatch": {folder, "FAKECUDA_FAIL=cuInit:803",
 			unavailable + `cuInit: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH \(803\): system has unsupported`, true},
 		"no device": {folder, "FAKECUDA_DEVICES=0", unavailable + "the CUDA driver finds no device$", true},
 		"old device": {folder, "FAKECUDA_CAPABILITY=61",
-			unavailable + "device 0, Fake 0, has compute capability 6.1, these kernels need 7.0$", false},
+			unavailable + "device 0, Fake 0, must have compute capability 7.0 or newer, got 6.1$", false},
 		"compiler": {folder, "FAKECUDA_FAIL=cuModuleLoadDataEx:218",
 			failed + `cuModuleLoadDataEx: CUDA_ERROR_INVALID_PTX \(218\): a PTX JIT compilation failed: ptxas: line 1: too new$`, false},
 		"function": {folder, "FAKECUDA_FAIL=cuModuleGetFunction:500", failed + `cuModuleGetFunction: CUDA_ERROR_NOT_FOUND \(500\)`, false},
@@ -878,21 +878,21 @@ func TestBadArguments(t *testing.T) {
 		return d.TokenLoss(0, Float32, good, tok)
 	}
 	for want, err := range map[string]error{
-		"dtype is 4, must be Float32, Float64, BFloat16 or Float16":                d.RewardLoss(0, 4, good, 0),
-		"chosen_rewards are empty, must be at least one score":                     change(func(b *Batch) { b.Rows = 0 }),
-		"reduction is 3, must be Mean, Sum or None":                                change(func(b *Batch) { b.Reduction = 3 }),
-		"label_smoothing is 0.5, must be in [0, 0.5)":                              change(func(b *Batch) { b.LabelSmoothing = 0.5 }),
-		"label_smoothing is NaN, must be in [0, 0.5)":                              change(func(b *Batch) { b.LabelSmoothing = math.NaN() }),
-		"loss, chosen, rejected or delta has the address 0":                        change(func(b *Batch) { b.Delta.Address = 0 }),
-		"gradChosen and gradRejected must both be given or both be 0":              change(func(b *Batch) { b.GradChosen = 8 }),
-		"partials has the address 0, must have room for 1024 float64":              change(func(b *Batch) { b.Partials = 0 }),
-		"center_rewards_coefficient is -1, must be at least 0 and finite":          d.RewardLoss(0, Float32, good, -1),
-		"width is 0, must be in [1, 2^31)":                                         token(func(k *Tokens) { k.Width = 0 }),
-		"width is 2147483648, must be in [1, 2^31)":                                token(func(k *Tokens) { k.Width = 1 << 31 }),
-		"ids have the address 8 and 2 bytes each, must have an address and 4 or 8": token(func(k *Tokens) { k.RejectedIDs.Size = 2 }),
-		"beta is 0, must be greater than 0 and finite":                             d.DPOLoss(0, Float32, good, strided(x), strided(x), 8, 8, 0),
-		"count and width are 0 and 1, must be at least 1":                          d.Scale(0, Float32, 0, 1, 8, 8, 8, 8, Strided{8, 0}),
-		"a gradient has the address 0":                                             d.Scale(0, Float32, 1, 1, 8, 8, 8, 8, Strided{}),
+		"dtype must be Float32, Float64, BFloat16 or Float16, got 4":                             d.RewardLoss(0, 4, good, 0),
+		"chosen_rewards must have at least one score, got none":                                  change(func(b *Batch) { b.Rows = 0 }),
+		"reduction must be Mean, Sum or None, got 3":                                             change(func(b *Batch) { b.Reduction = 3 }),
+		"label_smoothing must be in [0, 0.5), got 0.5":                                           change(func(b *Batch) { b.LabelSmoothing = 0.5 }),
+		"label_smoothing must be in [0, 0.5), got NaN":                                           change(func(b *Batch) { b.LabelSmoothing = math.NaN() }),
+		"loss, chosen, rejected and delta must have an address other than 0":                     change(func(b *Batch) { b.Delta.Address = 0 }),
+		"gradChosen and gradRejected must both be given or both be 0":                            change(func(b *Batch) { b.GradChosen = 8 }),
+		"partials must be the address of 1024 float64, got 0":                                    change(func(b *Batch) { b.Partials = 0 }),
+		"center_rewards_coefficient must be at least 0 and finite, got -1":                       d.RewardLoss(0, Float32, good, -1),
+		"width must be in [1, 2^31), got 0":                                                      token(func(k *Tokens) { k.Width = 0 }),
+		"width must be in [1, 2^31), got 2147483648":                                             token(func(k *Tokens) { k.Width = 1 << 31 }),
+		"ids must have an address other than 0 and 4 or 8 bytes each, got address 8 and 2 bytes": token(func(k *Tokens) { k.RejectedIDs.Size = 2 }),
+		"beta must be greater than 0 and finite, got 0":                                          d.DPOLoss(0, Float32, good, strided(x), strided(x), 8, 8, 0),
+		"count and width must be at least 1, got 0 and 1":                                        d.Scale(0, Float32, 0, 1, 8, 8, 8, 8, Strided{8, 0}),
+		"every gradient must have an address other than 0":                                       d.Scale(0, Float32, 1, 1, 8, 8, 8, 8, Strided{}),
 	} {
 		var argument *pcrm.ArgumentError
 		assert.ErrorAs(t, err, &argument, want)

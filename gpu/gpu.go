@@ -147,30 +147,30 @@ func argErr(argument, format string, args ...any) error {
 func (b Batch) validate(dtype Dtype) error {
 	switch {
 	case dtype < Float32 || dtype > Float16:
-		return argErr("dtype", "is %d, must be Float32, Float64, BFloat16 or Float16", int(dtype))
+		return argErr("dtype", "must be Float32, Float64, BFloat16 or Float16, got %d", int(dtype))
 	case b.Rows < 1:
-		return argErr("chosen_rewards", "are empty, must be at least one score")
+		return argErr("chosen_rewards", "must have at least one score, got none")
 	case b.Reduction < pcrm.Mean || b.Reduction > pcrm.None:
-		return argErr("reduction", "is %d, must be Mean, Sum or None", int(b.Reduction))
+		return argErr("reduction", "must be Mean, Sum or None, got %d", int(b.Reduction))
 	case !(b.LabelSmoothing >= 0 && b.LabelSmoothing < 0.5):
-		return argErr("label_smoothing", "is %v, must be in [0, 0.5)", b.LabelSmoothing)
+		return argErr("label_smoothing", "must be in [0, 0.5), got %v", b.LabelSmoothing)
 	case b.Loss == 0 || b.Chosen.Address == 0 || b.Rejected.Address == 0 || b.Delta.Address == 0:
-		return argErr("loss, chosen, rejected or delta", "has the address 0")
+		return argErr("loss, chosen, rejected and delta", "must have an address other than 0")
 	case (b.GradChosen == 0) != (b.GradRejected == 0):
 		return argErr("gradChosen and gradRejected", "must both be given or both be 0")
 	case b.Partials == 0 && b.Reduction != pcrm.None:
-		return argErr("partials", "has the address 0, must have room for %d float64", Partials)
+		return argErr("partials", "must be the address of %d float64, got 0", Partials)
 	}
 	return nil
 }
 
 func (t Tokens) validate() error {
 	if t.Width < 1 || t.Width > math.MaxInt32 {
-		return argErr("width", "is %d, must be in [1, 2^31)", t.Width)
+		return argErr("width", "must be in [1, 2^31), got %d", t.Width)
 	}
 	for _, ids := range []IDs{t.ChosenIDs, t.RejectedIDs} {
 		if ids.Address == 0 || ids.Size != 4 && ids.Size != 8 {
-			return argErr("ids", "have the address %d and %d bytes each, must have an address and 4 or 8", ids.Address, ids.Size)
+			return argErr("ids", "must have an address other than 0 and 4 or 8 bytes each, got address %d and %d bytes", ids.Address, ids.Size)
 		}
 	}
 	return nil

@@ -19,11 +19,11 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/regular"
 )
 
-// Config is a parsed pcrm.toml with every default filled in.
+// Config is a parsed pcrm.toml with all defaults filled in.
 type Config struct {
 	Prior      string // one of Priors
 	Constraint Constraint
-	Targets    *Targets // what a constraint is to be fitted to; then Constraint is empty
+	Targets    *Targets // targets to fit a constraint to; if set, Constraint is empty
 
 	Form                     string // "pair" or "token"
 	LabelSmoothing           float64
@@ -32,7 +32,7 @@ type Config struct {
 	DPOBeta float64
 }
 
-// document is the file as written; nil means that a key is absent.
+// document is the file as written. nil means that a key is absent.
 type document struct {
 	Constraint Settings `toml:"constraint"`
 	Loss       struct {
@@ -45,28 +45,30 @@ type document struct {
 	} `toml:"dpo"`
 }
 
-// maxConfig is thirty times what pcrm fit writes. go-toml takes a time that is quadratic
-// in the unknown keys: a second for as many as go in here, an hour for a megabyte.
+// maxConfig is thirty times the size of a file from pcrm fit. The time of go-toml is
+// quadratic in the number of unknown keys: one second for a file of this size, an hour for
+// a megabyte.
 const maxConfig = 16 << 10
 
-// maxUnknown keeps the error about unknown keys readable.
+// maxUnknown limits the error about unknown keys to a readable length.
 const maxUnknown = 20
 
-// LoadConfig reads a TOML file with the settings of a reward model: see [ParseConfig].
+// LoadConfig reads a TOML file with the settings of a reward model. See [ParseConfig] for
+// the format.
 //
-// Errors: those of [ParseConfig]; a file that cannot be read or is not a regular
-// file, such as a pipe, is an [*os.PathError].
+// Errors: those of [ParseConfig]; an [*os.PathError] if the file cannot be read or is not
+// a regular file (a pipe, for example).
 func LoadConfig(path string) (Config, error) { return LoadConfigFor(RewardTask, path) }
 
-// LoadConfigFor is [LoadConfig] for a task. The file is the same; only the published
-// setting that fills in missing values differs.
+// LoadConfigFor is [LoadConfig] for the given task. The format is the same; only the
+// published setting that fills in missing values differs.
 func LoadConfigFor(task Task, path string) (Config, error) {
 	file, _, err := regular.Open(path)
 	if err != nil {
 		return Config{}, err
 	}
 	defer file.Close()
-	// One byte more than it may have: it may grow while it is read.
+	// Read one byte more than allowed, because the file may grow while it is read.
 	data, err := io.ReadAll(io.LimitReader(file, maxConfig+1))
 	if err != nil {
 		return Config{}, err
@@ -79,14 +81,14 @@ func LoadConfigFor(task Task, path string) (Config, error) {
 //	[constraint]                    # see Settings.Resolve
 //	prior = "length_ratio"          # one of Priors
 //	preset = "alpaca/length_ratio"  # a published setting, see LookupPreset
-//	beta1 = 10.0                    # each overrides the preset's
+//	beta1 = 10.0                    # each value overrides the preset's
 //	beta2 = 0.001
 //	beta3 = -5.0
-//	floor = 2.0                     # smallest and largest delta; cap may be inf
+//	floor = 2.0                     # floor and cap clip delta; cap may be inf
 //	cap = 12.0
-//	target_alike = 1.0              # in the place of betas, floor and cap: see Settings.Targets
+//	target_alike = 1.0              # instead of betas, floor and cap; see Settings.Targets
 //	target_unlike = 3.0
-//	win_alike = 0.73                # the same as win probabilities
+//	win_alike = 0.73                # the same targets, as win probabilities
 //	win_unlike = 0.95
 //	delta = 4.5                     # for prior = "fixed"; may be inf
 //	low = 4.0                       # for prior = "random"
@@ -101,18 +103,18 @@ func LoadConfigFor(task Task, path string) (Config, error) {
 //	[dpo]
 //	beta = 0.1
 //
-// A UTF-8 byte order mark at the start is ignored, and an integer may be the value of any
-// number. The seed is at most 2^63 - 1, TOML's largest integer.
+// A UTF-8 byte order mark at the start is ignored. Any number may be written as an integer.
+// The seed is at most 2^63 - 1, TOML's largest integer.
 //
-// name appears in errors. Each error wraps an [*ArgumentError] and begins with name and line:
-// a document over 16 KiB, malformed TOML, an unknown key, a value of the wrong type or out of
-// range, and settings that [Settings.Resolve] refuses or that the form does not use.
+// Errors: a document over 16 KiB; malformed TOML; an unknown key; a value of the wrong type or
+// out of range; settings that [Settings.Resolve] rejects or that the form does not use. Each
+// error wraps an [*ArgumentError] and begins with name, the name of the file, and the line.
 func ParseConfig(task Task, name string, data []byte) (Config, error) {
 	if len(data) > maxConfig {
 		line := 1 + bytes.Count(data[:maxConfig], []byte("\n"))
-		return Config{}, atLine(name, line, argErr("TOML", -1, "is longer than %d bytes", maxConfig))
+		return Config{}, atLine(name, line, argErr("TOML", -1, "must be at most %d bytes long", maxConfig))
 	}
-	data = bytes.TrimPrefix(data, []byte("\ufeff")) // of an editor; TOML has no use for it
+	data = bytes.TrimPrefix(data, []byte("\ufeff")) // some editors write it; TOML does not allow it
 	var s document
 	s.Loss.Form, s.DPO.Beta = "pair", 0.1
 	if err := toml.NewDecoder(bytes.NewReader(decimals(data))).DisallowUnknownFields().Decode(&s); err != nil {
@@ -138,14 +140,14 @@ func ParseConfig(task Task, name string, data []byte) (Config, error) {
 		return Config{}, settingError(name, data, "loss", err)
 	}
 	if !(c.DPOBeta > 0 && c.DPOBeta <= math.MaxFloat64) {
-		return Config{}, settingError(name, data, "dpo", argErr("beta", -1, "is %v, must be finite and greater than 0", c.DPOBeta))
+		return Config{}, settingError(name, data, "dpo", argErr("beta", -1, "must be finite and greater than 0, got %v", c.DPOBeta))
 	}
 	return c, nil
 }
 
 func (c *Config) checkLoss() error {
 	if c.Form != "pair" && c.Form != "token" {
-		return argErr("form", -1, "is %q, must be pair or token", c.Form)
+		return argErr("form", -1, "must be pair or token, got %q", c.Form)
 	}
 	o := RewardOptions{LabelSmoothing: c.LabelSmoothing, CenterRewardsCoefficient: c.CenterRewardsCoefficient}
 	if err := o.Validate(); err != nil {
@@ -153,23 +155,23 @@ func (c *Config) checkLoss() error {
 	}
 	if c.Form == "token" {
 		if c.LabelSmoothing != 0 {
-			return argErr("label_smoothing", -1, "is %v, which form = \"token\" does not use", c.LabelSmoothing)
+			return argErr("label_smoothing", -1, "must be 0 with form = \"token\", which does not use it, got %v", c.LabelSmoothing)
 		}
 		if c.CenterRewardsCoefficient != 0 {
-			return argErr("center_rewards_coefficient", -1, "is %v, which form = \"token\" does not use", c.CenterRewardsCoefficient)
+			return argErr("center_rewards_coefficient", -1, "must be 0 with form = \"token\", which does not use it, got %v", c.CenterRewardsCoefficient)
 		}
 	}
 	return nil
 }
 
-// decodingError names file, line and key of what go-toml refused.
+// decodingError adds file, line and key to an error of go-toml.
 func decodingError(name string, err error) error {
 	var unknown *toml.StrictMissingError
 	if errors.As(err, &unknown) {
 		var all []error
 		for _, e := range unknown.Errors[:min(len(unknown.Errors), maxUnknown)] {
 			line, _ := e.Position()
-			all = append(all, atLine(name, line, argErr(strings.Join(e.Key(), "."), -1, "is not a key, %s", knownKeys(e.Key()))))
+			all = append(all, atLine(name, line, argErr(strings.Join(e.Key(), "."), -1, "is not a key: %s", knownKeys(e.Key()))))
 		}
 		return errors.Join(all...)
 	}
@@ -182,16 +184,16 @@ func decodingError(name string, err error) error {
 	if len(bad.Key()) == 0 {
 		return atLine(name, line, argErr("TOML", -1, "is malformed: %s", reason))
 	}
-	// "cannot decode TOML string into struct field X of type float64" names what no
-	// user knows.
+	// "cannot decode TOML string into struct field X of type float64" uses names that
+	// users do not know.
 	if is, goType, ok := strings.Cut(reason, " into struct field "); ok {
 		goType = goType[strings.LastIndex(goType, " ")+1:]
-		kinds := map[string]string{"float64": "a number", "uint64": "an integer of 0 or more", "string": "a string"}
+		kinds := map[string]string{"float64": "a number", "uint64": "an integer of at least 0", "string": "a string"}
 		must, ok := kinds[goType]
 		if !ok {
 			must = "a table"
 		}
-		reason = "is a " + strings.TrimPrefix(is, "cannot decode ") + ", must be " + must
+		reason = "must be " + must + ", got a " + strings.TrimPrefix(is, "cannot decode ")
 	} else if strings.HasSuffix(reason, strconv.ErrRange.Error()) {
 		reason = fmt.Sprintf("must be a number of at most %g", math.MaxFloat64)
 	} else {
@@ -200,13 +202,13 @@ func decodingError(name string, err error) error {
 	return atLine(name, line, argErr(strings.Join(bad.Key(), "."), -1, "%s", reason))
 }
 
-// knownKeys says what could stand in the place of an unknown key.
+// knownKeys lists the keys that are allowed where an unknown key was found.
 func knownKeys(key []string) string {
 	where, t := "the tables are", reflect.TypeFor[document]()
 	if len(key) > 1 {
 		for f := range t.Fields() {
 			if strings.EqualFold(f.Tag.Get("toml"), key[0]) {
-				where, t = "those of ["+f.Tag.Get("toml")+"] are", f.Type
+				where, t = "the keys of ["+f.Tag.Get("toml")+"] are", f.Type
 				break
 			}
 		}
@@ -218,7 +220,7 @@ func knownKeys(key []string) string {
 	return where + " " + strings.Join(keys, ", ")
 }
 
-// settingError names file, line and key of a value that was refused after decoding.
+// settingError adds file, line and key to an error about a decoded value.
 func settingError(name string, data []byte, table string, err error) error {
 	var argument *ArgumentError
 	if !errors.As(err, &argument) {
@@ -226,8 +228,8 @@ func settingError(name string, data []byte, table string, err error) error {
 	}
 	lines := keyLines(data)
 	line := lines[table]
-	// What is wrong may come of several keys, or of one that is not there: delta
-	// itself is where the betas put it.
+	// The error may concern several keys, or a key that is not in the file: an invalid
+	// delta results from the betas.
 	for _, key := range []string{argument.Argument, "beta3", "beta1", "beta2", "floor", "cap", "low", "high", "preset", "prior"} {
 		if at, ok := lines[table+"."+key]; ok {
 			line = at
@@ -241,19 +243,19 @@ func atLine(name string, line int, err error) error {
 	return fmt.Errorf("%s:%d: %w", name, line, err)
 }
 
-// checkCase refuses keys that are not in lower case: go-toml ignores case, TOML does not.
+// checkCase rejects keys that are not in lower case. go-toml ignores case; TOML does not.
 func checkCase(name string, data []byte) error {
 	lines := keyLines(data)
 	for _, key := range slices.SortedFunc(maps.Keys(lines), func(a, b string) int { return lines[a] - lines[b] }) {
 		if key != strings.ToLower(key) {
-			return atLine(name, lines[key], argErr(key, -1, "is not a key, %s", knownKeys(strings.Split(key, "."))))
+			return atLine(name, lines[key], argErr(key, -1, "is not a key: %s", knownKeys(strings.Split(key, "."))))
 		}
 	}
 	return nil
 }
 
-// decimals writes integers such as 0x10 in decimal: go-toml reads no others into a float64.
-// Lines stay what they are.
+// decimals rewrites integers such as 0x10 in decimal, because go-toml reads only decimal
+// integers into a float64. Line numbers do not change.
 func decimals(data []byte) []byte {
 	var p unstable.Parser
 	p.Reset(data)
@@ -267,7 +269,7 @@ func decimals(data []byte) []byte {
 				rewrite(child.Node())
 			}
 		case unstable.Integer:
-			// Without a base, 010 would be octal; what is wrong is for the decoder to say.
+			// Only 0x, 0o and 0b, because SetString would read 010 as octal. The decoder reports malformed numbers.
 			text := string(value.Data)
 			if n, ok := new(big.Int).SetString(text, 0); ok && len(text) > 2 && strings.Contains("xob", text[1:2]) {
 				result = append(append(result, data[done:value.Raw.Offset]...), n.String()...)
@@ -283,7 +285,7 @@ func decimals(data []byte) []byte {
 	return append(result, data[done:]...)
 }
 
-// keyLines returns the line of every dotted key of a document that go-toml decoded.
+// keyLines returns the line of every dotted key of a document that go-toml has decoded.
 func keyLines(data []byte) map[string]int {
 	lines := map[string]int{}
 	var p unstable.Parser

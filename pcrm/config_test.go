@@ -64,53 +64,53 @@ func TestParseConfig(t *testing.T) {
 }
 
 func TestParseConfigErrors(t *testing.T) {
-	const constraintKeys = ", those of [constraint] are prior, preset, beta1, beta2, beta3, floor, cap, delta, low, high, seed, target_alike, target_unlike, win_alike, win_unlike"
+	const constraintKeys = ": the keys of [constraint] are prior, preset, beta1, beta2, beta3, floor, cap, delta, low, high, seed, target_alike, target_unlike, win_alike, win_unlike"
 	for document, message := range map[string]string{
 		// What is no TOML, or not of these tables.
 		"[constraint\n":                         "1: TOML is malformed: expected ']' to close table name",
 		"\n[constraint]\nbeta1 = 1\nbeta1 = 2":  "4: beta1 cannot be read: key beta1 is already defined",
 		"[constraint]\n# betas\nbeta4 = 1":      "3: constraint.beta4 is not a key" + constraintKeys,
 		"[constraint]\nloss.form = 'pair'":      "2: constraint.loss.form is not a key" + constraintKeys,
-		"\n[constrain]\nbeta1 = 1":              "2: constrain is not a key, the tables are constraint, loss, dpo",
-		"beta1 = 1":                             "1: beta1 is not a key, the tables are constraint, loss, dpo",
-		"[dpo]\nbta = 1\n[loss]\nfrom = 'pair'": "2: dpo.bta is not a key, those of [dpo] are beta\npcrm.toml:4: loss.from is not a key, those of [loss] are form, label_smoothing, center_rewards_coefficient",
+		"\n[constrain]\nbeta1 = 1":              "2: constrain is not a key: the tables are constraint, loss, dpo",
+		"beta1 = 1":                             "1: beta1 is not a key: the tables are constraint, loss, dpo",
+		"[dpo]\nbta = 1\n[loss]\nfrom = 'pair'": "2: dpo.bta is not a key: the keys of [dpo] are beta\npcrm.toml:4: loss.from is not a key: the keys of [loss] are form, label_smoothing, center_rewards_coefficient",
 		// Types.
-		"[constraint]\nbeta1 = 'x'":                                    "2: constraint.beta1 is a TOML string, must be a number",
-		"[constraint]\nprior = 3":                                      "2: constraint.prior is a TOML integer, must be a string",
-		"[constraint]\nseed = 1.5":                                     "2: constraint.seed is a TOML float, must be an integer of 0 or more",
+		"[constraint]\nbeta1 = 'x'":                                    "2: constraint.beta1 must be a number, got a TOML string",
+		"[constraint]\nprior = 3":                                      "2: constraint.prior must be a string, got a TOML integer",
+		"[constraint]\nseed = 1.5":                                     "2: constraint.seed must be an integer of at least 0, got a TOML float",
 		"[constraint]\nprior = 'random'\nseed = -1":                    "3: constraint.seed cannot be read: negative integer value -1 cannot be stored in uint64",
-		"\nconstraint = 3":                                             "2: constraint is a TOML integer, must be a table",
+		"\nconstraint = 3":                                             "2: constraint must be a table, got a TOML integer",
 		"[constraint]\nprior = 'random'\nseed = 0x8000_0000_0000_0000": "3: constraint.seed cannot be read: decimal number is too large to fit in a 64-bit signed integer",
 		// Values.
 		"[constraint]\nbeta3 = 0x10\ncap = 1e400":             "3: constraint.cap must be a number of at most 1.7976931348623157e+308",
-		"[constraint]\nbeta1 = nan":                           "2: constraint.beta1 is NaN, must be a number",
-		"[constraint]\nbeta2 = -1.0":                          "2: constraint.beta2 is -1, must be at least 0",
-		"[constraint]\nfloor = 5\ncap = 4":                    "2: constraint.floor is 5, must not be greater than cap, which is 4",
-		"[constraint]\ncap = 0":                               "2: constraint.cap is 0, must be greater than 0",
-		"[constraint]\nprior = 'length_ratio'\n\nbeta3 = -20": "4: constraint.delta is -10.009990009990009 at similarity 1, must be greater than 0 on all of [0, 1]: a ceiling of zero or less rewards ties and reversals",
-		"constraint = {beta1 = 4}":                            "1: constraint.delta is -1.0039960039960034 at similarity 1, must be greater than 0 on all of [0, 1]: a ceiling of zero or less rewards ties and reversals",
-		"[constraint]\nprior = 'fixed'\ndelta = -1":           "3: constraint.delta is -1, must be greater than 0",
-		"[constraint]\nprior = 'fixed'\ndelta = nan":          "3: constraint.delta is NaN, must be greater than 0",
-		"[constraint]\nprior = 'random'\nlow = 6":             "3: constraint.high is 5, must be finite and at least low, which is 6",
-		"[constraint]\nprior = 'random'\nlow = 0\nhigh = 0":   "3: constraint.low is 0, must be finite and greater than 0: a ceiling of zero or less rewards ties and reversals",
-		"[constraint]\nprior = 'length'":                      `2: constraint.prior is "length", must be one of length_ratio, cosine, lexical, column, fixed, random`,
-		"[Constraint]\nPrior = 'length'":                      "1: Constraint is not a key, the tables are constraint, loss, dpo",
-		"[constraint]\npreset = 'alpaca'":                     `2: constraint.preset is "alpaca", must be one of alpaca/cosine, alpaca/fixed, alpaca/length_ratio, alpaca/random, dpo/cosine, dpo/length_ratio, tldr/cosine, tldr/fixed, tldr/length_ratio, tldr/random`,
-		"[loss]\nform = 'tokens'":                             `2: loss.form is "tokens", must be pair or token`,
-		"\n[loss]\nlabel_smoothing = 0.5":                     "3: loss.label_smoothing is 0.5, must be in [0, 0.5)",
-		"[loss]\ncenter_rewards_coefficient = inf":            "2: loss.center_rewards_coefficient is +Inf, must be at least 0 and finite",
-		"[dpo]\nbeta = 0":                                     "2: dpo.beta is 0, must be finite and greater than 0",
-		"[dpo]\n\nbeta = inf":                                 "3: dpo.beta is +Inf, must be finite and greater than 0",
+		"[constraint]\nbeta1 = nan":                           "2: constraint.beta1 must be a number, got NaN",
+		"[constraint]\nbeta2 = -1.0":                          "2: constraint.beta2 must be at least 0, got -1",
+		"[constraint]\nfloor = 5\ncap = 4":                    "2: constraint.floor must be at most cap, which is 4, got 5",
+		"[constraint]\ncap = 0":                               "2: constraint.cap must be greater than 0, got 0",
+		"[constraint]\nprior = 'length_ratio'\n\nbeta3 = -20": "4: constraint.delta must be greater than 0 on all of [0, 1], got -10.009990009990009 at similarity 1: a ceiling of 0 or less would reward ties and reversals",
+		"constraint = {beta1 = 4}":                            "1: constraint.delta must be greater than 0 on all of [0, 1], got -1.0039960039960034 at similarity 1: a ceiling of 0 or less would reward ties and reversals",
+		"[constraint]\nprior = 'fixed'\ndelta = -1":           "3: constraint.delta must be greater than 0, got -1",
+		"[constraint]\nprior = 'fixed'\ndelta = nan":          "3: constraint.delta must be greater than 0, got NaN",
+		"[constraint]\nprior = 'random'\nlow = 6":             "3: constraint.high must be finite and at least low, which is 6, got 5",
+		"[constraint]\nprior = 'random'\nlow = 0\nhigh = 0":   "3: constraint.low must be finite and greater than 0, got 0: a ceiling of 0 or less would reward ties and reversals",
+		"[constraint]\nprior = 'length'":                      `2: constraint.prior must be one of length_ratio, cosine, lexical, column, fixed, random, got "length"`,
+		"[Constraint]\nPrior = 'length'":                      "1: Constraint is not a key: the tables are constraint, loss, dpo",
+		"[constraint]\npreset = 'alpaca'":                     `2: constraint.preset must be one of alpaca/cosine, alpaca/fixed, alpaca/length_ratio, alpaca/random, dpo/cosine, dpo/length_ratio, tldr/cosine, tldr/fixed, tldr/length_ratio, tldr/random, got "alpaca"`,
+		"[loss]\nform = 'tokens'":                             `2: loss.form must be pair or token, got "tokens"`,
+		"\n[loss]\nlabel_smoothing = 0.5":                     "3: loss.label_smoothing must be in [0, 0.5), got 0.5",
+		"[loss]\ncenter_rewards_coefficient = inf":            "2: loss.center_rewards_coefficient must be at least 0 and finite, got +Inf",
+		"[dpo]\nbeta = 0":                                     "2: dpo.beta must be finite and greater than 0, got 0",
+		"[dpo]\n\nbeta = inf":                                 "3: dpo.beta must be finite and greater than 0, got +Inf",
 		// Contradictions.
-		"[constraint]\nprior = 'cosine'\npreset = 'tldr/fixed'": `3: constraint.preset is "tldr/fixed", which is for the prior "fixed", but prior is "cosine"`,
-		"[constraint]\nprior = 'fixed'\nbeta1 = 3":              `3: constraint.beta1 is 3, which the prior "fixed" does not use`,
-		"[constraint]\nprior = 'random'\nfloor = 3":             `3: constraint.floor is 3, which the prior "random" does not use`,
-		"[constraint]\ndelta = 3":                               `2: constraint.delta is 3, which the prior "length_ratio" does not use`,
-		"[constraint]\nprior = 'fixed'\nhigh = 3":               `3: constraint.high is 3, which the prior "fixed" does not use`,
-		"[constraint]\nseed = 3":                                `2: constraint.seed is 3, which the prior "length_ratio" does not use`,
-		"[constraint]\nprior = 'lexical'\nbeta1 = 3":            `3: constraint.beta3 is missing: the prior "lexical" has no published setting for reward models, set beta1 and beta3`,
-		"[loss]\nform = 'token'\nlabel_smoothing = 0.1":         `3: loss.label_smoothing is 0.1, which form = "token" does not use`,
-		"[loss]\nform = 'token'\ncenter_rewards_coefficient=1":  `3: loss.center_rewards_coefficient is 1, which form = "token" does not use`,
+		"[constraint]\nprior = 'cosine'\npreset = 'tldr/fixed'": `3: constraint.preset must be for the prior "cosine", got "tldr/fixed", which is for "fixed"`,
+		"[constraint]\nprior = 'fixed'\nbeta1 = 3":              `3: constraint.beta1 must not be set, got 3: the prior "fixed" does not use it`,
+		"[constraint]\nprior = 'random'\nfloor = 3":             `3: constraint.floor must not be set, got 3: the prior "random" does not use it`,
+		"[constraint]\ndelta = 3":                               `2: constraint.delta must not be set, got 3: the prior "length_ratio" does not use it`,
+		"[constraint]\nprior = 'fixed'\nhigh = 3":               `3: constraint.high must not be set, got 3: the prior "fixed" does not use it`,
+		"[constraint]\nseed = 3":                                `2: constraint.seed must not be set, got 3: the prior "length_ratio" does not use it`,
+		"[constraint]\nprior = 'lexical'\nbeta1 = 3":            `3: constraint.beta3 is missing: the prior "lexical" has no published setting for reward models. Set beta1 and beta3`,
+		"[loss]\nform = 'token'\nlabel_smoothing = 0.1":         `3: loss.label_smoothing must be 0 with form = "token", which does not use it, got 0.1`,
+		"[loss]\nform = 'token'\ncenter_rewards_coefficient=1":  `3: loss.center_rewards_coefficient must be 0 with form = "token", which does not use it, got 1`,
 	} {
 		got, err := pcrm.ParseConfig(pcrm.RewardTask, "pcrm.toml", []byte(document))
 		assert.EqualError(t, err, "pcrm.toml:"+message, document)
@@ -138,7 +138,7 @@ func TestLoadConfig(t *testing.T) {
 	assert.Equal(t, "cosine", config.Prior)
 	require.NoError(t, os.WriteFile(path, []byte("[dpo]\nbeta = -1\n"), 0o600))
 	_, err = pcrm.LoadConfig(path)
-	assert.EqualError(t, err, path+":2: dpo.beta is -1, must be finite and greater than 0")
+	assert.EqualError(t, err, path+":2: dpo.beta must be finite and greater than 0, got -1")
 }
 
 // Of a pipe with no writer, or with one that is silent, nobody waits for what comes.
@@ -150,7 +150,7 @@ func TestLoadConfigOfNoFile(t *testing.T) {
 	for range 2 {
 		for _, path := range paths {
 			_, err := pcrm.LoadConfig(path)
-			assert.EqualError(t, err, "open "+path+": is no regular file")
+			assert.EqualError(t, err, "open "+path+": must be a regular file")
 			var refused *os.PathError
 			assert.ErrorAs(t, err, &refused)
 		}
@@ -169,13 +169,13 @@ func TestLargeConfig(t *testing.T) {
 	_, err := pcrm.ParseConfig(pcrm.RewardTask, "pcrm.toml", []byte(document))
 	require.NoError(t, err)
 	_, err = pcrm.ParseConfig(pcrm.RewardTask, "pcrm.toml", []byte(document+"\n"))
-	assert.EqualError(t, err, fmt.Sprintf("pcrm.toml:%d: TOML is longer than 16384 bytes", 1+most/len(line)))
+	assert.EqualError(t, err, fmt.Sprintf("pcrm.toml:%d: TOML must be at most 16384 bytes long", 1+most/len(line)))
 	var argument *pcrm.ArgumentError
 	assert.ErrorAs(t, err, &argument)
 	path := filepath.Join(t.TempDir(), "pcrm.toml")
 	require.NoError(t, os.WriteFile(path, []byte(strings.Repeat(document, 9)), 0o600))
 	_, err = pcrm.LoadConfig(path)
-	assert.EqualError(t, err, fmt.Sprintf("%s:%d: TOML is longer than 16384 bytes", path, 1+most/len(line)))
+	assert.EqualError(t, err, fmt.Sprintf("%s:%d: TOML must be at most 16384 bytes long", path, 1+most/len(line)))
 	var unknown strings.Builder
 	for i := range 1000 {
 		fmt.Fprintf(&unknown, "k%d = 1\n", i)

@@ -32,17 +32,17 @@ func TestConstraintValidate(t *testing.T) {
 	require.NoError(t, pcrm.Fixed(inf).Validate())
 	require.NoError(t, pcrm.Constraint{Beta1: 10, Beta2: 0, Beta3: -5}.Validate(), "delta(0) = +Inf is unconstrained")
 	require.NoError(t, pcrm.Constraint{Beta1: 10, Beta2: 0.001, Beta3: -20, Floor: 2}.Validate(), "the floor saves the far end")
-	ends := " on all of [0, 1]: a ceiling of zero or less rewards ties and reversals"
+	ends := ": a ceiling of 0 or less would reward ties and reversals"
 	for message, c := range map[string]pcrm.Constraint{
-		"delta is -10.009990009990009 at similarity 1, must be greater than 0" + ends: {Beta1: 10, Beta2: 0.001, Beta3: -20},
-		"delta is -1 at similarity 0, must be greater than 0" + ends:                  {Beta1: -2, Beta2: 1, Beta3: 1},
-		"delta is NaN at similarity 0, must be greater than 0" + ends:                 {Beta3: 5},
-		"beta1 is NaN, must be a number":                                              {Beta1: math.NaN()},
-		"beta1 is +Inf, must be finite":                                               {Beta1: inf},
-		"beta2 is -1, must be at least 0":                                             {Beta1: 10, Beta2: -1},
-		"beta3 is -Inf, must be finite":                                               {Beta2: 1, Beta3: -inf},
-		"floor is -1, must be at least 0":                                             {Beta2: 1, Beta3: 4, Floor: -1},
-		"floor is 5, must not be greater than cap, which is 4":                        {Beta2: 1, Beta3: 4, Floor: 5, Cap: 4},
+		"delta must be greater than 0 on all of [0, 1], got -10.009990009990009 at similarity 1" + ends: {Beta1: 10, Beta2: 0.001, Beta3: -20},
+		"delta must be greater than 0 on all of [0, 1], got -1 at similarity 0" + ends:                  {Beta1: -2, Beta2: 1, Beta3: 1},
+		"delta must be greater than 0 on all of [0, 1], got NaN at similarity 0" + ends:                 {Beta3: 5},
+		"beta1 must be a number, got NaN":              {Beta1: math.NaN()},
+		"beta1 must be finite, got +Inf":               {Beta1: inf},
+		"beta2 must be at least 0, got -1":             {Beta1: 10, Beta2: -1},
+		"beta3 must be finite, got -Inf":               {Beta2: 1, Beta3: -inf},
+		"floor must be at least 0, got -1":             {Beta2: 1, Beta3: 4, Floor: -1},
+		"floor must be at most cap, which is 4, got 5": {Beta2: 1, Beta3: 4, Floor: 5, Cap: 4},
 	} {
 		assert.EqualError(t, c.Validate(), message)
 	}
@@ -64,13 +64,13 @@ func TestRandomConstraint(t *testing.T) {
 	assert.Equal(t, []float64{4, 4.5}, dst)
 
 	for message, c := range map[string]pcrm.Constraint{
-		"low is 0, must be finite and greater than 0: a ceiling of zero or less rewards ties and reversals":    pcrm.Random(0, 1, 0),
-		"low is NaN, must be finite and greater than 0: a ceiling of zero or less rewards ties and reversals":  pcrm.Random(math.NaN(), 1, 0),
-		"low is +Inf, must be finite and greater than 0: a ceiling of zero or less rewards ties and reversals": pcrm.Random(inf, inf, 0),
-		"high is 3, must be finite and at least low, which is 4":                                               pcrm.Random(4, 3, 0),
-		"high is NaN, must be finite and at least low, which is 4":                                             pcrm.Random(4, math.NaN(), 0),
-		"high is +Inf, must be finite and at least low, which is 4":                                            pcrm.Random(4, inf, 0),
-		"low is 4 and high is 5, but a random constraint has no beta1, beta2, beta3, floor or cap":             {Low: 4, High: 5, Cap: 4.5},
+		"low must be finite and greater than 0, got 0: a ceiling of 0 or less would reward ties and reversals":            pcrm.Random(0, 1, 0),
+		"low must be finite and greater than 0, got NaN: a ceiling of 0 or less would reward ties and reversals":          pcrm.Random(math.NaN(), 1, 0),
+		"low must be finite and greater than 0, got +Inf: a ceiling of 0 or less would reward ties and reversals":         pcrm.Random(inf, inf, 0),
+		"high must be finite and at least low, which is 4, got 3":                                                         pcrm.Random(4, 3, 0),
+		"high must be finite and at least low, which is 4, got NaN":                                                       pcrm.Random(4, math.NaN(), 0),
+		"high must be finite and at least low, which is 4, got +Inf":                                                      pcrm.Random(4, inf, 0),
+		"beta1, beta2, beta3, floor and cap must not be set with low 4 and high 5: a random constraint does not use them": {Low: 4, High: 5, Cap: 4.5},
 	} {
 		err := c.Validate()
 		assert.EqualError(t, err, message)
@@ -87,9 +87,9 @@ func TestDeltas(t *testing.T) {
 		assert.Equal(t, float32(c.Delta(s)), dst[i])
 	}
 	require.NoError(t, pcrm.Deltas(nil, []float32{}, c))
-	assert.EqualError(t, pcrm.Deltas(dst, []float32{0, 0.5, 1.5}, c), "similarities[2] is 1.5, must be in [0, 1]")
-	assert.EqualError(t, pcrm.Deltas(dst, []float32{0, float32(math.NaN()), 1}, c), "similarities[1] is NaN, must be in [0, 1]")
-	assert.EqualError(t, pcrm.Deltas(dst, []float32{0}, c), "dst has 3 elements, similarities have 1")
+	assert.EqualError(t, pcrm.Deltas(dst, []float32{0, 0.5, 1.5}, c), "similarities[2] must be in [0, 1], got 1.5")
+	assert.EqualError(t, pcrm.Deltas(dst, []float32{0, float32(math.NaN()), 1}, c), "similarities[1] must be in [0, 1], got NaN")
+	assert.EqualError(t, pcrm.Deltas(dst, []float32{0}, c), "dst must have 1 elements, like similarities, got 3")
 	assert.Error(t, pcrm.Deltas(dst, dst, pcrm.Constraint{}))
 }
 
@@ -159,24 +159,24 @@ func TestFitErrors(t *testing.T) {
 		alike, unlike, lo, hi float64
 		message               string
 	}{
-		{s, 0, 3, 0.05, 0.95, "target_alike is 0, must be greater than 0: a ceiling of zero or less rewards ties and reversals"},
-		{s, math.NaN(), 3, 0.05, 0.95, "target_alike is NaN, must be greater than 0: a ceiling of zero or less rewards ties and reversals"},
-		{s, 3, 3, 0.05, 0.95, "target_unlike is 3, must be finite and greater than target_alike, which is 3"},
-		{s, 3, 2, 0.05, 0.95, "target_unlike is 2, must be finite and greater than target_alike, which is 3"},
-		{s, 3, math.NaN(), 0.05, 0.95, "target_unlike is NaN, must be finite and greater than target_alike, which is 3"},
-		{s, 1, inf, 0.05, 0.95, "target_unlike is +Inf, must be finite and greater than target_alike, which is 1"},
-		{s, 1, math.MaxFloat64, 0.05, 0.95, "beta1 is +Inf, must be finite"},
-		{s, 1, 3, 0.5, 0.5, "quantiles are (0.5, 0.5), must be 0 <= low < high <= 1"},
-		{s, 1, 3, 0.9, 0.1, "quantiles are (0.9, 0.1), must be 0 <= low < high <= 1"},
-		{s, 1, 3, -0.1, 0.5, "quantiles are (-0.1, 0.5), must be 0 <= low < high <= 1"},
-		{s, 1, 3, 0.5, 1.1, "quantiles are (0.5, 1.1), must be 0 <= low < high <= 1"},
-		{s, 1, 3, math.NaN(), 0.5, "quantiles are (NaN, 0.5), must be 0 <= low < high <= 1"},
-		{nil, 1, 3, 0.05, 0.95, "similarities are empty, must be at least one number"},
-		{[]float64{0.5, 2}, 1, 3, 0.05, 0.95, "similarities[1] is 2, must be in [0, 1]"},
-		{[]float64{0.5, math.NaN()}, 1, 3, 0.05, 0.95, "similarities[1] is NaN, must be in [0, 1]"},
-		{[]float64{0.5, 0.5}, 1, 3, 0.05, 0.95, "similarities are 0.5 and 0.5 at the quantiles 0.05 and 0.95, must differ by at least 1e-06: this prior does not tell pairs apart, use a fixed delta"},
-		{[]float64{0.7590721249580383, 0.7590721249580383}, 1, 3, 0, 1, "similarities are 0.7590721 and 0.7590721 at the quantiles 0 and 1, must differ by at least 1e-06: this prior does not tell pairs apart, use a fixed delta"},
-		{[]float64{0.5, 0.5 + 9e-7}, 1, 3, 0, 1, "similarities are 0.5 and 0.5000009 at the quantiles 0 and 1, must differ by at least 1e-06: this prior does not tell pairs apart, use a fixed delta"},
+		{s, 0, 3, 0.05, 0.95, "target_alike must be greater than 0, got 0: a ceiling of 0 or less would reward ties and reversals"},
+		{s, math.NaN(), 3, 0.05, 0.95, "target_alike must be greater than 0, got NaN: a ceiling of 0 or less would reward ties and reversals"},
+		{s, 3, 3, 0.05, 0.95, "target_unlike must be finite and greater than target_alike, which is 3, got 3"},
+		{s, 3, 2, 0.05, 0.95, "target_unlike must be finite and greater than target_alike, which is 3, got 2"},
+		{s, 3, math.NaN(), 0.05, 0.95, "target_unlike must be finite and greater than target_alike, which is 3, got NaN"},
+		{s, 1, inf, 0.05, 0.95, "target_unlike must be finite and greater than target_alike, which is 1, got +Inf"},
+		{s, 1, math.MaxFloat64, 0.05, 0.95, "beta1 must be finite, got +Inf"},
+		{s, 1, 3, 0.5, 0.5, "quantiles must satisfy 0 <= low < high <= 1, got (0.5, 0.5)"},
+		{s, 1, 3, 0.9, 0.1, "quantiles must satisfy 0 <= low < high <= 1, got (0.9, 0.1)"},
+		{s, 1, 3, -0.1, 0.5, "quantiles must satisfy 0 <= low < high <= 1, got (-0.1, 0.5)"},
+		{s, 1, 3, 0.5, 1.1, "quantiles must satisfy 0 <= low < high <= 1, got (0.5, 1.1)"},
+		{s, 1, 3, math.NaN(), 0.5, "quantiles must satisfy 0 <= low < high <= 1, got (NaN, 0.5)"},
+		{nil, 1, 3, 0.05, 0.95, "similarities must have at least one number, got none"},
+		{[]float64{0.5, 2}, 1, 3, 0.05, 0.95, "similarities[1] must be in [0, 1], got 2"},
+		{[]float64{0.5, math.NaN()}, 1, 3, 0.05, 0.95, "similarities[1] must be in [0, 1], got NaN"},
+		{[]float64{0.5, 0.5}, 1, 3, 0.05, 0.95, "similarities must differ by at least 1e-06 between the quantiles 0.05 and 0.95, got 0.5 and 0.5: this prior does not tell pairs apart. Use another prior or a fixed delta"},
+		{[]float64{0.7590721249580383, 0.7590721249580383}, 1, 3, 0, 1, "similarities must differ by at least 1e-06 between the quantiles 0 and 1, got 0.7590721 and 0.7590721: this prior does not tell pairs apart. Use another prior or a fixed delta"},
+		{[]float64{0.5, 0.5 + 9e-7}, 1, 3, 0, 1, "similarities must differ by at least 1e-06 between the quantiles 0 and 1, got 0.5 and 0.5000009: this prior does not tell pairs apart. Use another prior or a fixed delta"},
 	} {
 		_, err := pcrm.Fit(c.s, c.alike, c.unlike, c.lo, c.hi)
 		assert.EqualError(t, err, c.message)
@@ -201,5 +201,6 @@ func TestPresets(t *testing.T) {
 		}
 	}
 	_, err = pcrm.LookupPreset("alpaca/typo")
-	assert.ErrorContains(t, err, `preset is "alpaca/typo", must be one of alpaca/cosine, alpaca/fixed, alpaca/length_ratio, alpaca/random, dpo/`)
+	assert.ErrorContains(t, err, `preset must be one of alpaca/cosine, alpaca/fixed, alpaca/length_ratio, alpaca/random, dpo/`)
+	assert.ErrorContains(t, err, `, got "alpaca/typo"`)
 }

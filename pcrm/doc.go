@@ -1,74 +1,76 @@
 // Package pcrm computes prior-constrained preference losses in pure Go, without cgo. It
-// is the one place where each formula is written down.
+// is the single source of each formula.
 //
 // # The loss
 //
-// A reward model scores a chosen response w and a rejected one l. With the
+// A reward model scores a chosen response w and a rejected response l. With the
 // margin m = r_w - r_l and the constraint delta of the pair, the loss is
 //
 //	L(m)  = -log sigmoid(m) - log sigmoid(delta - m)
 //	dL/dm = sigmoid(m - delta) - sigmoid(-m)
 //
-// so dL/dr_w = dL/dm and dL/dr_l = -dL/dm. The first term pulls the scores
-// apart, the second keeps them from passing delta. L is convex and symmetric
-// about its minimum, the target m* = delta/2, where it is 2 softplus(-delta/2):
-// that floor is not zero, so never compare the value with a Bradley-Terry loss.
-// With delta = +Inf the second term is gone and L is the Bradley-Terry loss.
+// so dL/dr_w = dL/dm and dL/dr_l = -dL/dm. The first term pushes the scores
+// apart, and the second keeps the margin below delta. L is convex and symmetric
+// about its minimum, the target m* = delta/2. The minimum, 2 softplus(-delta/2),
+// is not zero, so do not compare the value with a Bradley-Terry loss. With
+// delta = +Inf the second term vanishes and L is the Bradley-Terry loss.
 //
 // The constraint comes from the prior similarity s in [0, 1] of the two
-// responses, and no gradient flows through it:
+// responses. No gradient flows through it:
 //
 //	delta(s) = beta1/(s+beta2) + beta3, clipped to [floor, cap]
 //
-// Alike responses (s near 1) get a small ceiling, unlike ones a large one. See
-// [Constraint] for the curve and package prior for the similarities. Its LengthRatio
-// needs nothing but token ids.
+// Similar responses (s near 1) get a small ceiling, dissimilar ones a large one.
+// [Constraint] documents the curve, and package prior the similarities. Its
+// LengthRatio needs only token ids.
 //
-// [RewardLoss] is the loss of a batch with its gradient. [TokenLoss] is the form of
+// [RewardLoss] computes the loss and gradient of a batch. [TokenLoss] is the form of
 // the authors' released code, which applies the pair loss at every token of a
-// [Span]. [DPOLoss] puts the difference of the implicit rewards in the place of m.
+// [Span]. [DPOLoss] replaces m by the difference of the implicit rewards.
 //
 // # What a margin means
 //
-// By the Bradley-Terry loss the probability of the choice is sigmoid(m). The constrained
-// loss is a proper loss of another link, [WinProbability], by which a model at its optimum
-// is right more often than sigmoid(m) says.
+// Under the Bradley-Terry loss the probability of the choice is sigmoid(m). The
+// constrained loss is a proper loss with a different link, [WinProbability]. A model at
+// the optimum of the constrained loss is right more often than sigmoid(m) says.
 //
 // # Label smoothing
 //
-// Smoothing by e swaps the two responses with weight e. For a finite delta this
-// gives L(m) + e*delta, because softplus(m) - softplus(-m) = m: the gradient does
-// not depend on e. With delta = +Inf it is (1-e) softplus(-m) + e softplus(m) and
-// does act. A large delta is therefore not the limit of the smoothed loss.
+// Label smoothing by e swaps the two responses with weight e. For a finite delta the
+// smoothed loss is L(m) + e*delta, because softplus(m) - softplus(-m) = m, so its
+// gradient does not depend on e. With delta = +Inf it is
+// (1-e) softplus(-m) + e softplus(m), whose gradient does. The smoothed loss of a
+// large delta therefore does not converge to that of delta = +Inf.
 //
 // # Rounding and aliasing
 //
-// Results are defined by the plain loop over [PairLoss], in float64, rounded once to the
-// type of the destination. On amd64 the same loop runs on AVX2 or AVX-512 where the
-// processor has them (see [Tier]; the build tag purego leaves them out). These
-// kernels differ from the loop by at most
+// The plain loop over [PairLoss] defines the results: it computes in float64 and rounds
+// once to the type of the destination. On amd64, AVX2 or AVX-512 kernels compute the same
+// loop if the processor has these instructions (see [Tier]; the build tag purego leaves
+// the kernels out). The kernels differ from the loop by at most
 //
 //	float64  2e-14 of a loss; 5e-15 of a gradient's terms, which are up to 1
 //	float32  1.1e-6 of a loss; 2e-6 of a gradient whose delta is at least 0.34
 //
-// and, as they take exp(-|x|) under the smallest normal number for 0, by 2^-1021
-// and 2^-125. float32 scores may be anything: the margin's rounding error is
-// carried along. A block with a NaN, an infinite score or an overflow is left to
-// the loop, so that special values are those of [PairLoss] everywhere. [DPOLoss]
+// plus 2^-1021 and 2^-125, because they replace exp(-|x|) below the smallest normal
+// number by 0. float32 scores may have any value, because the rounding error of the
+// margin is carried along. A block with a NaN, an infinite score or an overflow is
+// left to the loop, so special values are those of [PairLoss] everywhere. [DPOLoss]
 // computes in float64 for both types.
 //
 // A batch is summed in float64, in blocks of 4096 pairs whose sums are added in
-// order: a result depends on its input and the tier, and not on the number of
+// order. A result depends on the input and the tier, but not on the number of
 // threads ([SetNumThreads]).
 //
-// Destinations come first and must not overlap any other argument; inputs may be at
+// Destinations come first and must not overlap any other argument. Inputs may have
 // any alignment and may overlap each other. Nothing outside the given slices is
 // read or written, and nothing is allocated.
 //
 // # Verification
 //
-// Package trace recomputes what a training run recorded, whatever ran it. Package
-// pcrmtest tests another implementation of the loss by the properties that define it.
+// Package trace recomputes the losses and gradients that a training run recorded,
+// whatever backend the run used. Package pcrmtest tests other implementations of the loss
+// against the properties that define it.
 //
 // # Source
 //

@@ -6,22 +6,22 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/argument"
 )
 
-// DPOOptions are the settings of [DPOLoss]. Beta has no default: 0 is an error.
+// DPOOptions are the settings of [DPOLoss]. Beta has no default; 0 is an error.
 type DPOOptions struct {
-	// Beta scales the log probability ratios to rewards, beta > 0.
+	// Beta > 0 scales the log-probability ratios to rewards.
 	Beta float64
 
 	Reduction      Reduction
 	LabelSmoothing float64 // the weight e of the swapped pair, 0 <= e < 0.5
 
-	// CheckFinite refuses a NaN or infinite log probability, which otherwise
-	// propagates as in [PairLoss].
+	// CheckFinite makes a NaN or infinite log probability an error. Otherwise such values
+	// propagate as in [PairLoss].
 	CheckFinite bool
 }
 
-// DPOLoss is the loss of a batch of pairs by the log probabilities that a policy and
-// its reference give to the two responses: [PairLoss] of the difference of the
-// implicit rewards (arXiv 2404.00978, section 3.3; arXiv 2305.18290):
+// DPOLoss computes the loss of a batch of pairs from the log probabilities of the two
+// responses under a policy and its reference model. The loss is [PairLoss] of the difference
+// of the implicit rewards (arXiv 2404.00978, section 3.3; arXiv 2305.18290):
 //
 //	for i := range policyChosen {
 //		chosenRewards[i] = beta * (policyChosen[i] - referenceChosen[i])
@@ -31,19 +31,19 @@ type DPOOptions struct {
 //		gradRejected[i] = -beta * g * scale
 //	}
 //
-// where scale is 1/len(policyChosen) for [Mean] and 1 otherwise. It returns the mean
-// of the losses for [Mean], else their sum. The gradients are by the policy's log
-// probabilities; the reference and delta get none, and none flows through the
-// rewards.
+// Here scale is 1/len(policyChosen) for [Mean] and 1 otherwise. DPOLoss returns the mean
+// of the losses for [Mean] and their sum otherwise. The gradients are with respect to the
+// policy's log probabilities. The reference and delta get no gradient, and none flows
+// through the rewards.
 //
-// losses is needed for [None] only and may otherwise be nil; both gradients may be
-// nil, and so may each of the rewards. All is computed in float64 for float32 too:
-// the margin is a small difference of large numbers.
+// losses is required for [None] and may otherwise be nil. Both gradients may be nil, and
+// so may each of the rewards. Everything is computed in float64, also for float32 inputs,
+// because the margin is a small difference of large numbers.
 //
 // Errors, each an [*ArgumentError]: an empty batch; slices of different lengths; a
-// delta that is not greater than 0; options out of range; with CheckFinite a log
-// probability that is NaN or infinite. What the destinations hold after an error is
-// undefined.
+// delta that is not greater than 0; an option out of range; with CheckFinite, a log
+// probability that is NaN or infinite. After an error the contents of the destinations
+// are undefined.
 func DPOLoss[F Float](losses, gradChosen, gradRejected, chosenRewards, rejectedRewards,
 	policyChosen, policyRejected, referenceChosen, referenceRejected, delta []F, o DPOOptions) (float64, error) {
 	n := len(policyChosen)
@@ -52,10 +52,10 @@ func DPOLoss[F Float](losses, gradChosen, gradRejected, chosenRewards, rejectedR
 		return 0, err
 	}
 	if !(o.Beta > 0) || math.IsInf(o.Beta, 1) {
-		return 0, argErr("beta", -1, "is %v, must be greater than 0 and finite", o.Beta)
+		return 0, argErr("beta", -1, "must be greater than 0 and finite, got %v", o.Beta)
 	}
 	if n == 0 {
-		return 0, argErr("policy_chosen_logps", -1, "are empty, must be at least one log probability")
+		return 0, argErr("policy_chosen_logps", -1, "must have at least one log probability, got none")
 	}
 	if err := checkLengths("policy_chosen_logps", n,
 		sliceLength{"policy_rejected_logps", len(policyRejected), true},
@@ -80,7 +80,7 @@ func DPOLoss[F Float](losses, gradChosen, gradRejected, chosenRewards, rejectedR
 				{"reference_rejected_logps", referenceRejected[i]},
 			} {
 				if notFinite(float64(s.value)) {
-					return 0, argErr(s.name, i, "is %v, must be finite", s.value)
+					return 0, argErr(s.name, i, "must be finite, got %v", s.value)
 				}
 			}
 		}
@@ -104,11 +104,11 @@ func DPOLoss[F Float](losses, gradChosen, gradRejected, chosenRewards, rejectedR
 	return 0, errChanged
 }
 
-// dpoPairs is the block of the DPO form, whose batches are small: more buffer would
-// take longer to clear than such a batch to compute.
+// dpoPairs is the block size of the DPO form. Its batches are small, and clearing a larger
+// buffer would take longer than computing such a batch.
 const dpoPairs = 64
 
-// dpo does block b: rewards in float64, through the float64 kernel.
+// dpo computes block b: rewards in float64, then the float64 kernel.
 func (j *job[F]) dpo(b int) (float64, bool) {
 	var lossBuffer, gradBuffer, negBuffer, chosen, rejected, delta [dpoPairs]float64
 	from, to := b*dpoPairs, min((b+1)*dpoPairs, len(j.chosen))
@@ -126,7 +126,7 @@ func (j *job[F]) dpo(b int) (float64, bool) {
 	if j.gradChosen != nil {
 		grad, neg = gradBuffer[:n], negBuffer[:n]
 	}
-	// delta[:n] is one element only when the pair is.
+	// delta[:n] has one element only if the block has one pair.
 	sum, ok := rewardBlock(losses, grad, neg, chosen[:n], rejected[:n], delta[:n], j.settings)
 	put(part(j.losses, from, to), losses, 1)
 	put(part(j.gradChosen, from, to), grad, j.beta)
@@ -136,7 +136,7 @@ func (j *job[F]) dpo(b int) (float64, bool) {
 	return sum, ok
 }
 
-// put rounds as much as dst has room for.
+// put writes the scaled, rounded elements of src to dst, as many as dst has.
 func put[F Float](dst []F, src []float64, scale float64) {
 	for i := range dst {
 		dst[i] = F(src[i] * scale)

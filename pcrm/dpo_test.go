@@ -105,19 +105,19 @@ func TestDPOLossErrors(t *testing.T) {
 		pc, pr, rc, rr, de []float64
 		o                  pcrm.DPOOptions
 	}{
-		{message: "policy_chosen_logps are empty, must be at least one log probability", o: ok},
-		{message: "beta is 0, must be greater than 0 and finite", pc: one},
-		{message: "beta is +Inf, must be greater than 0 and finite", pc: one, o: pcrm.DPOOptions{Beta: inf}},
-		{message: "label_smoothing is -1, must be in [0, 0.5)", pc: one, o: pcrm.DPOOptions{Beta: 1, LabelSmoothing: -1}},
-		{message: "policy_rejected_logps has 1 elements, policy_chosen_logps has 2", pc: two, pr: one, o: ok},
-		{message: "reference_chosen_logps has 1 elements, policy_chosen_logps has 2", pc: two, pr: two, rc: one, o: ok},
-		{message: "reference_rejected_logps has 0 elements, policy_chosen_logps has 2", pc: two, pr: two, rc: two, o: ok},
-		{message: "delta has 1 elements, policy_chosen_logps has 2", pc: two, pr: two, rc: two, rr: two, de: one, o: ok},
-		{message: "losses has 0 elements, policy_chosen_logps has 1", pc: one, pr: one, rc: one, rr: one, de: one, o: pcrm.DPOOptions{Beta: 1, Reduction: pcrm.None}},
-		{message: "gradRejected has 0 elements, policy_chosen_logps has 1", pc: one, pr: one, rc: one, rr: one, de: one, grad: one, o: ok},
-		{message: "chosenRewards has 2 elements, policy_chosen_logps has 1", pc: one, pr: one, rc: one, rr: one, de: one, rew: two, o: ok},
-		{message: "delta[0] is -1, must be greater than 0", pc: one, pr: one, rc: one, rr: one, de: []float64{-1}, o: ok},
-		{message: "reference_chosen_logps[1] is -Inf, must be finite", pc: two, pr: two, rc: []float64{1, -inf}, rr: two, de: two, o: pcrm.DPOOptions{Beta: 1, CheckFinite: true}},
+		{message: "policy_chosen_logps must have at least one log probability, got none", o: ok},
+		{message: "beta must be greater than 0 and finite, got 0", pc: one},
+		{message: "beta must be greater than 0 and finite, got +Inf", pc: one, o: pcrm.DPOOptions{Beta: inf}},
+		{message: "label_smoothing must be in [0, 0.5), got -1", pc: one, o: pcrm.DPOOptions{Beta: 1, LabelSmoothing: -1}},
+		{message: "policy_rejected_logps must have 2 elements, like policy_chosen_logps, got 1", pc: two, pr: one, o: ok},
+		{message: "reference_chosen_logps must have 2 elements, like policy_chosen_logps, got 1", pc: two, pr: two, rc: one, o: ok},
+		{message: "reference_rejected_logps must have 2 elements, like policy_chosen_logps, got 0", pc: two, pr: two, rc: two, o: ok},
+		{message: "delta must have 2 elements, like policy_chosen_logps, got 1", pc: two, pr: two, rc: two, rr: two, de: one, o: ok},
+		{message: "losses must have 1 elements, like policy_chosen_logps, got 0", pc: one, pr: one, rc: one, rr: one, de: one, o: pcrm.DPOOptions{Beta: 1, Reduction: pcrm.None}},
+		{message: "gradRejected must have 1 elements, like policy_chosen_logps, got 0", pc: one, pr: one, rc: one, rr: one, de: one, grad: one, o: ok},
+		{message: "chosenRewards must have 1 elements, like policy_chosen_logps, got 2", pc: one, pr: one, rc: one, rr: one, de: one, rew: two, o: ok},
+		{message: "delta[0] must be greater than 0, got -1", pc: one, pr: one, rc: one, rr: one, de: []float64{-1}, o: ok},
+		{message: "reference_chosen_logps[1] must be finite, got -Inf", pc: two, pr: two, rc: []float64{1, -inf}, rr: two, de: two, o: pcrm.DPOOptions{Beta: 1, CheckFinite: true}},
 	} {
 		_, err := pcrm.DPOLoss(c.losses, c.grad, nil, c.rew, nil, c.pc, c.pr, c.rc, c.rr, c.de, c.o)
 		assert.EqualError(t, err, c.message)

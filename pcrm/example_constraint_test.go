@@ -20,7 +20,7 @@ func ExampleConstraint() {
 	// similarity 1.0: margin below 4.99, best at 2.50
 	// similarity 0.7: margin below 9.27, best at 4.63
 	// similarity 0.5: margin below 14.96, best at 7.48
-	// delta is -10.009990009990009 at similarity 1, must be greater than 0 on all of [0, 1]: a ceiling of zero or less rewards ties and reversals
+	// delta must be greater than 0 on all of [0, 1], got -10.009990009990009 at similarity 1: a ceiling of 0 or less would reward ties and reversals
 }
 
 // The same margin says more where its target is nearer.
@@ -58,5 +58,5 @@ func ExampleLoadConfig() {
 func ExampleParseConfig() {
 	_, err := pcrm.ParseConfig(pcrm.RewardTask, "pcrm.toml", []byte("[constraint]\nprior = \"fixed\"\nbeta1 = 10\n"))
 	fmt.Println(err)
-	// Output: pcrm.toml:3: constraint.beta1 is 10, which the prior "fixed" does not use
+	// Output: pcrm.toml:3: constraint.beta1 must not be set, got 10: the prior "fixed" does not use it
 }

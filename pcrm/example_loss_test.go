@@ -38,7 +38,7 @@ func ExampleRewardLoss() {
 	fmt.Println(err)
 	// Output:
 	// 0.3457 [0.0738 -0.0738 -0.0896] [-0.0738 0.0738 0.0896] <nil>
-	// delta[1] is -1, must be greater than 0
+	// delta[1] must be greater than 0, got -1
 }
 
 // One pair of rows, 0 being the pad token: the gradient is 0 outside the span.

@@ -10,13 +10,13 @@ import (
 
 //go:generate go -C internal/asmgen run ./loss -out ../../kernel_amd64.s -stubs ../../stubs_amd64.go -pkg pcrm
 
-// simdBlock returns a sum that is not finite where the scalar loop has to look.
+// simdBlock returns a sum that is not finite if the scalar loop must compute the block.
 func simdBlock[F Float](t tier.Tier, losses, gradChosen, gradRejected, chosen, rejected, delta []F, s settings) float64 {
 	wide, step := t == tier.AVX512, 32
 	if wide {
 		step = 64
 	}
-	// One delta for all is a vector that the kernel does not step over.
+	// A single delta becomes a vector over which the kernel does not advance.
 	var same [16]F
 	if len(delta) == 1 {
 		for i := range same {
@@ -24,7 +24,7 @@ func simdBlock[F Float](t tier.Tier, losses, gradChosen, gradRejected, chosen, r
 		}
 		delta, step = same[:], 0
 	}
-	// Named calls: through a variable the slices would escape.
+	// Direct calls, because the slices would escape through a function variable.
 	switch double := unsafe.Sizeof(F(0)) == 8; {
 	case double && wide:
 		return rewardBlockAVX512F64(address[float64](losses), address[float64](gradChosen), address[float64](gradRejected),
@@ -44,5 +44,5 @@ func simdBlock[F Float](t tier.Tier, losses, gradChosen, gradRejected, chosen, r
 		len(chosen), step, float32(s.scale), float32(s.smoothing), float32(s.center))
 }
 
-// address is the first element as the type that F is known to be; nil for nil.
+// address returns the first element as the type that F is known to be, or nil for nil.
 func address[T, F Float](s []F) *T { return (*T)(unsafe.Pointer(unsafe.SliceData(s))) }

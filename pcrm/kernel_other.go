@@ -4,5 +4,5 @@ package pcrm
 
 import "github.com/pcrm-project/pcrm/pcrm/internal/tier"
 
-// simdBlock is not reached: there is no tier but the scalar one.
+// simdBlock is never called, because the only tier is the scalar one.
 func simdBlock[F Float](_ tier.Tier, _, _, _, _, _, _ []F, _ settings) float64 { panic("no SIMD") }

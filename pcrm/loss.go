@@ -6,29 +6,29 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/argument"
 )
 
-// Reduction says what becomes of the losses of a batch.
+// Reduction is how the losses of a batch are reduced.
 type Reduction int
 
 const (
-	Mean Reduction = iota // their mean; the gradient is that of the mean
-	Sum                   // their sum; the gradient is that of the sum
-	None                  // each is kept; the gradient of pair i is that of its own loss
+	Mean Reduction = iota // the mean; the gradient is that of the mean
+	Sum                   // the sum; the gradient is that of the sum
+	None                  // no reduction; the gradient of pair i is that of its own loss
 )
 
-// blockPairs is how many pairs are summed before their sum joins the total:
-// 4096 float64 scores are 32 KiB, a first-level cache, and the error of a sum of
-// n terms falls from n to 4096 + n/4096 roundings.
+// blockPairs is the number of pairs that are summed before their sum is added to the
+// total. 4096 float64 scores take 32 KiB, the size of a first-level cache. The error of
+// a sum of n terms falls from n to 4096 + n/4096 roundings.
 const blockPairs = 4096
 
-// PairLoss returns the loss of one pair and its derivative by the margin.
+// PairLoss returns the loss of one pair and its derivative with respect to the margin.
 //
 //	finite delta:  L = softplus(-m) + softplus(m-delta) + e*delta
 //	               g = sigmoid(m-delta) - sigmoid(-m)
 //	delta = +Inf:  L = (1-e) softplus(-m) + e softplus(m)
 //	               g = e - sigmoid(-m)
 //
-// e is the label smoothing (see the package documentation for why it moves no
-// gradient where delta is finite). It checks nothing.
+// e is the label smoothing. The package documentation explains why it does not affect
+// the gradient if delta is finite. PairLoss does not check its arguments.
 //
 // Special cases:
 //
@@ -40,11 +40,11 @@ const blockPairs = 4096
 //	PairLoss(-Inf, +Inf, 0)  = +Inf, -1
 func PairLoss(margin, delta, labelSmoothing float64) (loss, grad float64) {
 	// With u = exp(-|x|), softplus(x) = max(x, 0) + log1p(u) and sigmoid(-|x|) =
-	// u/(1+u): no overflow, and both tails keep their relative precision.
+	// u/(1+u). Nothing overflows, and both tails keep their relative precision.
 	u := math.Exp(-math.Abs(margin))
 	if math.IsInf(delta, 1) {
 		loss = math.Log1p(u)
-		// The two linear parts apart, as inf - inf would be NaN.
+		// Separate branches for the two linear parts: inf - inf would be NaN.
 		if margin > 0 {
 			if labelSmoothing != 0 {
 				loss += labelSmoothing * margin
@@ -53,7 +53,7 @@ func PairLoss(margin, delta, labelSmoothing float64) (loss, grad float64) {
 		}
 		return loss - (1-labelSmoothing)*margin, labelSmoothing - 1/(1+u)
 	}
-	over := margin - delta // how far the margin is over its ceiling
+	over := margin - delta // how far the margin exceeds its ceiling
 	v := math.Exp(-math.Abs(over))
 	loss = math.Log1p(u) + math.Log1p(v) + labelSmoothing*delta
 	if margin > 0 {
@@ -71,38 +71,38 @@ func PairLoss(margin, delta, labelSmoothing float64) (loss, grad float64) {
 	return loss, grad
 }
 
-// RewardOptions are the settings of [RewardLoss] and [TokenLoss]. The zero value is
-// the mean of the plain losses.
+// RewardOptions are the settings of [RewardLoss] and [TokenLoss]. The zero value means
+// the mean, without label smoothing, centering or checks.
 type RewardOptions struct {
 	Reduction Reduction
 
 	// LabelSmoothing is the weight e of the swapped pair, 0 <= e < 0.5.
 	LabelSmoothing float64
 
-	// CenterRewardsCoefficient adds c (r_w + r_l)^2 to the loss of a pair, c >= 0,
-	// which pulls the scores towards mean zero (TRL's option of that name;
+	// CenterRewardsCoefficient c >= 0 adds c (r_w + r_l)^2 to the loss of a pair, which
+	// pulls the mean of the scores towards zero (the TRL option of the same name;
 	// arXiv 2312.09244, equation 2).
 	CenterRewardsCoefficient float64
 
-	// CheckFinite refuses a NaN or infinite score. Without it they propagate to
-	// the loss and the gradient, as they do in torch.
+	// CheckFinite makes a NaN or infinite score an error. Otherwise such scores
+	// propagate to the loss and the gradient, as in torch.
 	CheckFinite bool
 }
 
-// Validate returns an [*ArgumentError] that names the first option out of its range.
+// Validate returns an [*ArgumentError] that names the first option that is out of range.
 func (o RewardOptions) Validate() error {
 	switch {
 	case o.Reduction < Mean || o.Reduction > None:
-		return argErr("reduction", -1, "is %d, must be Mean, Sum or None", int(o.Reduction))
+		return argErr("reduction", -1, "must be Mean, Sum or None, got %d", int(o.Reduction))
 	case !(o.LabelSmoothing >= 0 && o.LabelSmoothing < 0.5):
-		return argErr("label_smoothing", -1, "is %v, must be in [0, 0.5)", o.LabelSmoothing)
+		return argErr("label_smoothing", -1, "must be in [0, 0.5), got %v", o.LabelSmoothing)
 	case !(o.CenterRewardsCoefficient >= 0) || math.IsInf(o.CenterRewardsCoefficient, 1):
-		return argErr("center_rewards_coefficient", -1, "is %v, must be at least 0 and finite", o.CenterRewardsCoefficient)
+		return argErr("center_rewards_coefficient", -1, "must be at least 0 and finite, got %v", o.CenterRewardsCoefficient)
 	}
 	return nil
 }
 
-// settings are the kernel's, for a batch whose mean is over n.
+// settings returns the settings of the kernel for a batch whose mean is over n losses.
 func (o RewardOptions) settings(n int) settings {
 	s := settings{scale: 1, smoothing: o.LabelSmoothing, center: o.CenterRewardsCoefficient, checkFinite: o.CheckFinite}
 	if o.Reduction == Mean {
@@ -111,8 +111,8 @@ func (o RewardOptions) settings(n int) settings {
 	return s
 }
 
-// RewardLoss is the loss of a batch of pairs and its gradient by both scores, in
-// one pass:
+// RewardLoss computes the loss of a batch of pairs and its gradient with respect to both
+// scores in one pass:
 //
 //	for i := range chosen {
 //		loss, g := PairLoss(chosen[i]-rejected[i], delta[i], e)
@@ -122,24 +122,24 @@ func (o RewardOptions) settings(n int) settings {
 //		gradRejected[i] = (-g + 2*c*sum) * scale
 //	}
 //
-// where scale is 1/len(chosen) for [Mean] and 1 otherwise. It returns the mean of
-// the losses for [Mean], else their sum. delta is the constraint of each pair,
-// finite and +Inf ones mixed as they come.
+// Here scale is 1/len(chosen) for [Mean] and 1 otherwise. RewardLoss returns the mean
+// of the losses for [Mean] and their sum otherwise. delta holds the constraint of each
+// pair; finite and infinite values may be mixed.
 //
-// losses is needed for [None] only and may otherwise be nil. Both gradients may be
-// nil where none is wanted.
+// losses is required for [None] and may otherwise be nil. Both gradients may be nil if
+// none is needed. NaN scores give NaN.
 //
 // Errors, each an [*ArgumentError]: an empty batch; slices of different lengths; a
-// delta that is not greater than 0 (its index and value are named); options out of
-// range; with CheckFinite a score that is NaN or infinite. What the destinations
-// hold after an error is undefined. NaN scores give NaN.
+// delta that is not greater than 0 (the message names its index and value); an option
+// out of range; with CheckFinite, a score that is NaN or infinite. After an error the
+// contents of the destinations are undefined.
 func RewardLoss[F Float](losses, gradChosen, gradRejected, chosen, rejected, delta []F, o RewardOptions) (float64, error) {
 	n := len(chosen)
 	if err := o.Validate(); err != nil {
 		return 0, err
 	}
 	if n == 0 {
-		return 0, argErr("chosen_rewards", -1, "are empty, must be at least one score")
+		return 0, argErr("chosen_rewards", -1, "must have at least one score, got none")
 	}
 	if err := checkLengths("chosen_rewards", n,
 		sliceLength{"rejected_rewards", len(rejected), true},
@@ -169,17 +169,17 @@ func RewardLoss[F Float](losses, gradChosen, gradRejected, chosen, rejected, del
 	return 0, errChanged
 }
 
-// errChanged is all that can be said when a kernel refused what now looks good.
-var errChanged = argErr("delta", -1, "or the scores were changed during the call")
+// errChanged is returned if a kernel rejected the arguments, but a second look finds no fault.
+var errChanged = argErr("delta and scores", -1, "must not change during the call")
 
-// checkScores names the first score that is not finite; its index counts from first.
+// checkScores returns an error for the first score that is not finite. Indices count from first.
 func checkScores[F Float](chosen, rejected []F, first int, wanted bool) error {
 	for i := range chosen {
 		if wanted && notFinite(float64(chosen[i])) {
-			return argErr("chosen_rewards", first+i, "is %v, must be finite", chosen[i])
+			return argErr("chosen_rewards", first+i, "must be finite, got %v", chosen[i])
 		}
 		if wanted && notFinite(float64(rejected[i])) {
-			return argErr("rejected_rewards", first+i, "is %v, must be finite", rejected[i])
+			return argErr("rejected_rewards", first+i, "must be finite, got %v", rejected[i])
 		}
 	}
 	return nil
@@ -191,20 +191,19 @@ type sliceLength struct {
 	given bool
 }
 
-// checkLengths reports the first of the given slices that has not n elements, as the
-// named one has.
+// checkLengths returns an error for the first of the given slices that does not have n
+// elements, like the named slice.
 func checkLengths(name string, n int, slices ...sliceLength) error {
 	for _, s := range slices {
 		if s.given && s.len != n {
-			return argErr(s.name, -1, "has %d elements, %s has %d", s.len, name, n)
+			return argErr(s.name, -1, "must have %d elements, like %s, got %d", n, name, s.len)
 		}
 	}
 	return nil
 }
 
-// checkDestinations reports the first slice to be written to that has not n elements, as the
-// named one has: the losses where each is wanted, and what else is given. A gradient comes
-// with the other.
+// checkDestinations returns an error for the first destination that does not have n elements,
+// like the named slice. The losses are required for None, and each gradient with the other.
 func checkDestinations[F Float](name string, n int, r Reduction, losses, gradChosen, gradRejected, chosenRewards, rejectedRewards []F) error {
 	gradient := gradChosen != nil || gradRejected != nil
 	return checkLengths(name, n,

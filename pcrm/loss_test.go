@@ -165,21 +165,21 @@ func TestRewardLossErrors(t *testing.T) {
 		losses, grad            []float64
 		o                       pcrm.RewardOptions
 	}{
-		{message: "chosen_rewards are empty, must be at least one score"},
-		{message: "rejected_rewards has 1 elements, chosen_rewards has 2", chosen: two, rejected: one, delta: two},
-		{message: "delta has 1 elements, chosen_rewards has 2", chosen: two, rejected: two, delta: one},
-		{message: "delta[1] is -3, must be greater than 0", chosen: two, rejected: two, delta: []float64{1, -3}},
-		{message: "delta[0] is 0, must be greater than 0", chosen: one, rejected: one, delta: []float64{0}},
-		{message: "delta[0] is NaN, must be greater than 0", chosen: one, rejected: one, delta: []float64{math.NaN()}},
-		{message: "gradRejected has 0 elements, chosen_rewards has 1", chosen: one, rejected: one, delta: one, grad: one},
-		{message: "losses has 0 elements, chosen_rewards has 1", chosen: one, rejected: one, delta: one, o: pcrm.RewardOptions{Reduction: pcrm.None}},
-		{message: "reduction is 3, must be Mean, Sum or None", o: pcrm.RewardOptions{Reduction: 3}},
-		{message: "label_smoothing is 0.5, must be in [0, 0.5)", o: pcrm.RewardOptions{LabelSmoothing: 0.5}},
-		{message: "label_smoothing is NaN, must be in [0, 0.5)", o: pcrm.RewardOptions{LabelSmoothing: math.NaN()}},
-		{message: "center_rewards_coefficient is -1, must be at least 0 and finite", o: pcrm.RewardOptions{CenterRewardsCoefficient: -1}},
-		{message: "center_rewards_coefficient is +Inf, must be at least 0 and finite", o: pcrm.RewardOptions{CenterRewardsCoefficient: inf}},
-		{message: "chosen_rewards[1] is +Inf, must be finite", chosen: []float64{1, inf}, rejected: two, delta: two, o: pcrm.RewardOptions{CheckFinite: true}},
-		{message: "rejected_rewards[0] is NaN, must be finite", chosen: two, rejected: []float64{math.NaN(), 1}, delta: two, o: pcrm.RewardOptions{CheckFinite: true}},
+		{message: "chosen_rewards must have at least one score, got none"},
+		{message: "rejected_rewards must have 2 elements, like chosen_rewards, got 1", chosen: two, rejected: one, delta: two},
+		{message: "delta must have 2 elements, like chosen_rewards, got 1", chosen: two, rejected: two, delta: one},
+		{message: "delta[1] must be greater than 0, got -3", chosen: two, rejected: two, delta: []float64{1, -3}},
+		{message: "delta[0] must be greater than 0, got 0", chosen: one, rejected: one, delta: []float64{0}},
+		{message: "delta[0] must be greater than 0, got NaN", chosen: one, rejected: one, delta: []float64{math.NaN()}},
+		{message: "gradRejected must have 1 elements, like chosen_rewards, got 0", chosen: one, rejected: one, delta: one, grad: one},
+		{message: "losses must have 1 elements, like chosen_rewards, got 0", chosen: one, rejected: one, delta: one, o: pcrm.RewardOptions{Reduction: pcrm.None}},
+		{message: "reduction must be Mean, Sum or None, got 3", o: pcrm.RewardOptions{Reduction: 3}},
+		{message: "label_smoothing must be in [0, 0.5), got 0.5", o: pcrm.RewardOptions{LabelSmoothing: 0.5}},
+		{message: "label_smoothing must be in [0, 0.5), got NaN", o: pcrm.RewardOptions{LabelSmoothing: math.NaN()}},
+		{message: "center_rewards_coefficient must be at least 0 and finite, got -1", o: pcrm.RewardOptions{CenterRewardsCoefficient: -1}},
+		{message: "center_rewards_coefficient must be at least 0 and finite, got +Inf", o: pcrm.RewardOptions{CenterRewardsCoefficient: inf}},
+		{message: "chosen_rewards[1] must be finite, got +Inf", chosen: []float64{1, inf}, rejected: two, delta: two, o: pcrm.RewardOptions{CheckFinite: true}},
+		{message: "rejected_rewards[0] must be finite, got NaN", chosen: two, rejected: []float64{math.NaN(), 1}, delta: two, o: pcrm.RewardOptions{CheckFinite: true}},
 	} {
 		_, err := pcrm.RewardLoss(c.losses, c.grad, nil, c.chosen, c.rejected, c.delta, c.o)
 		assert.EqualError(t, err, c.message)

@@ -8,20 +8,20 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/tier"
 )
 
-// parallelPairs is how many pairs a batch must have before a second thread pays.
-// Waking one takes some tens of microseconds, and SIMD does this many in 150; the
-// scalar kernels do an eighth in no less.
+// parallelPairs is the least number of pairs for which a second thread pays off. Waking a
+// thread takes some tens of microseconds. The SIMD kernels process this many pairs in
+// 150 microseconds; the scalar kernels take at least as long for an eighth of them.
 const parallelPairs = 1 << 17
 
-// SetNumThreads limits how many threads one call may use, here and in the packages prior,
-// stats and checkpoint; 0, the default, stands for GOMAXPROCS. Results do not depend on it, to
-// the last bit.
+// SetNumThreads limits the number of threads that one call may use, in this package and in
+// the packages prior, stats and checkpoint. 0, the default, means GOMAXPROCS. Results are
+// identical to the last bit for any number of threads.
 func SetNumThreads(n int) { parallel.SetNumThreads(n) }
 
-// NumThreads returns how many threads one call may use.
+// NumThreads returns the number of threads that one call may use.
 func NumThreads() int { return parallel.NumThreads() }
 
-// form says what a block of a job is.
+// form is the form of the loss that a job computes.
 type form int
 
 const (
@@ -30,15 +30,15 @@ const (
 	dpoForm
 )
 
-// job is the work of one call, cut into blocks that threads take in turn. Jobs are
-// reused so that a call allocates nothing.
+// job is the work of one call, divided into blocks that threads take in turn. Jobs are
+// reused, so that a call allocates nothing.
 type job[F Float] struct {
 	losses, gradChosen, gradRejected, chosen, rejected, delta []F
 	settings
 
 	form form
 
-	// The token form: a block is so many rows of so many tokens.
+	// The token form: each block has this many rows of this many tokens.
 	chosenIDs, rejectedIDs []int64
 	padToken               int64
 	width, rows            int
@@ -48,7 +48,7 @@ type job[F Float] struct {
 	beta                                                               float64
 
 	work   *parallel.Job
-	sums   []float64 // of each block: added in order, whoever made them
+	sums   []float64 // of the blocks; added in order, whichever thread computed them
 	failed atomic.Bool
 }
 
@@ -78,7 +78,7 @@ func takeJob[F Float]() *job[F] {
 	return j
 }
 
-// release gives the job back and forgets the caller's memory.
+// release returns the job for reuse and drops its references to the caller's memory.
 func (j *job[F]) release() {
 	j.losses, j.gradChosen, j.gradRejected, j.chosen, j.rejected, j.delta = nil, nil, nil, nil, nil, nil
 	j.chosenIDs, j.rejectedIDs = nil, nil
@@ -87,7 +87,7 @@ func (j *job[F]) release() {
 	j.work.Release()
 }
 
-// free puts the job back when nobody holds it any more.
+// free makes the job available again. It is called when the last holder has left.
 func (j *job[F]) free() {
 	select {
 	case jobs[F]() <- j:
@@ -95,7 +95,7 @@ func (j *job[F]) free() {
 	}
 }
 
-// run does all blocks, of so many pairs together, and returns the sum of their sums.
+// run computes all blocks, which together hold the given number of pairs, and returns the sum of their sums.
 func (j *job[F]) run(blocks, pairs int) (total float64, ok bool) {
 	if cap(j.sums) < blocks {
 		j.sums = make([]float64, blocks)
@@ -137,7 +137,7 @@ func (j *job[F]) pairs(b int) (float64, bool) {
 		j.chosen[from:to], j.rejected[from:to], j.delta[from:to], j.settings)
 }
 
-// part is s[from:to], and nil for nil.
+// part returns s[from:to], or nil for nil.
 func part[T any](s []T, from, to int) []T {
 	if s == nil {
 		return nil

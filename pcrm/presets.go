@@ -13,7 +13,7 @@ import (
 //go:embed presets.toml
 var presetsTOML string
 
-// Preset is a published setting: a constraint and the prior it was chosen for.
+// Preset is a published setting: a constraint and the prior that it was chosen for.
 type Preset struct {
 	Name       string
 	Prior      string // "length_ratio", "cosine", "fixed" or "random"
@@ -40,8 +40,8 @@ var presets = sync.OnceValues(func() (map[string]Preset, error) {
 	return table, nil
 })
 
-// LookupPreset returns the published setting of that name, such as
-// "alpaca/length_ratio". The error for an unknown name lists the known ones.
+// LookupPreset returns the published setting with the given name, such as
+// "alpaca/length_ratio". An unknown name is an [*ArgumentError] that lists the known names.
 func LookupPreset(name string) (Preset, error) {
 	table, err := presets()
 	if err != nil {
@@ -49,7 +49,7 @@ func LookupPreset(name string) (Preset, error) {
 	}
 	p, ok := table[name]
 	if !ok {
-		return Preset{}, argErr("preset", -1, "is %q, must be one of %s", name, strings.Join(slices.Sorted(maps.Keys(table)), ", "))
+		return Preset{}, argErr("preset", -1, "must be one of %s, got %q", strings.Join(slices.Sorted(maps.Keys(table)), ", "), name)
 	}
 	return p, nil
 }

@@ -5,11 +5,11 @@ import (
 	"strings"
 )
 
-// Priors are the names that a prior may have. "column" stands for the user's own numbers;
-// "fixed" and "random" need no similarity.
+// Priors are the names of the priors. "column" means the user's own numbers; "fixed" and
+// "random" need no similarity.
 var Priors = []string{"length_ratio", "cosine", "lexical", "column", "fixed", "random"}
 
-// Task is what is trained. It selects the published setting that fills in missing values.
+// Task is the kind of model to train. It selects the published setting that fills in missing values.
 type Task int
 
 const (
@@ -17,7 +17,7 @@ const (
 	DPOTask                // DPO policies, presets dpo/...
 )
 
-// published is the first part of the names of a task's default presets.
+// published is the first part of the names of the task's default presets.
 func (t Task) published() string {
 	if t == DPOTask {
 		return "dpo"
@@ -32,8 +32,8 @@ func (t Task) String() string {
 	return "reward models"
 }
 
-// Settings describe a constraint the way a user writes it, in a file or in Go. nil means
-// that a value was not given.
+// Settings describe a constraint as a user writes it, in a file or in Go. nil means that
+// a value was not given.
 type Settings struct {
 	Prior  *string  `toml:"prior"`
 	Preset *string  `toml:"preset"`
@@ -47,44 +47,45 @@ type Settings struct {
 	High   *float64 `toml:"high"`
 	Seed   *uint64  `toml:"seed"`
 
-	// In the place of a curve: see Settings.Targets.
+	// Instead of a curve; see Settings.Targets.
 	TargetAlike  *float64 `toml:"target_alike"`
 	TargetUnlike *float64 `toml:"target_unlike"`
 	WinAlike     *float64 `toml:"win_alike"`
 	WinUnlike    *float64 `toml:"win_unlike"`
 }
 
-// defaultBeta2 keeps the curve finite at s = 0. Every published setting has this value.
+// defaultBeta2 keeps the curve finite at s = 0. All published settings use this value.
 const defaultBeta2 = 0.001
 
-// Resolve returns the prior and the constraint that the settings describe. The rules are
-// the same for a pcrm.toml, for Python's trainers and for every command line; Python's
-// pcrm.settings.resolve is the twin of this method, and testdata/settings.json holds both
-// to the same cases.
+// Resolve returns the prior and the constraint that the settings describe. The same rules
+// apply to a pcrm.toml, to the trainers in Python and to all command lines. Python's
+// pcrm.settings.resolve implements them too; testdata/settings.json tests both with the same
+// cases.
 //
 //  1. The prior is the given one, else the preset's, else "length_ratio".
 //  2. A preset must be for that prior. Only "column" may borrow a curve from another prior,
-//     because the caller knows what the column holds.
-//  3. A value that is given is used. A missing one is the preset's; without a preset, the
-//     published setting's for the task and the prior ("alpaca/<prior>" for reward models,
-//     "dpo/<prior>" for DPO). Without a preset and any value of a curve, the default is
-//     targets: 1 for alike and 3 for unlike pairs.
-//  4. A value that nothing is published for must be given: beta1 and beta3 for a curve of
-//     "lexical" and "column", delta for "fixed", low and high for "random". beta2 is 0.001, floor and
-//     cap are none, and seed is 0 unless given.
-//  5. A value that the prior does not use is refused.
-//  6. Targets, a margin or a win probability for alike and one for unlike pairs, stand for a
-//     curve that is fitted to the training data. They are given for both sides, and without a
-//     preset or a value of a curve. Resolve refuses them: [Settings.Targets] reads them.
+//     because the caller knows what the column contains.
+//  3. A given value is used. A missing value comes from the preset. Without a preset, it comes
+//     from the published setting for the task and the prior ("alpaca/<prior>" for reward
+//     models, "dpo/<prior>" for DPO). Without a preset and without any value of a curve, the
+//     default is targets: 1 for alike and 3 for unlike pairs.
+//  4. A value without a published setting must be given: beta1 and beta3 for a curve of
+//     "lexical" or "column", delta for "fixed", low and high for "random". The defaults of
+//     the others are 0.001 for beta2, no floor, no cap, and 0 for seed.
+//  5. A value that the prior does not use is an error.
+//  6. Targets are given as a margin or a win probability for alike pairs and one for unlike
+//     pairs. They specify a curve that is fitted to the training data. Both sides must be
+//     given, without a preset or a value of a curve. Resolve returns an error for targets;
+//     [Settings.Targets] reads them.
 //
-// Errors, each an [*ArgumentError]: an unknown prior or preset, settings that break a rule,
-// and the errors of [Constraint.Validate].
+// Errors, each an [*ArgumentError]: an unknown prior or preset; settings that break a rule;
+// the errors of [Constraint.Validate].
 func (s Settings) Resolve(task Task) (prior string, c Constraint, err error) {
 	if _, targets, err := s.Targets(); err != nil {
 		return "", c, err
 	} else if targets != nil {
-		return "", c, argErr("targets", -1, "are %v and %v, and a constraint is fitted to them on data: call Settings.Targets and Fit, or "+
-			"set a preset", targets.Alike, targets.Unlike)
+		return "", c, argErr("targets", -1, "must be fitted to data, got %v and %v: call Settings.Targets and Fit, or set a preset",
+			targets.Alike, targets.Unlike)
 	}
 	if prior, err = s.prior(); err != nil {
 		return "", c, err
@@ -129,27 +130,27 @@ func (s Settings) Resolve(task Task) (prior string, c Constraint, err error) {
 	} {
 		switch {
 		case key.value != nil && !key.usable:
-			return "", Constraint{}, argErr(key.name, -1, "is %v, which the prior %q does not use", *key.value, prior)
+			return "", Constraint{}, argErr(key.name, -1, "must not be set, got %v: the prior %q does not use it", *key.value, prior)
 		case key.value != nil:
 			*key.to = *key.value
 		case key.needed && key.usable:
-			return "", Constraint{}, argErr(key.name, -1, "is missing: the prior %q has no published setting for %s, set %s",
+			return "", Constraint{}, argErr(key.name, -1, "is missing: the prior %q has no published setting for %s. Set %s",
 				prior, task, neededBy[prior])
 		}
 	}
 	if s.Seed != nil {
 		if prior != "random" {
-			return "", Constraint{}, argErr("seed", -1, "is %d, which the prior %q does not use", *s.Seed, prior)
+			return "", Constraint{}, argErr("seed", -1, "must not be set, got %d: the prior %q does not use it", *s.Seed, prior)
 		}
 		c.Seed = *s.Seed
 	}
 	switch {
 	case s.Floor != nil && *s.Floor == 0: // in a Constraint, 0 means none
-		err = argErr("floor", -1, "is 0, must be greater than 0")
+		err = argErr("floor", -1, "must be greater than 0, got 0")
 	case s.Cap != nil && *s.Cap == 0:
-		err = argErr("cap", -1, "is 0, must be greater than 0")
+		err = argErr("cap", -1, "must be greater than 0, got 0")
 	case prior == "fixed" && !(c.Beta3 > 0):
-		err = argErr("delta", -1, "is %v, must be greater than 0", c.Beta3)
+		err = argErr("delta", -1, "must be greater than 0, got %v", c.Beta3)
 	case prior == "random":
 		err = c.validateRandom()
 	default:
@@ -161,7 +162,7 @@ func (s Settings) Resolve(task Task) (prior string, c Constraint, err error) {
 	return prior, c, nil
 }
 
-// prior returns the prior by the rules 1 and 2 of [Settings.Resolve].
+// prior returns the prior by rules 1 and 2 of [Settings.Resolve].
 func (s Settings) prior() (string, error) {
 	var preset *Preset
 	prior := "length_ratio"
@@ -174,12 +175,12 @@ func (s Settings) prior() (string, error) {
 	}
 	if s.Prior != nil {
 		if !slices.Contains(Priors, *s.Prior) {
-			return "", argErr("prior", -1, "is %q, must be one of %s", *s.Prior, strings.Join(Priors, ", "))
+			return "", argErr("prior", -1, "must be one of %s, got %q", strings.Join(Priors, ", "), *s.Prior)
 		}
 		prior = *s.Prior
 	}
 	if preset != nil && prior != preset.Prior && (prior != "column" || !isCurve(preset.Prior)) {
-		return "", argErr("preset", -1, "is %q, which is for the prior %q, but prior is %q", *s.Preset, preset.Prior, prior)
+		return "", argErr("preset", -1, "must be for the prior %q, got %q, which is for %q", prior, *s.Preset, preset.Prior)
 	}
 	return prior, nil
 }
@@ -187,7 +188,7 @@ func (s Settings) prior() (string, error) {
 // isCurve reports whether the prior's constraint is beta1/(s+beta2) + beta3.
 func isCurve(prior string) bool { return prior != "fixed" && prior != "random" }
 
-// neededBy names the values without which a prior has no constraint.
+// neededBy lists the values that a prior needs for a constraint.
 var neededBy = map[string]string{
 	"length_ratio": "beta1 and beta3", "cosine": "beta1 and beta3", "lexical": "beta1 and beta3", "column": "beta1 and beta3",
 	"fixed": "delta", "random": "low and high",

@@ -154,7 +154,7 @@ func TestSettingsInGo(t *testing.T) {
 		if c.Targets != nil {
 			c.assertTargets(t, targets)
 			_, _, err := s.Resolve(c.task())
-			assert.ErrorContains(t, err, "fitted to them on data", c.Name)
+			assert.ErrorContains(t, err, "must be fitted to data", c.Name)
 			continue
 		}
 		assert.Equal(t, c.want(t), constraint, c.Name)

@@ -50,12 +50,12 @@ func TestUnknownTierIsReported(t *testing.T) {
 	}
 	best := "tier: " + all[len(all)-1]
 	out := start("axv2")
-	assert.Contains(t, out, "PCRM_TIER is ignored")
+	assert.Contains(t, out, "ignoring PCRM_TIER")
 	assert.Contains(t, out, fmt.Sprintf(`must be auto or, on this machine, one of %s, got "axv2"`, strings.Join(all, ", ")))
 	assert.Contains(t, out, best)
 	for _, name := range []string{"", "auto", "scalar"} {
 		out := start(name)
-		assert.NotContains(t, out, "PCRM_TIER is ignored", name)
+		assert.NotContains(t, out, "ignoring PCRM_TIER", name)
 		if name != "scalar" {
 			assert.Contains(t, out, best)
 		}
@@ -90,7 +90,7 @@ func TestThreadsChangeNothing(t *testing.T) {
 			}
 			d[n-1], d[n/2] = -1, -2
 			_, err := pcrm.RewardLoss(nil, nil, nil, c, r, d, pcrm.RewardOptions{})
-			assert.EqualError(t, err, fmt.Sprintf("delta[%d] is -2, must be greater than 0", n/2))
+			assert.EqualError(t, err, fmt.Sprintf("delta[%d] must be greater than 0, got -2", n/2))
 		}
 		chosen, rejected, chosenIDs, rejectedIDs, delta := tokenBatch(64, 700)
 		var want float64

@@ -5,25 +5,25 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/ids"
 )
 
-// NoPad is the pad token id of responses that hold no padding: no tokenizer gives
-// a negative id.
+// NoPad is the pad token id to use for responses without padding. No tokenizer has
+// negative ids.
 const NoPad = ids.NoPad
 
 // Span returns the token positions [start, end) at which the token form of the loss
-// looks at a pair, which is a row of prompt and response of each:
+// compares a pair. Each of the two rows holds the prompt and a response:
 //
 //	start = the first position at which chosen and rejected differ
 //	end   = the end of the longer response
 //
-// A response ends at the first padToken at or after start, or where its row ends;
-// use [NoPad] where there is no padding. Padding is on the right, and the shorter
-// of two rows of unequal length counts as padded. Equal rows have no such position
-// and get their last: [width-1, width), or [0, 0) when they are empty.
+// A response ends at the first padToken at or after start, or at the end of its row.
+// Use [NoPad] if there is no padding. Padding is on the right, and the shorter of two
+// rows of unequal length counts as padded. Equal rows do not differ anywhere; their span
+// is the last position, [width-1, width), or [0, 0) if they are empty.
 func Span(chosen, rejected []int64, padToken int64) (start, end int) {
 	width := max(len(chosen), len(rejected))
 	start = ids.FirstDifference(chosen, rejected)
 	if padToken != NoPad && len(chosen) != len(rejected) {
-		// Where one row has ended, only tokens of the other are a difference.
+		// After the end of the shorter row, padding of the longer row is not a difference.
 		longer := chosen
 		if len(rejected) > len(chosen) {
 			longer = rejected
@@ -40,7 +40,7 @@ func Span(chosen, rejected []int64, padToken int64) (start, end int) {
 	return start, start + max(tokensFrom(chosen, start, padToken), tokensFrom(rejected, start, padToken))
 }
 
-// tokensFrom counts the tokens of a response from start on.
+// tokensFrom counts the tokens of a response from start onwards.
 func tokensFrom(row []int64, start int, padToken int64) int {
 	if start >= len(row) {
 		return 0
@@ -51,10 +51,10 @@ func tokensFrom(row []int64, start int, padToken int64) int {
 	return ids.FirstEqual(row[start:], padToken)
 }
 
-// TokenLoss is the loss in the form of the authors' released code: the pair loss at
-// every token position of the pair's [Span], its mean over the span, then the mean
-// over the pairs. Row i of the scores and of the token ids is
-// [i*width : (i+1)*width], where the number of rows is len(delta):
+// TokenLoss computes the loss in the form of the authors' released code: the pair loss
+// at every token position of the pair's [Span], averaged over the span, then over the
+// pairs. Row i of the scores and of the token ids is [i*width : (i+1)*width]; the number
+// of rows is len(delta):
 //
 //	for i := range delta {
 //		start, end := Span(chosenIDs[row i], rejectedIDs[row i], padToken)
@@ -66,21 +66,21 @@ func tokensFrom(row []int64, start int, padToken int64) int {
 //		}
 //	}
 //
-// and the gradients are 0 outside the span. All options, destinations that may be
-// nil and the result are as in [RewardLoss], losses having one element a row;
-// centering applies at every position of the span.
+// The gradients are 0 outside the span. The options, the result and the destinations that
+// may be nil are as in [RewardLoss], with one element of losses per row. Centering applies
+// at every position of the span.
 //
-// The span of the longer response includes positions at which the shorter one is
-// padding. That is what the released code does and what this form is for; scores
-// outside the span are not looked at.
+// The span extends to the end of the longer response, so it includes positions at which
+// the shorter one is padding. The released code does this, and this form reproduces it.
+// Scores outside the span are ignored.
 //
-// padToken must not occur inside a response. Where the pad token also ends turns, overwrite
-// the padding with an id that no row has, and pass that id.
+// padToken must not occur inside a response. If the pad token also ends turns, overwrite
+// the padding with an id that no row contains, and pass that id.
 //
-// Errors, each an [*ArgumentError]: no rows or rows of no width, slices whose lengths
-// do not fit each other, a delta that is not greater than 0, options out of range;
-// with CheckFinite a score in a span that is NaN or infinite (its index is that in
-// the whole slice). What the destinations hold after an error is undefined.
+// Errors, each an [*ArgumentError]: no scores or no rows; slices whose lengths do not
+// match; a delta that is not greater than 0; an option out of range; with CheckFinite, a
+// score inside a span that is NaN or infinite (its index counts through the whole slice).
+// After an error the contents of the destinations are undefined.
 func TokenLoss[F Float](losses, gradChosen, gradRejected, chosen, rejected []F, chosenIDs, rejectedIDs []int64, delta []F, padToken int64, o RewardOptions) (float64, error) {
 	rows, n := len(delta), len(chosen)
 	if err := o.Validate(); err != nil {
@@ -88,9 +88,9 @@ func TokenLoss[F Float](losses, gradChosen, gradRejected, chosen, rejected []F, 
 	}
 	switch {
 	case n == 0:
-		return 0, argErr("chosen_rewards", -1, "are empty, must be at least one score")
+		return 0, argErr("chosen_rewards", -1, "must have at least one score, got none")
 	case rows == 0 || n%rows != 0:
-		return 0, argErr("delta", -1, "has %d elements, which do not divide the %d of chosen_rewards into rows", rows, n)
+		return 0, argErr("delta", -1, "must have one element per row of chosen_rewards, got %d for %d scores", rows, n)
 	}
 	if err := checkLengths("chosen_rewards", n,
 		sliceLength{"rejected_rewards", len(rejected), true},
@@ -129,7 +129,7 @@ func TokenLoss[F Float](losses, gradChosen, gradRejected, chosen, rejected []F, 
 	return 0, errChanged
 }
 
-// tokenRows does the rows of block b and returns the sum of their losses.
+// tokenRows computes the rows of block b and returns the sum of their losses.
 func (j *job[F]) tokenRows(b int) (sum float64, ok bool) {
 	s := j.settings
 	for i := b * j.rows; i < min((b+1)*j.rows, len(j.delta)); i++ {

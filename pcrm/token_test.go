@@ -206,9 +206,9 @@ func TestTokenLossNaN(t *testing.T) {
 	assert.True(t, math.IsNaN(gradChosen[5]))
 
 	_, err = pcrm.TokenLoss(losses, nil, nil, chosen, rejected, ids, other, []float64{4, 4}, 0, pcrm.RewardOptions{CheckFinite: true})
-	assert.EqualError(t, err, "chosen_rewards[5] is NaN, must be finite")
+	assert.EqualError(t, err, "chosen_rewards[5] must be finite, got NaN")
 	_, err = pcrm.TokenLoss(losses, nil, nil, rejected, chosen, ids, other, []float64{4, 4}, 0, pcrm.RewardOptions{CheckFinite: true})
-	assert.EqualError(t, err, "rejected_rewards[5] is NaN, must be finite")
+	assert.EqualError(t, err, "rejected_rewards[5] must be finite, got NaN")
 }
 
 func TestTokenLossErrors(t *testing.T) {
@@ -219,16 +219,16 @@ func TestTokenLossErrors(t *testing.T) {
 		o                                     pcrm.RewardOptions
 	}
 	for message, c := range map[string]call{
-		"chosen_rewards are empty, must be at least one score":                        {delta: four},
-		"delta has 3 elements, which do not divide the 4 of chosen_rewards into rows": {chosen: four, delta: four[:3]},
-		"delta has 0 elements, which do not divide the 4 of chosen_rewards into rows": {chosen: four},
-		"rejected_rewards has 1 elements, chosen_rewards has 4":                       {chosen: four, rejected: four[:1], delta: four[:2]},
-		"chosen_ids has 3 elements, chosen_rewards has 4":                             {chosen: four, rejected: four, delta: four[:2], chosenIDs: ids[:3]},
-		"rejected_ids has 0 elements, chosen_rewards has 4":                           {chosen: four, rejected: four, delta: four[:2], chosenIDs: ids},
-		"gradRejected has 0 elements, chosen_rewards has 4":                           {chosen: four, rejected: four, delta: four[:2], chosenIDs: ids, rejectedIDs: ids, grad: make([]float64, 4)},
-		"losses has 4 elements, delta has 2":                                          {chosen: four, rejected: four, delta: four[:2], chosenIDs: ids, rejectedIDs: ids, losses: make([]float64, 4)},
-		"delta[1] is -1, must be greater than 0":                                      {chosen: four, rejected: four, delta: []float64{1, -1}, chosenIDs: ids, rejectedIDs: ids},
-		"label_smoothing is 0.7, must be in [0, 0.5)":                                 {chosen: four, o: pcrm.RewardOptions{LabelSmoothing: 0.7}},
+		"chosen_rewards must have at least one score, got none":                     {delta: four},
+		"delta must have one element per row of chosen_rewards, got 3 for 4 scores": {chosen: four, delta: four[:3]},
+		"delta must have one element per row of chosen_rewards, got 0 for 4 scores": {chosen: four},
+		"rejected_rewards must have 4 elements, like chosen_rewards, got 1":         {chosen: four, rejected: four[:1], delta: four[:2]},
+		"chosen_ids must have 4 elements, like chosen_rewards, got 3":               {chosen: four, rejected: four, delta: four[:2], chosenIDs: ids[:3]},
+		"rejected_ids must have 4 elements, like chosen_rewards, got 0":             {chosen: four, rejected: four, delta: four[:2], chosenIDs: ids},
+		"gradRejected must have 4 elements, like chosen_rewards, got 0":             {chosen: four, rejected: four, delta: four[:2], chosenIDs: ids, rejectedIDs: ids, grad: make([]float64, 4)},
+		"losses must have 2 elements, like delta, got 4":                            {chosen: four, rejected: four, delta: four[:2], chosenIDs: ids, rejectedIDs: ids, losses: make([]float64, 4)},
+		"delta[1] must be greater than 0, got -1":                                   {chosen: four, rejected: four, delta: []float64{1, -1}, chosenIDs: ids, rejectedIDs: ids},
+		"label_smoothing must be in [0, 0.5), got 0.7":                              {chosen: four, o: pcrm.RewardOptions{LabelSmoothing: 0.7}},
 	} {
 		_, err := pcrm.TokenLoss(c.losses, c.grad, nil, c.chosen, c.rejected, c.chosenIDs, c.rejectedIDs, c.delta, 0, c.o)
 		assert.EqualError(t, err, message)

@@ -114,12 +114,12 @@ func testWinProbabilities[F pcrm.Float](t *testing.T) {
 	require.NoError(t, pcrm.WinProbabilities[F](nil, nil, nil))
 
 	for message, err := range map[string]error{
-		"dst has 4 elements, margins has 5":        pcrm.WinProbabilities(dst[:4], margins, deltas),
-		"delta has 3 elements, margins has 5":      pcrm.WinProbabilities(dst, margins, deltas[:3]),
-		"delta[1] is 0, must be greater than 0":    pcrm.WinProbabilities(dst[:2], margins[:2], []F{1, 0}),
-		"delta[0] is -2, must be greater than 0":   pcrm.WinProbabilities(dst[:1], margins[:1], []F{-2}),
-		"delta[0] is NaN, must be greater than 0":  pcrm.WinProbabilities(dst[:1], margins[:1], []F{F(math.NaN())}),
-		"delta[0] is -Inf, must be greater than 0": pcrm.WinProbabilities(dst[:1], margins[:1], []F{F(-inf)}),
+		"dst must have 5 elements, like margins, got 4":   pcrm.WinProbabilities(dst[:4], margins, deltas),
+		"delta must have 5 elements, like margins, got 3": pcrm.WinProbabilities(dst, margins, deltas[:3]),
+		"delta[1] must be greater than 0, got 0":          pcrm.WinProbabilities(dst[:2], margins[:2], []F{1, 0}),
+		"delta[0] must be greater than 0, got -2":         pcrm.WinProbabilities(dst[:1], margins[:1], []F{-2}),
+		"delta[0] must be greater than 0, got NaN":        pcrm.WinProbabilities(dst[:1], margins[:1], []F{F(math.NaN())}),
+		"delta[0] must be greater than 0, got -Inf":       pcrm.WinProbabilities(dst[:1], margins[:1], []F{F(-inf)}),
 	} {
 		assert.EqualError(t, err, message)
 		var argument *pcrm.ArgumentError

@@ -113,7 +113,7 @@ func New(folders []string, weights []float64) (a *Average, err error) {
 		}
 	}()
 	if len(folders) < 2 {
-		return a, argument.Errorf("checkpoints", -1, "has %d elements, must have at least 2", len(folders))
+		return a, argument.Errorf("checkpoints", -1, "must have at least 2 elements, got %d", len(folders))
 	}
 	if weights == nil {
 		weights = slices.Repeat([]float64{1}, len(folders))
@@ -151,17 +151,17 @@ func isFloat(dtype string) bool {
 
 func (a *Average) setWeights(weights []float64, n int) error {
 	if len(weights) != n {
-		return argument.Errorf("weights", -1, "has %d elements, there are %d checkpoints", len(weights), n)
+		return argument.Errorf("weights", -1, "must have %d elements, one per checkpoint, got %d", n, len(weights))
 	}
 	total := 0.0
 	for i, w := range weights {
 		if !(w >= 0) || math.IsInf(w, 1) {
-			return argument.Errorf("weights", i, "is %v, must be at least 0 and finite", w)
+			return argument.Errorf("weights", i, "must be at least 0 and finite, got %v", w)
 		}
 		total += w
 	}
 	if total == 0 || math.IsInf(total, 1) {
-		return argument.Errorf("weights", -1, "have the sum %v, must have one greater than 0 and finite", total)
+		return argument.Errorf("weights", -1, "must have a finite sum greater than 0, got %v", total)
 	}
 	// With a sum in [1/2, 1) no product and no sum can overflow. A power of two changes
 	// no digit of the quotient.
@@ -181,7 +181,7 @@ func (m *model) open(name string) error {
 		return err
 	}
 	if !info.IsDir() {
-		return bad(m.folder, "is a %v, must be the folder of a checkpoint", describe(info.Mode()))
+		return bad(m.folder, "must be the folder of a checkpoint, got a %v", describe(info.Mode()))
 	}
 	// transformers looks for them in this order.
 	single := filepath.Join(m.folder, name)
@@ -194,7 +194,7 @@ func (m *model) open(name string) error {
 		return err
 	}
 	if _, err = os.Stat(index); errors.Is(err, os.ErrNotExist) {
-		return bad(m.folder, "has neither %s nor %s: other kinds of checkpoints are not read", name, name+indexSuffix)
+		return bad(m.folder, "must contain %s or %s: other kinds of checkpoints are not supported", name, name+indexSuffix)
 	}
 	if m.index, err = readIndex(index); err != nil {
 		return err
@@ -219,14 +219,14 @@ func (m *model) open(name string) error {
 	for _, s := range m.shards {
 		for _, e := range s.header.Entries {
 			if files[e.Name] != s.path {
-				return bad(s.path, "tensor %q: is not of this file in %s", e.Name, name+indexSuffix)
+				return bad(s.path, "tensor %q: is in this file, but %s names another", e.Name, name+indexSuffix)
 			}
 			delete(files, e.Name)
 		}
 	}
 	if len(files) > 0 {
 		missing := leastKey(files)
-		return bad(files[missing], "tensor %q: is missing, %s has it", missing, name+indexSuffix)
+		return bad(files[missing], "tensor %q: is missing, but listed in %s", missing, name+indexSuffix)
 	}
 	return nil
 }
@@ -272,7 +272,7 @@ func readIndex(path string) ([]byte, error) {
 	const limit = 100 << 20
 	data, err := io.ReadAll(io.LimitReader(file, limit+1))
 	if err == nil && len(data) > limit {
-		err = bad(path, "has over %d bytes", limit)
+		err = bad(path, "must have at most %d bytes", limit)
 	}
 	return data, err
 }
@@ -292,12 +292,12 @@ func (m *model) openShard(path string) error {
 	}
 	for _, e := range s.header.Entries {
 		if other, twice := m.byName[e.Name]; twice {
-			return bad(path, "tensor %q: is in %s too", e.Name, other.path)
+			return bad(path, "tensor %q: is also in %s", e.Name, other.path)
 		}
 		m.byName[e.Name] = tensor{s, e}
 	}
 	if len(s.header.Entries) == 0 {
-		return bad(path, "has no tensors")
+		return bad(path, "must have at least one tensor")
 	}
 	return nil
 }
@@ -309,18 +309,18 @@ func (m *model) mustMatch(first *model) error {
 			got, ok := m.byName[want.Name]
 			switch {
 			case !ok:
-				return bad(m.folder, "tensor %q: is missing, %s has it", want.Name, s.path)
+				return bad(m.folder, "tensor %q: is missing, but %s has it", want.Name, s.path)
 			case got.Dtype != want.Dtype:
-				return bad(got.path, "tensor %q: is %s, that of %s is %s", want.Name, got.Dtype, s.path, want.Dtype)
+				return bad(got.path, "tensor %q: must be %s, as in %s, got %s", want.Name, want.Dtype, s.path, got.Dtype)
 			case !slices.Equal(got.Shape, want.Shape):
-				return bad(got.path, "tensor %q: has shape %v, that of %s has %v", want.Name, got.Shape, s.path, want.Shape)
+				return bad(got.path, "tensor %q: must have shape %v, as in %s, got %v", want.Name, want.Shape, s.path, got.Shape)
 			}
 		}
 	}
 	for _, s := range m.shards {
 		for _, e := range s.header.Entries {
 			if _, ok := first.byName[e.Name]; !ok {
-				return bad(s.path, "tensor %q: is not in %s", e.Name, first.folder)
+				return bad(s.path, "tensor %q: is missing from %s", e.Name, first.folder)
 			}
 		}
 	}
@@ -331,7 +331,7 @@ func (m *model) mustMatch(first *model) error {
 func (t tensor) readAt(dst []byte, at int64) error {
 	_, err := t.file.ReadAt(dst, t.Begin+at)
 	if err == io.EOF {
-		return bad(t.path, "tensor %q: the file was cut off while it was read", t.Name)
+		return bad(t.path, "tensor %q: the file was truncated while it was read", t.Name)
 	}
 	return err
 }
@@ -353,7 +353,7 @@ func (a *Average) mustBeEqual(e safetensors.Entry) error {
 			}
 			for i := int64(0); i < n && !bytes.Equal(got[:n], want[:n]); i += size {
 				if !bytes.Equal(got[i:i+size], want[i:i+size]) {
-					return bad(other.path, "tensor %q: its element %d is not that of %s, and %s is not averaged",
+					return bad(other.path, "tensor %q: element %d must equal that of %s: tensors of %s are not averaged",
 						e.Name, (at+i)/size, first.path, e.Dtype)
 				}
 			}

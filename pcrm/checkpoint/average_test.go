@@ -137,28 +137,28 @@ func TestRefusals(t *testing.T) {
 		files map[string][]byte
 		want  string // what follows the folder; FIRST is the first one
 	}{
-		{nil, ": has neither model.safetensors nor model.safetensors.index.json: other kinds"},
-		{map[string][]byte{Single: file[:len(file)-1]}, `/model.safetensors: tensor "i": data_offsets end at 20, but there are 19 bytes of data: is the file truncated?`},
-		{map[string][]byte{Single: file[:5]}, "/model.safetensors: has 5 bytes, must have at least the 8"},
-		{map[string][]byte{Single: slices.Repeat([]byte{0xff}, 64)}, "/model.safetensors: header has 18446744073709551615 bytes, must be at most"},
-		{single(nil), "/model.safetensors: has no tensors"},
-		{single(good[:1]), `: tensor "i": is missing, FIRST/model.safetensors has it`},
-		{single(append(slices.Clone(good), tensors{{"more", "F32", nil}}...)), `/model.safetensors: tensor "more": is not in FIRST`},
-		{single(tensors{{"a", "F32", float32s(1, 2)}, good[1]}), `/model.safetensors: tensor "a": has shape [2], that of FIRST/model.safetensors has [3]`},
-		{single(tensors{{"a", "F16", make([]byte, 6)}, good[1]}), `/model.safetensors: tensor "a": is F16, that of FIRST/model.safetensors is F32`},
-		{single(tensors{good[0], {"i", "I32", []byte{1, 0, 0, 0, 2, 0, 0, 1}}}), `/model.safetensors: tensor "i": its element 1 is not that of FIRST/model.safetensors, and I32 is not averaged`},
+		{nil, ": must contain model.safetensors or model.safetensors.index.json: other kinds"},
+		{map[string][]byte{Single: file[:len(file)-1]}, `/model.safetensors: tensor "i": data_offsets must end within the 19 bytes of data, got 20: is the file truncated?`},
+		{map[string][]byte{Single: file[:5]}, "/model.safetensors: must have at least 8 bytes, the header's length, got 5"},
+		{map[string][]byte{Single: slices.Repeat([]byte{0xff}, 64)}, "/model.safetensors: header must have at most 104857600 bytes, got 18446744073709551615"},
+		{single(nil), "/model.safetensors: must have at least one tensor"},
+		{single(good[:1]), `: tensor "i": is missing, but FIRST/model.safetensors has it`},
+		{single(append(slices.Clone(good), tensors{{"more", "F32", nil}}...)), `/model.safetensors: tensor "more": is missing from FIRST`},
+		{single(tensors{{"a", "F32", float32s(1, 2)}, good[1]}), `/model.safetensors: tensor "a": must have shape [3], as in FIRST/model.safetensors, got [2]`},
+		{single(tensors{{"a", "F16", make([]byte, 6)}, good[1]}), `/model.safetensors: tensor "a": must be F32, as in FIRST/model.safetensors, got F16`},
+		{single(tensors{good[0], {"i", "I32", []byte{1, 0, 0, 0, 2, 0, 0, 1}}}), `/model.safetensors: tensor "i": element 1 must equal that of FIRST/model.safetensors: tensors of I32 are not averaged`},
 		{shards(func(files map[string][]byte, names map[string]string) { names["a"] = "../1.safetensors" }),
-			`/model.safetensors.index.json: tensor "a": is in "../1.safetensors", must be in a .safetensors file beside the index`},
+			`/model.safetensors.index.json: tensor "a": must be in a .safetensors file in the folder of the index, got "../1.safetensors"`},
 		{shards(func(files map[string][]byte, names map[string]string) { names["more"] = "2.safetensors" }),
-			`/2.safetensors: tensor "more": is missing, model.safetensors.index.json has it`},
+			`/2.safetensors: tensor "more": is missing, but listed in model.safetensors.index.json`},
 		{shards(func(files map[string][]byte, names map[string]string) { names["i"] = "1.safetensors" }),
-			`/1.safetensors: tensor "i": is missing, model.safetensors.index.json has it`},
+			`/1.safetensors: tensor "i": is missing, but listed in model.safetensors.index.json`},
 		{shards(func(files map[string][]byte, names map[string]string) { files["2.safetensors"] = good.file() }),
-			`/2.safetensors: tensor "a": is in FOLDER/1.safetensors too`},
+			`/2.safetensors: tensor "a": is also in FOLDER/1.safetensors`},
 		{shards(func(files map[string][]byte, names map[string]string) {
 			delete(names, "i")
 			files["1.safetensors"] = file
-		}), `/1.safetensors: tensor "i": is not of this file in model.safetensors.index.json`},
+		}), `/1.safetensors: tensor "i": is in this file, but model.safetensors.index.json names another`},
 		{shards(func(files map[string][]byte, names map[string]string) {
 			names["a"] = "2.safetensors"
 			files["2.safetensors"] = good.file()
@@ -167,9 +167,9 @@ func TestRefusals(t *testing.T) {
 		{shards(func(files map[string][]byte, names map[string]string) {
 			files["1.safetensors"] = files["1.safetensors"][:20]
 		}),
-			`/1.safetensors: header has`},
+			`/1.safetensors: header must have`},
 		{shards(func(files map[string][]byte, names map[string]string) { files[Index] = []byte("[]") }),
-			`/model.safetensors.index.json: is not a JSON object`},
+			`/model.safetensors.index.json: must be a JSON object`},
 	} {
 		second := folder(t, c.files)
 		a, err := New([]string{first, second}, nil)
@@ -191,25 +191,25 @@ func TestRefusals(t *testing.T) {
 	_, err = New([]string{first, filepath.Join(first, "x")}, nil)
 	assert.ErrorIs(t, err, os.ErrNotExist)
 	_, err = New([]string{first, filepath.Join(first, Single)}, nil)
-	assert.ErrorContains(t, err, Single+": is a file, must be the folder of a checkpoint")
+	assert.ErrorContains(t, err, Single+": must be the folder of a checkpoint, got a file")
 	pipe := folder(t, nil)
 	require.NoError(t, syscall.Mkfifo(filepath.Join(pipe, Single), 0o600))
 	_, err = New([]string{first, pipe}, nil)
-	assert.EqualError(t, err, "open "+filepath.Join(pipe, Single)+": is no regular file")
+	assert.EqualError(t, err, "open "+filepath.Join(pipe, Single)+": must be a regular file")
 
 	for _, c := range []struct {
 		folders []string
 		weights []float64
 		want    string
 	}{
-		{[]string{first}, nil, "checkpoints has 1 elements, must have at least 2"},
-		{[]string{first, first}, []float64{1}, "weights has 1 elements, there are 2 checkpoints"},
-		{[]string{first, first}, []float64{}, "weights has 0 elements, there are 2 checkpoints"},
-		{[]string{first, first}, []float64{1, -1}, "weights[1] is -1, must be at least 0 and finite"},
-		{[]string{first, first}, []float64{math.NaN(), 1}, "weights[0] is NaN, must be at least 0 and finite"},
-		{[]string{first, first}, []float64{1, math.Inf(1)}, "weights[1] is +Inf, must be at least 0 and finite"},
-		{[]string{first, first}, []float64{0, 0}, "weights have the sum 0, must have one greater than 0 and finite"},
-		{[]string{first, first}, []float64{1e308, 1e308}, "weights have the sum +Inf, must have one greater than 0 and finite"},
+		{[]string{first}, nil, "checkpoints must have at least 2 elements, got 1"},
+		{[]string{first, first}, []float64{1}, "weights must have 2 elements, one per checkpoint, got 1"},
+		{[]string{first, first}, []float64{}, "weights must have 2 elements, one per checkpoint, got 0"},
+		{[]string{first, first}, []float64{1, -1}, "weights[1] must be at least 0 and finite, got -1"},
+		{[]string{first, first}, []float64{math.NaN(), 1}, "weights[0] must be at least 0 and finite, got NaN"},
+		{[]string{first, first}, []float64{1, math.Inf(1)}, "weights[1] must be at least 0 and finite, got +Inf"},
+		{[]string{first, first}, []float64{0, 0}, "weights must have a finite sum greater than 0, got 0"},
+		{[]string{first, first}, []float64{1e308, 1e308}, "weights must have a finite sum greater than 0, got +Inf"},
 	} {
 		_, err := New(c.folders, c.weights)
 		var argument *pcrm.ArgumentError
@@ -228,7 +228,7 @@ func TestCutOff(t *testing.T) {
 	require.NoError(t, a.Create(t.TempDir()))
 	require.NoError(t, os.Truncate(filepath.Join(second, Single), 100))
 	_, err = a.Next()
-	assert.EqualError(t, err, filepath.Join(second, Single)+`: tensor "a": the file was cut off while it was read`)
+	assert.EqualError(t, err, filepath.Join(second, Single)+`: tensor "a": the file was truncated while it was read`)
 }
 
 func TestCreate(t *testing.T) {

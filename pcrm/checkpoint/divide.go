@@ -51,7 +51,7 @@ func Divide(path string, names []string, divisor float64) error {
 		return err
 	}
 	if math.IsInf(divisor, 1) {
-		return argument.Errorf("divisor", -1, "is %v, must be finite", divisor)
+		return argument.Errorf("divisor", -1, "must be finite, got %v", divisor)
 	}
 	in, size, err := regular.Open(path)
 	if err != nil {
@@ -92,7 +92,7 @@ func Divide(path string, names []string, divisor float64) error {
 // divided returns the bytes of a tensor whose numbers are divided.
 func (t tensor) divided(divisor float64) ([]byte, error) {
 	if !isFloat(t.Dtype) {
-		return nil, bad(t.path, "tensor %q: is %s, must be F64, F32, F16 or BF16", t.Name, t.Dtype)
+		return nil, bad(t.path, "tensor %q: must be F64, F32, F16 or BF16, got %s", t.Name, t.Dtype)
 	}
 	data := make([]byte, t.End-t.Begin)
 	if err := t.readAt(data, 0); err != nil {
@@ -107,7 +107,7 @@ func (t tensor) divided(divisor float64) ([]byte, error) {
 	safetensors.Float64s(x, data, t.Dtype)
 	for i, v := range x {
 		if v-v != 0 {
-			return nil, bad(t.path, "tensor %q: its element %d divided by %v is %v in %s, must be finite", t.Name, i, divisor, v, t.Dtype)
+			return nil, bad(t.path, "tensor %q: element %d divided by %v must be finite in %s, got %v", t.Name, i, divisor, t.Dtype, v)
 		}
 	}
 	return data, nil

@@ -30,7 +30,7 @@ func TestTensors(t *testing.T) {
 		assert.Equal(t, []Tensor{{name, "a", "F32", []int{2}}}, list)
 
 		_, err = Tensors(folder(t, nil), name)
-		assert.ErrorContains(t, err, ": has neither "+name+" nor "+name+".index.json")
+		assert.ErrorContains(t, err, ": must contain "+name+" or "+name+".index.json")
 	}
 }
 
@@ -66,9 +66,9 @@ func TestDivideRefuses(t *testing.T) {
 		want    string
 	}{
 		{[]string{"a", "b"}, 2, path + `: tensor "b": is missing`},
-		{[]string{"a", "i"}, 2, path + `: tensor "i": is I32, must be F64, F32, F16 or BF16`},
-		{[]string{"a", "nan"}, 2, path + `: tensor "nan": its element 0 divided by 2 is NaN in F32, must be finite`},
-		{[]string{"a"}, 0.5, path + `: tensor "a": its element 1 divided by 0.5 is +Inf in F16, must be finite`},
+		{[]string{"a", "i"}, 2, path + `: tensor "i": must be F64, F32, F16 or BF16, got I32`},
+		{[]string{"a", "nan"}, 2, path + `: tensor "nan": element 0 divided by 2 must be finite in F32, got NaN`},
+		{[]string{"a"}, 0.5, path + `: tensor "a": element 1 divided by 0.5 must be finite in F16, got +Inf`},
 	} {
 		var refused *Error
 		err := Divide(path, c.names, c.divisor)
@@ -88,5 +88,5 @@ func TestDivideRefuses(t *testing.T) {
 	assert.ErrorIs(t, Divide(dir+"/none", nil, 2), os.ErrNotExist)
 	pipe := filepath.Join(dir, "pipe")
 	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
-	assert.ErrorContains(t, Divide(pipe, nil, 2), "is no regular file")
+	assert.ErrorContains(t, Divide(pipe, nil, 2), "must be a regular file")
 }

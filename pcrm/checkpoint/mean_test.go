@@ -112,7 +112,7 @@ func TestRounding(t *testing.T) {
 			}
 			for i, y := range f.decode(got) {
 				if want := f.nearest(x[i]); !same(y, want) {
-					t.Fatalf("%s %s: %x is %x, must be %x", tier, f.dtype, x[i], y, want)
+					t.Fatalf("%s %s: %x must be %x, got %x", tier, f.dtype, x[i], y, want)
 				}
 			}
 		}
@@ -146,7 +146,7 @@ func TestQuotient(t *testing.T) {
 				require.Zero(t, quotient(got, slices.Clone(sums), f.dtype, total))
 				for i, y := range f.decode(got) {
 					if !same(y, want[i]) {
-						t.Fatalf("%s %s: %x / %x is %x, must be %x", tier, f.dtype, sums[i], total, y, want[i])
+						t.Fatalf("%s %s: %x / %x must be %x, got %x", tier, f.dtype, sums[i], total, y, want[i])
 					}
 				}
 			}
@@ -202,7 +202,7 @@ func TestMean(t *testing.T) {
 						want = first
 					}
 					if !same(y, want) {
-						t.Fatalf("%s %s: number %d of %d is %x, must be %x", tier, f.dtype, j, n, y, want)
+						t.Fatalf("%s %s: number %d of %d must be %x, got %x", tier, f.dtype, j, n, y, want)
 					}
 					if y-y != 0 {
 						count++

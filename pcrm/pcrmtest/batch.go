@@ -6,20 +6,20 @@ import (
 	"slices"
 )
 
-// Batch is the mean of the pair losses of a batch, and its gradients by the scores.
-// delta holds the constraint of each pair, finite and +Inf ones mixed.
+// Batch computes the mean of the pair losses of a batch and its gradients with respect to the
+// scores. delta holds the constraint of each pair; finite and +Inf values may be mixed.
 type Batch func(chosen, rejected, delta []float64) (loss float64, gradChosen, gradRejected []float64, err error)
 
 // CheckBatch fails t with the first of these properties that loss lacks:
 //
 //	those of Check  for batches of one pair
-//	inputs          they are not written to
-//	error           there is none for any batch of valid arguments
-//	lengths         each gradient has as many elements as the batch has pairs
+//	inputs          the inputs are not modified
+//	error           a batch of valid arguments gives no error
+//	lengths         each gradient has one element per pair
 //	mean            the loss is the mean of the losses of the pairs
-//	gradient scale  each pair's gradient is that of its own loss, divided by their number
+//	gradient scale  each pair's gradient is that of its own loss, divided by the number of pairs
 //	opposite        gradRejected = -gradChosen
-//	mixed deltas    the same where some of the deltas are +Inf
+//	mixed deltas    the same properties if some of the deltas are +Inf
 //	permutation     another order of the pairs gives the same loss and reorders the gradients
 func CheckBatch(t TB, loss Batch, options ...Option) {
 	t.Helper()
@@ -32,7 +32,7 @@ func CheckBatch(t TB, loss Batch, options ...Option) {
 	}
 }
 
-// pairs are scores, a constraint for each and, once a loss was called, what it said.
+// pairs holds scores, the constraints of the pairs and, after a call, the results of the loss.
 type pairs struct {
 	chosen, rejected, delta  []float64
 	loss                     float64
@@ -73,7 +73,7 @@ func (s settings) checkBatch(loss Batch) (err error) {
 	return nil
 }
 
-// random are n pairs whose scores are eighths, exact in every precision.
+// random returns n pairs whose scores are multiples of 1/8, exact in every precision.
 func random(n int, mixed bool) pairs {
 	r := rand.New(rand.NewPCG(uint64(n), 1))
 	p := pairs{chosen: make([]float64, n), rejected: make([]float64, n), delta: make([]float64, n)}
@@ -88,8 +88,8 @@ func random(n int, mixed bool) pairs {
 	return p
 }
 
-// call fills in what the loss of p is; the batch stays as it was even where loss
-// writes to it.
+// call computes the loss of p and stores the results. The batch stays unchanged, even if loss
+// writes to its inputs.
 func (p *pairs) call(loss Batch) (err error) {
 	chosen, rejected, delta := slices.Clone(p.chosen), slices.Clone(p.rejected), slices.Clone(p.delta)
 	p.loss, p.gradChosen, p.gradRejected, err = loss(chosen, rejected, delta)
@@ -99,15 +99,15 @@ func (p *pairs) call(loss Batch) (err error) {
 		return fmt.Errorf("error: batch of %d, chosen[0] %v, rejected[0] %v, delta[0] %v: got %q, want none",
 			n, p.chosen[0], p.rejected[0], p.delta[0], err)
 	case !slices.Equal(chosen, p.chosen) || !slices.Equal(rejected, p.rejected) || !slices.Equal(delta, p.delta):
-		return fmt.Errorf("inputs: batch of %d: got changed scores or deltas, want them as they were", n)
+		return fmt.Errorf("inputs: batch of %d: got modified scores or deltas, want them unchanged", n)
 	case len(p.gradChosen) != n || len(p.gradRejected) != n:
-		return fmt.Errorf("lengths: batch of %d: got %d and %d elements of the gradients by chosen and rejected, want %d",
+		return fmt.Errorf("lengths: batch of %d: got %d and %d elements in the gradients of chosen and rejected, want %d",
 			n, len(p.gradChosen), len(p.gradRejected), n)
 	}
 	return nil
 }
 
-// batch compares a batch with its pairs, each a batch of its own.
+// batch compares a batch with its pairs, each as a batch of its own.
 func (s settings) batch(loss Batch, p *pairs) error {
 	if err := p.call(loss); err != nil {
 		return err
@@ -138,7 +138,7 @@ func (s settings) batch(loss Batch, p *pairs) error {
 	return nil
 }
 
-// permutation reverses the batch, whose own loss is known.
+// permutation compares the reversed batch with p, whose results are known.
 func (s settings) permutation(loss Batch, p pairs) error {
 	n := len(p.chosen)
 	q := pairs{chosen: slices.Clone(p.chosen), rejected: slices.Clone(p.rejected), delta: slices.Clone(p.delta)}
@@ -159,13 +159,13 @@ func (s settings) permutation(loss Batch, p pairs) error {
 	return nil
 }
 
-// summed is the factor of a tolerance for the mean of n: two losses are compared, and
-// adding one after the other may round n times.
+// summed is the factor of the tolerance for a mean of n losses: two losses are compared, and
+// adding the losses one by one may round n times.
 func summed(n int) float64 { return 2 + float64(n)/16 }
 
-// differs is mismatch for element i of a batch of n, or for its loss.
+// differs is mismatch for element i of a batch of n, or for its loss if i < 0.
 func differs(what string, i, n int, got, want, tolerance float64) error {
-	// Not >: a NaN is a difference.
+	// Not >, because a NaN is a difference.
 	if diff := got - want; diff >= -tolerance && diff <= tolerance {
 		return nil
 	}

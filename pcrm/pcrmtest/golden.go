@@ -6,13 +6,13 @@ import (
 	"fmt"
 )
 
-// goldenJSON is the list of pairs of tests/golden/vectors.json, one a line; the tests
-// check that and, with -update, write it.
+// goldenJSON is the list of pairs of tests/golden/vectors.json, one per line. The tests check
+// this and, with -update, write the file.
 //
 //go:embed golden.json
 var goldenJSON []byte
 
-// goldenPair is a pair whose loss and gradient mpmath computed with 60 digits.
+// goldenPair is a pair with its loss and gradient, computed by mpmath with 60 digits.
 type goldenPair struct {
 	Margin         float64  `json:"margin"`
 	Delta          *float64 `json:"delta"` // null is unconstrained
@@ -21,9 +21,9 @@ type goldenPair struct {
 	Grad           float64  `json:"grad"`
 }
 
-// Golden fails t with the first golden vector that loss does not reproduce: margins
-// from 1e-30 to 1e4 of both signs, finite deltas and +Inf. Vectors exist for
-// [LabelSmoothing] 0 and 0.1; another one fails.
+// Golden fails t with the first golden vector that loss does not reproduce. The vectors cover
+// margins from 1e-30 to 1e4 of both signs, finite deltas and +Inf. They exist for a
+// [LabelSmoothing] of 0 and 0.1; any other value fails.
 func Golden(t TB, loss Pair, options ...Option) {
 	t.Helper()
 	if err := golden(loss, options); err != nil {
@@ -60,7 +60,7 @@ func golden(loss Pair, options []Option) error {
 		}
 	}
 	if !found {
-		return fmt.Errorf("no vector has a LabelSmoothing of %v: there are 0 and 0.1", s.smoothing)
+		return fmt.Errorf("LabelSmoothing must be 0 or 0.1 for golden vectors, got %v", s.smoothing)
 	}
 	return nil
 }

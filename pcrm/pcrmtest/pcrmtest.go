@@ -1,24 +1,24 @@
 // Package pcrmtest tests implementations of the prior-constrained pair loss, in any
-// language that Go can call, by the properties that define it:
+// language that Go can call, against the properties that define it:
 //
 //	L(m)  = softplus(-m) + softplus(m-delta)      softplus(x) = log(1+exp(x))
 //	dL/dm = sigmoid(m-delta) - sigmoid(-m)
 //
-// [Check] takes the loss of one pair, [CheckBatch] the mean of a batch, and [Golden]
-// compares with numbers that were computed with 60 digits. Each names the first
-// property that fails, with the arguments, what was returned and what should have been.
+// [Check] tests the loss of one pair and [CheckBatch] the mean loss of a batch. [Golden]
+// compares a loss with numbers computed with 60 digits. Each reports the first property that
+// fails, with the arguments, the result and the expected result.
 //
-// Every score and constraint that is tried, and every sum of them that a property
-// needs, is exact in float32, so that an implementation's own rounding is all that
-// the tolerances are for. They are of a loss r (1 + |m| + |delta| + |L|), where the
-// infinite delta counts as 0, and of a gradient g:
+// All scores and constraints that are tried, and all sums of them that a property needs, are
+// exact in float32, so the tolerances cover only the implementation's own rounding. The
+// tolerance is r (1 + |m| + |delta| + |L|) for a loss, where an infinite delta counts as 0,
+// and g for a gradient:
 //
 //	           r      g
 //	float64    3e-14  1e-14
 //	float32    2e-6   4e-6
 //
-// which is what a good implementation with vectorised exponentials reaches, see the
-// package documentation of pcrm, and a few units in the last place of the sum beside it.
+// These are the errors of a good implementation with vectorized exponentials (see the
+// package documentation of pcrm), plus a few units in the last place of the sum.
 package pcrmtest
 
 import (
@@ -28,26 +28,26 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm"
 )
 
-// TB is what of [testing.TB] this package needs.
+// TB is the subset of [testing.TB] that this package needs.
 type TB interface {
 	Helper()
 	Fatalf(format string, args ...any)
 }
 
-// Pair is the loss of a pair and its derivative by the margin chosen - rejected.
-// delta is greater than 0, and +Inf for a pair without a constraint.
+// Pair computes the loss of a pair and its derivative with respect to the margin
+// chosen - rejected. delta is greater than 0; it is +Inf for a pair without a constraint.
 type Pair func(margin, delta float64) (loss, grad float64)
 
-// Option says what kind of implementation is tested.
+// Option describes the implementation under test.
 type Option func(*settings)
 
-// Float32 is for an implementation that computes in single precision; without it the
-// tolerances are those of float64.
+// Float32 sets the tolerances for an implementation that computes in single precision. The
+// default tolerances are those of float64.
 func Float32() Option {
 	return func(s *settings) { s.precision = single }
 }
 
-// LabelSmoothing is for an implementation that smooths by e, 0 <= e < 0.5:
+// LabelSmoothing is for an implementation with a label smoothing of e, 0 <= e < 0.5:
 //
 //	finite delta:  L(m) + e*delta, and the gradient of L
 //	delta = +Inf:  (1-e) softplus(-m) + e softplus(m)
@@ -62,7 +62,7 @@ type settings struct {
 
 type precision struct {
 	loss, grad float64 // r and g of the package documentation
-	step       float64 // of the differences: a power of two, near where both errors are equal
+	step       float64 // of the finite differences: a power of two for which both errors are about equal
 }
 
 var (
@@ -76,24 +76,24 @@ func apply(options []Option) (s settings, err error) {
 		o(&s)
 	}
 	if !(s.smoothing >= 0 && s.smoothing < 0.5) {
-		err = fmt.Errorf("LabelSmoothing is %v, must be in [0, 0.5)", s.smoothing)
+		err = fmt.Errorf("LabelSmoothing must be in [0, 0.5), got %v", s.smoothing)
 	}
 	return s, err
 }
 
 // Check fails t with the first of these properties that loss lacks:
 //
-//	sign            below the target the loss falls as the margin grows
-//	gradient        it is that of the loss, by central differences
-//	label smoothing it adds e*delta to a finite delta's loss and moves no gradient
-//	minimum         at delta/2 the gradient is 0 and no loss is smaller
+//	sign            below the target the loss decreases as the margin grows
+//	gradient        the gradient matches central differences of the loss
+//	label smoothing for a finite delta, smoothing adds e*delta to the loss and keeps the gradient
+//	minimum         at delta/2 the gradient is 0 and the loss is smallest
 //	symmetry        L(delta/2+x) = L(delta/2-x), and the gradients are opposite
 //	floor           L(delta/2) = 2 softplus(-delta/2) + e*delta
-//	convexity       no chord lies under the loss, and the gradient does not fall
-//	overflow        at margins +-100 and +-800, and at a delta of 1000, all is as it should be
-//	limits          at margins +-1e4 the loss is finite, and its slope -1 or 1
+//	convexity       no chord lies below the loss, and the gradient does not decrease
+//	overflow        margins of +-100 and +-800 and a delta of 1000 give the exact results
+//	limits          at margins of +-1e4 the loss is finite and its slope is -1 or 1
 //	unconstrained   delta = +Inf gives the Bradley-Terry loss, at all these margins
-//	formula         elsewhere it is pcrm.PairLoss
+//	formula         everywhere else the loss is pcrm.PairLoss
 func Check(t TB, loss Pair, options ...Option) {
 	t.Helper()
 	s, err := apply(options)
@@ -150,7 +150,7 @@ func (s settings) lossError(m, delta, loss float64) float64 {
 	return s.precision.loss * (1 + math.Abs(m) + delta + math.Abs(loss))
 }
 
-// mismatch is nil where got is within tolerance of want; a NaN never is.
+// mismatch returns nil if got is within tolerance of want. A NaN never is.
 func mismatch(what string, m, delta, got, want, tolerance float64) error {
 	if math.Abs(got-want) <= tolerance {
 		return nil
@@ -169,7 +169,7 @@ func (p probe) same(m, delta float64) error {
 }
 
 func (p probe) sign(delta float64) error {
-	// Between -delta/2 and delta/2 the loss of the opposite margin grows.
+	// Between -delta/2 and delta/2, the loss of the opposite margin increases.
 	for _, c := range []struct{ m, next float64 }{{-delta / 4, delta / 4}, {-8, -7}} {
 		far, grad := p.pair(c.m, delta)
 		near, _ := p.pair(c.next, delta)
@@ -178,7 +178,7 @@ func (p probe) sign(delta float64) error {
 			return fmt.Errorf("loss at margins %v and %v, delta %v: got %v and %v, want the first to be greater: "+
 				"is the margin chosen - rejected?", c.m, c.next, delta, far, near)
 		case !(grad < 0):
-			return fmt.Errorf("gradient at margin %v, delta %v: got %v, want less than 0, as the loss falls there", c.m, delta, grad)
+			return fmt.Errorf("gradient at margin %v, delta %v: got %v, want less than 0, because the loss decreases there", c.m, delta, grad)
 		}
 	}
 	return nil
@@ -189,8 +189,8 @@ func (p probe) gradient(delta float64) error {
 		_, grad := p.pair(m, delta)
 		above, _ := p.pair(m+p.step, delta)
 		below, _ := p.pair(m-p.step, delta)
-		// The third derivative of softplus is at most 1/(6 sqrt(3)) < 0.1: of the two terms
-		// the difference misses less than step^2 2 0.1/6.
+		// The third derivative of softplus is at most 1/(6 sqrt(3)) < 0.1. For the two terms
+		// together, the truncation error of the difference is below step^2 2 0.1/6.
 		tolerance := p.grad + 0.2/6*p.step*p.step + p.lossError(m, delta, above)/p.step
 		if err := mismatch("gradient against a central difference", m, delta, grad, (above-below)/(2*p.step), tolerance); err != nil {
 			return err
@@ -199,8 +199,8 @@ func (p probe) gradient(delta float64) error {
 	return nil
 }
 
-// labelSmoothing looks far from the minimum, where only smoothing of one term, and no
-// other mistake about the minimum, changes the slopes.
+// labelSmoothing tests far from the minimum. There only smoothing of a single term changes the
+// slopes; other errors around the minimum do not.
 func (p probe) labelSmoothing(delta float64) error {
 	if p.smoothing == 0 {
 		return nil
@@ -219,7 +219,7 @@ func (p probe) labelSmoothing(delta float64) error {
 	return mismatch("slope far above the target", delta/2+far, delta, grad, 1, p.grad)
 }
 
-// aside are the distances from the target that are tried.
+// aside holds the distances from the target that are tried.
 var aside = []float64{0.125, 0.5, 1, 2.5, 8, 20, 32}
 
 func (p probe) minimum(delta float64) error {
@@ -230,7 +230,7 @@ func (p probe) minimum(delta float64) error {
 	for _, x := range aside {
 		for _, m := range []float64{delta/2 - x, delta/2 + x} {
 			if loss, _ := p.pair(m, delta); !(loss >= least-p.lossError(m, delta, least)) {
-				return fmt.Errorf("loss at margin %v, delta %v: got %v, want at least the %v of margin delta/2", m, delta, loss, least)
+				return fmt.Errorf("loss at margin %v, delta %v: got %v, want at least %v, the loss at margin delta/2", m, delta, loss, least)
 			}
 		}
 	}
@@ -242,10 +242,10 @@ func (p probe) symmetry(delta float64) error {
 		m := delta/2 + x
 		above, gradAbove := p.pair(m, delta)
 		below, gradBelow := p.pair(delta/2-x, delta)
-		if err := mismatch(fmt.Sprintf("loss, and its mirror image at margin %v,", delta/2-x), m, delta, above, below, 2*p.lossError(m, delta, above)); err != nil {
+		if err := mismatch(fmt.Sprintf("loss, compared with its mirror image at margin %v,", delta/2-x), m, delta, above, below, 2*p.lossError(m, delta, above)); err != nil {
 			return err
 		}
-		if err := mismatch(fmt.Sprintf("gradient, and the opposite of the one at margin %v,", delta/2-x), m, delta, gradAbove, -gradBelow, 2*p.grad); err != nil {
+		if err := mismatch(fmt.Sprintf("gradient, compared with the negative of that at margin %v,", delta/2-x), m, delta, gradAbove, -gradBelow, 2*p.grad); err != nil {
 			return err
 		}
 	}
@@ -265,11 +265,11 @@ func (p probe) convexity(delta float64) error {
 		loss, _ := p.pair(m, delta)
 		above, gradAbove := p.pair(m+h, delta)
 		if !(loss <= (below+above)/2+2*p.lossError(m, delta, loss)) {
-			return fmt.Errorf("loss at margin %v, delta %v: got %v, want at most %v, the mean of the neighbours at +-%v",
+			return fmt.Errorf("loss at margin %v, delta %v: got %v, want at most %v, the mean of the neighbors at +-%v",
 				m, delta, loss, (below+above)/2, h)
 		}
 		if !(gradBelow <= gradAbove+2*p.grad) {
-			return fmt.Errorf("gradient at margin %v, delta %v: got %v, want at least the %v of margin %v", m+h, delta, gradAbove, gradBelow, m-h)
+			return fmt.Errorf("gradient at margin %v, delta %v: got %v, want at least %v, the gradient at margin %v", m+h, delta, gradAbove, gradBelow, m-h)
 		}
 	}
 	return nil

@@ -273,10 +273,10 @@ func TestOptions(t *testing.T) {
 		return float64(float32(loss)), grad
 	})
 	assert.Equal(t, []string{
-		"pcrmtest: LabelSmoothing is 0.5, must be in [0, 0.5)",
-		"pcrmtest: LabelSmoothing is NaN, must be in [0, 0.5)",
-		"pcrmtest: golden: LabelSmoothing is -1, must be in [0, 0.5)",
-		"pcrmtest: golden: no vector has a LabelSmoothing of 0.2: there are 0 and 0.1",
+		"pcrmtest: LabelSmoothing must be in [0, 0.5), got 0.5",
+		"pcrmtest: LabelSmoothing must be in [0, 0.5), got NaN",
+		"pcrmtest: golden: LabelSmoothing must be in [0, 0.5), got -1",
+		"pcrmtest: golden: LabelSmoothing must be 0 or 0.1 for golden vectors, got 0.2",
 	}, r.failures[:4])
 	assert.Contains(t, r.failures[4], "pcrmtest: golden: vector 1: gradient at margin 0, delta +Inf: got -0.5, want -0.4")
 	assert.Contains(t, r.failures[5], "pcrmtest: golden: vector 0: gradient at margin 0, delta +Inf: got 0, want -0.5")

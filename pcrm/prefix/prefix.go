@@ -1,17 +1,20 @@
-// Package prefix plans how the rows of a batch go through a causal language model so that
-// tokens which rows begin with in common are computed once.
+// Package prefix plans how a causal language model processes the rows of a batch so that
+// prefixes shared by several rows are computed once.
 //
-// Rows that begin alike form a tree: a path from its root is a row, and a token that several
-// rows share stands once. The tree's tokens are laid out in depth-first order, so that the
-// tokens below a token follow it without a gap. Where they end says all that attention needs:
+// Rows with a common prefix form a tree. Each path from the root is a row, and a token that
+// several rows share occurs once. The tokens of a tree are laid out in depth-first order, so the
+// descendants of a token follow it without a gap. The end of each token's descendants determines
+// the attention mask:
 //
 //	token q attends to token k  if and only if  k <= q < ends[k]
 //
-// A token then sees those of its row before it, and itself, as in a causal model of the row alone.
+// A token thus attends to itself and to the tokens before it in its row, as in a causal model of
+// that row alone.
 //
-// [Plan.Arrange] sorts the rows and decides which share. [Plan.Pack] writes the tokens, their
-// positions, ends, and for each token of the batch where it was computed. Both are linear in the
-// tokens, but for sorting at branches, and allocate nothing once a Plan is large enough.
+// [Plan.Arrange] sorts the rows and decides which rows share tokens. [Plan.Pack] writes the
+// tokens, their positions and ends, and where each token of the batch is computed. Both take time
+// linear in the number of tokens, apart from sorting at branches. They allocate nothing once a
+// Plan is large enough.
 package prefix
 
 import (
@@ -22,32 +25,32 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/argument"
 )
 
-// Options say what is shared.
+// Options are the settings of [Plan.Arrange].
 type Options struct {
-	// MinShared is the least number of tokens worth sharing: rows that begin with fewer in common
-	// stay apart. 0 means 1. Rows that are equal, or begin others, always share.
+	// MinShared is the least number of shared tokens. Rows with a shorter common prefix are not
+	// combined. 0 means 1. Rows that are equal to or a prefix of another row always share.
 	MinShared int
 
-	// Budget is the greatest number of tokens in a tree; 0 means no limit. Beyond it another tree
-	// begins, which repeats what its rows share with those before. A row that is longer has a tree
-	// of its own, or shares one with rows that add no token.
+	// Budget is the greatest number of tokens in a tree; 0 means no limit. When it is exceeded, a
+	// new tree begins, which repeats the tokens that its rows share with earlier rows. A longer row
+	// gets a tree of its own, or shares one with rows that add no token.
 	Budget int
 }
 
-// Plan says how a batch is computed: as Rows packed rows of Width tokens, which hold one or
-// more trees each.
+// Plan describes how a batch is computed: as Rows packed rows of Width tokens, each of which
+// holds one or more trees.
 type Plan struct {
 	// Rows and Width are the shape of the packed batch.
 	Rows, Width int
 
-	// Order holds the batch's rows in the order of their tokens: rows that begin alike are neighbors.
+	// Order holds the indices of the batch's rows, sorted by their tokens. Rows with a common prefix are adjacent.
 	Order []int64
 
-	// Shared[i] is how many tokens of row Order[i] are computed with row Order[i-1]; 0 where a tree begins.
+	// Shared[i] is the number of tokens that row Order[i] shares with row Order[i-1]; 0 if a tree begins.
 	Shared []int64
 
-	// Start[i] is where the tree that begins at i lies in the packed batch, counted through its rows.
-	// Where none begins it means nothing.
+	// Start[i] is the position in the packed batch of the tree that begins at i, counted through the
+	// packed rows. It is meaningless if no tree begins at i.
 	Start []int64
 
 	trees []tree
@@ -56,12 +59,12 @@ type Plan struct {
 // tree is a range of Order.
 type tree struct{ begin, tokens int64 }
 
-// Arrange makes the plan of a batch.
+// Arrange plans a batch.
 //
-// ids holds a row of width tokens for each of lengths, padded on the right; row i has lengths[i]
-// tokens, from 1 to width.
+// ids holds len(lengths) rows of width tokens, padded on the right. Row i has lengths[i] tokens,
+// from 1 to width.
 //
-// Errors, each an [*pcrm.ArgumentError]: a length out of its range, sizes that do not fit,
+// Errors, each an [*pcrm.ArgumentError]: a length out of range; an ids slice of the wrong size;
 // a negative option.
 func (p *Plan) Arrange(ids []int64, width int, lengths []int64, o Options) error {
 	if err := check(ids, width, lengths, o); err != nil {
@@ -115,7 +118,7 @@ func (b batch) row(r int64) []int64 {
 	return b.ids[r*b.width:][:b.lengths[r]]
 }
 
-// next is the token of a row at a depth. Where it ends that is less than any token.
+// next returns the token of a row at a depth, or a value less than any token at the end of the row.
 func (b batch) next(r, depth int64) int64 {
 	if depth == b.lengths[r] {
 		return math.MinInt64
@@ -123,9 +126,9 @@ func (b batch) next(r, depth int64) int64 {
 	return b.ids[r*b.width+depth]
 }
 
-// sort orders rows that agree in their first depth tokens, and writes what each but the first
-// has in common with the one before it. Each token is looked at twice, and rows are compared by
-// one token where they part.
+// sort sorts rows that agree in their first depth tokens. For each row but the first it writes
+// the length of the common prefix with the row before. Each token is read twice, and rows are
+// compared by the single token at which they differ.
 func (b batch) sort(order, shared []int64, depth int64) {
 	for len(order) > 1 {
 		depth = b.common(order, depth)
@@ -141,17 +144,17 @@ func (b batch) sort(order, shared []int64, depth int64) {
 			shared[i] = depth
 			begin = i
 		}
-		if begin == 0 { // all of them end here
+		if begin == 0 { // all rows end here
 			b.below(order, shared, depth)
 			return
 		}
-		// The last branch goes on in this loop: a call each would nest as deep as a chain of rows is
-		// long that begin one another.
+		// The last branch continues in this loop. With a call instead, a chain of rows that are
+		// prefixes of each other would nest calls as deep as the chain is long.
 		order, shared, depth = order[begin:], shared[begin:], depth+1
 	}
 }
 
-// below goes on with rows that have the same token at a depth, or all end there.
+// below continues with rows that have the same token at a depth, or that all end there.
 func (b batch) below(order, shared []int64, depth int64) {
 	if depth < b.lengths[order[0]] {
 		b.sort(order, shared, depth+1)
@@ -162,7 +165,7 @@ func (b batch) below(order, shared []int64, depth int64) {
 	}
 }
 
-// common is how many tokens all of the rows begin with, of which depth are known to be.
+// common returns the length of the common prefix of the rows, which is at least depth.
 func (b batch) common(order []int64, depth int64) int64 {
 	first := b.row(order[0])
 	end := int64(len(first))
@@ -178,7 +181,7 @@ func (b batch) common(order []int64, depth int64) int64 {
 	return end
 }
 
-// plant cuts the sorted rows into trees.
+// plant divides the sorted rows into trees.
 func (p *Plan) plant(b batch, o Options) {
 	least := int64(max(o.MinShared, 1))
 	for i, r := range p.Order {
@@ -196,8 +199,8 @@ func (p *Plan) plant(b batch, o Options) {
 	}
 }
 
-// place puts the trees into packed rows as wide as the largest: the largest that is left, and
-// beside it as many of the smallest as there is room for.
+// place puts the trees into packed rows that are as wide as the largest tree. Each packed row
+// gets the largest remaining tree and as many of the smallest ones as fit.
 func (p *Plan) place() {
 	slices.SortFunc(p.trees, func(x, y tree) int {
 		return cmp.Or(cmp.Compare(y.tokens, x.tokens), cmp.Compare(x.begin, y.begin))
@@ -217,23 +220,24 @@ func (p *Plan) place() {
 	p.Width = int(width)
 }
 
-// Pack writes the packed batch of the plan, which Arrange made for the same rows. The four have
-// to hold:
+// Pack writes the packed batch. The plan must come from Arrange for the same rows. Pack fills
+// four destinations of these sizes:
 //
-//	packed     Rows*Width   the tokens; 0 where there is none
-//	positions  Rows*Width   of each token in its row; 0 where there is none
-//	ends       Rows*Width   the token at k, counted in its packed row, is attended to from k up to and
-//	                        not including ends[k]; where there is none that is k alone
-//	gather     len(ids)     for each token of the batch where it stands in packed; for padding,
-//	                        where the last token of its row does
+//	packed     Rows*Width   the tokens; 0 in unused places
+//	positions  Rows*Width   the position of each token in its row; 0 in unused places
+//	ends       Rows*Width   tokens from k up to but not including ends[k], counted in their packed
+//	                        row, attend to token k; an unused place attends only to itself
+//	gather     len(ids)     the index in packed of each token of the batch; for padding, that of
+//	                        the last token of its row
 //
-// Errors, each an [*pcrm.ArgumentError]: a size that is another, rows of other lengths than the plan's.
+// Errors, each an [*pcrm.ArgumentError]: a destination of another size; rows of other lengths
+// than those of the plan; the errors of Arrange for ids and lengths.
 func (p *Plan) Pack(packed, positions, ends, gather, ids []int64, width int, lengths []int64) error {
 	if err := check(ids, width, lengths, Options{}); err != nil {
 		return err
 	}
 	if len(lengths) != len(p.Order) {
-		return argument.Errorf("lengths", -1, "must have %d elements, as the plan has, got %d", len(p.Order), len(lengths))
+		return argument.Errorf("lengths", -1, "must have %d elements, like the plan, got %d", len(p.Order), len(lengths))
 	}
 	for _, x := range []struct {
 		name  string
@@ -253,9 +257,9 @@ func (p *Plan) Pack(packed, positions, ends, gather, ids []int64, width int, len
 		ends[k] = int64(k%p.Width) + 1
 	}
 	w := int64(p.Width)
-	var path []int64 // where the tokens of the row before stand
-	var at int64     // where the next token goes
-	// shut ends the tokens of the path from a depth on: no later one is below them.
+	var path []int64 // the indices of the tokens of the previous row
+	var at int64     // the index of the next token
+	// shut sets the ends of the tokens of the path from a depth onwards, which have no further descendants.
 	shut := func(depth int64) {
 		for _, k := range path[depth:] {
 			ends[k] = (at-1)%w + 1
@@ -264,7 +268,7 @@ func (p *Plan) Pack(packed, positions, ends, gather, ids []int64, width int, len
 	for i, r := range p.Order {
 		shared := p.Shared[i]
 		if shared > min(int64(len(path)), lengths[r]) {
-			return argument.Errorf("lengths", int(r), "must be that of the row which the plan was made for, got %d", lengths[r])
+			return argument.Errorf("lengths", int(r), "must be the length that the plan was made for, got %d", lengths[r])
 		}
 		if path != nil {
 			shut(shared)
@@ -275,7 +279,7 @@ func (p *Plan) Pack(packed, positions, ends, gather, ids []int64, width int, len
 		row, to := ids[int(r)*width:][:lengths[r]], gather[int(r)*width:][:width]
 		copy(to, path[:shared])
 		if at+int64(len(row))-shared > int64(len(packed)) {
-			return argument.Errorf("lengths", int(r), "must be that of the row which the plan was made for, got %d", lengths[r])
+			return argument.Errorf("lengths", int(r), "must be the length that the plan was made for, got %d", lengths[r])
 		}
 		for depth := shared; depth < int64(len(row)); depth++ {
 			packed[at], positions[at], to[depth] = row[depth], depth, at

@@ -203,9 +203,9 @@ func TestErrors(t *testing.T) {
 	x, gather := make([]int64, p.Rows*p.Width), make([]int64, 6)
 	require.EqualError(t, p.Pack(x[1:], x, x, gather, ids, 3, lengths), "packed must have 3 elements, got 2")
 	require.EqualError(t, p.Pack(x, x, x, gather[1:], ids, 3, lengths), "gather must have 6 elements, got 5")
-	require.EqualError(t, p.Pack(x, x, x, gather[:3], ids[:3], 3, lengths[:1]), "lengths must have 2 elements, as the plan has, got 1")
+	require.EqualError(t, p.Pack(x, x, x, gather[:3], ids[:3], 3, lengths[:1]), "lengths must have 2 elements, like the plan, got 1")
 	require.EqualError(t, p.Pack(x, x, x, gather, ids, 3, []int64{3, 1}),
-		"lengths[0] must be that of the row which the plan was made for, got 3")
+		"lengths[0] must be the length that the plan was made for, got 3")
 }
 
 func TestNoAllocation(t *testing.T) {

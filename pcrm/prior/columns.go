@@ -21,20 +21,20 @@ func eachPair[F Float, I, O Int](dst []F, chosen []I, chosenOffsets []O, rejecte
 	return nil
 }
 
-// raggedGrain returns how many rows of their mean length hold some 64 Ki values: a
-// worker then has a task of ten microseconds or more.
+// raggedGrain returns the number of rows that hold about 64 Ki values on average, so that each
+// task of a worker takes at least ten microseconds.
 func raggedGrain(rows, values int) int {
 	return 1 + int(min(1, (1<<16)/float64(values+1))*float64(rows))
 }
 
 func checkOffsets[O Int](name string, rows, values int, offsets []O) error {
 	if len(offsets) != rows+1 {
-		return argument.Errorf(name, -1, "have %d offsets, %d rows need %d", len(offsets), rows, rows+1)
+		return argument.Errorf(name, -1, "must have %d offsets for %d rows, got %d", rows+1, rows, len(offsets))
 	}
 	last := O(0)
 	for i, o := range offsets {
 		if o < last || int64(o) > int64(values) {
-			return argument.Errorf(name, i, "has offset %d, must be in [%d, %d]", o, last, values)
+			return argument.Errorf(name, i, "must have an offset in [%d, %d], got %d", last, values, o)
 		}
 		last = o
 	}

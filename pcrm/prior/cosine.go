@@ -8,21 +8,21 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/parallel"
 )
 
-// Float16 holds the bits of an IEEE 754 half-precision number, which Go has no
-// arithmetic for.
+// Float16 holds the bits of an IEEE 754 half-precision number, for which Go has no
+// arithmetic.
 type Float16 uint16
 
-// Float64 converts exactly; a NaN stays a NaN, of unspecified payload.
+// Float64 converts exactly. A NaN stays a NaN with an unspecified payload.
 func (h Float16) Float64() float64 { return half.Float64(uint16(h)) }
 
-// Element is what an embedding may be made of.
+// Element is the type of the elements of an embedding.
 type Element interface{ float32 | float64 | Float16 }
 
 // Cosine returns the cosine of two embeddings,
 //
 //	a·b / sqrt(a·a b·b)
 //
-// computed in float64 and clamped to [-1, 1]; equal embeddings give exactly 1.
+// computed in float64 and clamped to [-1, 1]. Equal embeddings give exactly 1.
 //
 // Errors, each an [*pcrm.ArgumentError]: embeddings that are empty or of different
 // lengths; a zero vector, which has no direction; a NaN or infinite element.
@@ -38,18 +38,19 @@ func Cosine[E Element](a, b []E) (float64, error) {
 }
 
 // Cosines writes the prior similarity of each pair of rows to dst, rounded once
-// (arXiv 2404.00978, section 3.2.2). a and b hold len(dst) rows of dim elements
-// each, without gaps. With c the [Cosine] of two rows, clamped to [0, 1],
+// (arXiv 2404.00978, section 3.2.2). a and b each hold len(dst) rows of dim elements,
+// without gaps; there may be no rows. With c the [Cosine] of two rows, clamped to [0, 1],
 //
 //	angular: s = (pi - acos(c))/pi, in [0.5, 1]
 //	else:    s = c,                 in [0, 1]
 //
-// The paper's reward models use the angular form, its DPO script the other. Rows
-// that point the same way have s = 1; rows at a right angle or more have 0.5 and 0.
+// The paper's reward models use the angular form and its DPO script the other form. Rows
+// in the same direction have s = 1. Rows at a right angle or more have s = 0.5 in the
+// angular form and 0 in the other.
 //
-// Errors, each an [*pcrm.ArgumentError]: dim < 1; a or b not of len(dst)*dim elements; a
-// row that is all zero, or holds a NaN or an infinity (the first such row is
-// named); dst is then undefined. No rows at all are allowed.
+// Errors, each an [*pcrm.ArgumentError]: dim < 1; a or b without exactly len(dst)*dim
+// elements; a row that is all zero or contains a NaN or an infinity (the message names the
+// first such row). After an error the contents of dst are undefined.
 func Cosines[F Float, E Element](dst []F, a, b []E, dim int, angular bool) error {
 	if err := checkEmbeddings(len(dst), dim, len(a), len(b)); err != nil {
 		return err
@@ -78,16 +79,16 @@ func Cosines[F Float, E Element](dst []F, a, b []E, dim int, angular bool) error
 func checkEmbeddings(rows, dim, a, b int) error {
 	switch {
 	case dim < 1:
-		return argument.Errorf("dim", -1, "is %d, must be at least 1", dim)
+		return argument.Errorf("dim", -1, "must be at least 1, got %d", dim)
 	case a%dim != 0 || a/dim != rows: // rows*dim might overflow
-		return argument.Errorf("a", -1, "has %d elements, %d rows of %d were expected", a, rows, dim)
+		return argument.Errorf("a", -1, "must have %d rows of %d elements, got %d elements", rows, dim, a)
 	case b != a:
-		return argument.Errorf("b", -1, "has %d elements, a has %d", b, a)
+		return argument.Errorf("b", -1, "must have %d elements, like a, got %d", a, b)
 	}
 	return nil
 }
 
-// embeddingError says why the cosine of two rows is NaN.
+// embeddingError returns the reason why the cosine of two rows is NaN.
 func embeddingError[E Element](a, b []E, row int) error {
 	name := "a"
 	m := magnitude(a)
@@ -95,16 +96,16 @@ func embeddingError[E Element](a, b []E, row int) error {
 		name, m = "b", magnitude(b)
 	}
 	if m == 0 {
-		return argument.Errorf(name, row, "is a zero vector, which has no direction")
+		return argument.Errorf(name, row, "must have a nonzero element, got a zero vector")
 	}
-	return argument.Errorf(name, row, "has a NaN or infinite element, must be finite")
+	return argument.Errorf(name, row, "must be finite, got a NaN or infinite element")
 }
 
-// cosine is NaN where either vector is zero or not finite.
+// cosine is NaN if either vector is zero or not finite.
 func cosine[E Element](a, b []E) float64 {
 	ab, aa, bb := products(a, b)
-	// Outside of this range aa*bb or a square has overflowed or lost digits, which
-	// takes float64 elements: scaling by powers of two rounds nothing that matters.
+	// Outside this range aa*bb or a square has overflowed or lost precision, which only
+	// float64 elements can cause. Scaling by powers of two does not round noticeably.
 	if !(aa > 0x1p-500 && aa < 0x1p500 && bb > 0x1p-500 && bb < 0x1p500) {
 		ma, mb := magnitude(a), magnitude(b)
 		if !(ma > 0 && ma <= math.MaxFloat64 && mb > 0 && mb <= math.MaxFloat64) {
@@ -112,18 +113,18 @@ func cosine[E Element](a, b []E) float64 {
 		}
 		ab, aa, bb = scaledProducts(a, b, exponent(ma), exponent(mb))
 	}
-	// sqrt(x*x) is exactly x, so that equal vectors have exactly 1.
+	// sqrt(x*x) is exactly x, so equal vectors give exactly 1.
 	return max(-1, min(1, ab/math.Sqrt(aa*bb)))
 }
 
-// exponent returns a power of two s for which m*s is in [2^-60, 2): neither s nor
-// the quotient of two elements that matter leaves float64.
+// exponent returns a power of two s for which m*s is in [2^-60, 2). Neither s nor the
+// scaled elements that matter overflow or underflow.
 func exponent(m float64) float64 {
 	_, e := math.Frexp(m)
 	return math.Ldexp(1, min(1-e, 1020))
 }
 
-// magnitude returns the largest absolute value, NaN where an element is NaN.
+// magnitude returns the largest absolute value, or NaN if an element is NaN.
 func magnitude[E Element](x []E) float64 {
 	m := 0.0
 	for _, v := range x {
@@ -139,11 +140,11 @@ func wide[E Element](v E) float64 {
 	return float64(v)
 }
 
-// products is
+// products computes
 //
 //	for i := range a { ab += a[i]*b[i]; aa += a[i]*a[i]; bb += b[i]*b[i] }
 //
-// in float64. It asks once what the elements are, which wide would do for each.
+// in float64. It switches on the element type once, whereas wide does so for each element.
 func products[E Element](a, b []E) (ab, aa, bb float64) {
 	switch x := any(a).(type) {
 	case []float32:
@@ -154,8 +155,8 @@ func products[E Element](a, b []E) (ab, aa, bb float64) {
 	return halfProducts(any(a).([]Float16), any(b).([]Float16))
 }
 
-// scalarProducts has two sums each: one would wait for its last addition, and more
-// leave no register for the products.
+// scalarProducts keeps two partial sums each. A single sum would wait for the previous
+// addition, and more would leave no registers for the products.
 func scalarProducts[F Float](a, b []F) (ab, aa, bb float64) {
 	var ab1, aa1, bb1 float64
 	for len(a) >= 2 && len(b) >= 2 {
@@ -172,11 +173,11 @@ func scalarProducts[F Float](a, b []F) (ab, aa, bb float64) {
 	return ab + ab1, aa + aa1, bb + bb1
 }
 
-// halfProducts converts some elements at a time. All are NaN where one element is an
-// infinity or a NaN.
+// halfProducts converts the elements in chunks. All results are NaN if an element is
+// infinite or NaN.
 func halfProducts(a, b []Float16) (ab, aa, bb float64) {
 	var x, y [128]float32
-	var special Float16 // its highest bit is that of an exponent of ones plus one
+	var special Float16 // the highest bit is set if an exponent consists of ones only
 	for len(a) > 0 {
 		n := min(len(a), len(x))
 		for i, h := range a[:n] {
@@ -195,7 +196,7 @@ func halfProducts(a, b []Float16) (ab, aa, bb float64) {
 	return ab, aa, bb
 }
 
-// scaledProducts is products of a*sa and b*sb.
+// scaledProducts computes the products of a*sa and b*sb.
 func scaledProducts[E Element](a, b []E, sa, sb float64) (ab, aa, bb float64) {
 	for i, v := range a {
 		x, y := wide(v)*sa, wide(b[i])*sb

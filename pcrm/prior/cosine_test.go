@@ -115,12 +115,12 @@ func TestCosineErrors(t *testing.T) {
 		a, b    []float64
 		message string
 	}{
-		{nil, nil, "dim is 0, must be at least 1"},
-		{[]float64{1, 2}, []float64{1}, "b has 1 elements, a has 2"},
-		{[]float64{0, 0}, []float64{1, 0}, "a is a zero vector, which has no direction"},
-		{[]float64{1, 0}, []float64{0, math.Copysign(0, -1)}, "b is a zero vector, which has no direction"},
-		{[]float64{1, nan}, []float64{1, 0}, "a has a NaN or infinite element, must be finite"},
-		{[]float64{1, 0}, []float64{math.Inf(1), 0}, "b has a NaN or infinite element, must be finite"},
+		{nil, nil, "dim must be at least 1, got 0"},
+		{[]float64{1, 2}, []float64{1}, "b must have 2 elements, like a, got 1"},
+		{[]float64{0, 0}, []float64{1, 0}, "a must have a nonzero element, got a zero vector"},
+		{[]float64{1, 0}, []float64{0, math.Copysign(0, -1)}, "b must have a nonzero element, got a zero vector"},
+		{[]float64{1, nan}, []float64{1, 0}, "a must be finite, got a NaN or infinite element"},
+		{[]float64{1, 0}, []float64{math.Inf(1), 0}, "b must be finite, got a NaN or infinite element"},
 	} {
 		_, err := prior.Cosine(c.a, c.b)
 		assert.EqualError(t, err, c.message)
@@ -131,14 +131,14 @@ func TestCosineErrors(t *testing.T) {
 
 func TestCosinesErrors(t *testing.T) {
 	dst, ok := make([]float64, 3), []float64{1, 2, 3, 4, 5, 6}
-	assert.EqualError(t, prior.Cosines(dst, ok, ok, 0, true), "dim is 0, must be at least 1")
-	assert.EqualError(t, prior.Cosines(dst, ok, ok, 4, true), "a has 6 elements, 3 rows of 4 were expected")
-	assert.EqualError(t, prior.Cosines(dst, ok, ok[:4], 2, true), "b has 4 elements, a has 6")
-	assert.EqualError(t, prior.Cosines(dst, ok, []float64{1, 2, 0, 0, math.NaN(), 1}, 2, true), "b[1] is a zero vector, which has no direction")
-	assert.EqualError(t, prior.Cosines(dst, []float64{1, 2, 3, math.Inf(1), 1, 1}, ok, 2, false), "a[1] has a NaN or infinite element, must be finite")
+	assert.EqualError(t, prior.Cosines(dst, ok, ok, 0, true), "dim must be at least 1, got 0")
+	assert.EqualError(t, prior.Cosines(dst, ok, ok, 4, true), "a must have 3 rows of 4 elements, got 6 elements")
+	assert.EqualError(t, prior.Cosines(dst, ok, ok[:4], 2, true), "b must have 6 elements, like a, got 4")
+	assert.EqualError(t, prior.Cosines(dst, ok, []float64{1, 2, 0, 0, math.NaN(), 1}, 2, true), "b[1] must have a nonzero element, got a zero vector")
+	assert.EqualError(t, prior.Cosines(dst, []float64{1, 2, 3, math.Inf(1), 1, 1}, ok, 2, false), "a[1] must be finite, got a NaN or infinite element")
 	require.NoError(t, prior.Cosines([]float64{}, []float32{}, nil, 8, true), "no rows")
 	nan16 := []prior.Float16{0x7e00}
-	assert.EqualError(t, prior.Cosines(dst[:1], nan16, nan16, 1, true), "a[0] has a NaN or infinite element, must be finite")
+	assert.EqualError(t, prior.Cosines(dst[:1], nan16, nan16, 1, true), "a[0] must be finite, got a NaN or infinite element")
 }
 
 // A batch large enough for several goroutines has the bits of each row alone, and
@@ -170,7 +170,7 @@ func cosinesOfManyRows[E prior.Element](t *testing.T, element func(float64) E) {
 	for _, row := range []int{4900, 4321, 17} {
 		clear(b[row*dim : (row+1)*dim])
 	}
-	assert.EqualError(t, prior.Cosines(dst, a, b, dim, false), "b[17] is a zero vector, which has no direction")
+	assert.EqualError(t, prior.Cosines(dst, a, b, dim, false), "b[17] must have a nonzero element, got a zero vector")
 }
 
 func TestCosineAllocatesNothing(t *testing.T) {

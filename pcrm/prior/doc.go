@@ -1,27 +1,27 @@
-// Package prior has the prior similarities of two responses, from which a
-// pcrm.Constraint makes the ceiling of their margin (arXiv 2404.00978, section 3.2).
+// Package prior computes prior similarities of two responses. A pcrm.Constraint turns a
+// similarity into the ceiling of the pair's margin (arXiv 2404.00978, section 3.2).
 //
-//	LengthRatio    by the lengths of the responses in tokens: needs token ids alone
-//	Cosine         by the embeddings of an encoder
-//	Lexical        by the n-grams that two texts share
-//	RandomUniform  no similarity: the number that a random constraint has in its place
+//	LengthRatio    ratio of the lengths in tokens; needs only token ids
+//	Cosine         cosine of the embeddings of an encoder
+//	Lexical        overlap of the texts' n-grams
+//	RandomUniform  not a similarity, but the number that a random constraint uses instead
 //
-// Each has a form for columns, such as [LengthRatios], which takes the layout of Arrow's list
-// and string arrays and writes one number a pair. Destinations come first and must not overlap
+// Each has a form for columns, such as [LengthRatios], which reads the layout of Arrow's list
+// and string arrays and writes one number per pair. Destinations come first and must not overlap
 // any other argument.
 //
-// Columns are shared out among as many threads as pcrm.SetNumThreads allows, and the kernels are
-// those of pcrm.Tier. The number of threads does not change a result.
+// Columns are divided among as many threads as pcrm.SetNumThreads allows. The number of threads
+// does not change the results. pcrm.Tier selects the kernels.
 package prior
 
 import "github.com/pcrm-project/pcrm/pcrm/internal/ids"
 
-// Float is what similarities may be made of.
+// Float is the type of similarities.
 type Float interface{ float32 | float64 }
 
-// Int is what token ids and the offsets of ragged columns may be made of.
+// Int is the type of token ids and of the offsets of ragged columns.
 type Int interface{ int | int32 | int64 }
 
-// NoPad is the pad token id of responses that hold no padding: no tokenizer gives
-// a negative id.
+// NoPad is the pad token id to use for responses without padding. No tokenizer has
+// negative ids.
 const NoPad = ids.NoPad

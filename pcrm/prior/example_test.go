@@ -29,7 +29,7 @@ func ExampleCosine() {
 	fmt.Println(err)
 	// Output:
 	// 0.7071 <nil>
-	// b is a zero vector, which has no direction
+	// b must have a nonzero element, got a zero vector
 }
 
 func ExampleCosines() {

@@ -2,19 +2,19 @@ package prior
 
 import "github.com/pcrm-project/pcrm/pcrm/internal/ids"
 
-// LengthRatio is the prior similarity of two responses by their lengths in tokens,
-// after the tokens that they share at the start (arXiv 2404.00978, section 3.2.1):
+// LengthRatio returns the ratio of the lengths of two responses in tokens, not counting
+// the tokens that they share at the start (arXiv 2404.00978, section 3.2.1):
 //
 //	k = first index at which chosen and rejected differ
 //	s = min(a, b)/max(a, b), where a and b count the tokens from k on
 //
-// Both may begin with the same prompt, which the common start takes away. A
-// response ends at the first padToken at or after k, or where its slice ends; use
-// [NoPad] where there is no padding. Padding is on the right. Two responses that
-// are equal, or both empty, have s = 1; one that is the start of the other has 0.
+// Both slices may begin with the same prompt, because the common start is not counted. A
+// response ends at the first padToken at or after k, or at the end of its slice. Use
+// [NoPad] if there is no padding. Padding is on the right. Two responses that are equal,
+// or both empty, have s = 1. If one response is the start of the other, s = 0.
 //
-// (The authors' script gives 0 to identical responses in a padded row; s = 1 is
-// what their definition says.)
+// (The authors' script gives 0 for identical responses in a padded row, but by their
+// definition s = 1.)
 func LengthRatio[I Int](chosen, rejected []I, padToken I) float64 {
 	k := commonPrefix(chosen, rejected)
 	a, b := responseLength(chosen[k:], padToken), responseLength(rejected[k:], padToken)
@@ -24,9 +24,9 @@ func LengthRatio[I Int](chosen, rejected []I, padToken I) float64 {
 	return float64(min(a, b)) / float64(max(a, b))
 }
 
-// commonPrefix returns the first index at which two responses differ, the length of
-// the shorter one where they do not. A long prompt is most of what a column holds:
-// int64, which is what data sets have, goes to the kernel that reads it at memory's speed.
+// commonPrefix returns the first index at which two responses differ, or the length of
+// the shorter one if there is none. Columns often consist mostly of long prompts. Ids of
+// type int64, as in data sets, are compared by a kernel that runs at memory speed.
 func commonPrefix[I Int](a, b []I) int {
 	if x, ok := any(a).([]int64); ok {
 		return ids.FirstDifference(x, any(b).([]int64))
@@ -54,11 +54,11 @@ func responseLength[I Int](row []I, padToken I) int {
 
 // LengthRatios writes the [LengthRatio] of each pair of rows to dst, rounded once.
 // Row i of a ragged column is values[offsets[i]:offsets[i+1]], the layout of an
-// Arrow list array (int32) or large list array (int64); a padded matrix has the
+// Arrow list array (int32) or large list array (int64). A padded matrix has the
 // offsets 0, width, 2*width, ...
 //
 // Errors, each an [*pcrm.ArgumentError]: offsets whose length is not len(dst)+1, that
-// descend or leave their values.
+// decrease, or that are outside the values.
 func LengthRatios[F Float, I, O Int](dst []F, chosen []I, chosenOffsets []O, rejected []I, rejectedOffsets []O, padToken I) error {
 	return eachPair(dst, chosen, chosenOffsets, rejected, rejectedOffsets, func(c, r []I) float64 {
 		return LengthRatio(c, r, padToken)

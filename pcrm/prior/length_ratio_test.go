@@ -41,14 +41,14 @@ func TestLengthRatios(t *testing.T) {
 	assert.Equal(t, []float32{0.5, 1}, dst)
 	require.NoError(t, prior.LengthRatios([]float32{}, []int32(nil), []int64{0}, nil, []int64{0}, prior.NoPad))
 	for message, offsets := range map[string][]int64{
-		"chosen_ids have 2 offsets, 2 rows need 3":       {0, 5},
-		"chosen_ids[2] has offset 6, must be in [3, 5]":  {0, 3, 6},
-		"chosen_ids[2] has offset 1, must be in [3, 5]":  {0, 3, 1},
-		"chosen_ids[0] has offset -1, must be in [0, 5]": {-1, 3, 5},
+		"chosen_ids must have 3 offsets for 2 rows, got 2":    {0, 5},
+		"chosen_ids[2] must have an offset in [3, 5], got 6":  {0, 3, 6},
+		"chosen_ids[2] must have an offset in [3, 5], got 1":  {0, 3, 1},
+		"chosen_ids[0] must have an offset in [0, 5], got -1": {-1, 3, 5},
 	} {
 		assert.EqualError(t, prior.LengthRatios(dst, chosen, offsets, rejected, []int64{0, 2, 4}, prior.NoPad), message)
 	}
-	assert.ErrorContains(t, prior.LengthRatios(dst, chosen, []int64{0, 3, 5}, rejected, []int64{0}, prior.NoPad), "rejected_ids have 1 offsets")
+	assert.ErrorContains(t, prior.LengthRatios(dst, chosen, []int64{0, 3, 5}, rejected, []int64{0}, prior.NoPad), "rejected_ids must have 3 offsets for 2 rows, got 1")
 }
 
 // plainLengthRatio is the definition, one id at a time.

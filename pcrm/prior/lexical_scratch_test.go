@@ -17,7 +17,7 @@ func TestLexicalScratchIsReused(t *testing.T) {
 		require.NoError(t, o.resolve())
 		buffer := []byte(long)
 		assert.Zero(t, testing.AllocsPerRun(100, func() {
-			x.a, x.b = normalise(x.a[:0], long), normalise(x.b[:0], buffer)
+			x.a, x.b = normalize(x.a[:0], long), normalize(x.b[:0], buffer)
 			x.cosine(o)
 		}))
 	}
@@ -28,7 +28,7 @@ func TestLexicalScratchIsClean(t *testing.T) {
 	o := LexicalOptions{MinN: 1, MaxN: 5}
 	var x lexical
 	compare := func(a, b string) float64 {
-		x.a, x.b = normalise(x.a[:0], a), normalise(x.b[:0], b)
+		x.a, x.b = normalize(x.a[:0], a), normalize(x.b[:0], b)
 		return x.cosine(o)
 	}
 	for i := range 200 {

@@ -107,10 +107,10 @@ func TestLexical(t *testing.T) {
 
 func TestLexicalErrors(t *testing.T) {
 	for message, o := range map[string]prior.LexicalOptions{
-		"min_n is -1, must be at least 1":                {MinN: -1, MaxN: 3},
-		"min_n is 0, must be at least 1":                 {MaxN: 3},
-		"max_n is 2, must be at least min_n, which is 3": {MinN: 3, MaxN: 2},
-		"max_n is 0, must be at least min_n, which is 3": {MinN: 3, Words: true},
+		"min_n must be at least 1, got -1":                {MinN: -1, MaxN: 3},
+		"min_n must be at least 1, got 0":                 {MaxN: 3},
+		"max_n must be at least min_n, which is 3, got 2": {MinN: 3, MaxN: 2},
+		"max_n must be at least min_n, which is 3, got 0": {MinN: 3, Words: true},
 	} {
 		_, err := prior.Lexical("a", "b", o)
 		assert.EqualError(t, err, message)
@@ -121,10 +121,10 @@ func TestLexicalErrors(t *testing.T) {
 	dst := make([]float32, 2)
 	good := []int32{0, 1, 2}
 	for message, offsets := range map[string][]int32{
-		"have 2 offsets, 2 rows need 3":        {0, 2},
-		"[2] has offset 3, must be in [1, 2]":  {0, 1, 3},
-		"[2] has offset 0, must be in [1, 2]":  {0, 1, 0},
-		"[0] has offset -1, must be in [0, 2]": {-1, 1, 2},
+		"must have 3 offsets for 2 rows, got 2":     {0, 2},
+		"[2] must have an offset in [1, 2], got 3":  {0, 1, 3},
+		"[2] must have an offset in [1, 2], got 0":  {0, 1, 0},
+		"[0] must have an offset in [0, 2], got -1": {-1, 1, 2},
 	} {
 		space := " "
 		if message[0] == '[' {

@@ -1,13 +1,13 @@
 package prior
 
 // RandomUniform returns the number u in [0, 1) that a random pcrm.Constraint uses for a
-// pair: a hash of the seed and of both responses' token ids, so that it is the same
-// in every batch, process and epoch, and after a resume.
+// pair. It is a hash of the seed and the token ids of both responses, so it is the same in
+// every batch, process and epoch, and after a resume.
 //
-// The ids are those of the whole rows, a common prompt included, less the padTokens
-// at their ends: padding does not change u, and where the end-of-text token is also
-// the pad token, neither does that. Use [NoPad] where there is no padding. Swapped
-// responses have another u. In 64-bit arithmetic that wraps around:
+// The hash covers the whole rows, including a common prompt, except for padTokens at their
+// ends. So padding does not change u, and neither does the end-of-text token if it is also
+// the pad token. Use [NoPad] if there is no padding. Swapping the responses changes u. In
+// 64-bit arithmetic that wraps around:
 //
 //	h = seed
 //	for v in len(chosen), len(rejected), chosen..., rejected...:
@@ -15,7 +15,7 @@ package prior
 //		h = h ^ (h >> 32)
 //	u = (h * 0x9e3779b97f4a7c15 >> 40) / 2^24
 //
-// where a negative id v counts as 2^64 + v. In Python, whose integers do not wrap:
+// where a negative id v counts as 2^64 + v. In Python, whose integers do not wrap around:
 //
 //	M, G = 2**64 - 1, 0x9E3779B97F4A7C15
 //	h = seed
@@ -25,8 +25,7 @@ package prior
 //	u = ((h * G & M) >> 40) / 2**24
 //
 // Test vector: seed 42, chosen 1 2 3, rejected 1 9 give 0x1.529836p-1, which is
-// 0.6613175272941589. u has 24 bits, so that it is the same number in float32, and
-// less than 1 there too.
+// 0.6613175272941589. u has 24 bits, so it is exact in float32, and less than 1 there too.
 func RandomUniform[I Int](seed uint64, chosen, rejected []I, padToken I) float64 {
 	chosen, rejected = trimPadding(chosen, padToken), trimPadding(rejected, padToken)
 	h := absorb(absorb(seed, uint64(len(chosen))), uint64(len(rejected)))
@@ -53,8 +52,8 @@ func trimPadding[I Int](ids []I, padToken I) []I {
 	return ids
 }
 
-// RandomUniforms writes the [RandomUniform] of each pair of rows to dst, exactly. The
-// columns and the errors are those of [LengthRatios].
+// RandomUniforms writes the exact [RandomUniform] of each pair of rows to dst. Columns and
+// errors are as in [LengthRatios].
 func RandomUniforms[F Float, I, O Int](dst []F, seed uint64, chosen []I, chosenOffsets []O, rejected []I, rejectedOffsets []O, padToken I) error {
 	return eachPair(dst, chosen, chosenOffsets, rejected, rejectedOffsets, func(c, r []I) float64 {
 		return RandomUniform(seed, c, r, padToken)

@@ -69,6 +69,6 @@ func TestRandomUniforms(t *testing.T) {
 		require.NoError(t, prior.RandomUniforms(single, 9, chosen, chosenOffsets[i:i+2], rejected, rejectedOffsets[i:i+2], prior.NoPad))
 		require.Equal(t, u, float64(single[0]), "the same in any batch and precision")
 	}
-	assert.EqualError(t, prior.RandomUniforms(dst, 9, chosen, chosenOffsets[1:], rejected, rejectedOffsets, prior.NoPad), "chosen_ids have 3000 offsets, 3000 rows need 3001")
-	assert.EqualError(t, prior.RandomUniforms(dst, 9, chosen, chosenOffsets, rejected, rejectedOffsets[1:], prior.NoPad), "rejected_ids have 3000 offsets, 3000 rows need 3001")
+	assert.EqualError(t, prior.RandomUniforms(dst, 9, chosen, chosenOffsets[1:], rejected, rejectedOffsets, prior.NoPad), "chosen_ids must have 3001 offsets for 3000 rows, got 3000")
+	assert.EqualError(t, prior.RandomUniforms(dst, 9, chosen, chosenOffsets, rejected, rejectedOffsets[1:], prior.NoPad), "rejected_ids must have 3001 offsets for 3000 rows, got 3000")
 }

@@ -47,13 +47,13 @@ type CalibrateOptions struct {
 // not finite, an unknown method, options out of their range.
 func Calibrate(dst, scores, feature []float64, o CalibrateOptions) error {
 	if len(dst) != len(scores) {
-		return argument.Errorf("dst", -1, "has %d elements, scores has %d", len(dst), len(scores))
+		return argument.Errorf("dst", -1, "must have %d elements, like scores, got %d", len(scores), len(dst))
 	}
 	if err := checkPaired("scores", scores, "feature", feature); err != nil {
 		return err
 	}
 	if math.IsNaN(o.Alpha) || math.IsInf(o.Alpha, 0) {
-		return argument.Errorf("alpha", -1, "is %v, must be finite", o.Alpha)
+		return argument.Errorf("alpha", -1, "must be finite, got %v", o.Alpha)
 	}
 	if err := o.Lowess.check(); err != nil {
 		return err
@@ -76,7 +76,7 @@ func Calibrate(dst, scores, feature []float64, o CalibrateOptions) error {
 		}
 	case MethodPenalty:
 	default:
-		return argument.Errorf("method", -1, "is %q, must be %s, %s or %s", o.Method, MethodLowess, MethodUniform, MethodPenalty)
+		return argument.Errorf("method", -1, "must be %s, %s or %s, got %q", MethodLowess, MethodUniform, MethodPenalty, o.Method)
 	}
 	for i, score := range scores {
 		dst[i] = score - o.Alpha*bias[i]
@@ -127,7 +127,7 @@ func (s *smoother) average(dst []float64) {
 // different lengths, a number that is not finite.
 func Calibrated(margins, calibrated []float64) ([]Estimate, error) {
 	if len(margins) == 0 {
-		return nil, argument.Errorf("margins", -1, "are empty, must be at least one number")
+		return nil, argument.Errorf("margins", -1, "must have at least one number, got none")
 	}
 	if err := checkPaired("margins", margins, "calibrated", calibrated); err != nil {
 		return nil, err

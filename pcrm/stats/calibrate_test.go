@@ -113,16 +113,16 @@ func TestCalibrateErrors(t *testing.T) {
 	_, lengths := Calibrated(two, one)
 	_, bad := Calibrated(two, []float64{1, inf})
 	for message, err := range map[string]error{
-		"dst has 0 elements, scores has 1":                      Calibrate(nil, one, one, lowess),
-		"feature has 1 elements, scores has 2":                  Calibrate(two, two, one, lowess),
-		"scores[0] is NaN, must be finite":                      Calibrate(one, []float64{nan}, one, lowess),
-		"feature[0] is +Inf, must be finite":                    Calibrate(one, one, []float64{inf}, lowess),
-		"alpha is NaN, must be finite":                          Calibrate(one, one, one, CalibrateOptions{Method: MethodPenalty, Alpha: nan}),
-		`method is "loess", must be lowess, uniform or penalty`: Calibrate(one, one, one, CalibrateOptions{Method: "loess"}),
-		"frac is 1.5, must be in [0, 1]":                        Calibrate(one, one, one, CalibrateOptions{Method: MethodUniform, Lowess: LowessOptions{Frac: 1.5}}),
-		"margins are empty, must be at least one number":        empty,
-		"calibrated has 1 elements, margins has 2":              lengths,
-		"calibrated[1] is +Inf, must be finite":                 bad,
+		"dst must have 1 elements, like scores, got 0":           Calibrate(nil, one, one, lowess),
+		"feature must have 2 elements, like scores, got 1":       Calibrate(two, two, one, lowess),
+		"scores[0] must be finite, got NaN":                      Calibrate(one, []float64{nan}, one, lowess),
+		"feature[0] must be finite, got +Inf":                    Calibrate(one, one, []float64{inf}, lowess),
+		"alpha must be finite, got NaN":                          Calibrate(one, one, one, CalibrateOptions{Method: MethodPenalty, Alpha: nan}),
+		`method must be lowess, uniform or penalty, got "loess"`: Calibrate(one, one, one, CalibrateOptions{Method: "loess"}),
+		"frac must be in [0, 1], got 1.5":                        Calibrate(one, one, one, CalibrateOptions{Method: MethodUniform, Lowess: LowessOptions{Frac: 1.5}}),
+		"margins must have at least one number, got none":        empty,
+		"calibrated must have 2 elements, like margins, got 1":   lengths,
+		"calibrated[1] must be finite, got +Inf":                 bad,
 	} {
 		assert.EqualError(t, err, message)
 	}

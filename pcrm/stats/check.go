@@ -10,7 +10,7 @@ import (
 func checkFinite(name string, x []float64) error {
 	for i, v := range x {
 		if v-v != 0 {
-			return argument.Errorf(name, i, "is %v, must be finite", v)
+			return argument.Errorf(name, i, "must be finite, got %v", v)
 		}
 	}
 	return nil
@@ -19,10 +19,10 @@ func checkFinite(name string, x []float64) error {
 // checkPaired is checkFinite for two slices of one length.
 func checkPaired(xName string, x []float64, yName string, y []float64) error {
 	if len(x) != len(y) {
-		return argument.Errorf(yName, -1, "has %d elements, %s has %d", len(y), xName, len(x))
+		return argument.Errorf(yName, -1, "must have %d elements, like %s, got %d", len(x), xName, len(y))
 	}
 	if len(x) > math.MaxInt32 { // ranks are counted in 32 bits
-		return argument.Errorf(xName, -1, "has %d elements, must be at most %d", len(x), math.MaxInt32)
+		return argument.Errorf(xName, -1, "must have at most %d elements, got %d", math.MaxInt32, len(x))
 	}
 	if err := checkFinite(xName, x); err != nil {
 		return err

@@ -17,15 +17,15 @@ import (
 // [0, 1], an element of x that is not finite, no elements.
 func Quantiles(dst, x, p []float64) error {
 	if len(dst) != len(p) {
-		return argument.Errorf("dst", -1, "has %d elements, p has %d", len(dst), len(p))
+		return argument.Errorf("dst", -1, "must have %d elements, like p, got %d", len(p), len(dst))
 	}
 	for i, q := range p {
 		if !(q >= 0 && q <= 1) {
-			return argument.Errorf("p", i, "is %v, must be in [0, 1]", q)
+			return argument.Errorf("p", i, "must be in [0, 1], got %v", q)
 		}
 	}
 	if len(x) == 0 {
-		return argument.Errorf("x", -1, "is empty, must be at least one number")
+		return argument.Errorf("x", -1, "must have at least one number, got none")
 	}
 	if err := checkFinite("x", x); err != nil {
 		return err
@@ -58,10 +58,10 @@ func meanSD(x []float64) (mean, sd float64) {
 // with low < high; an element of x that is not finite.
 func Histogram(dst []int64, x []float64, low, high float64) error {
 	if len(dst) == 0 {
-		return argument.Errorf("dst", -1, "is empty, must be at least one bin")
+		return argument.Errorf("dst", -1, "must have at least one bin, got none")
 	}
 	if !(low < high) || math.IsInf(high-low, 0) {
-		return argument.Errorf("low", -1, "is %v, must be finite and less than high, which is %v", low, high)
+		return argument.Errorf("low", -1, "must be finite and less than high, which is %v, got %v", high, low)
 	}
 	if err := checkFinite("x", x); err != nil {
 		return err

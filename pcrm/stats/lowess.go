@@ -43,7 +43,7 @@ type LowessOptions struct {
 // is not finite, options out of their range.
 func Lowess(dst, x, y []float64, o LowessOptions) error {
 	if len(dst) != len(x) {
-		return argument.Errorf("dst", -1, "has %d elements, x has %d", len(dst), len(x))
+		return argument.Errorf("dst", -1, "must have %d elements, like x, got %d", len(x), len(dst))
 	}
 	if err := checkPaired("x", x, "y", y); err != nil {
 		return err
@@ -61,11 +61,11 @@ func Lowess(dst, x, y []float64, o LowessOptions) error {
 func (o LowessOptions) check() error {
 	switch {
 	case !(o.Frac >= 0 && o.Frac <= 1):
-		return argument.Errorf("frac", -1, "is %v, must be in [0, 1]", o.Frac)
+		return argument.Errorf("frac", -1, "must be in [0, 1], got %v", o.Frac)
 	case o.Iterations < 0:
-		return argument.Errorf("iterations", -1, "is %d, must be at least 0", o.Iterations)
+		return argument.Errorf("iterations", -1, "must be at least 0, got %d", o.Iterations)
 	case !(o.Delta >= 0):
-		return argument.Errorf("delta", -1, "is %v, must be at least 0", o.Delta)
+		return argument.Errorf("delta", -1, "must be at least 0, got %v", o.Delta)
 	}
 	return nil
 }

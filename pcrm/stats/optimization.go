@@ -66,11 +66,11 @@ func BestOfN(scores, gold []float64, offsets, counts []int64) ([]Point, error) {
 		return nil, err
 	}
 	if len(counts) == 0 {
-		return nil, argument.Errorf("counts", -1, "are empty, must be at least one number")
+		return nil, argument.Errorf("counts", -1, "must have at least one number, got none")
 	}
 	for i, n := range counts {
 		if n < 1 || n > int64(p.largest) {
-			return nil, argument.Errorf("counts", i, "is %d, must be at least 1 and at most %d, the responses of the largest pool", n, p.largest)
+			return nil, argument.Errorf("counts", i, "must be from 1 to %d, the size of the largest pool, got %d", p.largest, n)
 		}
 	}
 	// The order of the scores is the same for all counts.
@@ -135,11 +135,11 @@ func SoftmaxPolicy(scores, gold []float64, offsets []int64, coefficients []float
 		return nil, err
 	}
 	if len(coefficients) == 0 {
-		return nil, argument.Errorf("coefficients", -1, "are empty, must be at least one number")
+		return nil, argument.Errorf("coefficients", -1, "must have at least one number, got none")
 	}
 	for i, b := range coefficients {
 		if !(b >= 0) {
-			return nil, argument.Errorf("coefficients", i, "is %v, must be at least 0", b)
+			return nil, argument.Errorf("coefficients", i, "must be at least 0, got %v", b)
 		}
 	}
 	return p.points(len(coefficients), func(k, i int, weights []float64) float64 {
@@ -225,7 +225,7 @@ type pools struct {
 
 func newPools(scores, gold []float64, offsets []int64) (*pools, error) {
 	if len(scores) != len(gold) {
-		return nil, argument.Errorf("gold", -1, "has %d elements, scores has %d", len(gold), len(scores))
+		return nil, argument.Errorf("gold", -1, "must have %d elements, like scores, got %d", len(scores), len(gold))
 	}
 	if err := checkOffsets(offsets, len(scores)); err != nil {
 		return nil, err
@@ -233,7 +233,7 @@ func newPools(scores, gold []float64, offsets []int64) (*pools, error) {
 	p := &pools{allScores: scores, allGold: gold, offsets: offsets}
 	for i := range p.len() {
 		if p.size(i) == 0 {
-			return nil, argument.Errorf("scores", i, "is empty, must be at least one number")
+			return nil, argument.Errorf("scores", i, "must have at least one number, got none")
 		}
 		p.largest = max(p.largest, p.size(i))
 		if err := checkFinite(fmt.Sprintf("scores[%d]", i), p.scores(i)); err != nil {

@@ -246,29 +246,29 @@ func TestOptimizationErrors(t *testing.T) {
 	one, offsets := []float64{1, 2, 3}, []int64{0, 1, 3}
 	bad := []float64{1, 2, nan}
 	for message, f := range map[string]func() ([]Point, error){
-		"gold has 2 elements, scores has 3": func() ([]Point, error) { return BestOfN(one, one[:2], offsets, []int64{1}) },
-		"offsets must go from 0 to 3 in order, with one unit at least": func() ([]Point, error) {
+		"gold must have 3 elements, like scores, got 2": func() ([]Point, error) { return BestOfN(one, one[:2], offsets, []int64{1}) },
+		"offsets must run from 0 to 3 in order, with at least one unit": func() ([]Point, error) {
 			return BestOfN(one, one, []int64{0, 2}, []int64{1})
 		},
-		"scores[1] is empty, must be at least one number": func() ([]Point, error) {
+		"scores[1] must have at least one number, got none": func() ([]Point, error) {
 			return SoftmaxPolicy(one, one, []int64{0, 1, 1, 3}, []float64{1})
 		},
-		"scores[1][1] is NaN, must be finite": func() ([]Point, error) { return BestOfN(bad, one, offsets, []int64{1}) },
-		"gold[1][0] is -Inf, must be finite": func() ([]Point, error) {
+		"scores[1][1] must be finite, got NaN": func() ([]Point, error) { return BestOfN(bad, one, offsets, []int64{1}) },
+		"gold[1][0] must be finite, got -Inf": func() ([]Point, error) {
 			return SoftmaxPolicy(one, []float64{1, -inf, 2}, offsets, []float64{1})
 		},
-		"counts are empty, must be at least one number": func() ([]Point, error) { return BestOfN(one, one, offsets, nil) },
-		"counts[1] is 3, must be at least 1 and at most 2, the responses of the largest pool": func() ([]Point, error) {
+		"counts must have at least one number, got none": func() ([]Point, error) { return BestOfN(one, one, offsets, nil) },
+		"counts[1] must be from 1 to 2, the size of the largest pool, got 3": func() ([]Point, error) {
 			return BestOfN(one, one, offsets, []int64{1, 3})
 		},
-		"counts[0] is 0, must be at least 1 and at most 2, the responses of the largest pool": func() ([]Point, error) {
+		"counts[0] must be from 1 to 2, the size of the largest pool, got 0": func() ([]Point, error) {
 			return BestOfN(one, one, offsets, []int64{0})
 		},
-		"coefficients are empty, must be at least one number": func() ([]Point, error) { return SoftmaxPolicy(one, one, offsets, nil) },
-		"coefficients[1] is -1, must be at least 0": func() ([]Point, error) {
+		"coefficients must have at least one number, got none": func() ([]Point, error) { return SoftmaxPolicy(one, one, offsets, nil) },
+		"coefficients[1] must be at least 0, got -1": func() ([]Point, error) {
 			return SoftmaxPolicy(one, one, offsets, []float64{0, -1})
 		},
-		"coefficients[0] is NaN, must be at least 0": func() ([]Point, error) {
+		"coefficients[0] must be at least 0, got NaN": func() ([]Point, error) {
 			return SoftmaxPolicy(one, one, offsets, []float64{nan})
 		},
 	} {
@@ -276,7 +276,7 @@ func TestOptimizationErrors(t *testing.T) {
 		assert.EqualError(t, err, message)
 	}
 	_, err := Reference(bad, one, offsets)
-	assert.EqualError(t, err, "scores[1][1] is NaN, must be finite")
+	assert.EqualError(t, err, "scores[1][1] must be finite, got NaN")
 }
 
 func BenchmarkBestOfN(b *testing.B) {

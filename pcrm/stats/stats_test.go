@@ -101,10 +101,10 @@ func TestQuantiles(t *testing.T) {
 	assert.Equal(t, []float64{4, 1, 3, 2}, x)
 	require.NoError(t, Quantiles(dst[:1], []float64{7}, []float64{0.3}))
 	assert.Equal(t, 7.0, dst[0])
-	assert.EqualError(t, Quantiles(dst, x, []float64{0}), "dst has 5 elements, p has 1")
-	assert.EqualError(t, Quantiles(dst[:1], x, []float64{1.5}), "p[0] is 1.5, must be in [0, 1]")
-	assert.EqualError(t, Quantiles(dst[:1], nil, []float64{1}), "x is empty, must be at least one number")
-	assert.EqualError(t, Quantiles(dst[:1], []float64{0, nan}, []float64{1}), "x[1] is NaN, must be finite")
+	assert.EqualError(t, Quantiles(dst, x, []float64{0}), "dst must have 1 elements, like p, got 5")
+	assert.EqualError(t, Quantiles(dst[:1], x, []float64{1.5}), "p[0] must be in [0, 1], got 1.5")
+	assert.EqualError(t, Quantiles(dst[:1], nil, []float64{1}), "x must have at least one number, got none")
+	assert.EqualError(t, Quantiles(dst[:1], []float64{0, nan}, []float64{1}), "x[1] must be finite, got NaN")
 }
 
 func TestHistogram(t *testing.T) {
@@ -124,10 +124,10 @@ func TestHistogram(t *testing.T) {
 			assert.Equal(t, []int64{1, 1}, counts[i-1:i+1], "edge %d of %v", i, c)
 		}
 	}
-	assert.EqualError(t, Histogram(nil, nil, 0, 1), "dst is empty, must be at least one bin")
-	assert.EqualError(t, Histogram(counts, nil, 1, 1), "low is 1, must be finite and less than high, which is 1")
-	assert.EqualError(t, Histogram(counts, nil, 0, inf), "low is 0, must be finite and less than high, which is +Inf")
-	assert.EqualError(t, Histogram(counts, []float64{inf}, 0, 1), "x[0] is +Inf, must be finite")
+	assert.EqualError(t, Histogram(nil, nil, 0, 1), "dst must have at least one bin, got none")
+	assert.EqualError(t, Histogram(counts, nil, 1, 1), "low must be finite and less than high, which is 1, got 1")
+	assert.EqualError(t, Histogram(counts, nil, 0, inf), "low must be finite and less than high, which is +Inf, got 0")
+	assert.EqualError(t, Histogram(counts, []float64{inf}, 0, 1), "x[0] must be finite, got +Inf")
 }
 
 func TestRankCorrelations(t *testing.T) {
@@ -154,9 +154,9 @@ func TestRankCorrelations(t *testing.T) {
 	}
 	for _, f := range []func(x, y []float64) (float64, error){Spearman, KendallTauB} {
 		_, err := f([]float64{1}, nil)
-		assert.EqualError(t, err, "y has 0 elements, x has 1")
+		assert.EqualError(t, err, "y must have 1 elements, like x, got 0")
 		_, err = f([]float64{1, 2}, []float64{0, inf})
-		assert.EqualError(t, err, "y[1] is +Inf, must be finite")
+		assert.EqualError(t, err, "y[1] must be finite, got +Inf")
 	}
 }
 
@@ -312,12 +312,12 @@ func TestLowessDegenerate(t *testing.T) {
 func TestLowessErrors(t *testing.T) {
 	one := []float64{1}
 	for message, err := range map[string]error{
-		"dst has 0 elements, x has 1":          Lowess(nil, one, one, LowessOptions{}),
-		"y has 0 elements, x has 1":            Lowess(one, one, nil, LowessOptions{}),
-		"x[0] is NaN, must be finite":          Lowess(one, []float64{nan}, one, LowessOptions{}),
-		"frac is 1.5, must be in [0, 1]":       Lowess(one, one, one, LowessOptions{Frac: 1.5}),
-		"iterations is -1, must be at least 0": Lowess(one, one, one, LowessOptions{Iterations: -1}),
-		"delta is -1, must be at least 0":      Lowess(one, one, one, LowessOptions{Delta: -1}),
+		"dst must have 1 elements, like x, got 0": Lowess(nil, one, one, LowessOptions{}),
+		"y must have 1 elements, like x, got 0":   Lowess(one, one, nil, LowessOptions{}),
+		"x[0] must be finite, got NaN":            Lowess(one, []float64{nan}, one, LowessOptions{}),
+		"frac must be in [0, 1], got 1.5":         Lowess(one, one, one, LowessOptions{Frac: 1.5}),
+		"iterations must be at least 0, got -1":   Lowess(one, one, one, LowessOptions{Iterations: -1}),
+		"delta must be at least 0, got -1":        Lowess(one, one, one, LowessOptions{Delta: -1}),
 	} {
 		assert.EqualError(t, err, message)
 	}
@@ -369,11 +369,11 @@ func TestPairs(t *testing.T) {
 	assert.NotContains(t, e, "violation_rate")
 
 	for message, f := range map[string]func() ([]Estimate, error){
-		"margins are empty, must be at least one number": func() ([]Estimate, error) { return Pairs(nil, nil, nil) },
-		"margins[1] is NaN, must be finite":              func() ([]Estimate, error) { return Pairs([]float64{0, nan}, nil, nil) },
-		"difference has 1 elements, margins has 2":       func() ([]Estimate, error) { return Pairs([]float64{0, 1}, []float64{1}, nil) },
-		"delta has 1 elements, margins has 2":            func() ([]Estimate, error) { return Pairs([]float64{0, 1}, nil, []float64{1}) },
-		"delta[1] is 0, must be greater than 0":          func() ([]Estimate, error) { return Pairs([]float64{0, 1}, nil, []float64{1, 0}) },
+		"margins must have at least one number, got none":      func() ([]Estimate, error) { return Pairs(nil, nil, nil) },
+		"margins[1] must be finite, got NaN":                   func() ([]Estimate, error) { return Pairs([]float64{0, nan}, nil, nil) },
+		"difference must have 2 elements, like margins, got 1": func() ([]Estimate, error) { return Pairs([]float64{0, 1}, []float64{1}, nil) },
+		"delta must have 2 elements, like margins, got 1":      func() ([]Estimate, error) { return Pairs([]float64{0, 1}, nil, []float64{1}) },
+		"delta[1] must be greater than 0, got 0":               func() ([]Estimate, error) { return Pairs([]float64{0, 1}, nil, []float64{1, 0}) },
 	} {
 		_, err := f()
 		assert.EqualError(t, err, message)
@@ -454,14 +454,14 @@ func TestRankings(t *testing.T) {
 	assert.InDelta(t, pooled, e["pooled_kendall_tau_b_rating"].Value, 1e-15)
 
 	for message, offsets := range map[string][]int64{
-		"offsets must go from 0 to 6 in order, with one unit at least": {0, 4, 3, 6},
-		"dst has 3 elements, there are 1 prompts":                      {0, 6},
+		"offsets must run from 0 to 6 in order, with at least one unit": {0, 4, 3, 6},
+		"dst must have 1 elements, one per prompt, got 3":               {0, 6},
 	} {
 		_, err := Rankings(spearman, kendall, scores, ratings, offsets)
 		assert.EqualError(t, err, message)
 	}
 	_, err := Lengths(scores, ratings[1:], []int64{0, 6})
-	assert.EqualError(t, err, "lengths has 5 elements, scores has 6")
+	assert.EqualError(t, err, "lengths must have 6 elements, like scores, got 5")
 }
 
 // A mean's interval is as wide as the normal one, with all units and with some; the

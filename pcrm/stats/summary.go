@@ -47,7 +47,7 @@ var MarginQuantiles = []float64{0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99}
 // number that is not finite (delta may be +Inf).
 func Pairs(margins, difference, delta []float64) ([]Estimate, error) {
 	if len(margins) == 0 {
-		return nil, argument.Errorf("margins", -1, "are empty, must be at least one number")
+		return nil, argument.Errorf("margins", -1, "must have at least one number, got none")
 	}
 	if difference == nil {
 		if err := checkPaired("margins", margins, "margins", margins); err != nil {
@@ -57,7 +57,7 @@ func Pairs(margins, difference, delta []float64) ([]Estimate, error) {
 		return nil, err
 	}
 	if delta != nil && len(delta) != len(margins) {
-		return nil, argument.Errorf("delta", -1, "has %d elements, margins has %d", len(delta), len(margins))
+		return nil, argument.Errorf("delta", -1, "must have %d elements, like margins, got %d", len(margins), len(delta))
 	}
 	for i, d := range delta {
 		if err := argument.Positive("delta", i, d); err != nil {
@@ -260,7 +260,7 @@ func Rankings(spearman, kendall, scores, ratings []float64, offsets []int64) ([]
 	prompts := len(offsets) - 1
 	for _, dst := range [][]float64{spearman, kendall} {
 		if len(dst) != prompts {
-			return nil, argument.Errorf("dst", -1, "has %d elements, there are %d prompts", len(dst), prompts)
+			return nil, argument.Errorf("dst", -1, "must have %d elements, one per prompt, got %d", prompts, len(dst))
 		}
 	}
 	x, y := codes(scores), codes(ratings)
@@ -321,7 +321,7 @@ func onSample(count, n, points int, newStatistic func() statistic) (values, low,
 
 func checkOffsets(offsets []int64, n int) error {
 	if len(offsets) < 2 || offsets[0] != 0 || offsets[len(offsets)-1] != int64(n) || !slices.IsSorted(offsets) {
-		return argument.Errorf("offsets", -1, "must go from 0 to %d in order, with one unit at least", n)
+		return argument.Errorf("offsets", -1, "must run from 0 to %d in order, with at least one unit", n)
 	}
 	return nil
 }

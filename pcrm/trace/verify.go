@@ -107,7 +107,7 @@ func Verify(dir string) (Report, error) {
 		}
 	}
 	if report.Files == 0 {
-		return report, argument.Errorf("trace", -1, "folder %q has no file rank00000-run0123456789ab-step00000000.safetensors or the like", dir)
+		return report, argument.Errorf("trace", -1, "folder %q must contain files such as rank00000-run0123456789ab-step00000000.safetensors, got none", dir)
 	}
 	ranks := map[int64]bool{}
 	for r := range runs {
@@ -207,7 +207,7 @@ func number[T any](r *record, key string, dst *T, parse func(string) (T, error))
 	s, err := r.text(key)
 	if err == nil {
 		if *dst, err = parse(s); err != nil {
-			return fmt.Errorf("metadata %s is %q, must be a number", key, s)
+			return fmt.Errorf("metadata %s must be a number, got %q", key, s)
 		}
 	}
 	return err
@@ -231,11 +231,11 @@ func (r *record) settings() (err error) {
 	case r.Metadata["pcrm_trace"] != "2":
 		return fmt.Errorf("metadata pcrm_trace must be \"2\", got %q: record the trace with this version of pcrm", r.Metadata["pcrm_trace"])
 	case formScores[r.form] == nil:
-		return fmt.Errorf("metadata form is %q, must be pair, token or dpo", r.form)
+		return fmt.Errorf("metadata form must be pair, token or dpo, got %q", r.form)
 	case stored[r.dtype] == "":
-		return fmt.Errorf("metadata dtype is %q, must be float64, float32, bfloat16 or float16", r.dtype)
+		return fmt.Errorf("metadata dtype must be float64, float32, bfloat16 or float16, got %q", r.dtype)
 	case !known:
-		return fmt.Errorf("metadata reduction is %q, must be mean, sum or none", r.Metadata["reduction"])
+		return fmt.Errorf("metadata reduction must be mean, sum or none, got %q", r.Metadata["reduction"])
 	}
 	r.options.Reduction = reduction
 	r.compute = computing[r.dtype]
@@ -261,16 +261,16 @@ func (r *record) settings() (err error) {
 	case err != nil:
 		return err
 	case r.form == "dpo" && (!(r.beta > 0) || math.IsInf(r.beta, 1)):
-		return fmt.Errorf("metadata beta is %v, must be greater than 0 and finite", r.beta)
+		return fmt.Errorf("metadata beta must be greater than 0 and finite, got %v", r.beta)
 	case r.form == "dpo" && r.options.CenterRewardsCoefficient != 0:
-		return fmt.Errorf("metadata center_rewards_coefficient is %v, must be 0 for dpo", r.options.CenterRewardsCoefficient)
+		return fmt.Errorf("metadata center_rewards_coefficient must be 0 for dpo, got %v", r.options.CenterRewardsCoefficient)
 	}
 	name, err := r.text("run")
 	if err != nil {
 		return err
 	}
 	if want := fmt.Sprintf("rank%05d-run%s-step%08d.safetensors", rank, name, step); r.name != want {
-		return fmt.Errorf("metadata rank %d, run %s and step %d are of a file %s: was the file renamed or replaced?", rank, name, step, want)
+		return fmt.Errorf("metadata rank %d, run %s and step %d belong to a file named %s: was the file renamed or replaced?", rank, name, step, want)
 	}
 	r.run = run{rank, name}
 	return nil
@@ -284,9 +284,9 @@ func (r *record) take(name string, shape []int, dtypes ...string) (safetensors.T
 	case !ok:
 		return t, fmt.Errorf("tensor %s is missing", name)
 	case !slices.Contains(dtypes, t.Dtype):
-		return t, fmt.Errorf("tensor %s is %s, must be %s", name, t.Dtype, strings.Join(dtypes, " or "))
+		return t, fmt.Errorf("tensor %s must be %s, got %s", name, strings.Join(dtypes, " or "), t.Dtype)
 	case shape != nil && !slices.Equal(t.Shape, shape):
-		return t, fmt.Errorf("tensor %s has shape %v, must have %v", name, t.Shape, shape)
+		return t, fmt.Errorf("tensor %s must have shape %v, got %v", name, shape, t.Shape)
 	}
 	return t, nil
 }
@@ -299,7 +299,7 @@ func (r *record) tensors() error {
 	}
 	first, ok := r.Tensors[names[0]]
 	if ok && (len(first.Shape) != dimensions || first.Len() == 0) {
-		return fmt.Errorf("tensor %s has shape %v, must have %d dimensions and at least one score", names[0], first.Shape, dimensions)
+		return fmt.Errorf("tensor %s must have %d dimensions and at least one score, got shape %v", names[0], dimensions, first.Shape)
 	}
 	r.shape = first.Shape
 	r.scores = make([][]float64, len(names))
@@ -387,10 +387,10 @@ func (r *record) constraint() (*pcrm.Constraint, error) {
 	decoder.DisallowUnknownFields()
 	err := decoder.Decode(&c)
 	if err == nil && decoder.More() {
-		err = errors.New("something follows the object")
+		err = errors.New("text follows the object")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("metadata constraint is %q: %w", text, err)
+		return nil, fmt.Errorf("metadata constraint must be a JSON object, got %q: %w", text, err)
 	}
 	k := &pcrm.Constraint{Beta1: float64(c.Beta1), Beta2: float64(c.Beta2), Beta3: float64(c.Beta3), Floor: float64(c.Floor),
 		Cap: float64(c.Cap), Low: float64(c.Low), High: float64(c.High), Seed: c.Seed}
@@ -420,7 +420,7 @@ func (r *record) checkDelta() error {
 		prior = float64s(t)
 		unit = max(unit, tolerances[t.Dtype].unit)
 	} else if c != nil && (c.IsRandom() || c.Beta1 != 0) {
-		return errors.New("tensor prior is missing, which the constraint needs")
+		return errors.New("tensor prior is missing, but the constraint needs it")
 	}
 	if len(r.Tensors) > 0 {
 		return fmt.Errorf("tensor %q is unknown", slices.Min(slices.Collect(maps.Keys(r.Tensors))))
@@ -430,7 +430,7 @@ func (r *record) checkDelta() error {
 	}
 	for i, s := range prior {
 		if !(s >= 0 && s <= 1) {
-			return argument.Errorf("prior", i, "is %v, must be in [0, 1]", s)
+			return argument.Errorf("prior", i, "must be in [0, 1], got %v", s)
 		}
 		want := c.Delta(s)
 		scale := math.Abs(c.Low) + math.Abs(c.High)

@@ -326,40 +326,40 @@ func TestVerifyBadFiles(t *testing.T) {
 		{"pair", `metadata pcrm_trace must be "2", got "1"`, func(f traced) { f.metadata["pcrm_trace"] = "1" }},
 		{"pair", `metadata run is missing`, func(f traced) { delete(f.metadata, "run") }},
 		{"pair", `metadata form is missing`, func(f traced) { delete(f.metadata, "form") }},
-		{"pair", `metadata form is "triple", must be pair, token or dpo`, func(f traced) { f.metadata["form"] = "triple" }},
+		{"pair", `metadata form must be pair, token or dpo, got "triple"`, func(f traced) { f.metadata["form"] = "triple" }},
 		{"pair", `metadata backend is missing`, func(f traced) { delete(f.metadata, "backend") }},
-		{"pair", `metadata dtype is "int8", must be float64`, func(f traced) { f.metadata["dtype"] = "int8" }},
-		{"pair", `metadata reduction is "", must be mean, sum or none`, func(f traced) { delete(f.metadata, "reduction") }},
+		{"pair", `metadata dtype must be float64, float32, bfloat16 or float16, got "int8"`, func(f traced) { f.metadata["dtype"] = "int8" }},
+		{"pair", `metadata reduction must be mean, sum or none, got ""`, func(f traced) { delete(f.metadata, "reduction") }},
 		{"pair", `metadata label_smoothing is missing`, func(f traced) { delete(f.metadata, "label_smoothing") }},
-		{"pair", `metadata label_smoothing is "much", must be a number`, func(f traced) { f.metadata["label_smoothing"] = "much" }},
-		{"pair", `label_smoothing is 0.5, must be in [0, 0.5)`, func(f traced) { f.metadata["label_smoothing"] = "0.5" }},
+		{"pair", `metadata label_smoothing must be a number, got "much"`, func(f traced) { f.metadata["label_smoothing"] = "much" }},
+		{"pair", `label_smoothing must be in [0, 0.5), got 0.5`, func(f traced) { f.metadata["label_smoothing"] = "0.5" }},
 		{"token", `metadata center_rewards_coefficient is missing`, func(f traced) { delete(f.metadata, "center_rewards_coefficient") }},
-		{"dpo", `metadata center_rewards_coefficient is 0.1, must be 0 for dpo`, func(f traced) { f.metadata["center_rewards_coefficient"] = "0.1" }},
+		{"dpo", `metadata center_rewards_coefficient must be 0 for dpo, got 0.1`, func(f traced) { f.metadata["center_rewards_coefficient"] = "0.1" }},
 		{"dpo", `metadata beta is missing`, func(f traced) { delete(f.metadata, "beta") }},
-		{"dpo", `metadata beta is 0, must be greater than 0 and finite`, func(f traced) { f.metadata["beta"] = "0" }},
-		{"token", `metadata pad_token_id is "1.5", must be a number`, func(f traced) { f.metadata["pad_token_id"] = "1.5" }},
+		{"dpo", `metadata beta must be greater than 0 and finite, got 0`, func(f traced) { f.metadata["beta"] = "0" }},
+		{"token", `metadata pad_token_id must be a number, got "1.5"`, func(f traced) { f.metadata["pad_token_id"] = "1.5" }},
 		{"pair", `tensor delta is missing`, func(f traced) { delete(f.tensors, "delta") }},
 		{"pair", `tensor chosen_rewards is missing`, func(f traced) { delete(f.tensors, "chosen_rewards") }},
 		{"pair", `tensor loss is missing`, func(f traced) { delete(f.tensors, "loss") }},
 		{"pair", `tensor grad_rejected is missing`, func(f traced) { delete(f.tensors, "grad_rejected") }},
 		{"token", `tensor rejected_ids is missing`, func(f traced) { delete(f.tensors, "rejected_ids") }},
 		{"dpo", `tensor rejected_rewards is missing`, func(f traced) { delete(f.tensors, "rejected_rewards") }},
-		{"pair", `tensor prior is missing, which the constraint needs`, func(f traced) { delete(f.tensors, "prior") }},
+		{"pair", `tensor prior is missing, but the constraint needs it`, func(f traced) { delete(f.tensors, "prior") }},
 		{"pair", `tensor "pior" is unknown`, func(f traced) { f.tensors["pior"] = f.tensors["delta"] }},
-		{"pair", `tensor chosen_rewards is F64, must be F32`, func(f traced) { f.tensors["chosen_rewards"].dtype = "F64" }},
-		{"pair", `tensor prior is F16, must be F32 or F64`, func(f traced) { f.tensors["prior"].dtype = "F16" }},
-		{"pair", `tensor chosen_rewards has shape [3 3], must have 1 dimensions and at least one score`, func(f traced) { f.tensors["chosen_rewards"].shape = []int{3, 3} }},
-		{"pair", `tensor chosen_rewards has shape [0], must have 1 dimensions`, func(f traced) { f.tensors["chosen_rewards"] = &tracedTensor{"F32", []int{0}, nil} }},
-		{"pair", `tensor delta has shape [9 1], must have [9]`, func(f traced) { f.tensors["delta"].shape = []int{9, 1} }},
-		{"pair", `tensor loss has shape [1], must have []`, func(f traced) { f.tensors["loss"].shape = []int{1} }},
-		{"pair", `delta[2] is -1, must be greater than 0`, func(f traced) { f.tensors["delta"].values[2] = -1 }},
-		{"pair", `prior[1] is NaN, must be in [0, 1]`, func(f traced) { f.tensors["prior"].values[1] = math.NaN() }},
-		{"pair", `metadata constraint is "{\"gamma\":1}": json: unknown field "gamma"`, func(f traced) { f.metadata["constraint"] = `{"gamma":1}` }},
-		{"pair", `metadata constraint is "{\"beta1\":\"1\"}"`, func(f traced) { f.metadata["constraint"] = `{"beta1":"1"}` }},
-		{"pair", `metadata constraint is "{}{}": something follows the object`, func(f traced) { f.metadata["constraint"] = `{}{}` }},
-		{"pair", `metadata constraint: beta1 is +Inf, must be finite`, func(f traced) { f.metadata["constraint"] = `{"beta1":"inf"}` }},
-		{"pair", `metadata rank 0, run 0123456789ab and step 8 are of a file rank00000-run0123456789ab-step00000008.safetensors`, func(f traced) { f.metadata["step"] = "8" }},
-		{"pair", `metadata rank 0, run ba9876543210 and step 7 are of a file rank00000-runba9876543210-step00000007.safetensors`, func(f traced) { f.metadata["run"] = "ba9876543210" }},
+		{"pair", `tensor chosen_rewards must be F32, got F64`, func(f traced) { f.tensors["chosen_rewards"].dtype = "F64" }},
+		{"pair", `tensor prior must be F32 or F64, got F16`, func(f traced) { f.tensors["prior"].dtype = "F16" }},
+		{"pair", `tensor chosen_rewards must have 1 dimensions and at least one score, got shape [3 3]`, func(f traced) { f.tensors["chosen_rewards"].shape = []int{3, 3} }},
+		{"pair", `tensor chosen_rewards must have 1 dimensions and at least one score, got shape [0]`, func(f traced) { f.tensors["chosen_rewards"] = &tracedTensor{"F32", []int{0}, nil} }},
+		{"pair", `tensor delta must have shape [9], got [9 1]`, func(f traced) { f.tensors["delta"].shape = []int{9, 1} }},
+		{"pair", `tensor loss must have shape [], got [1]`, func(f traced) { f.tensors["loss"].shape = []int{1} }},
+		{"pair", `delta[2] must be greater than 0, got -1`, func(f traced) { f.tensors["delta"].values[2] = -1 }},
+		{"pair", `prior[1] must be in [0, 1], got NaN`, func(f traced) { f.tensors["prior"].values[1] = math.NaN() }},
+		{"pair", `metadata constraint must be a JSON object, got "{\"gamma\":1}": json: unknown field "gamma"`, func(f traced) { f.metadata["constraint"] = `{"gamma":1}` }},
+		{"pair", `metadata constraint must be a JSON object, got "{\"beta1\":\"1\"}"`, func(f traced) { f.metadata["constraint"] = `{"beta1":"1"}` }},
+		{"pair", `metadata constraint must be a JSON object, got "{}{}": text follows the object`, func(f traced) { f.metadata["constraint"] = `{}{}` }},
+		{"pair", `metadata constraint: beta1 must be finite, got +Inf`, func(f traced) { f.metadata["constraint"] = `{"beta1":"inf"}` }},
+		{"pair", `metadata rank 0, run 0123456789ab and step 8 belong to a file named rank00000-run0123456789ab-step00000008.safetensors`, func(f traced) { f.metadata["step"] = "8" }},
+		{"pair", `metadata rank 0, run ba9876543210 and step 7 belong to a file named rank00000-runba9876543210-step00000007.safetensors`, func(f traced) { f.metadata["run"] = "ba9876543210" }},
 	} {
 		f := traceFor(c.form, "float32", "mean", 0, 0, true, 7)
 		name := f.name()
@@ -401,7 +401,7 @@ func TestVerifyTellsRunsApart(t *testing.T) {
 	report, err = trace.Verify(dir)
 	require.NoError(t, err)
 	require.Len(t, report.Failures, 1)
-	assert.Contains(t, report.Failures[0], first.name()+": metadata rank 0, run ba9876543210 and step 7 are of a file "+second.name())
+	assert.Contains(t, report.Failures[0], first.name()+": metadata rank 0, run ba9876543210 and step 7 belong to a file named "+second.name())
 }
 
 func TestVerifyTruncated(t *testing.T) {
@@ -446,7 +446,7 @@ func TestVerifyFolders(t *testing.T) {
 	assert.ErrorAs(t, err, &missing)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "notes.txt"), nil, 0o600))
 	report, err := trace.Verify(dir)
-	assert.EqualError(t, err, fmt.Sprintf("trace folder %q has no file rank00000-run0123456789ab-step00000000.safetensors or the like", dir))
+	assert.EqualError(t, err, fmt.Sprintf("trace folder %q must contain files such as rank00000-run0123456789ab-step00000000.safetensors, got none", dir))
 	var argument *pcrm.ArgumentError
 	assert.ErrorAs(t, err, &argument)
 	assert.False(t, report.OK())
@@ -456,7 +456,7 @@ func TestVerifyFolders(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.safetensors"), f.bytes(), 0o600))
 	report, err = trace.Verify(dir)
 	require.NoError(t, err)
-	assert.Equal(t, []string{"model.safetensors: metadata rank 0, run 0123456789ab and step 7 are of a file rank00000-run0123456789ab-step00000007.safetensors: was the file renamed or replaced?"}, report.Failures)
+	assert.Equal(t, []string{"model.safetensors: metadata rank 0, run 0123456789ab and step 7 belong to a file named rank00000-run0123456789ab-step00000007.safetensors: was the file renamed or replaced?"}, report.Failures)
 }
 
 // NaN and infinite scores are recorded as they are, and so is what becomes of them.

@@ -261,7 +261,7 @@ def changed(make, index, value):
         (ValueError, r"delta has shape \(4, 9\), must be \(4,\) or one number", 4, lambda x: x[:, None].expand(4, 9)),
         (
             ValueError,
-            r"delta\[2\] is -1, must be greater than 0",
+            r"delta\[2\] must be greater than 0, got -1",
             4,
             lambda x: torch.where(torch.arange(4) == 2, -1.0, x),
         ),
@@ -288,7 +288,7 @@ def test_bad_pad(backend):
             lambda x: x.float(),
         ),
         (ValueError, "reference_rejected_logps is on meta", 3, lambda x: x.to("meta")),
-        (ValueError, r"delta\[0\] is 0, must be greater than 0", 4, lambda x: x * 0),
+        (ValueError, r"delta\[0\] must be greater than 0, got 0", 4, lambda x: x * 0),
     ],
 )
 def test_bad_logps(backend, error, message, index, value):

@@ -366,8 +366,14 @@ def test_the_statistics_refuse_what_is_wrong():
     x = np.arange(3.0)
     for call, message in (
         (lambda: statistics.calibrate(x, x[:2], method="lowess", alpha=1), "arrays have 3 and 2 elements"),
-        (lambda: statistics.calibrate(x / [1, 0, 1], x, method="lowess", alpha=1), r"scores\[1\] is \+Inf, must be"),
-        (lambda: statistics.calibrate(x, x, method="mean", alpha=1), 'method is "mean", must be lowess, uniform or'),
+        (
+            lambda: statistics.calibrate(x / [1, 0, 1], x, method="lowess", alpha=1),
+            r"scores\[1\] must be finite, got \+Inf",
+        ),
+        (
+            lambda: statistics.calibrate(x, x, method="mean", alpha=1),
+            'method must be lowess, uniform or penalty, got "mean"',
+        ),
         (lambda: statistics.calibrated(x, x[:2]), "arrays have 3 and 2 elements"),
     ):
         with np.errstate(divide="ignore"), pytest.raises(ValueError, match=message):

@@ -183,8 +183,8 @@ def test_bad_scored_pools(tmp_path, capsys, rows, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--counts", 9], "counts[0] is 9, must be at least 1 and at most 8, the responses of the largest pool"),
-        (["--coefficients", -1], "coefficients[0] is -1, must be at least 0"),
+        (["--counts", 9], "counts[0] must be from 1 to 8, the size of the largest pool, got 9"),
+        (["--coefficients", -1], "coefficients[0] must be at least 0, got -1"),
         (["--gold", "gold_scores"], "line 1: has no gold_scores, its keys are scores, ratings"),
         (["m=pool.jsonl", "m=pool.jsonl"], "pool.jsonl: there is a proxy m already: name it, NAME=pool.jsonl"),
         (["none.jsonl"], "none.jsonl: no such file"),

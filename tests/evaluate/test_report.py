@@ -208,13 +208,13 @@ def test_the_simulation_of_the_docs_runs(monkeypatch, capsys):
 def test_statistics_refuse_what_is_not_finite():
     x, bad = np.arange(3.0), np.array([0.0, np.nan, 1.0])
     for call, message in (
-        (lambda: statistics.spearman(x, bad), r"^y\[1\] is NaN, must be finite"),
-        (lambda: statistics.lowess(bad, x), r"^x\[1\] is NaN, must be finite"),
-        (lambda: statistics.lowess(x, x, frac=2), r"^frac is 2, must be in \[0, 1\]"),
-        (lambda: statistics.pairs(bad), r"^margins\[1\] is NaN, must be finite"),
+        (lambda: statistics.spearman(x, bad), r"^y\[1\] must be finite, got NaN"),
+        (lambda: statistics.lowess(bad, x), r"^x\[1\] must be finite, got NaN"),
+        (lambda: statistics.lowess(x, x, frac=2), r"^frac must be in \[0, 1\], got 2"),
+        (lambda: statistics.pairs(bad), r"^margins\[1\] must be finite, got NaN"),
         (lambda: statistics.pairs(x, x[:2]), r"^arrays have 3 and 2 elements"),
-        (lambda: statistics.pairs(np.empty(0)), r"^margins are empty"),
-        (lambda: statistics.rankings(x, x, np.array([0, 2])), r"^offsets must go from 0 to 3"),
+        (lambda: statistics.pairs(np.empty(0)), r"^margins must have at least one number, got none"),
+        (lambda: statistics.rankings(x, x, np.array([0, 2])), r"^offsets must run from 0 to 3"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -293,9 +293,9 @@ def test_compiled_for_native_code_that_is_not_there(monkeypatch):
         results.append((chosen.grad, rejected.grad))
         monkeypatch.setattr(choice, "native_for_loss", lambda *_: None)
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
-    with pytest.raises(ValueError, match=r"(?i)chosen_rewards\[2\] is nan, must be finite"):
+    with pytest.raises(ValueError, match=r"(?i)chosen_rewards\[2\] must be finite, got nan"):
         compiled(torch.where(torch.arange(8) == 2, math.nan, chosen), rejected, delta)
-    with pytest.raises(ValueError, match=r"delta\[7\] is -1, must be greater than 0"):
+    with pytest.raises(ValueError, match=r"delta\[7\] must be greater than 0, got -1"):
         compiled(chosen, rejected, torch.where(torch.arange(8) == 7, -1.0, delta))
 
 
@@ -456,10 +456,10 @@ ONE, TWO = torch.ones(1), torch.ones(2)
         (ValueError, r"delta has shape \(2, 1\), must be \(2,\) or one number", (TWO, TWO, TWO[:, None]), {}),
         (ValueError, "delta is on meta, chosen_rewards is on cpu", (ONE, ONE, ONE.to("meta")), {}),
         (ValueError, "delta requires a gradient", (ONE, ONE, torch.ones(1, requires_grad=True)), {}),
-        (ValueError, r"delta\[1\] is -3, must be greater than 0", (TWO, TWO, torch.tensor([1.0, -3.0])), {}),
+        (ValueError, r"delta\[1\] must be greater than 0, got -3", (TWO, TWO, torch.tensor([1.0, -3.0])), {}),
         (ValueError, r"^delta is 0, must be greater than 0", (TWO, TWO, 0.0), {}),
         (ValueError, r"(?i)^delta is nan, must be greater than 0", (TWO, TWO, math.nan), {}),
-        (ValueError, r"(?i)delta\[1\] is nan, must be greater than 0", (TWO, TWO, torch.tensor([1.0, math.nan])), {}),
+        (ValueError, r"(?i)delta\[1\] must be greater than 0, got nan", (TWO, TWO, torch.tensor([1.0, math.nan])), {}),
         (ValueError, r"label_smoothing must be in \[0, 0.5\), got 0.5", (ONE, ONE, 4.0), {"label_smoothing": 0.5}),
         (ValueError, "label_smoothing must be .*, got -0.1", (ONE, ONE, 4.0), {"label_smoothing": -0.1}),
         (
@@ -476,13 +476,13 @@ ONE, TWO = torch.ones(1), torch.ones(2)
         ),
         (
             ValueError,
-            r"(?i)chosen_rewards\[1\] is \+?inf, must be finite",
+            r"(?i)chosen_rewards\[1\] must be finite, got \+?inf",
             (torch.tensor([0.0, math.inf]), TWO, 4.0),
             {"check_finite": True},
         ),
         (
             ValueError,
-            r"(?i)rejected_rewards\[0\] is nan, must be finite",
+            r"(?i)rejected_rewards\[0\] must be finite, got nan",
             (TWO, torch.tensor([math.nan, 0.0]), 4.0),
             {"check_finite": True},
         ),
@@ -506,14 +506,14 @@ def test_module(backend):
     assert torch.equal(fixed(chosen, rejected), pcrm_loss(chosen, rejected, 4.5))
     with pytest.raises(ValueError, match="prior is missing"):
         loss_fn(chosen, rejected)
-    with pytest.raises(ValueError, match=r"similarities\[1\] is 1.5, must be in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"similarities\[1\] must be in \[0, 1\], got 1.5"):
         loss_fn(chosen, rejected, torch.tensor([0.0, 1.5, 1.0]))
     with pytest.raises(ValueError, match=r"delta has shape \(2,\), must be \(3,\)"):
         loss_fn(chosen, rejected, prior[:2])
     with pytest.raises(TypeError, match="constraint is a float"):
         pcrm.PCRMLoss(4.5)
     nan = torch.tensor([math.nan, 0.0, 0.0])
-    with pytest.raises(ValueError, match=r"(?i)chosen_rewards\[0\] is nan"):
+    with pytest.raises(ValueError, match=r"(?i)chosen_rewards\[0\] must be finite, got nan"):
         pcrm.PCRMLoss(constraint, check_finite=True)(nan, rejected, prior)
 
 

@@ -136,7 +136,11 @@ def test_another_column(tmp_path):
         (['{"prior": "0.5"}'], targets(), "pairs.jsonl, line 1: prior is '0.5', must be"),
         (['{"prior": 0.5}', "[]"], targets(), "pairs.jsonl, line 2: is [], must be an object"),
         ([], targets(), "pairs.jsonl: holds no rows"),
-        (['{"prior": 0.5}'] * 9, targets(), "similarities are 0.5 and 0.5 at the quantiles 0.05 and 0.95, must differ"),
+        (
+            ['{"prior": 0.5}'] * 9,
+            targets(),
+            "similarities must differ by at least 1e-06 between the quantiles 0.05 and 0.95, got 0.5 and 0.5",
+        ),
         (None, targets(0), "target_alike is 0, must be greater than 0"),
         (None, targets(2, 1), "target_unlike is 1, must be finite and greater than target_alike, which is 2"),
         (None, (*targets(), "--quantiles", 0.9, 0.1), "quantiles are (0.9, 0.1), must be"),

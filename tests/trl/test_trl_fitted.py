@@ -118,7 +118,7 @@ def test_what_cannot_be_fitted(kind, folder, tmp_path, rows):
     for column, message in (
         (
             [0.5] * len(rows),
-            r"the prior 'column' of the training data: similarities are 0\.5 and 0\.5 at the quantiles",
+            r"the prior 'column' of the training data: similarities must differ by at least 1e-06 between the quantiles",
         ),
         ([1.5] * len(rows), r"prior\[0\] is 1\.5, must be in \[0, 1\]"),
     ):

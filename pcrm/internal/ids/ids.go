@@ -1,11 +1,11 @@
 // Package ids searches rows of token ids.
 package ids
 
-// NoPad is the pad token id of responses that hold no padding: no tokenizer gives
-// a negative id.
+// NoPad is the pad token id to use for responses without padding. No tokenizer has
+// negative ids.
 const NoPad = -1
 
-// scalarFirstDifference returns the length of the common start.
+// scalarFirstDifference returns the length of the common prefix.
 func scalarFirstDifference(a, b []int64) int {
 	n := min(len(a), len(b))
 	for i, v := range a[:n] {

@@ -2,9 +2,9 @@
 
 package ids
 
-// FirstDifference returns the first index at which a and b differ, the length of the shorter
-// one where they do not.
+// FirstDifference returns the first index at which a and b differ, or the length of the shorter
+// slice if there is none.
 func FirstDifference(a, b []int64) int { return scalarFirstDifference(a, b) }
 
-// FirstEqual returns the first index of a value, len(a) where there is none.
+// FirstEqual returns the first index of value, or len(a) if there is none.
 func FirstEqual(a []int64, value int64) int { return scalarFirstEqual(a, value) }

@@ -24,7 +24,7 @@ func TestFirstDifferenceAndFirstEqual(t *testing.T) {
 				assert.Equal(t, i, FirstDifference(a, b), "%v n=%d", name, n)
 				b[i] ^= 1 << 40
 				assert.Equal(t, i, FirstEqual(a, a[i]), "%v n=%d", name, n)
-				// A match past the end is none.
+				// A match past the end does not count.
 				assert.Equal(t, i, FirstEqual(a[:i], a[i]))
 			}
 		}

@@ -1,20 +1,20 @@
-// Package numeric has the numbers that several packages compute.
+// Package numeric contains numerical functions that several packages use.
 package numeric
 
 import "math"
 
-// Quantile interpolates linearly between the two order statistics around p(n-1), NumPy's
-// default. sorted has at least one element and p is in [0, 1].
+// Quantile interpolates linearly between the two order statistics around p(n-1), as NumPy does
+// by default. sorted must have at least one element, and p must be in [0, 1].
 func Quantile(sorted []float64, p float64) float64 {
 	at := p * float64(len(sorted)-1)
 	i := int(at)
-	if i+1 >= len(sorted) || sorted[i] == sorted[i+1] { // of infinities there is no difference
+	if i+1 >= len(sorted) || sorted[i] == sorted[i+1] { // the difference of infinities would be NaN
 		return sorted[i]
 	}
 	return sorted[i] + (at-float64(i))*(sorted[i+1]-sorted[i])
 }
 
-// Sigmoid is 1/(1 + exp(-x)); for very negative x, exp(x) to the last bit.
+// Sigmoid returns 1/(1 + exp(-x)). For very negative x it is exp(x) to the last bit.
 func Sigmoid(x float64) float64 {
 	if x < 0 {
 		e := math.Exp(x)
@@ -23,7 +23,7 @@ func Sigmoid(x float64) float64 {
 	return 1 / (1 + math.Exp(-x))
 }
 
-// WinProbability is what pcrm.WinProbability documents, for the packages that do not import it.
+// WinProbability implements pcrm.WinProbability for packages that do not import pcrm.
 func WinProbability(margin, delta float64) float64 {
 	if !(delta > 0) {
 		return math.NaN()
@@ -33,7 +33,7 @@ func WinProbability(margin, delta float64) float64 {
 		return m
 	}
 	against := 0.0
-	if 2*m < delta { // and not m < delta/2, which rounds a subnormal delta
+	if 2*m < delta { // m < delta/2 would round a subnormal delta
 		low, high := winOdds(m, delta)
 		low *= math.Exp(-m)
 		against = low / (low + high)
@@ -44,7 +44,7 @@ func WinProbability(margin, delta float64) float64 {
 	return 1 - against
 }
 
-// WinNLL is -log WinProbability(margin, delta), without underflow: +Inf where that is 0.
+// WinNLL returns -log WinProbability(margin, delta) without underflow. It is +Inf if the probability is 0.
 func WinNLL(margin, delta float64) float64 {
 	m := math.Abs(margin)
 	if !(2*m < delta) {
@@ -61,9 +61,9 @@ func WinNLL(margin, delta float64) float64 {
 	return math.Log1p(u / high)
 }
 
-// winOdds are the odds, exp(-m)*low to high, of the choice that a margin of -m or m speaks
-// against, for 0 <= m < delta/2. All factors are positive, and their terms add up but for
-// delta - 2m, which is rounded once: nothing cancels.
+// winOdds returns the odds, exp(-m)*low to high, of the choice against which the margin speaks,
+// for 0 <= m < delta/2. All factors are positive, and apart from delta - 2m, which is rounded
+// once, only terms of one sign are added, so nothing cancels.
 func winOdds(m, delta float64) (low, high float64) {
 	low = -math.Expm1(2*m-delta) * (1 + math.Exp(-delta-m))
 	high = -math.Expm1(-delta-2*m) * (1 + math.Exp(m-delta))

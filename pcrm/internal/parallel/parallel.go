@@ -1,4 +1,4 @@
-// Package parallel shares work out among goroutines.
+// Package parallel distributes work among goroutines.
 package parallel
 
 import (
@@ -8,11 +8,11 @@ import (
 
 var numThreads atomic.Int32
 
-// SetNumThreads limits how many threads one call may use; 0, the default, stands for
+// SetNumThreads limits the number of threads that one call may use. 0, the default, means
 // GOMAXPROCS.
 func SetNumThreads(n int) { numThreads.Store(int32(max(n, 0))) }
 
-// NumThreads returns how many threads one call may use.
+// NumThreads returns the number of threads that one call may use.
 func NumThreads() int {
 	if n := int(numThreads.Load()); n > 0 {
 		return n
@@ -20,8 +20,8 @@ func NumThreads() int {
 	return runtime.GOMAXPROCS(0)
 }
 
-// Job is work that is cut into blocks, which goroutines take in turn. It may be run again and
-// again, and then allocates nothing.
+// Job is work divided into blocks, which goroutines take in turn. A job may be run repeatedly
+// and then allocates nothing.
 type Job struct {
 	block    func(b int)
 	free     func()
@@ -29,18 +29,18 @@ type Job struct {
 	next     atomic.Int64
 	panicked atomic.Pointer[any]
 
-	// A helper that wakes late must not be waited for: it may come as long as the job
-	// is not closed, and the job is used again when the last has looked.
-	helping atomic.Int64  // how many helpers are at work, and closed
-	done    chan struct{} // the last of them left after closing
-	holders atomic.Int32  // the caller and the helpers that were called
-	help    func()        // kept, because a method value allocates
+	// Run does not wait for a helper that wakes late. A helper may join until the job is
+	// closed, and the job is reused only after the last helper has seen that it is closed.
+	helping atomic.Int64  // the number of helpers at work, plus closed
+	done    chan struct{} // receives when the last helper leaves after closing
+	holders atomic.Int32  // the caller and the helpers that were started
+	help    func()        // stored, because a method value allocates
 }
 
 const closed = 1 << 32
 
-// NewJob returns a job that its caller holds. block does one block. free is called when the
-// caller has released the job and the last helper has left: it may then be run again.
+// NewJob returns a job that the caller holds. block computes one block. free is called after
+// the caller has released the job and the last helper has left; the job may then be reused.
 func NewJob(block func(b int), free func()) *Job {
 	j := &Job{block: block, free: free, done: make(chan struct{}, 1)}
 	j.help = j.helper
@@ -48,10 +48,10 @@ func NewJob(block func(b int), free func()) *Job {
 	return j
 }
 
-// Hold takes a job that is free.
+// Hold acquires a free job.
 func (j *Job) Hold() { j.holders.Store(1) }
 
-// Release gives the job back.
+// Release releases the job.
 func (j *Job) Release() {
 	if j.holders.Add(-1) == 0 {
 		j.free()
@@ -71,9 +71,9 @@ func (j *Job) helper() {
 	}
 }
 
-// Run does all blocks, on at most so many goroutines. One of them is the caller's. A panic of a
-// block reaches the caller: in a goroutine of its own it would end a process that the caller's
-// recover was there to save.
+// Run computes all blocks on at most the given number of goroutines, including the caller's.
+// A panic in a block is passed on to the caller. Left in its own goroutine, it would end the
+// process although the caller may recover.
 func (j *Job) Run(blocks, workers int) {
 	j.blocks = blocks
 	j.next.Store(0)
@@ -110,9 +110,9 @@ func (j *Job) work() {
 	}
 }
 
-// Rows calls f on disjoint ranges that cover [0, n), each of grain rows or fewer, on as many
-// goroutines as [NumThreads]. A panic of f reaches the caller. With one range or one thread
-// there is one call, f(0, n).
+// Rows calls f on disjoint ranges that cover [0, n), each of at most grain rows, on up to
+// [NumThreads] goroutines. A panic in f is passed on to the caller. With one range or one
+// thread there is a single call, f(0, n).
 func Rows(n, grain int, f func(lo, hi int)) {
 	chunks := (n + grain - 1) / grain
 	workers := min(NumThreads(), chunks)
@@ -123,11 +123,11 @@ func Rows(n, grain int, f func(lo, hi int)) {
 	NewJob(func(c int) { f(c*grain, min((c+1)*grain, n)) }, func() {}).Run(chunks, workers)
 }
 
-// FirstRow keeps the lowest row that a worker reports, so that an error names the
-// same row however the work was split. The zero value has none.
-type FirstRow struct{ past atomic.Int64 } // the row + 1; 0 is none
+// FirstRow keeps the lowest row that a worker reports, so that an error names the same row
+// however the work was divided. The zero value holds no row.
+type FirstRow struct{ past atomic.Int64 } // the row + 1, or 0 for none
 
-// Report takes a row.
+// Report records a row.
 func (f *FirstRow) Report(row int) {
 	for {
 		old := f.past.Load()
@@ -137,5 +137,5 @@ func (f *FirstRow) Report(row int) {
 	}
 }
 
-// Row is the lowest row, and -1 where nothing was reported.
+// Row returns the lowest reported row, or -1 if there is none.
 func (f *FirstRow) Row() int { return int(f.past.Load()) - 1 }

@@ -1,4 +1,4 @@
-// Package regular opens files whose names may be those of something else.
+// Package regular opens files and rejects anything that is not a regular file.
 package regular
 
 import (
@@ -7,18 +7,20 @@ import (
 	"syscall"
 )
 
-// Open opens a regular file for reading and returns its size. Errors, each an
-// [*os.PathError]: it cannot be opened, or is no regular file, such as a pipe.
+// Open opens a regular file for reading and returns its size.
+//
+// Errors, each an [*os.PathError]: the path cannot be opened, or is not a regular file
+// (a pipe, for example).
 func Open(path string) (*os.File, int64, error) {
-	// To open a pipe with no writer waits for one, unless told not to. What it is is asked of
-	// what was opened, as another file may have the name by then.
+	// Without O_NONBLOCK, opening a pipe waits for a writer. Stat is called on the open file,
+	// because the path may meanwhile name another one.
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, 0, err
 	}
 	info, err := file.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = &os.PathError{Op: "open", Path: path, Err: errors.New("is no regular file")}
+		err = &os.PathError{Op: "open", Path: path, Err: errors.New("must be a regular file")}
 	}
 	if err != nil {
 		file.Close()

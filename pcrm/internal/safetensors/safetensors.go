@@ -82,7 +82,7 @@ func Read(path string) (*File, error) {
 	}
 	defer file.Close()
 	if size > maxFile {
-		return nil, fmt.Errorf("has %d bytes, must have at most %d", size, int64(maxFile))
+		return nil, fmt.Errorf("must have at most %d bytes, got %d", int64(maxFile), size)
 	}
 	data := make([]byte, size)
 	if _, err := io.ReadFull(file, data); err != nil {
@@ -113,7 +113,7 @@ func Parse(data []byte) (*File, error) {
 // offsets that overlap, leave a gap or do not end where the file ends; what r fails with.
 func ReadHeader(r io.ReaderAt, size int64) (*Header, error) {
 	if size < 8 {
-		return nil, fmt.Errorf("has %d bytes, must have at least the 8 of the header's length", size)
+		return nil, fmt.Errorf("must have at least 8 bytes, the header's length, got %d", size)
 	}
 	var length [8]byte
 	if _, err := r.ReadAt(length[:], 0); err != nil {
@@ -122,9 +122,9 @@ func ReadHeader(r io.ReaderAt, size int64) (*Header, error) {
 	n := binary.LittleEndian.Uint64(length[:])
 	switch {
 	case n > maxHeader:
-		return nil, fmt.Errorf("header has %d bytes, must be at most %d", n, maxHeader)
+		return nil, fmt.Errorf("header must have at most %d bytes, got %d", maxHeader, n)
 	case n > uint64(size-8):
-		return nil, fmt.Errorf("header has %d bytes, but only %d follow its length: is the file truncated?", n, size-8)
+		return nil, fmt.Errorf("header must have %d bytes, got %d: is the file truncated?", n, size-8)
 	}
 	h := &Header{Raw: make([]byte, 8+n)}
 	if _, err := r.ReadAt(h.Raw, 0); err != nil {
@@ -132,7 +132,7 @@ func ReadHeader(r io.ReaderAt, size int64) (*Header, error) {
 	}
 	header := h.Raw[8:]
 	if !isObject(header) || header[0] != '{' {
-		return nil, errors.New("header is not a JSON object in UTF-8")
+		return nil, errors.New("header must be a JSON object in UTF-8")
 	}
 	w := newWalker(header)
 	if err := w.object(func(name string) (err error) {
@@ -156,15 +156,15 @@ func ReadHeader(r io.ReaderAt, size int64) (*Header, error) {
 		e := &h.Entries[i]
 		switch {
 		case e.Begin != at:
-			return nil, fmt.Errorf("tensor %q: data_offsets begin at %d, must at %d, where the one before ends", e.Name, e.Begin, at)
+			return nil, fmt.Errorf("tensor %q: data_offsets must begin at %d, where the previous tensor ends, got %d", e.Name, at, e.Begin)
 		case e.End > data:
-			return nil, fmt.Errorf("tensor %q: data_offsets end at %d, but there are %d bytes of data: is the file truncated?", e.Name, e.End, data)
+			return nil, fmt.Errorf("tensor %q: data_offsets must end within the %d bytes of data, got %d: is the file truncated?", e.Name, data, e.End)
 		}
 		at = e.End
 		e.Begin, e.End = e.Begin+int64(len(h.Raw)), e.End+int64(len(h.Raw))
 	}
 	if at != data {
-		return nil, fmt.Errorf("tensors end at %d, but there are %d bytes of data", at, data)
+		return nil, fmt.Errorf("tensors must end at byte %d, where the data ends, got %d", data, at)
 	}
 	return h, nil
 }
@@ -176,7 +176,7 @@ func ReadHeader(r io.ReaderAt, size int64) (*Header, error) {
 // has a name twice; a file that is not the plain name of a .safetensors file.
 func ParseIndex(data []byte) (map[string]string, error) {
 	if !isObject(data) {
-		return nil, errors.New("is not a JSON object in UTF-8")
+		return nil, errors.New("must be a JSON object in UTF-8")
 	}
 	var files map[string]string
 	w := newWalker(data)
@@ -191,12 +191,12 @@ func ParseIndex(data []byte) (map[string]string, error) {
 		return nil, err
 	}
 	if len(files) == 0 {
-		return nil, errors.New("has no weight_map, or an empty one")
+		return nil, errors.New("must have a non-empty weight_map")
 	}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		// A name with a folder in it could be of any file of the machine.
 		if file := files[name]; filepath.Base(file) != file || !strings.HasSuffix(file, ".safetensors") {
-			return nil, fmt.Errorf("tensor %q: is in %q, must be in a .safetensors file beside the index", name, file)
+			return nil, fmt.Errorf("tensor %q: must be in a .safetensors file in the folder of the index, got %q", name, file)
 		}
 	}
 	return files, nil
@@ -226,7 +226,7 @@ func (w walker) object(member func(key string) error) error {
 	for w.More() {
 		key, err := w.text()
 		if err == nil && seen[key] {
-			return fmt.Errorf("%q is there twice", key)
+			return fmt.Errorf("%q must not be repeated", key)
 		}
 		seen[key] = true
 		if err == nil {
@@ -242,7 +242,7 @@ func (w walker) object(member func(key string) error) error {
 
 func (w walker) open(delimiter json.Delim) error {
 	if t, err := w.Token(); err != nil || t != delimiter {
-		return fmt.Errorf("is %v, must be of the kind %v", t, delimiter)
+		return fmt.Errorf("must begin with %v, got %v", delimiter, t)
 	}
 	return nil
 }
@@ -251,7 +251,7 @@ func (w walker) text() (string, error) {
 	t, err := w.Token()
 	s, ok := t.(string)
 	if err != nil || !ok {
-		return "", fmt.Errorf("is %v, must be a string", t)
+		return "", fmt.Errorf("must be a string, got %v", t)
 	}
 	return s, nil
 }
@@ -265,11 +265,11 @@ func (w walker) numbers() (list []uint64, err error) {
 		t, err := w.Token()
 		number, ok := t.(json.Number)
 		if err != nil || !ok {
-			return nil, fmt.Errorf("[%d] is %v, must be a number", len(list), t)
+			return nil, fmt.Errorf("[%d] must be a number, got %v", len(list), t)
 		}
 		n, err := strconv.ParseUint(number.String(), 10, 64)
 		if err != nil || n > math.MaxInt {
-			return nil, fmt.Errorf("[%d] is %v, must be a size", len(list), number)
+			return nil, fmt.Errorf("[%d] must be a size, got %v", len(list), number)
 		}
 		list = append(list, n)
 	}
@@ -299,7 +299,7 @@ func (w walker) entry() (e Entry, err error) {
 		case "data_offsets":
 			offsets, err = w.numbers()
 		default:
-			return errors.New("is unknown")
+			return errors.New("is an unknown key")
 		}
 		return err
 	}); err != nil {
@@ -310,21 +310,21 @@ func (w walker) entry() (e Entry, err error) {
 	case given != 3:
 		return e, errors.New("must have dtype, shape and data_offsets")
 	case !ok:
-		return e, fmt.Errorf("dtype is %q, must be %s", e.Dtype, strings.Join(slices.Sorted(maps.Keys(dtypes)), ", "))
+		return e, fmt.Errorf("dtype must be one of %s, got %q", strings.Join(slices.Sorted(maps.Keys(dtypes)), ", "), e.Dtype)
 	case len(offsets) != 2 || offsets[0] > offsets[1]:
-		return e, fmt.Errorf("data_offsets are %v, must be a begin and an end", offsets)
+		return e, fmt.Errorf("data_offsets must be a begin and an end, got %v", offsets)
 	}
 	e.Shape = make([]int, len(shape))
 	for i, n := range shape {
 		var over uint64
 		if over, size = bits.Mul64(size, n); over != 0 {
-			return e, fmt.Errorf("shape is %v, too large", shape)
+			return e, fmt.Errorf("shape must have fewer than 2^64 bytes, got %v", shape)
 		}
 		e.Shape[i] = int(n)
 	}
 	e.Begin, e.End = int64(offsets[0]), int64(offsets[1])
 	if size != offsets[1]-offsets[0] {
-		return e, fmt.Errorf("shape %v of %s is %d bytes, but data_offsets are %v", shape, e.Dtype, size, offsets)
+		return e, fmt.Errorf("data_offsets must span %d bytes for shape %v of %s, got %v", size, shape, e.Dtype, offsets)
 	}
 	return e, nil
 }

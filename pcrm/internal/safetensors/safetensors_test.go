@@ -48,43 +48,43 @@ func TestHostile(t *testing.T) {
 		data []byte
 		want string
 	}{
-		{nil, "has 0 bytes, must have at least the 8"},
-		{long, "header has 18446744073709551615 bytes, must be at most 104857600"},
-		{over, "header has 11 bytes, but only 2 follow its length: is the file truncated?"},
+		{nil, "must have at least 8 bytes, the header's length, got 0"},
+		{long, "header must have at most 104857600 bytes, got 18446744073709551615"},
+		{over, "header must have 11 bytes, got 2: is the file truncated?"},
 		{good[:20], "is the file truncated?"},
-		{good[:len(good)-1], `tensor "a": data_offsets end at 8, but there are 7 bytes of data: is the file truncated?`},
-		{append(good, 0), "tensors end at 8, but there are 9 bytes of data"},
-		{file("", ""), "header is not a JSON object"},
-		{file("[]", ""), "header is not a JSON object"},
-		{file(" {}", ""), "header is not a JSON object"},
-		{file("{}{}", ""), "header is not a JSON object"},
-		{file("{\"a\xff\":1}", ""), "header is not a JSON object"},
-		{file(strings.Repeat("[", 20000), ""), "header is not a JSON object"},
-		{file(`{"a":1}`, ""), `header: "a": is 1, must be of the kind {`},
-		{file(`{"a":`+strings.Repeat("[", 5000)+strings.Repeat("]", 5000)+`}`, ""), `header: "a": is [, must be of the kind {`},
-		{file(`{"__metadata__":{"a":1}}`, ""), `header: "__metadata__": "a": is 1, must be a string`},
-		{file(`{"__metadata__":null}`, ""), `header: "__metadata__": is <nil>, must be of the kind {`},
-		{file(`{"__metadata__":{"a":"","a":""}}`, ""), `header: "__metadata__": "a" is there twice`},
-		{file(`{"__metadata__":{},"__metadata__":{}}`, ""), `header: "__metadata__" is there twice`},
-		{file(`{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"\u0061":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}`, "12345678"), `header: "a" is there twice`},
-		{one(`"dtype":"F32","dtype":"F32","data_offsets":[0,8]`), `header: "a": "dtype" is there twice`},
+		{good[:len(good)-1], `tensor "a": data_offsets must end within the 7 bytes of data, got 8: is the file truncated?`},
+		{append(good, 0), "tensors must end at byte 9, where the data ends, got 8"},
+		{file("", ""), "header must be a JSON object"},
+		{file("[]", ""), "header must be a JSON object"},
+		{file(" {}", ""), "header must be a JSON object"},
+		{file("{}{}", ""), "header must be a JSON object"},
+		{file("{\"a\xff\":1}", ""), "header must be a JSON object"},
+		{file(strings.Repeat("[", 20000), ""), "header must be a JSON object"},
+		{file(`{"a":1}`, ""), `header: "a": must begin with {, got 1`},
+		{file(`{"a":`+strings.Repeat("[", 5000)+strings.Repeat("]", 5000)+`}`, ""), `header: "a": must begin with {, got [`},
+		{file(`{"__metadata__":{"a":1}}`, ""), `header: "__metadata__": "a": must be a string, got 1`},
+		{file(`{"__metadata__":null}`, ""), `header: "__metadata__": must begin with {, got <nil>`},
+		{file(`{"__metadata__":{"a":"","a":""}}`, ""), `header: "__metadata__": "a" must not be repeated`},
+		{file(`{"__metadata__":{},"__metadata__":{}}`, ""), `header: "__metadata__" must not be repeated`},
+		{file(`{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"\u0061":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}`, "12345678"), `header: "a" must not be repeated`},
+		{one(`"dtype":"F32","dtype":"F32","data_offsets":[0,8]`), `header: "a": "dtype" must not be repeated`},
 		{one(`"dtype":"F32","shape":[2]`), `header: "a": must have dtype, shape and data_offsets`},
-		{one(`"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":1`), `header: "a": "x": is unknown`},
-		{one(`"dtype":"F8","shape":[2],"data_offsets":[0,8]`), `header: "a": dtype is "F8", must be BF16, BOOL, F16, F32, F64, I16, I32, I64, I8, U16, U32, U64, U8`},
-		{one(`"dtype":4,"shape":[2],"data_offsets":[0,8]`), `header: "a": "dtype": is 4, must be a string`},
-		{one(`"dtype":"F32","shape":null,"data_offsets":[0,8]`), `header: "a": "shape": is <nil>, must be of the kind [`},
-		{one(`"dtype":"F32","shape":[null],"data_offsets":[0,8]`), `header: "a": "shape": [0] is <nil>, must be a number`},
-		{one(`"dtype":"F32","shape":[2,"1"],"data_offsets":[0,8]`), `header: "a": "shape": [1] is 1, must be a number`},
-		{one(`"dtype":"F32","shape":[2e0],"data_offsets":[0,8]`), `header: "a": "shape": [0] is 2e0, must be a size`},
-		{one(`"dtype":"F32","shape":[-2],"data_offsets":[0,8]`), `header: "a": "shape": [0] is -2, must be a size`},
+		{one(`"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":1`), `header: "a": "x": is an unknown key`},
+		{one(`"dtype":"F8","shape":[2],"data_offsets":[0,8]`), `header: "a": dtype must be one of BF16, BOOL, F16, F32, F64, I16, I32, I64, I8, U16, U32, U64, U8, got "F8"`},
+		{one(`"dtype":4,"shape":[2],"data_offsets":[0,8]`), `header: "a": "dtype": must be a string, got 4`},
+		{one(`"dtype":"F32","shape":null,"data_offsets":[0,8]`), `header: "a": "shape": must begin with [, got <nil>`},
+		{one(`"dtype":"F32","shape":[null],"data_offsets":[0,8]`), `header: "a": "shape": [0] must be a number, got <nil>`},
+		{one(`"dtype":"F32","shape":[2,"1"],"data_offsets":[0,8]`), `header: "a": "shape": [1] must be a number, got 1`},
+		{one(`"dtype":"F32","shape":[2e0],"data_offsets":[0,8]`), `header: "a": "shape": [0] must be a size, got 2e0`},
+		{one(`"dtype":"F32","shape":[-2],"data_offsets":[0,8]`), `header: "a": "shape": [0] must be a size, got -2`},
 		{one(`"dtype":"F32","shape":[9223372036854775808],"data_offsets":[0,8]`), `must be a size`},
-		{one(`"dtype":"F32","shape":[4611686018427387906],"data_offsets":[0,8]`), `too large`},
-		{one(`"dtype":"F32","shape":[2],"data_offsets":[0,8,8]`), `header: "a": data_offsets are [0 8 8], must be a begin and an end`},
-		{one(`"dtype":"F32","shape":[2],"data_offsets":[8,0]`), `header: "a": data_offsets are [8 0], must be a begin and an end`},
-		{one(`"dtype":"F32","shape":[3],"data_offsets":[0,8]`), `header: "a": shape [3] of F32 is 12 bytes, but data_offsets are [0 8]`},
-		{one(`"dtype":"F32","shape":[1],"data_offsets":[4,8]`), `tensor "a": data_offsets begin at 4, must at 0, where the one before ends`},
+		{one(`"dtype":"F32","shape":[4611686018427387906],"data_offsets":[0,8]`), `shape must have fewer than 2^64 bytes`},
+		{one(`"dtype":"F32","shape":[2],"data_offsets":[0,8,8]`), `header: "a": data_offsets must be a begin and an end, got [0 8 8]`},
+		{one(`"dtype":"F32","shape":[2],"data_offsets":[8,0]`), `header: "a": data_offsets must be a begin and an end, got [8 0]`},
+		{one(`"dtype":"F32","shape":[3],"data_offsets":[0,8]`), `header: "a": data_offsets must span 12 bytes for shape [3] of F32, got [0 8]`},
+		{one(`"dtype":"F32","shape":[1],"data_offsets":[4,8]`), `tensor "a": data_offsets must begin at 0, where the previous tensor ends, got 4`},
 		{file(`{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}}`, "12345678"),
-			`tensor "b": data_offsets begin at 2, must at 4`},
+			`tensor "b": data_offsets must begin at 4, where the previous tensor ends, got 2`},
 	} {
 		_, err := Parse(c.data)
 		assert.ErrorContains(t, err, c.want, "%.80q", c.data)
@@ -101,14 +101,14 @@ func TestRead(t *testing.T) {
 	_, err := Read(path)
 	assert.ErrorIs(t, err, os.ErrNotExist)
 	_, err = Read(dir)
-	assert.EqualError(t, err, "open "+dir+": is no regular file")
+	assert.EqualError(t, err, "open "+dir+": must be a regular file")
 	require.NoError(t, os.WriteFile(path, file("{}", ""), 0o600))
 	_, err = Read(path)
 	require.NoError(t, err)
 	// A sparse file has any size and no contents.
 	require.NoError(t, os.Truncate(path, maxFile+1))
 	_, err = Read(path)
-	assert.EqualError(t, err, "has 4294967297 bytes, must have at most 4294967296")
+	assert.EqualError(t, err, "must have at most 4294967296 bytes, got 4294967297")
 }
 
 func TestReadHeader(t *testing.T) {
@@ -130,21 +130,21 @@ func TestParseIndex(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, map[string]string{"a": "1.safetensors", "b": "1.safetensors"}, files)
 	for _, c := range []struct{ data, want string }{
-		{"", "is not a JSON object"},
-		{"[]", "is not a JSON object"},
-		{"{\"\xff\":1}", "is not a JSON object"},
-		{strings.Repeat(`{"a":`, 20000), "is not a JSON object"},
-		{"{}", "has no weight_map, or an empty one"},
-		{`{"weight_map":{}}`, "has no weight_map, or an empty one"},
-		{`{"weight_map":[]}`, `"weight_map": is [, must be of the kind {`},
-		{`{"weight_map":{"a":1}}`, `"weight_map": "a": is 1, must be a string`},
-		{`{"weight_map":{"a":"1.safetensors","\u0061":"2.safetensors"}}`, `"weight_map": "a" is there twice`},
-		{`{"weight_map":{"a":"1.safetensors"},"weight_map":{}}`, `"weight_map" is there twice`},
-		{`{"weight_map":{"a":"b/1.safetensors"}}`, `tensor "a": is in "b/1.safetensors", must be in a .safetensors file beside the index`},
-		{`{"weight_map":{"a":"/x.safetensors"}}`, `tensor "a": is in "/x.safetensors"`},
-		{`{"weight_map":{"a":".."}}`, `tensor "a": is in ".."`},
-		{`{"weight_map":{"a":""}}`, `tensor "a": is in ""`},
-		{`{"weight_map":{"a":"pytorch_model.bin"}}`, `tensor "a": is in "pytorch_model.bin"`},
+		{"", "must be a JSON object"},
+		{"[]", "must be a JSON object"},
+		{"{\"\xff\":1}", "must be a JSON object"},
+		{strings.Repeat(`{"a":`, 20000), "must be a JSON object"},
+		{"{}", "must have a non-empty weight_map"},
+		{`{"weight_map":{}}`, "must have a non-empty weight_map"},
+		{`{"weight_map":[]}`, `"weight_map": must begin with {, got [`},
+		{`{"weight_map":{"a":1}}`, `"weight_map": "a": must be a string, got 1`},
+		{`{"weight_map":{"a":"1.safetensors","\u0061":"2.safetensors"}}`, `"weight_map": "a" must not be repeated`},
+		{`{"weight_map":{"a":"1.safetensors"},"weight_map":{}}`, `"weight_map" must not be repeated`},
+		{`{"weight_map":{"a":"b/1.safetensors"}}`, `tensor "a": must be in a .safetensors file in the folder of the index, got "b/1.safetensors"`},
+		{`{"weight_map":{"a":"/x.safetensors"}}`, `tensor "a": must be in a .safetensors file in the folder of the index, got "/x.safetensors"`},
+		{`{"weight_map":{"a":".."}}`, `tensor "a": must be in a .safetensors file in the folder of the index, got ".."`},
+		{`{"weight_map":{"a":""}}`, `tensor "a": must be in a .safetensors file in the folder of the index, got ""`},
+		{`{"weight_map":{"a":"pytorch_model.bin"}}`, `tensor "a": must be in a .safetensors file in the folder of the index, got "pytorch_model.bin"`},
 	} {
 		_, err := ParseIndex([]byte(c.data))
 		assert.ErrorContains(t, err, c.want, "%.80q", c.data)

@@ -1,4 +1,4 @@
-// Package testkit has what the tests of several packages share.
+// Package testkit contains helpers that the tests of several packages share.
 package testkit
 
 import (
@@ -11,7 +11,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/tier"
 )
 
-// Tiers are those that this machine has.
+// Tiers returns the names of the tiers that this machine supports.
 func Tiers() (names []string) {
 	for t := tier.Scalar; t <= tier.Best(); t++ {
 		names = append(names, t.String())
@@ -19,7 +19,7 @@ func Tiers() (names []string) {
 	return names
 }
 
-// ForceTier is undone when the test ends.
+// ForceTier selects a tier until the test ends.
 func ForceTier(t testing.TB, name string) {
 	before := tier.Current().String()
 	require.NoError(t, tier.Set(name))

@@ -4,7 +4,7 @@ package tier
 
 import "golang.org/x/sys/cpu"
 
-// Best returns the fastest tier that the processor has.
+// Best returns the fastest tier that the processor supports.
 func Best() Tier {
 	switch {
 	case cpu.X86.HasAVX512F && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX2 && cpu.X86.HasFMA:

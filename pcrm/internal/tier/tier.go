@@ -1,4 +1,4 @@
-// Package tier chooses the implementation of the kernels: plain Go or SIMD assembly.
+// Package tier selects the implementation of the kernels: plain Go or SIMD assembly.
 package tier
 
 import (
@@ -11,8 +11,8 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/argument"
 )
 
-// A Tier is an implementation of the kernels. All tiers of a kernel have one signature and one
-// documented loop, so that each can be tested against the scalar one.
+// A Tier is an implementation of the kernels. All tiers of a kernel share a signature and a
+// documented loop, so each can be tested against the scalar tier.
 type Tier int32
 
 const (
@@ -29,11 +29,11 @@ var current atomic.Int32
 
 func init() {
 	current.Store(int32(Best()))
-	// An unknown name must not end a program that only imports a package, and must not
-	// pass unnoticed either: a test of one tier would run another.
+	// An unknown name must not stop a program that only imports a package. It must not go
+	// unnoticed either: a test of one tier would then run another.
 	if name := os.Getenv("PCRM_TIER"); name != "" {
 		if err := Set(name); err != nil {
-			log.Printf("pcrm: PCRM_TIER is ignored, the kernels in use are %s: %v", Current(), err)
+			log.Printf("pcrm: ignoring PCRM_TIER, using the %s kernels: %v", Current(), err)
 		}
 	}
 }
@@ -41,7 +41,7 @@ func init() {
 // Current returns the tier in use.
 func Current() Tier { return Tier(current.Load()) }
 
-// Set chooses the tier by its name, or the best one by "auto".
+// Set selects a tier by its name, or the best tier with "auto".
 func Set(name string) error {
 	available := names[:Best()+1]
 	t := slices.Index(available, name)

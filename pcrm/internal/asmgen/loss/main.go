@@ -582,7 +582,7 @@ func (k *kernel) body(label string, pointer map[string]reg.Register, at reg.Regi
 		var high reg.VecVirtual
 		high, overLow = k.twoSub(m, d)
 		k.do("ADD", mLow, overLow, overLow)
-		// When m is large and near delta, mLow is not small beside high: renormalise.
+		// When m is large and near delta, mLow is not small beside high: renormalize.
 		over = k.new("ADD", overLow, high)
 		k.do("SUB", high, over, high)
 		k.do("SUB", high, overLow, overLow)
