@@ -75,7 +75,7 @@ def test_a_loss_of_targets(module, option):
     assert type(loss_fn) is module and loss_fn.settings[option] == 0.2
     assert loss_fn.constraint == pcrm.Constraint.fit(prior, target_alike=1, target_unlike=3)
     with pytest.raises(
-        TypeError, match=r"constraint must be a pcrm\.Constraint, got Targets: `fitted` makes a loss of them and"
+        TypeError, match=r"constraint must be a pcrm\.Constraint, got Targets: fit them to the priors of your data"
     ):
         module(Targets(1, 3))
 

@@ -174,11 +174,11 @@ def test_a_file_takes_no_settings_beside_it(tmp_path):
     file.write_text("[constraint]\nprior = 'cosine'\n[loss]\nform = 'token'\n")
     agreeing = settings.settings_of({"prior": "cosine"}, config=file, form="token")
     assert (agreeing.prior, agreeing.form) == ("cosine", "token")
-    with pytest.raises(ValueError, match=r"x_prior is 'lexical', and .*pcrm\.toml says 'cosine'"):
+    with pytest.raises(ValueError, match=r"x_prior must be 'cosine', as in .*pcrm\.toml, got 'lexical'"):
         settings.settings_of({"prior": "lexical"}, config=file, prefix="x_")
-    with pytest.raises(ValueError, match=r"x_form is 'pair', and .*pcrm\.toml says 'token'"):
+    with pytest.raises(ValueError, match=r"x_form must be 'token', as in .*pcrm\.toml, got 'pair'"):
         settings.settings_of({}, config=file, form="pair", prefix="x_")
-    with pytest.raises(ValueError, match=r"x_beta1 is 3 and x_config is set: put all settings into the file"):
+    with pytest.raises(ValueError, match=r"x_beta1 must not be set together with x_config, got 3: put all settings into the file"):
         settings.settings_of({"beta1": 3}, config=file, prefix="x_")
 
 
