@@ -313,7 +313,9 @@ def _of_pairs(name: str, value: Any, scores: Tensor, first: str, least: float = 
     if value.dim() == 0:
         value = value.to(scores.device).expand(scores.shape)
     if value.shape != scores.shape:
-        raise ValueError(f"{name} must have shape {tuple(scores.shape)} or be one number, got shape {tuple(value.shape)}")
+        raise ValueError(
+            f"{name} must have shape {tuple(scores.shape)} or be one number, got shape {tuple(value.shape)}"
+        )
     if value.device != scores.device:
         raise ValueError(f"{name} must be on the device of {first}, {scores.device}, got {value.device}")
     numbers = value.to(dtype).contiguous()

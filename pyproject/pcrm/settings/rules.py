@@ -82,9 +82,7 @@ def resolve(given: Mapping[str, Any], task: Task = "reward", prefix: str = "") -
         )
     for name, value in given.items():
         if prior not in _USED_BY[name]:
-            raise ValueError(
-                f"{prefix}{name} must not be set, got {value}: {prefix}prior={prior!r} does not use it"
-            )
+            raise ValueError(f"{prefix}{name} must not be set, got {value}: {prefix}prior={prior!r} does not use it")
     if asked := [name for name in SETTINGS if name in TARGETS and name in given]:
         for name, value in (("preset", preset), *given.items()):
             if value is not None and name not in TARGETS:
