@@ -18,7 +18,7 @@ def test_choice():
     with backends.use_backend("torch"):
         assert backends.get_backend() == "torch" and native.chosen_library() is None
     assert backends.get_backend() == "auto" and native.chosen_library() is not None
-    with pytest.raises(ValueError, match="backend is 'cpu', must be one of auto, go, cuda, torch"):
+    with pytest.raises(ValueError, match="backend must be one of auto, go, cuda, torch, got 'cpu'"):
         backends.set_backend("cpu")
 
 
@@ -27,7 +27,7 @@ def test_environment():
     out = python("import pcrm; print(pcrm.backends.get_backend())", PCRM_BACKEND="torch")
     assert out.stdout.strip() == "torch", out.stderr
     out = python("import pcrm.functional", PCRM_BACKEND="gpu")
-    assert "ValueError: PCRM_BACKEND is 'gpu', must be one of auto, go, cuda, torch" in out.stderr
+    assert "ValueError: PCRM_BACKEND must be one of auto, go, cuda, torch, got 'gpu'" in out.stderr
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ except RuntimeError as error:
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [
-        ({"FAKECUDA_VERSION": "11080"}, "the driver supports CUDA 11.8, these kernels need 12.1 (driver 530) or newer"),
+        ({"FAKECUDA_VERSION": "11080"}, "the driver must support CUDA 12.1 (driver 530) or newer, got CUDA 11.8"),
         ({"FAKECUDA_DEVICES": "0"}, "the CUDA driver finds no device"),
         (
             {"FAKECUDA_FAIL": "cuInit:803"},

@@ -71,4 +71,7 @@ def test_driver(fake_driver):
     assert "CUDA      driver for 12.1, torch built for " in out.stdout
     assert "cuda:1    Fake 1, compute capability 9.0\nCUDA      torch finds no device\n" in out.stdout
     out = python(COMMAND, FAKECUDA_VERSION="11080", **fake_driver)
-    assert out.returncode == 0 and "CUDA      none: the driver supports CUDA 11.8" in out.stdout
+    assert (
+        out.returncode == 0
+        and "CUDA      none: the driver must support CUDA 12.1 (driver 530) or newer, got CUDA 11.8" in out.stdout
+    )

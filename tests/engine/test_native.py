@@ -54,9 +54,9 @@ print(ours / (time.process_time() - start - ours))
 
 def test_errors_carry_their_kind():
     bridge = native.library()
-    with pytest.raises(RuntimeError, match="TypeError: dtype code is 3"):
+    with pytest.raises(RuntimeError, match=r"TypeError: dtype code must be .*, got 3"):
         bridge.bridge_Cosines(3, 1, 1, 0, 0, 0, True)
-    with pytest.raises(TypeError, match=r"^dtype code is 3"):
+    with pytest.raises(TypeError, match=r"^dtype code must be .*, got 3"):
         native.call(bridge.bridge_Cosines, 3, 1, 1, 0, 0, 0, True)
     one = torch.ones(1)
     with pytest.raises(

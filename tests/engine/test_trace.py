@@ -366,7 +366,7 @@ def test_verify_notices(tmp_path):
     first, second = sorted((tmp_path / "mixed").iterdir())
     second.rename(first)
     code, text = verify(tmp_path / "mixed")
-    assert code == 1 and f"are of a file {second.name}" in text, text
+    assert code == 1 and f"belong to a file named {second.name}" in text, text
     code, text = verify(tmp_path / "nothing")
     assert code == 1 and "nothing" in text
 

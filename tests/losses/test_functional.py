@@ -293,9 +293,9 @@ def test_compiled_for_native_code_that_is_not_there(monkeypatch):
         results.append((chosen.grad, rejected.grad))
         monkeypatch.setattr(choice, "native_for_loss", lambda *_: None)
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
-    with pytest.raises(ValueError, match=r"(?i)chosen_rewards\[2\] is nan, must be finite"):
+    with pytest.raises(ValueError, match=r"(?i)chosen_rewards\[2\] must be finite, got nan"):
         compiled(torch.where(torch.arange(8) == 2, math.nan, chosen), rejected, delta)
-    with pytest.raises(ValueError, match=r"delta\[7\] is -1, must be greater than 0"):
+    with pytest.raises(ValueError, match=r"delta\[7\] must be greater than 0, got -1"):
         compiled(chosen, rejected, torch.where(torch.arange(8) == 7, -1.0, delta))
 
 
@@ -404,7 +404,7 @@ def test_sparse_numbers_beside_the_scores(backend, layout):
 def test_a_truth_value_is_no_delta(backend):
     for delta in (True, torch.ones(2, dtype=torch.bool)):
         with pytest.raises(
-            TypeError, match=r"^delta (must be a number, got True|has dtype torch\.bool, must be floating)"
+            TypeError, match=r"^delta must be (a number, got True|floating point, got dtype torch\.bool)"
         ):
             pcrm_loss(torch.zeros(2), torch.zeros(2), delta)
 
@@ -437,29 +437,49 @@ ONE, TWO = torch.ones(1), torch.ones(2)
 @pytest.mark.parametrize(
     ("error", "message", "arguments", "options"),
     [
-        (TypeError, "chosen_rewards is a list, must be a torch.Tensor", ([1.0], ONE, 4.0), {}),
-        (TypeError, "rejected_rewards has dtype torch.int64, must be float32", (ONE, ONE.long(), 4.0), {}),
+        (TypeError, "chosen_rewards must be a torch.Tensor, got list", ([1.0], ONE, 4.0), {}),
         (
             TypeError,
-            "rejected_rewards has dtype torch.float64, chosen_rewards has torch.float32",
+            "rejected_rewards must be float32, float64, bfloat16 or float16, got dtype torch.int64",
+            (ONE, ONE.long(), 4.0),
+            {},
+        ),
+        (
+            TypeError,
+            "rejected_rewards must have the dtype of chosen_rewards, torch.float32, got torch.float64",
             (ONE, ONE.double(), 4.0),
             {},
         ),
-        (ValueError, r"chosen_rewards has shape \(2, 1\), must be \(B,\)", (TWO[:, None], TWO, 4.0), {}),
-        (ValueError, r"rejected_rewards has shape \(2, 1\), must be \(B,\)", (TWO, TWO[:, None], 4.0), {}),
-        (ValueError, r"rejected_rewards has shape \(1,\), chosen_rewards has \(2,\)", (TWO, ONE, 4.0), {}),
-        (ValueError, "rejected_rewards is on meta, chosen_rewards is on cpu", (ONE, ONE.to("meta"), 4.0), {}),
-        (ValueError, "chosen_rewards is empty", (ONE[:0], ONE[:0], 4.0), {}),
-        (TypeError, "delta is a str, must be", (ONE, ONE, "4"), {}),
-        (TypeError, "delta has dtype torch.int64, must be floating point", (ONE, ONE, ONE.long()), {}),
-        (ValueError, r"delta has shape \(2,\), must be \(1,\) or one number", (ONE, ONE, TWO), {}),
-        (ValueError, r"delta has shape \(2, 1\), must be \(2,\) or one number", (TWO, TWO, TWO[:, None]), {}),
-        (ValueError, "delta is on meta, chosen_rewards is on cpu", (ONE, ONE, ONE.to("meta")), {}),
-        (ValueError, "delta requires a gradient", (ONE, ONE, torch.ones(1, requires_grad=True)), {}),
-        (ValueError, r"delta\[1\] is -3, must be greater than 0", (TWO, TWO, torch.tensor([1.0, -3.0])), {}),
-        (ValueError, r"^delta is 0, must be greater than 0", (TWO, TWO, 0.0), {}),
-        (ValueError, r"(?i)^delta is nan, must be greater than 0", (TWO, TWO, math.nan), {}),
-        (ValueError, r"(?i)delta\[1\] is nan, must be greater than 0", (TWO, TWO, torch.tensor([1.0, math.nan])), {}),
+        (ValueError, r"chosen_rewards must have shape \(B,\), got \(2, 1\)", (TWO[:, None], TWO, 4.0), {}),
+        (ValueError, r"rejected_rewards must have shape \(B,\), got \(2, 1\)", (TWO, TWO[:, None], 4.0), {}),
+        (
+            ValueError,
+            r"rejected_rewards must have the shape of chosen_rewards, \(2,\), got \(1,\)",
+            (TWO, ONE, 4.0),
+            {},
+        ),
+        (
+            ValueError,
+            "rejected_rewards must be on the device of chosen_rewards, cpu, got meta",
+            (ONE, ONE.to("meta"), 4.0),
+            {},
+        ),
+        (ValueError, "chosen_rewards must hold at least one number, got an empty tensor", (ONE[:0], ONE[:0], 4.0), {}),
+        (TypeError, "delta must be .*, got str", (ONE, ONE, "4"), {}),
+        (TypeError, "delta must be floating point, got dtype torch.int64", (ONE, ONE, ONE.long()), {}),
+        (ValueError, r"delta must have shape \(1,\) or be one number, got shape \(2,\)", (ONE, ONE, TWO), {}),
+        (
+            ValueError,
+            r"delta must have shape \(2,\) or be one number, got shape \(2, 1\)",
+            (TWO, TWO, TWO[:, None]),
+            {},
+        ),
+        (ValueError, "delta must be on the device of chosen_rewards, cpu, got meta", (ONE, ONE, ONE.to("meta")), {}),
+        (ValueError, "delta must not require a gradient", (ONE, ONE, torch.ones(1, requires_grad=True)), {}),
+        (ValueError, r"delta\[1\] must be greater than 0, got -3", (TWO, TWO, torch.tensor([1.0, -3.0])), {}),
+        (ValueError, r"^delta must be greater than 0, got 0", (TWO, TWO, 0.0), {}),
+        (ValueError, r"(?i)^delta must be greater than 0, got nan", (TWO, TWO, math.nan), {}),
+        (ValueError, r"(?i)delta\[1\] must be greater than 0, got nan", (TWO, TWO, torch.tensor([1.0, math.nan])), {}),
         (ValueError, r"label_smoothing must be in \[0, 0.5\), got 0.5", (ONE, ONE, 4.0), {"label_smoothing": 0.5}),
         (ValueError, "label_smoothing must be .*, got -0.1", (ONE, ONE, 4.0), {"label_smoothing": -0.1}),
         (
@@ -476,13 +496,13 @@ ONE, TWO = torch.ones(1), torch.ones(2)
         ),
         (
             ValueError,
-            r"(?i)chosen_rewards\[1\] is \+?inf, must be finite",
+            r"(?i)chosen_rewards\[1\] must be finite, got \+?inf",
             (torch.tensor([0.0, math.inf]), TWO, 4.0),
             {"check_finite": True},
         ),
         (
             ValueError,
-            r"(?i)rejected_rewards\[0\] is nan, must be finite",
+            r"(?i)rejected_rewards\[0\] must be finite, got nan",
             (TWO, torch.tensor([math.nan, 0.0]), 4.0),
             {"check_finite": True},
         ),
@@ -506,14 +526,14 @@ def test_module(backend):
     assert torch.equal(fixed(chosen, rejected), pcrm_loss(chosen, rejected, 4.5))
     with pytest.raises(ValueError, match="prior is missing"):
         loss_fn(chosen, rejected)
-    with pytest.raises(ValueError, match=r"similarities\[1\] is 1.5, must be in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"similarities\[1\] must be in \[0, 1\], got 1.5"):
         loss_fn(chosen, rejected, torch.tensor([0.0, 1.5, 1.0]))
-    with pytest.raises(ValueError, match=r"delta has shape \(2,\), must be \(3,\)"):
+    with pytest.raises(ValueError, match=r"delta must have shape \(3,\) or be one number, got shape \(2,\)"):
         loss_fn(chosen, rejected, prior[:2])
     with pytest.raises(TypeError, match="constraint is a float"):
         pcrm.PCRMLoss(4.5)
     nan = torch.tensor([math.nan, 0.0, 0.0])
-    with pytest.raises(ValueError, match=r"(?i)chosen_rewards\[0\] is nan"):
+    with pytest.raises(ValueError, match=r"(?i)chosen_rewards\[0\] must be finite, got nan"):
         pcrm.PCRMLoss(constraint, check_finite=True)(nan, rejected, prior)
 
 

@@ -64,7 +64,7 @@ def test_priors_of_numpy(backend):
     loss, scores = pcrm.PCRMLoss(pcrm.Constraint(1, 1, 1)), torch.zeros(2)
     want = loss(scores, scores, torch.tensor([0.25, 0.5], dtype=torch.float64))
     assert torch.equal(loss(scores, scores, np.array([0.25, 0.5], ">f8")), want)
-    with pytest.raises(TypeError, match=r"prior\[1\] is masked, must be a number"):
+    with pytest.raises(TypeError, match=r"prior\[1\] must be a number, got a masked value"):
         loss(scores, scores, np.ma.array([0.25, 0.5], mask=[False, True]))
 
 

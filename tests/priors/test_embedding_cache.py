@@ -155,7 +155,7 @@ def test_a_full_disk(cache):
     def put():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-        message = f"^{re.escape(str(cache.path))}: the cache of embeddings cannot be written: .*cache=False"
+        message = f"^{re.escape(str(cache.path))}: the embedding cache cannot be written: .*cache=False"
         with pytest.raises(OSError, match=message):
             cache.put(keys_of("more", 2000), rows_of(2000))
 
@@ -166,7 +166,7 @@ def test_a_full_disk(cache):
 
 def test_a_folder_in_its_place(cache):
     cache.path.mkdir(parents=True)
-    with pytest.raises(OSError, match=r"the cache of embeddings cannot be read: .*cache=False"):
+    with pytest.raises(OSError, match=r"the embedding cache cannot be read: .*cache=False"):
         cache.get(keys_of("text", 1))
 
 

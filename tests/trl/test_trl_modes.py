@@ -221,7 +221,10 @@ def test_margin_column_is_refused_at_construction(reward, rows):
 
 @pytest.mark.slow
 def test_label_smoothing(dpo):
-    with pytest.warns(UserWarning, match="label_smoothing=0.1 has no effect on training where delta is finite: it adds the constant label_smoothing"):
+    with pytest.warns(
+        UserWarning,
+        match="label_smoothing=0.1 has no effect on training where delta is finite: it adds the constant label_smoothing",
+    ):
         smoothed = dpo(label_smoothing=0.1, **BINDING)
     exact = dpo(**BINDING)
     assert distance(smoothed, exact) < SAME, "it moves no gradient"
@@ -536,7 +539,10 @@ def test_toml_file(tmp_path, reward, dpo):
     assert trainer.args.center_rewards_coefficient == 0.01
     assert dpo(go=False, pcrm_config=str(path)).beta == 0.3
     fields = {"output_dir": str(tmp_path), "bf16": False, "pcrm_config": str(path)}
-    with pytest.raises(ValueError, match=r"pcrm_beta1 must not be set together with pcrm_config, got 2.0: put all settings into the file"):
+    with pytest.raises(
+        ValueError,
+        match=r"pcrm_beta1 must not be set together with pcrm_config, got 2.0: put all settings into the file",
+    ):
         PCRMRewardConfig(**fields, pcrm_beta1=2.0)
     with pytest.raises(ValueError, match=r"pcrm_prior must be 'length_ratio', as in .*pcrm.toml, got 'random'"):
         PCRMRewardConfig(**fields, pcrm_prior="random")

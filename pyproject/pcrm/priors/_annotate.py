@@ -75,7 +75,8 @@ def annotate(
     names = list(batch.column_names if is_table else batch.columns if is_frame else batch)
     if "prior" in names:
         raise ValueError(
-            "the batch already has a column 'prior': use it as it is, or remove or rename it to compute another"
+            "the batch must not have a column 'prior', because annotate adds one: use the column as it is, or remove or "
+            "rename it to compute another prior"
         )
     ids = prior == "length_ratio" and tokenizer is None
     for name in ("chosen_ids", "rejected_ids") if ids else ("chosen", "rejected"):

@@ -55,7 +55,7 @@ def annotate_file(
     _check_no_prior(source)
     for column in ("chosen", "rejected"):
         if source.columns is not None and column not in source.columns:
-            raise ValueError(f"{source.name}: must have a column {column!r}, got {listed(source.columns)}")
+            raise ValueError(f"{source.name}: must have a column {column!r}, got the columns {listed(source.columns)}")
     how: dict[str, Any] = {"prior": prior}  # the arguments of of_texts
     settings: dict[str, Any] = {"--prior": prior, "--with-prompt": with_prompt}
     record: dict[str, Any] = {"prior": prior, "with_prompt": with_prompt}
@@ -78,7 +78,7 @@ def annotate_file(
     def parse(row: dict[str, Any]) -> tuple[str, str]:
         for name in ("chosen", "rejected"):
             if name not in row:
-                raise RowError(f"must have a key {name!r}, got {listed(row)}")
+                raise RowError(f"must have {name}, got the keys {listed(row)}")
         return texts(row.get("prompt"), row["chosen"], row["rejected"], with_prompt=with_prompt)
 
     def compute(rows: ParsedRows[tuple[str, str]]) -> Columns:
@@ -117,6 +117,6 @@ def _check_no_prior(source: Source) -> None:
         place = next((batch.place(i) for i in found if batch is not None), None)
     if place is not None:
         raise ValueError(
-            f"{place}: there is already a column 'prior'. `pcrm fit` and the trainers can use it as it is. To compute "
-            "another prior, remove or rename the column (`pcrm fit --column NAME` reads it under another name)"
+            f"{place}: must not have a column 'prior', because this command adds one. `pcrm fit` and the trainers can use the "
+            "column as it is. To compute another prior, remove or rename it (`pcrm fit --column NAME` reads a renamed one)"
         )
