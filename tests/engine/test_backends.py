@@ -145,7 +145,7 @@ print(pcrm.priors.length_ratio([[1, 2]], [[1]]), pcrm.Constraint.fit([0.1, 0.9],
     out = python(code, PYTHONPATH=without_native)
     assert out.returncode == 0, out.stderr
     assert out.stderr.count("RuntimeWarning") == 1
-    assert "pcrm computes with torch, not with its Go core: the native extension is built on Linux" in out.stderr
+    assert "pcrm computes with torch instead of its Go core: the native extension is built on Linux" in out.stderr
 
 
 @pytest.mark.slow

@@ -333,7 +333,7 @@ def test_dpo_module(backend):
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     with pytest.raises(ValueError, match="prior is missing"):
         pcrm.PCRMDPOLoss(constraint)(*inputs)
-    with pytest.raises(TypeError, match="constraint is a float"):
+    with pytest.raises(TypeError, match=r"constraint must be a pcrm\.Constraint, got float"):
         pcrm.PCRMDPOLoss(4.5)
     assert "beta=0.2" in repr(pcrm.PCRMDPOLoss(constraint, beta=0.2))
 

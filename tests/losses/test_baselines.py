@@ -535,7 +535,7 @@ INF = torch.tensor([math.inf, 0.0])
         ),
         (
             TypeError,
-            "rejected_lengths must be a torch.Tensor, got list",
+            "rejected_lengths must be a torch.Tensor or a float, got list",
             lambda: rdpo_loss(TWO, TWO, TWO, TWO, TWO, [1, 2], alpha=0.1),
         ),
         (

@@ -194,7 +194,10 @@ def test_files(tmp_path):
     path.write_text(json.dumps(["Be kind.", FOUR[1]]))
     assert load(path) == [Principle("Be kind.", "Be kind."), Principle("Be fair.", "fair", "Be unfair.")]
     assert parse(np.array(["Be kind."], object)) == [Principle("Be kind.", "Be kind.")]
-    for text, message in (("[", f"{path}: must be JSON: "), ('["a", ""]', f"{path}: principles[1].text is '', ")):
+    for text, message in (
+        ("[", f"{path}: must be JSON: "),
+        ('["a", ""]', f"{path}: principles[1].text must be a non-empty text, got ''"),
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match=re.escape(message)):
             load(path)

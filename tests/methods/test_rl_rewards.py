@@ -260,7 +260,7 @@ def test_bad_batches(model):
         ({"other": [[]]}, "references must be a column of the data set (other), got 'refs'"),
         ({"refs": [" a"]}, "refs[0] must be a list of responses or of their rewards, got ' a'"),
         ({"refs": [[]]}, "refs[0] must be a list of responses or of their rewards, got []"),
-        ({"refs": [[1.0, " a"]]}, "refs[0][1] is ' a', others are numbers"),
+        ({"refs": [[1.0, " a"]]}, "refs[0][1] must be a number, like other elements of the list, got ' a'"),
         ({"refs": [[" a", None]]}, "completion 0 of the batch: refs[0][1] must be a text, got None"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):

@@ -174,7 +174,7 @@ def test_texts_of_a_damaged_file_are_embedded_anew(tmp_path, counted):
     (path,) = tmp_path.glob("cache/*")
     path.write_bytes(b"text" * 100)
     encoder, seen = counted()
-    with pytest.warns(RuntimeWarning, match=f"^{re.escape(str(path))} is damaged and removed: "):
+    with pytest.warns(RuntimeWarning, match=f"^{re.escape(str(path))}: removed a damaged embedding cache"):
         got = encoder.embed(TEXTS)
     assert sorted(seen) == sorted(set(TEXTS))
     torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
@@ -269,7 +269,7 @@ def test_bad_input(tmp_path):
     encoder = Encoder(MODEL, device="cpu", cache=tmp_path)
     with pytest.raises(TypeError, match=r"texts\[1\] must be a text, got NoneType"):
         encoder.embed(["a", None])
-    with pytest.raises(ValueError, match=r"texts\[1\] is no valid Unicode"):
+    with pytest.raises(ValueError, match=r"texts\[1\] must be valid Unicode"):
         encoder.embed(["a", "\ud800"])
     with torch.no_grad():
         next(iter(encoder._body.model.parameters())).fill_(float("nan"))

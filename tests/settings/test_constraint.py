@@ -321,7 +321,7 @@ def test_margin_of():
         (TypeError, r"similarities\[0\] must be a number, got (np\.False_|False)", [np.False_, 0.9], {}),
         (TypeError, r"similarities\[1\] must be a number, got True", [0.1, torch.tensor(True)], {}),
         (TypeError, r"similarities\[1\] must be a number, got .*1j.*", [0.1, np.complex128(1j)], {}),
-        (TypeError, r"similarities\[2\] must be a number, got a masked value", [0.1, 0.9, np.ma.masked], {}),
+        (TypeError, r"similarities\[2\] must be a number, got masked", [0.1, 0.9, np.ma.masked], {}),
         (TypeError, r"similarities must be a sequence of numbers, got b'\\x00\\x01'", b"\0\1", {}),
         (TypeError, r"similarities must be a sequence of numbers, got {0\.1: 1, 0\.9: 2}", {0.1: 1, 0.9: 2}, {}),
         (TypeError, r"similarities must be a sequence of numbers, got 0\.5", 0.5, {}),
@@ -519,7 +519,7 @@ def test_delta_of_arrays_that_torch_does_not_read(backend):
     with pytest.raises(TypeError, match=r"similarities\[1\] must be a number, got a masked value"):
         c.delta(np.ma.array([0.25, 0.5], mask=[False, True]))
     for bad in (np.array([1]), np.array([0.5], np.longdouble), np.array(["0.5"]), np.array([0.5], object)):
-        with pytest.raises(TypeError, match=r"similarities have dtype .*, must be floating point of at most 64 bits"):
+        with pytest.raises(TypeError, match=r"similarities must be floating point of at most 64 bits, got dtype"):
             c.delta(bad)
     with pytest.raises(ValueError, match=r"similarities\[4\] must be in \[0, 1\], got 1\.5"):
         c.delta(np.array([[0.5, 0.5, 0.5], [0.5, 1.5, 2.5]]))
