@@ -1,15 +1,15 @@
-"""Reward-model and DPO training whose score margins stay where the data says they should.
+"""Reward-model and DPO training with a target margin for each pair.
 
 The loss of a pair with margin m = r_w - r_l and constraint delta is
 
     L(m) = -log sigmoid(m) - log sigmoid(delta - m)
 
-where delta is a function of how alike the two responses are ("Prior Constraints-based
-Reward Model Training for Aligning Large Language Models", arXiv 2404.00978). Start with
-`PCRMLoss` or `PCRMDPOLoss` in a loop of your own, `pcrm.functional` for the bare functions, or `pcrm.trl`
-for TRL's trainers.
+where delta depends on how similar the two responses are ("Prior Constraints-based
+Reward Model Training for Aligning Large Language Models", arXiv 2404.00978). Use
+`PCRMLoss` or `PCRMDPOLoss` in your own training loop, `pcrm.functional` for plain functions,
+or `pcrm.trl` for TRL's trainers.
 
-torch is imported at the first use of what needs it.
+torch is imported only when something first needs it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f".{name}", __name__)
     if name in _MODULE_OF:
         value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-        globals()[name] = value  # the next look finds it
+        globals()[name] = value  # later lookups find it directly
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

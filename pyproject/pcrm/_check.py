@@ -1,8 +1,7 @@
-"""Checks of arguments: one verdict on each kind of value, for every function and every setting.
+"""Checks of arguments, shared by all functions and settings.
 
 Each check takes the argument's name for its message and returns the value in the form that the
-rest of the code works with. A bool is never a number here: `True` in the place of a number is a
-slip of the caller's.
+rest of the code uses. A bool is never a number here: `True` in place of a number is a mistake.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from typing import Any
 
 
 def number(name: str, value: Any) -> float:
-    """A real number, infinities and NaN included.
+    """Return a real number as a float. Infinities and NaN are allowed.
 
     Raises:
-        TypeError: not a real number. bool, str, complex, masked and missing values are not.
-        ValueError: a finite number that float64 cannot hold, a signaling NaN.
+        TypeError: The value is not a real number (bool, str, complex, masked and missing values are rejected).
+        ValueError: The value is finite and too large for float64, or a signaling NaN.
     """
-    if type(value) is float:  # not of a subclass, as NumPy's, whose repr is another
+    if type(value) is float:  # not a subclass such as NumPy's, which has another repr
         return value
     if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
         raise TypeError(f"{name} must be a number, got {value!r:.80}")
@@ -32,15 +31,15 @@ def number(name: str, value: Any) -> float:
         result = math.inf
     except ValueError:
         raise ValueError(f"{name} must be a number, got {value!r:.80}") from None
-    # A Decimal becomes infinite where an integer overflows.
+    # A Decimal becomes infinite, unlike an integer, which raises OverflowError.
     if math.isinf(result) and value not in (math.inf, -math.inf):
-        # Without the number: Python refuses to print one of over 4300 digits.
+        # The message leaves out the number: Python refuses to print one of over 4300 digits.
         raise ValueError(f"{name} must be a number of at most {sys.float_info.max:g}")
     return result
 
 
 def not_nan(name: str, value: Any) -> float:
-    """A real number or an infinity."""
+    """Return a number that is not NaN. Infinities are allowed."""
     value = number(name, value)
     if math.isnan(value):
         raise ValueError(f"{name} must be a number, got nan")
@@ -48,7 +47,7 @@ def not_nan(name: str, value: Any) -> float:
 
 
 def finite(name: str, value: Any) -> float:
-    """A finite number."""
+    """Return a finite number."""
     value = number(name, value)
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
@@ -56,7 +55,7 @@ def finite(name: str, value: Any) -> float:
 
 
 def positive(name: str, value: Any) -> float:
-    """A finite number greater than 0."""
+    """Return a finite number greater than 0."""
     value = number(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be finite and greater than 0, got {value:g}")
@@ -64,7 +63,7 @@ def positive(name: str, value: Any) -> float:
 
 
 def at_least_0(name: str, value: Any) -> float:
-    """A finite number of at least 0."""
+    """Return a finite number of at least 0."""
     value = number(name, value)
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be finite and at least 0, got {value:g}")
@@ -72,7 +71,7 @@ def at_least_0(name: str, value: Any) -> float:
 
 
 def label_smoothing(value: Any) -> float:
-    """The share of wrong labels, in [0, 0.5)."""
+    """Return a label smoothing in [0, 0.5)."""
     value = number("label_smoothing", value)
     if not 0 <= value < 0.5:
         raise ValueError(f"label_smoothing must be in [0, 0.5), got {value:g}")
@@ -80,7 +79,7 @@ def label_smoothing(value: Any) -> float:
 
 
 def integer(name: str, value: Any, low: int = 0, high: int = 2**63) -> int:
-    """An integer in [low, high)."""
+    """Return an integer in [low, high)."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {value!r:.80}")
     value = int(value)
@@ -90,21 +89,21 @@ def integer(name: str, value: Any, low: int = 0, high: int = 2**63) -> int:
 
 
 def array(name: str, values: Any) -> Any:
-    """A NumPy array or scalar in this machine's byte order, which is the only one that torch reads.
+    """Return a NumPy array in this machine's byte order, the only one that torch reads.
 
     Raises:
-        TypeError: an element is masked: what lies under a mask is no number.
+        TypeError: An element is masked.
     """
     import numpy as np
 
     if isinstance(values, np.ma.MaskedArray) and (masked := np.ma.getmaskarray(values).ravel()).any():
-        raise TypeError(f"{name}[{masked.argmax()}] is masked, must be a number")
+        raise TypeError(f"{name}[{masked.argmax()}] must be a number, got a masked value")
     values = np.asarray(values)
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
-    """One of some names."""
+    """Return a string that is one of the allowed names."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r:.80}")
     return value

@@ -1,4 +1,4 @@
-"""Folders of checkpoints: which files belong to a model, and how a new folder appears at once."""
+"""Checkpoint folders: find the files that belong to a model, and create a new folder atomically."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-# What belongs to a model beside its weights: an allowlist, as a run leaves files of many kinds
-# and sizes beside it. The second are the folders that sentence-transformers and transformers make.
+# Files that belong to a model besides its weights. This is an allowlist, because a run leaves files of many
+# kinds and sizes next to them. _FOLDERS are the folders that sentence-transformers and transformers create.
 _SUFFIXES = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}
 _FOLDERS = re.compile(r"\d+_[A-Za-z]+|additional_chat_templates")
 _LICENSES = re.compile(r"(LICENSE|NOTICE)(\..*)?", re.IGNORECASE)
-# What says how one of the models was trained or came out, or is of its weights.
+# Files about the training or results of one model, or about its weights.
 _NOT_CARRIED = re.compile(
     r"trainer_state\.json|(all|train|eval|test|predict)_results\.json|.*\.index\.json|zero_to_fp32\.py"
 )
 
 
 def files_of_model(folder: Path) -> dict[str, Path]:
-    """What of a checkpoint goes with its weights, by its name in the folder."""
+    """Return the files of a checkpoint that belong with its weights, by their names in the folder."""
     files = {path.name: path for path in sorted(folder.iterdir()) if _belongs(path)}
     for module in module_folders(folder):
         files |= {f"{module.name}/{path.name}": path for path in sorted(module.iterdir()) if _belongs(path)}
@@ -29,7 +29,7 @@ def files_of_model(folder: Path) -> dict[str, Path]:
 
 
 def module_folders(folder: Path) -> list[Path]:
-    """The folders in a checkpoint's folder that belong to the model."""
+    """Return the subfolders of a checkpoint that belong to the model."""
     return [path for path in sorted(folder.iterdir()) if path.is_dir() and _FOLDERS.fullmatch(path.name)]
 
 
@@ -39,24 +39,24 @@ def _belongs(path: Path) -> bool:
 
 
 def check_free(out: Path) -> None:
-    """Check that a folder can be made there.
+    """Check that a folder can be created at `out`.
 
     Raises:
-        ValueError: There is something else than an empty folder.
+        ValueError: `out` exists and is not an empty folder.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: is there already")
+        raise ValueError(f"{out}: already exists and is not an empty folder. Remove it or choose another")
 
 
 @contextlib.contextmanager
 def new_folder(out: Path, names: set[str]) -> Iterator[Path]:
-    """A folder for these names that becomes `out` at the end of the block, or is removed.
+    """Yield a new folder for files of these names. It becomes `out` at the end of the block, or is removed on an error.
 
     Raises:
-        ValueError: `out` holds something; another process writes it; what lies in the way has
-            other names in it.
+        ValueError: `out` is not empty, another process is writing it, or the temporary folder already exists
+            with other files in it.
     """
-    import fcntl  # not on Windows, and nor is the library that writes such folders
+    import fcntl  # does not exist on Windows, where the library that writes such folders does not exist either
 
     check_free(out)
     out = Path(os.path.realpath(out))  # renaming would not follow a link
@@ -72,7 +72,10 @@ def new_folder(out: Path, names: set[str]) -> Iterator[Path]:
             raise ValueError(f"{out}: another process has just written it")
         there = {p.relative_to(part).as_posix() for p in part.rglob("*") if not p.is_dir()}
         if there - names:
-            raise ValueError(f"{part}: is in the way, with {min(there - names)} in it")
+            raise ValueError(
+                f"{part}: cannot use this folder for temporary files: it already contains {min(there - names)}. "
+                "Move or remove it"
+            )
         try:
             _clear(part)
             yield part

@@ -1,8 +1,8 @@
-"""Configurations and weights of checkpoints, loaded so that none of their code runs.
+"""Load the configurations, weights and tokenizers of checkpoints without running any of their code.
 
-Every `from_pretrained` of transformers is here, with `trust_remote_code=False`: without it transformers asks on stdin
-whether to run a checkpoint's code. Weights are safetensors, never pickles. Encoders of sentence-transformers are loaded
-in `priors/encoders.py` and adapters of PEFT in `evaluate/reward_model.py`, by the same rules.
+Every `from_pretrained` of transformers is here, with `trust_remote_code=False`. Without that argument, transformers asks
+on stdin whether to run a checkpoint's code. Weights are safetensors, never pickles. `priors/encoders.py` loads encoders
+of sentence-transformers, and `evaluate/reward_model.py` loads PEFT adapters, by the same rules.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any, NamedTuple
 
 import torch
 
-# The names of tables of absolute positions. Tables of relative ones, as DeBERTa's `rel_embeddings`, are not among them.
+# Names of tables of absolute positions. Tables of relative positions, such as DeBERTa's `rel_embeddings`, do not match.
 _POSITIONS = re.compile(r".*position_embeddings?|embed_positions|wpe")
 
 
 class Positions(NamedTuple):
-    """How many tokens a model takes. None means no limit."""
+    """The maximum number of tokens of a model. None means no limit."""
 
-    made_for: int | None  # what its configuration says
-    most: int | None  # what its table of positions has room for
+    made_for: int | None  # from its configuration
+    most: int | None  # the size of its table of positions
 
 
 @contextlib.contextmanager
 def loading(name: str | os.PathLike[str], what: str = "it") -> Iterator[None]:
-    """Turn any error in the block into one OSError of one line that names the checkpoint.
+    """Turn any error in the block into an OSError with a one-line message that names the checkpoint.
 
-    A checkpoint may hold anything, and transformers, tokenizers and safetensors raise errors of many types.
+    A checkpoint may hold anything, and transformers, tokenizers and safetensors raise many types of errors.
     """
     name = os.fspath(name)
     try:
@@ -38,7 +38,7 @@ def loading(name: str | os.PathLike[str], what: str = "it") -> Iterator[None]:
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise OSError(
-                f"{name}: {what} needs Python code from the checkpoint, which pcrm never runs. "
+                f"{name}: {what} requires Python code from the checkpoint, which pcrm never runs. "
                 "Use a checkpoint that transformers loads without trust_remote_code"
             ) from None
         text = " ".join(str(error).split())
@@ -56,18 +56,18 @@ def load_model(
     num_labels: int | None = None,
     **options: Any,
 ) -> Any:
-    """`auto.from_pretrained`, from safetensors and without code of the checkpoint.
+    """Call `auto.from_pretrained`, with safetensors only and without code from the checkpoint.
 
     Args:
         auto: `AutoModel` or another of transformers' auto classes.
         name: A checkpoint's folder or hub name.
-        revision: Of the hub's repository.
-        num_labels: In the place of what the configuration says.
-        options: Others of `from_pretrained`.
+        revision: The revision of the hub's repository.
+        num_labels: Overrides the number in the configuration.
+        options: Other options of `from_pretrained`.
 
     Raises:
-        OSError: There is no such checkpoint, it needs code of its own, or its configuration or weights cannot be read.
-            Weights that are not safetensors cannot.
+        OSError: The checkpoint does not exist, it needs its own code, or its configuration or weights cannot be read.
+            Only safetensors weights can be read.
     """
     given = {"revision": revision, "num_labels": num_labels}
     config = load_config(name, **{key: value for key, value in given.items() if value is not None})
@@ -78,11 +78,11 @@ def load_model(
 
 
 def load_config(name: str | os.PathLike[str], **options: Any) -> Any:
-    """`AutoConfig.from_pretrained` without code of the checkpoint.
+    """Call `AutoConfig.from_pretrained` without code from the checkpoint.
 
     Raises:
-        OSError: There is no such checkpoint, it needs code of its own or a kernel of the hub, or its configuration cannot
-            be read.
+        OSError: The checkpoint does not exist, it needs its own code or a kernel from the hub, or its configuration
+            cannot be read.
     """
     from transformers import AutoConfig
 
@@ -90,15 +90,15 @@ def load_config(name: str | os.PathLike[str], **options: Any) -> Any:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
         for key in ("_attn_implementation", "_experts_implementation"):
             if "/" in str(asked := getattr(config, key, None)):  # transformers would fetch it from the hub and run it
-                raise ValueError(f"its configuration asks for the kernel {asked!r:.80}, and pcrm runs no such code")
+                raise ValueError(f"its configuration asks for the kernel {asked!r:.80}, which pcrm does not run")
     return config
 
 
 def positions(model: Any) -> Positions:
-    """How many tokens a model of transformers takes.
+    """Return the maximum number of tokens of a transformers model.
 
-    A model with a table of absolute positions fails beyond it. RoBERTa's table begins with rows that no token gets:
-    of its 514 rows 512 are left. Relative, rotary and scaled positions have no table, and `made_for` is advice.
+    A model with a table of absolute positions fails beyond it. RoBERTa's table begins with rows that no token uses:
+    of its 514 rows, 512 are usable. Relative, rotary and scaled positions have no table, and `made_for` is only advice.
     """
     made_for = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(made_for, int) or made_for < 1:  # XLNet says -1
@@ -117,30 +117,30 @@ def positions(model: Any) -> Positions:
 
 
 def longest(name: str, model: Any, tokenizer_limit: int | None, max_length: int | None) -> int:
-    """The greatest number of tokens that a model is given: `max_length`, or what model and tokenizer say they take.
+    """Return the maximum number of tokens to use: `max_length`, else the limit of model and tokenizer.
 
     Raises:
-        ValueError: `max_length` is more than the model has positions for.
+        ValueError: `max_length` exceeds the model's table of positions.
     """
     made_for, most = positions(model)
     if max_length is not None:
         if most is not None and max_length > most:
-            raise ValueError(f"max_length is {max_length}, {name} takes at most {most} tokens")
+            raise ValueError(f"max_length must be at most {most} for {name}, got {max_length}")
         return max_length
     return min((limit for limit in (tokenizer_limit, made_for, most) if limit), default=0)
 
 
 def load_tokenizer(name: str | os.PathLike[str], **options: Any) -> Any:
-    """`AutoTokenizer.from_pretrained` without code of the checkpoint.
+    """Call `AutoTokenizer.from_pretrained` without code from the checkpoint.
 
-    For a checkpoint without a tokenizer that makes up an empty one; here it is an error.
+    For a checkpoint without a tokenizer, transformers makes up an empty one. Here that is an error.
 
     Args:
         name: A checkpoint's folder or hub name.
-        options: `from_pretrained`'s.
+        options: Other options of `from_pretrained`.
 
     Raises:
-        OSError: There is no such checkpoint, it has no tokenizer, or its tokenizer cannot be loaded.
+        OSError: The checkpoint does not exist, has no tokenizer, or its tokenizer cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -148,20 +148,22 @@ def load_tokenizer(name: str | os.PathLike[str], **options: Any) -> Any:
     with loading(name, "its tokenizer"):
         tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise OSError(f"{name}: has no tokenizer. Save one with the checkpoint: tokenizer.save_pretrained(folder)")
+        raise OSError(
+            f"{name}: the checkpoint must have a tokenizer. Save one with it: tokenizer.save_pretrained(folder)"
+        )
     return tokenizer
 
 
 def pad_token_id(name: str | os.PathLike[str], tokenizer: Any, *ids: int | None) -> int:
-    """The id to pad with: the first of `ids` that is not None, else the token that ends a text.
+    """Return the id to pad with: the first of `ids` that is not None, else that of the end-of-text token.
 
     Raises:
-        ValueError: The tokenizer has no token that ends a text, either.
+        ValueError: The tokenizer has no end-of-text token either.
     """
     for found in (*ids, tokenizer.eos_token_id):
         if found is not None:
             return found
     raise ValueError(
-        f"{os.fspath(name)}: its tokenizer has neither a pad token nor one that ends a text. "
-        "Set tokenizer.pad_token and save it with the checkpoint"
+        f"{os.fspath(name)}: the tokenizer must have a pad token or an end-of-text token (eos). "
+        "Set tokenizer.pad_token and save the tokenizer with the checkpoint"
     )

@@ -1,4 +1,4 @@
-"""The losses of a backend, compared with golden vectors."""
+"""Compare the losses of a backend with golden vectors."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from ._engine import native
 from .functional import pcrm_loss
 
-# Of a loss L at margin m and constraint delta, times 1 + |m| + |delta| + |L|, and of a
-# gradient: the table of the Go package pcrmtest, whose golden vectors these are.
+# Tolerances of a loss L at margin m and constraint delta, in units of 1 + |m| + |delta| + |L|, and of a
+# gradient. They are those of the Go package pcrmtest, which has the golden vectors.
 TOLERANCES = {torch.float64: (3e-14, 1e-14), torch.float32: (2e-6, 4e-6)}
 
 
 def compare(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What is wrong with the losses and gradients of the golden vectors there, or None."""
+    """Return the first error in the losses and gradients of the golden vectors on a device, or None."""
     vectors = json.loads((native.FOLDER / "golden.json").read_text(encoding="utf-8"))
     tolerance, gradient_tolerance = TOLERANCES[dtype]
     for smoothing in sorted({v["label_smoothing"] for v in vectors}):
@@ -40,7 +40,7 @@ def compare(device: torch.device, dtype: torch.dtype) -> str | None:
             if wrong.any():
                 i = int(wrong.nonzero()[0])
                 return (
-                    f"{name} at margin {exact['margin'][i]:g}, delta {delta[i]:g}, label_smoothing {smoothing:g} is "
-                    f"{got[i]:.17g}, should be {exact[name][i]:.17g}"
+                    f"{name} at margin {exact['margin'][i]:g}, delta {delta[i]:g}, label_smoothing {smoothing:g} must be "
+                    f"{exact[name][i]:.17g}, got {got[i]:.17g}"
                 )
     return None

@@ -1,26 +1,26 @@
-"""Which code computes: the Go core, its CUDA kernels or plain torch.
+"""Select the implementation: the Go core, the CUDA kernels or plain torch.
 
-    auto   Go for tensors on the CPU, our kernels for the losses of tensors on an NVIDIA GPU,
-           torch for all else (the default)
-    go     Go; an error where it cannot serve
-    cuda   our kernels for the losses; an error where they cannot serve
+    auto   Go for tensors on the CPU, the CUDA kernels for losses on an NVIDIA GPU,
+           torch for everything else (the default)
+    go     Go; an error where it cannot compute
+    cuda   the CUDA kernels for the losses; an error where they cannot compute
     torch  readable formulas in torch, on any device
 
-Under every backend torch computes the losses of other papers (`pcrm.baselines`). It also computes
-where native code cannot read the numbers: under torch.func's transforms, and for wrappers such as
-DTensor, whose data are not where `data_ptr()` says.
+Under every backend, torch computes the losses of other papers (`pcrm.baselines`). It also computes
+wherever native code cannot read the numbers: under torch.func's transforms, and for tensor
+subclasses such as DTensor, whose data is not at `data_ptr()`.
 
-Where `auto` has to do without native code it warns once, with the reason; on macOS and Windows, where there
-is none, it does not. What belongs to no
-loss (priors, the constraint's delta) is computed under `cuda` as it is under `auto`.
+If `auto` falls back to torch, it warns once and gives the reason. It does not warn on macOS and
+Windows, where no native library is built. Computations outside the losses (priors, the
+constraint's delta) run under `cuda` as under `auto`.
 
-The choice holds for the whole process. The environment variable `PCRM_BACKEND` sets it
-at start.
+The setting applies to the whole process. The environment variable `PCRM_BACKEND` sets it at
+startup.
 
-After a fork the child computes with torch whatever was chosen, if its parent had used
-Go: a Go runtime does not survive a fork, and a call into it would hang for ever. So
-DataLoader workers and `datasets.map(num_proc=...)` work, with the same results. Torch then
-has one thread in that child, as in a DataLoader worker: its threads do not survive either.
+A forked child of a process that has used Go computes with torch, whatever the setting: a Go
+runtime does not survive a fork, and a call into it would hang forever. DataLoader workers and
+`datasets.map(num_proc=...)` therefore work, with the same results. In such a child torch uses one
+thread, as in a DataLoader worker, because torch's threads do not survive a fork either.
 """
 
 from __future__ import annotations
@@ -41,18 +41,22 @@ __all__ = [
 
 
 def get_backend() -> str:
-    """The name that was set: `auto`, `go`, `cuda` or `torch`."""
+    """Return the current setting: `auto`, `go`, `cuda` or `torch`."""
     return _native.backend
 
 
 def set_backend(name: str) -> None:
-    """Choose the code that computes from now on, in the whole process.
+    """Set the backend for the whole process.
+
+    Setting `cuda` initializes the CUDA driver. After that, a forked child cannot use CUDA.
+
+    Args:
+        name: `auto`, `go`, `cuda` or `torch`.
 
     Raises:
-        ValueError: the name is not one of `auto`, `go`, `cuda`, `torch`.
-        RuntimeError: `go` was asked for and the native library is not there, or `cuda` and no
-            device is; the message says why. Asking for `cuda` initializes CUDA's driver, after
-            which a forked child cannot use it.
+        ValueError: `name` is not one of these.
+        RuntimeError: `name` is `go` and the native library is not available, or `name` is `cuda`
+            and no device is available. The message gives the reason.
     """
     _native.checked(name, "backend")
     if name == "go" and _native.load() is None:
@@ -67,7 +71,10 @@ def set_backend(name: str) -> None:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """`set_backend` for the length of a `with` block."""
+    """Set the backend inside a `with` block and restore the previous one at its end.
+
+    Args, Raises: As in `set_backend`.
+    """
     before = _native.backend
     set_backend(name)
     try:
@@ -77,15 +84,18 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def set_num_threads(n: int) -> None:
-    """Let a call of the Go core use at most n threads; 0, the default, is one a processor.
+    """Limit the number of threads that a call of the Go core uses.
 
-    Small batches take one whatever is set. Results do not depend on it. It competes with
-    torch's own threads, so set it where the two must share.
+    Small batches always use one thread. Results do not depend on the number of threads. Go's
+    threads compete with torch's, so lower the limit where both run at once.
+
+    Args:
+        n: The most threads, at least 0. 0, the default, means one per processor.
 
     Raises:
-        ValueError: n is negative.
-        RuntimeError: the native library is not there.
+        ValueError: `n` is negative.
+        RuntimeError: The native library is not available.
     """
     if n < 0:
-        raise ValueError(f"n is {n}, must be at least 0")
+        raise ValueError(f"n must be at least 0, got {n}")
     _native.call(_native.library().bridge_SetNumThreads, n)

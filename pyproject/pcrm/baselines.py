@@ -1,13 +1,13 @@
-"""Losses of other papers, to compare with: `pcrm.functional` has them beside its own.
+"""Losses of other papers, for comparison. `pcrm.functional` exports them too.
 
-They take the shapes, dtypes, devices and reductions of `pcrm_loss` and `pcrm_dpo_loss`, so
-that an experiment changes one word. Torch computes them whatever backend is chosen, so second
-derivatives work too. In a graph of `torch.compile` the values of margins, gaps, offsets and
-lengths are not checked. Each loss is a function of a pair's margin and of one number
-of the pair's own; docs/baselines.md has them in a table. Plain Bradley-Terry is `pcrm_loss`
-with delta = inf, plain DPO is `pcrm_dpo_loss` with it (`cdpo_loss` with label smoothing), and
-centering (arXiv 2312.09244) is the option `center_rewards_coefficient` of the former.
-`pcrm.trace` does not record them.
+They take the same shapes, dtypes, devices and reductions as `pcrm_loss` and `pcrm_dpo_loss`,
+so you can switch losses by changing one word. Torch computes them under every backend, so
+second derivatives work too. In a graph of `torch.compile` the values of margins, gaps, offsets
+and lengths are not checked. Each loss is a function of a pair's margin and one extra number per
+pair; docs/baselines.md lists them in a table. Plain Bradley-Terry is `pcrm_loss` with
+delta = inf. Plain DPO is `pcrm_dpo_loss` with delta = inf, and `cdpo_loss` adds label smoothing.
+Centering (arXiv 2312.09244) is the option `center_rewards_coefficient` of `pcrm_loss`.
+`pcrm.trace` does not record these losses.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ Distance = Literal["squared", "forward_kl", "backward_kl"]
 def llama2_margin_loss(
     chosen_rewards: Tensor, rejected_rewards: Tensor, margin: Tensor | float, *, reduction: Reduction = "mean"
 ) -> Tensor:
-    """The ranking loss of Llama 2's reward models, with a margin for each pair.
+    """Ranking loss of Llama 2's reward models, with a required margin for each pair.
 
         L = -log sigmoid(chosen - rejected - margin)
 
-    (arXiv 2307.09288, equation 2; TRL's column `margin`.) A larger margin wants the scores
-    further apart: Llama 2 takes up to 1 or 3, by how clear the preference is. With margin 0
-    it is the Bradley-Terry loss.
+    A larger margin pushes the scores further apart. Llama 2 uses margins up to 1 or up to 3,
+    depending on how clear the preference is. With margin 0 this is the Bradley-Terry loss.
+    Source: arXiv 2307.09288, equation 2. TRL reads the margin from the column `margin`.
 
     Args:
-        chosen_rewards: Scores of the preferred responses, shape (B,), float32, float64,
+        chosen_rewards: Scores of the chosen responses, shape (B,), float32, float64,
             bfloat16 or float16.
-        rejected_rewards: Scores of the others, of the same shape, dtype and device.
-        margin: Of each pair, shape (B,), or one number for all. Any finite numbers; no
-            gradient flows through them.
+        rejected_rewards: Scores of the rejected responses, with the same shape, dtype and device.
+        margin: The margin of each pair, shape (B,), or one number for all pairs, in units of the
+            score. Any finite number; no gradient flows through it.
         reduction: "mean", "sum" or "none".
 
     Returns:
-        As `pcrm_loss` does.
+        As `pcrm_loss`.
 
     Raises:
-        TypeError, ValueError: as in `pcrm_loss`; a margin that is not finite (named by its
-            index, and looked at on the CPU) or that requires a gradient.
+        TypeError, ValueError: As in `pcrm_loss`. Also if a margin is not finite (checked on the
+            CPU only; the message names the index) or requires a gradient.
     """
     return _of_scores(chosen_rewards, rejected_rewards, "margin", margin, 0.0, reduction)
 
@@ -60,24 +60,25 @@ def llama2_margin_loss(
 def l2_reward_loss(
     chosen_rewards: Tensor, rejected_rewards: Tensor, *, coefficient: float, reduction: Reduction = "mean"
 ) -> Tensor:
-    """The Bradley-Terry loss with a penalty on the size of the scores.
+    """Bradley-Terry loss with an L2 penalty on the scores.
 
         L = -log sigmoid(chosen - rejected) + coefficient * (chosen**2 + rejected**2)
 
-    It keeps the scale of the scores, and with it all margins, from growing. (No paper of its
-    own: weight decay on the outputs. What it does beyond centering is the margin's part, as
-    `chosen**2 + rejected**2 = ((chosen + rejected)**2 + (chosen - rejected)**2) / 2`.)
+    The penalty limits the scale of the scores, and with it the margins. It comes from no
+    particular paper: it is weight decay on the outputs. Compared with centering, it also
+    penalizes the margin, since
+    `chosen**2 + rejected**2 = ((chosen + rejected)**2 + (chosen - rejected)**2) / 2`.
 
     Args:
         chosen_rewards, rejected_rewards: Scores, shape (B,), as in `pcrm_loss`.
-        coefficient: Of the penalty, at least 0.
+        coefficient: Weight of the penalty, finite and at least 0.
         reduction: "mean", "sum" or "none".
 
     Returns:
-        As `pcrm_loss` does.
+        As `pcrm_loss`.
 
     Raises:
-        TypeError, ValueError: as in `pcrm_loss`; a coefficient that is negative or infinite.
+        TypeError, ValueError: As in `pcrm_loss`. Also if `coefficient` is negative or not finite.
     """
     coefficient = _check.at_least_0("coefficient", coefficient)
     return _of_scores(chosen_rewards, rejected_rewards, "margin", 0.0, coefficient, reduction)
@@ -92,23 +93,27 @@ def ipo_loss(
     beta: float = 0.1,
     reduction: Reduction = "mean",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Identity preference optimization, which aims at a margin instead of without end.
+    """Identity preference optimization (IPO) loss, which pulls the margin toward a fixed target.
 
         h = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
         L = (h - 1 / (2 beta))**2
 
-    (arXiv 2310.12036, equation 17, where beta is called tau.) TRL gives it log probabilities
-    per token, sums divided by the response's length, which its `loss_type: ipo` says are
-    those of the paper's experiments; it makes no difference here, but beta has another scale
-    for them.
+    TRL's `loss_type: ipo` uses log probabilities per token (the sum divided by the response's
+    length), which TRL says the paper's experiments used. This function takes either kind, but
+    beta has a different scale for each. Source: arXiv 2310.12036, equation 17, where beta is
+    called tau.
 
     Args:
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
             Log probabilities of the responses, shape (B,), as in `pcrm_dpo_loss`.
-        beta: The paper's tau, greater than 0: the smaller, the further apart.
+        beta: The paper's tau, finite and greater than 0. A smaller beta means a larger target.
         reduction: "mean", "sum" or "none".
 
-    Returns, raises: as `pcrm_dpo_loss` does.
+    Returns:
+        As `pcrm_dpo_loss`.
+
+    Raises:
+        TypeError, ValueError: As in `pcrm_dpo_loss`.
     """
     logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     beta = _check.positive("beta", beta)
@@ -127,7 +132,7 @@ def rpo_distance_loss(
     distance: Distance = "backward_kl",
     reduction: Reduction = "mean",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Reward-aware preference optimization: the implicit rewards' margin is to be the gold one.
+    """Reward-aware preference optimization (RPO) loss, which pulls the implicit margin toward a gold margin.
 
     With z as in `pcrm_dpo_loss`, x = eta * gold_gap, q = sigmoid(z) and p = sigmoid(x):
 
@@ -135,33 +140,34 @@ def rpo_distance_loss(
         forward_kl   L = q log(q / p) + (1 - q) log((1 - q) / (1 - p))
         squared      L = (z - x)**2
 
-    (Nemotron-4 340B, arXiv 2406.11704, section 3.3.2, has the first; the names and the others
-    are NeMo-Aligner's `rpo_bwd_kl`, `rpo_fwd_kl` and `rpo_sq`. Not the RPO of arXiv 2405.16436,
-    which adds a supervised term.)
+    Source: Nemotron-4 340B, arXiv 2406.11704, section 3.3.2, which uses the first distance. The
+    names and the other two distances come from NeMo-Aligner's `rpo_bwd_kl`, `rpo_fwd_kl` and
+    `rpo_sq`. This is not the RPO of arXiv 2405.16436, which adds a supervised term.
 
     Args:
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
             Log probabilities of the responses, shape (B,), as in `pcrm_dpo_loss`.
-        gold_gap: By how much a reward model or a rater scores the chosen response higher,
-            shape (B,), or one number for all. Finite; no gradient flows through it.
-        beta: Scales log-probability ratios to rewards, greater than 0.
-        eta: Scales the gold gap to the same unit, greater than 0.
+        gold_gap: How much higher a reward model or a rater scores the chosen response than the
+            rejected one, shape (B,), or one number for all pairs. Finite, of any sign; no
+            gradient flows through it.
+        beta: Scale from log-probability ratios to rewards, finite and greater than 0.
+        eta: Scale from the gold gap to the unit of z, finite and greater than 0.
         distance: "backward_kl", "forward_kl" or "squared".
         reduction: "mean", "sum" or "none".
 
     Returns:
-        As `pcrm_dpo_loss` does. Where z is near x a divergence is rounded as numbers up to 1
-        are: it may be as much under 0.
+        As `pcrm_dpo_loss`. Where z is close to x, a divergence has the rounding error of numbers
+        up to 1 and may be negative by that much.
 
     Raises:
-        TypeError, ValueError: as in `pcrm_dpo_loss`; another distance; an eta that is not
-            greater than 0 and finite; a gold gap that is not finite (named by its index, and
-            looked at on the CPU) or that requires a gradient.
+        TypeError, ValueError: As in `pcrm_dpo_loss`. Also if `distance` is unknown, `eta` is not
+            finite and greater than 0, or a gold gap is not finite (checked on the CPU only; the
+            message names the index) or requires a gradient.
     """
     logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     distances = torch_reference.BASELINES[1:]
     if distance not in distances:
-        raise ValueError(f"distance is {distance!r}, must be one of {', '.join(distances)}")
+        raise ValueError(f"distance must be one of {', '.join(distances)}, got {distance!r}")
     beta, eta = _check.positive("beta", beta), _check.positive("eta", eta)
     return _of_logps(logps, "gold_gap", gold_gap, distance, beta, beta, eta, reduction)
 
@@ -176,27 +182,27 @@ def odpo_loss(
     beta: float = 0.1,
     reduction: Reduction = "mean",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """DPO with an offset: the implicit rewards have to differ by more than that.
+    """DPO loss with an offset (ODPO), which asks for implicit rewards that differ by more than the offset.
 
         L = -log sigmoid(z - offset)
 
-    with z as in `pcrm_dpo_loss`. (arXiv 2402.10571, whose offset is alpha times
-    the logarithm of the difference of two scores.) With offset 0 it is DPO.
+    with z as in `pcrm_dpo_loss`. With offset 0 this is the DPO loss. Source: arXiv 2402.10571,
+    where the offset is alpha times the logarithm of the difference of two scores.
 
     Args:
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
             Log probabilities of the responses, shape (B,), as in `pcrm_dpo_loss`.
-        offset: Of each pair, shape (B,), or one number for all, in units of z. Any finite
-            numbers; no gradient flows through them.
-        beta: Scales log-probability ratios to rewards, greater than 0.
+        offset: The offset of each pair, shape (B,), or one number for all pairs, in units of z.
+            Any finite number; no gradient flows through it.
+        beta: Scale from log-probability ratios to rewards, finite and greater than 0.
         reduction: "mean", "sum" or "none".
 
     Returns:
-        As `pcrm_dpo_loss` does.
+        As `pcrm_dpo_loss`.
 
     Raises:
-        TypeError, ValueError: as in `pcrm_dpo_loss`; an offset that is not finite (named by
-            its index, and looked at on the CPU) or that requires a gradient.
+        TypeError, ValueError: As in `pcrm_dpo_loss`. Also if an offset is not finite (checked on
+            the CPU only; the message names the index) or requires a gradient.
     """
     logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     beta = _check.positive("beta", beta)
@@ -215,30 +221,30 @@ def rdpo_loss(
     beta: float = 0.1,
     reduction: Reduction = "mean",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """DPO with a term for length, which a policy then has less of a reason to increase.
+    """DPO loss with a length penalty (R-DPO), which discourages longer responses.
 
         L = -log sigmoid(z + alpha * (chosen_length - rejected_length))
 
-    with z as in `pcrm_dpo_loss`: the reward is to be what DPO would learn less alpha times the
-    length. (arXiv 2403.19159.) With alpha 0 it is DPO.
+    with z as in `pcrm_dpo_loss`. The learned reward is the DPO reward minus alpha times the
+    length. With alpha 0 this is the DPO loss. Source: arXiv 2403.19159.
 
     Args:
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
             Log probabilities of the responses, shape (B,), as in `pcrm_dpo_loss`.
-        chosen_lengths: Lengths of the preferred responses in tokens, shape (B,), integers or
+        chosen_lengths: Lengths of the chosen responses in tokens, shape (B,), integers or
             floating point, at least 0.
-        rejected_lengths: The same of the other responses.
-        alpha: The penalty of a token, in units of z, at least 0.
-        beta: Scales log-probability ratios to rewards, greater than 0.
+        rejected_lengths: The same for the rejected responses.
+        alpha: Penalty per token, in units of z, finite and at least 0.
+        beta: Scale from log-probability ratios to rewards, finite and greater than 0.
         reduction: "mean", "sum" or "none".
 
     Returns:
-        As `pcrm_dpo_loss` does. The rewards are without the term for length.
+        As `pcrm_dpo_loss`. The returned rewards do not include the length term.
 
     Raises:
-        TypeError, ValueError: as in `pcrm_dpo_loss`; lengths of another shape or device, a
-            negative one (named by its index, and looked at on the CPU); an alpha that is
-            negative or infinite.
+        TypeError, ValueError: As in `pcrm_dpo_loss`. Also if the lengths have the wrong shape or
+            device, a length is negative (checked on the CPU only; the message names the index),
+            or `alpha` is negative or not finite.
     """
     logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     check_alike(LOGPS, logps, 1)
@@ -278,7 +284,7 @@ def _of_logps(
 
 
 def _computed(formula: Callable[..., Any], names: Sequence[str], tensors: Sequence[Tensor], *settings: Any) -> Any:
-    """What a formula gives; where torch cannot compute with a wrapper, an error that names it."""
+    """Evaluate a formula. If torch cannot compute with a tensor subclass, the error names the argument."""
     if torch.compiler.is_compiling():
         return formula(*tensors, *settings)
     with named_if_wrapped(**dict(zip(names, tensors, strict=True))):
@@ -286,30 +292,32 @@ def _computed(formula: Callable[..., Any], names: Sequence[str], tensors: Sequen
 
 
 def _of_pairs(name: str, value: Any, scores: Tensor, first: str, least: float = -math.inf) -> Tensor:
-    """A number a pair as a contiguous tensor of shape (B,) in the dtype that computes.
+    """Return one number per pair as a contiguous tensor of shape (B,) in the compute dtype.
 
-    Its values are checked on the CPU, except while a graph is compiled.
+    Checks the values on the CPU, except while a graph is compiled.
     """
     dtype = COMPUTE[scores.dtype]
     wanted = "finite" if least == -math.inf else f"finite and at least {least:g}"
     if not isinstance(value, Tensor):
         if not isinstance(value, Real):
-            raise TypeError(f"{name} is a {type(value).__name__}, must be a torch.Tensor or a float")
+            raise TypeError(f"{name} must be a torch.Tensor or a float, got {type(value).__name__}")
         value = _check.number(name, value)
         if not (abs(value) <= torch.finfo(dtype).max and value >= least):
-            raise ValueError(f"{name} is {value:g}, must be {wanted}")
+            raise ValueError(f"{name} must be {wanted}, got {value:g}")
         return scores.new_full(scores.shape, value, dtype=dtype)
     check_dense(name, value)
     if value.dtype is torch.bool or value.is_complex():
-        raise TypeError(f"{name} has dtype {value.dtype}, must be floating point or integer")
+        raise TypeError(f"{name} must be floating point or integer, got dtype {value.dtype}")
     if value.requires_grad:
-        raise ValueError(f"{name} requires a gradient, but none flows through it: pass {name}.detach()")
+        raise ValueError(f"{name} must not require a gradient, because none flows through it: pass {name}.detach()")
     if value.dim() == 0:
         value = value.to(scores.device).expand(scores.shape)
     if value.shape != scores.shape:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}, must be {tuple(scores.shape)} or one number")
+        raise ValueError(
+            f"{name} must have shape {tuple(scores.shape)} or be one number, got shape {tuple(value.shape)}"
+        )
     if value.device != scores.device:
-        raise ValueError(f"{name} is on {value.device}, {first} is on {scores.device}")
+        raise ValueError(f"{name} must be on the device of {first}, {scores.device}, got {value.device}")
     numbers = value.to(dtype).contiguous()
     if numbers.is_cpu and not torch.compiler.is_compiling():
         check_where(name, value, numbers.isfinite() & (numbers >= least), wanted)

@@ -1,11 +1,11 @@
-"""The losses as functions of tensors: pcrm's own, and those of `pcrm.baselines` to compare with.
+"""The losses as functions of tensors: pcrm's own, and those of `pcrm.baselines` for comparison.
 
-The forward pass computes the loss and its gradient in one go, and the backward pass only
-scales that gradient by the one that comes in. Which code computes is `pcrm.backends`'
-matter; the results agree to rounding. On a CUDA device all is queued on the current stream,
-where a CUDA graph may capture it (after one call outside, which loads the kernels). Where
-torch has to look into the computation (torch.func's transforms, forward-mode differentiation,
-torch.jit.trace), torch computes.
+The forward pass computes both the loss and its gradient; the backward pass only scales that
+gradient by the incoming one. `pcrm.backends` selects the implementation. All implementations
+agree to rounding. On a CUDA device the work is queued on the current stream, and a CUDA graph
+can capture it after one call outside the graph, which loads the kernels. torch computes
+wherever it must trace the computation: torch.func's transforms, forward-mode differentiation
+and torch.jit.trace.
 """
 
 from __future__ import annotations
@@ -32,44 +32,47 @@ def pcrm_loss(
     check_finite: bool = False,
     origin: Origin = UNKNOWN,
 ) -> Tensor:
-    """The prior-constrained preference loss of a batch of pairs.
+    """Prior-constrained preference loss of a batch of pairs.
 
-    With m = chosen - rejected,
+    With the margin m = chosen - rejected,
 
         L = -log sigmoid(m) - log sigmoid(delta - m)
 
-    which is least at the target m = delta / 2, where it is 2 softplus(-delta / 2) and not
-    zero. With delta = +inf it is the Bradley-Terry loss -log sigmoid(m). (arXiv 2404.00978,
-    equation 4.)
+    The loss is minimal at the target margin m = delta / 2. The minimum is
+    2 softplus(-delta / 2), not zero. With delta = +inf this is the Bradley-Terry loss
+    -log sigmoid(m). Source: arXiv 2404.00978, equation 4.
 
     Args:
-        chosen_rewards: Scores of the preferred responses, shape (B,), float32, float64,
+        chosen_rewards: Scores of the chosen responses, shape (B,), float32, float64,
             bfloat16 or float16.
-        rejected_rewards: Scores of the others, of the same shape, dtype and device.
-        delta: The constraint of each pair, shape (B,), or one number for all. Greater than
-            0; +inf leaves a pair unconstrained. No gradient flows through it.
+        rejected_rewards: Scores of the rejected responses, with the same shape, dtype and device.
+        delta: The constraint of each pair, shape (B,), or one number for all pairs. Greater
+            than 0, in units of the score; +inf leaves a pair unconstrained. No gradient flows
+            through it.
         label_smoothing: Weight e of the swapped pair, in [0, 0.5). With a finite delta it
-            adds e * delta and moves no gradient; with delta = +inf it gives
-            -(1-e) log sigmoid(m) - e log sigmoid(-m).
-        center_rewards_coefficient: c of c * (chosen + rejected)**2, added to each pair's
-            loss, at least 0 (as TRL's option of that name; arXiv 2312.09244).
+            adds the constant e * delta and does not change the gradient. With delta = +inf the
+            loss is -(1-e) log sigmoid(m) - e log sigmoid(-m).
+        center_rewards_coefficient: Coefficient c, at least 0. Adds c * (chosen + rejected)**2
+            to the loss of each pair, like TRL's option of the same name (arXiv 2312.09244).
         reduction: "mean", "sum" or "none".
-        check_finite: Refuse NaN and infinite scores. Without it they propagate to the loss,
-            as they do in torch.
-        origin: The prior and the constraint that made `delta`, for `pcrm.trace` to record.
-            `PCRMLoss` and the trainers pass it.
+        check_finite: Raise an error for NaN and infinite scores. Without it they propagate to
+            the loss, as in torch.
+        origin: The prior and the constraint that `delta` comes from, recorded by `pcrm.trace`.
+            `PCRMLoss` and the trainers set it.
 
     Returns:
-        The loss: a scalar, or shape (B,) for "none". It has the dtype of the scores, and
-        float32 for bfloat16 and float16, in which it is computed. The gradient has the
-        scores' own dtype.
+        The loss: a scalar, or shape (B,) for "none". Its dtype is that of the scores; for
+        bfloat16 and float16 the loss is computed and returned in float32. The gradient always
+        has the dtype of the scores.
 
     Raises:
-        TypeError: scores or delta are no floating-point tensors, or the dtypes differ.
-        ValueError: another shape than (B,) or different shapes or devices, an empty batch,
-            a delta that is not greater than 0 (a tensor's is named by its index, and looked
-            at on the CPU, as elsewhere it would stall the device) or that requires a gradient, an option out
-            of its range, with `check_finite` a score that is not finite (named by its index).
+        TypeError: The scores or delta are not floating-point tensors, or the dtypes of the
+            scores differ.
+        ValueError: The scores are not of shape (B,), are empty, or differ in shape or device;
+            `delta` is not positive or requires a gradient; an option is out of range; or, with
+            `check_finite`, a score is not finite. On the CPU the message names the index of
+            the first offending delta. On other devices the values of delta are not checked,
+            to avoid a synchronization.
     """
     check_alike(REWARDS, (chosen_rewards, rejected_rewards), 1)
     label_smoothing, code = _check.label_smoothing(label_smoothing), _reduction_code(reduction)
@@ -92,40 +95,43 @@ def pcrm_token_loss(
     reduction: Reduction = "mean",
     origin: Origin = UNKNOWN,
 ) -> Tensor:
-    """The loss in the form of the authors' released code, over the scores of all tokens.
+    """Prior-constrained loss over the scores of all tokens, as in the authors' released code.
 
-    The pair loss of `pcrm_loss` at every position from the first at which the two rows of
-    token ids differ to the end of the longer response, its mean over these positions, then
-    the mean over the pairs. Two equal rows are compared at their last position. Positions
-    where the shorter response is padded count, as they do in that code.
+    Applies the pair loss of `pcrm_loss` at each position of a span, takes the mean over the
+    span, then reduces over the pairs. The span begins at the first position where the two rows
+    of token ids differ and ends with the longer response. Two equal rows are compared at their
+    last position. Positions where the shorter response is padded count, as in the released code.
 
     The attention masks say where each response ends. Without masks, a response ends at the
-    first `pad_token_id` at or after the first difference. That is wrong where the pad token
-    also occurs inside responses, for example where it equals the end-of-turn token: pass the
-    masks then.
+    first `pad_token_id` at or after the first difference. That is wrong if the pad token
+    also occurs inside responses, for example if it equals the end-of-turn token. Pass the
+    masks in that case.
 
     Args:
-        chosen_rewards: A score for each position, shape (B, L), of the dtypes of `pcrm_loss`.
-        rejected_rewards: The same of the other responses.
-        chosen_ids: Token ids of prompt and response, shape (B, L), int64 or int32, padded on
-            the right.
-        rejected_ids: The same of the other responses.
-        delta: The constraint of each pair, shape (B,), or one number for all.
+        chosen_rewards: A score for each position of the chosen rows, shape (B, L), with the
+            dtypes of `pcrm_loss`.
+        rejected_rewards: The same for the rejected rows.
+        chosen_ids: Token ids of prompt and chosen response, shape (B, L), int64 or int32, padded
+            on the right.
+        rejected_ids: The same for the rejected rows.
+        delta: The constraint of each pair, shape (B,), or one number for all pairs, as in
+            `pcrm_loss`.
         pad_token_id: The id of the padding, at least 0. Required without masks, ignored with them.
         chosen_mask: 1 or True at the tokens of the chosen row, 0 or False at its padding, shape
             (B, L): a tokenizer's `attention_mask`. Pass both masks or neither. With masks, the
             ids must be less than 2**31 - 1.
-        rejected_mask: The same of the other responses.
-        reduction: Over the pairs: "mean", "sum" or "none".
+        rejected_mask: The same for the rejected rows.
+        reduction: Reduction over the pairs: "mean", "sum" or "none".
         origin: As in `pcrm_loss`.
 
     Returns:
         The loss: a scalar, or shape (B,) for "none". The gradient is 0 outside the spans.
 
     Raises:
-        TypeError, ValueError: as in `pcrm_loss`; ids or masks of another shape, device or dtype;
-            a negative pad id; neither a pad id nor masks; a mask that is not padded on the right
-            (checked on the CPU only, to avoid a synchronization).
+        TypeError, ValueError: As in `pcrm_loss`. Also if ids or masks have the wrong shape,
+            device or dtype; if `pad_token_id` is negative; if both it and the masks are missing;
+            or if a mask is not padded on the right (checked on the CPU only, to avoid a
+            synchronization).
     """
     check_alike(REWARDS, (chosen_rewards, rejected_rewards), 2)
     check_ids("chosen_ids", chosen_ids, chosen_rewards)
@@ -155,33 +161,36 @@ def pcrm_dpo_loss(
     reduction: Reduction = "mean",
     origin: Origin = UNKNOWN,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The prior-constrained DPO loss.
+    """Prior-constrained DPO loss.
 
-    The loss of `pcrm_loss` with the difference of the implicit rewards in the place of m:
+    The loss of `pcrm_loss`, with the margin of the implicit rewards in place of m:
 
         z = beta * ((policy_chosen - reference_chosen) - (policy_rejected - reference_rejected))
         L = -log sigmoid(z) - log sigmoid(delta - z)
 
-    (arXiv 2404.00978, section 3.3, on arXiv 2305.18290.) With delta = +inf it is DPO's own.
+    With delta = +inf this is the DPO loss. Source: arXiv 2404.00978, section 3.3, which extends
+    arXiv 2305.18290.
 
     Args:
-        policy_chosen_logps: Log probability of each preferred response under the policy,
-            shape (B,), of the dtypes of `pcrm_loss`.
-        policy_rejected_logps: The same of the other responses.
-        reference_chosen_logps: The same under the reference; no gradient flows to it.
-        reference_rejected_logps: The same of the other responses.
-        delta: The constraint of each pair, shape (B,), or one number for all, in units of z.
-        beta: Scales log-probability ratios to rewards, greater than 0.
+        policy_chosen_logps: Log probability (natural logarithm) of each chosen response under
+            the policy, shape (B,), with the dtypes of `pcrm_loss`.
+        policy_rejected_logps: The same for the rejected responses.
+        reference_chosen_logps: The same under the reference model. No gradient flows through it.
+        reference_rejected_logps: The same for the rejected responses.
+        delta: The constraint of each pair, shape (B,), or one number for all pairs, in units of
+            z. As in `pcrm_loss`.
+        beta: Scale from log-probability ratios to rewards, finite and greater than 0.
         label_smoothing: As in `pcrm_loss`.
         reduction: "mean", "sum" or "none".
         origin: As in `pcrm_loss`.
 
     Returns:
-        The loss as in `pcrm_loss`, and the implicit rewards `beta * (policy - reference)` of
-        both responses, shape (B,), detached, in the loss's dtype.
+        A tuple (loss, chosen_rewards, rejected_rewards). The loss is as in `pcrm_loss`. The
+        implicit rewards `beta * (policy - reference)` have shape (B,) and the dtype of the loss,
+        and are detached.
 
     Raises:
-        TypeError, ValueError: as in `pcrm_loss`; a beta that is not greater than 0 and finite.
+        TypeError, ValueError: As in `pcrm_loss`. Also if `beta` is not finite and greater than 0.
     """
     check_alike(
         LOGPS, (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps), 1
@@ -204,22 +213,26 @@ def cdpo_loss(
     beta: float = 0.1,
     reduction: Reduction = "mean",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Conservative DPO: DPO for labels of which a share e is wrong.
+    """Conservative DPO loss, for data in which a fraction e of the labels is wrong.
 
         L = -(1 - e) log sigmoid(z) - e log sigmoid(-z)
 
-    with z as in `pcrm_dpo_loss`, of which it is the case delta = inf. It is least where
-    sigmoid(z) = 1 - e. (E. Mitchell, "A note on DPO with noisy preferences & relationship to
-    IPO", 2023, equation 3.)
+    with z as in `pcrm_dpo_loss`. This is `pcrm_dpo_loss` with delta = inf. The loss is minimal
+    at sigmoid(z) = 1 - e. Source: E. Mitchell, "A note on DPO with noisy preferences &
+    relationship to IPO", 2023, equation 3.
 
     Args:
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
             Log probabilities of the responses, shape (B,), as in `pcrm_dpo_loss`.
-        label_smoothing: e, in [0, 0.5); 0 is DPO.
-        beta: Scales log-probability ratios to rewards, greater than 0.
+        label_smoothing: e, in [0, 0.5); 0 gives the DPO loss.
+        beta: Scale from log-probability ratios to rewards, finite and greater than 0.
         reduction: "mean", "sum" or "none".
 
-    Returns, raises: as `pcrm_dpo_loss` does.
+    Returns:
+        As `pcrm_dpo_loss`.
+
+    Raises:
+        TypeError, ValueError: As in `pcrm_dpo_loss`.
     """
     logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     return pcrm_dpo_loss(*logps, math.inf, beta=beta, label_smoothing=label_smoothing, reduction=reduction)

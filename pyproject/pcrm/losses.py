@@ -1,4 +1,4 @@
-"""The losses as modules: a constraint and its settings, called with the prior of each pair."""
+"""The losses as torch modules: each holds a constraint and its settings and takes the prior of each pair."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .settings import Constraint, Targets
 
 
 class PCRMLoss(torch.nn.Module):
-    """The prior-constrained loss of a reward model.
+    """Prior-constrained loss of a reward model.
 
         >>> loss_fn = pcrm.PCRMLoss(pcrm.Constraint.preset("alpaca/length_ratio"))
         >>> prior = pcrm.priors.length_ratio(chosen_ids, rejected_ids)
         >>> loss = loss_fn(chosen_rewards, rejected_rewards, prior)
 
-    The formula and the settings are those of `pcrm.functional.pcrm_loss`, with
-    delta = constraint.delta(prior).
+    Computes `pcrm.functional.pcrm_loss` with delta = constraint.delta(prior).
 
     Args:
-        constraint: What turns a prior into a ceiling of the margin.
+        constraint: Maps the prior of a pair to the ceiling of its margin.
         label_smoothing, center_rewards_coefficient, reduction, check_finite: As in
             `pcrm.functional.pcrm_loss`.
 
     Raises:
-        TypeError, ValueError: as in `pcrm_loss`, of the settings.
+        TypeError: `constraint` is not a `pcrm.Constraint`, or a setting has the wrong type.
+        ValueError: A setting is out of range, as in `pcrm_loss`.
     """
 
     def __init__(
@@ -57,30 +57,31 @@ class PCRMLoss(torch.nn.Module):
 
     @classmethod
     def fitted(cls, similarities: Any, *, target_alike: float, target_unlike: float, **settings: Any) -> PCRMLoss:
-        """The loss with the constraint of these targets, fitted to the priors of the training pairs.
+        """Make the loss with a constraint fitted to target margins and the priors of the training pairs.
 
             >>> loss_fn = pcrm.PCRMLoss.fitted(prior, target_alike=1.0, target_unlike=3.0)
 
         Args:
-            similarities, target_alike, target_unlike: As in `Constraint.fit`: all of the training data, not a batch.
-            settings: The other arguments of the loss.
+            similarities: The priors of all training pairs, not of one batch. As in `Constraint.fit`.
+            target_alike, target_unlike: The target margins of alike and of unlike pairs, as in `Constraint.fit`.
+            settings: The other arguments of `PCRMLoss`.
 
         Raises:
-            TypeError, ValueError: as in `Constraint.fit`, and of the settings.
+            TypeError, ValueError: As in `Constraint.fit` and `PCRMLoss`.
         """
         return cls(Constraint.fit(similarities, target_alike=target_alike, target_unlike=target_unlike), **settings)
 
     def forward(
         self, chosen_rewards: torch.Tensor, rejected_rewards: torch.Tensor, prior: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The loss of a batch.
+        """Return the loss of a batch.
 
         Args:
             chosen_rewards, rejected_rewards: Scores, shape (B,).
-            prior: Similarities in [0, 1], shape (B,). Not needed for a fixed constraint.
+            prior: Similarities in [0, 1], shape (B,). A fixed constraint does not need it.
 
         Raises:
-            TypeError, ValueError: as in `pcrm_loss` and `Constraint.delta`; a missing prior.
+            TypeError, ValueError: As in `pcrm_loss` and `Constraint.delta`. Also if the prior is missing.
         """
         delta, origin = delta_of(self.constraint, prior)
         return pcrm_loss(chosen_rewards, rejected_rewards, delta, origin=origin, **self.settings)
@@ -90,20 +91,20 @@ class PCRMLoss(torch.nn.Module):
 
 
 class PCRMDPOLoss(torch.nn.Module):
-    """The prior-constrained DPO loss.
+    """Prior-constrained DPO loss.
 
         >>> loss_fn = pcrm.PCRMDPOLoss(pcrm.Constraint.preset("dpo/length_ratio"), beta=0.1)
         >>> loss, chosen_rewards, rejected_rewards = loss_fn(pc, pr, rc, rr, prior)
 
-    The formula and the settings are those of `pcrm.functional.pcrm_dpo_loss`, with
-    delta = constraint.delta(prior).
+    Computes `pcrm.functional.pcrm_dpo_loss` with delta = constraint.delta(prior).
 
     Args:
-        constraint: What turns a prior into a ceiling of the difference of implicit rewards.
+        constraint: Maps the prior of a pair to the ceiling of its implicit-reward margin.
         beta, label_smoothing, reduction: As in `pcrm.functional.pcrm_dpo_loss`.
 
     Raises:
-        TypeError, ValueError: as in `pcrm_dpo_loss`, of the settings.
+        TypeError: `constraint` is not a `pcrm.Constraint`, or a setting has the wrong type.
+        ValueError: A setting is out of range, as in `pcrm_dpo_loss`.
     """
 
     def __init__(
@@ -123,16 +124,17 @@ class PCRMDPOLoss(torch.nn.Module):
 
     @classmethod
     def fitted(cls, similarities: Any, *, target_alike: float, target_unlike: float, **settings: Any) -> PCRMDPOLoss:
-        """The loss with the constraint of these targets, fitted to the priors of the training pairs.
+        """Make the loss with a constraint fitted to target margins and the priors of the training pairs.
 
             >>> loss_fn = pcrm.PCRMDPOLoss.fitted(prior, target_alike=1.0, target_unlike=3.0)
 
         Args:
-            similarities, target_alike, target_unlike: As in `Constraint.fit`: all of the training data, not a batch.
-            settings: The other arguments of the loss.
+            similarities: The priors of all training pairs, not of one batch. As in `Constraint.fit`.
+            target_alike, target_unlike: The target margins of alike and of unlike pairs, as in `Constraint.fit`.
+            settings: The other arguments of `PCRMDPOLoss`.
 
         Raises:
-            TypeError, ValueError: as in `Constraint.fit`, and of the settings.
+            TypeError, ValueError: As in `Constraint.fit` and `PCRMDPOLoss`.
         """
         return cls(Constraint.fit(similarities, target_alike=target_alike, target_unlike=target_unlike), **settings)
 
@@ -144,15 +146,15 @@ class PCRMDPOLoss(torch.nn.Module):
         reference_rejected_logps: torch.Tensor,
         prior: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The loss of a batch and its implicit rewards.
+        """Return the loss of a batch and its implicit rewards, as `pcrm_dpo_loss` does.
 
         Args:
             policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
                 Log probabilities of the responses, shape (B,).
-            prior: Similarities in [0, 1], shape (B,). Not needed for a fixed constraint.
+            prior: Similarities in [0, 1], shape (B,). A fixed constraint does not need it.
 
         Raises:
-            TypeError, ValueError: as in `pcrm_dpo_loss` and `Constraint.delta`; a missing prior.
+            TypeError, ValueError: As in `pcrm_dpo_loss` and `Constraint.delta`. Also if the prior is missing.
         """
         logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
         delta, origin = delta_of(self.constraint, prior)
@@ -165,29 +167,29 @@ class PCRMDPOLoss(torch.nn.Module):
 def _checked(constraint: Constraint) -> Constraint:
     if isinstance(constraint, Targets):
         raise TypeError(
-            "constraint must be a pcrm.Constraint, got Targets: `fitted` makes a loss of them and of your data's priors"
+            "constraint must be a pcrm.Constraint, got Targets: fit them to the priors of your data with `fitted`"
         )
     if not isinstance(constraint, Constraint):
-        raise TypeError(f"constraint is a {type(constraint).__name__}, must be a pcrm.Constraint")
+        raise TypeError(f"constraint must be a pcrm.Constraint, got {type(constraint).__name__}")
     return constraint
 
 
 def delta_of(constraint: Constraint, prior: torch.Tensor | None) -> tuple[torch.Tensor | float, Origin]:
-    """Return the delta of a batch, and what it was made from, for the loss to record."""
+    """Return the delta of a batch, and the prior and constraint it comes from, for the loss to record."""
     if constraint.is_fixed:
         return constraint.delta(1.0), Origin(None, constraint.recorded)
     if prior is None:
-        raise ValueError("prior is missing: only a fixed constraint needs none")
+        raise ValueError("prior is missing: pass the prior of each pair (only a fixed constraint works without it)")
     if not isinstance(prior, torch.Tensor):
         prior = torch.as_tensor(_check.array("prior", prior) if hasattr(prior, "__array_interface__") else prior)
     return constraint.delta(prior), Origin(prior, constraint.recorded)
 
 
 def warn_of_smoothing(label_smoothing: float, constraint: Constraint | Targets) -> None:
-    """Warn that label smoothing does not act on a constrained pair: see `pcrm.functional.pcrm_loss`."""
+    """Warn that label smoothing has no effect on constrained pairs: see `pcrm.functional.pcrm_loss`."""
     if label_smoothing > 0 and (isinstance(constraint, Targets) or constraint.delta(1.0) < math.inf):
         warnings.warn(
-            f"label_smoothing is {label_smoothing}: where delta is finite it adds label_smoothing * delta to pcrm's "
-            "loss and moves no gradient",
+            f"label_smoothing={label_smoothing} has no effect on training where delta is finite: it adds the constant "
+            "label_smoothing * delta to the loss, and the gradient stays the same. Set it to 0, or use an infinite delta",
             stacklevel=4,
         )

@@ -167,7 +167,7 @@ def test_what_cannot_be_loaded(no_devices, monkeypatch, failure):
     monkeypatch.setenv("FAKECUDA_FAIL", failure)
     index = 2
     with pytest.warns(
-        RuntimeWarning, match=rf"^pcrm computes with torch, not with its CUDA kernels: {failure[:6]}.*CUDA_ERROR"
+        RuntimeWarning, match=rf"^pcrm computes with torch instead of its CUDA kernels: {failure[:6]}.*CUDA_ERROR"
     ) as found:
         for _ in range(3):
             assert choice.native_for_loss("x", on(f"cuda:{index}")) is None
@@ -306,7 +306,8 @@ def test_choice(no_devices):
     with backends.use_backend("cuda"):
         assert type(choice.native_for_loss("x", on("cuda:0"))) is cuda.Device
         with pytest.raises(
-            ValueError, match="'cuda' computes on CUDA devices, chosen_rewards is on cpu: use 'auto' or 'go'"
+            ValueError,
+            match="chosen_rewards must be on a CUDA device for backend 'cuda', got cpu: use backend 'auto' or 'go'",
         ):
             pcrm_loss(*batch())
         assert native.chosen_library() is not None, "priors and constraints are Go's as before"
@@ -314,7 +315,9 @@ def test_choice(no_devices):
         assert choice.native_for_loss("x", on("cuda:0")) is None
     with (
         backends.use_backend("go"),
-        pytest.raises(ValueError, match="'go' computes on the CPU, x is on cuda:0: use 'auto' or 'torch'"),
+        pytest.raises(
+            ValueError, match="x must be on the CPU for backend 'go', got cuda:0: use backend 'auto' or 'torch'"
+        ),
     ):
         choice.native_for_loss("x", on("cuda:0"))
 
@@ -323,7 +326,7 @@ def test_choice(no_devices):
 def test_other_devices(no_devices, log, device):
     x = torch.empty(2, device="meta") if device == "meta" else on(device)
     assert choice.native_for_loss("x", x) is None and not choice.has_kernels_for(x)
-    refusal = pytest.raises(ValueError, match=f"'cuda' computes on CUDA devices, x is on {device}")
+    refusal = pytest.raises(ValueError, match=f"x must be on a CUDA device for backend 'cuda', got {device}")
     with backends.use_backend("cuda"), refusal:
         choice.native_for_loss("x", x)
 

@@ -18,7 +18,7 @@ def test_choice():
     with backends.use_backend("torch"):
         assert backends.get_backend() == "torch" and native.chosen_library() is None
     assert backends.get_backend() == "auto" and native.chosen_library() is not None
-    with pytest.raises(ValueError, match="backend is 'cpu', must be one of auto, go, cuda, torch"):
+    with pytest.raises(ValueError, match="backend must be one of auto, go, cuda, torch, got 'cpu'"):
         backends.set_backend("cpu")
 
 
@@ -27,7 +27,7 @@ def test_environment():
     out = python("import pcrm; print(pcrm.backends.get_backend())", PCRM_BACKEND="torch")
     assert out.stdout.strip() == "torch", out.stderr
     out = python("import pcrm.functional", PCRM_BACKEND="gpu")
-    assert "ValueError: PCRM_BACKEND is 'gpu', must be one of auto, go, cuda, torch" in out.stderr
+    assert "ValueError: PCRM_BACKEND must be one of auto, go, cuda, torch, got 'gpu'" in out.stderr
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ print(pcrm.priors.length_ratio([[1, 2]], [[1]]), pcrm.Constraint.fit([0.1, 0.9],
     out = python(code, PYTHONPATH=without_native)
     assert out.returncode == 0, out.stderr
     assert out.stderr.count("RuntimeWarning") == 1
-    assert "pcrm computes with torch, not with its Go core: the native extension is built on Linux" in out.stderr
+    assert "pcrm computes with torch instead of its Go core: the native extension is built on Linux" in out.stderr
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def test_no_usable_driver(fake_driver, environment, reason):
     """`auto`: torch and one warning. `cuda`: an error. Both with the reason."""
     out = python(LOOK, **fake_driver, **environment)
     assert out.stdout.strip() == f"backend 'cuda' is not available: {reason}", out.stderr
-    warned = f"RuntimeWarning: pcrm computes with torch, not with its CUDA kernels: {reason}"
+    warned = f"RuntimeWarning: pcrm computes with torch instead of its CUDA kernels: {reason}"
     assert out.stderr.count("RuntimeWarning") == 1 and warned in out.stderr
 
 
@@ -114,7 +114,7 @@ assert pcrm.backends.get_backend() == "cuda"
 pcrm.functional.pcrm_loss(torch.ones(1), torch.zeros(1), 4.5)
 """
     out = python(code, PCRM_BACKEND="cuda", FAKECUDA_LOG=str(log), **fake_driver)
-    assert "ValueError: backend 'cuda' computes on CUDA devices, chosen_rewards is on cpu" in out.stderr
+    assert "ValueError: chosen_rewards must be on a CUDA device for backend 'cuda', got cpu" in out.stderr
     assert not log.exists()
 
 

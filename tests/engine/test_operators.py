@@ -252,13 +252,23 @@ def changed(make, index, value):
 @pytest.mark.parametrize(
     ("error", "message", "index", "value"),
     [
-        (ValueError, r"chosen_rewards has shape \(4,\), must be \(B, L\)", 0, lambda x: x[:, 0]),
-        (ValueError, r"rejected_rewards has shape \(4, 8\), chosen_rewards has \(4, 9\)", 1, lambda x: x[:, 1:]),
-        (ValueError, r"chosen_ids has shape \(3, 9\), chosen_rewards has \(4, 9\)", 2, lambda x: x[1:]),
-        (TypeError, r"rejected_ids has dtype torch\.float32, must be int64 or int32", 3, lambda x: x.float()),
-        (TypeError, "chosen_ids is a list", 2, lambda x: x.tolist()),
-        (ValueError, "rejected_ids is on meta, chosen_rewards is on cpu", 3, lambda x: x.to("meta")),
-        (ValueError, r"delta has shape \(4, 9\), must be \(4,\) or one number", 4, lambda x: x[:, None].expand(4, 9)),
+        (ValueError, r"chosen_rewards must have shape \(B, L\), got \(4,\)", 0, lambda x: x[:, 0]),
+        (
+            ValueError,
+            r"rejected_rewards must have the shape of chosen_rewards, \(4, 9\), got \(4, 8\)",
+            1,
+            lambda x: x[:, 1:],
+        ),
+        (ValueError, r"chosen_ids must have the shape of chosen_rewards, \(4, 9\), got \(3, 9\)", 2, lambda x: x[1:]),
+        (TypeError, r"rejected_ids must be int64 or int32, got dtype torch\.float32", 3, lambda x: x.float()),
+        (TypeError, "chosen_ids must be a torch.Tensor, got list", 2, lambda x: x.tolist()),
+        (ValueError, "rejected_ids must be on the device of chosen_rewards, cpu, got meta", 3, lambda x: x.to("meta")),
+        (
+            ValueError,
+            r"delta must have shape \(4,\) or be one number, got shape \(4, 9\)",
+            4,
+            lambda x: x[:, None].expand(4, 9),
+        ),
         (
             ValueError,
             r"delta\[2\] must be greater than 0, got -1",
@@ -280,14 +290,19 @@ def test_bad_pad(backend):
 @pytest.mark.parametrize(
     ("error", "message", "index", "value"),
     [
-        (ValueError, r"policy_rejected_logps has shape \(6, 1\), must be \(B,\)", 1, lambda x: x[:, None]),
+        (ValueError, r"policy_rejected_logps must have shape \(B,\), got \(6, 1\)", 1, lambda x: x[:, None]),
         (
             TypeError,
-            r"reference_chosen_logps has dtype torch\.float32, policy_chosen_logps has torch\.float64",
+            r"reference_chosen_logps must have the dtype of policy_chosen_logps, torch\.float64, got torch\.float32",
             2,
             lambda x: x.float(),
         ),
-        (ValueError, "reference_rejected_logps is on meta", 3, lambda x: x.to("meta")),
+        (
+            ValueError,
+            "reference_rejected_logps must be on the device of policy_chosen_logps, cpu, got meta",
+            3,
+            lambda x: x.to("meta"),
+        ),
         (ValueError, r"delta\[0\] must be greater than 0, got 0", 4, lambda x: x * 0),
     ],
 )
@@ -318,7 +333,7 @@ def test_dpo_module(backend):
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     with pytest.raises(ValueError, match="prior is missing"):
         pcrm.PCRMDPOLoss(constraint)(*inputs)
-    with pytest.raises(TypeError, match="constraint is a float"):
+    with pytest.raises(TypeError, match=r"constraint must be a pcrm\.Constraint, got float"):
         pcrm.PCRMDPOLoss(4.5)
     assert "beta=0.2" in repr(pcrm.PCRMDPOLoss(constraint, beta=0.2))
 

@@ -159,7 +159,7 @@ def test_no_pad_token(tmp_path, wide, capsys):
     np.testing.assert_allclose(both(score(tmp_path / "model", data.to_list(), tmp_path)), want, **ROUNDING)
     strip(tmp_path / "model", "eos_token")
     error = fails(capsys, tmp_path / "model", tmp_path / "in.jsonl", "--out", tmp_path / "out2.jsonl")
-    assert f"{tmp_path / 'model'}: its tokenizer has neither a pad token nor one that ends a text" in error
+    assert f"{tmp_path / 'model'}: the tokenizer must have a pad token or an end-of-text token" in error
 
 
 def strip(folder, token):
@@ -445,7 +445,7 @@ def test_a_row_at_the_limit_of_positions(tmp_path, tiny, capsys, kind, settings,
         error = fails(
             capsys, tmp_path / "model", tmp_path / "in.jsonl", "--out", tmp_path / "o.jsonl", "--max-length", 65
         )
-        assert f"max_length is 65, {tmp_path / 'model'} takes at most {most} tokens\n" in error
+        assert f"max_length must be at most {most} for {tmp_path / 'model'}, got 65\n" in error
 
 
 def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
@@ -466,7 +466,7 @@ def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=1)
     ).save_pretrained(tmp_path / "wordless")
     for name, message in (
-        ("wordless", "wordless: has no tokenizer"),
+        ("wordless", "wordless: the checkpoint must have a tokenizer"),
         ("two", "two: score.weight has shape (2, 16), that of a reward model with 1 label has shape (1, 16)"),
         ("headless", "headless: is not a trained reward model: it has no weights for score.weight"),
         ("nowhere", "nowhere"),

@@ -374,7 +374,7 @@ def test_a_delta_that_is_none_of_float32(backend):
     for value in (1e300, 1e-60, -1.0, math.nan):
         for delta, name in ((torch.tensor([2.0, value], dtype=torch.float64), r"delta\[1\]"), (value, "delta")):
             with pytest.raises(
-                ValueError, match=rf"{name} is {value:g}".replace("+", r"\+") + ", must be greater than 0"
+                ValueError, match=rf"{name} must be greater than 0 .*, got {value:g}".replace("+", r"\+")
             ):
                 pcrm_loss(*scores, delta)
     least = torch.tensor([2.0**-149, math.inf], dtype=torch.float64)
@@ -404,7 +404,7 @@ def test_sparse_numbers_beside_the_scores(backend, layout):
 def test_a_truth_value_is_no_delta(backend):
     for delta in (True, torch.ones(2, dtype=torch.bool)):
         with pytest.raises(
-            TypeError, match=r"^delta (must be a number, got True|has dtype torch\.bool, must be floating)"
+            TypeError, match=r"^delta must be (a number, got True|floating point, got dtype torch\.bool)"
         ):
             pcrm_loss(torch.zeros(2), torch.zeros(2), delta)
 
@@ -426,7 +426,7 @@ def test_other_devices_take_the_torch_path():
     assert pcrm.Constraint(10, 0.001, -5).delta(delta).device.type == "meta"
     with (
         pcrm.backends.use_backend("go"),
-        pytest.raises(ValueError, match="'go' computes on the CPU, chosen_rewards is on meta"),
+        pytest.raises(ValueError, match="chosen_rewards must be on the CPU for backend 'go', got meta"),
     ):
         pcrm_loss(chosen, rejected, delta)
 
@@ -437,28 +437,48 @@ ONE, TWO = torch.ones(1), torch.ones(2)
 @pytest.mark.parametrize(
     ("error", "message", "arguments", "options"),
     [
-        (TypeError, "chosen_rewards is a list, must be a torch.Tensor", ([1.0], ONE, 4.0), {}),
-        (TypeError, "rejected_rewards has dtype torch.int64, must be float32", (ONE, ONE.long(), 4.0), {}),
+        (TypeError, "chosen_rewards must be a torch.Tensor, got list", ([1.0], ONE, 4.0), {}),
         (
             TypeError,
-            "rejected_rewards has dtype torch.float64, chosen_rewards has torch.float32",
+            "rejected_rewards must be float32, float64, bfloat16 or float16, got dtype torch.int64",
+            (ONE, ONE.long(), 4.0),
+            {},
+        ),
+        (
+            TypeError,
+            "rejected_rewards must have the dtype of chosen_rewards, torch.float32, got torch.float64",
             (ONE, ONE.double(), 4.0),
             {},
         ),
-        (ValueError, r"chosen_rewards has shape \(2, 1\), must be \(B,\)", (TWO[:, None], TWO, 4.0), {}),
-        (ValueError, r"rejected_rewards has shape \(2, 1\), must be \(B,\)", (TWO, TWO[:, None], 4.0), {}),
-        (ValueError, r"rejected_rewards has shape \(1,\), chosen_rewards has \(2,\)", (TWO, ONE, 4.0), {}),
-        (ValueError, "rejected_rewards is on meta, chosen_rewards is on cpu", (ONE, ONE.to("meta"), 4.0), {}),
-        (ValueError, "chosen_rewards is empty", (ONE[:0], ONE[:0], 4.0), {}),
-        (TypeError, "delta is a str, must be", (ONE, ONE, "4"), {}),
-        (TypeError, "delta has dtype torch.int64, must be floating point", (ONE, ONE, ONE.long()), {}),
-        (ValueError, r"delta has shape \(2,\), must be \(1,\) or one number", (ONE, ONE, TWO), {}),
-        (ValueError, r"delta has shape \(2, 1\), must be \(2,\) or one number", (TWO, TWO, TWO[:, None]), {}),
-        (ValueError, "delta is on meta, chosen_rewards is on cpu", (ONE, ONE, ONE.to("meta")), {}),
-        (ValueError, "delta requires a gradient", (ONE, ONE, torch.ones(1, requires_grad=True)), {}),
+        (ValueError, r"chosen_rewards must have shape \(B,\), got \(2, 1\)", (TWO[:, None], TWO, 4.0), {}),
+        (ValueError, r"rejected_rewards must have shape \(B,\), got \(2, 1\)", (TWO, TWO[:, None], 4.0), {}),
+        (
+            ValueError,
+            r"rejected_rewards must have the shape of chosen_rewards, \(2,\), got \(1,\)",
+            (TWO, ONE, 4.0),
+            {},
+        ),
+        (
+            ValueError,
+            "rejected_rewards must be on the device of chosen_rewards, cpu, got meta",
+            (ONE, ONE.to("meta"), 4.0),
+            {},
+        ),
+        (ValueError, "chosen_rewards must hold at least one number, got an empty tensor", (ONE[:0], ONE[:0], 4.0), {}),
+        (TypeError, "delta must be .*, got str", (ONE, ONE, "4"), {}),
+        (TypeError, "delta must be floating point, got dtype torch.int64", (ONE, ONE, ONE.long()), {}),
+        (ValueError, r"delta must have shape \(1,\) or be one number, got shape \(2,\)", (ONE, ONE, TWO), {}),
+        (
+            ValueError,
+            r"delta must have shape \(2,\) or be one number, got shape \(2, 1\)",
+            (TWO, TWO, TWO[:, None]),
+            {},
+        ),
+        (ValueError, "delta must be on the device of chosen_rewards, cpu, got meta", (ONE, ONE, ONE.to("meta")), {}),
+        (ValueError, "delta must not require a gradient", (ONE, ONE, torch.ones(1, requires_grad=True)), {}),
         (ValueError, r"delta\[1\] must be greater than 0, got -3", (TWO, TWO, torch.tensor([1.0, -3.0])), {}),
-        (ValueError, r"^delta is 0, must be greater than 0", (TWO, TWO, 0.0), {}),
-        (ValueError, r"(?i)^delta is nan, must be greater than 0", (TWO, TWO, math.nan), {}),
+        (ValueError, r"^delta must be greater than 0, got 0", (TWO, TWO, 0.0), {}),
+        (ValueError, r"(?i)^delta must be greater than 0, got nan", (TWO, TWO, math.nan), {}),
         (ValueError, r"(?i)delta\[1\] must be greater than 0, got nan", (TWO, TWO, torch.tensor([1.0, math.nan])), {}),
         (ValueError, r"label_smoothing must be in \[0, 0.5\), got 0.5", (ONE, ONE, 4.0), {"label_smoothing": 0.5}),
         (ValueError, "label_smoothing must be .*, got -0.1", (ONE, ONE, 4.0), {"label_smoothing": -0.1}),
@@ -508,9 +528,9 @@ def test_module(backend):
         loss_fn(chosen, rejected)
     with pytest.raises(ValueError, match=r"similarities\[1\] must be in \[0, 1\], got 1.5"):
         loss_fn(chosen, rejected, torch.tensor([0.0, 1.5, 1.0]))
-    with pytest.raises(ValueError, match=r"delta has shape \(2,\), must be \(3,\)"):
+    with pytest.raises(ValueError, match=r"delta must have shape \(3,\) or be one number, got shape \(2,\)"):
         loss_fn(chosen, rejected, prior[:2])
-    with pytest.raises(TypeError, match="constraint is a float"):
+    with pytest.raises(TypeError, match=r"constraint must be a pcrm\.Constraint, got float"):
         pcrm.PCRMLoss(4.5)
     nan = torch.tensor([math.nan, 0.0, 0.0])
     with pytest.raises(ValueError, match=r"(?i)chosen_rewards\[0\] must be finite, got nan"):

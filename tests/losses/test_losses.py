@@ -64,7 +64,7 @@ def test_priors_of_numpy(backend):
     loss, scores = pcrm.PCRMLoss(pcrm.Constraint(1, 1, 1)), torch.zeros(2)
     want = loss(scores, scores, torch.tensor([0.25, 0.5], dtype=torch.float64))
     assert torch.equal(loss(scores, scores, np.array([0.25, 0.5], ">f8")), want)
-    with pytest.raises(TypeError, match=r"prior\[1\] is masked, must be a number"):
+    with pytest.raises(TypeError, match=r"prior\[1\] must be a number, got a masked value"):
         loss(scores, scores, np.ma.array([0.25, 0.5], mask=[False, True]))
 
 
@@ -75,7 +75,7 @@ def test_a_loss_of_targets(module, option):
     assert type(loss_fn) is module and loss_fn.settings[option] == 0.2
     assert loss_fn.constraint == pcrm.Constraint.fit(prior, target_alike=1, target_unlike=3)
     with pytest.raises(
-        TypeError, match=r"constraint must be a pcrm\.Constraint, got Targets: `fitted` makes a loss of them and"
+        TypeError, match=r"constraint must be a pcrm\.Constraint, got Targets: fit them to the priors of your data"
     ):
         module(Targets(1, 3))
 

@@ -167,7 +167,7 @@ def test_nan_and_infinity(tmp_path, capsys, tier):
         assert main(["average", *map(str, models), "--out", str(tmp_path / "out")]) == 0
     finally:
         library.bridge_SetTier(before)
-    assert "3 numbers of the average are NaN or infinite, the first in tensor x.weight\n" in capsys.readouterr().err
+    assert "3 elements of the average are NaN or infinite, the first in tensor x.weight" in capsys.readouterr().err
     want = torch.ones(40)
     want[3], want[20], want[39] = torch.nan, torch.nan, torch.inf
     assert torch.equal(read(tmp_path / "out")["x.weight"].nan_to_num(5.0), want.nan_to_num(5.0))
@@ -313,19 +313,19 @@ BAD = {
     "no weights": (lambda m: (m / "model.safetensors").unlink(), "{bad}: must contain model.safetensors or model.safetensors.index.json"),
     "a path": (lambda m: ((m / "model.safetensors").rename(m.parent / "x.safetensors"), (m / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x.safetensors"}}')), "{bad}/model.safetensors.index.json: tensor \"a\": must be in a .safetensors file in the folder of the index, got \"../x.safetensors\""),
     "no config": (lambda m: (m / "config.json").unlink(), "No such file or directory: '{bad}/config.json'"),
-    "no JSON": (lambda m: (m / "config.json").write_text("{"), "{bad}/config.json: is no JSON"),
-    "deep JSON": (lambda m: (m / "config.json").write_text("[" * 10**6), "{bad}/config.json: is no JSON"),
-    "JSON of a list": (lambda m: (m / "config.json").write_text("[]"), "{bad}/config.json: is no JSON object"),
-    "config": (lambda m: changed(m, "config.json", num_attention_heads=4), "{bad}/config.json: num_attention_heads is 4, that of {good}/config.json is 2"),
-    "one more setting": (lambda m: changed(m, "config.json", sliding_window=4), "{bad}/config.json: sliding_window is 4, that of {good}/config.json is null"),
-    "a setting inside": (lambda m: changed(m, "config.json", rope_parameters={"rope_theta": 3.0, "rope_type": "default"}), "{bad}/config.json: rope_parameters.rope_theta is 3.0, that of {good}/config.json is"),
-    "no vocabulary": (lambda m: (m / "tokenizer.json").unlink(), "{bad}: has no tokenizer.json, {good} has one"),
-    "chat template": (lambda m: (m / "chat_template.jinja").write_text("x"), "{bad}/chat_template.jinja: is not that of {good}: are their tokenizers the same?"),
-    "no chat template": (lambda m: (m / "chat_template.jinja").unlink(), "{bad}: has no chat_template.jinja, {good} has one"),
-    "a special token": (lambda m: changed(m, "tokenizer_config.json", eos_token="<x>"), "{bad}/tokenizer_config.json: eos_token is \"<x>\", that of {good}/tokenizer_config.json is"),
+    "no JSON": (lambda m: (m / "config.json").write_text("{"), "{bad}/config.json: must be JSON: "),
+    "deep JSON": (lambda m: (m / "config.json").write_text("[" * 10**6), "{bad}/config.json: must be JSON: "),
+    "JSON of a list": (lambda m: (m / "config.json").write_text("[]"), "{bad}/config.json: must be a JSON object, got list"),
+    "config": (lambda m: changed(m, "config.json", num_attention_heads=4), "{bad}/config.json: num_attention_heads must be 2, as in {good}/config.json, got 4"),
+    "one more setting": (lambda m: changed(m, "config.json", sliding_window=4), "{bad}/config.json: sliding_window must be null, as in {good}/config.json, got 4"),
+    "a setting inside": (lambda m: changed(m, "config.json", rope_parameters={"rope_theta": 3.0, "rope_type": "default"}), "{bad}/config.json: rope_parameters.rope_theta must be 10000.0, as in {good}/config.json, got 3.0"),
+    "no vocabulary": (lambda m: (m / "tokenizer.json").unlink(), "{bad}: tokenizer.json is missing, but {good} has one"),
+    "chat template": (lambda m: (m / "chat_template.jinja").write_text("x"), "{bad}/chat_template.jinja: must be the same file as in {good}, got a different one"),
+    "no chat template": (lambda m: (m / "chat_template.jinja").unlink(), "{bad}: chat_template.jinja is missing, but {good} has one"),
+    "a special token": (lambda m: changed(m, "tokenizer_config.json", eos_token="<x>"), "{bad}/tokenizer_config.json: eos_token must be \"<eos>\", as in {good}/tokenizer_config.json, got \"<x>\""),
     "vocabulary": (swapped, "{bad}/tokenizer.json: model.vocab."),
-    "module": (lambda m: ((m / "2_Dense").mkdir(), (m / "2_Dense" / "model.safetensors").write_bytes(b"x")), "{bad}/2_Dense/model.safetensors: weights of a module of their own are not averaged"),
-    "adapter": (lambda m: (m / "config.json").rename(m / "adapter_config.json"), "{bad}: is an adapter."),
+    "module": (lambda m: ((m / "2_Dense").mkdir(), (m / "2_Dense" / "model.safetensors").write_bytes(b"x")), "{bad}/2_Dense/model.safetensors: separate weights of a module cannot be averaged"),
+    "adapter": (lambda m: (m / "config.json").rename(m / "adapter_config.json"), "{bad}: must be a full model, got an adapter"),
 }  # fmt: skip
 
 
@@ -376,8 +376,8 @@ def test_weights(tmp_path, weights, message):
 def test_one_model(tmp_path, capsys):
     model = write(tmp_path / "rm", {"a": torch.ones(3)})
     assert main(["average", str(model), "--out", str(tmp_path / "out")]) == 1
-    assert "models has 1 elements, must have at least 2" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="models has 0 elements, must have at least 2"):
+    assert "models must have at least 2 elements, got 1" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="models must have at least 2 elements, got 0"):
         average([], tmp_path / "out")
 
 
@@ -385,13 +385,15 @@ def test_out(tmp_path):
     """What is there stays; an empty folder may be there, and what a kill left is begun anew."""
     model = write(tmp_path / "rm", {"a": torch.ones(3)})
     out, part = tmp_path / "out", tmp_path / "out.part"
-    with pytest.raises(ValueError, match=r"rm: is there already"):
+    with pytest.raises(ValueError, match=r"rm: already exists"):
         average([model, model], model)
     out.mkdir()
     part.mkdir()
     (part / "model.safetensors").write_text("half")
     (part / "mine").write_text("x")
-    with pytest.raises(ValueError, match=r"out\.part: is in the way, with mine in it"):
+    with pytest.raises(
+        ValueError, match=r"out\.part: cannot use this folder for temporary files: it already contains mine"
+    ):
         average([model, model], out)
     assert listing(part) == ["mine", "model.safetensors"]
     (part / "mine").unlink()

@@ -62,16 +62,28 @@ def test_nan_propagates():
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
-        (TypeError, "scores are a list, must be a torch.Tensor or a numpy.ndarray", lambda: ensemble([[1.0]])),
-        (TypeError, "scores have dtype torch.int64, must be floating", lambda: ensemble(torch.ones(2, 2).long())),
-        (TypeError, "scores have dtype torch.int64, must be floating", lambda: ensemble(np.ones((2, 2), np.int64))),
-        (ValueError, r"scores have shape \(\), must be \(models, \.\.\.\)", lambda: ensemble(torch.tensor(1.0))),
-        (ValueError, r"scores have shape \(0, 3\), must be .* at least one model", lambda: ensemble(np.ones((0, 3)))),
-        (ValueError, "method is 'median', must be one of mean, min, variance", lambda: ensemble(SCORES, "median")),
-        (ValueError, "coefficient is missing: method 'variance' needs one", lambda: ensemble(SCORES, "variance")),
+        (TypeError, "scores must be a torch.Tensor or a numpy.ndarray, got list", lambda: ensemble([[1.0]])),
+        (TypeError, "scores must be floating point, got dtype torch.int64", lambda: ensemble(torch.ones(2, 2).long())),
+        (
+            TypeError,
+            "scores must be floating point, got dtype torch.int64",
+            lambda: ensemble(np.ones((2, 2), np.int64)),
+        ),
         (
             ValueError,
-            "coefficient is 0.5, which method 'min' does not take",
+            r"scores must have shape \(models, \.\.\.\) with at least one model, got \(\)",
+            lambda: ensemble(torch.tensor(1.0)),
+        ),
+        (
+            ValueError,
+            r"scores must have shape .* with at least one model, got \(0, 3\)",
+            lambda: ensemble(np.ones((0, 3))),
+        ),
+        (ValueError, "method must be one of mean, min, variance, got 'median'", lambda: ensemble(SCORES, "median")),
+        (ValueError, "coefficient is missing: method 'variance' requires one", lambda: ensemble(SCORES, "variance")),
+        (
+            ValueError,
+            "coefficient must be None for method 'min', got 0.5",
             lambda: ensemble(SCORES, "min", coefficient=0.5),
         ),
         (
@@ -99,5 +111,5 @@ def test_bad_input(error, message, call):
 
 def test_arrays_that_torch_does_not_read():
     assert ensemble(np.array([[1, 2], [3, 4]], ">f4")).tolist() == [2, 3]
-    with pytest.raises(TypeError, match=r"scores\[1\] is masked, must be a number"):
+    with pytest.raises(TypeError, match=r"scores\[1\] must be a number, got a masked value"):
         ensemble(np.ma.array([[1.0, 2.0], [3.0, 4.0]], mask=[[False, True], [False, False]]))

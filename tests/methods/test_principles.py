@@ -129,26 +129,34 @@ def test_the_prompt():
 
 
 BAD = [
-    ({"principles": None}, {}, "principles is None, must be a list of texts or objects"),
-    ({"principles": []}, {}, "principles is [], must be a list of texts or objects"),
-    ({"principles": "Be kind."}, {}, "principles is 'Be kind.', must be a list of texts or objects"),
-    ({"principles": ["a", 5]}, {}, "principles[1] is 5, must be a text or an object with text"),
-    ({"principles": ["a", {"name": "b"}]}, {}, "principles[1] has no text"),
-    ({"principles": ["a", " "]}, {}, "principles[1].text is ' ', must be a text that is not empty"),
+    ({"principles": None}, {}, "principles must be a list of texts or objects, got None"),
+    ({"principles": []}, {}, "principles must be a list of texts or objects, got []"),
+    ({"principles": "Be kind."}, {}, "principles must be a list of texts or objects, got 'Be kind.'"),
+    ({"principles": ["a", 5]}, {}, "principles[1] must be a text or an object with a key 'text', got 5"),
+    ({"principles": ["a", {"name": "b"}]}, {}, "principles[1].text is missing"),
+    ({"principles": ["a", " "]}, {}, "principles[1].text must be a non-empty text, got ' '"),
     (
         {"principles": [{"text": "a", "weight": 1}]},
         {},
-        "principles[0] has a key 'weight', its keys may be text, name, ",
+        "principles[0] must have only the keys text, name, negation, score, got 'weight'",
     ),
-    ({"principles": [{"text": "a", "score": "1"}]}, {}, "principles[0].score is '1', must be a number"),
-    ({"principles": [{"text": "a", "score": True}]}, {}, "principles[0].score is True, must be a number"),
-    ({"principles": [{"text": "a", "score": float("nan")}]}, {}, "principles[0].score is nan, must be finite"),
-    ({"principles": ["a", {"text": "b", "name": "a"}]}, {}, "principles[1] has the name of principles[0]: 'a'"),
-    ({"principles": [{"text": "a", "score": 1}, "b"]}, {}, "principles[1] has no score, principles[0] has: all must"),
-    ({"prompt": None}, {}, "has no prompt, which principles are put into"),
-    ({"prompt": 3}, {}, "prompt is 3, must be a text or a list of messages"),
-    ({"prompt": [{"role": "system", "content": "a"}]}, {}, "prompt has no message of the user with a text"),
-    ({"rejected": None}, {"negate": 0.5}, "has no chosen and rejected: a negated principle would leave"),
+    ({"principles": [{"text": "a", "score": "1"}]}, {}, "principles[0].score must be a number, got '1'"),
+    ({"principles": [{"text": "a", "score": True}]}, {}, "principles[0].score must be a number, got True"),
+    ({"principles": [{"text": "a", "score": float("nan")}]}, {}, "principles[0].score must be finite, got nan"),
+    (
+        {"principles": ["a", {"text": "b", "name": "a"}]},
+        {},
+        "principles[1] must have a name of its own, got 'a', the name of principles[0]",
+    ),
+    (
+        {"principles": [{"text": "a", "score": 1}, "b"]},
+        {},
+        "principles[1] must have a score, because principles[0] has one",
+    ),
+    ({"prompt": None}, {}, "prompt is missing"),
+    ({"prompt": 3}, {}, "prompt must be a text or a list of messages, got 3"),
+    ({"prompt": [{"role": "system", "content": "a"}]}, {}, "prompt must have a user message with a text"),
+    ({"rejected": None}, {"negate": 0.5}, "chosen and rejected are missing: negate requires both"),
 ]
 
 
@@ -163,17 +171,17 @@ def test_bad_rows(change, options, message):
     [
         ({"k": 0}, ValueError, "k must be in [1, 2**63), got 0"),
         ({"k": 1.5}, TypeError, "k must be an integer, got 1.5"),
-        ({"negate": 1.5}, ValueError, "negate is 1.5, must be in [0, 1]"),
+        ({"negate": 1.5}, ValueError, "negate must be in [0, 1], got 1.5"),
         ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
-        ({"template": "{prompt}"}, ValueError, "template is '{prompt}', must have {principles} in it"),
-        ({"template": "{principles}"}, ValueError, "template is '{principles}', must have {prompt} in it"),
-        ({"negation": 5}, TypeError, "negation is 5, must be a text"),
-        ({"negation": None}, TypeError, "negation is None, must be a text"),
+        ({"template": "{prompt}"}, ValueError, "template must contain {principles}, got '{prompt}'"),
+        ({"template": "{principles}"}, ValueError, "template must contain {prompt}, got '{principles}'"),
+        ({"negation": 5}, TypeError, "negation must be a text, got 5"),
+        ({"negation": None}, TypeError, "negation must be a text, got None"),
         ({"negate": "x"}, TypeError, "negate must be a number, got 'x'"),
         ({"negate": None}, TypeError, "negate must be a number, got None"),
         ({"negate": True}, TypeError, "negate must be a number, got True"),
-        ({"negate": float("nan")}, ValueError, "negate is nan, must be in [0, 1]"),
-        ({"negation": "not"}, ValueError, "negation is 'not', must have {principle} in it"),
+        ({"negate": float("nan")}, ValueError, "negate must be in [0, 1], got nan"),
+        ({"negation": "not"}, ValueError, "negation must contain {principle}, got 'not'"),
     ],
 )
 def test_bad_arguments(options, error, message):
@@ -186,7 +194,10 @@ def test_files(tmp_path):
     path.write_text(json.dumps(["Be kind.", FOUR[1]]))
     assert load(path) == [Principle("Be kind.", "Be kind."), Principle("Be fair.", "fair", "Be unfair.")]
     assert parse(np.array(["Be kind."], object)) == [Principle("Be kind.", "Be kind.")]
-    for text, message in (("[", f"{path}: is not JSON: "), ('["a", ""]', f"{path}: principles[1].text is '', ")):
+    for text, message in (
+        ("[", f"{path}: must be JSON: "),
+        ('["a", ""]', f"{path}: principles[1].text must be a non-empty text, got ''"),
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match=re.escape(message)):
             load(path)
@@ -254,12 +265,12 @@ def test_score_refuses(tmp_path, tiny, capsys):
         assert main([*command, *map(str, options)]) == 1 and not out.exists()
         return capsys.readouterr().err
 
-    assert f"{source}, line 1: principles is None, must be a list" in fails()
+    assert f"{source}, line 1: principles must be a list of texts or objects, got None" in fails()
     (tmp_path / "bad.txt").write_text("{prompt}")
-    assert "template is '{prompt}', must have {principles} in it" in fails("--principle-template", tmp_path / "bad.txt")
+    assert "template must contain {principles}, got '{prompt}'" in fails("--principle-template", tmp_path / "bad.txt")
     assert "No such file" in fails("--principles", tmp_path / "none.json")
     write(source, [{"chosen": "a b", "rejected": "a c", "principles": ["Be kind."]}])
-    assert f"{source}, line 1: has no prompt, which principles are put into" in fails()
+    assert f"{source}, line 1: prompt is missing" in fails()
     write(source, [PAIR | {"principles": ["Be kind."], "scores_by_principle": []}])
     assert f"{source}, line 1: has a column 'scores_by_principle' already" in fails()
     with pytest.raises(SystemExit, match="2"):
@@ -337,12 +348,12 @@ def test_report_by_principle(tmp_path, ending):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("a", "scores_by_principle is 'a', must be a list"),
+        ("a", "scores_by_principle must be a list, got 'a'"),
         ([{"chosen_score": 1}], "scores_by_principle[0] is {'chosen_score': 1}, must be an object with principle"),
-        ([{"principle": "a", "chosen_score": 1}], "scores_by_principle[0].rejected_score is None, must be a number"),
+        ([{"principle": "a", "chosen_score": 1}], "scores_by_principle[0].rejected_score must be a number, got None"),
         (
             [{"principle": "a", "chosen_score": "1", "rejected_score": 1}],
-            "scores_by_principle[0].chosen_score is '1', must be a number",
+            "scores_by_principle[0].chosen_score must be a number, got '1'",
         ),
     ],
 )

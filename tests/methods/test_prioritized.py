@@ -98,7 +98,7 @@ def test_resumed_sampler_goes_on(tmp_path):
             one.set_round(number)
         assert list(again) == list(sampler)
         assert torch.equal(again.probabilities, sampler.probabilities)
-    with pytest.raises(ValueError, match="the state is of 5 pairs, these are 6"):
+    with pytest.raises(ValueError, match="the state is for 5 pairs, and this sampler has 6"):
         PrioritizedSampler(6).load_state_dict(sampler.state_dict())
 
 
@@ -109,31 +109,43 @@ def _state(**changes):
 @pytest.mark.parametrize(
     ("error", "message", "state"),
     [
-        (TypeError, "state is None, must be a mapping as state_dict gives it", None),
-        (ValueError, "state has no 'round'", {}),
-        (ValueError, "state has no 'probabilities'", {"round": 0, "priorities": torch.ones(3)}),
+        (TypeError, "state must be a mapping from state_dict(), got None", None),
+        (ValueError, "state['round'] is missing", {}),
+        (ValueError, "state['probabilities'] is missing", {"round": 0, "priorities": torch.ones(3)}),
         (TypeError, "state['round'] must be an integer, got 1.5", _state(round=1.5)),
         (ValueError, "state['round'] must be in [0, 2**63), got -1", _state(round=-1)),
-        (TypeError, "state['priorities'] is [1, 1, 1], must be a tensor", _state(priorities=[1, 1, 1])),
-        (TypeError, "state['priorities'] has dtype torch.complex64", _state(priorities=torch.ones(3) * 1j)),
-        (ValueError, "state['priorities'] has shape (3, 1), must be (3,)", _state(priorities=torch.ones(3, 1))),
-        (ValueError, "state['priorities'] has shape (), must be (3,)", _state(priorities=torch.tensor(1.0))),
+        (
+            TypeError,
+            "state['priorities'] must be a tensor of real numbers, got [1, 1, 1]",
+            _state(priorities=[1, 1, 1]),
+        ),
+        (
+            TypeError,
+            "state['priorities'] must be a tensor of real numbers, got dtype torch.complex64",
+            _state(priorities=torch.ones(3) * 1j),
+        ),
+        (ValueError, "state['priorities'] must have shape (3,), got (3, 1)", _state(priorities=torch.ones(3, 1))),
+        (ValueError, "state['priorities'] must have shape (3,), got ()", _state(priorities=torch.tensor(1.0))),
         (
             ValueError,
-            "state['probabilities'] has shape (2,): the state is of 2 pairs, these are 3",
+            "state['probabilities'] must have shape (3,), got (2,): the state is for 2 pairs, and this sampler has 3",
             _state(probabilities=torch.ones(2) / 2),
         ),
         (
             ValueError,
-            "state['priorities'][1] is nan, must be at least 0 and finite",
+            "state['priorities'][1] must be finite and at least 0, got nan",
             _state(priorities=torch.tensor([0.0, math.nan, 1.0])),
         ),
         (
             ValueError,
-            "state['probabilities'][2] is nan, must be greater than 0 and at most 1",
+            "state['probabilities'][2] must be greater than 0 and at most 1, got nan",
             _state(probabilities=torch.tensor([0.5, 0.5, math.nan])),
         ),
-        (ValueError, "state['probabilities'][0] is 0, must be", _state(probabilities=torch.tensor([0.0, 0.5, 0.5]))),
+        (
+            ValueError,
+            "state['probabilities'][0] must be greater than 0 and at most 1, got 0",
+            _state(probabilities=torch.tensor([0.0, 0.5, 0.5])),
+        ),
     ],
 )
 def test_bad_states_change_nothing(error, message, state):
@@ -170,10 +182,10 @@ def test_rounds_are_integers():
 @pytest.mark.parametrize(
     ("message", "indices"),
     [
-        ("indices has dtype torch.float32, must be a tensor of integers", torch.tensor([1.7])),
-        ("indices has dtype torch.bool, must be a tensor of integers", torch.tensor([True, False])),
-        ("indices has dtype torch.complex64, must be a tensor of integers", torch.tensor([1j])),
-        ("indices is [0], must be a tensor of integers", [0]),
+        ("indices must be a tensor of integers, got dtype torch.float32", torch.tensor([1.7])),
+        ("indices must be a tensor of integers, got dtype torch.bool", torch.tensor([True, False])),
+        ("indices must be a tensor of integers, got dtype torch.complex64", torch.tensor([1j])),
+        ("indices must be a tensor of integers, got [0]", [0]),
     ],
 )
 def test_indices_of_other_kinds(message, indices):
@@ -186,9 +198,9 @@ def test_indices_of_other_kinds(message, indices):
 @pytest.mark.parametrize(
     ("message", "priorities"),
     [
-        ("priorities has dtype torch.bool, must be a tensor of real numbers", torch.tensor([True])),
-        ("priorities has dtype torch.complex64, must be a tensor of real numbers", torch.tensor([1 + 1j])),
-        ("priorities is [0.5], must be a tensor of real numbers", [0.5]),
+        ("priorities must be a tensor of real numbers, got dtype torch.bool", torch.tensor([True])),
+        ("priorities must be a tensor of real numbers, got dtype torch.complex64", torch.tensor([1 + 1j])),
+        ("priorities must be a tensor of real numbers, got [0.5]", [0.5]),
     ],
 )
 def test_priorities_of_other_kinds_change_nothing(message, priorities):
@@ -212,10 +224,10 @@ def test_integers_of_every_width():
         ("seed must be .*, got 9223372036854775808", {"seed": 2**63}),
         ("seed must be .*, got -9223372036854775809", {"seed": -(2**63) - 1}),
         ("num_samples must be .*, got 0", {"num_samples": 0}),
-        ("alpha is -0.5, must be at least 0 and finite", {"alpha": -0.5}),
-        ("alpha is nan, must be at least 0 and finite", {"alpha": math.nan}),
-        ("epsilon is 0, must be greater than 0 and at most 1", {"epsilon": 0}),
-        ("epsilon is 1.5, must be greater than 0 and at most 1", {"epsilon": 1.5}),
+        ("alpha must be finite and at least 0, got -0.5", {"alpha": -0.5}),
+        ("alpha must be finite and at least 0, got nan", {"alpha": math.nan}),
+        ("epsilon must be greater than 0 and at most 1, got 0", {"epsilon": 0}),
+        ("epsilon must be greater than 0 and at most 1, got 1.5", {"epsilon": 1.5}),
     ],
 )
 def test_bad_arguments(message, options):
@@ -226,13 +238,13 @@ def test_bad_arguments(message, options):
 @pytest.mark.parametrize(
     ("message", "indices", "priorities"),
     [
-        (r"indices\[1\] is 5, must be in \[0, 5\)", [0, 5], [0.1, 0.1]),
-        (r"indices\[0\] is -1, must be in \[0, 5\)", [-1], [0.1]),
-        (r"indices has shape \(1, 1\), must be \(B,\)", [[1]], [[0.1]]),
-        (r"priorities has shape \(1,\), indices has \(2,\)", [0, 1], [0.1]),
-        (r"priorities\[1\] is -0.1, must be at least 0 and finite", [0, 1], [0.1, -0.1]),
-        (r"priorities\[1\] is nan, must be at least 0 and finite", [0, 1], [0.1, math.nan]),
-        (r"priorities\[0\] is inf, must be at least 0 and finite", [0, 1], [math.inf, 0.1]),
+        (r"indices\[1\] must be in \[0, 5\), got 5", [0, 5], [0.1, 0.1]),
+        (r"indices\[0\] must be in \[0, 5\), got -1", [-1], [0.1]),
+        (r"indices must have shape \(B,\), got \(1, 1\)", [[1]], [[0.1]]),
+        (r"priorities must have the shape of indices, \(2,\), got \(1,\)", [0, 1], [0.1]),
+        (r"priorities\[1\] must be finite and at least 0, got -0.1", [0, 1], [0.1, -0.1]),
+        (r"priorities\[1\] must be finite and at least 0, got nan", [0, 1], [0.1, math.nan]),
+        (r"priorities\[0\] must be finite and at least 0, got inf", [0, 1], [math.inf, 0.1]),
     ],
 )
 def test_bad_updates_change_nothing(message, indices, priorities):
@@ -447,8 +459,8 @@ def test_in_two_processes_is_accumulation_in_one(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("message", "fields"),
     [
-        ("pcrm_priority_alpha is -1.0, must be at least 0", {"pcrm_priority_alpha": -1.0}),
-        ("pcrm_priority_epsilon is 0.0, must be greater than 0", {"pcrm_priority_epsilon": 0.0}),
+        ("pcrm_priority_alpha must be finite and at least 0, got -1.0", {"pcrm_priority_alpha": -1.0}),
+        ("pcrm_priority_epsilon must be greater than 0 and at most 1, got 0.0", {"pcrm_priority_epsilon": 0.0}),
         ("pcrm_priority_samples must be .*, got 0", {"pcrm_priority_samples": 0}),
         ("with which pcrm_sft_eta must be 0.0, not 0.1", {"pcrm_priority_alpha": 1.0, "pcrm_sft_eta": 0.1}),
         ("a pair has no one slope in the token form", {"pcrm_priority_alpha": 1.0, "pcrm_form": "token"}),

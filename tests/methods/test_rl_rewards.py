@@ -77,44 +77,64 @@ def test_multipliers_of_a_column(kind):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: par([1.0], torch.ones(1)), TypeError, "rewards is [1.0], must be a tensor of float32"),
-        (lambda: par(torch.ones(2), torch.ones(1).int()), TypeError, "reference_rewards is a tensor of torch.int32"),
-        (lambda: par(torch.ones(2, 1), torch.ones(1)), ValueError, "rewards has shape (2, 1), must be (B,)"),
+        (
+            lambda: par([1.0], torch.ones(1)),
+            TypeError,
+            "rewards must be a tensor of float32, float64, bfloat16 or float16, got [1.0]",
+        ),
+        (
+            lambda: par(torch.ones(2), torch.ones(1).int()),
+            TypeError,
+            "reference_rewards must be a tensor of float32, float64, bfloat16 or float16, got a tensor of torch.int32",
+        ),
+        (
+            lambda: par(torch.ones(2, 1), torch.ones(1)),
+            ValueError,
+            "rewards must have shape (B,) with B at least 1, got (2, 1)",
+        ),
         (
             lambda: par(torch.ones(0), torch.ones(1)),
             ValueError,
-            "rewards has shape (0,), must be (B,) with B at least 1",
+            "rewards must have shape (B,) with B at least 1, got (0,)",
         ),
         (
             lambda: par(torch.ones(2), torch.ones(3, 2)),
             ValueError,
-            "reference_rewards has shape (3, 2), must be (K,) or (2, K)",
+            "reference_rewards must have shape (K,) or (2, K) with K at least 1, got (3, 2)",
         ),
-        (lambda: par(torch.ones(2), torch.ones(2, 0)), ValueError, "reference_rewards has shape (2, 0), must be"),
-        (lambda: par(torch.ones(2), torch.tensor(1.0)), ValueError, "reference_rewards has shape (), must be"),
+        (
+            lambda: par(torch.ones(2), torch.ones(2, 0)),
+            ValueError,
+            "reference_rewards must have shape (K,) or (2, K) with K at least 1, got (2, 0)",
+        ),
+        (
+            lambda: par(torch.ones(2), torch.tensor(1.0)),
+            ValueError,
+            "reference_rewards must have shape (K,) or (2, K) with K at least 1, got ()",
+        ),
         (
             lambda: par(torch.ones(2), torch.ones(2).double()),
             TypeError,
-            "reference_rewards is torch.float64, rewards is",
+            "reference_rewards must have the dtype of rewards, torch.float32, got torch.float64",
         ),
         (
             lambda: par(torch.ones(2), torch.ones(2, device="meta")),
             ValueError,
-            "reference_rewards is on meta, rewards is",
+            "reference_rewards must be on the device of rewards, cpu, got meta",
         ),
-        (lambda: length_bonus([1], max_length=1), TypeError, "lengths is [1], must be a tensor of numbers"),
-        (lambda: length_bonus(torch.ones(1, 1), max_length=1), ValueError, "lengths has shape (1, 1), must be (B,)"),
+        (lambda: length_bonus([1], max_length=1), TypeError, "lengths must be a tensor of real numbers, got [1]"),
+        (lambda: length_bonus(torch.ones(1, 1), max_length=1), ValueError, "lengths must have shape (B,), got (1, 1)"),
         (
             lambda: length_bonus(torch.tensor([3, -2]), max_length=1),
             ValueError,
-            "lengths[1] is -2, must be at least 0 and finite",
+            "lengths[1] must be finite and at least 0, got -2",
         ),
         (
             lambda: length_bonus(torch.tensor([np.nan]), max_length=1),
             ValueError,
-            "lengths[0] is nan, must be at least 0 and finite",
+            "lengths[0] must be finite and at least 0, got nan",
         ),
-        (lambda: length_bonus(torch.ones(1), max_length=0), ValueError, "max_length is 0, must be greater than 0"),
+        (lambda: length_bonus(torch.ones(1), max_length=0), ValueError, "max_length must be greater than 0, got 0"),
         (lambda: length_bonus(torch.ones(1), max_length=1, weight="5"), TypeError, "weight must be a number, got '5'"),
         (lambda: length_bonus(torch.ones(1), max_length=1, cap=np.inf), ValueError, "cap must be finite, got inf"),
         (
@@ -125,7 +145,7 @@ def test_multipliers_of_a_column(kind):
         (
             lambda: length_bonus(torch.ones(1), max_length=1, multiplier=torch.ones(2)),
             ValueError,
-            "multiplier has shape (2,), lengths has (1,)",
+            "multiplier must have the shape of lengths, (1,), got (2,)",
         ),
         (
             lambda: length_bonus(torch.ones(1), max_length=10**400),
@@ -142,7 +162,7 @@ def test_multipliers_of_a_column(kind):
             ValueError,
             "weight must be a number of at most 1.79769e+308",
         ),
-        (lambda: length_bonus_function(max_length=-1), ValueError, "max_length is -1, must be greater than 0"),
+        (lambda: length_bonus_function(max_length=-1), ValueError, "max_length must be greater than 0, got -1"),
         (
             lambda: length_bonus_function(max_length=1, multiplier=np.nan),
             ValueError,
@@ -151,7 +171,7 @@ def test_multipliers_of_a_column(kind):
         (
             lambda: length_bonus_function(max_length=1, multiplier="m")(completion_ids=[[1]], a=[1]),
             ValueError,
-            "the data set has no column 'm'; its columns are a",
+            "multiplier must be a number or a column of the data set (a), got 'm'",
         ),
         *(
             (lambda m=m: length_bonus_function(max_length=1, multiplier="m")(completion_ids=[[1], [2]], m=m), e, text)
@@ -161,22 +181,26 @@ def test_multipliers_of_a_column(kind):
                 ([1.0, True], TypeError, "m[1] must be a number, got True"),
                 ([1.0, np.nan], ValueError, "m[1] must be finite, got nan"),
                 ([1.0, 10**400], ValueError, "m[1] must be a number of at most 1.79769e+308"),
-                ([1.0], ValueError, "m has 1 rows, completion_ids has 2"),
-                (None, TypeError, "m is None, must be a list with a value for each of completion_ids"),
-                ("ab", TypeError, "m is 'ab', must be a list with a value for each of completion_ids"),
+                ([1.0], ValueError, "m must have as many rows as completion_ids, 2, got 1"),
+                (None, TypeError, "m must be a list with one value for each of completion_ids, got None"),
+                ("ab", TypeError, "m must be a list with one value for each of completion_ids, got 'ab'"),
             )
         ),
         (
             lambda: reward_function(None, principles="Be kind."),
             TypeError,
-            "principles is 'Be kind.', must be a list of",
+            "principles must be a list of texts or objects, got 'Be kind.'",
         ),
-        (lambda: reward_function(None, principles=[3]), ValueError, "principles[0] is 3, must be a text or an object"),
+        (
+            lambda: reward_function(None, principles=[3]),
+            ValueError,
+            "principles[0] must be a text or an object with a key 'text', got 3",
+        ),
         (lambda: reward_function(None, principles=["a"], k=0), ValueError, "k must be in [1, 2**63), got 0"),
         (
             lambda: reward_function(None, principles=["a"], template="{prompt}"),
             ValueError,
-            "must have {principles} in it",
+            "template must contain {principles}, got",
         ),
     ],
 )
@@ -233,18 +257,18 @@ def test_conversations(model):
 def test_bad_batches(model):
     function = reward_function(model, references="refs")
     for columns, message in (
-        ({"other": [[]]}, "the data set has no column 'refs'; its columns are other"),
-        ({"refs": [" a"]}, "refs[0] is ' a', must be a list of responses or of their rewards"),
-        ({"refs": [[]]}, "refs[0] is [], must be a list"),
-        ({"refs": [[1.0, " a"]]}, "refs[0][1] is ' a', others are numbers"),
-        ({"refs": [[" a", None]]}, "completion 0 of the batch: refs[0][1] is None, must be a text"),
+        ({"other": [[]]}, "references must be a column of the data set (other), got 'refs'"),
+        ({"refs": [" a"]}, "refs[0] must be a list of responses or of their rewards, got ' a'"),
+        ({"refs": [[]]}, "refs[0] must be a list of responses or of their rewards, got []"),
+        ({"refs": [[1.0, " a"]]}, "refs[0][1] must be a number, like other elements of the list, got ' a'"),
+        ({"refs": [[" a", None]]}, "completion 0 of the batch: refs[0][1] must be a text, got None"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             function(prompts=["one"], completions=[" two"], **columns)
     two = {"prompts": ["one", "two"], "completions": [" two", " three"]}
     with pytest.raises(ValueError, match=r"^refs has 1 rows, prompts has 2$"):
         function(**two, refs=[[1.0]])
-    with pytest.raises(TypeError, match=r"^refs is None, must be a list with a value for each of prompts$"):
+    with pytest.raises(TypeError, match=r"^refs must be a list with one value for each of prompts, got None$"):
         function(**two, refs=None)
     with pytest.raises(ValueError, match=r"^completions has 1 rows, prompts has 2$"):
         reward_function(model)(prompts=["one", "two"], completions=[" two"])

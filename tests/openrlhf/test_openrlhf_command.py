@@ -22,7 +22,10 @@ from pcrm import cli
         (["train_rm", "--model.loss_type=Sigmoid"], "--model.loss_type is 'Sigmoid', must be 'sigmoid'"),
         (["train_rm", "--pcrm.prior", "length"], "--pcrm.prior must be one of length_ratio, "),
         (["train_rm", "--pcrm.preset", "alpaca/length"], "preset must be one of "),
-        (["train_rm", "--pcrm.delta", "4.5"], "--pcrm.delta is 4.5, which --pcrm.prior='length_ratio' does not use"),
+        (
+            ["train_rm", "--pcrm.delta", "4.5"],
+            "--pcrm.delta must not be set, got 4.5: --pcrm.prior='length_ratio' does not use it",
+        ),
         (["train_dpo", "--pcrm.prior", "fixed"], "--pcrm.delta is missing"),
         (["train_rm", "--pcrm.prior", "column", "--pcrm.beta3", "1"], "--pcrm.beta1 is missing"),
         (["train_rm", "--pcrm.prior", "fixed", "--pcrm.delta", "-1"], "delta is -1, must be greater than 0"),

@@ -188,5 +188,5 @@ def test_dpo_refuses():
 
 @pytest.mark.parametrize("loss", [PCRMPairWiseLoss, PCRMDPOLoss])
 def test_losses_want_a_constraint(loss):
-    with pytest.raises(TypeError, match=r"constraint is a float, must be a pcrm\.Constraint"):
+    with pytest.raises(TypeError, match=r"constraint must be a pcrm\.Constraint, got float"):
         loss(4.5)

@@ -150,7 +150,7 @@ def test_record_batch():
 @pytest.mark.parametrize(
     ("message", "batch", "arguments"),
     [
-        ("row 1: chosen is 5, must be a text or a list of messages", {"chosen": ["a", 5], "rejected": ["a", "b"]}, {}),
+        ("row 1: chosen must be a text or a list of messages, got 5", {"chosen": ["a", 5], "rejected": ["a", "b"]}, {}),
         ("row 1: rejected is None, must", {"chosen": ["a", "b"], "rejected": ["a", None]}, {}),
         ("row 0: prompt is 1.5, must", {"prompt": [1.5], "chosen": ["a"], "rejected": ["a"]}, {}),
         (
@@ -163,22 +163,34 @@ def test_record_batch():
             {"chosen": [[say("a")]], "rejected": [[say("a", tool_calls=[1])]]},
             {},
         ),
-        ("row 0: rejected is no valid Unicode", {"chosen": ["a"], "rejected": ["\ud800"]}, {}),
+        ("row 0: rejected must be valid Unicode", {"chosen": ["a"], "rejected": ["\ud800"]}, {}),
         ("row 0: prompt is a list of messages", {"prompt": [[USER]], "chosen": ["a"], "rejected": ["a"]}, {}),
-        ("rejected has 2 rows, chosen has 1", {"chosen": ["a"], "rejected": ["a", "b"]}, {}),
-        ("the batch has a column 'prior' already", {"chosen": [], "rejected": [], "prior": []}, {}),
         (
-            "chosen is one text, must be a column of them: map a data set with batched=True",
+            "chosen and rejected must have the same length, got 1 and 2 rows",
+            {"chosen": ["a"], "rejected": ["a", "b"]},
+            {},
+        ),
+        ("the batch must not have a column 'prior'", {"chosen": [], "rejected": [], "prior": []}, {}),
+        (
+            "chosen must be a column of texts, got a single text: use batched=True",
             {"chosen": "ab", "rejected": "ac"},
             {},
         ),
-        ("needs a column 'rejected': the columns are chosen, x", {"chosen": [], "x": []}, {}),
-        ("needs a column 'chosen_ids', or a tokenizer", KINDS["plain"], {"prior": "length_ratio"}),
-        ("prior is 'words', must be one of length_ratio, cosine, lexical", KINDS["plain"], {"prior": "words"}),
-        ("prior='cosine' needs a model", KINDS["plain"], {"prior": "cosine"}),
-        ("prior='lexical' has no use for a model", KINDS["plain"], {"model": MODEL}),
-        ("prior='lexical' has no use for a tokenizer", KINDS["plain"], {"tokenizer": MODEL}),
-        ("pooling: only with the path or name of a model", KINDS["plain"], {"pooling": "cls"}),
+        ("prior='lexical' requires a column 'rejected', got the columns chosen, x", {"chosen": [], "x": []}, {}),
+        (
+            "prior='length_ratio' requires a column 'chosen_ids' or a tokenizer, got the columns prompt",
+            KINDS["plain"],
+            {"prior": "length_ratio"},
+        ),
+        ("prior must be one of length_ratio, cosine, lexical, got 'words'", KINDS["plain"], {"prior": "words"}),
+        ("model is missing: prior='cosine' requires one", KINDS["plain"], {"prior": "cosine"}),
+        ("model must be None for prior='lexical'", KINDS["plain"], {"model": MODEL}),
+        ("tokenizer must be None for prior='lexical'", KINDS["plain"], {"tokenizer": MODEL}),
+        (
+            "pooling must not be set unless model is the path or name of a checkpoint",
+            KINDS["plain"],
+            {"pooling": "cls"},
+        ),
     ],
 )
 def test_bad_input(message, batch, arguments):

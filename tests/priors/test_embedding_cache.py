@@ -103,7 +103,7 @@ def test_a_damaged_file_is_not_trusted(cache, damage):
     cache.put(keys, rows)
     change, reason = DAMAGE[damage]
     cache.path.write_bytes(change(cache.path.read_bytes()))
-    message = f"^{re.escape(str(cache.path))} is damaged and removed: {reason}"
+    message = f"^{re.escape(str(cache.path))}: removed a damaged embedding cache \\({reason}"
     with pytest.warns(RuntimeWarning, match=message):
         assert cache.get(keys) == {}
     cache.put(keys, rows)
@@ -113,7 +113,7 @@ def test_a_damaged_file_is_not_trusted(cache, damage):
 def test_damage_that_only_a_write_meets(cache):
     cache.put(keys_of("text", 20), rows_of(20))
     cache.path.write_bytes(b"text" * 100)
-    with pytest.warns(RuntimeWarning, match="is damaged and removed: file is not a database"):
+    with pytest.warns(RuntimeWarning, match=r"removed a damaged embedding cache \(file is not a database"):
         cache.put(keys_of("other", 2), rows_of(2))
     assert_holds(cache, keys_of("other", 2), rows_of(2))
 
@@ -155,7 +155,7 @@ def test_a_full_disk(cache):
     def put():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-        message = f"^{re.escape(str(cache.path))}: the cache of embeddings cannot be written: .*cache=False"
+        message = f"^{re.escape(str(cache.path))}: the embedding cache cannot be written: .*cache=False"
         with pytest.raises(OSError, match=message):
             cache.put(keys_of("more", 2000), rows_of(2000))
 
@@ -166,7 +166,7 @@ def test_a_full_disk(cache):
 
 def test_a_folder_in_its_place(cache):
     cache.path.mkdir(parents=True)
-    with pytest.raises(OSError, match=r"the cache of embeddings cannot be read: .*cache=False"):
+    with pytest.raises(OSError, match=r"the embedding cache cannot be read: .*cache=False"):
         cache.get(keys_of("text", 1))
 
 

@@ -130,14 +130,14 @@ def test_no_space(tmp_path, pairs):
 GOOD = {"prompt": "p", "chosen": "a", "rejected": "b"}
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 BAD = [
-    ({"chosen": "a"}, "has no rejected, its keys are chosen"),
-    ({"chosen": 5, "rejected": "b"}, "chosen is 5, must be a text or a list of messages"),
-    ({"chosen": "a", "rejected": None}, "rejected is None, must be a text or a list of messages"),
-    (GOOD | {"prompt": 3}, "prompt is 3, must be a text or a list of messages"),
+    ({"chosen": "a"}, "must have rejected, got the keys chosen"),
+    ({"chosen": 5, "rejected": "b"}, "chosen must be a text or a list of messages, got 5"),
+    ({"chosen": "a", "rejected": None}, "rejected must be a text or a list of messages, got None"),
+    (GOOD | {"prompt": 3}, "prompt must be a text or a list of messages, got 3"),
     (GOOD | {"prompt": [USER]}, "prompt is a list of messages, chosen and rejected are texts"),
     ({"chosen": [ANSWER], "rejected": "b"}, "chosen is a list of messages, rejected is a text"),
     ({"chosen": [ANSWER], "rejected": []}, "rejected has no messages"),
-    ({"chosen": [ANSWER], "rejected": ["b"]}, "rejected[0] is 'b', must be a message with role and content"),
+    ({"chosen": [ANSWER], "rejected": ["b"]}, "rejected[0] must be a message with role and content, got 'b'"),
     (
         {"chosen": [USER, ANSWER], "rejected": [USER, ANSWER | {"content": [{"type": "image"}]}]},
         "rejected[1] has the content [{'type': 'image'}], must be a text",
@@ -146,9 +146,9 @@ BAD = [
         {"prompt": [USER], "chosen": [ANSWER | {"tool_calls": [{"name": "f"}]}], "rejected": [ANSWER]},
         "chosen[0] calls a tool, which is no text",
     ),
-    (GOOD | {"rejected": "\ud800"}, "rejected is no valid Unicode: "),
-    ([1, 2], "is [1, 2], must be an object with keys"),
-    ({}, "is {}, must be an object with keys"),
+    (GOOD | {"rejected": "\ud800"}, "rejected must be valid Unicode: "),
+    ([1, 2], "must be a JSON object with keys, got [1, 2]"),
+    ({}, "must be a JSON object with keys, got {}"),
 ]
 
 
@@ -170,7 +170,7 @@ def test_bad_rows(tmp_path, capsys, row, message):
 def test_lines_that_are_not_json(tmp_path, capsys, line):
     source = tmp_path / "in.jsonl"
     source.write_bytes(lines([GOOD]) + b"\n" + line + b"\n")
-    assert f"{source}, line 3: is not JSON: " in fails(capsys, source, "--out", tmp_path / "out.jsonl")
+    assert f"{source}, line 3: must be JSON: " in fails(capsys, source, "--out", tmp_path / "out.jsonl")
 
 
 def test_bad_rows_of_tables(tmp_path, pairs, small_batches, capsys):
@@ -178,7 +178,7 @@ def test_bad_rows_of_tables(tmp_path, pairs, small_batches, capsys):
     rows[57]["rejected"] = None  # in the second row group and the third batch
     for suffix in (".parquet", ""):
         source, out = write(tmp_path / f"in{suffix}", rows), tmp_path / f"out{suffix}"
-        message = f"{source}, row 57: rejected is None, must be a text or a list of messages"
+        message = f"{source}, row 57: rejected must be a text or a list of messages, got None"
         assert message in fails(capsys, source, "--out", out)
         assert main(["prior", str(source), "--out", str(out), "--on-error", "skip"]) == 0
         assert [row["chosen"] for row in read(out)] == [row["chosen"] for i, row in enumerate(rows) if i != 57]
@@ -201,13 +201,16 @@ def test_bad_files(tmp_path, capsys):
         ("no.jsonl.gz", b"text", "no.jsonl.gz, after line 0: Not a gzipped file"),
         ("no.parquet", b"text" * 9, "no.parquet: "),
         ("empty.jsonl", b" \n", "empty.jsonl: holds no rows"),
-        ("prior.jsonl", lines([GOOD | {"prior": 1}]), "prior.jsonl, line 1: has a column 'prior' already"),
+        ("prior.jsonl", lines([GOOD | {"prior": 1}]), "prior.jsonl, line 1: must not have a column 'prior', because"),
         ("rows.csv", b"a", "rows.csv: must end in .jsonl, .jsonl.gz or .parquet"),
     ):
         (tmp_path / name).write_bytes(bytes_)
         assert message in fails(capsys, tmp_path / name, "--out", out), name
         shutil.rmtree(tmp_path / "out.jsonl.parts", ignore_errors=True)
-    for row, message in (({"prior": 1.0}, "has a column 'prior' already"), ({}, "has no column 'rejected'")):
+    for row, message in (
+        ({"prior": 1.0}, "must not have a column 'prior', because"),
+        ({}, "must have a column 'rejected', got"),
+    ):
         table = write(tmp_path / "in.parquet", [{"chosen": "a"} | ({"rejected": "b"} | row if row else {})])
         assert f"{table}: {message}" in fails(capsys, table, "--out", out)
     assert "nowhere.jsonl: no such file" in fails(capsys, tmp_path / "nowhere.jsonl", "--out", out)
@@ -350,7 +353,7 @@ def test_what_fails_at_once_leaves_nothing(tmp_path, capsys):
     source = write(tmp_path / "in.jsonl", [{"chosen": "a"}])
     assert main(["prior", str(source), "--out", str(tmp_path / "out.jsonl")]) == 1
     error = capsys.readouterr().err
-    assert "line 1: has no rejected, its keys are chosen (--on-error skip leaves such rows out)" in error
+    assert "line 1: must have rejected, got the keys chosen (to leave out bad rows, add --on-error skip)" in error
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
 
@@ -369,7 +372,10 @@ def test_a_checkpoint_that_is_not_there(pairs, tmp_path, capsys, monkeypatch):
 def test_a_checkpoint_without_tokenizer(pairs, tmp_path, capsys):
     """transformers makes up an empty one for some, by which all texts have no tokens."""
     source = write(tmp_path / "in.jsonl", pairs[:3])
-    for kind, reason in (("qwen3", "has no tokenizer"), ("llama", "its tokenizer cannot be loaded: ")):
+    for kind, reason in (
+        ("qwen3", "the checkpoint must have a tokenizer"),
+        ("llama", "its tokenizer cannot be loaded: "),
+    ):
         folder = tmp_path / kind
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps({"model_type": kind}))
@@ -415,12 +421,12 @@ def test_a_response_without_tokens(tmp_path, no_special_tokens, capsys, small_ba
     source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     argv = [source, "--out", out, "--prior", "cosine", "--no-cache", "--model", no_special_tokens, "--device", "cpu"]
     error = fails(capsys, *argv[:2], tmp_path / "o.jsonl", *argv[3:])
-    assert f"{source}, line 20: has no chosen" in error
+    assert f"{source}, line 20: must have chosen" in error
     rows[19] |= {"chosen": 5, "rejected": "a"}
     write(source, [row for row in rows if row["id"] != 19])
     error = fails(capsys, *argv)
     assert re.search(
-        rf"{source}, line 4: chosen (has no tokens for|gets an embedding of) {no_special_tokens}.*: \'\' \(--on-error skip",
+        rf"{source}, line 4: chosen (has no tokens for|has an all-zero embedding from) {no_special_tokens}.*: \'\' \(.*--on-error skip",
         error,
     )
     write(source, rows)

@@ -86,27 +86,33 @@ def test_default_device(backend):
 @pytest.mark.parametrize(
     ("error", "message", "chosen", "rejected", "pad"),
     [
-        (ValueError, "rejected_ids has 1 rows, chosen_ids has 2", [[1], [2]], [[1]], None),
-        (ValueError, r"chosen_ids has shape \(2,\), must be \(B, L\)", torch.tensor([1, 2]), [[1], [2]], None),
-        (TypeError, "rejected_ids has dtype torch.float32, must be int64 or int32", [[1]], torch.ones(1, 1), None),
-        (TypeError, "chosen_ids is a str", "ab", [[1], [2]], None),
+        (
+            ValueError,
+            "chosen_ids and rejected_ids must have the same length, got 2 and 1 rows",
+            [[1], [2]],
+            [[1]],
+            None,
+        ),
+        (ValueError, r"chosen_ids must have shape \(B, L\), got \(2,\)", torch.tensor([1, 2]), [[1], [2]], None),
+        (TypeError, "rejected_ids must be int64 or int32, got dtype torch.float32", [[1]], torch.ones(1, 1), None),
+        (TypeError, "chosen_ids must be .*, got str", "ab", [[1], [2]], None),
         (ValueError, "pad_token_id must be .*, got -1", [[1]], [[1]], -1),
         (TypeError, r"pad_token_id must be an integer, got 1\.5", [[1]], [[1]], 1.5),
-        (TypeError, r"rejected_ids\[1\] is no sequence of integers", [[1], [2]], [[1], ["x"]], None),
-        (TypeError, r"chosen_ids\[0\] is no sequence of integers", [3, 4], [[1], [2]], None),
-        (TypeError, r"chosen_ids\[0\] is no sequence of integers", [{1, 2}], [[1]], None),
-        (TypeError, r"chosen_ids\[1\] is no sequence of integers: it is a dict", [[1], {1: 2}], [[1], [2]], None),
-        (TypeError, r"chosen_ids\[0\] is no sequence of integers: it is a mappingproxy", [vars(int)], [[1]], None),
-        (TypeError, r"rejected_ids\[1\] is no sequence of integers: it is a bytes", [[1], [2]], [[1], b"ab"], None),
+        (TypeError, r"rejected_ids\[1\] must be a sequence of integers", [[1], [2]], [[1], ["x"]], None),
+        (TypeError, r"chosen_ids\[0\] must be a sequence of integers", [3, 4], [[1], [2]], None),
+        (TypeError, r"chosen_ids\[0\] must be a sequence of integers", [{1, 2}], [[1]], None),
+        (TypeError, r"chosen_ids\[1\] must be a sequence of integers: got dict", [[1], {1: 2}], [[1], [2]], None),
+        (TypeError, r"chosen_ids\[0\] must be a sequence of integers: got mappingproxy", [vars(int)], [[1]], None),
+        (TypeError, r"rejected_ids\[1\] must be a sequence of integers: got bytes", [[1], [2]], [[1], b"ab"], None),
         (
             TypeError,
-            r"rejected_ids\[0\] is no sequence of integers: it is a bytearray",
+            r"rejected_ids\[0\] must be a sequence of integers: got bytearray",
             [[1]],
             [bytearray(b"ab")],
             None,
         ),
-        (TypeError, r"rejected_ids\[0\] is no sequence of integers: it is a str", [[1]], [""], None),
-        (ValueError, r"chosen_ids\[0\] has an id that is not in", [[2**70]], [[1]], None),
+        (TypeError, r"rejected_ids\[0\] must be a sequence of integers: got str", [[1]], [""], None),
+        (ValueError, r"chosen_ids\[0\] must hold ids in", [[2**70]], [[1]], None),
     ],
 )
 def test_bad_input(backend, error, message, chosen, rejected, pad):
@@ -160,19 +166,19 @@ def test_arrow_columns(backend):
     assert length_ratio(largest, [[2**63 - 1]]).tolist() == [0]
     wrapped = pa.array([[], [1], [], [4, 2**63], [2**64 - 1]], unsigned)
     for column in (wrapped, pa.chunked_array([wrapped[:1], wrapped[1:]])):
-        with pytest.raises(ValueError, match=r"chosen_ids\[3\] has an id that is not in \[-2\*\*63, 2\*\*63\)"):
+        with pytest.raises(ValueError, match=r"chosen_ids\[3\] must hold ids in \[-2\*\*63, 2\*\*63\)"):
             length_ratio(column, [[1]] * 5)
-    with pytest.raises(ValueError, match=r"rejected_ids\[1\] has an id"):
+    with pytest.raises(ValueError, match=r"rejected_ids\[1\] must hold ids in"):
         length_ratio([[1]] * 3, wrapped[2:])
     for message, column in {
         r"rejected_ids has the Arrow type string, must be a list of integers": pa.array(["a", "b"]),
         r"rejected_ids has the Arrow type list<item: double>, must be": pa.array([[1.5], [2.0]]),
-        r"rejected_ids\[1\] is null, must be a list of ids": pa.array([[1], None]),
-        r"rejected_ids\[1\] is no sequence of integers: it has a null": pa.array([[1], [2, None]]),
+        r"rejected_ids\[1\] must be a list of ids, got null": pa.array([[1], None]),
+        r"rejected_ids\[1\] must be a sequence of integers: got a null": pa.array([[1], [2, None]]),
     }.items():
         with pytest.raises(TypeError, match=message):
             length_ratio([[1], [2]], column)
-    with pytest.raises(ValueError, match="rejected_ids has 1 rows, chosen_ids has 2"):
+    with pytest.raises(ValueError, match="chosen_ids and rejected_ids must have the same length, got 2 and 1 rows"):
         length_ratio([[1], [2]], pa.array([[1]]))
 
 
@@ -236,11 +242,21 @@ def test_cosine_of_rows(backend, dtype):
 @pytest.mark.parametrize(
     ("error", "message", "a", "b"),
     [
-        (TypeError, r"a is torch\.int64, must be a floating-point tensor", torch.ones(1, 2).long(), torch.ones(1, 2)),
-        (TypeError, "b is list, must be a floating-point tensor", torch.ones(1, 2), [[1.0, 2.0]]),
-        (ValueError, r"a has shape \(2,\), must be \(B, D\)", torch.ones(2), torch.ones(2)),
-        (ValueError, r"b has shape \(2, 2\) on cpu, a has \(1, 2\)", torch.ones(1, 2), torch.ones(2, 2)),
-        (TypeError, r"b has dtype torch\.float64, a has torch\.float32", torch.ones(1, 2), torch.ones(1, 2).double()),
+        (TypeError, r"a must be a floating-point tensor, got torch\.int64", torch.ones(1, 2).long(), torch.ones(1, 2)),
+        (TypeError, "b must be a floating-point tensor, got list", torch.ones(1, 2), [[1.0, 2.0]]),
+        (ValueError, r"a must have shape \(B, D\), got \(2,\)", torch.ones(2), torch.ones(2)),
+        (
+            ValueError,
+            r"b must have the shape and device of a, \(1, 2\) on cpu, got \(2, 2\) on cpu",
+            torch.ones(1, 2),
+            torch.ones(2, 2),
+        ),
+        (
+            TypeError,
+            r"b must have the dtype of a, torch\.float32, got torch\.float64",
+            torch.ones(1, 2),
+            torch.ones(1, 2).double(),
+        ),
         (ValueError, r"b\[1\]", torch.ones(3, 2), torch.tensor([[1.0, 2], [0, 0], [0, 0]])),
         (ValueError, r"a\[2\]", torch.tensor([[1.0, 2], [1, 0], [0, float("nan")]]), torch.ones(3, 2)),
     ],
@@ -274,9 +290,9 @@ def test_lexical(backend):
     )
     assert 0.5 < near < 1 and far < 0.2
     assert pcrm.priors.lexical(["a b c"], ["c a b"], words=True).item() == pytest.approx(4 / 5)
-    with pytest.raises(TypeError, match=r"rejected\[1\] is a int, must be a text"):
+    with pytest.raises(TypeError, match=r"rejected\[1\] must be a text, got int"):
         pcrm.priors.lexical(["a", "b"], ["a", 3])
-    with pytest.raises(ValueError, match="rejected has 1 texts, chosen has 2"):
+    with pytest.raises(ValueError, match="chosen and rejected must have the same length, got 2 and 1 texts"):
         pcrm.priors.lexical(["a", "b"], ["a"])
     with pytest.raises(ValueError, match=r"chosen\[0\] is no valid Unicode"):
         pcrm.priors.lexical(["\ud800"], ["a"])
@@ -344,5 +360,5 @@ def test_a_masked_prior_is_refused():
 
 
 def test_fewer_prompts_than_responses():
-    with pytest.raises(ValueError, match="prompt has 0 rows, chosen has 1"):
+    with pytest.raises(ValueError, match="chosen and prompt must have the same length, got 1 and 0 rows"):
         pcrm.priors.annotate({"prompt": [], "chosen": ["a"], "rejected": ["b"]})

@@ -71,8 +71,8 @@ def test_commands_about_priors(pairs, capsys):
     out = capsys.readouterr().out
     for words in (
         "similarity s  ",
-        "is over the target of",
-        "of the pairs are at the floor, target 1;",
+        "is above the target of",
+        "of the pairs have the lowest target, 1.",
         "pcrm.toml and pcrm.png written",
     ):
         assert words in page and words in out

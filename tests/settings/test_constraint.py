@@ -174,8 +174,8 @@ def test_fit_is_the_solution_of_three_equations(s, alike, more, data):
 )
 def test_fit_warns_of_a_prior_that_tells_few_pairs_apart(backend, similarities, end, half):
     message = (
-        f"most pairs get a target near {end}, as half of them have a similarity of at {half}: this prior hardly tells them "
-        "apart. Take another prior, other quantiles or a fixed delta"
+        f"most pairs get a target near {end}, because half of them have a similarity of at {half}: this prior hardly tells "
+        "pairs apart. Use another prior, other quantiles or a fixed delta"
     )
     with pytest.warns(UserWarning, match=re.escape(message)) as warned:
         Constraint.fit(similarities, target_alike=1, target_unlike=3)
@@ -244,7 +244,7 @@ def test_margin_of():
         assert scipy.special.expit(pcrm.margin_of(p)) == pytest.approx(p, rel=1e-15)
     assert pcrm.margin_of(np.float64(0.75)) == math.log(3)
     for bad in (0.5, 0.3, 1, 0, -1, 2):
-        with pytest.raises(ValueError, match=rf"win_probability is {bad}, must be in \(0\.5, 1\)"):
+        with pytest.raises(ValueError, match=rf"win_probability must be in \(0\.5, 1\), got {bad}"):
             pcrm.margin_of(bad)
     with pytest.raises(ValueError, match="win_probability must be a number, got nan"):
         pcrm.margin_of(math.nan)
@@ -257,49 +257,64 @@ def test_margin_of():
 @pytest.mark.parametrize(
     ("error", "message", "similarities", "options"),
     [
-        (ValueError, "target_alike is 0, must be greater than 0: a ceiling of zero", None, {"target_alike": 0}),
-        (ValueError, "target_alike is -1, must be greater than 0", None, {"target_alike": -1}),
+        (ValueError, "target_alike must be greater than 0, got 0: a ceiling of 0", None, {"target_alike": 0}),
+        (ValueError, "target_alike must be greater than 0, got -1", None, {"target_alike": -1}),
         (ValueError, "target_alike must be a number, got nan", None, {"target_alike": math.nan}),
         (TypeError, "target_alike must be a number, got '1'", None, {"target_alike": "1"}),
         (
             ValueError,
-            "target_unlike is 1, must be finite and greater than target_alike, which is 1",
+            "target_unlike must be finite and greater than target_alike, which is 1, got 1",
             None,
             {"target_unlike": 1},
         ),
         (
             ValueError,
-            r"target_unlike is 0\.5, must be finite and greater than target_alike, which is 1",
+            r"target_unlike must be finite and greater than target_alike, which is 1, got 0\.5",
             None,
             {"target_unlike": 0.5},
         ),
-        (ValueError, "target_unlike is inf, must be finite", None, {"target_unlike": math.inf}),
+        (
+            ValueError,
+            "target_unlike must be finite and greater than target_alike, which is 1, got inf",
+            None,
+            {"target_unlike": math.inf},
+        ),
         (ValueError, r"beta1 must be finite, got \+?[iI]nf", None, {"target_unlike": 1.7e308}),
         (TypeError, "target_unlike must be a number, got None", None, {"target_unlike": None}),
-        (ValueError, r"quantiles are \(0\.9, 0\.1\), must be 0 <= low < high <= 1", None, {"quantiles": (0.9, 0.1)}),
-        (ValueError, r"quantiles are \(0\.5, 0\.5\), must be", None, {"quantiles": (0.5, 0.5)}),
-        (ValueError, r"quantiles are \(nan, 1\.0\), must be 0 <= low", None, {"quantiles": (math.nan, 1)}),
-        (ValueError, r"quantiles are \(0\.5, 1\.5\), must be", None, {"quantiles": (0.5, 1.5)}),
-        (ValueError, r"quantiles are \(-1\.0, 0\.5\), must be", None, {"quantiles": (-1, 0.5)}),
-        (TypeError, r"quantiles are \(0\.1, 0\.5, 0\.9\), must be two numbers", None, {"quantiles": (0.1, 0.5, 0.9)}),
-        (TypeError, r"quantiles are 0\.5, must be two numbers", None, {"quantiles": 0.5}),
-        (TypeError, r"quantiles are \('a', 1\), must be two numbers", None, {"quantiles": ("a", 1)}),
-        (ValueError, "similarities are empty", [], {}),
-        (ValueError, "similarities are empty", np.empty(0), {}),
-        (ValueError, r"similarities\[1\] is 2, must be in \[0, 1\]", [0.1, 2.0], {}),
-        (ValueError, r"similarities\[1\] is nan, must be", np.array([0.1, np.nan]), {}),
+        (
+            ValueError,
+            r"quantiles must satisfy 0 <= low < high <= 1, got \(0\.9, 0\.1\)",
+            None,
+            {"quantiles": (0.9, 0.1)},
+        ),
+        (ValueError, r"quantiles must satisfy .*, got \(0\.5, 0\.5\)", None, {"quantiles": (0.5, 0.5)}),
+        (ValueError, r"quantiles must satisfy 0 <= low .*, got \(nan, 1\.0\)", None, {"quantiles": (math.nan, 1)}),
+        (ValueError, r"quantiles must satisfy .*, got \(0\.5, 1\.5\)", None, {"quantiles": (0.5, 1.5)}),
+        (ValueError, r"quantiles must satisfy .*, got \(-1\.0, 0\.5\)", None, {"quantiles": (-1, 0.5)}),
+        (TypeError, r"quantiles must be two numbers, got \(0\.1, 0\.5, 0\.9\)", None, {"quantiles": (0.1, 0.5, 0.9)}),
+        (TypeError, r"quantiles must be two numbers, got 0\.5", None, {"quantiles": 0.5}),
+        (TypeError, r"quantiles must be two numbers, got \('a', 1\)", None, {"quantiles": ("a", 1)}),
+        (ValueError, "similarities must have at least one number, got none", [], {}),
+        (ValueError, "similarities must have at least one number, got none", np.empty(0), {}),
+        (ValueError, r"similarities\[1\] must be in \[0, 1\], got 2", [0.1, 2.0], {}),
+        (ValueError, r"similarities\[1\] must be .*, got nan", np.array([0.1, np.nan]), {}),
         (TypeError, r"similarities\[1\] must be a number, got None", [0.1, None], {}),
         (TypeError, r"similarities\[0\] must be a number, got \[0\.1, 0\.2\]", [[0.1, 0.2]], {}),
-        (ValueError, r"similarities have shape \(1, 2\), must have one dimension", np.array([[0.1, 0.2]]), {}),
-        (ValueError, r"similarities have shape \(\), must have one dimension", np.float64(0.5), {}),
-        (TypeError, r"similarities have dtype <U3, must be real numbers", np.array(["0.1", "0.9"]), {}),
-        (TypeError, r"similarities have dtype \|S3, must be real numbers", np.array([b"0.1", b"0.9"]), {}),
-        (TypeError, r"similarities have dtype bool, must be real numbers", np.array([False, True]), {}),
-        (TypeError, r"similarities have dtype complex128, must be real numbers", np.array([0.1, 0.9 + 1j]), {}),
-        (TypeError, r"similarities have dtype datetime64\[s\], must be", np.array([0, 1], "datetime64[s]"), {}),
-        (TypeError, r"similarities have dtype torch\.bool, must be real numbers", torch.tensor([False, True]), {}),
-        (TypeError, r"similarities have dtype torch\.complex64, must be", torch.tensor([0.1, 0.9 + 1j]), {}),
-        (TypeError, r"similarities\[1\] is masked", np.ma.masked_array([0.1, 0.2, 0.9], [False, True, False]), {}),
+        (ValueError, r"similarities must have one dimension, got shape \(1, 2\)", np.array([[0.1, 0.2]]), {}),
+        (ValueError, r"similarities must have one dimension, got shape \(\)", np.float64(0.5), {}),
+        (TypeError, r"similarities must be real numbers, got dtype <U3", np.array(["0.1", "0.9"]), {}),
+        (TypeError, r"similarities must be real numbers, got dtype \|S3", np.array([b"0.1", b"0.9"]), {}),
+        (TypeError, r"similarities must be real numbers, got dtype bool", np.array([False, True]), {}),
+        (TypeError, r"similarities must be real numbers, got dtype complex128", np.array([0.1, 0.9 + 1j]), {}),
+        (TypeError, r"similarities must be .*, got dtype datetime64\[s\]", np.array([0, 1], "datetime64[s]"), {}),
+        (TypeError, r"similarities must be real numbers, got dtype torch\.bool", torch.tensor([False, True]), {}),
+        (TypeError, r"similarities must be .*, got dtype torch\.complex64", torch.tensor([0.1, 0.9 + 1j]), {}),
+        (
+            TypeError,
+            r"similarities\[1\] must be .*, got a masked value",
+            np.ma.masked_array([0.1, 0.2, 0.9], [False, True, False]),
+            {},
+        ),
         (TypeError, r"similarities\[1\] must be a number, got None", np.array([0.1, None]), {}),
         (TypeError, r"similarities\[0\] must be a number, got '0\.1'", pyarrow.array(["0.1", "0.9"]), {}),
         (TypeError, r"similarities\[1\] must be a number, got True", [0.1, True], {}),
@@ -307,9 +322,9 @@ def test_margin_of():
         (TypeError, r"similarities\[1\] must be a number, got True", [0.1, torch.tensor(True)], {}),
         (TypeError, r"similarities\[1\] must be a number, got .*1j.*", [0.1, np.complex128(1j)], {}),
         (TypeError, r"similarities\[2\] must be a number, got masked", [0.1, 0.9, np.ma.masked], {}),
-        (TypeError, r"similarities are b'\\x00\\x01', must be a sequence of numbers", b"\0\1", {}),
-        (TypeError, r"similarities are {0\.1: 1, 0\.9: 2}, must be a sequence", {0.1: 1, 0.9: 2}, {}),
-        (TypeError, r"similarities are 0\.5, must be a sequence of numbers", 0.5, {}),
+        (TypeError, r"similarities must be a sequence of numbers, got b'\\x00\\x01'", b"\0\1", {}),
+        (TypeError, r"similarities must be a sequence of numbers, got {0\.1: 1, 0\.9: 2}", {0.1: 1, 0.9: 2}, {}),
+        (TypeError, r"similarities must be a sequence of numbers, got 0\.5", 0.5, {}),
         (ValueError, r"similarities\[1\] must be a number of at most 1\.79769e\+308", [0.1, 10**400], {}),
         (ValueError, r"target_alike must be a number of at most 1\.79769e\+308", None, {"target_alike": 10**400}),
         (
@@ -318,7 +333,7 @@ def test_margin_of():
             None,
             {"target_unlike": Fraction(10**400)},
         ),
-        (TypeError, r"quantiles are \(0, 10+\), must be two numbers", None, {"quantiles": (0, 10**400)}),
+        (TypeError, r"quantiles must be two numbers, got \(0, 10+\)", None, {"quantiles": (0, 10**400)}),
         (
             ValueError,
             r"similarities must differ by at least 1e-06 between the quantiles 0\.05 and 0\.95, got 0\.5 and 0\.5",
@@ -361,17 +376,17 @@ def test_arrays_that_are_read_only(backend, request):
 @pytest.mark.parametrize(
     ("error", "message", "arguments"),
     [
-        (ValueError, "delta is -10.01 at similarity 1, must be greater than 0", (10, 0.001, -20)),
-        (ValueError, "delta is -1 at similarity 0, must be greater than 0", (-2, 1, 1)),
-        (ValueError, "delta is nan at similarity 0", (0, 0, 5)),
+        (ValueError, "delta must be greater than 0 on all of \[0, 1\], got -10.01 at similarity 1", (10, 0.001, -20)),
+        (ValueError, "delta must be greater than 0 on all of \[0, 1\], got -1 at similarity 0", (-2, 1, 1)),
+        (ValueError, "delta must be greater than 0 on all of \[0, 1\], got nan at similarity 0", (0, 0, 5)),
         (ValueError, "beta1 must be a number, got nan", (math.nan, 1, 1)),
-        (ValueError, "beta1 is inf, must be finite", (math.inf, 1, 1)),
-        (ValueError, "beta2 is -1, must be at least 0", (1, -1, 5)),
+        (ValueError, "beta1 must be finite, got inf", (math.inf, 1, 1)),
+        (ValueError, "beta2 must be at least 0, got -1", (1, -1, 5)),
         (TypeError, "beta3 must be a number, got '5'", (1, 1, "5")),
         (TypeError, "beta1 must be a number, got None", (None, 1, 1)),
-        (ValueError, "floor is 0, must be greater than 0", (1, 1, 5, 0)),
-        (ValueError, "cap is -1, must be greater than 0", (1, 1, 5, None, -1)),
-        (ValueError, "floor is 6, must not be greater than cap, which is 5", (1, 1, 5, 6, 5)),
+        (ValueError, "floor must be greater than 0, got 0", (1, 1, 5, 0)),
+        (ValueError, "cap must be greater than 0, got -1", (1, 1, 5, None, -1)),
+        (ValueError, "floor must be at most cap, which is 5, got 6", (1, 1, 5, 6, 5)),
     ],
 )
 def test_bad_constraint(error, message, arguments):
@@ -418,7 +433,7 @@ def test_bad_random():
 
 @pytest.mark.parametrize("delta", [0, -1, math.nan])
 def test_bad_fixed(delta):
-    with pytest.raises(ValueError, match=f"delta is {delta}, must be greater than 0"):
+    with pytest.raises(ValueError, match=f"delta must be greater than 0, got {delta}"):
         Constraint.fixed(delta)
 
 
@@ -429,9 +444,9 @@ def test_bad_similarities(backend):
             c.delta(bad)
         with pytest.raises(ValueError, match=rf"(?i)similarities\[1\] must be in \[0, 1\], got {bad:g}"):
             c.delta(torch.tensor([0.5, bad], dtype=torch.float64))
-    with pytest.raises(TypeError, match=r"similarities have dtype torch\.int64, must be floating point"):
+    with pytest.raises(TypeError, match=r"similarities must be floating point, got dtype torch\.int64"):
         c.delta(torch.tensor([1]))
-    with pytest.raises(TypeError, match="s is a list, must be a float, a NumPy array or a tensor"):
+    with pytest.raises(TypeError, match="s must be a float, a NumPy array or a tensor, got list"):
         c.delta([0.5])
 
 
@@ -501,12 +516,12 @@ def test_numbers_of_numpy_become_floats():
 def test_delta_of_arrays_that_torch_does_not_read(backend):
     c = Constraint(10, 0.001, -5)
     assert c.delta(np.array([0.25, 0.5], ">f8")).tolist() == c.delta(np.array([0.25, 0.5])).tolist()
-    with pytest.raises(TypeError, match=r"similarities\[1\] is masked, must be a number"):
+    with pytest.raises(TypeError, match=r"similarities\[1\] must be a number, got a masked value"):
         c.delta(np.ma.array([0.25, 0.5], mask=[False, True]))
     for bad in (np.array([1]), np.array([0.5], np.longdouble), np.array(["0.5"]), np.array([0.5], object)):
-        with pytest.raises(TypeError, match=r"similarities have dtype .*, must be floating point of at most 64 bits"):
+        with pytest.raises(TypeError, match=r"similarities must be floating point of at most 64 bits, got dtype"):
             c.delta(bad)
-    with pytest.raises(ValueError, match=r"similarities\[4\] is 1\.5, must be in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"similarities\[4\] must be in \[0, 1\], got 1\.5"):
         c.delta(np.array([[0.5, 0.5, 0.5], [0.5, 1.5, 2.5]]))
 
 

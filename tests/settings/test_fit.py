@@ -65,15 +65,15 @@ def test_prints_what_it_does_to_the_pairs(data, tmp_path, capsys):
     assert table["as a win probability"][1:-1] == [f"{p:.3f}" for p in 1 / (1 + np.exp(-target))]
     every = np.clip((WANT.beta1 / (S + WANT.beta2) + WANT.beta3) / 2, 1, 6)
     every[high <= S], every[low >= S] = 1, 6
-    assert table["is over the target of"] == [f"{np.mean(every < m):.1%}" for m in (1, 2, 4, 8)]
+    assert table["is above the target of"] == [f"{np.mean(every < m):.1%}" for m in (1, 2, 4, 8)]
     inside, floor, cap = (np.mean(x) for x in ((low < S) & (high > S), high <= S, low >= S))
     assert (
-        f"{floor:.1%} of the pairs are at the floor, target 1; {cap:.1%} at the cap, target 6; {inside:.1%} between.\n"
-        f"{np.mean(every <= 1.5):.1%} of the pairs lie within 10% of the lower end, with targets of 1 to 1.5; "
-        f"{np.mean(every >= 5.5):.1%} within 10%\nof the upper end, 5.5 to 6. The median target is {np.median(every):.4g}, "
-        "midway is 3.5."
+        f"{floor:.1%} of the pairs have the lowest target, 1. {cap:.1%} have the highest, 6. {inside:.1%} are between.\n"
+        f"{np.mean(every <= 1.5):.1%} of the pairs have targets in the lowest tenth of the range, 1 to 1.5, and "
+        f"{np.mean(every >= 5.5):.1%} in\nthe highest, 5.5 to 6. The median target is {np.median(every):.4g}; the middle of the "
+        "range is 3.5."
     ) in out
-    assert "no target is under 1:" in out
+    assert "The lowest target is 1, so a model" in out
 
 
 def test_says_when_a_prior_tells_few_pairs_apart(data, tmp_path, capsys):
@@ -81,9 +81,9 @@ def test_says_when_a_prior_tells_few_pairs_apart(data, tmp_path, capsys):
     assert fit(data, *targets(), "--out", tmp_path / "pcrm.toml") == 0
     out, err = capsys.readouterr()
     assert err.startswith(
-        "pcrm fit: warning: most pairs get a target near 6, as half of them have a similarity of at most 0"
+        "pcrm fit: warning: most pairs get a target near 6, because half of them have a similarity of at most 0"
     )
-    assert "61.0% at the cap, target 6; " in out
+    assert "61.0% have the highest, 6. " in out
 
 
 def test_win_probabilities_and_quantiles(data, tmp_path):
@@ -98,13 +98,13 @@ def test_replaces_nothing_unasked(data, tmp_path, capsys):
     out, plot = tmp_path / "my.toml", tmp_path / "curve.svg"
     out.write_text("mine")
     assert fit(data, *targets(), "--out", out, "--plot", plot) == 1
-    assert "my.toml is there already: --force replaces it" in capsys.readouterr().err
+    assert "my.toml: already exists. Add --force to replace it" in capsys.readouterr().err
     assert out.read_text() == "mine" and not plot.exists()
     assert fit(data, *targets(), "--out", out, "--plot", plot, "--force") == 0
     assert pcrm.Constraint.from_toml(out) == WANT and "<svg" in plot.read_text()
     out.unlink()
     assert fit(data, *targets(), "--out", out, "--plot", plot) == 1
-    assert "curve.svg is there already" in capsys.readouterr().err and not out.exists()
+    assert "curve.svg: already exists" in capsys.readouterr().err and not out.exists()
 
 
 def test_a_name_cannot_leave_its_comment(tmp_path):
@@ -124,26 +124,30 @@ def test_another_column(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "arguments", "message"),
     [
-        (['{"chosen": "a"}'], targets(), "pairs.jsonl, line 1: has no 'prior': `pcrm prior "),
+        (
+            ['{"chosen": "a"}'],
+            targets(),
+            "pairs.jsonl, line 1: must have a column 'prior', got none. Add the column 'prior' with `pcrm prior ",
+        ),
         (
             ['{"prior": 0.5}', '{"prior": 1.5}'],
             targets(),
-            "pairs.jsonl, line 2: prior is 1.5, must be a number in [0, 1]",
+            "pairs.jsonl, line 2: prior must be a number in [0, 1], got 1.5",
         ),
-        (['{"prior": null}'], targets(), "pairs.jsonl, line 1: prior is None, must be a number in [0, 1]"),
-        (['{"prior": true}'], targets(), "pairs.jsonl, line 1: prior is True, must be"),
-        (['{"prior": NaN}'], targets(), "pairs.jsonl, line 1: prior is nan, must be"),
-        (['{"prior": "0.5"}'], targets(), "pairs.jsonl, line 1: prior is '0.5', must be"),
-        (['{"prior": 0.5}', "[]"], targets(), "pairs.jsonl, line 2: is [], must be an object"),
+        (['{"prior": null}'], targets(), "pairs.jsonl, line 1: prior must be a number in [0, 1], got None"),
+        (['{"prior": true}'], targets(), "pairs.jsonl, line 1: prior must be a number in [0, 1], got True"),
+        (['{"prior": NaN}'], targets(), "pairs.jsonl, line 1: prior must be a number in [0, 1], got nan"),
+        (['{"prior": "0.5"}'], targets(), "pairs.jsonl, line 1: prior must be a number in [0, 1], got '0.5'"),
+        (['{"prior": 0.5}', "[]"], targets(), "pairs.jsonl, line 2: must be a JSON object with keys, got []"),
         ([], targets(), "pairs.jsonl: holds no rows"),
         (
             ['{"prior": 0.5}'] * 9,
             targets(),
             "similarities must differ by at least 1e-06 between the quantiles 0.05 and 0.95, got 0.5 and 0.5",
         ),
-        (None, targets(0), "target_alike is 0, must be greater than 0"),
-        (None, targets(2, 1), "target_unlike is 1, must be finite and greater than target_alike, which is 2"),
-        (None, (*targets(), "--quantiles", 0.9, 0.1), "quantiles are (0.9, 0.1), must be"),
+        (None, targets(0), "target_alike must be greater than 0, got 0"),
+        (None, targets(2, 1), "target_unlike must be finite and greater than target_alike, which is 2, got 1"),
+        (None, (*targets(), "--quantiles", 0.9, 0.1), "quantiles must satisfy 0 <= low < high <= 1, got (0.9, 0.1)"),
         (None, (*targets(), "--plot", "nowhere/x.png"), "nowhere: no such folder"),
     ],
 )
@@ -161,9 +165,9 @@ def test_bad_input(data, tmp_path, monkeypatch, capsys, lines, arguments, messag
     [
         (
             ("--win-alike", 0.5, "--win-unlike", 0.9),
-            "argument --win-alike: win_probability is 0.5, must be in (0.5, 1)",
+            "argument --win-alike: win_probability must be in (0.5, 1), got 0.5",
         ),
-        (("--win-alike", 0.7, "--win-unlike", 1), "argument --win-unlike: win_probability is 1, must be in (0.5, 1)"),
+        (("--win-alike", 0.7, "--win-unlike", 1), "argument --win-unlike: win_probability must be in (0.5, 1), got 1"),
         (("--win-alike", "x", "--win-unlike", 0.9), "argument --win-alike: could not convert string to float: 'x'"),
         (("--win-alike", 0.7, *targets()), "--target-alike: not allowed with argument --win-alike"),
         (("--target-alike", 1), "one of the arguments --target-unlike --win-unlike is required"),
@@ -199,8 +203,8 @@ def test_reports_refuse_betas_of_another_prior(tmp_path, kind, capsys, monkeypat
     ):
         assert cli.main(["report", file, "--out", "report", *flags]) == 1
         assert (
-            f"{' '.join(flags)} is for the prior {prior}, and the column 'prior' of {file} is recorded as lexical: take betas of "
-            f"that prior, or make the column with `pcrm prior --prior {prior}`"
+            f"{' '.join(flags)} must be for the prior lexical, which is recorded for the column 'prior' of {file}, got {prior}. "
+            f"Use betas for lexical, or recompute the column with `pcrm prior --prior {prior}`"
         ) in capsys.readouterr().err
     assert cli.main(["report", kind, "--out", "report", "--constraint", "lexical.toml"]) == 0
     assert cli.main(["report", kind, "--out", "report", "--preset", "alpaca/fixed"]) == 0

@@ -51,7 +51,7 @@ def through_toml(case, folder):
     lines = [f"{name} = {spelled(value)}" for name, value in given(case).items()]
     file.write_text("\n".join(["[constraint]", *lines]))
     if "targets" in case:
-        with pytest.raises(ValueError, match=r"pcrm\.toml:\d: constraint\..*(to data first|are betas): take the"):
+        with pytest.raises(ValueError, match=r"pcrm\.toml:\d: constraint\..*(to data first|are the betas): use the"):
             pcrm.Constraint.from_toml(file, case["task"])
     elif "error" not in case:
         assert pcrm.Constraint.from_toml(file, case["task"]) == wanted(case)
@@ -174,11 +174,13 @@ def test_a_file_takes_no_settings_beside_it(tmp_path):
     file.write_text("[constraint]\nprior = 'cosine'\n[loss]\nform = 'token'\n")
     agreeing = settings.settings_of({"prior": "cosine"}, config=file, form="token")
     assert (agreeing.prior, agreeing.form) == ("cosine", "token")
-    with pytest.raises(ValueError, match=r"x_prior is 'lexical', and .*pcrm\.toml says 'cosine'"):
+    with pytest.raises(ValueError, match=r"x_prior must be 'cosine', as in .*pcrm\.toml, got 'lexical'"):
         settings.settings_of({"prior": "lexical"}, config=file, prefix="x_")
-    with pytest.raises(ValueError, match=r"x_form is 'pair', and .*pcrm\.toml says 'token'"):
+    with pytest.raises(ValueError, match=r"x_form must be 'token', as in .*pcrm\.toml, got 'pair'"):
         settings.settings_of({}, config=file, form="pair", prefix="x_")
-    with pytest.raises(ValueError, match=r"x_beta1 is 3 and x_config is set: put all settings into the file"):
+    with pytest.raises(
+        ValueError, match=r"x_beta1 must not be set together with x_config, got 3: put all settings into the file"
+    ):
         settings.settings_of({"beta1": 3}, config=file, prefix="x_")
 
 
@@ -237,7 +239,7 @@ def test_documentation(tmp_path):
         values |= {name: float(value) for name, value in values.items() if name not in ("prior", "preset")}
         for task, constraint in zip(("reward", "dpo"), constraints, strict=True):
             if constraint is None:
-                with pytest.raises(ValueError, match=r"is missing|delta is|targets are fitted to the data"):
+                with pytest.raises(ValueError, match=r"is missing|delta must be|the curve is fitted to the targets"):
                     settings.constraint_of(values, task)
             else:
                 assert settings.constraint_of(values, task) == (prior, constraint)

@@ -191,8 +191,11 @@ def test_traced_run_is_verified(train, plain, tmp_path, backend, options):
         ),
         ("preset must be one of alpaca/cosine.*, got 'alpaca'", {"pcrm_preset": "alpaca"}),
         ("delta is -10.01 at similarity 1", {"pcrm_beta1": 10.0, "pcrm_beta3": -20.0}),
-        ("pcrm_delta is 5.0, which pcrm_prior='length_ratio' does not use", {"pcrm_delta": 5.0}),
-        ("pcrm_beta1 is 1.0, which pcrm_prior='fixed' does not use", {"pcrm_prior": "fixed", "pcrm_beta1": 1.0}),
+        ("pcrm_delta must not be set, got 5.0: pcrm_prior='length_ratio' does not use it", {"pcrm_delta": 5.0}),
+        (
+            "pcrm_beta1 must not be set, got 1.0: pcrm_prior='fixed' does not use it",
+            {"pcrm_prior": "fixed", "pcrm_beta1": 1.0},
+        ),
         ("pcrm_beta3 is missing.*set pcrm_beta1 and pcrm_beta3", {"pcrm_prior": "column", "pcrm_beta1": 2.0}),
         ("delta is -1, must be greater than 0", {"pcrm_prior": "fixed", "pcrm_delta": -1.0}),
         (

@@ -139,9 +139,9 @@ def test_targets_bound_the_margin_that_a_column_would_move(tiny, tmp_path, rows)
         build("reward", tiny, tmp_path, data, **TARGETS)
 
 
-@pytest.mark.filterwarnings("error:label_smoothing is 0.1")
+@pytest.mark.filterwarnings("error:label_smoothing=0.1 has no effect")
 def test_label_smoothing_does_nothing_beside_targets(tmp_path):
-    with pytest.raises(UserWarning, match=r"label_smoothing is 0\.1: where delta is finite"):
+    with pytest.raises(UserWarning, match=r"label_smoothing=0\.1 has no effect on training where delta is finite"):
         OURS["dpo"][1](output_dir=str(tmp_path), bf16=False, label_smoothing=0.1, **TARGETS)
 
 

@@ -221,7 +221,10 @@ def test_margin_column_is_refused_at_construction(reward, rows):
 
 @pytest.mark.slow
 def test_label_smoothing(dpo):
-    with pytest.warns(UserWarning, match="label_smoothing is 0.1: where delta is finite it adds label_smoothing"):
+    with pytest.warns(
+        UserWarning,
+        match="label_smoothing=0.1 has no effect on training where delta is finite: it adds the constant label_smoothing",
+    ):
         smoothed = dpo(label_smoothing=0.1, **BINDING)
     exact = dpo(**BINDING)
     assert distance(smoothed, exact) < SAME, "it moves no gradient"
@@ -536,9 +539,12 @@ def test_toml_file(tmp_path, reward, dpo):
     assert trainer.args.center_rewards_coefficient == 0.01
     assert dpo(go=False, pcrm_config=str(path)).beta == 0.3
     fields = {"output_dir": str(tmp_path), "bf16": False, "pcrm_config": str(path)}
-    with pytest.raises(ValueError, match=r"pcrm_beta1 is 2.0 and pcrm_config is set: put all settings into the file"):
+    with pytest.raises(
+        ValueError,
+        match=r"pcrm_beta1 must not be set together with pcrm_config, got 2.0: put all settings into the file",
+    ):
         PCRMRewardConfig(**fields, pcrm_beta1=2.0)
-    with pytest.raises(ValueError, match=r"pcrm_prior is 'random', and .*pcrm.toml says 'length_ratio'"):
+    with pytest.raises(ValueError, match=r"pcrm_prior must be 'length_ratio', as in .*pcrm.toml, got 'random'"):
         PCRMRewardConfig(**fields, pcrm_prior="random")
     with pytest.raises(ValueError, match=r"center_rewards_coefficient is 0.5, and .*pcrm.toml says 0.01"):
         PCRMRewardConfig(**fields, center_rewards_coefficient=0.5)
@@ -567,7 +573,7 @@ def test_toml_file(tmp_path, reward, dpo):
         ("label_smoothing must be in", {"label_smoothing": 0.5}),
         ("beta must be finite and greater than 0, got 0", {"beta": 0.0}),
         ("pcrm_prior must be one of .*, got 'cosinus'", {"pcrm_prior": "cosinus"}),
-        ("pcrm_low is 0.1, which pcrm_prior='length_ratio' does not use", {"pcrm_low": 0.1}),
+        ("pcrm_low must not be set, got 0.1: pcrm_prior='length_ratio' does not use it", {"pcrm_low": 0.1}),
         ("pcrm_high is missing", {"pcrm_prior": "random", "pcrm_low": 4.0}),
         ("high is 3, must be finite and at least low", {"pcrm_prior": "random", "pcrm_low": 4.0, "pcrm_high": 3.0}),
         ("pcrm_form must be one of pair, token, got 'tokens'", {"pcrm_form": "tokens"}),

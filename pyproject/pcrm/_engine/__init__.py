@@ -1,1 +1,1 @@
-"""How a loss is computed: the choice of Go, CUDA or torch for each batch, and the way into torch's graph."""
+"""The computation of a loss: choose Go, CUDA or torch for each batch, and connect the result to torch's graph."""

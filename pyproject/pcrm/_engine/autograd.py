@@ -1,4 +1,4 @@
-"""A native loss in torch's graph: forward computes the gradient too, and backward only scales it."""
+"""Native losses in torch's graph: forward also computes the gradient, and backward only scales it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .tensors import is_readable
 
 Tensor = torch.Tensor
 
-# Whether the graph of the backward pass that is running will be kept. Not known before
-# torch 2.5: then it may be.
+# Whether the graph of the running backward pass will be kept. Before torch 2.5 this is not known,
+# so assume that it will.
 _graph_is_kept: Callable[[], bool] = getattr(
     torch._C._autograd,  # pyright: ignore[reportAttributeAccessIssue]
     "_get_current_graph_task_keep_graph",
@@ -23,8 +23,8 @@ _graph_is_kept: Callable[[], bool] = getattr(
 
 
 class LossWithGradient(torch.autograd.Function):
-    """A loss whose gradient was computed with it. Every microsecond here is felt: at eight
-    pairs the loss itself takes one.
+    """A loss and its gradient, computed together. Every microsecond counts here: for eight pairs the
+    loss itself takes one.
     """
 
     @staticmethod
@@ -42,8 +42,8 @@ class LossWithGradient(torch.autograd.Function):
         if (step := next_step()) is not None:
             record(step, loss, served, chosen, rejected, arguments, results, *origin)
         value, by_chosen, by_rejected, *more = results
-        # Not save_for_backward, which is slower: nobody else holds the gradients, and of the
-        # scores only what they depend on is wanted, for _OnceDifferentiable.
+        # Not save_for_backward, which is slower: nothing else holds the gradients, and the scores
+        # are needed only for their graph, in _OnceDifferentiable.
         ctx.results, ctx.dtype, ctx.scores = (by_chosen, by_rejected, device), chosen.dtype, (chosen, rejected)
         if not more:
             return value
@@ -54,30 +54,30 @@ class LossWithGradient(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if ctx.results is None:
             raise RuntimeError(
-                "a pcrm loss was differentiated a second time: its gradient is gone, as the first time was "
-                "without retain_graph=True"
+                "a pcrm loss was differentiated a second time, but its gradient was freed: pass retain_graph=True to the "
+                "first backward pass"
             )
         chosen, rejected, device = ctx.results
         kept = _graph_is_kept()
-        # vmap and is_grads_batched=True send several gradients at once, which do not fit in place,
-        # and the values of a wrapper cannot be read.
+        # vmap and is_grads_batched=True send several gradients at once, which cannot be scaled in
+        # place, and native code cannot read the values of a wrapper.
         by_torch = (
             torch._C._functorch.is_legacy_batchedtensor(grad_loss)  # pyright: ignore[reportAttributeAccessIssue]
             or not is_readable(grad_loss)
         )
         if not kept and not by_torch:
-            ctx.results = None  # nobody comes after us: they can be given away, and scaled in place
+            ctx.results = None  # the gradients are not needed again: they can be scaled in place and given away
         if by_torch or (kept and device is None):
             chosen, rejected = scaled(chosen, grad_loss, ctx.dtype), scaled(rejected, grad_loss, ctx.dtype)
         elif device is not None:
             chosen, rejected = cuda.scale(device, (chosen, rejected), grad_loss, ctx.dtype, in_place=not kept)
         else:
-            if grad_loss.dim() or grad_loss.item() != 1:  # on the CPU a look costs nothing
+            if grad_loss.dim() or grad_loss.item() != 1:  # reading a value is free on the CPU
                 grad_loss = _aligned(grad_loss, chosen)
                 chosen, rejected = chosen.mul_(grad_loss), rejected.mul_(grad_loss)
             if ctx.dtype is not chosen.dtype:
                 chosen, rejected = chosen.to(ctx.dtype), rejected.to(ctx.dtype)
-        if torch.is_grad_enabled():  # create_graph=True: whoever differentiates again gets a clear error
+        if torch.is_grad_enabled():  # create_graph=True: differentiating again gives a clear error
             chosen, rejected = _OnceDifferentiable.apply(chosen.detach(), rejected.detach(), grad_loss, *ctx.scores)
         return chosen, rejected, None, None, None, None
 
@@ -87,20 +87,18 @@ def scaled(gradient: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _aligned(grad_loss: Tensor, gradient: Tensor) -> Tensor:
-    """The incoming gradient, a scalar or of shape (B,), for gradients of shape (B,) or (B, L)."""
+    """Shape the incoming gradient, a scalar or of shape (B,), for gradients of shape (B,) or (B, L)."""
     return grad_loss[:, None] if 0 < grad_loss.dim() < gradient.dim() else grad_loss
 
 
 NO_SECOND_DERIVATIVE = (
-    "the gradient of a pcrm loss was differentiated, which native backends do not support: "
-    "use pcrm.backends.use_backend('torch') for second derivatives"
+    "the gradient of a pcrm loss was differentiated, but native backends do not support second derivatives: "
+    "compute the loss under pcrm.backends.use_backend('torch')"
 )
 
 
 class _OnceDifferentiable(torch.autograd.Function):
-    """Two gradients as they are, with an error in the place of their derivative by what
-    they depend on.
-    """
+    """Pass two gradients through unchanged, and raise an error if they are differentiated."""
 
     generate_vmap_rule = True
 

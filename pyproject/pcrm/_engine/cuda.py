@@ -1,7 +1,7 @@
 """The losses on a CUDA device: devices, memory for the results, strides, and launches on torch's stream.
 
-A launch computes as soon as the stream comes to it. Nothing waits for the device, so no value
-that lies there is looked at. What the functions return is what those of `go` return.
+A launch runs when the stream reaches it. Nothing waits for the device, so no value on it is
+inspected. The functions return the same results as those of `go`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .tensors import check_all_finite
 
 Tensor = torch.Tensor
 
-_EMPTY = torch.empty(0, device="cpu")  # its address is 0, the kernels' word for none
+_EMPTY = torch.empty(0, device="cpu")  # its address is 0, which tells the kernels that there is no output
 
 
 class Device(NamedTuple):
@@ -25,16 +25,16 @@ class Device(NamedTuple):
 
     library: ModuleType
     index: int
-    partials: int  # how many float64 a launch needs for its partial sums
-    checked: set[tuple[str, torch.dtype]]  # the losses and dtypes whose kernels agreed with torch there
+    partials: int  # the number of float64 that a launch needs for its partial sums
+    checked: set[tuple[str, torch.dtype]]  # the losses and dtypes whose kernels agreed with torch on this device
 
     def stream(self) -> int:
-        """The handle of torch's current stream on it."""
+        """Return the handle of torch's current stream on this device."""
         return torch.cuda.current_stream(self.index).cuda_stream
 
 
 def unavailable() -> str | None:
-    """Why there is no CUDA device that could compute, or None. Initializes CUDA's driver."""
+    """Return why no CUDA device can be used, or None if one can. Initializes the CUDA driver."""
     if torch.version.hip is not None:
         return "this torch is built for ROCm"
     try:
@@ -45,13 +45,13 @@ def unavailable() -> str | None:
 
 
 def open_device(index: int) -> Device | str:
-    """The device of that index with its kernels loaded, or why it cannot be used."""
+    """Return the device of this index with its kernels loaded, or why it cannot be used."""
     if torch.version.hip is not None:
         return "this torch is built for ROCm"
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            f"pcrm's kernels are not loaded on cuda:{index} yet, which cannot be done while a CUDA graph is captured: "
-            "call the loss once before"
+            f"pcrm's kernels are not loaded on cuda:{index}, and they cannot be loaded while a CUDA graph is captured: "
+            "call the loss once before the capture"
         )
     try:
         library = native.library()
@@ -71,7 +71,7 @@ def reward_loss(
     reduction: int,
     check_finite: bool,
 ) -> tuple[Tensor, ...]:
-    if check_finite:  # the one look at values that was asked for
+    if check_finite:  # the user asked for this synchronization
         check_all_finite(chosen_rewards=chosen, rejected_rewards=rejected)
     delta, chosen, rejected = _contiguous(delta), chosen.resolve_neg(), rejected.resolve_neg()
     loss, by_chosen, by_rejected, _ = memory = _result_memory(device, delta, reduction, chosen if gradient else None)
@@ -158,7 +158,7 @@ def dpo_loss(
 def scale(
     device: Device, gradients: tuple[Tensor, Tensor], grad_loss: Tensor, dtype: torch.dtype, in_place: bool
 ) -> tuple[Tensor, Tensor]:
-    """Both gradients times the one that comes in, in the type of the scores."""
+    """Multiply both gradients by the incoming one, in the dtype of the scores."""
     chosen, rejected = gradients
     if in_place and dtype is chosen.dtype:
         by_chosen, by_rejected = gradients
@@ -183,8 +183,8 @@ def scale(
 
 
 def _result_memory(device: Device, delta: Tensor, reduction: int, like: Tensor | None) -> tuple[Tensor, ...]:
-    """Memory for the loss, both gradients (in the shape of `like`, or none) and the partial
-    sums, from torch's allocator, which keeps it until the stream is done with it.
+    """Allocate memory for the loss, both gradients (with the shape of `like`, or none) and the partial
+    sums. torch's allocator keeps it until the stream is done with it.
     """
     loss = torch.empty_like(delta) if reduction == NONE else delta.new_empty(())
     shape = None if like is None else like.shape
@@ -194,10 +194,10 @@ def _result_memory(device: Device, delta: Tensor, reduction: int, like: Tensor |
 
 
 def _addresses_and_strides(*tensors: Tensor) -> list[int]:
-    """Address and strides of each."""
+    """Return the address and strides of each tensor."""
     return [number for x in tensors for number in (x.data_ptr(), *x.stride())]
 
 
 def _contiguous(x: Tensor) -> Tensor:
-    """x without a minus left to be done."""
+    """Return x contiguous, with any lazy negation resolved."""
     return x.resolve_neg().contiguous()

@@ -1,8 +1,8 @@
-"""The first use of a CUDA kernel on a device: is it right there?
+"""Check a CUDA kernel against torch at its first use on a device.
 
-The kernels are tested on a driver that runs their code on the CPU, which shows nothing of a real
-device, its driver or its compiler. So the first loss of each kind and dtype on a device is
-preceded by a small batch, whose loss and gradients are compared with torch's on the same device.
+The kernels are tested on a driver that runs their code on the CPU. That says nothing about a real
+device, its driver or its compiler. So before the first loss of each kind and dtype on a device, the
+loss and gradients of a small batch are compared with torch's on the same device.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from .losses import Loss, autograd_in_operators
 
 Tensor = torch.Tensor
 
-_ROWS = 4100  # more than one block takes, so that the kernel that adds the blocks' sums runs too
+_ROWS = 4100  # more than one block's worth, so that the kernel that adds the sums of blocks runs too
 _WIDTH = 40
 
-# How far loss and gradient of a pair may be from torch's, in units of 1 + their size and of the
-# rounding of the dtype that computes. The sample's numbers are eighths, so that margins and
-# delta - margin are exact in every dtype. What is left is the rounding of exponentials and
-# logarithms: the kernels are tested to 17 units in float32 and 45 in float64, and torch needs a few.
+# The allowed difference from torch, in units of (1 + size of the value) and of the rounding error of
+# the compute dtype. The sample's numbers are eighths, so margins and delta - margin are exact in
+# every dtype. What remains is the rounding of exponentials and logarithms: the kernels are tested to
+# 17 units in float32 and 45 in float64, and torch itself needs a few.
 _UNITS = 64
 
 
 def is_right(loss: Loss, device: cuda.Device, scores: Tensor) -> bool:
-    """Whether the kernels of this loss agree with torch on this device: compared at the first
-    loss of the dtype, and remembered.
+    """Whether the kernels of this loss agree with torch on this device. The comparison runs at the
+    first loss of each dtype, and its result is kept.
 
     Raises:
-        RuntimeError: the backend is `cuda` and they do not; a CUDA graph is being captured, which
-            allows no comparison.
+        RuntimeError: The backend is `cuda` and the kernels do not agree, or a CUDA graph is being
+            captured, which makes the comparison impossible.
     """
     key = (loss.name, scores.dtype)
     if key in device.checked:
@@ -43,14 +43,14 @@ def is_right(loss: Loss, device: cuda.Device, scores: Tensor) -> bool:
     kernel = f"the kernel of the {loss.name} loss in {scores.dtype}".replace("torch.", "")
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            f"{kernel} has not been compared with torch on cuda:{device.index} yet, which cannot be done while a "
-            "CUDA graph is captured: call the loss once before"
+            f"{kernel} has not been compared with torch on cuda:{device.index}, and it cannot be while a CUDA graph is "
+            "captured: call the loss once before the capture"
         )
     try:
-        # Whoever calls may be in an operator, under no_grad or in inference mode.
+        # The caller may be inside an operator, under no_grad or in inference mode.
         with autograd_in_operators(), torch.inference_mode(False), torch.enable_grad():
             found = fault(loss, device, scores.dtype, COMPUTE[scores.dtype], scores.device)
-    except torch.cuda.OutOfMemoryError:  # which says nothing about the kernel
+    except torch.cuda.OutOfMemoryError:  # says nothing about the kernel
         raise
     except RuntimeError as error:
         found = str(error)
@@ -72,12 +72,12 @@ def fault(
 
     Args:
         loss: The loss.
-        device, where: The device, as the kernels and as torch know it.
-        dtype: Of the scores.
-        compute: The dtype that computes for them.
+        device, where: The same device, for the kernels and for torch.
+        dtype: The dtype of the scores.
+        compute: The compute dtype for these scores.
 
     Raises:
-        RuntimeError: a launch that failed, or an error of the device.
+        RuntimeError: A launch failed, or the device reported an error.
     """
     with _allowed_to_wait(where):
         scores, values = _sample(loss, dtype, compute, where)
@@ -106,14 +106,14 @@ def _compare(
         if reduction == MEAN:
             incoming = incoming[-1]
         found = _difference(f"the loss (reduction {name})", got, want, unit * (1 + want.abs()))
-        # A copy: the scaling may write into what it is given.
+        # Copies: the scaling may write to its input.
         backward = cuda.scale(device, (results[0].clone(), results[1].clone()), incoming, dtype, in_place=False)
         for which, gradient, passed, exact in zip(loss.scores, results, backward, by_scores, strict=False):
             exact = exact.double() * share
             allowed = unit * (share + exact.abs())
             found = found or _difference(f"the gradient by {which} (reduction {name})", gradient, exact, allowed)
             factor = incoming.double()[:, None] if exact.dim() > incoming.dim() > 0 else incoming.double()
-            # Rounded once more, to the dtype of the scores, by each side.
+            # Both sides round once more, to the dtype of the scores.
             allowed = (allowed + stored.eps * exact.abs()) * factor + stored.smallest_normal * stored.eps
             found = found or _difference(
                 f"the scaled gradient by {which} (reduction {name})", passed, exact * factor, allowed
@@ -126,9 +126,9 @@ def _compare(
 
 
 def _difference(what: str, got: Tensor, want: Tensor, allowed: Tensor) -> str | None:
-    """What is wrong with a result, by its worst element; None if it is right."""
+    """Describe the worst element of a result that is wrong, or return None if it is right."""
     off = (got.double() - want).abs()
-    if bool((off <= allowed).all()):  # false for NaN
+    if bool((off <= allowed).all()):  # False for NaN
         return None
     at = int((off / allowed).nan_to_num(torch.inf, torch.inf).argmax())
     value, exact, limit = (x.flatten()[at].item() for x in (got.double(), want, allowed))
@@ -138,14 +138,14 @@ def _difference(what: str, got: Tensor, want: Tensor, allowed: Tensor) -> str | 
 def _sample(
     loss: Loss, dtype: torch.dtype, compute: torch.dtype, where: torch.device
 ) -> tuple[list[Tensor], dict[str, Any]]:
-    """Scores for a loss, and a value for every argument that a loss may have."""
+    """Return scores for a loss, and a value for every argument that any loss has."""
     token = "chosen_ids" in loss.arguments
     rows, width = (64, _WIDTH) if token else (_ROWS, 1)
     i = torch.arange(rows * width, device=where)
     row = torch.arange(rows, device=where)
 
     def eighths(factor: int, at: Tensor = i, span: int = 128) -> Tensor:
-        """Numbers in [-span / 8, span / 8] in no order."""
+        """Return unordered numbers in [-span / 8, span / 8]."""
         return (at * factor % (2 * span + 1) - span) / 8
 
     scores = [eighths(37), eighths(91)]
@@ -173,7 +173,7 @@ def _sample(
 
 @contextlib.contextmanager
 def _allowed_to_wait(where: torch.device) -> Iterator[None]:
-    """Without torch's complaint about code that waits for the device, if somebody asked for it."""
+    """Suspend torch's sync debug mode, which warns about code that waits for the device."""
     if where.type != "cuda":
         yield
         return

@@ -1,4 +1,4 @@
-"""The constraint on tensors, by Go or by torch: the deltas of similarities, the fit to them, and what margins mean to it."""
+"""The constraint on tensors, in Go or torch: deltas of similarities, the fit, and win probabilities."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Tensor = torch.Tensor
 
 
 def delta(s: Tensor, numbers: Callable[[], array[float]], **curve: float | None) -> Tensor:
-    """`Constraint.delta` of a tensor, which describes it.
+    """`Constraint.delta` of a tensor. See there.
 
     Args:
-        numbers: Gives the constraint as Go reads it, which torch.compile cannot trace.
-        curve: The same by name, for torch: beta1, beta2, beta3, floor, cap, low and high.
+        numbers: Returns the constraint in Go's format. It is a function because torch.compile cannot trace it.
+        curve: The same numbers by name, for torch: beta1, beta2, beta3, floor, cap, low and high.
     """
     check_dense("s", s)
     if not s.is_floating_point():
-        raise TypeError(f"similarities have dtype {s.dtype}, must be floating point")
+        raise TypeError(f"similarities must be floating point, got dtype {s.dtype}")
     s = s.detach()
     if s.dtype not in (torch.float32, torch.float64):
         s = s.float()
@@ -53,7 +53,7 @@ def _by_torch(s: Tensor, *, low: float | None, high: float | None, **curve: Any)
 
 
 def win_probability(margin: Any, delta: Any) -> Tensor:
-    """`pcrm.win_probability` of tensors, which describes it: at least one of the two is one."""
+    """`pcrm.win_probability` of tensors. See there. At least one of the two arguments is a tensor."""
     for name, x in (("margin", margin), ("delta", delta)):
         if not isinstance(x, Tensor):
             if hasattr(x, "__array__") and getattr(x, "shape", ()) != ():
@@ -90,7 +90,7 @@ def win_probability(margin: Any, delta: Any) -> Tensor:
 
 
 def fit(similarities: Any, *targets: float) -> tuple[float, ...]:
-    """The five numbers of `Constraint.fit`, of a tensor of `vector`, or of another buffer of float64."""
+    """Return the five numbers of `Constraint.fit`, for a tensor from `vector` or another float64 buffer."""
     is_tensor = isinstance(similarities, Tensor)
     s = similarities if is_tensor else torch.frombuffer(bytearray(similarities), dtype=torch.float64)
     native = native_for("similarities", s)
@@ -103,14 +103,14 @@ def fit(similarities: Any, *targets: float) -> tuple[float, ...]:
 
 
 def vector(similarities: Tensor) -> Tensor:
-    """A tensor of similarities as contiguous float64 on the CPU."""
+    """Return a tensor of similarities as contiguous float64 on the CPU."""
     check_dense("similarities", similarities)
     if similarities.dtype == torch.bool or similarities.is_complex():
-        raise TypeError(f"similarities have dtype {similarities.dtype}, must be real numbers")
+        raise TypeError(f"similarities must be real numbers, got dtype {similarities.dtype}")
     return similarities.detach().to("cpu", torch.float64).resolve_neg().contiguous()
 
 
 def check_similarities(s: Tensor, name: str = "similarities") -> None:
-    """Refuse a similarity that is NaN or outside [0, 1]: a ValueError names the first one."""
+    """Raise a ValueError that names the first similarity that is NaN or outside [0, 1]."""
     s = s.flatten()
     check_where(name, s, (s >= 0) & (s <= 1), "in [0, 1]")

@@ -1,4 +1,4 @@
-"""Which code computes a batch: Go, a CUDA kernel or torch, with or without torch's graph."""
+"""Compute a batch with Go, a CUDA kernel or torch, with or without torch's graph."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Tensor = torch.Tensor
 def evaluate(
     loss: Loss, chosen: Tensor, rejected: Tensor, arguments: tuple[Any, ...], origin: trace.Origin = trace.UNKNOWN
 ) -> Any:
-    """The loss, or the loss and its further results, by the backend that serves these tensors.
+    """Return the loss, or the loss and its further results, from the backend for these tensors.
 
-    `origin` is what delta was made from, for the trace.
+    The trace records `origin`, the prior and constraint that delta comes from.
     """
     gradient = torch.is_grad_enabled() and (chosen.requires_grad or rejected.requires_grad)
     if torch.compiler.is_compiling():
         if choice.has_kernels_for(chosen) and is_addressable(chosen, rejected, *arguments):
-            # Whether there is a trace is known when the graph runs, not now.
+            # Whether a trace is active is known only when the graph runs.
             value, _, _, *more = OPERATORS[loss.name](chosen, rejected, *arguments, *origin, gradient)
             more = [x.detach() for x in more]
         else:

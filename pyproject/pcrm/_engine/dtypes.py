@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-# What each dtype of the scores is computed in, and what the loss is returned in.
+# The compute dtype for each dtype of the scores. The loss is returned in it.
 COMPUTE = {
     torch.float32: torch.float32,
     torch.float64: torch.float64,
@@ -14,7 +14,7 @@ COMPUTE = {
     torch.float16: torch.float32,
 }
 
-# The codes of the CUDA kernels: gpu/kernels.h has the order. Go takes the size of an element instead.
+# The codes of the CUDA kernels, in the order of gpu/kernels.h. Go takes the size of an element instead.
 CUDA_CODES = {dtype: code for code, dtype in enumerate(COMPUTE)}
 
 Reduction = Literal["mean", "sum", "none"]

@@ -1,8 +1,8 @@
 """The losses in Go: memory for the results, and addresses for the call.
 
-Each function returns the loss, its gradients by the chosen and the rejected argument, and what
-else there is. Without a gradient these two are empty tensors, whose address is 0: Go's word for
-none.
+Each function returns the loss, its gradients with respect to the chosen and the rejected argument,
+and any further results. If no gradient is wanted, the two gradients are empty tensors. Their
+address is 0, which Go reads as "none".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .dtypes import NONE
 
 Tensor = torch.Tensor
 
-# empty_like is the fastest way to memory from Python.
+# empty_like is the fastest way to allocate memory from Python.
 _EMPTY = torch.empty(0, device="cpu")
 _SCALARS = {dtype: torch.empty((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
 
@@ -131,7 +131,7 @@ def dpo_loss(
 
 
 def _as_go_reads(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in that dtype, contiguous, and with no minus left to be done."""
+    """Return x in this dtype, contiguous, with any lazy negation resolved."""
     if x.dtype is not dtype:
         x = x.to(dtype)
     return (x.resolve_neg() if x.is_neg() else x).contiguous()

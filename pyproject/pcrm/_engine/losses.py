@@ -1,4 +1,4 @@
-"""The three native losses: each in Go, CUDA and torch, and what is done with any of them."""
+"""The three native losses, each in Go, CUDA and torch, and the code shared by all of them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps
 
 
 class Loss(NamedTuple):
-    """A loss: its three implementations, and the names of what they take and return.
+    """A loss: its three implementations, and the names of their arguments and results.
 
     `go` and `cuda` take the library or the device, whether the gradient is wanted, both scores
-    and the arguments, and return the loss, both gradients and the further results. `torch` takes
-    scores and arguments and returns the loss and the further results.
+    and the arguments. They return the loss, both gradients and the further results. `torch` takes
+    the scores and arguments and returns the loss and the further results.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Loss(NamedTuple):
     results: tuple[str, ...] = ()
 
     def native(self, served: ModuleType | cuda.Device) -> Callable[..., tuple[Tensor, ...]]:
-        """The implementation for what `choice.native_for_loss` found."""
+        """Return the implementation for a result of `choice.native_for_loss`."""
         return self.cuda if type(served) is cuda.Device else self.go
 
 
@@ -88,7 +88,7 @@ DPO = Loss(
 
 
 def check_values(loss: Loss, chosen: Tensor, rejected: Tensor, arguments: tuple[Any, ...]) -> None:
-    """What the Go core checks as it goes. On another device a look at a value would stall it."""
+    """Check what the Go core checks as it computes. On other devices, reading a value would stall the device."""
     for name, x in zip(loss.arguments, arguments, strict=True):
         if name == "check_finite" and x:
             check_all_finite(chosen_rewards=chosen, rejected_rewards=rejected)
@@ -97,7 +97,7 @@ def check_values(loss: Loss, chosen: Tensor, rejected: Tensor, arguments: tuple[
 
 
 def torch_with_gradient(loss: Loss, chosen: Tensor, rejected: Tensor, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """What `loss.go` returns, from `loss.torch`."""
+    """Return the same results as `loss.go`, computed by `loss.torch`."""
     dtype = COMPUTE[chosen.dtype]
     with autograd_in_operators(), torch.enable_grad():
         leaves = [x.detach().to(dtype).requires_grad_() for x in (chosen, rejected)]
@@ -106,8 +106,8 @@ def torch_with_gradient(loss: Loss, chosen: Tensor, rejected: Tensor, arguments:
 
 
 def autograd_in_operators() -> Any:
-    """A context in which torch makes a graph, as it does not inside of an operator, which it
-    takes for one node of the caller's.
+    """Return a context in which torch builds a graph. Inside an operator it does not do so by itself,
+    because the operator is a single node of the caller's graph.
     """
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradCPU)
     keys = keys | torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradCUDA)
@@ -116,7 +116,7 @@ def autograd_in_operators() -> Any:
 
 
 def next_step() -> trace.Step | None:
-    """Where the trace wants this call recorded, if it does."""
+    """Return the step to record this call in, or None."""
     return trace.current.next_step() if trace.current is not None else None
 
 
@@ -131,7 +131,7 @@ def record(
     prior: Tensor | None,
     constraint: str,
 ) -> None:
-    """Write a step to the trace. `served` is what computed it, None for torch."""
+    """Write a step to the trace. `served` is the library or device that computed it, or None for torch."""
     backend = "torch" if served is None else "cuda" if type(served) is cuda.Device else "go"
     names = (*loss.scores, *loss.arguments, "loss", "grad_chosen", "grad_rejected", *loss.results)
     values = dict(zip(names, (chosen, rejected, *arguments, *results), strict=True))

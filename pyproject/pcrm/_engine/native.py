@@ -1,6 +1,6 @@
-"""The native library: finding, loading and calling it, whether the chosen backend uses it, and what a fork does to it.
+"""Find, load and call the native library, decide whether the current backend uses it, and handle forks.
 
-This module needs no torch, so that commands that compute in Go alone start quickly.
+This module does not need torch, so commands that compute only in Go start quickly.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ FOLDER = Path(__file__).parent.parent / "_native"
 
 
 class NativeLibraryError(RuntimeError):
-    """What was asked for needs the native library, which is not there or cannot be used in this process."""
+    """The native library is required, but it is not available or cannot be used in this process."""
 
 
 loaded: ModuleType | None = None
-loaded_in = 0  # the process that loaded it; 0 is no process
-unavailable: str | None = None  # why there is no native library, once that is known
+loaded_in = 0  # the id of the process that loaded it, or 0
+unavailable: str | None = None  # why there is no native library, once known
 
 
 def checked(name: str, source: str) -> str:
-    """One of `NAMES`. `source` is what the message calls it."""
+    """Return a name that is in `NAMES`. The message calls it `source`."""
     if name not in NAMES:
-        raise ValueError(f"{source} is {name!r}, must be one of {', '.join(NAMES)}")
+        raise ValueError(f"{source} must be one of {', '.join(NAMES)}, got {name!r}")
     return name
 
 
 backend = checked(os.environ.get("PCRM_BACKEND", "auto"), "PCRM_BACKEND")
 _SYSTEMS = {"darwin": "macOS", "win32": "Windows"}
-_child = 0  # the forked child that has been prepared to compute with torch
+_child = 0  # the id of the forked child that is already set up to compute with torch
 
 
 def load() -> ModuleType | None:
-    """The native library, loaded on first use; None where there is none, and `unavailable` says why."""
+    """Return the native library, loaded on first use. If it is not available, return None and set `unavailable`."""
     global loaded, loaded_in, unavailable
     if loaded is None and unavailable is None:
         try:
             module = importlib.import_module("pcrm._native._bridge")
-            # In this order: to another thread, a library of no process is one from before a fork.
+            # In this order: another thread takes a library without a process for one from before a fork.
             loaded_in = os.getpid()
             loaded = module
         except ImportError as error:
@@ -71,28 +71,29 @@ def _why_not_there(error: ImportError) -> str:
 
 
 def library() -> ModuleType:
-    """The native library, for what has no torch twin, whatever backend is chosen.
+    """Return the native library, whatever the backend, for functions without a torch equivalent.
 
     Raises:
-        NativeLibraryError: it is not there, or this process is a forked child of one that used it.
+        NativeLibraryError: It is not available, or this process is a forked child of one that used it.
     """
     if load() is None:
-        raise NativeLibraryError(f"this needs pcrm's native library, which is not available: {unavailable}")
+        raise NativeLibraryError(f"this requires pcrm's native library, which is not available: {unavailable}")
     if loaded_in != os.getpid():
         raise NativeLibraryError(
-            "this needs pcrm's native library, which cannot be used in a forked child of a process that used it"
+            "this requires pcrm's native library, which does not work in a forked child of a process that used it: "
+            "spawn the child instead of forking"
         )
     return loaded  # pyright: ignore[reportReturnType]
 
 
 def chosen_library() -> ModuleType | None:
-    """The native library if the chosen backend is to use it on the CPU, else None.
+    """Return the native library if the current backend uses it on the CPU, else None.
 
-    Warns once, with the reason, where `auto` has to do without. On other systems than Linux nobody could
-    change that, and there is no warning.
+    If `auto` falls back to torch, warn once and give the reason. Do not warn on systems other than Linux,
+    where there is nothing the user could change.
 
     Raises:
-        NativeLibraryError: the backend is `go` and the native library is not there.
+        NativeLibraryError: The backend is `go` and the native library is not available.
     """
     if backend == "torch":
         return None
@@ -107,7 +108,10 @@ def chosen_library() -> ModuleType | None:
             raise NativeLibraryError(f"backend 'go' is not available: {unavailable}")
         if not reported and sys.platform == "linux":
             warnings.warn(
-                f"pcrm computes with torch, not with its Go core: {unavailable}", RuntimeWarning, stacklevel=3
+                f"pcrm computes with torch instead of its Go core: {unavailable}. The results are the same, but the "
+                "loss is slower. Run `pcrm doctor` for details",
+                RuntimeWarning,
+                stacklevel=3,
             )
     return loaded
 
@@ -115,9 +119,9 @@ def chosen_library() -> ModuleType | None:
 def _in_forked_child() -> None:
     """Keep torch from waiting for threads that the fork left behind.
 
-    logsigmoid opens an OpenMP region however small its tensor is, and libgomp hangs in one
-    if the parent ever had one. With one thread torch opens none: what DataLoader does in
-    its workers.
+    logsigmoid opens an OpenMP region even for the smallest tensor, and libgomp hangs there if the
+    parent ever opened one. With one thread, torch opens none. DataLoader does the same in its
+    workers.
     """
     global _child
     if _child != os.getpid():
@@ -130,7 +134,7 @@ _EXCEPTIONS = {e.__name__: e for e in (ValueError, TypeError, OSError, RuntimeEr
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of the native library; its errors become the exceptions that they stand for."""
+    """Call a function of the native library and convert its errors to Python exceptions."""
     try:
         return function(*arguments)
     except RuntimeError as error:
@@ -140,9 +144,9 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def address(numbers: torch.Tensor | np.ndarray | array[Any]) -> int:
-    """Where contiguous numbers begin in memory. It is 0 where there are none, which Go reads as an empty slice."""
+    """Return the address of contiguous numbers, or 0 if there are none, which Go reads as an empty slice."""
     if isinstance(numbers, array):
         return numbers.buffer_info()[0] if numbers else 0
-    if hasattr(numbers, "data_ptr"):  # a tensor, told apart without importing torch
+    if hasattr(numbers, "data_ptr"):  # a tensor, recognized without importing torch
         return numbers.data_ptr()  # pyright: ignore[reportAttributeAccessIssue]
     return numbers.ctypes.data if numbers.size else 0  # pyright: ignore[reportAttributeAccessIssue]

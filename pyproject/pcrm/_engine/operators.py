@@ -1,8 +1,8 @@
 """The losses as operators of torch.library, for graphs of torch.compile.
 
-torch.compile cannot look into an autograd.Function that calls native code; an operator that it
-knows, with a fake that tells it the shapes, stays in the graph. Which backend computes is decided
-when the operator runs: a compiled graph may run in a forked child.
+torch.compile cannot trace an autograd.Function that calls native code. A registered operator, with a
+fake version for the shapes, stays in the graph. The backend is chosen when the operator runs, because
+a compiled graph may run in a forked child.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def _with_gradient(
     constraint: str = "",
     traced: bool = False,
 ) -> Any:
-    """Loss, both gradients and what else there is, by native code or by torch.
+    """Return the loss, both gradients and any further results, from native code or torch.
 
-    `prior` and `constraint` are what delta was made from. `traced` is whether this is a step of
-    training, which a trace records.
+    `prior` and `constraint` are the origin of delta. `traced` says whether this is a training step,
+    which a trace records.
     """
     readable = is_addressable(chosen, rejected, *arguments)
     served = choice.native_for_loss(loss.scores[0], chosen) if readable else None
@@ -51,7 +51,7 @@ def _with_gradient(
 
 
 def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """`torch.library.custom_op`. torch 2.4 takes annotations as they stand, which is as strings here."""
+    """Call `torch.library.custom_op` with resolved annotations. torch 2.4 does not resolve string annotations itself."""
 
     def of(function: Callable[..., Any]) -> Any:
         function.__annotations__ = get_type_hints(function)
@@ -61,7 +61,7 @@ def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
 
 
 def _shapes(chosen: Tensor, delta: Tensor, reduction: int, more: int = 0) -> tuple[Tensor, ...]:
-    """The shapes of what an operator returns, `more` of which come after the gradients."""
+    """Return empty results of an operator, with `more` tensors after the gradients."""
     loss = delta.new_empty(delta.shape if reduction == NONE else ())
     return loss, *(delta.new_empty(chosen.shape) for _ in range(2 + more))
 

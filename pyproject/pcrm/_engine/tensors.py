@@ -1,4 +1,4 @@
-"""Tensors before anything is computed with them: whether native code may read them, and their checks."""
+"""Checks of tensors before any computation, and whether native code may read them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .. import _check
 from .dtypes import COMPUTE
 
 Tensor = torch.Tensor
-_NUMBERS = (float, int, bool)  # isinstance(1.0, Tensor) takes longer than this look
+_NUMBERS = (float, int, bool)  # faster to check than isinstance(1.0, Tensor)
 
 
 def is_transformed() -> bool:
-    """Whether torch is looking into the computation, which it cannot do if Go computes: under
-    torch.func's transforms, forward-mode differentiation, torch.jit.trace, or a mode that sees
-    each operation (make_fx, FakeTensorMode).
+    """Whether torch is tracing the computation, so that Go must not compute: under torch.func's
+    transforms, forward-mode differentiation, torch.jit.trace, or a mode that intercepts each
+    operation (make_fx, FakeTensorMode).
     """
     return (
         torch._C._are_functorch_transforms_active()  # pyright: ignore[reportAttributeAccessIssue]
@@ -32,13 +32,13 @@ def is_transformed() -> bool:
 
 
 def is_addressable(*values: Any) -> bool:
-    """Whether the numbers of all tensors among the values are where `data_ptr()` says.
+    """Whether the data of all tensors among the values is at `data_ptr()`.
 
-    They are elsewhere, or nowhere, for wrappers such as DTensor, AsyncCollectiveTensor,
-    MaskedTensor and FakeTensor, and for zeros that torch has not written out. A subclass counts
+    It is elsewhere, or nowhere, for wrappers such as DTensor, AsyncCollectiveTensor,
+    MaskedTensor and FakeTensor, and for zeros that torch has not materialized. A subclass counts
     as a wrapper if it handles torch's operations itself (`__torch_dispatch__` or
-    `__torch_function__`): what native code does would pass it by. `torch.nn.Parameter` and
-    subclasses that handle nothing share their storage.
+    `__torch_function__`), because native code would bypass it. `torch.nn.Parameter` and
+    subclasses that handle no operations use ordinary storage.
     """
     for x in values:
         kind = type(x)
@@ -66,15 +66,15 @@ def _handles_operations(kind: type) -> bool:
 
 
 def is_readable(*values: Any) -> bool:
-    """Whether code that takes addresses may read the tensors among the values, and whether their
-    values can be looked at now, if they are on the CPU.
+    """Whether code that takes addresses may read the tensors among the values. If they are on the
+    CPU, their values can then be inspected as well.
     """
     return not torch.compiler.is_compiling() and not is_transformed() and is_addressable(*values)
 
 
 @contextlib.contextmanager
 def named_if_wrapped(**values: Any) -> Iterator[None]:
-    """Where torch cannot compute with a wrapper, say which argument is one."""
+    """If torch cannot compute with a wrapper, raise an error that names the argument."""
     try:
         yield
     except Exception as error:
@@ -89,36 +89,36 @@ def named_if_wrapped(**values: Any) -> Iterator[None]:
 
 
 def check_dense(name: str, x: Tensor) -> None:
-    """Refuse sparse and other layouts, which have no single block of numbers."""
+    """Refuse sparse and other layouts that do not store all numbers in one block."""
     if x.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got layout {x.layout}: use {name}.to_dense()")
 
 
 def check_alike(names: tuple[str, ...], tensors: tuple[Tensor, ...], dimensions: int) -> None:
-    """Refuse scores or log probabilities that are not tensors of one shape, dtype and device."""
+    """Refuse scores or log probabilities that are not tensors of the same shape, dtype and device."""
     first = tensors[0]
     if _are_alike(tensors, dimensions):
         return
     for name, x in zip(names, tensors, strict=True):
         if not isinstance(x, Tensor):
-            raise TypeError(f"{name} is a {type(x).__name__}, must be a torch.Tensor")
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
         if x.dtype not in COMPUTE:
-            raise TypeError(f"{name} has dtype {x.dtype}, must be float32, float64, bfloat16 or float16")
+            raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got dtype {x.dtype}")
         check_dense(name, x)
         if x.dim() != dimensions:
-            wanted = "(B,): squeeze the last dimension of (B, 1)" if dimensions == 1 else "(B, L)"
-            raise ValueError(f"{name} has shape {tuple(x.shape)}, must be {wanted}")
+            wanted, hint = ("(B,)", ": squeeze the last dimension of (B, 1)") if dimensions == 1 else ("(B, L)", "")
+            raise ValueError(f"{name} must have shape {wanted}, got {tuple(x.shape)}{hint}")
         if x.shape != first.shape:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}, {names[0]} has {tuple(first.shape)}")
+            raise ValueError(f"{name} must have the shape of {names[0]}, {tuple(first.shape)}, got {tuple(x.shape)}")
         if x.dtype != first.dtype:
-            raise TypeError(f"{name} has dtype {x.dtype}, {names[0]} has {first.dtype}")
+            raise TypeError(f"{name} must have the dtype of {names[0]}, {first.dtype}, got {x.dtype}")
         if x.device != first.device:
-            raise ValueError(f"{name} is on {x.device}, {names[0]} is on {first.device}")
-    raise ValueError(f"{names[0]} is empty, must hold at least one number")
+            raise ValueError(f"{name} must be on the device of {names[0]}, {first.device}, got {x.device}")
+    raise ValueError(f"{names[0]} must hold at least one number, got an empty tensor")
 
 
 def _are_alike(tensors: tuple[Tensor, ...], dimensions: int) -> bool:
-    """Whether all is well, in as few looks as will do; if not, `check_alike` says why."""
+    """Whether all checks of `check_alike` pass, as fast as possible. `check_alike` then finds what is wrong."""
     first = tensors[0]
     if (
         not isinstance(first, Tensor)
@@ -145,65 +145,67 @@ def check_all_finite(**tensors: Tensor) -> None:
 def check_where(name: str, x: Tensor, good: Tensor, wanted: str) -> None:
     if is_readable(good) and not good.all():
         index = int((~good).nonzero()[0])
-        raise ValueError(f"{name}[{index}] is {x[index].item():g}, must be {wanted}")
+        raise ValueError(f"{name}[{index}] must be {wanted}, got {x[index].item():g}")
 
 
 def delta_per_pair(delta: Tensor | float, scores: Tensor, name: str) -> Tensor:
-    """`delta` as a contiguous tensor of shape (B,) in the dtype that computes. `name` is what messages call the scores."""
+    """Return `delta` as a contiguous tensor of shape (B,) in the compute dtype. Messages call the scores `name`."""
     dtype = COMPUTE[scores.dtype]
     if not isinstance(delta, Tensor):
         if not isinstance(delta, Real):
-            raise TypeError(f"delta is a {type(delta).__name__}, must be a torch.Tensor or a float")
+            raise TypeError(f"delta must be a torch.Tensor or a float, got {type(delta).__name__}")
         delta = _check.number("delta", delta)
         if not delta > 0:
-            raise ValueError(f"delta is {delta:g}, must be greater than 0")
-        # Half the least subnormal number is rounded to 0.
+            raise ValueError(f"delta must be greater than 0, got {delta:g}")
+        # Half the smallest subnormal number is rounded to 0.
         if torch.finfo(dtype).max < delta < math.inf or (dtype is torch.float32 and delta <= 2.0**-150):
-            raise ValueError(f"delta is {delta:g}, must be {_range_of(dtype)}")
+            raise ValueError(f"delta must be {_range_of(dtype)}, got {delta:g}")
         return scores.new_full(scores.shape[:1], delta, dtype=dtype)
     check_dense("delta", delta)
     if not delta.is_floating_point():
-        raise TypeError(f"delta has dtype {delta.dtype}, must be floating point")
+        raise TypeError(f"delta must be floating point, got dtype {delta.dtype}")
     if delta.requires_grad:
-        raise ValueError("delta requires a gradient, but none flows through the constraint: pass delta.detach()")
+        raise ValueError("delta must not require a gradient, because none flows through it: pass delta.detach()")
     if delta.dim() == 0:
         delta = delta.to(scores.device).expand(scores.shape[:1])
     if delta.shape != scores.shape[:1]:
-        raise ValueError(f"delta has shape {tuple(delta.shape)}, must be {tuple(scores.shape[:1])} or one number")
+        raise ValueError(
+            f"delta must have shape {tuple(scores.shape[:1])} or be one number, got shape {tuple(delta.shape)}"
+        )
     if delta.device != scores.device:
-        raise ValueError(f"delta is on {delta.device}, {name} is on {scores.device}")
+        raise ValueError(f"delta must be on the device of {name}, {scores.device}, got {delta.device}")
     if delta.dtype is dtype:
         return delta.contiguous()
     rounded = delta.to(dtype)
-    # A float64 that is finite may be none in float32, and would mean no constraint at all.
+    # A finite float64 may be infinite in float32, which would mean no constraint at all.
     if delta.dtype is torch.float64 and delta.is_cpu and is_readable(delta):
         check_where("delta", delta, (delta > 0) & (rounded > 0) & (rounded.isinf() == delta.isinf()), _range_of(dtype))
     return rounded.contiguous()
 
 
 def _range_of(dtype: torch.dtype) -> str:
-    return f"greater than 0, and inf or at most {torch.finfo(dtype).max:g}, as numbers of {dtype} are"
+    return f"greater than 0 and at most {torch.finfo(dtype).max:g} (the range of {dtype}), or inf"
 
 
 def check_ids(name: str, ids: Tensor, scores: Tensor) -> None:
     """Refuse token ids that do not fit the scores."""
     if not isinstance(ids, Tensor):
-        raise TypeError(f"{name} is a {type(ids).__name__}, must be a torch.Tensor")
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(ids).__name__}")
     check_dense(name, ids)
     if ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{name} has dtype {ids.dtype}, must be int64 or int32")
+        raise TypeError(f"{name} must be int64 or int32, got dtype {ids.dtype}")
     if ids.shape != scores.shape:
-        raise ValueError(f"{name} has shape {tuple(ids.shape)}, chosen_rewards has {tuple(scores.shape)}")
+        raise ValueError(f"{name} must have the shape of chosen_rewards, {tuple(scores.shape)}, got {tuple(ids.shape)}")
     if ids.device != scores.device:
-        raise ValueError(f"{name} is on {ids.device}, chosen_rewards is on {scores.device}")
+        raise ValueError(f"{name} must be on the device of chosen_rewards, {scores.device}, got {ids.device}")
 
 
-# An id that is in no vocabulary and fits into int32.
+# An id that fits into int32 and occurs in no vocabulary.
 NO_TOKEN = 2**31 - 1
 
 
 def with_marked_padding(name: str, ids: Tensor, mask: Tensor | None) -> Tensor:
-    """The ids with `NO_TOKEN` as their padding, which no token can be mistaken for."""
+    """Return the ids with their padding replaced by `NO_TOKEN`, which equals no token."""
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name}_mask must be a torch.Tensor, got {type(mask).__name__}: pass both masks or neither")
     check_dense(f"{name}_mask", mask)

@@ -1,4 +1,4 @@
-"""Texts as Go reads them, and what Go computes of them. Nothing here needs torch."""
+"""Convert texts to Go's format and call Go's functions on them. This module does not need torch."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from .native import address, call
 
 
 def packed_texts(name: str, texts: Sequence[str]) -> tuple[array[int], array[int]]:
-    """Texts in UTF-8, one after the other, and where each begins.
+    """Return texts concatenated as UTF-8, and the offset of each.
 
     Raises:
-        TypeError: An element is not a text, named by its index.
-        ValueError: A text is no valid Unicode.
+        TypeError: An element is not a str; the message names its index.
+        ValueError: A text is not valid Unicode.
     """
     encoded = []
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"{name}[{i}] is a {type(text).__name__}, must be a text")
+            raise TypeError(f"{name}[{i}] must be a text, got {type(text).__name__}")
         try:
             encoded.append(text.encode())
         except UnicodeEncodeError as error:
-            raise ValueError(f"{name}[{i}] is no valid Unicode: {error}") from None
+            raise ValueError(f"{name}[{i}] must be valid Unicode: {error}") from None
     return array("B", b"".join(encoded)), array("q", accumulate(map(len, encoded), initial=0))
 
 
 def lexicals(native: ModuleType, chosen: Sequence[str], rejected: Sequence[str], words: bool) -> array[float]:
-    """The prior `lexical` of pairs of texts, as float32.
+    """Return the prior `lexical` of pairs of texts, as float32.
 
     Raises:
-        TypeError, ValueError: As from `packed_texts`.
+        TypeError, ValueError: As in `packed_texts`.
     """
     result = array("f", bytes(4 * len(chosen)))
     columns = [packed_texts(name, texts) for name, texts in (("chosen", chosen), ("rejected", rejected))]

@@ -1,8 +1,8 @@
-"""The mathematics once more, readable, in torch and plain Python.
+"""A readable reference implementation of the mathematics, in torch and plain Python.
 
-It is what the Go core is tested against, and what computes on devices that the core
-does not serve, in forked children and where the core could not be built. The formulas
-are explained in the documentation of the Go package pcrm.
+The Go core is tested against it. It also computes on devices that the core does not support, in
+forked children, and where the core could not be built. The documentation of the Go package pcrm
+explains the formulas.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch.nn.functional import logsigmoid  # not softplus, which is linear from 20 on and errs by 3.6e-11 at 21
+from torch.nn.functional import logsigmoid  # softplus is linear above 20, with an error of 3.6e-11 at 21
 
 Tensor = torch.Tensor
 
@@ -30,13 +30,13 @@ def delta(s: Tensor, beta1: float, beta2: float, beta3: float, floor: float | No
 
 
 def pair_loss(margin: Tensor, delta: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """`-log sigmoid(m) - log sigmoid(delta - m)`, one value a pair.
+    """`-log sigmoid(m) - log sigmoid(delta - m)`, one value per pair.
 
-    Label smoothing e adds `e * delta`, or is `-(1-e) log sigmoid(m) - e log sigmoid(-m)`
-    where delta is infinite.
+    Label smoothing e adds `e * delta` where delta is finite. Where delta is infinite the loss is
+    `-(1-e) log sigmoid(m) - e log sigmoid(-m)`.
     """
     constrained = delta < math.inf
-    # inf - inf is NaN: the unconstrained pairs get their headroom without the subtraction.
+    # inf - inf is NaN, so unconstrained pairs get their headroom without the subtraction.
     headroom = torch.where(constrained, delta - margin, math.inf)
     plain = -logsigmoid(margin) - logsigmoid(headroom)
     if label_smoothing == 0:
@@ -46,10 +46,10 @@ def pair_loss(margin: Tensor, delta: Tensor, label_smoothing: float = 0.0) -> Te
 
 
 def win_probability(margin: Tensor, delta: Tensor) -> Tensor:
-    """The P at which `P L(m) + (1 - P) L(-m)` is least, L the pair loss: 0 and 1 from `-delta / 2` and `delta / 2` on.
+    """The probability P for which the margin m minimizes `P L(m) + (1 - P) L(-m)`, where L is the pair loss.
 
     With `A = sigmoid(m) - sigmoid(-m - delta)` and `B = sigmoid(-m) - sigmoid(m - delta)`, P is
-    `A / (A + B)`. Multiplied out, no term of it cancels another.
+    `A / (A + B)` for `|m| < delta / 2`, 0 below and 1 above. Multiplied out, no terms cancel.
     """
     m = margin.abs()
     low = (-m).exp() * -(2 * m - delta).expm1() * (1 + (-delta - m).exp())
@@ -79,10 +79,10 @@ def _reduced(loss: Tensor, reduction: str) -> Tensor:
 
 
 def spans(chosen_ids: Tensor, rejected_ids: Tensor, pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """First and end position of the token form, (B,) each, for rows of ids of shape (B, L).
+    """Return the start and end positions of the token form, (B,) each, for rows of ids of shape (B, L).
 
-    From the first difference to the end of the longer response; the last position where
-    the rows are equal.
+    A span runs from the first difference to the end of the longer response. Where the two rows are
+    equal, it is the last position.
     """
     width = chosen_ids.shape[1]
     position = torch.arange(width, device=chosen_ids.device)
@@ -111,7 +111,7 @@ def token_loss(
     start, end = (x[:, None] for x in spans(chosen_ids, rejected_ids, pad_token_id))
     position = torch.arange(chosen.shape[1], device=chosen.device)
     inside = (position >= start) & (position < end)
-    # Zeros in the place of what is outside: a NaN there must not reach the gradient.
+    # Zeros outside the span: a NaN there must not reach the gradient.
     margin = torch.where(inside, chosen.to(delta.dtype) - rejected.to(delta.dtype), 0)
     loss = torch.where(inside, pair_loss(margin, delta[:, None]), 0).sum(1) / (end - start).squeeze(1)
     return _reduced(loss, reduction)
@@ -140,7 +140,7 @@ BASELINES = ("offset", "squared", "forward_kl", "backward_kl")
 
 
 def baseline_loss(name: str, margin: Tensor, x: Tensor) -> Tensor:
-    """A loss of other papers, one value a pair, of the margin and a number x of the pair's own.
+    """A loss of another paper, one value per pair, as a function of the margin and a number x per pair.
 
     offset       -log sigmoid(m - x)
     squared      (m - x)**2
@@ -155,9 +155,9 @@ def baseline_loss(name: str, margin: Tensor, x: Tensor) -> Tensor:
 
 
 def coin_divergence(a: Tensor, b: Tensor) -> Tensor:
-    """KL(sigmoid(a) || sigmoid(b)) of two coins."""
+    """KL(sigmoid(a) || sigmoid(b)), the divergence of two Bernoulli distributions."""
     largest = torch.finfo(a.dtype).max
-    # sigmoid(-inf) logsigmoid(-inf) would be NaN. A clamp alone gives NaN the gradient 0.
+    # sigmoid(-inf) logsigmoid(-inf) would be NaN. A clamp alone would give NaN the gradient 0.
     a = torch.where(a.isinf(), a.clamp(-largest, largest), a)
     return a.sigmoid() * (logsigmoid(a) - logsigmoid(b)) + (-a).sigmoid() * (logsigmoid(-a) - logsigmoid(-b))
 
@@ -183,8 +183,8 @@ def dpo_baseline_loss(
     offset_scale: float,
     reduction: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The term of that name of `beta` times the difference of log ratios and of
-    `offset_scale * offset`, and the implicit rewards, detached.
+    """The baseline loss `name` of the margin, `beta` times the difference of log ratios, and of
+    `offset_scale * offset`; and the implicit rewards, detached.
     """
     w, l, ref_w, ref_l = (  # noqa: E741
         x.to(offset.dtype) for x in (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
@@ -196,20 +196,21 @@ def dpo_baseline_loss(
 def fit(
     similarities: Tensor, target_alike: float, target_unlike: float, low: float, high: float
 ) -> tuple[float, float, float, float, float]:
-    """beta1, beta2, beta3, floor and cap of the curve with delta/2 = target_alike at the
-    high quantile of the similarities, target_unlike at the low one, and midway between the two
-    at the median of the similarities between them.
+    """Return beta1, beta2, beta3, floor and cap of the fitted curve.
+
+    Its target delta/2 is target_alike at the high quantile of the similarities, target_unlike at the
+    low quantile, and midway at the median of the similarities between the two.
     """
     s = similarities.sort().values
     s_low, s_high = _quantile(s, low), _quantile(s, high)
-    if s_high - s_low < 1e-6:  # ten times what the rounding of a float32 prior may part them by
+    if s_high - s_low < 1e-6:  # ten times the difference that the rounding of a float32 prior can make
         raise ValueError(
-            f"similarities are {s_low:.7g} and {s_high:.7g} at the quantiles {low:g} and {high:g}, must differ by at least "
-            "1e-06: this prior does not tell pairs apart, use a fixed delta"
+            f"similarities must differ by at least 1e-06 between the quantiles {low:g} and {high:g}, got {s_low:.7g} and "
+            f"{s_high:.7g}: this prior does not tell pairs apart. Use another prior or a fixed delta"
         )
     between = s[(s > s_low) & (s < s_high)]
     spread, middle = s_high - s_low, _quantile(between, 0.5) - s_low if len(between) else math.inf
-    # How far the pole lies below s_low. At 10 spreads the curve is nearly a straight line.
+    # The distance of the pole below s_low. At 10 spreads the curve is nearly a straight line.
     pole = 10 * spread
     if 2 * middle < spread:
         pole = min(pole, middle * spread / (spread - 2 * middle))
@@ -220,14 +221,14 @@ def fit(
 
 
 def _quantile(ascending: Tensor, q: float) -> float:
-    """What torch.quantile says, which takes 16 million numbers at most."""
+    """Like torch.quantile, which accepts at most 16 million numbers."""
     at = q * (len(ascending) - 1)
     below = int(at)
     return torch.lerp(ascending[below], ascending[min(below + 1, len(ascending) - 1)], at - below).item()
 
 
 def preference_as_reward(rewards: Tensor, reference_rewards: Tensor) -> Tensor:
-    """The mean over references of `sigmoid(r - reference)`: of rewards (B,) and references (K,) or (B, K)."""
+    """The mean over references of `sigmoid(r - reference)`, for rewards (B,) and references (K,) or (B, K)."""
     return (rewards.unsqueeze(1) - reference_rewards).sigmoid().mean(1)
 
 
@@ -237,7 +238,7 @@ def length_bonus(lengths: Tensor, max_length: float, weight: float, cap: float, 
 
 
 def length_ratio(chosen: Sequence[int], rejected: Sequence[int], pad_token_id: int | None) -> float:
-    """Shorter by longer length in tokens, from the first differing token on; 1 if both are empty.
+    """The shorter length divided by the longer one, in tokens from the first difference on; 1 if both are 0.
 
     A response ends at the first pad token at or after the first difference.
     """
@@ -254,9 +255,9 @@ def length_ratio(chosen: Sequence[int], rejected: Sequence[int], pad_token_id: i
 
 
 def random_uniform(seed: int, chosen: Sequence[int], rejected: Sequence[int], pad_token_id: int | None) -> float:
-    """A number in [0, 1) that is a hash of the seed and both rows of ids, less their padding.
+    """A number in [0, 1): a hash of the seed and both rows of ids, without their padding.
 
-    The same 64-bit arithmetic as prior.RandomUniform in Go, which describes it.
+    Uses the same 64-bit arithmetic as prior.RandomUniform in Go. See there.
     """
     wrap, factor = 2**64 - 1, 0x9E3779B97F4A7C15
     rows = []
@@ -273,16 +274,16 @@ def random_uniform(seed: int, chosen: Sequence[int], rejected: Sequence[int], pa
 
 
 def cosine(a: Tensor, b: Tensor, angular: bool) -> Tensor:
-    """Cosine of each pair of rows, clamped to [0, 1], or (pi - acos) / pi of it."""
+    """The cosine of each pair of rows, clamped to [0, 1], or (pi - acos) / pi of it."""
     a, b = a.double(), b.double()
     c = ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).clamp(0, 1)
     return (math.pi - c.acos()) / math.pi if angular else c
 
 
 def lexical(chosen: str, rejected: str, words: bool) -> float:
-    """Cosine of the counts of all n-grams of two texts: 3 to 5 characters, or 1 to 2 words.
+    """The cosine of the counts of all n-grams of two texts: 3 to 5 characters, or 1 to 2 words.
 
-    Lower case, runs of white space as one space, and one space at each end.
+    Texts are compared in lower case, with runs of white space as one space, and one space at each end.
     """
     counts = [Counter(_grams(text, words)) for text in (chosen, rejected)]
     if counts[0] == counts[1]:
@@ -293,8 +294,8 @@ def lexical(chosen: str, rejected: str, words: bool) -> float:
 
 
 def _grams(text: str, words: bool) -> Iterator[object]:
-    # c.lower()[0]: one code point for one, as Go's unicode.ToLower. And Go takes the
-    # separators 1c to 1f for letters.
+    # c.lower()[0]: one code point per code point, like Go's unicode.ToLower. Go also treats the
+    # separators 1c to 1f as letters.
     tokens = re.split(r"[^\S\x1c-\x1f]+", "".join(c.lower()[0] for c in text))
     tokens = [t for t in tokens if t]
     units = tokens if words else " ".join(["", *tokens, ""]) if tokens else ""

@@ -1,25 +1,25 @@
-"""A record of what a training run computed, which `pcrm verify` recomputes.
+"""Record the losses of a training run, so that `pcrm verify` can recompute them.
 
     with pcrm.trace("trace", every=10):
         trainer.train()
 
-or `PCRM_TRACE=trace` (and `PCRM_TRACE_EVERY=10`) in the environment. Then `pcrm verify trace`.
+or set `PCRM_TRACE=trace` (and `PCRM_TRACE_EVERY=10`) in the environment. Then run `pcrm verify trace`.
 
 Each recorded step is one safetensors file, `rank00000-run0123456789ab-step00000010.safetensors`.
-The run is a random number that each process draws for each trace, so that no process can write
-over the files of another, whatever rank it believes to be. A step is one call of a loss of pcrm's
-own (not of `pcrm.baselines`) that needs a gradient. Calls under torch.func's transforms and calls
-with wrapper tensors such as DTensor are not recorded. The tensors of a step are what went in and
-what came out:
+The run is a random number that each process draws for each trace, so that processes never
+overwrite each other's files, even if their ranks are wrong. A step is one call of one of pcrm's own
+losses (not of `pcrm.baselines`) that needs a gradient. Calls under torch.func's transforms and calls
+with wrapper tensors such as DTensor are not recorded. A step has the inputs and outputs as tensors:
 
     pair    chosen_rewards, rejected_rewards (B,)
     token   the same (B, L), and chosen_ids, rejected_ids
     dpo     policy_* and reference_*_logps (B,), and the implicit chosen_rewards, rejected_rewards
-    all     delta (B,), loss, grad_chosen and grad_rejected: the gradient of the reduced loss by
-            the scores, before what comes from above; prior (B,) where delta was made from one
+    all     delta (B,), loss, grad_chosen and grad_rejected: the gradient of the reduced loss with
+            respect to the scores, before scaling by the incoming gradient; prior (B,), if delta
+            comes from one
 
-Its metadata are the settings, the backend, the constraint and the versions. A file is
-written whole or not at all, in a folder that only its owner can read.
+The metadata has the settings, the backend, the constraint and the versions. Each file is written
+atomically, in a folder that only its owner can read.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ import torch
 from .. import _check
 from .._version import __version__
 
-current: Trace | None = None  # the trace that is being written
+current: Trace | None = None  # the active trace
 
 
 class Origin(NamedTuple):
-    """What a delta was made from: the prior, and what its constraint calls `recorded`; None and "" where unknown."""
+    """The origin of a delta: the prior and the `recorded` text of its constraint, or None and "" if unknown."""
 
     prior: torch.Tensor | None = None
     constraint: str = ""
@@ -51,16 +51,16 @@ UNKNOWN = Origin()
 
 
 class Trace:
-    """A trace that is being written, until `stop` or the end of a `with` block."""
+    """An active trace. It ends with `stop` or at the end of a `with` block."""
 
     def __init__(self, folder: str | os.PathLike[str], every: int) -> None:
         import safetensors.torch  # noqa: F401  # pyright: ignore[reportUnusedImport]  # an error now, not at the first step
 
-        self.folder, self.every = Path(folder).absolute(), every  # a script may change its working directory
+        self.folder, self.every = Path(folder).absolute(), every  # absolute: a script may change its working directory
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.outer = current  # goes on when this one stops
+        self.outer = current  # becomes active again when this trace stops
         self.is_stopped = False
-        self._runs: dict[int, _Run] = {}  # by process: a forked child numbers its own steps
+        self._runs: dict[int, _Run] = {}  # by process: a forked child counts its own steps
 
     def __enter__(self) -> Trace:
         return self
@@ -69,23 +69,23 @@ class Trace:
         self.stop()
 
     def stop(self) -> None:
-        """Write nothing more. The trace that went on before goes on, unless it was stopped meanwhile."""
+        """End the trace. The trace that was active before becomes active again, unless it has been stopped."""
         global current
         self.is_stopped = True
         while current is not None and current.is_stopped:
             current = current.outer
 
     def next_step(self) -> Step | None:
-        """Count a call of a loss; return where to record it, None if it is not to be recorded."""
+        """Count a call of a loss. Return the step to record, or None to skip this call."""
         process = os.getpid()
-        # setdefault, so that threads that come here at once agree.
+        # setdefault: threads that arrive at the same time must get the same run.
         run = self._runs.get(process) or self._runs.setdefault(process, _Run())
         number = next(run.steps)
         return None if number % self.every else Step(self.folder, run, number)
 
 
 class _Run:
-    """What one process records in one trace. Made at its first step: earlier there may be no process group."""
+    """The record of one process in one trace. Created at the first step: the process group may not exist earlier."""
 
     def __init__(self) -> None:
         self.rank = _rank()
@@ -94,7 +94,7 @@ class _Run:
 
 
 class Step(NamedTuple):
-    """A step that is to be recorded."""
+    """A step to record."""
 
     folder: Path
     run: _Run
@@ -112,10 +112,10 @@ class Step(NamedTuple):
 
         Args:
             form: The name of the loss.
-            tensors: What went in and what came out, the scores first.
+            tensors: The inputs and outputs, the scores first.
             settings: The other arguments of the loss, and the backend.
-            prior: What delta was made from, if that is known.
-            constraint: What the constraint that made it calls `recorded`, if that is known.
+            prior: The prior that delta comes from, if known.
+            constraint: The `recorded` text of the constraint, if known.
         """
         from safetensors.torch import save_file
 
@@ -135,9 +135,9 @@ class Step(NamedTuple):
         if prior is not None:
             exact = prior.dtype in (torch.float32, torch.float64)
             tensors = tensors | {"prior": (prior if exact else prior.float()).expand_as(tensors["delta"])}
-        # Each a copy of its own: safetensors refuses shared memory.
+        # Copies, because safetensors refuses tensors that share memory.
         columns = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items()}
-        # A name that no reader takes for a step, private to its owner from its first byte.
+        # A name that no reader mistakes for a step, and private to its owner from the first byte.
         handle, part = tempfile.mkstemp(dir=self.folder, suffix=".part")
         os.close(handle)
         try:
@@ -151,20 +151,21 @@ class Step(NamedTuple):
 
 
 def trace(folder: str | os.PathLike[str], every: int = 1) -> Trace:
-    """Record every n-th step of this process from now on, to be checked by `pcrm verify`.
+    """Record every n-th step of this process from now on. `pcrm verify` checks the record.
 
     Args:
-        folder: Where to write, created with private permissions if it does not exist. One folder
-            serves all ranks and several runs: files that are there stay as they are.
+        folder: The folder to write to, created with private permissions if it does not exist. All
+            ranks and several runs can share a folder: existing files are kept.
         every: Record every n-th call of a loss, at least 1.
 
     Returns:
-        The trace. Call `stop` to end it, or use it as a context manager.
+        The trace. Call its `stop` to end it, or use it as a context manager.
 
     Raises:
-        TypeError, ValueError: `every` is not an integer, or less than 1.
+        TypeError: `every` is not an integer.
+        ValueError: `every` is less than 1.
         ImportError: safetensors is not installed: pip install 'pcrm[trace]'.
-        OSError: the folder cannot be created; later, from the loss, a file cannot be written.
+        OSError: The folder cannot be created. Later, the loss raises it if a file cannot be written.
     """
     global current
     current = Trace(folder, _check.integer("every", every, 1))

@@ -1,4 +1,4 @@
-# What package bridge exports, which documents it. Addresses are integers.
+# The functions exported by package bridge. See their documentation there. Addresses are integers.
 
 def bridge_RewardLoss(
     dtype: int,

@@ -1,4 +1,4 @@
-"""`pcrm average`: the mean of the weights of several models."""
+"""`pcrm average`: average the weights of several models."""
 
 from __future__ import annotations
 
@@ -6,24 +6,32 @@ import argparse
 import sys
 
 _DESCRIPTION = """\
-Writes the weighted mean of checkpoints as a checkpoint (WARM, arXiv 2401.12187):
+Write the weighted mean of several checkpoints as a new checkpoint (WARM, arXiv 2401.12187):
 
   theta = sum_i w_i theta_i / sum_i w_i
 
-in float64, rounded once into the type of the checkpoints. They must have the same tensors, the
-same configuration and the same tokenizer; what else belongs to a model is the first one's. DIR
-appears once all is done.
+computed in float64 and rounded once to the dtype of the checkpoints. They must have the same
+tensors, configuration and tokenizer. All other files come from the first model. DIR appears only
+when it is complete.
+"""
+_EXAMPLES = """\
+examples:
+  pcrm average rm-seed0 rm-seed1 rm-seed2 --out rm-warm
+  pcrm average rm-a rm-b --out rm-mixed --weights 2 1
 """
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="pcrm average", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="pcrm average",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("models", metavar="RM", nargs="+", help="two or more folders of safetensors checkpoints")
-    parser.add_argument("--out", metavar="DIR", required=True, help="the folder to make")
+    parser.add_argument("models", metavar="RM", nargs="+", help="two or more folders with safetensors checkpoints")
+    parser.add_argument("--out", metavar="DIR", required=True, help="output: the folder to create")
     parser.add_argument(
-        "--weights", metavar="W", type=float, nargs="+", help="one for each RM, at least 0 (default: 1 each)"
+        "--weights", metavar="W", type=float, nargs="+", help="one weight per RM, at least 0 (default: 1 each)"
     )
     args = parser.parse_args(argv)
     from tqdm import tqdm
@@ -45,7 +53,8 @@ def main(argv: list[str]) -> int:
     print(f"{args.out}: {done.tensors} tensors, {done.bytes:,} bytes, weights {weights}")
     if done.not_finite:
         print(
-            f"pcrm average: {done.not_finite} numbers of the average are NaN or infinite, the first in tensor {done.first}",
+            f"pcrm average: warning: {done.not_finite} elements of the average are NaN or infinite, the first in tensor "
+            f"{done.first}. Check that tensor in the input models",
             file=sys.stderr,
         )
     return 0

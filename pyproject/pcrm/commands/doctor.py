@@ -1,4 +1,4 @@
-"""`pcrm doctor`: what this machine computes with, and whether it computes right."""
+"""`pcrm doctor`: show and test the backends of this machine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,23 @@ if TYPE_CHECKING:
     import torch
 
 
+_DESCRIPTION = """\
+Show the available backends (Go core, CUDA driver and devices), or why one is not available, and
+test each backend against golden vectors. The exit status is 1 if a backend does not reproduce them.
+"""
+_EXAMPLES = """\
+examples:
+  pcrm doctor
+  PCRM_BACKEND=torch pcrm doctor
+"""
+
+
 def main(argv: list[str]) -> int:
     argparse.ArgumentParser(
         prog="pcrm doctor",
-        description="Prints what there is to compute with (Go core, CUDA driver and devices) or why it is not there, and "
-        "compares each backend with golden vectors. Exits with 1 where one of them does not reproduce these.",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args(argv)
     import torch
 
@@ -48,7 +60,7 @@ def main(argv: list[str]) -> int:
             try:
                 with backends.use_backend(backend):
                     complaint = compare(device, dtype)
-            except RuntimeError as error:  # a driver that looked well, and was not
+            except RuntimeError as error:  # a driver that looked fine but failed
                 complaint = str(error)
             line("self-test", f"{name}: {complaint or 'ok'}")
             failed |= complaint is not None
@@ -56,7 +68,7 @@ def main(argv: list[str]) -> int:
 
 
 def _cuda(line: Callable[[str, str], None]) -> list[tuple[str, torch.device]]:
-    """Print what there is of CUDA; return what to test."""
+    """Print the state of CUDA, and return the backends and devices to test."""
     import torch
 
     from .._engine import cuda
@@ -70,6 +82,6 @@ def _cuda(line: Callable[[str, str], None]) -> list[tuple[str, torch.device]]:
     for index, device in enumerate(found["devices"]):
         line(f"cuda:{index}", f"{device['name']}, compute capability {device['capability']}")
     if not torch.cuda.is_available():
-        line("CUDA", "torch finds no device")
+        line("CUDA", "torch found no device")
         return []
     return [("cuda", torch.device("cuda", i)) for i in range(torch.cuda.device_count())]

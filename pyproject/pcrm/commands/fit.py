@@ -1,4 +1,4 @@
-"""`pcrm fit`: the betas that give a data set the margins that its user wants."""
+"""`pcrm fit`: fit a constraint to target margins and a data set."""
 
 from __future__ import annotations
 
@@ -14,30 +14,44 @@ from ..evaluate.fitted_constraint import plot_curve, read_similarities, summary_
 from ..settings import COMPUTED_PRIORS, Constraint, margin_of
 from ..settings.fitted import write_toml
 
-_FIT = """\
-Finds the constraint whose target margin is --target-alike for the alike pairs of a data set,
---target-unlike for its unlike ones and midway for the median pair between them, by the numbers
-in its column `prior`, which `pcrm prior` makes. Prints what it does to the data, draws it and
-writes a pcrm.toml, which pcrm.Constraint.from_toml and the trainers read. Targets may also be
-win probabilities, of which the margin is the log odds. Prefer a lexical or cosine prior: models
-trained with the length ratio favor long responses more.
+_DESCRIPTION = """\
+Fit a constraint to the column `prior` of a data set, which `pcrm prior` adds. The target margin is
+--target-alike for alike pairs, --target-unlike for unlike pairs, and midway between the two for the
+median pair. Give targets as margins or as win probabilities, where margin = log(p / (1 - p)).
+
+The command prints the effect on the pairs, plots the curve, and writes a pcrm.toml, which
+pcrm.Constraint.from_toml and the trainers read. Prefer a lexical or cosine prior: models trained
+with the length ratio favor long responses more.
+"""
+_EXAMPLES = """\
+examples:
+  pcrm fit with-prior.jsonl --target-alike 1 --target-unlike 3
+  pcrm fit with-prior.jsonl --win-alike 0.7 --win-unlike 0.95 --out win.toml
 """
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="pcrm fit", description=_FIT, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="pcrm fit",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="preferences with a prior: .jsonl, .jsonl.gz, .parquet, a folder of `datasets`, a data set of the hub",
+        help="preferences with a prior: a file (.jsonl, .jsonl.gz, .json, .csv, .parquet), a folder of `datasets`, or a "
+        "data set on the hub",
     )
-    for side, text in (("alike", "alike pairs, greater than 0"), ("unlike", "unlike pairs, greater than that")):
+    for side, text in (("alike", "alike pairs, greater than 0"), ("unlike", "unlike pairs, greater than the other")):
         target = parser.add_mutually_exclusive_group(required=True)
         target.add_argument(f"--target-{side}", type=float, metavar="MARGIN", help=f"target margin of {text}")
         target.add_argument(
-            f"--win-{side}", dest=f"target_{side}", type=_win, metavar="P", help="as a win probability in (0.5, 1)"
+            f"--win-{side}",
+            dest=f"target_{side}",
+            type=_win,
+            metavar="P",
+            help="the same as a win probability in (0.5, 1)",
         )
     parser.add_argument(
         "--quantiles",
@@ -48,30 +62,36 @@ def main(argv: list[str]) -> int:
         help="quantiles of the similarities that count as unlike and alike (default: 0.05 0.95)",
     )
     parser.add_argument(
-        "--column", default="prior", metavar="NAME", help="where the similarities are (default: %(default)s)"
+        "--column", default="prior", metavar="NAME", help="column with the similarities (default: %(default)s)"
     )
     parser.add_argument(
         "--prior",
         choices=(*COMPUTED_PRIORS, "column"),
-        help="prior to write into the toml, which a trainer computes for data without a column 'prior'; `column` makes "
-        "it refuse such data (default: the one that `pcrm prior` recorded with DATA, else column)",
+        help="prior to name in the toml. A trainer computes it for data without a column 'prior'; with `column`, such "
+        "data is an error (default: the prior that `pcrm prior` recorded with DATA, else column)",
     )
-    parser.add_argument("--split", default="train", help="of a data set that has some (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("pcrm.toml"), metavar="FILE", help="default: %(default)s")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="default: --out with the suffix .png")
-    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    parser.add_argument(
+        "--split", default="train", help="split to read, if the data set has splits (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("pcrm.toml"), metavar="FILE", help="output: the toml (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="output: the plot (default: --out with the suffix .png)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace existing output files")
     args = parser.parse_args(argv)
     if args.out.suffix != ".toml":
-        raise ValueError(f"--out is {args.out}, must end in .toml")
+        raise ValueError(f"--out must end in .toml, got {args.out}")
     plot: Path = args.plot or args.out.with_suffix(".png")
     if plot == args.out:
-        raise ValueError(f"--out and --plot are both {plot}")
+        raise ValueError(f"--plot must be another file than --out, got {plot} for both")
     for path in (args.out, plot):
         if path.exists() and not args.force:
-            raise FileExistsError(f"{path} is there already: --force replaces it")
+            raise FileExistsError(f"{path}: already exists. Add --force to replace it")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"{path.parent}: no such folder")
-    import matplotlib  # noqa: F401  (not after a long reading)
+    import matplotlib  # noqa: F401  (fail before reading a large file)
 
     source = open_source(args.data, args.split)
     prior = _prior(source, args.column, args.prior)
@@ -88,7 +108,7 @@ def main(argv: list[str]) -> int:
         f"target margin {target:.4g} (win probability {win_probability(target):.3f}) at the similarity {where:.4g}, quantile {q:g}"
         for target, where, q in zip((args.target_alike, args.target_unlike), at, (high, low), strict=True)
     ]
-    # Before anything is printed, which may end in a closed pipe.
+    # Write the files before printing, because printing may fail on a closed pipe.
     plot_curve(plot, s, constraint, at)
     write_toml(args.out, constraint, prior, [f"Made by pcrm fit of {pairs}:", *goals])
     lines = [pairs, *goals, "", *summary_lines(s, constraint), "", f"{args.out} and {plot} written"]
@@ -106,15 +126,15 @@ def _win(text: str) -> float:
 
 
 def _prior(source: Source, column: str, asked: str | None) -> str:
-    """The prior that the toml names: the one asked for, else the one that is recorded, else "column".
+    """Return the prior to name in the toml: the one asked for, else the recorded one, else "column".
 
     Raises:
-        ValueError: A trainer that computes the prior asked for gets other numbers than those recorded.
+        ValueError: A trainer that computes the prior asked for would get other numbers than those in the column.
     """
     record = source.prior if column == "prior" else None
     if record is None:
         return asked or "column"
-    # Trainers compare responses alone, and cosines as angles.
+    # Trainers compare responses without the prompt, and use angular cosines.
     computed = record["prior"] in COMPUTED_PRIORS and not record.get("with_prompt") and not record.get("raw")
     recorded = record["prior"] if computed else "column"
     if asked not in (None, "column", recorded):

@@ -12,54 +12,71 @@ if TYPE_CHECKING:
     from ..data.resumable import ResumableOutput
 
 _DESCRIPTION = """\
-Adds a column `prior`, how alike the two responses of a row are, in [0, 1]. IN and OUT end in
-.jsonl, .jsonl.gz or .parquet or are folders of `datasets`; IN may be a data set of the hub.
-Rows are in TRL's formats, plain or conversational, with or without a prompt of their own, and
-keep their order and their other columns. OUT is replaced if it is there, once all is done.
-Killed, the same command goes on where it was; until then its shards are in OUT.parts.
-How the prior was computed is recorded for the other commands: in Parquet in the schema's metadata, under
-pcrm.prior, otherwise in the hidden file .OUT.prior.json beside OUT.
+Add a column `prior` to preferences: how similar the two responses of a row are, in [0, 1]. Rows are
+in TRL's formats, plain or conversational, with or without a prompt. They keep their order and their
+other columns.
+
+IN ends in .jsonl, .jsonl.gz, .json, .csv or .parquet, or is a folder of `datasets` or a data set on
+the hub. OUT ends in .jsonl, .jsonl.gz or .parquet, or is a folder. An existing OUT is replaced at
+the end. To resume an interrupted run, give the same command again; its shards are in OUT.parts.
+
+The settings of the prior are recorded for other commands: for Parquet in the schema's metadata
+under pcrm.prior, otherwise in the hidden file .OUT.prior.json next to OUT.
+"""
+_EXAMPLES = """\
+examples:
+  pcrm prior pairs.jsonl --out with-prior.jsonl
+  pcrm prior pairs.jsonl --out with-prior.jsonl --prior cosine --model all-MiniLM-L6-v2
 """
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="pcrm prior", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="pcrm prior",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="IN", help="the preferences")
-    parser.add_argument("--out", required=True, help="where to write them with their prior")
+    parser.add_argument("--out", required=True, help="output: the preferences with their prior")
     parser.add_argument(
         "--prior",
         choices=COMPUTED_PRIORS,
         default="lexical",
-        help="length_ratio: shorter by longer in tokens; lexical: cosine of n-gram counts; cosine: of the embeddings "
-        "of an encoder, as an angle (default: %(default)s). Models trained with length_ratio favor long responses more",
+        help="lexical: cosine of n-gram counts; cosine: angular cosine of an encoder's embeddings; length_ratio: shorter "
+        "length / longer length in tokens. Models trained with length_ratio favor long responses more (default: %(default)s)",
     )
     parser.add_argument(
         "--model",
         metavar="PATH",
-        help="the encoder for cosine: folder or hub name of a checkpoint of transformers, sentence-transformers or model2vec. "
-        "A static encoder, such as minishlab/potion-base-8M, is the fastest",
+        help="encoder for --prior cosine: folder or hub name of a checkpoint of transformers, sentence-transformers or "
+        "model2vec. A static encoder, such as minishlab/potion-base-8M, is the fastest",
     )
     parser.add_argument(
         "--pooling",
         choices=("mean", "cls"),
-        help="of the encoder's vectors; `cls` is the authors' way (default: what the checkpoint says, else mean)",
+        help="pooling of the encoder's vectors; the authors use cls (default: that of the checkpoint, else mean)",
     )
-    parser.add_argument("--tokenizer", metavar="PATH", help="for length_ratio: a checkpoint's folder or hub name")
     parser.add_argument(
-        "--batch-size", type=int, default=64, help="texts in a pass of the encoder (default: %(default)s)"
+        "--tokenizer", metavar="PATH", help="tokenizer for --prior length_ratio: a checkpoint's folder or hub name"
     )
-    parser.add_argument("--device", help="of the encoder (default: the GPU where there is one)")
-    parser.add_argument("--raw", action="store_true", help="the cosine itself, clamped to [0, 1], and not the angle")
-    parser.add_argument("--no-cache", action="store_true", help="keep no embeddings in the cache folder of the user")
-    parser.add_argument("--with-prompt", action="store_true", help="compare prompt + response, the authors' way")
+    parser.add_argument("--batch-size", type=int, default=64, help="texts per encoder pass (default: %(default)s)")
+    parser.add_argument("--device", help="torch device of the encoder (default: the GPU if there is one, else the CPU)")
+    parser.add_argument(
+        "--raw", action="store_true", help="use the cosine itself, clamped to [0, 1], instead of the angular cosine"
+    )
+    parser.add_argument("--no-cache", action="store_true", help="do not cache embeddings on disk")
+    parser.add_argument(
+        "--with-prompt",
+        action="store_true",
+        help="compare prompt + response, as the authors do, instead of the response",
+    )
     _rows.add_arguments(parser)
     args = parser.parse_args(argv)
     if (args.prior == "cosine") != (args.model is not None):
-        parser.error("--model is what --prior cosine needs, and nothing else does")
+        parser.error("--prior cosine requires --model (only cosine uses it)")
     if (args.prior == "length_ratio") != (args.tokenizer is not None):
-        parser.error("--tokenizer is what --prior length_ratio needs, and nothing else does")
+        parser.error("--prior length_ratio requires --tokenizer (only length_ratio uses it)")
 
     def work() -> ResumableOutput:
         from ..priors.annotate_file import annotate_file

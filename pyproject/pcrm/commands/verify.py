@@ -1,4 +1,4 @@
-"""`pcrm verify`: recompute what a trace recorded."""
+"""`pcrm verify`: recompute the losses in a trace."""
 
 from __future__ import annotations
 
@@ -7,14 +7,26 @@ import json
 
 from .._engine.native import call, library
 
+_DESCRIPTION = """\
+Recompute every step that pcrm.trace or PCRM_TRACE recorded, in float64, and report the worst
+errors of the losses and gradients. The exit status is 1 if an error exceeds the tolerance of its
+dtype, or if a file is damaged.
+"""
+_EXAMPLES = """\
+examples:
+  PCRM_TRACE=trace PCRM_TRACE_EVERY=10 python train.py && pcrm verify trace
+  pcrm verify reward-model/trace
+"""
+
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="pcrm verify",
-        description="Recomputes every step that pcrm.trace or PCRM_TRACE recorded, in float64, and reports the worst errors of "
-        "loss and gradient. Exits with 1 where one is beyond the tolerance of its dtype or a file is not what it should be.",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="DIR", help="the folder of the trace")
+    parser.add_argument("folder", metavar="DIR", help="folder with the trace")
     args = parser.parse_args(argv)
     report = json.loads(call(library().bridge_VerifyTrace, args.folder))
     print(report["text"])

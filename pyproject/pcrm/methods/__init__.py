@@ -1,1 +1,1 @@
-"""Methods beside the loss, from other papers. Experimental: their interfaces may change in any release."""
+"""Methods from other papers that complement the loss. Experimental: their interfaces may change in any release."""

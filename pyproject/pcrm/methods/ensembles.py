@@ -1,7 +1,6 @@
-"""One score of several reward models' (arXiv 2310.02743): what the models disagree on counts less.
+"""Combine the scores of several reward models into one, discounting disagreement (arXiv 2310.02743).
 
-In torch, and not in the Go core, as this is no loss: three reductions that torch has,
-differentiable as they are, on any device.
+This is torch code, not Go: three reductions that torch already has, differentiable on any device.
 """
 
 from __future__ import annotations
@@ -20,39 +19,40 @@ _METHODS = ("mean", "min", "variance")
 
 
 def ensemble(scores: torch.Tensor | np.ndarray, method: Method = "mean", *, coefficient: float | None = None) -> Any:
-    """The score of an ensemble for each response.
+    """Combine the scores of several reward models for each response.
 
         mean      mean_k r_k
         min       min_k r_k, the worst case
         variance  mean_k r_k - c mean_k (r_k - mean r)**2
 
-    (arXiv 2310.02743, section 3: mean, WCO and UWO.) The models' scores have to have one
-    scale, or the widest one decides: see `pcrm report`, or standardize each first.
+    All models must score on the same scale, otherwise the one with the widest scores dominates. See
+    `pcrm report` for the scales, or standardize the scores of each model first. Source:
+    arXiv 2310.02743, section 3 (mean, WCO and UWO).
 
     Args:
-        scores: A row a model, shape (models, ...), floating point, a tensor or an array.
+        scores: One row per model, shape (models, ...), a floating-point tensor or array.
         method: "mean", "min" or "variance".
-        coefficient: c, at least 0, for "variance" alone, and without a default: it has the
-            unit of 1 / score.
+        coefficient: c, finite and at least 0. Required for "variance" and not allowed otherwise. It
+            has no default because its unit is 1 / score.
 
     Returns:
-        The scores of the ensemble, a tensor or an array as the scores are, of their shape
-        without its first dimension, and of their dtype (float32 for the 16-bit ones). A NaN
-        of one model is one of the ensemble.
+        The combined scores, a tensor or array like `scores`, with the shape of `scores` without the
+        first dimension and the same dtype (float32 for 16-bit scores). A NaN from one model makes
+        the combined score NaN.
 
     Raises:
-        TypeError: scores are neither a tensor nor an array, or not floating point; an
-            element is masked; a coefficient that is no number.
-        ValueError: there is no model; another method; a coefficient that is missing, not
-            wanted, negative or not finite.
+        TypeError: The scores are not a floating-point tensor or array, an element is masked, or the
+            coefficient is not a number.
+        ValueError: There is no model, the method is unknown, or the coefficient is missing, not
+            allowed, negative or not finite.
     """
     if method not in _METHODS:
-        raise ValueError(f"method is {method!r}, must be one of {', '.join(_METHODS)}")
+        raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
     c = _coefficient(method, coefficient)
     if isinstance(scores, torch.Tensor):
         return _ensemble(scores, method, c)
     if not hasattr(scores, "__array_interface__"):
-        raise TypeError(f"scores are a {type(scores).__name__}, must be a torch.Tensor or a numpy.ndarray")
+        raise TypeError(f"scores must be a torch.Tensor or a numpy.ndarray, got {type(scores).__name__}")
     import numpy as np
 
     return np.asarray(_ensemble(torch.from_numpy(np.array(_check.array("scores", scores))), method, c))
@@ -60,9 +60,9 @@ def ensemble(scores: torch.Tensor | np.ndarray, method: Method = "mean", *, coef
 
 def _ensemble(scores: torch.Tensor, method: str, coefficient: float) -> torch.Tensor:
     if not scores.is_floating_point():
-        raise TypeError(f"scores have dtype {scores.dtype}, must be floating point")
+        raise TypeError(f"scores must be floating point, got dtype {scores.dtype}")
     if scores.dim() == 0 or len(scores) == 0:
-        raise ValueError(f"scores have shape {tuple(scores.shape)}, must be (models, ...) with at least one model")
+        raise ValueError(f"scores must have shape (models, ...) with at least one model, got {tuple(scores.shape)}")
     if scores.dtype.itemsize < 4:
         scores = scores.float()
     if method == "min":
@@ -74,8 +74,8 @@ def _ensemble(scores: torch.Tensor, method: str, coefficient: float) -> torch.Te
 def _coefficient(method: str, value: Any) -> float:
     if method != "variance":
         if value is not None:
-            raise ValueError(f"coefficient is {value!r}, which method {method!r} does not take")
+            raise ValueError(f"coefficient must be None for method {method!r}, got {value!r}")
         return 0.0
     if value is None:
-        raise ValueError("coefficient is missing: method 'variance' needs one")
+        raise ValueError("coefficient is missing: method 'variance' requires one")
     return _check.at_least_0("coefficient", value)

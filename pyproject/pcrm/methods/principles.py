@@ -1,17 +1,17 @@
-"""Principles in the prompt of a reward model, as SALMON trains one (arXiv 2310.05910).
+"""Put principles into the prompt of a reward model, as SALMON does in training (arXiv 2310.05910).
 
-A reward model that reads principles with the prompt scores a response by them, and other
-principles get other scores from the same model. A row says them in a column `principles`, a
-list, each of them a text or an object
+A reward model that reads principles along with the prompt judges a response by them. The same model
+gives other scores for other principles. A row lists its principles in a column `principles`. Each
+entry is a text or an object with the keys
 
-    text       what the prompt says
-    name       what scores are called by; the text by default
-    negation   what the prompt says instead where the principle is negated
-    score      how much more the chosen response keeps to it than the rejected one: greater than
-               0 where chosen does, less where rejected does, 0 where neither; in one unit for
-               all principles of a row
+    text       the principle, as written in the prompt
+    name       the name of its score; the default is the text
+    negation   the text to use instead when the principle is negated
+    score      how much better the chosen response follows the principle than the rejected one:
+               positive if chosen does, negative if rejected does, 0 if neither; in the same unit
+               for all principles of a row
 
-all of whose keys but `text` are optional. `with_principles` makes training rows of such rows.
+Only `text` is required. `with_principles` turns such rows into training rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from .. import _check
 from ..data.preferences import RowError, finite
 
-# Before the prompt: a plain response follows the prompt's last character.
+# The principles come before the prompt, because a plain response follows the prompt's last character.
 TEMPLATE = "A good response keeps to these principles:\n{principles}\n\n{prompt}"
 NEGATION = "A good response does not keep to this: {principle}"
 
@@ -35,7 +35,7 @@ _KEYS = ("text", "name", "negation", "score")
 
 
 class Principle(NamedTuple):
-    """One entry of the column `principles`; see the module. `score` and `negation` are None where it has none."""
+    """One entry of the column `principles`; see the module. `score` and `negation` are None if missing."""
 
     text: str
     name: str
@@ -52,65 +52,68 @@ def with_principles(
     negation: str = NEGATION,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """A row whose prompt has some of its principles in it, some of them negated.
+    """Put some of a row's principles into its prompt, some of them negated.
 
         dataset.map(pcrm.methods.principles.with_principles, fn_kwargs={"k": 3, "negate": 0.5})
 
-    With d_i the `score` of principle i and s_i = -d_i where it is negated, d_i elsewhere, the
-    drawn principle with the greatest |s_i|, the first of equal ones, says which response the
-    row prefers (arXiv 2310.05910): where its s_i < 0, chosen and rejected are
-    swapped. Where all s_i are 0 no response is preferred, and the paper leaves the row out:
+    Let d_i be the `score` of principle i, and s_i = -d_i if it is negated, else d_i. The drawn
+    principle with the largest |s_i| (the first, if several are equal) decides which response the
+    row prefers: if its s_i < 0, chosen and rejected are swapped. If all s_i are 0, no response is
+    preferred. The paper leaves out such rows:
 
         dataset.filter(lambda row: row["preference"] != "none")
 
-    Without scores a pair is taken to prefer chosen by each of its principles alone. Then they
-    are negated all or none, which swaps the pair or leaves it: of some negated ones and some
-    others nothing would say which response they prefer.
+    Without scores, the chosen response of a pair is assumed to be the better one by each of the
+    principles. Then either all principles are negated, which swaps the pair, or none, because a
+    mixture would not determine which response is preferred.
 
-    What is drawn depends on the seed and on the row's own texts alone, so that it is the same in
-    every batch, process and epoch and for every order of `principles`: those with the k least
-    hashes of (seed, prompt, chosen, rejected, text) in the order of these, each negated if
-    another such hash, as a number in [0, 1), is less than `negate`.
+    The draw depends only on the seed and on the row's texts. It is the same in every batch, process
+    and epoch, and for every order of `principles`. The k principles with the smallest hashes of
+    (seed, prompt, chosen, rejected, text) are drawn, in the order of the hashes. Each is negated if
+    another such hash, as a number in [0, 1), is less than `negate`. Source: arXiv 2310.05910.
 
     Args:
-        row: `principles`, `prompt`, a text or a list of messages, and `chosen` and `rejected`,
-            or neither; other columns are kept.
-        template: What the prompt becomes; of messages, the content of the last one of the user.
-            "{principles}" in it stands for the drawn principles, a line each after "- ", and
-            "{prompt}" for what was there. All other braces stay.
-        k: How many to draw, at least 1; all by default and where there are no more.
-        negate: The chance that a principle, or a row without scores, is negated, in [0, 1].
-        negation: What a negated principle without a `negation` becomes; "{principle}" in it
-            stands for the text.
+        row: A row with `principles`, `prompt` (a text or a list of messages), and both of `chosen`
+            and `rejected` or neither. Other columns are kept.
+        template: The new prompt or, for messages, the new content of the last user message.
+            "{principles}" stands for the drawn principles, each on a line after "- ", and "{prompt}"
+            for the original text. All other braces stay as they are.
+        k: The number of principles to draw, at least 1. The default is all of them.
+        negate: The probability, in [0, 1], that a principle is negated or, without scores, that all
+            principles of the row are.
+        negation: The text for a negated principle that has no `negation`. "{principle}" stands for
+            its text.
         seed: An integer.
 
     Returns:
-        A new row: `principles` are the drawn texts, as they are in the prompt. A pair has
-        `preference` too: "kept", "swapped" or "none".
+        A new row in which `principles` are the drawn texts, as they are in the prompt. A pair also
+        has `preference`: "kept", "swapped" or "none".
 
     Raises:
-        pcrm.data.preferences.RowError: no principles, or one that is none; some with a score and some
-            without; no prompt, or one with no message of the user; `negate` with only one of
-            chosen and rejected or none, whose preference could not follow.
-        TypeError, ValueError: an argument of another kind, or out of its range.
+        pcrm.data.preferences.RowError: Principles are missing or invalid; some have a score and some
+            have not; the prompt is missing or has no user message; or `negate` is set for a row
+            without both chosen and rejected, whose preference could not be swapped.
+        TypeError, ValueError: An argument has the wrong type or is out of range.
     """
     if k is not None:
         _check.integer("k", k, low=1)
     if not 0 <= _check.number("negate", negate) <= 1:
-        raise ValueError(f"negate is {negate!r}, must be in [0, 1]")
+        raise ValueError(f"negate must be in [0, 1], got {negate!r}")
     _check.integer("seed", seed, -(2**63))
     if not isinstance(negation, str):
-        raise TypeError(f"negation is {negation!r:.80}, must be a text")
+        raise TypeError(f"negation must be a text, got {negation!r:.80}")
     if "{principle}" not in negation:
-        raise ValueError(f"negation is {negation!r:.80}, must have {{principle}} in it")
+        raise ValueError(f"negation must contain {{principle}}, got {negation!r:.80}")
     principles = parse(row.get("principles"))
     pair = all(row.get(name) is not None for name in ("chosen", "rejected"))
     scored = [p.score is not None for p in principles]
     if any(scored) and not all(scored):
         has, lacks = scored.index(True), scored.index(False)
-        raise RowError(f"principles[{lacks}] has no score, principles[{has}] has: all must, or none")
+        raise RowError(
+            f"principles[{lacks}] must have a score, because principles[{has}] has one: give all a score, or none"
+        )
     if negate and not pair:
-        raise RowError("has no chosen and rejected: a negated principle would leave its preference as it was")
+        raise RowError("chosen and rejected are missing: negate requires both, because a negation may swap them")
 
     texts = [seed, *(_canonical(row.get(name)) for name in ("prompt", "chosen", "rejected"))]
     drawn = sorted(principles, key=lambda p: _uniform(*texts, "draw", p.text))[:k]
@@ -127,79 +130,90 @@ def with_principles(
 
 
 def into_prompt(prompt: Any, texts: list[str], template: str = TEMPLATE) -> Any:
-    """The prompt with principles in it, by the template of `with_principles`.
+    """Return the prompt with principles in it.
+
+    Args:
+        prompt: A text or a list of messages.
+        texts: The principles.
+        template: See `with_principles`.
+
+    Returns:
+        The new prompt, of the same kind as `prompt`.
 
     Raises:
-        RowError: no prompt, or one that is neither a text nor messages with a text of the user.
-        ValueError: a template without {principles} or {prompt}.
+        pcrm.data.preferences.RowError: The prompt is missing, or is neither a text nor a list of
+            messages with a text from the user.
+        ValueError: The template lacks {principles} or {prompt}.
     """
     for name in ("{principles}", "{prompt}"):
         if not isinstance(template, str) or name not in template:
-            raise ValueError(f"template is {template!r:.80}, must have {name} in it")
+            raise ValueError(f"template must contain {name}, got {template!r:.80}")
     if hasattr(prompt, "tolist"):
         prompt = prompt.tolist()
     values = {"{principles}": "\n".join(f"- {text}" for text in texts)}
     if isinstance(prompt, str):
         return _filled(template, values | {"{prompt}": prompt})
     if prompt is None:
-        raise RowError("has no prompt, which principles are put into")
+        raise RowError("prompt is missing: principles are put into it")
     if not isinstance(prompt, list):
-        raise RowError(f"prompt is {prompt!r:.80}, must be a text or a list of messages")
+        raise RowError(f"prompt must be a text or a list of messages, got {prompt!r:.80}")
     for i in reversed(range(len(prompt))):
         message = prompt[i]
         if isinstance(message, Mapping) and message.get("role") == "user" and isinstance(message.get("content"), str):
             filled = _filled(template, values | {"{prompt}": message["content"]})
             return [*prompt[:i], {**message, "content": filled}, *prompt[i + 1 :]]
-    raise RowError("prompt has no message of the user with a text, which principles are put into")
+    raise RowError("prompt must have a user message with a text: principles are put into it")
 
 
 def parse(value: Any) -> list[Principle]:
-    """The entries of a column `principles`, see the module.
+    """Parse the value of a column `principles`. See the module for its format.
 
     Raises:
-        RowError: it is no list or has no entries; an entry, a key or a value that is none; two
-            entries with one name.
+        pcrm.data.preferences.RowError: The value is not a list or is empty; an entry, a key or a
+            value is invalid; or two entries have the same name.
     """
     if hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, list) or not value:
-        raise RowError(f"principles is {value!r:.80}, must be a list of texts or objects")
+        raise RowError(f"principles must be a list of texts or objects, got {value!r:.80}")
     found: dict[str, int] = {}
     principles = []
     for i, entry in enumerate(value):
         principle = _parsed(f"principles[{i}]", {"text": entry} if isinstance(entry, str) else entry)
         if (other := found.setdefault(principle.name, i)) != i:
-            raise RowError(f"principles[{i}] has the name of principles[{other}]: {principle.name!r:.80}")
+            raise RowError(
+                f"principles[{i}] must have a name of its own, got {principle.name!r:.80}, the name of principles[{other}]"
+            )
         principles.append(principle)
     return principles
 
 
 def load(path: str | os.PathLike[str]) -> list[Principle]:
-    """The principles of a JSON file, a list as in the column `principles`.
+    """Read principles from a JSON file that holds a list in the format of the column `principles`.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no such list; the message begins with the file.
+        OSError: The file cannot be read.
+        ValueError: The file holds no such list. The message begins with the file's name.
     """
     try:
         return parse(json.loads(Path(path).read_text(encoding="utf-8-sig")))
     except RowError as error:
         raise ValueError(f"{os.fspath(path)}: {error.message}") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{os.fspath(path)}: is not JSON: {error}") from None
+        raise ValueError(f"{os.fspath(path)}: must be JSON: {error}") from None
 
 
 def _parsed(place: str, entry: Any) -> Principle:
     if not isinstance(entry, Mapping):
-        raise RowError(f"{place} is {entry!r:.80}, must be a text or an object with text")
-    entry = {key: value for key, value in entry.items() if value is not None}  # what Arrow makes of a missing key
+        raise RowError(f"{place} must be a text or an object with a key 'text', got {entry!r:.80}")
+    entry = {key: value for key, value in entry.items() if value is not None}  # Arrow has None for a missing key
     if unknown := [key for key in entry if key not in _KEYS]:
-        raise RowError(f"{place} has a key {unknown[0]!r}, its keys may be {', '.join(_KEYS)}")
+        raise RowError(f"{place} must have only the keys {', '.join(_KEYS)}, got {unknown[0]!r}")
     if "text" not in entry:
-        raise RowError(f"{place} has no text")
+        raise RowError(f"{place}.text is missing")
     for key in _KEYS[:3]:
         if key in entry and (not isinstance(entry[key], str) or not entry[key].strip()):
-            raise RowError(f"{place}.{key} is {entry[key]!r:.80}, must be a text that is not empty")
+            raise RowError(f"{place}.{key} must be a non-empty text, got {entry[key]!r:.80}")
     score = entry.get("score")
     if score is not None:
         score = finite(f"{place}.score", score)
@@ -211,12 +225,12 @@ def _negated(principle: Principle, negation: str) -> str:
 
 
 def _filled(template: str, values: dict[str, str]) -> str:
-    """In one pass: a prompt may have braces of its own."""
+    """Fill the template in one pass, because a prompt may contain braces."""
     return re.sub(r"\{(?:principles|prompt)\}", lambda match: values[match[0]], template)
 
 
 def _canonical(value: Any) -> Any:
-    """A column's value, the same whether it comes of JSON or of Arrow, which has None for a missing key."""
+    """Return a column's value in a form that is the same from JSON and from Arrow, which has None for a missing key."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -225,6 +239,6 @@ def _canonical(value: Any) -> Any:
 
 
 def _uniform(*parts: Any) -> float:
-    """A number in [0, 1) that is a hash of texts and integers."""
+    """Hash texts and integers to a number in [0, 1)."""
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()
-    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # the bits of a float64, which then is less than 1
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # 53 bits, so that the float64 is less than 1

@@ -1,24 +1,24 @@
-"""Prior similarities of two responses: numbers s in [0, 1], 1 for alike.
+"""Prior similarities of two responses: numbers s in [0, 1], where 1 means alike.
 
-They take token ids or texts and nothing of the model, so they can be computed once per
-data set or in the collator. `annotate` does it for a batch of rows in any worker.
+A prior depends on token ids or texts but not on the model. It can be computed once per data
+set, or in the collator. `annotate` computes it for a batch of rows in any worker process.
 
-    length_ratio     of token ids: shorter by longer response
-    lexical          of texts: the n-grams that both have
-    cosine           of embeddings, which `pcrm.priors.encoders.Encoder` makes of texts
-    random_uniform   no similarity, but what a random constraint takes in its place
+    length_ratio     from token ids: shorter length divided by longer length
+    lexical          from texts: shared n-grams
+    cosine           from embeddings, which `pcrm.priors.encoders.Encoder` computes from texts
+    random_uniform   not a similarity: the random number that a random constraint uses instead
 
 To add a prior:
 
-1. Write its function in a module of its own, as `_lexical.py`, and its readable twin in
-   `_engine/torch_reference.py`. Export it here. The fast one belongs in Go's package `pcrm/prior`,
+1. Write its function in a module of its own, like `_lexical.py`, and a readable reference version in
+   `_engine/torch_reference.py`. Export it here. The fast version belongs in Go's package `pcrm/prior`,
    with a function in `bridge/bridge.go` that calls it and a line in `_native/_bridge.pyi`.
-2. Put its name into `COMPUTED_PRIORS` in `settings/rules.py`, and into `Priors` and `neededBy` in
-   `pcrm/settings.go`. That gives it the settings of a curve: betas, floor and cap. Add cases to
+2. Add its name to `COMPUTED_PRIORS` in `settings/rules.py`, and to `Priors` and `neededBy` in
+   `pcrm/settings.go`. The prior then has the settings of a curve: betas, floor and cap. Add cases to
    `pcrm/testdata/settings.json`, which tests both.
-3. Compute it in `of_texts_and_errors` in `_by_name.py`, which `annotate` and `pcrm prior` call, and
-   TRL's trainers before training. Say what it is in the help of `commands/prior.py` and `trl/configs.py`.
-4. Test it against something independent in `tests/priors/test_priors.py`, and describe it in
+3. Compute it in `of_texts_and_errors` in `_by_name.py`. `annotate`, `pcrm prior` and TRL's trainers
+   call that function. Describe the prior in the help of `commands/prior.py` and `trl/configs.py`.
+4. Test it against an independent implementation in `tests/priors/test_priors.py`, and document it in
    `docs/priors.md` and `docs/settings.md`.
 """
 

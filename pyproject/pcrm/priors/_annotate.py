@@ -1,4 +1,4 @@
-"""The column `prior` of preference rows: made for a batch, and read."""
+"""The column `prior` of preference rows: compute it for a batch, and read it."""
 
 from __future__ import annotations
 
@@ -31,58 +31,62 @@ def annotate(
     angular: bool = True,
     **encoder: Any,
 ) -> Any:
-    """A batch of preference rows with a column `prior`, for data sets of any size.
+    """Add a column `prior` to a batch of preference rows. Works on data sets of any size.
 
         dataset.map(partial(pcrm.priors.annotate, prior="lexical"), batched=True, num_proc=8)
         ray_dataset.map_batches(pcrm.priors.annotate, fn_kwargs={"prior": "cosine", "model": path})
 
-    It can be pickled, loads the native library where it first runs, and reads a model or a
-    tokenizer once per process. In a forked child of a process that has used the native
-    library the same numbers are computed by Python, the lexical ones some thirty times
-    slower: spawn workers, or let the parent leave it alone.
+    The function can be pickled. It loads the native library in the process where it first runs, and
+    reads a model or a tokenizer once per process. In a forked child of a process that has used the
+    native library, Python computes the same numbers; the lexical prior is then about thirty times
+    slower. To avoid this, spawn the workers, or do not use pcrm in the parent before the fork.
 
     Args:
-        batch: A mapping of columns (a dict, a batch of `datasets`, NumPy arrays as Ray gives
-            them), a pyarrow Table or RecordBatch, or a pandas DataFrame. Its columns `chosen` and `rejected`,
-            and `prompt` if it has one, are in one of TRL's formats, see `pcrm.data.preferences`. Columns
-            of the type `Json` of `datasets` are decoded in tables and in batches of `datasets`;
-            NumPy and pandas have only their texts, so let Ray give tables (`batch_format="pyarrow"`).
+        batch: A mapping of columns (a dict, a batch of `datasets`, or NumPy arrays from Ray), a
+            pyarrow Table or RecordBatch, or a pandas DataFrame. Its columns `chosen` and `rejected`,
+            and `prompt` if there is one, are in one of TRL's formats; see `pcrm.data.preferences`.
+            Columns of the type `Json` of `datasets` are decoded in tables and in batches of
+            `datasets`. NumPy and pandas see them as plain text, so use `batch_format="pyarrow"` in Ray.
         prior: "length_ratio", "lexical" or "cosine".
-        model: What embeds for the cosine: a checkpoint's folder or hub name, or an `Encoder`. Static
-            encoders are the fast ones.
-        tokenizer: What splits texts for the length ratio: a checkpoint's folder or hub name,
-            or a tokenizer of transformers. Without one the batch has the columns `chosen_ids`
-            and `rejected_ids`.
-        with_prompt: Whether to compare prompt + response, as the authors do, and not the
+        model: The encoder for the cosine: a checkpoint's folder or hub name, or an `Encoder`. Static
+            encoders are the fastest.
+        tokenizer: The tokenizer for the length ratio: a checkpoint's folder or hub name, or a
+            tokenizer of transformers. Without one, the batch must have the columns `chosen_ids` and
+            `rejected_ids`.
+        with_prompt: Whether to compare prompt + response, as the authors do, instead of the
             responses alone.
         angular: See `cosine`.
-        encoder: `pooling`, `device`, `batch_size`, `max_length` and `cache` of an `Encoder`, where
-            `model` is none.
+        encoder: `pooling`, `device`, `batch_size`, `max_length` and `cache` of the `Encoder`, if
+            `model` is a path or a name.
 
     Returns:
-        The batch, of the same kind, with the column; the batch that came in is not changed.
-        float32 in arrays and tables, floats in lists.
+        A batch of the same kind with the new column. The input batch is not changed. The column is
+        float32 in arrays and tables, and holds floats in lists.
 
     Raises:
-        ValueError: an unknown prior; a model or tokenizer that is missing or has nothing to do;
-            a column that is missing, or `prior`, which is there already.
-        pcrm.data.preferences.RowError: a ValueError that names the row, from 0 in this batch, the column
-            and the value; also of a response that the model has no embedding for.
-        ImportError: there is no transformers: pip install 'pcrm[encoders]'.
+        ValueError: The prior is unknown; a model or tokenizer is missing, or given for a prior that
+            does not use it; a column is missing; or there is already a column `prior`.
+        pcrm.data.preferences.RowError: A row is invalid, or the model has no embedding for a
+            response. A subclass of ValueError; it names the row (from 0 in this batch), the column
+            and the value.
+        ImportError: transformers is not installed: pip install 'pcrm[encoders]'.
     """
     is_table, is_frame = hasattr(batch, "append_column"), hasattr(batch, "assign")
     names = list(batch.column_names if is_table else batch.columns if is_frame else batch)
     if "prior" in names:
-        raise ValueError("the batch has a column 'prior' already: remove or rename it")
+        raise ValueError(
+            "the batch must not have a column 'prior', because annotate adds one: use the column as it is, or remove or "
+            "rename it to compute another prior"
+        )
     ids = prior == "length_ratio" and tokenizer is None
     for name in ("chosen_ids", "rejected_ids") if ids else ("chosen", "rejected"):
         if name not in names:
-            hint = ", or a tokenizer" if ids else ""
+            hint = " or a tokenizer" if ids else ""
             raise ValueError(
-                f"prior={prior!r} needs a column {name!r}{hint}: the columns are {', '.join(map(str, names))}"
+                f"prior={prior!r} requires a column {name!r}{hint}, got the columns {', '.join(map(str, names))}"
             )
         if isinstance(batch[name], str):
-            raise ValueError(f"{name} is one text, must be a column of them: map a data set with batched=True")
+            raise ValueError(f"{name} must be a column of texts, got a single text: use batched=True in `map`")
 
     def column(name: str) -> Any:
         return batch[name].tolist() if is_frame else batch[name]
@@ -99,10 +103,14 @@ def annotate(
         else:
             chosen, rejected = column("chosen"), column("rejected")
             if len(chosen) != len(rejected):
-                raise ValueError(f"rejected has {len(rejected)} rows, chosen has {len(chosen)}")
+                raise ValueError(
+                    f"chosen and rejected must have the same length, got {len(chosen)} and {len(rejected)} rows"
+                )
             prompts = column("prompt") if "prompt" in names else [None] * len(chosen)
             if len(prompts) != len(chosen):
-                raise ValueError(f"prompt has {len(prompts)} rows, chosen has {len(chosen)}")
+                raise ValueError(
+                    f"chosen and prompt must have the same length, got {len(chosen)} and {len(prompts)} rows"
+                )
             found = (dict(zip(_TEXTS, row, strict=True)) for row in zip(prompts, chosen, rejected, strict=True))
         pairs = []
         for i, row in enumerate(found):
@@ -130,7 +138,7 @@ def annotate(
     if is_frame:
         return batch.assign(prior=result.numpy())
     first = batch[names[0]]
-    annotated = copy.copy(batch)  # of datasets' lazy batches too: what is not touched is not decoded
+    annotated = copy.copy(batch)  # works for datasets' lazy batches too: untouched columns are not decoded
     annotated["prior"] = (
         result.numpy() if hasattr(first, "dtype") and not isinstance(first, torch.Tensor) else result.tolist()
     )
@@ -138,12 +146,12 @@ def annotate(
 
 
 def prior_tensor(column: Iterable[Any]) -> torch.Tensor:
-    """A data set's column of priors as float32.
+    """Return a data set's column of priors as a float32 tensor of shape (N,).
 
     Raises:
-        TypeError, ValueError: an element is not a number in [0, 1], named by its index.
+        TypeError, ValueError: An element is not a number in [0, 1]; the message names its index.
     """
-    # A data set in the format of NumPy or torch gives scalars of theirs. NumPy's masked one has the item 0.
+    # A data set in NumPy or torch format yields their scalars. The `item` of NumPy's masked scalar is 0.
     plain = (x.item() if getattr(x, "ndim", None) == 0 and not hasattr(x, "mask") else x for x in column)
     prior = torch.tensor([_check.number(f"prior[{i}]", value) for i, value in enumerate(plain)], dtype=torch.float32)
     check_similarities(prior, "prior")
@@ -151,5 +159,5 @@ def prior_tensor(column: Iterable[Any]) -> torch.Tensor:
 
 
 def _unpacked(column: Any) -> Any:
-    """A column of ids: NumPy's arrays as what `length_ratio` takes."""
+    """Convert a column of ids, such as a NumPy array of arrays, to what `length_ratio` takes."""
     return column if isinstance(column, torch.Tensor) else list(column)

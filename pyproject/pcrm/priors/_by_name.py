@@ -1,4 +1,4 @@
-"""A prior of texts by its name, with the encoder or tokenizer that it needs."""
+"""Compute a prior of texts by its name, with the encoder or tokenizer that it needs."""
 
 from __future__ import annotations
 
@@ -32,12 +32,19 @@ def of_texts(
     angular: bool = True,
     **encoder: Any,
 ) -> torch.Tensor:
-    """A prior of texts, by its name: what `annotate` does when it has the responses.
+    """Compute a prior of texts by its name. `annotate` does the same for a batch of rows.
 
-    Args, Raises: as in `annotate`.
+    Args:
+        chosen: The texts of the chosen responses, B of them.
+        rejected: The texts of the rejected responses, B of them.
+        prior, model, tokenizer, angular, encoder: As in `annotate`.
 
     Returns:
-        float32, shape (B,).
+        A float32 tensor of shape (B,).
+
+    Raises:
+        ValueError, ImportError: As in `annotate`.
+        pcrm.data.preferences.RowError: The model has no embedding for a text.
     """
     how: dict[str, Any] = {"prior": prior, "model": model, "tokenizer": tokenizer, "angular": angular, **encoder}
     result, errors = of_texts_and_errors(chosen, rejected, **how)
@@ -56,21 +63,23 @@ def of_texts_and_errors(
     angular: bool = True,
     **encoder: Any,
 ) -> tuple[torch.Tensor, dict[int, preferences.RowError]]:
-    """`of_texts` that goes on after a row without a prior, as of an empty response to an encoder.
+    """Like `of_texts`, but continue after a row without a prior, such as an empty response for an encoder.
+
+    Args, Raises: As in `of_texts`. Row errors are returned instead of raised.
 
     Returns:
-        float32, shape (B,), NaN for rows without a prior, and their errors by row, in ascending
-        order.
+        A float32 tensor of shape (B,), with NaN for rows without a prior, and the errors of these
+        rows by index, in ascending order.
     """
     check_prior(prior, model, tokenizer, encoder)
     if prior == "lexical":
         return lexical(chosen, rejected), {}
     if prior == "length_ratio":
         if tokenizer is None:
-            raise ValueError("prior='length_ratio' needs a tokenizer to split texts")
+            raise ValueError("tokenizer is missing: prior='length_ratio' requires one to split texts")
         if isinstance(tokenizer, (str, os.PathLike)):
             tokenizer = _tokenizer(os.fspath(tokenizer), os.getpid())
-        # Of no texts at all a tokenizer makes nothing that has ids.
+        # A tokenizer returns no ids at all for an empty list of texts.
         ids = [tokenizer(list(t), add_special_tokens=False)["input_ids"] if t else [] for t in (chosen, rejected)]
         return length_ratio(ids[0], ids[1]), {}
     if os.getpid() != _IMPORTED_IN:
@@ -80,7 +89,7 @@ def of_texts_and_errors(
     assert model is not None
     embeddings, reasons = model.embed_all([*chosen, *rejected])
     for i in (embeddings.norm(dim=1) == 0).nonzero().flatten().tolist():
-        reasons.setdefault(i, f"gets an embedding of {model.model} that is zero and has no direction")
+        reasons.setdefault(i, f"has an all-zero embedding from {model.model}, so its cosine is undefined")
     errors: dict[int, preferences.RowError] = {}
     for i, reason in sorted(reasons.items()):
         side, texts, row = ("chosen", chosen, i) if i < len(chosen) else ("rejected", rejected, i - len(chosen))
@@ -94,18 +103,18 @@ def of_texts_and_errors(
 
 def check_prior(prior: str, model: Any, tokenizer: Any, encoder: dict[str, Any]) -> None:
     if prior not in COMPUTED_PRIORS:
-        raise ValueError(f"prior is {prior!r}, must be one of {', '.join(COMPUTED_PRIORS)}")
+        raise ValueError(f"prior must be one of {', '.join(COMPUTED_PRIORS)}, got {prior!r}")
     if prior == "cosine" and model is None:
-        raise ValueError("prior='cosine' needs a model")
+        raise ValueError("model is missing: prior='cosine' requires one")
     if prior != "cosine" and model is not None:
-        raise ValueError(f"prior={prior!r} has no use for a model")
+        raise ValueError(f"model must be None for prior={prior!r}, which does not use one")
     if prior != "length_ratio" and tokenizer is not None:
-        raise ValueError(f"prior={prior!r} has no use for a tokenizer")
+        raise ValueError(f"tokenizer must be None for prior={prior!r}, which does not use one")
     if encoder and not isinstance(model, (str, os.PathLike)):
-        raise ValueError(f"{', '.join(encoder)}: only with the path or name of a model")
+        raise ValueError(f"{', '.join(encoder)} must not be set unless model is the path or name of a checkpoint")
 
 
-# By process: what a child inherits over a fork is not used there, such as a CUDA context.
+# Cached by process: a forked child must not use what it inherits, such as a CUDA context.
 @lru_cache(maxsize=2)
 def _encoder(model: str, process: int, **settings: Any) -> Encoder:
     from .encoders import Encoder
@@ -119,6 +128,6 @@ def _tokenizer(name: str, process: int) -> Any:
 
 
 def forget_models() -> None:
-    """Drop the encoders and tokenizers that `annotate` keeps in this process, and their memory on a GPU."""
+    """Drop the encoders and tokenizers that `annotate` keeps in this process, which frees their GPU memory."""
     _encoder.cache_clear()
     _tokenizer.cache_clear()

@@ -1,4 +1,4 @@
-"""The prior `cosine`: of the embeddings of two responses."""
+"""The prior `cosine`: the cosine of the embeddings of two responses."""
 
 from __future__ import annotations
 
@@ -13,39 +13,42 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor, angular: bool = True) -> torch.Tensor:
-    """Cosine of the embeddings of two responses, as an angle or raw.
+    """Cosine similarity of the embeddings of two responses, as an angle or raw.
 
         c = a.b / (|a| |b|) clamped to [0, 1]
-        s = (pi - acos(c)) / pi, in [0.5, 1], or c itself where `angular` is False
+        s = (pi - acos(c)) / pi, in [0.5, 1], or s = c, in [0, 1], if `angular` is False
 
-    (arXiv 2404.00978, section 3.2.2; the raw cosine is what the authors' DPO code takes.)
+    Source: arXiv 2404.00978, section 3.2.2. The authors' DPO code uses the raw cosine.
 
     Args:
         a: Embeddings of the chosen responses, shape (B, D), float16, bfloat16, float32 or
             float64.
-        b: Those of the others, of the same shape, dtype and device.
-        angular: Whether to turn the cosine into an angle.
+        b: Embeddings of the rejected responses, with the same shape, dtype and device.
+        angular: Whether to convert the cosine to an angle.
 
     Returns:
-        Shape (B,), float64 for float64, else float32. No gradient flows through it.
+        Shape (B,), float64 for float64 embeddings, else float32. No gradient flows through it.
 
     Raises:
-        TypeError: no floating-point tensors, or different dtypes.
-        ValueError: another shape than (B, D), different shapes or devices; a row that is all
-            zeros or has a NaN, named by its index (looked at on the CPU).
+        TypeError: The embeddings are not floating-point tensors, or their dtypes differ.
+        ValueError: The shape is not (B, D); shapes or devices differ; or a row is all zeros or
+            has a NaN or an infinity (checked on the CPU only; the message names the row).
     """
     for name, x in (("a", a), ("b", b)):
         if not isinstance(x, torch.Tensor) or x.dtype not in _FLOATS:
             raise TypeError(
-                f"{name} is {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}, must be a floating-point tensor"
+                f"{name} must be a floating-point tensor, got "
+                f"{x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}"
             )
         check_dense(name, x)
         if x.dim() != 2 or x.shape[1] == 0:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}, must be (B, D)")
+            raise ValueError(f"{name} must have shape (B, D), got {tuple(x.shape)}")
     if a.shape != b.shape or a.device != b.device:
-        raise ValueError(f"b has shape {tuple(b.shape)} on {b.device}, a has {tuple(a.shape)} on {a.device}")
+        raise ValueError(
+            f"b must have the shape and device of a, {tuple(a.shape)} on {a.device}, got {tuple(b.shape)} on {b.device}"
+        )
     if a.dtype != b.dtype:
-        raise TypeError(f"b has dtype {b.dtype}, a has {a.dtype}")
+        raise TypeError(f"b must have the dtype of a, {a.dtype}, got {b.dtype}")
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
     a, b = a.detach(), b.detach()
     native = native_for("a", a, b)
@@ -57,7 +60,8 @@ def cosine(a: torch.Tensor, b: torch.Tensor, angular: bool = True) -> torch.Tens
             good = (norm > 0) & norm.isfinite()
             if is_readable(good) and not good.all():
                 raise ValueError(
-                    f"{name}[{int((~good).nonzero()[0])}] has the norm {norm[~good][0].item():g}: it has no direction"
+                    f"{name}[{int((~good).nonzero()[0])}] must have a finite norm greater than 0, got norm "
+                    f"{norm[~good][0].item():g}: its direction is undefined"
                 )
         return result
     if a.dtype == torch.bfloat16:

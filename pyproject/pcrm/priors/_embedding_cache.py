@@ -1,10 +1,10 @@
 """Embeddings on disk: an SQLite database for each encoder, with a row for each text.
 
 A row has the SHA-256 of the text, the embedding as little-endian float32, and a checksum of both,
-as SQLite does not notice a flipped bit in a value.
+because SQLite does not detect a flipped bit in a value.
 
-Each call opens the database and closes it, so threads and forked children share nothing. The journal
-is SQLite's default, the rollback journal: it survives kills and full disks, and works on network
+Each call opens and closes the database, so threads and forked children share nothing. The journal
+is SQLite's default, the rollback journal. It survives kills and full disks, and it works on network
 file systems, where a write-ahead log does not.
 """
 
@@ -23,11 +23,11 @@ import torch
 
 _TABLE = "CREATE TABLE IF NOT EXISTS embeddings (key BLOB PRIMARY KEY, embedding BLOB NOT NULL, checksum BLOB NOT NULL)"
 _KEYS_A_QUERY = 500  # SQLite takes at least 999 parameters
-_PATIENCE = 60.0  # seconds to wait for another process, which holds the lock for a fraction of one
+_PATIENCE = 60.0  # seconds to wait for another process, which holds the lock for a fraction of a second
 
 
 class _Damaged(OSError):
-    """The file is not a database, not one of embeddings, or its content has changed."""
+    """The file is not a database, is not a cache of embeddings, or its content has changed."""
 
 
 class EmbeddingCache:
@@ -37,9 +37,9 @@ class EmbeddingCache:
         self.path = path
 
     def get(self, keys: Collection[bytes]) -> dict[bytes, torch.Tensor]:
-        """The embeddings that are there, by the SHA-256 of their texts.
+        """Return the cached embeddings, by the SHA-256 of their texts.
 
-        Of a damaged file nothing: it is removed with a warning, and its texts are embedded anew.
+        A damaged file is removed with a warning and counts as empty, so its texts are embedded again.
 
         Raises:
             OSError: The file cannot be read.
@@ -53,7 +53,7 @@ class EmbeddingCache:
             return {}
 
     def put(self, keys: Sequence[bytes], rows: torch.Tensor) -> None:
-        """Keep the embeddings of texts, all of them or, where this fails, none.
+        """Store the embeddings of texts: all of them or, on an error, none.
 
         Raises:
             OSError: The file cannot be written.
@@ -68,14 +68,14 @@ class EmbeddingCache:
             self._write(keys, rows)
 
     def _create(self) -> None:
-        # SQLite gives its journal the mode of the database, and a new database that of the umask.
+        # SQLite creates a new database with the umask's mode, and its journal with the mode of the database.
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
 
     def _read(self, keys: list[bytes]) -> dict[bytes, torch.Tensor]:
         found: dict[bytes, torch.Tensor] = {}
         with self._database("read") as database:
-            database.text_factory = bytes  # a flipped bit makes a text of a blob, and what is in it is no UTF-8
+            database.text_factory = bytes  # a flipped bit can turn a blob into a text that is not UTF-8
             tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
             if not tables:  # another process has just created the file
                 return {}
@@ -110,7 +110,7 @@ class EmbeddingCache:
             with contextlib.closing(connection):
                 yield connection
         except sqlite3.Error as error:
-            # SQLITE_ERROR is a column that another program's table does not have.
+            # SQLITE_ERROR: another program's table lacks one of the columns.
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in (
                 sqlite3.SQLITE_CORRUPT,
                 sqlite3.SQLITE_NOTADB,
@@ -118,13 +118,17 @@ class EmbeddingCache:
             ):
                 raise _Damaged(str(error)) from None
             raise OSError(
-                f"{self.path}: the cache of embeddings cannot be {verb}: {error}. "
-                "Free space or permit access, or do without it: `cache=False` or --no-cache"
+                f"{self.path}: the embedding cache cannot be {verb}: {error}. "
+                "Free disk space, fix the permissions, or turn the cache off (cache=False or --no-cache)"
             ) from error
 
     def _remove(self, error: _Damaged) -> None:
-        warnings.warn(f"{self.path} is damaged and removed: {error}", RuntimeWarning, stacklevel=5)
-        # A journal that is left over is not applied: SQLite drops one whose database is new.
+        warnings.warn(
+            f"{self.path}: removed a damaged embedding cache ({error}). Its texts are embedded again",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+        # SQLite does not apply a leftover journal to a new database.
         self.path.unlink(missing_ok=True)
 
 

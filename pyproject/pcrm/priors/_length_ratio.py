@@ -1,4 +1,4 @@
-"""The prior `length_ratio`: shorter by longer response."""
+"""The prior `length_ratio`: the shorter length divided by the longer one."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from ._token_ids import of_token_ids
 
 
 def length_ratio(chosen_ids: Ids, rejected_ids: Ids, *, pad_token_id: int | None = None) -> torch.Tensor:
-    """Shorter by longer response, in tokens, after the tokens that both begin with.
+    """Length ratio of two responses: the shorter length divided by the longer one, in tokens.
 
         s = min(a, b) / max(a, b)
 
-    where a and b count the tokens from the first difference on; 1 if both are empty, so
-    identical responses are alike. Both rows may begin with the same prompt. (arXiv
-    2404.00978, section 3.2.1.)
+    a and b count the tokens from the first difference on, so both rows may begin with the same
+    prompt. s is 1 if both counts are 0: identical responses are alike. Source: arXiv 2404.00978,
+    section 3.2.1.
 
     Args:
-        chosen_ids: A sequence of B sequences of token ids, an Arrow column of lists, whose
-            ids are read where they lie, or an integer tensor of shape (B, L), padded on the
-            right.
-        rejected_ids: The same of the other responses; L may differ.
-        pad_token_id: Ends a response, at the first place at or after the difference. None
-            where nothing is padded: every id counts. If the pad token also occurs inside
-            responses (pad equal to eos), pass sequences without padding and None.
+        chosen_ids: Token ids of the chosen responses: a sequence of B sequences, an Arrow column of
+            lists (read without a copy), or an integer tensor of shape (B, L), padded on the right.
+        rejected_ids: The same for the rejected responses. L may differ.
+        pad_token_id: The id of the padding, at least 0. A response ends at its first occurrence at
+            or after the first difference. None if nothing is padded: every id counts. If the pad
+            token also occurs inside responses (for example, pad equal to eos), pass unpadded
+            sequences and None.
 
     Returns:
-        float32, shape (B,), on the device of `chosen_ids` if that is a tensor.
+        A float32 tensor of shape (B,), on the device of `chosen_ids` if that is a tensor.
 
     Raises:
-        TypeError: ids that are no integers.
-        ValueError: a tensor of another shape, different numbers of rows, an id that is no
-            int64, a negative pad id.
+        TypeError: The ids are not integers.
+        ValueError: A tensor has the wrong shape, the numbers of rows differ, an id does not fit into
+            int64, or the pad id is negative.
     """
     return of_token_ids(chosen_ids, rejected_ids, pad_token_id, "bridge_LengthRatios", (), torch_reference.length_ratio)

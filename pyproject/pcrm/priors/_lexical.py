@@ -1,4 +1,4 @@
-"""The prior `lexical`: the n-grams that two responses share."""
+"""The prior `lexical`: the n-grams shared by two responses."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from .._engine.texts import lexicals, packed_texts
 
 
 def lexical(chosen: Sequence[str], rejected: Sequence[str], *, words: bool = False) -> torch.Tensor:
-    """Cosine of the n-gram counts of two responses, for machines with no encoder.
+    """Cosine similarity of the n-gram counts of two responses. Needs no encoder.
 
         s = sum_g A[g] B[g] / sqrt(sum_g A[g]^2 sum_g B[g]^2)
 
-    over the n-grams of 3 to 5 characters, which need no idea of what a word is in the
-    language at hand, or of 1 and 2 words. Texts are compared in lower case with runs of
-    white space as one space. Equal texts have exactly 1, a text and an empty one 0. The Go
-    package's documentation of Lexical says it to the letter.
+    The sum runs over n-grams of 3 to 5 characters, which work in any language, or of 1 and 2
+    words. Texts are compared in lower case, with each run of white space as one space. Equal texts
+    have s = 1 exactly. A text and an empty text have s = 0. The documentation of Lexical in the Go
+    package has the exact definition.
 
     Args:
-        chosen: The texts of the preferred responses, B of them.
-        rejected: Those of the others.
-        words: Whether to take n-grams of words.
+        chosen: The texts of the chosen responses, B of them.
+        rejected: The texts of the rejected responses, B of them.
+        words: Whether to use n-grams of words instead of characters.
 
     Returns:
-        float32, shape (B,).
+        A float32 tensor of shape (B,), with values in [0, 1].
 
     Raises:
-        TypeError: an element is no text, named by its index.
-        ValueError: different numbers of texts; a text that is no valid Unicode.
+        TypeError: An element is not a str; the message names its index.
+        ValueError: The numbers of texts differ, or a text is not valid Unicode.
     """
     if len(chosen) != len(rejected):
-        raise ValueError(f"rejected has {len(rejected)} texts, chosen has {len(chosen)}")
+        raise ValueError(f"chosen and rejected must have the same length, got {len(chosen)} and {len(rejected)} texts")
     native = chosen_library()
     if native is None:
         for name, texts in (("chosen", chosen), ("rejected", rejected)):

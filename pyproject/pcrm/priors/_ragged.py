@@ -1,6 +1,6 @@
-"""Rows of token ids of unlike length as Go reads them: values and offsets.
+"""Convert rows of token ids of different lengths to what Go reads: values and offsets.
 
-Ids may be tensors, sequences or Arrow columns. Those of Arrow columns are read where they lie.
+Ids may be tensors, sequences or Arrow columns. Arrow columns are read without a copy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Ids = torch.Tensor | Sequence[Sequence[int]] | Any  # Any is an Arrow column
 
 
 class Ragged:
-    """Rows as Go reads them: values and offsets, kept alive together."""
+    """Rows in Go's format: values and offsets, kept alive together."""
 
     def __init__(self, values: Column, offsets: Column) -> None:
         self.keep = (values, offsets)
@@ -33,7 +33,7 @@ class Ragged:
     def of_ids(cls, name: str, ids: Ids) -> Ragged:
         if isinstance(ids, torch.Tensor):
             rows, width = ids.shape
-            # Not flatten, which keeps the strides of a single column or row.
+            # Not flatten: it keeps the strides of a single column or row.
             values = ids.detach().to("cpu", torch.int64).contiguous().view(-1)
             return cls(values, torch.arange(rows + 1, device="cpu") * width)
         if is_arrow(ids):
@@ -49,7 +49,7 @@ class Ragged:
 
 
 def integer_rows(name: str, ids: Ids) -> Sequence[Sequence[int]]:
-    """The rows as integers; an error names the first that has something else."""
+    """Return the rows as integers. An error names the first row that holds anything else."""
     if isinstance(ids, torch.Tensor):
         return ids.tolist()
     if is_arrow(ids):
@@ -59,31 +59,31 @@ def integer_rows(name: str, ids: Ids) -> Sequence[Sequence[int]]:
     for i, row in enumerate(ids):
         try:
             if not _holds_ids(type(row)):
-                raise TypeError(f"it is a {type(row).__name__}")
+                raise TypeError(f"got {type(row).__name__}")
             rows.append(array("q", row))
         except TypeError as error:
-            raise TypeError(f"{name}[{i}] is no sequence of integers: {error}") from None
+            raise TypeError(f"{name}[{i}] must be a sequence of integers: {error}") from None
         except OverflowError:
             raise _out_of_range(name, i) from None
     return rows
 
 
 def _out_of_range(name: str, row: int) -> ValueError:
-    return ValueError(f"{name}[{row}] has an id that is not in [-2**63, 2**63)")
+    return ValueError(f"{name}[{row}] must hold ids in [-2**63, 2**63), got one outside")
 
 
 def _holds_ids(kind: type) -> bool:
-    """Whether rows of that type may: the numbers in bytes and the keys of a mapping are none."""
+    """Whether rows of this type may hold ids. Bytes and mappings are sequences or iterables, but hold no ids."""
     return hasattr(kind, "__getitem__") and not issubclass(kind, (Mapping, str, bytes, bytearray))
 
 
 def is_arrow(ids: Ids) -> bool:
-    """Whether it is a column of pyarrow, polars or another library with Arrow's interface."""
+    """Whether the ids are a column of pyarrow, polars or another library with Arrow's interface."""
     return hasattr(ids, "__arrow_c_array__") or hasattr(ids, "__arrow_c_stream__")
 
 
 def arrow_lists(name: str, ids: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The values and offsets of an Arrow column of ids as int64, not copied where they are."""
+    """Return the values and offsets of an Arrow column of ids as int64, without a copy if they already are."""
     import numpy as np
     import pyarrow
     import pyarrow.compute
@@ -92,13 +92,13 @@ def arrow_lists(name: str, ids: Any) -> tuple[np.ndarray, np.ndarray]:
     kind, types = column.type, pyarrow.types
     lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     if not lists or not types.is_integer(kind.value_type):
-        raise TypeError(f"{name} has the Arrow type {kind}, must be a list of integers")
+        raise TypeError(f"{name} must be a list of integers, got the Arrow type {kind}")
     if column.null_count:
-        raise TypeError(f"{name}[{pyarrow.compute.index(column.is_null(), True)}] is null, must be a list of ids")
+        raise TypeError(f"{name}[{pyarrow.compute.index(column.is_null(), True)}] must be a list of ids, got null")
     parts = [chunk.flatten() for chunk in column.chunks]
     if any(part.null_count for part in parts):
         row = next(i for i, x in enumerate(column) if x.values.null_count)
-        raise TypeError(f"{name}[{row}] is no sequence of integers: it has a null")
+        raise TypeError(f"{name}[{row}] must be a sequence of integers: got a null in it")
     arrays = [part.to_numpy() for part in parts] or [np.empty(0, np.int64)]
     values = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     offsets = np.zeros(len(column) + 1, np.int64)

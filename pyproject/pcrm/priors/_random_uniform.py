@@ -1,4 +1,4 @@
-"""The numbers of a random constraint: a hash of the responses' ids."""
+"""The random numbers of a random constraint: a hash of the responses' ids."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ._token_ids import of_token_ids
 def random_uniform(
     chosen_ids: Ids, rejected_ids: Ids, seed: int = 0, *, pad_token_id: int | None = None
 ) -> torch.Tensor:
-    """What a random constraint takes in the place of a similarity: uniform in [0, 1).
+    """Random number in [0, 1) for each pair, which a random constraint uses instead of a similarity.
 
-    A hash of the seed and both rows of ids, so that a pair has the same number in every
-    batch, process and epoch and after a resume. The rows count whole, a common prompt
-    included, less the pad ids at their ends.
+    The number is a hash of the seed and both rows of ids, so a pair has the same number in every
+    batch, process and epoch, and after a resume. The whole rows count, including a common prompt,
+    except the pad ids at their ends. Over pairs the numbers are uniform.
 
     Args:
         chosen_ids, rejected_ids, pad_token_id: As in `length_ratio`.
-        seed: In [0, 2**64).
+        seed: An integer in [0, 2**64).
 
     Returns:
-        float32, shape (B,).
+        A float32 tensor of shape (B,).
 
     Raises:
-        TypeError, ValueError: as in `length_ratio`; a seed out of its range.
+        TypeError, ValueError: As in `length_ratio`. Also if the seed is not an integer or out of range.
     """
     seed = _check.integer("seed", seed, 0, 2**64)
 

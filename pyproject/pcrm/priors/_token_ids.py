@@ -1,4 +1,4 @@
-"""What the priors of token ids share: the checks of ids, and a number for each pair of rows."""
+"""Shared code of the priors of token ids: checks of ids, and one number for each pair of rows."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def of_token_ids(
     first: tuple[int, ...],
     plain: Callable[..., float],
 ) -> torch.Tensor:
-    """A number a pair of rows, by a function of the bridge or by its plain twin."""
+    """Compute one number per pair of rows, with a bridge function or its plain Python equivalent."""
     if pad_token_id is not None:
         pad_token_id = _check.integer("pad_token_id", pad_token_id)
     _check_ids("chosen_ids", chosen_ids)
     _check_ids("rejected_ids", rejected_ids)
     n = len(chosen_ids)
     if len(rejected_ids) != n:
-        raise ValueError(f"rejected_ids has {len(rejected_ids)} rows, chosen_ids has {n}")
+        raise ValueError(f"chosen_ids and rejected_ids must have the same length, got {n} and {len(rejected_ids)} rows")
     device = chosen_ids.device if isinstance(chosen_ids, torch.Tensor) else torch.device("cpu")
     native = chosen_library()
     if native is None:
@@ -48,10 +48,10 @@ def _check_ids(name: str, ids: Ids) -> None:
                 f"{name} must be a plain tensor, got a {type(ids).__name__}: pass a DTensor's full_tensor() or a list of rows"
             )
         if ids.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"{name} has dtype {ids.dtype}, must be int64 or int32")
+            raise TypeError(f"{name} must be int64 or int32, got dtype {ids.dtype}")
         if ids.dim() != 2:
-            raise ValueError(f"{name} has shape {tuple(ids.shape)}, must be (B, L)")
+            raise ValueError(f"{name} must have shape (B, L), got {tuple(ids.shape)}")
     elif not is_arrow(ids) and (not isinstance(ids, Sequence) or isinstance(ids, (str, bytes))):
         raise TypeError(
-            f"{name} is a {type(ids).__name__}, must be a tensor, an Arrow column or a sequence of sequences of ids"
+            f"{name} must be a tensor, an Arrow column or a sequence of sequences of ids, got {type(ids).__name__}"
         )

@@ -1,13 +1,13 @@
-"""Embeddings of texts by a pretrained encoder, each computed once and kept on disk.
+"""Embeddings of texts from a pretrained encoder, with a cache on disk.
 
     Encoder("sentence-transformers/all-MiniLM-L6-v2").embed(texts)     # (N, D), for priors.cosine
 
 Needs `pip install 'pcrm[encoders]'`.
 
-The cache is `$XDG_CACHE_HOME/pcrm/embeddings`, by default `~/.cache/pcrm/embeddings`: an SQLite
-file for each model and way of pooling, readable by its owner only. An embedding is found by the
-SHA-256 of its text and carries a checksum, so that a damaged file is recognized and its texts
-embedded anew. It grows without bound; any file may be deleted while no process uses it.
+The cache is in `$XDG_CACHE_HOME/pcrm/embeddings`, by default `~/.cache/pcrm/embeddings`. It has one
+SQLite file for each model and pooling, readable only by its owner. Each embedding is stored under
+the SHA-256 of its text, with a checksum: a damaged file is detected, and its texts are embedded
+again. The cache grows without bound. You may delete any of its files while no process uses it.
 """
 
 from __future__ import annotations
@@ -32,33 +32,35 @@ POOLINGS = ("mean", "cls")
 class Encoder:
     """A pretrained text encoder.
 
-    Args:
-        model: The folder of a checkpoint or its name on the hub, of sentence-transformers,
-            transformers or model2vec. Models with a `StaticEmbedding` are some hundred times as fast as
-            small transformers.
-        pooling: What becomes of the vectors of a text's tokens: their "mean", or "cls", the
-            first of them, as the authors take from bert-base-cased (arXiv 2404.00978).
-            None is what the checkpoint says where it is one of sentence-transformers, by the
-            `modules.json` in it, else the mean. A static encoder has no other.
-        device: A torch device; by default the GPU where there is one, else the CPU.
-        batch_size: Texts in a forward pass. Texts of like length are put together.
-        max_length: Tokens of a text, special ones included; the rest is cut off. By default
-            what the checkpoint was made for; a static encoder reads texts whole. A model with relative, rotary or
-            scaled positions takes more, one with a table of positions does not.
-        cache: Where embeddings are kept: a folder, True for the default place, False for
-            nowhere.
+    Weights are converted to float32, whatever the dtype of the checkpoint. Pickling an encoder
+    stores its arguments only; the checkpoint is loaded again on unpickling.
 
-    Weights are float32 whatever the checkpoint has. An encoder is pickled as its arguments
-    and read again where it arrives.
+    Args:
+        model: The folder of a checkpoint or its name on the hub, in the format of
+            sentence-transformers, transformers or model2vec. Models with a `StaticEmbedding` are
+            about a hundred times as fast as small transformers.
+        pooling: How to combine the vectors of a text's tokens: "mean", or "cls" for the vector of
+            the first token, which the authors use with bert-base-cased (arXiv 2404.00978). None
+            uses the pooling in the `modules.json` of a sentence-transformers checkpoint, and the
+            mean for other checkpoints. A static encoder requires None.
+        device: A torch device. The default is the GPU if there is one, else the CPU.
+        batch_size: Number of texts in a forward pass, at least 1. Texts of similar length are
+            batched together.
+        max_length: Maximum number of tokens of a text, including special tokens. Longer texts are
+            truncated. The default is the length that the checkpoint was made for; a static encoder
+            reads whole texts. A model with relative, rotary or scaled positions accepts more; a
+            model with a table of positions does not.
+        cache: Where to keep embeddings: a folder, True for the default folder, or False for no
+            cache.
 
     Raises:
-        ImportError: There is no transformers, or, for checkpoints of sentence-transformers, no
-            sentence-transformers of at least version 6.
-        OSError: There is no such checkpoint, its weights are not safetensors, it needs code of
-            its own, or it cannot be read.
+        ImportError: transformers is not installed or, for a sentence-transformers checkpoint,
+            sentence-transformers is not installed or older than version 6.
+        OSError: The checkpoint does not exist or cannot be read, its weights are not safetensors,
+            or it needs its own code.
         TypeError: `batch_size` or `max_length` is not an integer.
-        ValueError: An argument is out of its range or has no use for a static encoder, or the tokenizer has no token
-            to pad with.
+        ValueError: An argument is out of range or not supported by a static encoder, or the
+            tokenizer has no token to pad with.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Encoder:
         cache: bool | str | os.PathLike[str] = True,
     ) -> None:
         if pooling not in (None, *POOLINGS):
-            raise ValueError(f"pooling is {pooling!r}, must be one of {', '.join(POOLINGS)} or None")
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)} or None, got {pooling!r}")
         batch_size = _check.integer("batch_size", batch_size, 1)
         if max_length is not None:
             max_length = _check.integer("max_length", max_length, 1)
@@ -109,8 +111,8 @@ class Encoder:
 
     @cached_property
     def identity(self) -> str:
-        """What the embeddings depend on: a SHA-256 of the checkpoint's files, or of its commit
-        on the hub, with the pooling and the greatest length.
+        """A SHA-256 of everything the embeddings depend on: the checkpoint's files, or its commit on the
+        hub, the pooling and the maximum length.
         """
         content = self._body.commit or content_hash(Path(self.model))
         return hashlib.sha256(json.dumps([content, self.pooling, self.max_length]).encode()).hexdigest()
@@ -122,19 +124,21 @@ class Encoder:
         return EmbeddingCache(self._cache_root / f"{self.identity[:32]}.sqlite3")
 
     def embed(self, texts: Sequence[str]) -> torch.Tensor:
-        """The embeddings of texts, each distinct one computed once.
+        """Embed texts, computing each distinct text once.
 
-        What the cache lacks is computed and written to it at the end of the call, all of it
-        or nothing.
+        New embeddings are written to the cache at the end of the call, all or none of them.
+
+        Args:
+            texts: N texts.
 
         Returns:
-            float32, shape (N, D), on the CPU.
+            A float32 tensor of shape (N, D) on the CPU.
 
         Raises:
-            TypeError: An element is not a text, named by its index.
-            ValueError: A text is not valid Unicode, has no tokens, or gets an embedding that is
-                not finite.
-            OSError: The cache cannot be written.
+            TypeError: An element is not a str; the message names its index.
+            ValueError: A text is not valid Unicode, has no tokens, or has an embedding that is not
+                finite.
+            OSError: The cache cannot be read or written.
         """
         rows, bad = self.embed_all(texts)
         for i, reason in bad.items():
@@ -142,14 +146,17 @@ class Encoder:
         return rows
 
     def embed_all(self, texts: Sequence[str]) -> tuple[torch.Tensor, dict[int, str]]:
-        """`embed` that goes on after a text without an embedding.
+        """Like `embed`, but continue after a text without an embedding.
+
+        Args:
+            texts: N texts.
 
         Returns:
-            The embeddings, and for each text that has none the reason, by its index in
-            ascending order. The rows of these texts mean nothing.
+            The embeddings, and the reason for each text without one, by index in ascending order.
+            Ignore the rows of these texts.
 
         Raises:
-            TypeError, OSError: As from `embed`.
+            TypeError, OSError: As in `embed`.
             ValueError: A text is not valid Unicode.
         """
         keys = [_key(i, text) for i, text in enumerate(texts)]
@@ -165,7 +172,7 @@ class Encoder:
                 if i in empty:
                     reasons[key] = f"has no tokens for {self.model}"
                 elif not finite[i]:
-                    reasons[key] = f"gets an embedding of {self.model} that is not finite"
+                    reasons[key] = f"has an embedding from {self.model} that is not finite"
             good = [i for i, key in enumerate(missing) if key not in reasons]
             if self._cache is not None and good:
                 self._cache.put([missing[i] for i in good], rows[good])
@@ -179,11 +186,11 @@ class Encoder:
 
 def _key(i: int, text: str) -> bytes:
     if not isinstance(text, str):
-        raise TypeError(f"texts[{i}] is a {type(text).__name__}, must be a text")
+        raise TypeError(f"texts[{i}] must be a text, got {type(text).__name__}")
     try:
         return hashlib.sha256(text.encode()).digest()
     except UnicodeEncodeError as error:
-        raise ValueError(f"texts[{i}] is no valid Unicode: {error}") from None
+        raise ValueError(f"texts[{i}] must be valid Unicode: {error}") from None
 
 
 def _default_cache() -> Path:
@@ -191,7 +198,7 @@ def _default_cache() -> Path:
 
 
 def _modules(model: str) -> list[dict[str, str]] | None:
-    """The modules of a checkpoint of sentence-transformers, None for another."""
+    """Return the modules of a sentence-transformers checkpoint, or None for another checkpoint."""
     from transformers.utils.hub import cached_file
 
     with loading(model, "its modules.json"):
@@ -203,28 +210,29 @@ def _modules(model: str) -> list[dict[str, str]] | None:
 
 
 def _check_modules(model: str, modules: list[dict[str, str]]) -> None:
-    """
+    """Check that every module of a checkpoint is part of sentence-transformers.
+
     Raises:
-        OSError: One of the modules is code outside sentence-transformers.
+        OSError: A module is code from elsewhere.
     """
     with loading(model, "its modules.json"):
         for module in modules:
             if not module["type"].startswith("sentence_transformers."):
                 raise ValueError(
-                    f"the module {module['type']!r:.80} is not one of sentence-transformers, and pcrm runs no other code. "
-                    "pooling='mean' or 'cls' reads the checkpoint without its modules"
+                    f"the module {module['type']!r:.80} is not part of sentence-transformers, and pcrm runs no other code. "
+                    "Set pooling to 'mean' or 'cls' to read the checkpoint without its modules"
                 )
 
 
 def _commit(model: str) -> str:
-    """Of a checkpoint of sentence-transformers on the hub. A static encoder has no configuration that says it."""
+    """Return the commit of a sentence-transformers checkpoint on the hub. Static encoders have no config with it."""
     from transformers.utils.hub import cached_file, extract_commit_hash
 
     return extract_commit_hash(cached_file(model, "modules.json"), None) or model
 
 
 def content_hash(folder: Path) -> str:
-    """Of every file of a checkpoint but those whose names begin with a dot."""
+    """Hash every file of a checkpoint, except files and folders whose names begin with a dot."""
     paths = (Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
     total = hashlib.sha256()
     for name, path in sorted((path.relative_to(folder).as_posix(), path) for path in paths):
@@ -235,15 +243,15 @@ def content_hash(folder: Path) -> str:
 
 
 class _SentenceTransformer:
-    """A checkpoint of sentence-transformers, with the pooling that it names."""
+    """A sentence-transformers checkpoint, with its own pooling."""
 
     def __init__(self, model: str, modules: list[dict[str, str]], device: str, max_length: int | None) -> None:
         import sentence_transformers
 
         if int(sentence_transformers.__version__.partition(".")[0]) < 6:
             raise ModuleNotFoundError(
-                "sentence-transformers must be at least 6, as older ones run code of a checkpoint, "
-                f"got {sentence_transformers.__version__}"
+                f"sentence-transformers must be at least version 6, got {sentence_transformers.__version__}: older versions "
+                "run code from the checkpoint"
             )
         for module in modules:
             if module["type"].endswith(".Transformer"):
@@ -255,7 +263,7 @@ class _SentenceTransformer:
             self.model = loaded.float().eval()
         inner = getattr(self.model[0], "auto_model", None)
         config = getattr(inner, "config", None)
-        own = self.model.max_seq_length or 0  # 0: it has no limit
+        own = self.model.max_seq_length or 0  # 0 means no limit
         self.max_length: int = max_length or own if config is None else longest(model, inner, own, max_length)
         if self.max_length != own:
             self.model.max_seq_length = self.max_length
@@ -275,7 +283,7 @@ class _SentenceTransformer:
         return result, empty
 
     def _empty(self, texts: list[str]) -> set[int]:
-        """The texts without tokens, on which transformers' models fail. Other modules make zeros of them."""
+        """Return the indices of texts without tokens: transformers' models fail on them, other modules return zeros."""
         from transformers import PreTrainedTokenizerBase
 
         tokenizer = getattr(self.model[0], "tokenizer", None)
@@ -285,7 +293,7 @@ class _SentenceTransformer:
 
 
 class _Transformer:
-    """A checkpoint of transformers, pooled here."""
+    """A transformers checkpoint, pooled by this class."""
 
     def __init__(self, model: str, pooling: str, device: str, max_length: int | None) -> None:
         from transformers import AutoModel
@@ -306,7 +314,7 @@ class _Transformer:
         encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length)
         length = [len(ids) for ids in encoded["input_ids"]]
         empty = {i for i, n in enumerate(length) if not n}
-        # The longest first: what does not fit into memory says so at once.
+        # The longest first, so that running out of memory shows at once.
         order = sorted((i for i in range(len(texts)) if i not in empty), key=lambda i: -length[i])
         result = torch.full((len(texts), self.dimension), torch.nan, dtype=torch.float32, device="cpu")
         for begin in range(0, len(order), batch_size):

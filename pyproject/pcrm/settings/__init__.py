@@ -1,8 +1,9 @@
-"""The settings of a constraint: what users write, the rules that read it, and what it becomes.
+"""The settings of a constraint: what users write, the rules for reading it, and the resulting constraint.
 
-`presets` has the published settings, `rules` the rules for settings from every door (files,
-trainers' fields, flags, Python), `toml` reads the file, `constraint` has the curve, `targets` what one
-is fitted to, `win` what margins mean to the loss, and `config` puts all of a run's settings together.
+`presets` has the published settings and `rules` the rules that settings from every source follow
+(files, trainer fields, flags, Python). `toml` reads the file, `constraint` has the curve,
+`targets` the target margins that a curve is fitted to, `win` the meaning of a margin to the loss,
+and `config` combines all settings of a run.
 """
 
 from .config import Config, load_config, settings_of

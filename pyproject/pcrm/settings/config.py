@@ -1,4 +1,4 @@
-"""All settings of a training run, from a file or from a trainer's fields and a command's flags."""
+"""All settings of a training run, from a file, a trainer's fields or a command's flags."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .targets import Targets
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of a training run with every default filled in.
+    """The settings of a training run, with every default filled in.
 
-    `constraint` is `Targets` until `fitted` makes a constraint of them.
+    `constraint` may hold `Targets`; `fitted` replaces them with a fitted constraint.
     """
 
     prior: str
@@ -30,7 +30,7 @@ class Config:
     dpo_beta: float = 0.1
 
     def fitted(self, similarities: Any) -> Config:
-        """These settings, with the constraint that targets want on these similarities: `Constraint.fit`."""
+        """Return these settings with any targets replaced by a constraint, fitted with `Constraint.fit`."""
         if isinstance(self.constraint, Constraint):
             return self
         wanted = self.constraint
@@ -39,19 +39,19 @@ class Config:
 
 
 def load_config(path: str | os.PathLike[str], task: Task = "reward") -> Config:
-    """Read a TOML file; every key is optional.
+    """Read the settings in a TOML file. Every key is optional.
 
         [constraint]               # see pcrm.settings.resolve for the rules
         prior = "length_ratio"     # or cosine, lexical, column, fixed, random
         preset = "alpaca/length_ratio"
-        beta1 = 10.0               # each overrides the preset's
+        beta1 = 10.0               # each value overrides the preset's
         beta2 = 0.001
         beta3 = -5.0
         floor = 2.0
-        cap = 12.0                 # inf for none
-        target_alike = 1.0         # in the place of betas, floor and cap, which are then
-        target_unlike = 3.0        # fitted to the training data
-        win_alike = 0.73           # the same as win probabilities
+        cap = 12.0                 # inf for no cap
+        target_alike = 1.0         # instead of betas, floor and cap, which are
+        target_unlike = 3.0        # then fitted to the training data
+        win_alike = 0.73           # the targets as win probabilities
         win_unlike = 0.95
         delta = 4.5                # for prior = "fixed"
         low = 4.0                  # for prior = "random"
@@ -68,13 +68,16 @@ def load_config(path: str | os.PathLike[str], task: Task = "reward") -> Config:
 
     Args:
         path: The file.
-        task: What is trained. The published setting that fills in missing values of a curve is
+        task: "reward" or "dpo". Missing values of a curve come from the published setting
             `alpaca/<prior>` for "reward" and `dpo/<prior>` for "dpo".
 
+    Returns:
+        A `Config` with all defaults filled in.
+
     Raises:
-        OSError: the file cannot be read, or is not a regular file, such as a pipe.
-        ValueError: malformed TOML, an unknown key, a value of the wrong type or out of range, or
-            settings that contradict each other; the message names file, line and key.
+        OSError: The file cannot be read, or is not a regular file (for example, a pipe).
+        ValueError: The TOML is malformed, a key is unknown, a value has the wrong type or is out
+            of range, or settings contradict each other. The message names file, line and key.
     """
     document = toml.read(path)
     with document.located():
@@ -97,19 +100,19 @@ def settings_of(
     form: str | None = None,
     prefix: str = "",
 ) -> Config:
-    """The settings of a trainer or a command, which may name a file instead of values.
+    """Return the settings of a trainer or a command, given as values or as a file.
 
     Args:
-        given: Values by name, as in `resolve`; None counts as not given.
-        task: What is trained.
+        given: Values by name, as in `resolve`. None counts as not given.
+        task: "reward" or "dpo".
         config: A `pcrm.toml` with all settings; see `load_config`.
-        form: "pair" or "token"; "pair" where neither this nor the file says one.
-        prefix: What messages put before a setting's name, such as `pcrm_`.
+        form: "pair" or "token". The default is the file's form, else "pair".
+        prefix: Prefix of a setting's name in messages, such as `pcrm_`.
 
     Raises:
-        TypeError, ValueError: as in `constraint_of`; values beside a file, or a prior or form
-            that contradicts it.
-        OSError: the file cannot be read.
+        TypeError, ValueError: As in `constraint_of`. Also if there are values as well as a file,
+            or a prior or form that contradicts the file.
+        OSError: The file cannot be read.
     """
     if form is not None:
         _check.one_of(f"{prefix}form", form, toml.FORMS)
@@ -121,7 +124,9 @@ def settings_of(
         if value is None:
             continue
         if name not in ("prior", "form"):
-            raise ValueError(f"{prefix}{name} is {value!r} and {prefix}config is set: put all settings into the file")
+            raise ValueError(
+                f"{prefix}{name} must not be set together with {prefix}config, got {value!r}: put all settings into the file"
+            )
         if value != (of_file := getattr(settings, name)):
-            raise ValueError(f"{prefix}{name} is {value!r}, and {os.fspath(config)} says {of_file!r}")
+            raise ValueError(f"{prefix}{name} must be {of_file!r}, as in {os.fspath(config)}, got {value!r}")
     return settings

@@ -1,6 +1,6 @@
-"""What a run says of a constraint that was fitted to its data: one line for the log, and a `pcrm.toml`.
+"""The output for a constraint that a run has fitted to its data: one line for the log, and a `pcrm.toml`.
 
-NumPy is imported when it is needed, as settings are read without it.
+NumPy is imported only when needed, because reading settings does not need it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _QUANTILES = (0.05, 0.5, 0.95)
 
 
 def formula(constraint: Constraint) -> str:
-    """The curve as people write it."""
+    """Return the curve as a readable formula."""
     c = constraint
     clip = "".join(f", at {word} {v:.4g}" for word, v in (("least", c.floor), ("most", c.cap)) if v is not None)
     return f"delta(s) = {c.beta1:.6g} / (s + {c.beta2:.6g}) {'-' if c.beta3 < 0 else '+'} {abs(c.beta3):.6g}{clip}"
 
 
 def near_ends(similarities: Any, constraint: Constraint) -> tuple[float, float]:
-    """The shares of the pairs whose target is within 10 % of the range of the lower and of the upper end."""
+    """Return the fractions of pairs with a target near the lower and near the upper end: within 10% of the range."""
     import numpy as np
 
     assert constraint.floor is not None and constraint.cap is not None
@@ -32,7 +32,7 @@ def near_ends(similarities: Any, constraint: Constraint) -> tuple[float, float]:
 
 
 def fit_line(similarities: Any, constraint: Constraint, prior: str) -> str:
-    """Describe a fitted constraint in one line: the curve, the similarities, and what targets the pairs get."""
+    """Describe a fitted constraint in one line: the curve, the similarities and the targets of the pairs."""
     import numpy as np
 
     s = np.asarray(similarities, np.float64)
@@ -51,7 +51,7 @@ def fit_line(similarities: Any, constraint: Constraint, prior: str) -> str:
 def write_toml(
     path: Path, constraint: Constraint, prior: str, comments: Sequence[str] = (), *, form: str = "pair"
 ) -> None:
-    """Write a curve into a `pcrm.toml`: a whole file or none."""
+    """Write a curve to a `pcrm.toml`, atomically."""
     values = {name: getattr(constraint, name) for name in ("beta1", "beta2", "beta3", "floor", "cap")}
     lines = [
         *(f"# {line}" for line in comments),

@@ -1,4 +1,4 @@
-"""The published settings, from the table that Go owns (`pcrm/presets.toml`)."""
+"""The published settings, read from Go's table (`pcrm/presets.toml`)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _TABLE = Path(__file__).parent.parent / "_native" / "presets.toml"
 
 @functools.cache
 def presets() -> dict[str, dict[str, Any]]:
-    """The published settings by name: `prior`, and the betas, `delta`, or `low` and `high`."""
+    """Return the published settings by name: each has `prior`, and the betas, `delta`, or `low` and `high`."""
     return tomllib.loads(_TABLE.read_text(encoding="utf-8"))
 
 
 def lookup(name: Any, prefix: str = "") -> dict[str, Any]:
-    """The published setting of that name; `prefix` is what the message puts before `preset`.
+    """Return a published setting by its name. Messages put `prefix` before `preset`.
 
     Raises:
-        ValueError: there is no preset of that name; the message lists them.
+        ValueError: There is no preset of that name. The message lists the presets.
     """
     return presets()[_check.one_of(f"{prefix}preset", name, sorted(presets()))]

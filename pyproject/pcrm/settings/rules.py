@@ -1,21 +1,22 @@
-"""What a user's settings mean: one set of rules for files, fields, flags and Python.
+"""How a user's settings are read: one set of rules for files, fields, flags and Python.
 
 The rules are those of Go's `Settings.Resolve` (pcrm/settings.go), and pcrm/testdata/settings.json
-holds both to the same cases. They are written in Python too, as they must hold where the native
-library is not installed.
+tests both with the same cases. They exist in Python too because they must work without the native
+library.
 
 1. The prior is the given one, else the preset's, else `length_ratio`.
 2. A preset must be for that prior. Only `column` may borrow a curve from another prior, because
-   the caller knows what the column holds.
-3. A value that is given is used. A missing one is the preset's; without a preset, the published
-   setting's for the task and the prior (`alpaca/<prior>` for reward models, `dpo/<prior>` for DPO).
-   Without a preset and any value of a curve, the default is targets: 1 for alike and 3 for unlike pairs.
-4. A value that nothing is published for must be given: `beta1` and `beta3` for a curve of `lexical`
-   and `column`, `delta` for `fixed`, `low` and `high` for `random`. `beta2` is 0.001, `floor` and
-   `cap` are none, and `seed` is 0 unless given.
-5. A value that the prior does not use is refused.
-6. Targets, a margin or a win probability for alike and one for unlike pairs, stand for a curve that is
-   fitted to the training data. They are given for both sides, and without a preset or a value of a curve.
+   you know what the column holds.
+3. A given value is used. A missing value comes from the preset or, without a preset, from the published
+   setting for the task and the prior (`alpaca/<prior>` for reward models, `dpo/<prior>` for DPO).
+   If there is neither a preset nor any value of a curve, the default is target margins: 1 for alike
+   and 3 for unlike pairs.
+4. A value without a published setting must be given: `beta1` and `beta3` for a curve of `lexical`
+   and `column`, `delta` for `fixed`, `low` and `high` for `random`. The other defaults are `beta2` 0.001,
+   no `floor`, no `cap` and `seed` 0.
+5. A value that the prior does not use is an error.
+6. Targets stand for a curve that is fitted to the training data. They are a margin or a win probability
+   for alike pairs and one for unlike pairs. Both sides must be given, without a preset or a value of a curve.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from .presets import lookup, presets
 
 Task = Literal["reward", "dpo"]
 
-# What `pcrm.priors` computes from the responses. The other priors are given, or need no responses.
+# The priors that `pcrm.priors` computes from the responses. The others are given or need no responses.
 COMPUTED_PRIORS = ("length_ratio", "cosine", "lexical")
 PRIORS = (*COMPUTED_PRIORS, "column", "fixed", "random")
 # The names of the values, and the priors that use them.
 _CURVES = (*COMPUTED_PRIORS, "column")
 _OF_CURVES = ("beta1", "beta2", "beta3", "floor", "cap")
 _SIDES = ("alike", "unlike")
-# Win probabilities of .73 and .95, about what annotators agree on.
+# Win probabilities of .73 and .95, about the rates at which annotators agree.
 _DEFAULT_TARGETS = {"target_alike": 1.0, "target_unlike": 3.0}
 TARGETS = {f"{kind}_{side}" for kind in ("target", "win") for side in _SIDES}
 _USED_BY = {
@@ -45,7 +46,7 @@ _USED_BY = {
     **dict.fromkeys(("low", "high", "seed"), ("random",)),
 }
 _NEEDED = {**dict.fromkeys(_CURVES, ("beta1", "beta3")), "fixed": ("delta",), "random": ("low", "high")}
-# Where nothing is published and nothing is given.
+# Used when no value is published and none is given.
 _DEFAULTS = {"beta2": 0.001, "seed": 0}
 _PUBLISHED: dict[Task, str] = {"reward": "alpaca", "dpo": "dpo"}
 _TASKS: dict[Task, str] = {"reward": "reward models", "dpo": "DPO"}
@@ -54,18 +55,19 @@ SETTINGS = ("prior", "preset", *_USED_BY)
 
 
 def resolve(given: Mapping[str, Any], task: Task = "reward", prefix: str = "") -> tuple[str, dict[str, Any]]:
-    """The prior, and the values that make its constraint, by the rules above.
+    """Return the prior and the values of its constraint, by the rules above.
 
     The values are `beta1`, `beta2`, `beta3`, `floor` and `cap`, or `delta`, or `low`, `high` and
-    `seed`, or targets: `target_alike` or `win_alike`, and `target_unlike` or `win_unlike`. Whether they are in range is for `Constraint` to say, which is made of them.
+    `seed`, or targets: `target_alike` or `win_alike`, and `target_unlike` or `win_unlike`.
+    `Constraint`, which is made from them, checks their ranges.
 
     Args:
-        given: Values of `SETTINGS` by name; None counts as not given.
-        task: What is trained: it selects the published setting that fills in missing values.
-        prefix: What messages put before a setting's name, such as `pcrm_`.
+        given: Values of `SETTINGS` by name. None counts as not given.
+        task: "reward" or "dpo": selects the published setting that fills in missing values.
+        prefix: Prefix of a setting's name in messages, such as `pcrm_`.
 
     Raises:
-        ValueError: an unknown task, setting, prior or preset, or settings that break a rule.
+        ValueError: A task, setting, prior or preset is unknown, or settings break a rule.
     """
     _check.one_of("task", task, _TASKS)
     for name in given:
@@ -76,22 +78,23 @@ def resolve(given: Mapping[str, Any], task: Task = "reward", prefix: str = "") -
     prior = _check.one_of(f"{prefix}prior", given.pop("prior", row["prior"] if row else "length_ratio"), PRIORS)
     if row and prior != row["prior"] and not (prior == "column" and row["prior"] in _CURVES):
         raise ValueError(
-            f"{prefix}preset must be a setting for {prefix}prior={prior!r}, got {preset!r}, which is for {row['prior']!r}"
+            f"{prefix}preset must be one for {prefix}prior={prior!r}, got {preset!r}, which is for {row['prior']!r}"
         )
     for name, value in given.items():
         if prior not in _USED_BY[name]:
-            raise ValueError(f"{prefix}{name} is {value}, which {prefix}prior={prior!r} does not use")
+            raise ValueError(f"{prefix}{name} must not be set, got {value}: {prefix}prior={prior!r} does not use it")
     if asked := [name for name in SETTINGS if name in TARGETS and name in given]:
         for name, value in (("preset", preset), *given.items()):
             if value is not None and name not in TARGETS:
                 raise ValueError(
-                    f"{prefix}{name} is {value!r}, which {prefix}{asked[0]} takes the place of: targets are fitted to the data"
+                    f"{prefix}{name} must not be set together with {prefix}{asked[0]}, got {value!r}: the curve is fitted "
+                    "to the targets and your data. Remove one of them"
                 )
         for side in _SIDES:
             if f"target_{side}" in given and f"win_{side}" in given:
                 raise ValueError(
-                    f"{prefix}win_{side} is {given[f'win_{side}']}, and {prefix}target_{side} is {given[f'target_{side}']}: "
-                    "set one of them"
+                    f"{prefix}win_{side} must not be set together with {prefix}target_{side}, got "
+                    f"{given[f'win_{side}']} and {given[f'target_{side}']}: set one of them"
                 )
             if f"target_{side}" not in given and f"win_{side}" not in given:
                 raise ValueError(
@@ -107,12 +110,12 @@ def resolve(given: Mapping[str, Any], task: Task = "reward", prefix: str = "") -
     for name in _NEEDED[prior]:
         if name not in values:
             hint = (
-                f", or {prefix}target_alike and {prefix}target_unlike, to which betas are fitted on your data"
+                f", or set {prefix}target_alike and {prefix}target_unlike to fit the betas to your data"
                 if prior in _CURVES
                 else ""
             )
             raise ValueError(
-                f"{prefix}{name} is missing: {prefix}prior={prior!r} has no published setting for {_TASKS[task]}, set "
+                f"{prefix}{name} is missing: {prefix}prior={prior!r} has no published setting for {_TASKS[task]}. Set "
                 f"{' and '.join(f'{prefix}{n}' for n in _NEEDED[prior])}{hint}"
             )
     return prior, {name: value for name, value in _DEFAULTS.items() if prior in _USED_BY[name]} | values

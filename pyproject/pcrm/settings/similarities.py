@@ -1,6 +1,6 @@
-"""Similarities of any kind as numbers that Go reads: what `Constraint.fit` and `delta` take.
+"""Convert the similarities that `Constraint.fit` and `delta` accept into numbers that Go can read.
 
-This module imports torch only once it is given a tensor, and NumPy only once it is given an array.
+This module imports torch only when given a tensor, and NumPy only when given an array.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 
 def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
-    """Whether it is a tensor, which only a process that has imported torch can have."""
+    """Whether the value is a tensor. Without torch imported, it cannot be one."""
     if "torch" not in sys.modules:
         return False
-    import torch  # and not sys.modules["torch"], which another thread may still be importing
+    import torch  # not sys.modules["torch"]: another thread may still be importing it
 
     return isinstance(value, torch.Tensor)
 
 
 def vector(similarities: Any) -> Vector:
-    """Similarities of any kind as a contiguous vector of float64 on the CPU.
+    """Return similarities as a contiguous float64 vector on the CPU.
 
     Raises:
-        TypeError: an element is not a real number.
-        ValueError: not one dimension.
+        TypeError: An element is not a real number.
+        ValueError: The similarities are not one-dimensional.
     """
     if is_tensor(similarities):
         from .._engine import deltas
@@ -46,7 +46,7 @@ def vector(similarities: Any) -> Vector:
     else:
         return _of_sequence(similarities)
     if s.ndim != 1:
-        raise ValueError(f"similarities have shape {tuple(s.shape)}, must have one dimension")
+        raise ValueError(f"similarities must have one dimension, got shape {tuple(s.shape)}")
     return s
 
 
@@ -57,16 +57,16 @@ def _of_array(similarities: Any) -> np.ndarray:
     if values.dtype.kind == "O" and values.ndim == 1:
         return np.frombuffer(_of_sequence(values)) if len(values) else np.empty(0)
     if values.dtype.kind not in "fiu":
-        raise TypeError(f"similarities have dtype {values.dtype}, must be real numbers")
+        raise TypeError(f"similarities must be real numbers, got dtype {values.dtype}")
     return np.require(values, np.float64, "C")
 
 
 def _of_sequence(similarities: Any) -> array[float]:
-    # Of a mapping there would be the keys, of bytes their numbers.
+    # Iterating over a mapping would give its keys, and over bytes their numbers.
     if isinstance(similarities, (str, bytes, bytearray, Mapping)) or not isinstance(similarities, Iterable):
-        raise TypeError(f"similarities are {similarities!r:.80}, must be a sequence of numbers")
+        raise TypeError(f"similarities must be a sequence of numbers, got {similarities!r:.80}")
     values: Any = list(similarities)
-    # The types first: there are few of them. What is wrong, or a tensor, is worth a longer look.
+    # Check the few distinct types first. Only tensors and wrong elements take the slow path.
     is_plain = all(issubclass(kind, Real) and kind is not bool for kind in set(map(type, values)))
     try:
         return array("d", values if is_plain else map(_number, count(), values))
@@ -81,7 +81,7 @@ def _number(index: int, value: Any) -> float:
 
 
 def median(s: Vector) -> float:
-    """The median, NumPy's, without NumPy where it is not there yet."""
+    """Return the median as NumPy computes it, without importing NumPy for other sequences."""
     if not isinstance(s, array) and not is_tensor(s):
         import numpy as np
 
@@ -91,7 +91,7 @@ def median(s: Vector) -> float:
 
 
 def check_range(s: Vector | tuple[float]) -> None:
-    """Refuse a similarity that is NaN or outside [0, 1]: a ValueError names the first one."""
+    """Raise a ValueError that names the first similarity that is NaN or outside [0, 1]."""
     if isinstance(s, (array, tuple)):
         index = next((i for i, x in enumerate(s) if not 0 <= x <= 1), None)
     elif is_tensor(s):
@@ -102,4 +102,4 @@ def check_range(s: Vector | tuple[float]) -> None:
         good = (s >= 0) & (s <= 1)
         index = None if good.all() else int(good.argmin())
     if index is not None:
-        raise ValueError(f"similarities[{index}] is {s[index]:g}, must be in [0, 1]")
+        raise ValueError(f"similarities[{index}] must be in [0, 1], got {s[index]:g}")

@@ -1,4 +1,4 @@
-"""Target margins: what a user wants of a constraint before there are data to fit it to."""
+"""Target margins: a user's request for a constraint that is not fitted to data yet."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from .. import _check
 
 @dataclass(frozen=True)
 class Targets:
-    """The margins that a constraint shall want of alike and of unlike pairs.
+    """Target margins for alike and for unlike pairs.
 
-    A trainer fits a `Constraint` to them with `Constraint.fit`, on the similarities of its training data.
+    A trainer calls `Constraint.fit` to turn them into a `Constraint`, using the similarities of its
+    training data.
 
     Args:
-        alike: The margin wanted for alike pairs, greater than 0.
-        unlike: The margin wanted for unlike pairs, greater than `alike`.
+        alike: The target margin of alike pairs, greater than 0, in units of the score.
+        unlike: The target margin of unlike pairs, finite and greater than `alike`.
 
     Raises:
-        TypeError: no numbers.
-        ValueError: not 0 < alike < unlike < inf.
+        TypeError: A target is not a number.
+        ValueError: Not 0 < alike < unlike < inf.
     """
 
     alike: float
@@ -33,19 +34,19 @@ class Targets:
             object.__setattr__(self, name, _check.not_nan(f"target_{name}", getattr(self, name)))
         if not self.alike > 0:
             raise ValueError(
-                f"target_alike is {self.alike:g}, must be greater than 0: a ceiling of zero or less rewards ties and reversals"
+                f"target_alike must be greater than 0, got {self.alike:g}: a ceiling of 0 or less would reward ties and reversals"
             )
         if not self.alike < self.unlike < math.inf:
             raise ValueError(
-                f"target_unlike is {self.unlike:g}, must be finite and greater than target_alike, which is {self.alike:g}"
+                f"target_unlike must be finite and greater than target_alike, which is {self.alike:g}, got {self.unlike:g}"
             )
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Targets:
-        """The targets of settings: of each side either `target_<side>` or `win_<side>`, a win probability.
+        """Return the targets in settings, given for each side as `target_<side>` or as the win probability `win_<side>`.
 
         Raises:
-            TypeError, ValueError: as of `Targets` and `margin_of`, under the names that are given.
+            TypeError, ValueError: As in `Targets` and `margin_of`. Messages use the names in `given`.
         """
         margins, said = [], []
         for side in ("alike", "unlike"):
@@ -55,24 +56,31 @@ class Targets:
             said.append((name, f"{value:g} (margin {margins[-1]:.4g})" if name.startswith("win") else f"{value:g}"))
         (alike, its_value), (unlike, value) = said
         if 0 < margins[0] < math.inf and margins[1] <= margins[0]:
-            raise ValueError(f"{unlike} is {value}, must be finite and greater than {alike}, which is {its_value}")
+            raise ValueError(f"{unlike} must be finite and greater than {alike}, which is {its_value}, got {value}")
         return cls(*margins)
 
 
 def margin_of(win_probability: float) -> float:
-    """The margin whose sigmoid is a win probability p: log(p / (1 - p)).
+    """Return the margin for a win probability p: log(p / (1 - p)), the inverse of the sigmoid.
 
-    By the Bradley-Terry model a pair with that margin is ranked as chosen by a share p of
-    the annotators. 0.7 is a margin of 0.85, 0.95 one of 2.94.
+    In the Bradley-Terry model, a fraction p of annotators prefers the chosen response of a pair
+    with this margin. For example, 0.7 gives a margin of 0.85, and 0.95 gives 2.94.
+
+    Args:
+        win_probability: p, in (0.5, 1).
+
+    Returns:
+        The margin in units of the score, finite and greater than 0.
 
     Raises:
-        TypeError: no number.
-        ValueError: not in (0.5, 1): a target is a finite margin greater than 0.
+        TypeError: `win_probability` is not a number.
+        ValueError: `win_probability` is not in (0.5, 1). Outside that range the margin would not
+            be finite and positive.
     """
     return _log_odds("win_probability", _check.not_nan("win_probability", win_probability))
 
 
 def _log_odds(name: str, p: float) -> float:
     if not 0.5 < p < 1:
-        raise ValueError(f"{name} is {p:g}, must be in (0.5, 1)")
+        raise ValueError(f"{name} must be in (0.5, 1), got {p:g}")
     return math.log(p / (1 - p))

@@ -1,6 +1,6 @@
-"""What a margin means to the constrained loss: the probability of the choice.
+"""The win probability that a margin implies under the constrained loss.
 
-As in `constraint`, torch is imported with the first tensor, and NumPy with the first array.
+As in `constraint`, torch is imported with the first tensor and NumPy with the first array.
 """
 
 from __future__ import annotations
@@ -23,32 +23,36 @@ def win_probability(margin: torch.Tensor, delta: torch.Tensor | float) -> torch.
 @overload
 def win_probability(margin: Any, delta: Any) -> Any: ...
 def win_probability(margin: Any, delta: Any) -> Any:
-    """The probability of the choice, as the constrained loss reads a margin.
+    """Return the probability that the chosen response is preferred, as implied by a constrained model's margin.
 
-    It is the P at which the margin m is where the expected loss P L(m) + (1 - P) L(-m) is
-    least, L(m) = -log sigmoid(m) - log sigmoid(delta - m):
+    It is the probability P for which the margin m minimizes the expected loss
+    P L(m) + (1 - P) L(-m), where L(m) = -log sigmoid(m) - log sigmoid(delta - m):
 
         A = sigmoid(m) - sigmoid(-m - delta)
         B = sigmoid(-m) - sigmoid(m - delta)
         P = A / (A + B)    for |m| < delta / 2
 
-    From the target m = delta / 2 on P is 1, and from -delta / 2 down it is 0. An infinite delta
-    gives sigmoid(m); a finite one gives more than sigmoid(m) for m > 0 and less for m < 0. Label
+    P is 1 at the target m = delta / 2 and above, and 0 at -delta / 2 and below. An infinite delta
+    gives sigmoid(m). A finite delta gives more than sigmoid(m) for m > 0 and less for m < 0. Label
     smoothing does not change P where delta is finite.
 
     Args:
-        margin: Chosen less rejected score: a float, a NumPy array or a tensor of any shape. NaN gives NaN.
-        delta: The constraint of each pair, of margin's kind and shape, or one number for all.
-            Greater than 0; it may be infinite. One margin may also have several deltas.
+        margin: The chosen score minus the rejected score: a float, a NumPy array or a tensor of any
+            shape. NaN gives NaN.
+        delta: The constraint of each pair: the same kind and shape as `margin`, or one number for
+            all pairs. Greater than 0, possibly infinite. A single margin may have several deltas.
 
     Returns:
-        Probabilities in [0, 1], of the type of the margin: of a number with several deltas, of
-        theirs. Arrays and tensors of float16 and bfloat16 give float32. No gradient flows through it.
+        Probabilities in [0, 1], of the type of `margin`. If `margin` is one number and there are
+        several deltas, of the type of `delta`. Arrays and tensors of float16 and bfloat16 give
+        float32. No gradient flows through the result.
 
     Raises:
-        TypeError: no floating-point numbers, or an array beside a tensor.
-        ValueError: a delta that is not greater than 0, named by its index (a tensor's is checked on the CPU
-            only, to avoid a synchronization) or that requires a gradient; different shapes or devices.
+        TypeError: The arguments are not floating-point numbers, or one is an array and the other a
+            tensor.
+        ValueError: A delta is not greater than 0 (the message names its index; tensors are checked
+            on the CPU only, to avoid a synchronization) or requires a gradient, or the shapes or
+            devices differ.
     """
     if is_tensor(margin) or is_tensor(delta):
         from .._engine import deltas
@@ -68,7 +72,7 @@ def _positive(delta: Any) -> float:
 
 
 def _of_vectors(margin: Any, delta: Any) -> Any:
-    """Of two arrays of as many float64: one of NumPy's, or of `array` where they are."""
+    """Compute the probabilities of two float64 vectors of the same length, NumPy arrays or `array`s."""
     from .._engine.native import address, call, chosen_library
 
     native = chosen_library()
@@ -94,13 +98,13 @@ def _of_arrays(margin: Any, delta: Any) -> Any:
     is_array = any(isinstance(x, np.ndarray) for x in (margin, delta))
     m, d = (np.ascontiguousarray(x, np.float64).ravel() for x in np.broadcast_arrays(m, d))
     shape = np.broadcast_shapes(np.shape(margin), np.shape(delta))
-    # In float64, rounded once, as Go does it.
+    # Computed in float64 and rounded once, as in Go.
     result = np.array(_of_vectors(m, d)).reshape(shape).astype(np.float64 if kind == np.float64 else np.float32)
     return result if is_array else result[()]
 
 
 def _floating(name: str, value: Any) -> np.ndarray:
-    """An array of a number, or of an array's numbers."""
+    """Return a number or an array as a floating-point array."""
     import numpy as np
 
     if not hasattr(value, "__array__"):
