@@ -64,7 +64,12 @@ def main(argv: list[str]) -> int:
         ("epochs", float, 2.0, "passes over the training pairs"),
         ("learning-rate", float, 2e-5, "peak learning rate"),
         ("batch-size", int, 16, "pairs per step"),
-        ("max-length", int, None, "most tokens of prompt and response; longer pairs are left out (default: 1024)"),
+        (
+            "max-length",
+            int,
+            None,
+            "most tokens of prompt and response; longer pairs are left out (default: 1024, or less if the model takes fewer)",
+        ),
         ("pairs", int, None, "most pairs to train on (default: all)"),
         ("seed", int, 0, "seed of the split and the models"),
     ):

@@ -102,9 +102,10 @@ def run(settings: Settings, out: Path) -> dict[str, Any]:
     tokenizer = _tokenizer(settings.model, split.train[0])
     name, prior, constraint = _constraint(settings, split, tokenizer)
     out.mkdir(parents=True, exist_ok=True)
-    toml = out / "pcrm.toml"
     line = fit_line(prior["train"], constraint, name)
-    write_toml(toml, constraint, name, [f"Made by pcrm compare of {printable(settings.data)}", printable(line)])
+    write_toml(
+        out / "pcrm.toml", constraint, name, [f"Made by pcrm compare of {printable(settings.data)}", printable(line)]
+    )
     _say(line)
 
     folder = out / "pairs"
@@ -129,14 +130,16 @@ def _say(text: str) -> None:
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Without the libraries' progress bars for what takes seconds."""
-    bars = datasets.are_progress_bars_disabled()
+    bars, others = not datasets.are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        if not bars:
+        if bars:
             datasets.enable_progress_bars()
+        if others:
+            transformers_logging.enable_progress_bar()
         logging.getLogger("pcrm.trl.data_check").disabled = False
 
 

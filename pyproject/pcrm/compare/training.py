@@ -15,17 +15,19 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, PrinterCallback, TrainerCallback
+from transformers.utils import logging
 
 from .. import _pretrained
+from .._printable import printable
 from ..settings import Constraint
 from ..trl import PCRMRewardConfig, PCRMRewardTrainer
 
-# Where no terminal shows a bar: seconds between two lines.
-_QUIET = 10.0
+# Where no terminal shows a bar: least seconds between two lines, and the share of the time so far.
+_QUIET, _SHARE = 10.0, 0.1
 
 
 class Progress(TrainerCallback):
-    """A bar on a terminal, and elsewhere a line after the first step, every 10 seconds and at the end."""
+    """A bar on a terminal, and elsewhere lines: after the first step, every 10 seconds or more, and at the end."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar = tqdm(total=state.max_steps, desc="    training", unit="step", disable=None)
@@ -34,7 +36,7 @@ class Progress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
         now, step, last = time.monotonic(), state.global_step, state.max_steps
-        if self.bar.disable and (step in (1, last) or now - self.said >= _QUIET):
+        if self.bar.disable and (step in (1, last) or now - self.said >= max(_QUIET, _SHARE * (now - self.began))):
             self.said = now
             left = (now - self.began) / step * (last - step)
             print(f"    step {step} of {last}" + (f", {_duration(left)} left" if step < last else ""), flush=True)
@@ -51,9 +53,22 @@ def _duration(seconds: float) -> str:
 
 
 def load_model(path: str | Path, seed: int, max_length: int | None = None) -> Any:
-    """A reward model of a checkpoint, for sequences of at most `max_length` tokens."""
-    torch.manual_seed(seed)  # a checkpoint without a scalar head gets a random one
-    model = _pretrained.load_model(AutoModelForSequenceClassification, path, num_labels=1, dtype=torch.float32)
+    """Load a reward model of a checkpoint, for sequences of at most `max_length` tokens.
+
+    A checkpoint without a scalar head gets a random one. Other weights that it lacks are named on the terminal.
+    """
+    torch.manual_seed(seed)
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # transformers reports the head that is missing, as it should be, in ten lines
+    try:
+        model, report = _pretrained.load_model(
+            AutoModelForSequenceClassification, path, num_labels=1, dtype=torch.float32, output_loading_info=True
+        )
+    finally:
+        logging.set_verbosity(before)
+    missing = sorted(key for key in report["missing_keys"] if key.startswith(f"{model.base_model_prefix}."))
+    if missing:
+        print(f"    {path} has no weights for {', '.join(map(printable, missing[:5]))}: {len(missing)} start random")
     _pretrained.longest(str(path), model, None, max_length)
     return model
 
