@@ -75,7 +75,7 @@ def preferences(folder, rows, tiny):
 
 @pytest.mark.slow
 def test_from_pairs_to_a_report(preferences, tiny):
-    found = commands("docs/index.md")
+    found = commands("docs/compare.md", having="pcrm prior")
     assert [command[0] for command in found] == ["prior", "prior", "fit", "reward", "score", "report"]
     for command in found:
         assert cli.main(command + (SHORT_FLAGS if command[0] == "reward" else [])) == 0, command

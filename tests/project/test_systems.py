@@ -50,6 +50,7 @@ WITH_TORCH = (
     "--per_device_train_batch_size 4 --gradient_checkpointing false --disable_tqdm true",
 )
 WITH_GO = (
+    "compare rows.jsonl --model {tiny} --out compare",
     "report rows.jsonl --out report",
     "optimize rankings.jsonl --out optimize",
     "calibrate rows.jsonl --out calibrated.jsonl",
@@ -91,7 +92,7 @@ def test_each_command_without_the_native_library(tmp_path, tiny, without_native)
             want = f"pcrm {name}: this needs pcrm's native library, which is not available: the native extension is"
             assert code == 1 and said.startswith(want) and said.count("\n") == 1, (command, said)
     made = {path.name for path in tmp_path.iterdir()}
-    assert made & {"report", "optimize", "calibrated.jsonl", "divided.jsonl", "divided", "average"} == set()
+    assert made & {"compare", "report", "optimize", "calibrated.jsonl", "divided.jsonl", "divided", "average"} == set()
 
 
 def write_rows(folder):

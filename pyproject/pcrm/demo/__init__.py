@@ -1,1 +1,1 @@
-"""`pcrm demo`: two small reward models on the same pairs, plain and constrained, and what the constraint did."""
+"""`pcrm demo`: two small reward models on the same pairs, plain and constrained, and what the constraint does."""

@@ -1,4 +1,4 @@
-"""Preference files in TRL's formats, read with the line of every error, and split by prompt."""
+"""Read preference files in TRL's formats, with the line of every error, and split them by prompt."""
 
 from __future__ import annotations
 
@@ -9,85 +9,65 @@ from typing import Any
 
 from trl import apply_chat_template, extract_prompt, is_conversational
 
-from ..data.preferences import listed
+from ..compare.pairs import check_pair
+from ..data.preferences import RowError
 from ..data.sources import read_rows
 
 Row = dict[str, Any]
 
 
 def read_preferences(path: str | Path) -> list[Row]:
-    """The rows of a `.jsonl`, `.jsonl.gz` or `.parquet` file with `chosen` and `rejected`.
+    """Read the preference pairs of a file, with all of their columns.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another suffix, no rows, or a row that is no preference; the message
-            names file and line (or row).
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be read, has no rows, or has a row that is not a pair. The message names file and line
+            (or row).
     """
-    if not str(path).endswith((".jsonl", ".jsonl.gz", ".parquet")):
-        raise ValueError(f"{path}: must end in .jsonl, .jsonl.gz or .parquet")
     rows = []
     for place, row in read_rows(path):
-        _check_row(place, row)
+        try:
+            check_pair(row)
+        except RowError as error:
+            raise ValueError(f"{place}: {error.message}") from None
         rows.append(row)
     if not rows:
-        raise ValueError(f"{path}: holds no rows")
+        raise ValueError(f"{path} must have at least one row, got none")
     return rows
 
 
-def _check_row(place: str, row: Any) -> None:
-    for key in ("chosen", "rejected"):
-        if key not in row:
-            raise ValueError(f"{place}: has no {key}, its keys are {listed(row)}")
-        _check_text(f"{place}: {key}", row[key])
-    if type(row["chosen"]) is not type(row["rejected"]):
-        raise ValueError(
-            f"{place}: chosen is a {type(row['chosen']).__name__}, rejected a {type(row['rejected']).__name__}"
-        )
-    if row.get("prompt") is not None:
-        _check_text(f"{place}: prompt", row["prompt"])
-
-
-def _check_text(place: str, value: Any) -> None:
-    if isinstance(value, str):
-        return
-    if not isinstance(value, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
-    ):
-        raise ValueError(f"{place} is neither a text nor a list of messages with role and content")
-
-
 def with_prompt(row: Row) -> Row:
-    """The row with a `prompt`: where it has none, what `chosen` and `rejected` begin with."""
+    """Return the row with a `prompt`. A row without one gets what `chosen` and `rejected` begin with."""
     return row if row.get("prompt") is not None else extract_prompt({k: v for k, v in row.items() if k != "prompt"})
 
 
 def as_text(row: Row, tokenizer: Any) -> Row:
-    """The row with `prompt`, `chosen` and `rejected` as texts, by the tokenizer's chat template."""
+    """Return the row with `prompt`, `chosen` and `rejected` as texts, made by the tokenizer's chat template."""
     if not is_conversational(row):
         return row
     return row | apply_chat_template({k: row[k] for k in ("prompt", "chosen", "rejected")}, tokenizer)
 
 
 def texts(row: Row) -> list[str]:
-    """The texts of a row, whether they are texts or messages."""
+    """Return the texts of a row, which holds texts or messages."""
     values = [row[k] for k in ("prompt", "chosen", "rejected")]
     return [text for v in values for text in ([v] if isinstance(v, str) else [m["content"] for m in v])]
 
 
 def split_by_prompt(rows: list[Row], train: int, held_out: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Up to so many rows for training and for evaluation, no prompt in both.
+    """Split rows into at most `train` for training and about `held_out` for evaluation, with no prompt in both.
 
-    Pairs of one prompt share responses, so a split by pairs would evaluate on responses
-    that were trained on. A quarter of the rows at most is held out.
+    Pairs of one prompt share responses, so a split by pairs would evaluate on responses that were trained on. At most a
+    quarter of the rows is held out.
 
     Raises:
-        ValueError: all rows have the same prompt.
+        ValueError: All rows have the same prompt.
     """
     by_prompt: dict[str, list[Row]] = {}
     for row in rows:
         by_prompt.setdefault(json.dumps(row["prompt"]), []).append(row)
     if len(by_prompt) < 2:
-        raise ValueError("all rows have the same prompt: held-out prompts need at least two")
+        raise ValueError("the pairs must have at least 2 different prompts, to hold some out, got 1")
     prompts = sorted(by_prompt)
     random.Random(seed).shuffle(prompts)
     wanted = min(held_out, max(1, len(rows) // 4))

@@ -1,4 +1,4 @@
-"""What the demo's table says of a reward model, from its scores of held-out pairs."""
+"""The numbers of the demo's table: what a reward model's scores of held-out pairs are like."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ Row = dict[str, Any]
 def calibration_error(margin: np.ndarray) -> float:
     """Expected calibration error of P(chosen preferred) = sigmoid(margin), in [0, 1].
 
-    Ten equal bins of the confidence max(P, 1 - P) over [0.5, 1]; in each, mean confidence
-    against the share of pairs whose preferred response scores higher. This is the plug-in
-    estimate, which is biased upward on few pairs.
+    Ten equal bins of the confidence max(P, 1 - P) over [0.5, 1]. In each, the mean confidence is compared with the share
+    of pairs whose preferred response scores higher. This is the plug-in estimate, which is biased upward on few pairs.
     """
     confidence = 1 / (1 + np.exp(-np.abs(margin)))
     correct = margin > 0
@@ -33,8 +32,8 @@ def calibration_error(margin: np.ndarray) -> float:
 def spearman_by_prompt(rows: list[Row], chosen: np.ndarray, rejected: np.ndarray) -> float | None:
     """Mean over prompts of the rank correlation of scores with `rating_chosen` and `rating_rejected`.
 
-    Prompts with fewer than three different responses, or with equal ratings throughout, do
-    not count; None where no prompt does or the rows have no ratings.
+    Prompts with fewer than three different responses, or whose ratings are all equal, do not count. None if no prompt
+    counts or the rows have no ratings.
     """
     if not all({"rating_chosen", "rating_rejected"} <= row.keys() for row in rows):
         return None
@@ -51,7 +50,7 @@ def spearman_by_prompt(rows: list[Row], chosen: np.ndarray, rejected: np.ndarray
 
 
 def evaluate(rows: list[Row], chosen: np.ndarray, rejected: np.ndarray, ceiling: np.ndarray) -> dict[str, float | None]:
-    """The numbers of the table. `ceiling` is the delta of each pair."""
+    """Return the numbers of the table. `ceiling` is the delta of each pair."""
     margin = chosen - rejected
     return {
         "accuracy": float((margin > 0).mean()),
@@ -75,8 +74,17 @@ LABELS = {
 }
 
 
+def headline(plain: dict[str, Any], constrained: dict[str, Any]) -> str:
+    """What the constraint did, in one sentence."""
+    return (
+        f"The constraint keeps {1 - constrained['share_over_ceiling']:.1%} of the margins under their ceilings "
+        f"(plain {1 - plain['share_over_ceiling']:.1%}) and narrows their spread from {plain['margin_sd']:.2f} to "
+        f"{constrained['margin_sd']:.2f}, at an accuracy of {constrained['accuracy']:.1%} (plain {plain['accuracy']:.1%})."
+    )
+
+
 def table(results: dict[str, dict[str, float | None]]) -> str:
-    """The results as text, a column a model."""
+    """Return the results as text, with a column for each model."""
     first = max(map(len, LABELS.values()))
     widths = [max(len(name), 8) for name in results]
     lines = [" " * first + "".join(f"  {name:>{w}}" for name, w in zip(results, widths, strict=True))]

@@ -9,12 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
-from transformers import (
-    AutoModelForSequenceClassification,
-    LlamaConfig,
-    LlamaForSequenceClassification,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from .. import _pretrained
 
@@ -67,14 +62,6 @@ def load_tokenizer(path: str | Path) -> Any:
     if tokenizer.chat_template is None:
         tokenizer.chat_template = _CHAT_TEMPLATE
     return tokenizer
-
-
-def load_model(path: str | Path, seed: int, max_length: int | None = None) -> Any:
-    """A reward model of a checkpoint, for sequences of at most `max_length` tokens."""
-    torch.manual_seed(seed)  # a checkpoint without a scalar head gets a random one
-    model = _pretrained.load_model(AutoModelForSequenceClassification, path, num_labels=1, dtype=torch.float32)
-    _pretrained.longest(str(path), model, None, max_length)
-    return model
 
 
 class Encoder:

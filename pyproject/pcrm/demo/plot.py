@@ -1,4 +1,4 @@
-"""The picture: every held-out pair's margin against its prior, before and after the constraint."""
+"""The picture: the margin of every held-out pair against its prior, without and with the constraint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # no display is needed, and none may be there
+matplotlib.use("Agg")  # works without a display
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,19 +14,25 @@ import numpy as np
 from .._printable import printable
 from ..settings import Constraint
 
-_COLORS = ("#b3541e", "#1f6f8b")  # apart in lightness too, for print and for color-blind eyes
+_COLORS = ("#b3541e", "#1f6f8b")  # they differ in lightness too, for print and for color-blind readers
+# A reader expects the points on the target.
+_WHY_BELOW = (
+    "The target is where the loss pulls the margin of a pair whose order is certain. Preferences are noisy and these pairs "
+    "were held out,\nso the model is unsure of most of them and their margins stay below the target. The constraint acts "
+    "on the margins above it."
+)
 
 
 def plot_margins(
     path: Path, prior: np.ndarray, margins: dict[str, np.ndarray], constraint: Constraint, subtitle: str
 ) -> None:
-    """Write margin against prior for two models side by side, all pairs, with the target delta/2."""
+    """Draw margin against prior for two models side by side: all pairs, the ceiling delta and the target delta/2."""
     s = np.linspace(0, 1, 400)
     delta = constraint.delta(s)
     low, high = (f(f(m) for m in margins.values()) for f in (min, max))
     pad = 0.05 * (max(high, delta.max()) - min(low, 0))
     limits = (min(low, 0) - pad, max(high, delta.max()) + pad)
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.6), sharey=True, width_ratios=(1, 1, 0.42), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(12, 5), sharey=True, width_ratios=(1, 1, 0.42), layout="constrained")
     for ax, (name, margin), color in zip(axes, margins.items(), _COLORS, strict=False):
         ax.axhline(0, color="0.75", linewidth=0.8, zorder=1)
         ax.fill_between(s, delta, limits[1], color="0.93", zorder=0, linewidth=0)
@@ -50,6 +56,9 @@ def plot_margins(
     axes[2].set_xlabel("pairs")
     axes[2].spines[["top", "right"]].set_visible(False)
     axes[2].legend(frameon=False, fontsize=9)
-    figure.suptitle(printable(subtitle), fontsize=10, color="0.3", parse_math=False)  # it names the user's file
+    figure.suptitle(
+        printable(subtitle), fontsize=10, color="0.3", parse_math=False
+    )  # it has the name of the user's file
+    figure.supxlabel(_WHY_BELOW, fontsize=9, color="0.3")
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import shutil
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
-from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
 from .. import priors
+from ..compare import flags, training
 from ..settings import Constraint
-from ..trl import PCRMRewardConfig, PCRMRewardTrainer
 from . import data, metrics, model, plot, world
+
+_MARKER = "demo.json"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the trained models: a folder whose settings differ is trained anew."""
+    """What the trained models depend on. A model with other settings is trained again."""
 
     data: str | None = None
     model: str | None = None
@@ -41,24 +38,19 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "held_out", "batch_size", "max_length", "epochs", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}, must be greater than 0 and finite")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}, must be in [0, 2**32)")
+        flags.check(self, ("pairs", "held_out", "batch_size", "max_length", "epochs", "learning_rate"))
 
 
 def run(settings: Settings, out: Path) -> dict[str, Any]:
-    """Train plain, constrained and preset models, print the table, write the picture.
+    """Train plain, constrained and preset models, print the table, and write the picture.
 
-    In `out`: a folder a model, `margins.png`, `summary.json`. A second call goes on where a
-    killed one stopped: models that are there with the same settings are kept.
+    Write a folder for each model, `margins.png` and `summary.json` into `out`. A second call continues where the first
+    was stopped: models that were trained with the same settings are kept.
     """
     threads = torch.get_num_threads()
     if settings.model is None:
-        # So that the figures do not depend on the number of cores, and where other processes run, threads of
-        # the small models do not wait for each other.
+        # Then the numbers do not depend on the number of cores, and the small models' threads do not wait for each
+        # other when other processes are running.
         torch.set_num_threads(1)
     try:
         return _run(settings, out)
@@ -69,6 +61,8 @@ def run(settings: Settings, out: Path) -> dict[str, Any]:
 def _run(settings: Settings, out: Path) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     logging.disable_progress_bar()  # of writing a model of one megabyte
+    if settings.model is None:
+        print("Training three small models on the CPU takes a few minutes. Nothing is downloaded.", flush=True)
     rows = (
         data.read_preferences(settings.data)
         if settings.data
@@ -88,7 +82,7 @@ def _run(settings: Settings, out: Path) -> dict[str, Any]:
     models = {"plain": None, "constrained": constraint, settings.preset: Constraint.preset(settings.preset)}
 
     print(
-        f"{len(train)} pairs to train on, {len(held_out)} held out; length-ratio prior, median {similarities.median():.2f}"
+        f"{len(train):,} pairs to train on, {len(held_out):,} held out; length-ratio prior, median {similarities.median():.2f}"
     )
     print(f"constrained: {describe(constraint)}\n{settings.preset}: {describe(models[settings.preset])}\n", flush=True)
     results, margins = {}, {}
@@ -120,26 +114,11 @@ def _run(settings: Settings, out: Path) -> dict[str, Any]:
         "models": results,
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{metrics.table(results)}\n\nThe ceiling is the constrained model's. All numbers are of held-out prompts.")
-    print(f"{out}: margins.png, summary.json and the models")
+    print(f"\n{metrics.headline(results['plain'], results['constrained'])}\n\n{metrics.table(results)}")
+    print("\nAll numbers are of held-out prompts. The ceiling is the constrained model's.")
+    print(f"Wrote margins.png, summary.json and the models to {out}")
+    print("Next, compare models on your own pairs: pcrm compare PAIRS --model BASE")
     return summary
-
-
-class _Bar(TrainerCallback):
-    """A progress bar, or a line an epoch where no terminal shows one, and nothing else: the table says the rest."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, desc="    training", unit="step", disable=None)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar.disable:
-            print(f"    step {state.global_step} of {state.max_steps}", flush=True)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()
 
 
 def describe(constraint: Constraint | None) -> str:
@@ -160,55 +139,33 @@ def _train(
     ids: list[tuple[list[int], list[int]]],
     constraint: Constraint | None,
 ) -> Any:
-    """The reward model of that folder: trained into it, or loaded if it is there already."""
-    marker = folder / "demo.json"
+    """Train a reward model into the folder, or load the one that is there."""
     recipe = dataclasses.asdict(settings) | {
         "constraint": None if constraint is None else dataclasses.asdict(constraint)
     }
-    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == recipe:
-        print("    kept: it was trained before with the same settings")
-        return model.load_model(folder, settings.seed)
-    if constraint is None:
-        fields: dict[str, Any] = {"pcrm_prior": "fixed", "pcrm_delta": math.inf}
-    else:
-        fields = {f"pcrm_{name}": getattr(constraint, name) for name in ("beta1", "beta2", "beta3", "floor", "cap")}
+    if training.is_finished(folder, _MARKER, recipe):
+        print("    finished earlier with the same settings: not trained again")
+        return training.load_model(folder, settings.seed)
     reward_model = (
-        model.load_model(settings.model, settings.seed, settings.max_length)
+        training.load_model(settings.model, settings.seed, settings.max_length)
         if settings.model
         else model.make_model(tokenizer, settings.max_length, settings.seed)
     )
-    scratch = folder.with_name(folder.name + ".part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of names that TRL and transformers change between them
-        args = PCRMRewardConfig(
-            output_dir=str(scratch),
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate or (2e-5 if settings.model else 1e-3),
-            max_length=None,  # the encoder has cut them
-            bf16=False,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            seed=settings.seed,
-            disable_tqdm=True,  # the bar is _Bar's
-            **fields,
-        )
     columns = dict(zip(("chosen_ids", "rejected_ids"), map(list, zip(*ids, strict=True)), strict=True))
-    trainer = PCRMRewardTrainer(
+    return training.train(
+        folder,
+        _MARKER,
+        recipe,
         reward_model,
-        args,
-        train_dataset=Dataset.from_dict(columns),
-        processing_class=tokenizer,
-        callbacks=[_Bar()],
+        tokenizer,
+        Dataset.from_dict(columns),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate or (2e-5 if settings.model else 1e-3),
+        max_length=None,  # the encoder has cut them
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        seed=settings.seed,
+        **training.constraint_fields(constraint),
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    trainer.save_model(str(scratch))
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
-    marker.write_text(json.dumps(recipe), encoding="utf-8")  # last: without it the folder counts as not there
-    return reward_model
