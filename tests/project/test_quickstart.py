@@ -1,4 +1,4 @@
-"""docs/quickstart.md and docs/compare.md: their commands run as they are printed, on fewer pairs and a tiny model."""
+"""docs/quickstart.md, docs/compare.md and README.md: their commands run as printed, on fewer pairs and a tiny model."""
 
 import json
 import shlex
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("trl_as_it_was")
 def commands(page, name):
     """The lines of a page that call a command, split into words."""
     lines = [line for block in blocks(page, "") for line in block.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith(f"pcrm {name} ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"pcrm {name} ")]
 
 
 @pytest.fixture
@@ -50,7 +50,9 @@ def test_compare(folder, rows, capsys):
     for name, part in (("pairs", pairs), ("train", pairs[:40]), ("test", pairs[40:])):
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     found = commands("docs/compare.md", "compare")
-    assert len(found) == 2
+    assert len(found) == 2 and commands("README.md", "compare") == found[:1]
+    (check,) = commands("README.md", "check")
+    assert cli.main(check) in (0, 1)  # these pairs may have contradictions
     for command in found:
         assert cli.main([*command, "--cpu"]) == 0, command
     printed = capsys.readouterr().out
