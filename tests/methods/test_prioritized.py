@@ -351,7 +351,9 @@ def test_a_checkpoint_of_other_data_is_named(trainer_of, tmp_path):
     options = {"pcrm_priority_alpha": 1.0, "save_strategy": "steps", "save_steps": 2}
     trainer_of("reward", max_steps=2, **options).train()
     fewer = trainer_of("reward", 12, out=tmp_path / "fewer", max_steps=4, **options)
-    with pytest.raises(ValueError, match=r"checkpoint-2/pcrm_sampler.safetensors: .* is of 16 pairs, these are 12"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint-2/pcrm_sampler.safetensors: .* is for 16 pairs, and this sampler has 12"
+    ):
         fewer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 

@@ -273,7 +273,7 @@ def test_bad_input(tmp_path):
         encoder.embed(["a", "\ud800"])
     with torch.no_grad():
         next(iter(encoder._body.model.parameters())).fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"texts\[0\] gets an embedding of .* that is not finite"):
+    with pytest.raises(ValueError, match=r"texts\[0\] has an embedding from .* that is not finite"):
         encoder.embed(["a"])
     assert not list(tmp_path.iterdir()), "nothing of it is kept"
     assert Encoder(MODEL, device="cpu", cache=False).embed([]).shape == (0, 384)
