@@ -238,6 +238,14 @@ def test_bad_files(tmp_path, capsys):
             main(["prior", str(good), "--out", str(out), *options])
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_column_prior_is_an_error_before_an_encoder_is_loaded(tmp_path, capsys, suffix):
+    source = write(tmp_path / f"in{suffix}", [GOOD | {"prior": 0.5}])
+    error = fails(capsys, source, "--out", tmp_path / "out.jsonl", "--prior", "cosine", "--model", tmp_path / "nowhere")
+    assert "must not have a column 'prior', because this command adds one" in error and "nowhere" not in error
+    assert "remove or rename it (`pcrm fit --column NAME` reads a renamed one)" in error
+
+
 def test_another_command_does_not_go_on(tmp_path, pairs, small_batches, capsys):
     source = write(tmp_path / "in.jsonl", [*pairs[:50], {"a": 1}])
     out = tmp_path / "out.jsonl"
