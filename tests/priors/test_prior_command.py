@@ -134,17 +134,17 @@ BAD = [
     ({"chosen": 5, "rejected": "b"}, "chosen must be a text or a list of messages, got 5"),
     ({"chosen": "a", "rejected": None}, "rejected must be a text or a list of messages, got None"),
     (GOOD | {"prompt": 3}, "prompt must be a text or a list of messages, got 3"),
-    (GOOD | {"prompt": [USER]}, "prompt is a list of messages, chosen and rejected are texts"),
-    ({"chosen": [ANSWER], "rejected": "b"}, "chosen is a list of messages, rejected is a text"),
-    ({"chosen": [ANSWER], "rejected": []}, "rejected has no messages"),
+    (GOOD | {"prompt": [USER]}, "chosen must be a list of messages as prompt is, got a text"),
+    ({"chosen": [ANSWER], "rejected": "b"}, "rejected must be a list of messages as chosen is, got a text"),
+    ({"chosen": [ANSWER], "rejected": []}, "rejected must have at least one message, got an empty list"),
     ({"chosen": [ANSWER], "rejected": ["b"]}, "rejected[0] must be a message with role and content, got 'b'"),
     (
         {"chosen": [USER, ANSWER], "rejected": [USER, ANSWER | {"content": [{"type": "image"}]}]},
-        "rejected[1] has the content [{'type': 'image'}], must be a text",
+        "rejected[1].content must be a text, got [{'type': 'image'}]",
     ),
     (
         {"prompt": [USER], "chosen": [ANSWER | {"tool_calls": [{"name": "f"}]}], "rejected": [ANSWER]},
-        "chosen[0] calls a tool, which is no text",
+        "chosen[0] must be a message with a text, got a tool call",
     ),
     (GOOD | {"rejected": "\ud800"}, "rejected must be valid Unicode: "),
     ([1, 2], "must be a JSON object with keys, got [1, 2]"),
@@ -202,7 +202,7 @@ def test_bad_files(tmp_path, capsys):
         ("no.parquet", b"text" * 9, "no.parquet: "),
         ("empty.jsonl", b" \n", "empty.jsonl: holds no rows"),
         ("prior.jsonl", lines([GOOD | {"prior": 1}]), "prior.jsonl, line 1: must not have a column 'prior', because"),
-        ("rows.csv", b"a", "rows.csv: must end in .jsonl, .jsonl.gz or .parquet"),
+        ("rows.txt", b"a", "rows.txt: the file must end in .jsonl, .jsonl.gz, .json, .csv or .parquet"),
     ):
         (tmp_path / name).write_bytes(bytes_)
         assert message in fails(capsys, tmp_path / name, "--out", out), name
@@ -214,22 +214,24 @@ def test_bad_files(tmp_path, capsys):
         table = write(tmp_path / "in.parquet", [{"chosen": "a"} | ({"rejected": "b"} | row if row else {})])
         assert f"{table}: {message}" in fails(capsys, table, "--out", out)
     assert "nowhere.jsonl: no such file" in fails(capsys, tmp_path / "nowhere.jsonl", "--out", out)
-    assert "nobody/nothing: is no file, and no data set could be read by that name: " in fails(
+    assert "nobody/nothing: not a local file or folder, nor readable from the hub: " in fails(
         capsys, "nobody/nothing", "--out", out
     )
     good = write(tmp_path / "in.jsonl", [GOOD])
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "precious").touch()
     for name, message in (
-        ("out.csv", "out.csv: must end in"),
-        ("folder", "folder: is a folder with something else than a data set"),
+        ("out.csv", "--out must end in .jsonl, .jsonl.gz or .parquet, or be a folder, got "),
+        ("folder", "--out must be an empty folder, a data set to replace or a new name, got "),
     ):
         assert message in fails(capsys, good, "--out", tmp_path / name)
     for name in ("pipe", "pipe.jsonl", "pipe.parquet"):
         os.mkfifo(tmp_path / name)
         (tmp_path / f"to.{name}").symlink_to(name)
         for path in (tmp_path / name, tmp_path / f"to.{name}"):
-            assert f"{path}: is neither a file nor a folder" in fails(capsys, good, "--out", path)
+            assert f"--out must be a file or a folder, got {path}, which is neither" in fails(
+                capsys, good, "--out", path
+            )
         assert (tmp_path / name).is_fifo() and not (tmp_path / f"{name}.parts").exists()
     with pytest.raises(SystemExit, match="2"):
         main(["prior", str(good), "--out", str(good)])
@@ -249,19 +251,17 @@ def test_a_column_prior_is_an_error_before_an_encoder_is_loaded(tmp_path, capsys
 def test_another_command_does_not_go_on(tmp_path, pairs, small_batches, capsys):
     source = write(tmp_path / "in.jsonl", [*pairs[:50], {"a": 1}])
     out = tmp_path / "out.jsonl"
-    message = f"{out}.parts: was begun with another"
     assert "line 51" in fails(capsys, source, "--out", out)  # two shards are done
-    assert f"{message} --with-prompt: it was false, now it is true" in fails(
-        capsys, source, "--out", out, "--with-prompt"
-    )
+    message = f"--with-prompt must be false to resume {out}.parts, got true"
+    assert message in fails(capsys, source, "--out", out, "--with-prompt")
     write(source, pairs[:52])
     error = fails(capsys, source, "--out", out)
-    assert f"{message} IN (size): it was" in error and "remove the folder to start anew" in error
+    assert "IN (size) must be" in error and "remove the folder to start over" in error
     shutil.rmtree(f"{out}.parts")
     assert main(["prior", str(source), "--out", str(out)]) == 0
     (tmp_path / "out.jsonl.parts").mkdir()
     (tmp_path / "out.jsonl.parts" / "mine").touch()
-    assert "out.jsonl.parts: is in the way, with mine in it" in fails(capsys, source, "--out", out)
+    assert "out.jsonl.parts is needed for unfinished output, but contains mine" in fails(capsys, source, "--out", out)
     assert (tmp_path / "out.jsonl.parts" / "mine").exists()
 
 
@@ -270,7 +270,7 @@ def test_rows_skipped_do_not_go_on_without(tmp_path, pairs, small_batches, capsy
     whole = gzip.compress(lines([{"a": 1}, *pairs]))
     source.write_bytes(whole[: len(whole) // 2])
     assert "in.jsonl.gz, after line" in fails(capsys, source, "--out", out, "--on-error", "skip")
-    assert "was begun with rows skipped, 1 by now" in fails(capsys, source, "--out", out)
+    assert "which has left out 1 rows, got fail" in fails(capsys, source, "--out", out)
 
 
 def test_two_at_once(tmp_path, capsys):
@@ -290,9 +290,9 @@ def test_types_that_come_late(tmp_path, small_batches, capsys):
     assert [row["n"] for row in read(out)] == [1.0] * 20 + [0.5] * 20 + [None]
     assert [row["late"] for row in read(out)] == [None] * 20 + [[{"role": "x"}]] * 20 + [None]
     for last, message in (
-        ([GOOD | {"n": "text"}] * 20, "out2.parquet: the rows' columns are of no one type"),
-        ([GOOD, GOOD | {"n": "text"}], "column 'n' has values of no one type"),
-        ([GOOD | {"n": 2**70}], "column 'n' has values of no one type"),
+        ([GOOD | {"n": "text"}] * 20, "out2.parquet: each column must have values of one type"),
+        ([GOOD, GOOD | {"n": "text"}], "column 'n' must have values of one type"),
+        ([GOOD | {"n": 2**70}], "column 'n' must have values of one type"),
     ):
         source = write(tmp_path / "in2.jsonl", [*rows[:20], *last])
         last[0].setdefault("n", 1)
@@ -434,7 +434,7 @@ def test_a_response_without_tokens(tmp_path, no_special_tokens, capsys, small_ba
     write(source, [row for row in rows if row["id"] != 19])
     error = fails(capsys, *argv)
     assert re.search(
-        rf"{source}, line 4: chosen (has no tokens for|has an all-zero embedding from) {no_special_tokens}.*: \'\' \(.*--on-error skip",
+        rf"{source}, line 4: chosen (has no tokens for|has an all-zero embedding from) {no_special_tokens}.*: \'\' \(to leave out bad rows, add --on-error skip",
         error,
     )
     write(source, rows)
