@@ -272,7 +272,7 @@ def test_score_refuses(tmp_path, tiny, capsys):
     write(source, [{"chosen": "a b", "rejected": "a c", "principles": ["Be kind."]}])
     assert f"{source}, line 1: prompt is missing" in fails()
     write(source, [PAIR | {"principles": ["Be kind."], "scores_by_principle": []}])
-    assert f"{source}, line 1: has a column 'scores_by_principle' already" in fails()
+    assert f"{source}, line 1: must not have a column 'scores_by_principle'" in fails()
     with pytest.raises(SystemExit, match="2"):
         main([*command[:5], "--principle-template", "x"])
     assert "--principle-template goes with --principles" in capsys.readouterr().err
@@ -289,13 +289,13 @@ def test_going_on_needs_the_same_principles(tmp_path, tiny, capsys):
         assert main([*command, *options]) == 1
         return capsys.readouterr().err
 
-    assert f"{source}, line 601: has no rejected" in fails('["Be kind."]')  # after a shard
+    assert f"{source}, line 601: must have a key 'rejected'" in fails('["Be kind."]')  # after a shard
     template.write_text("{prompt}{principles}")
     assert "was begun with another --principles: it was " in fails('["Be fair."]')
     assert "was begun with another --principle-template: " in fails(
         '["Be kind."]', "--principle-template", str(template)
     )
-    assert f"{source}, line 601: has no rejected" in fails('["Be kind."]')
+    assert f"{source}, line 601: must have a key 'rejected'" in fails('["Be kind."]')
 
 
 def scored(n, seed, names=("kind", "odd/“<name>”")):
@@ -349,7 +349,10 @@ def test_report_by_principle(tmp_path, ending):
     ("value", "message"),
     [
         ("a", "scores_by_principle must be a list, got 'a'"),
-        ([{"chosen_score": 1}], "scores_by_principle[0] is {'chosen_score': 1}, must be an object with principle"),
+        (
+            [{"chosen_score": 1}],
+            "scores_by_principle[0] must be an object with the key principle, got {'chosen_score': 1}",
+        ),
         ([{"principle": "a", "chosen_score": 1}], "scores_by_principle[0].rejected_score must be a number, got None"),
         (
             [{"principle": "a", "chosen_score": "1", "rejected_score": 1}],

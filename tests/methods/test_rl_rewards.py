@@ -261,7 +261,10 @@ def test_bad_batches(model):
         ({"refs": [" a"]}, "refs[0] must be a list of responses or of their rewards, got ' a'"),
         ({"refs": [[]]}, "refs[0] must be a list of responses or of their rewards, got []"),
         ({"refs": [[1.0, " a"]]}, "refs[0][1] must be a number, like other elements of the list, got ' a'"),
-        ({"refs": [[" a", None]]}, "completion 0 of the batch: refs[0][1] must be a text, got None"),
+        (
+            {"refs": [[" a", None]]},
+            "completion 0 of the batch: refs[0][1] must be a text or a list of messages, got None",
+        ),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             function(prompts=["one"], completions=[" two"], **columns)

@@ -130,7 +130,7 @@ def test_no_space(tmp_path, pairs):
 GOOD = {"prompt": "p", "chosen": "a", "rejected": "b"}
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 BAD = [
-    ({"chosen": "a"}, "must have rejected, got the keys chosen"),
+    ({"chosen": "a"}, "must have a key 'rejected', got chosen"),
     ({"chosen": 5, "rejected": "b"}, "chosen must be a text or a list of messages, got 5"),
     ({"chosen": "a", "rejected": None}, "rejected must be a text or a list of messages, got None"),
     (GOOD | {"prompt": 3}, "prompt must be a text or a list of messages, got 3"),
@@ -361,7 +361,7 @@ def test_what_fails_at_once_leaves_nothing(tmp_path, capsys):
     source = write(tmp_path / "in.jsonl", [{"chosen": "a"}])
     assert main(["prior", str(source), "--out", str(tmp_path / "out.jsonl")]) == 1
     error = capsys.readouterr().err
-    assert "line 1: must have rejected, got the keys chosen (to leave out bad rows, add --on-error skip)" in error
+    assert "line 1: must have a key 'rejected', got chosen (to leave out bad rows, add --on-error skip)" in error
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
 
@@ -429,7 +429,7 @@ def test_a_response_without_tokens(tmp_path, no_special_tokens, capsys, small_ba
     source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     argv = [source, "--out", out, "--prior", "cosine", "--no-cache", "--model", no_special_tokens, "--device", "cpu"]
     error = fails(capsys, *argv[:2], tmp_path / "o.jsonl", *argv[3:])
-    assert f"{source}, line 20: must have chosen" in error
+    assert f"{source}, line 20: must have a key 'chosen', got id" in error
     rows[19] |= {"chosen": 5, "rejected": "a"}
     write(source, [row for row in rows if row["id"] != 19])
     error = fails(capsys, *argv)
