@@ -1,4 +1,4 @@
-"""`pcrm prior`: every format, every bad row, and a kill at any moment."""
+"""`pcrm prior`: every format, every kind of bad row, and kills at any moment."""
 
 import fcntl
 import gzip
@@ -33,7 +33,7 @@ def small_batches(monkeypatch):
 
 
 def content(path):
-    """The bytes of a file; of a folder those of its tables, as it has a time and random names beside them."""
+    """The bytes of a file, or of the tables in a folder (its other files contain a time and random names)."""
     return path.read_bytes() if path.is_file() else [p.read_bytes() for p in sorted(path.glob("*.arrow"))]
 
 
@@ -90,7 +90,7 @@ CLEARED = ("os.rename", r"\.parts\.removed$", 1)
     ids=SUFFIXES,
 )
 def test_kill_at_any_moment(tmp_path, pairs, small_batches, suffix, moments, capsys):
-    """A process is killed with so many shards, and started again: the same bytes."""
+    """Kill a process after a number of shards and start it again: the result has the same bytes."""
     rows = [row | {"i": i} for i, row in enumerate(pairs * 6)]
     source = write(tmp_path / "in.jsonl", [*rows[:1000], {"chosen": 3}, *rows[1000:]])
     command = ["prior", str(source), "--on-error", "skip", "--out"]
@@ -112,7 +112,7 @@ def test_kill_at_any_moment(tmp_path, pairs, small_batches, suffix, moments, cap
 
 @pytest.mark.slow
 def test_no_space(tmp_path, pairs):
-    """No file may be over 100 kB: shards fit, what they become does not."""
+    """With a limit of 100 kB per file, the shards fit and the final file does not."""
     source, out = write(tmp_path / "in.jsonl", pairs), tmp_path / "out.jsonl"
     argv = [sys.executable, "-c", SMALL_BATCHES, "prior", str(source), "--out", str(out)]
 
@@ -157,7 +157,7 @@ def test_bad_rows(tmp_path, capsys, row, message):
     source, out = write(tmp_path / "in.jsonl", [GOOD, row, GOOD]), tmp_path / "out.jsonl"
     assert f"pcrm prior: {source}, line 2: {message}" in fails(capsys, source, "--out", out)
     assert not out.exists()
-    # Nothing was lost: the same command goes on if told to skip.
+    # Nothing was lost: the same command resumes with --on-error skip.
     assert main(["prior", str(source), "--out", str(out), "--on-error", "skip"]) == 0
     assert capsys.readouterr().out == f"{out}: 2 rows, 1 skipped: {out}.skipped.jsonl\n"
     assert [r["chosen"] for r in read(out)] == ["a", "a"]
@@ -283,7 +283,7 @@ def test_two_at_once(tmp_path, capsys):
 
 
 def test_types_that_come_late(tmp_path, small_batches, capsys):
-    """A column of a table has one type, which its first rows need not show."""
+    """A column of a table has one type, which the first rows may not show."""
     rows = [GOOD | {"n": 1}] * 20 + [GOOD | {"n": 0.5, "late": [{"role": "x"}]}] * 20 + [GOOD | {"n": None}]
     out = tmp_path / "out.parquet"
     assert main(["prior", str(write(tmp_path / "in.jsonl", rows)), "--out", str(out)]) == 0
@@ -325,10 +325,10 @@ def test_a_folder_is_replaced_by_its_successor(tmp_path, pairs):
 
 @pytest.mark.slow
 def test_memory_is_that_of_a_batch(tmp_path, pairs):
-    """A hundred times the rows, 50 MB more, in less than 24 MB more."""
+    """A hundred times as many rows, 50 MB more, take less than 24 MB more memory."""
     code = (
         "import sys, pcrm.data.sources as d; d._BATCH_ROWS = 400; from pcrm.cli import main; main(sys.argv[1:]); "
-        # Not getrusage's, which counts what the process was before it became another program.
+        # Not from getrusage, which includes the process before it started this program.
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     source, out, peaks = tmp_path / "in.jsonl", tmp_path / "out.jsonl", []
@@ -378,7 +378,7 @@ def test_a_checkpoint_that_is_not_there(pairs, tmp_path, capsys, monkeypatch):
 
 
 def test_a_checkpoint_without_tokenizer(pairs, tmp_path, capsys):
-    """transformers makes up an empty one for some, by which all texts have no tokens."""
+    """For some checkpoints, transformers makes up an empty tokenizer, with which no text has tokens."""
     source = write(tmp_path / "in.jsonl", pairs[:3])
     for kind, reason in (
         ("qwen3", "the checkpoint must have a tokenizer"),
@@ -420,7 +420,7 @@ def test_cosine(tmp_path, options, monkeypatch):
 
 
 def test_a_response_without_tokens(tmp_path, no_special_tokens, capsys, small_batches):
-    """A bad row like any other for an encoder that has no embedding for it, alone in its batch and among others."""
+    """A row without an embedding is a bad row like any other, alone in its batch and among others."""
     rows = [{"chosen": f"one {i}", "rejected": f"two {i}", "id": i} for i in range(45)]
     for i, name in ((3, "chosen"), (17, "rejected"), (41, "chosen")):
         rows[i][name] = ""
