@@ -275,7 +275,7 @@ def test_score_refuses(tmp_path, tiny, capsys):
     assert f"{source}, line 1: must not have a column 'scores_by_principle'" in fails()
     with pytest.raises(SystemExit, match="2"):
         main([*command[:5], "--principle-template", "x"])
-    assert "--principle-template goes with --principles" in capsys.readouterr().err
+    assert "--principle-template requires --principles" in capsys.readouterr().err
 
 
 def test_going_on_needs_the_same_principles(tmp_path, tiny, capsys):
@@ -291,8 +291,8 @@ def test_going_on_needs_the_same_principles(tmp_path, tiny, capsys):
 
     assert f"{source}, line 601: must have a key 'rejected'" in fails('["Be kind."]')  # after a shard
     template.write_text("{prompt}{principles}")
-    assert "was begun with another --principles: it was " in fails('["Be fair."]')
-    assert "was begun with another --principle-template: " in fails(
+    assert "--principles must be " in fails('["Be fair."]')
+    assert "--principle-template must be " in fails(
         '["Be kind."]', "--principle-template", str(template)
     )
     assert f"{source}, line 601: must have a key 'rejected'" in fails('["Be kind."]')

@@ -269,7 +269,7 @@ def test_bad_batches(model):
         with pytest.raises(ValueError, match=re.escape(message)):
             function(prompts=["one"], completions=[" two"], **columns)
     two = {"prompts": ["one", "two"], "completions": [" two", " three"]}
-    with pytest.raises(ValueError, match=r"^refs has 1 rows, prompts has 2$"):
+    with pytest.raises(ValueError, match=r"^refs must have as many rows as prompts, 2, got 1$"):
         function(**two, refs=[[1.0]])
     with pytest.raises(TypeError, match=r"^refs must be a list with one value for each of prompts, got None$"):
         function(**two, refs=None)
