@@ -273,7 +273,7 @@ def test_bad_batches(model):
         function(**two, refs=[[1.0]])
     with pytest.raises(TypeError, match=r"^refs must be a list with one value for each of prompts, got None$"):
         function(**two, refs=None)
-    with pytest.raises(ValueError, match=r"^completions has 1 rows, prompts has 2$"):
+    with pytest.raises(ValueError, match=r"^completions must have as many rows as prompts, 2, got 1$"):
         reward_function(model)(prompts=["one", "two"], completions=[" two"])
     with pytest.raises(ValueError, match=r"completion 1 of the batch: completions\[1\] has \d+ tokens with its prompt"):
         reward_function(model)(prompts=["a", "a"], completions=[" two", " two" * 3000])
