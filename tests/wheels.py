@@ -155,7 +155,7 @@ def check_pure(env: Environment, cwd: Path) -> str:
         (env.run("python", "-c", ASKS_FOR_GO, cwd=cwd), "backend 'go' is not available: "),
         (
             env.run("pcrm", "report", "scores.jsonl", "--out", "report", cwd=cwd, status=1),
-            "pcrm report: this needs pcrm's native library, which is not available: ",
+            "pcrm report: this requires pcrm's native library, which is not available: ",
         ),
     ):
         # torch may warn before it that there is no NumPy.

@@ -73,7 +73,11 @@ def set_backend(name: str) -> None:
 def use_backend(name: str) -> Iterator[None]:
     """Set the backend inside a `with` block and restore the previous one at its end.
 
-    Args, Raises: As in `set_backend`.
+    Args:
+        name: `auto`, `go`, `cuda` or `torch`.
+
+    Raises:
+        ValueError, RuntimeError: As in `set_backend`.
     """
     before = _native.backend
     set_backend(name)

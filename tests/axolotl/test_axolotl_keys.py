@@ -47,8 +47,14 @@ def test_taken(cfg):
         (DPO | {"trainer_cls": "my.Trainer"}, "trainer_cls must not be set .*, got my.Trainer"),
         (REWARD | {"pcrm_cap": 9, "sample_packing": True}, "sample_packing must be false for a reward model"),
         (DPO | {"pcrm_beta1": "much"}, "pcrm_beta1\n.*valid number"),
-        (DPO | {"pcrm_beta3": -20}, r"delta is -0\.01998 at similarity 1"),  # of DPO's preset, 20/.001
-        (REWARD | {"pcrm_beta3": -11}, "delta is -1.00999 at similarity 1"),
+        (
+            DPO | {"pcrm_beta3": -20},
+            r"delta must be greater than 0 on all of \[0, 1\], got -0\.01998 at similarity 1",
+        ),  # of DPO's preset, 20/.001
+        (
+            REWARD | {"pcrm_beta3": -11},
+            r"delta must be greater than 0 on all of \[0, 1\], got -1.00999 at similarity 1",
+        ),
         (REWARD | {"pcrm_delta": 4}, "pcrm_delta must not be set, got 4.0: pcrm_prior='length_ratio' does not use it"),
         (DPO | {"pcrm_priority_alpha": 0.5, "pcrm_group_by_prompt": True}, "pcrm_priority_alpha must be 0"),
     ],

@@ -1,4 +1,4 @@
-"""The CUDA path on a fake driver: run by test_cuda.py, in a process that has one."""
+"""The CUDA path on a fake driver. test_cuda.py runs these cases in a process that has one."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ from pcrm import backends, functional
 
 @pytest.fixture
 def log(tmp_path, monkeypatch):
-    """The driver's calls since it was asked last, one a line."""
+    """The driver's calls since the last query, one per line."""
     path = tmp_path / "log"
     monkeypatch.setenv("FAKECUDA_LOG", str(path))
 
@@ -35,14 +35,14 @@ def launches(lines):
 
 @pytest.fixture
 def no_devices(monkeypatch):
-    """As at the start, when no device has been opened."""
+    """The initial state, before any device has been opened."""
     monkeypatch.setattr(choice, "devices", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
 
 @pytest.fixture
 def known_kernels(fake_device, monkeypatch):
-    """Kernels that were compared with torch already, so that a loss launches nothing else."""
+    """Mark kernels as already compared with torch, so that a loss launches nothing else."""
 
     class Everything(set):
         def __contains__(self, _):
@@ -52,7 +52,7 @@ def known_kernels(fake_device, monkeypatch):
 
 
 def on(device):
-    """A tensor that says that it is there; it has no memory."""
+    """A tensor that claims to be on that device; it has no memory."""
     with FakeTensorMode():
         return torch.empty(2, device=device)
 
@@ -72,7 +72,7 @@ def test_one_launch_forward_and_one_backward(known_kernels, log):
 
 
 def test_stream_and_context(fake_device, log):
-    """Torch's current stream, and the context pushed and popped round each launch."""
+    """Launches use torch's current stream, and push and pop the context."""
     pcrm_loss(*batch(8)).backward()
     lines = [line for line in log() if not line.startswith(("cuModule", "cuDevice", "cuInit", "cuDriver"))]
     assert all("stream=0x5eaf context=0" in line for line in launches(lines))
@@ -103,7 +103,7 @@ def test_no_gradient_no_backward(known_kernels, log):
 
 
 def test_strides_are_no_copies(known_kernels, monkeypatch):
-    """Views go to the kernels as they are: nothing is made contiguous."""
+    """Views go to the kernels without a copy."""
     wide = torch.randn(40, 6, dtype=torch.float64)
     copies = []
     contiguous = torch.Tensor.contiguous
@@ -119,7 +119,7 @@ def test_strides_are_no_copies(known_kernels, monkeypatch):
 
 
 def test_other_reductions_than_one_thread(fake_device):
-    """A gradient that is expanded, strided or another number comes in, on all forms."""
+    """The incoming gradient is expanded, strided or not 1, for all forms."""
     for upstream in (lambda x: x.sum(), lambda x: (x * torch.arange(1.0, 1 + x.numel())).sum(), lambda x: x[::2].sum()):
         results = []
         for name in ("cuda", "torch"):
@@ -133,7 +133,7 @@ def test_other_reductions_than_one_thread(fake_device):
 
 
 def test_negative_gradient_comes_in(fake_device):
-    """A view whose minus is still to be done, as complex numbers make them."""
+    """A view with a lazy negation, as complex numbers produce."""
     chosen, rejected, delta = batch(8)
     loss = pcrm_loss(chosen, rejected, delta, reduction="none")
     incoming = torch.arange(1.0, 9, dtype=torch.float64)
@@ -143,7 +143,7 @@ def test_negative_gradient_comes_in(fake_device):
 
 
 def test_scaling_happens_before_rounding(fake_device):
-    """A loss scale as of mixed precision: what float16 could not hold unscaled survives."""
+    """With a loss scale, as in mixed precision, numbers survive that float16 could not hold unscaled."""
     chosen = torch.zeros(4096, dtype=torch.float16, requires_grad=True)
     loss = pcrm_loss(chosen, torch.full_like(chosen, -12.0), torch.inf)  # gradients of 1.5e-9
     (loss * 2.0**16).backward()
@@ -163,7 +163,7 @@ def test_loading_while_a_graph_is_captured(no_devices, log, monkeypatch):
 @pytest.mark.parametrize("failure", ["cuModuleLoadDataEx:218", "cuDevicePrimaryCtxRetain:2"])
 def test_what_cannot_be_loaded(no_devices, monkeypatch, failure):
     """`auto` warns once and computes with torch; `cuda` is an error, with CUDA's own words."""
-    # A device that no other test has opened: the library remembers those.
+    # A device that no other test has opened, because the library remembers them.
     monkeypatch.setenv("FAKECUDA_FAIL", failure)
     index = 2
     with pytest.warns(
@@ -181,7 +181,7 @@ def test_what_cannot_be_loaded(no_devices, monkeypatch, failure):
 
 
 def test_launch_that_fails(fake_device, log, monkeypatch):
-    """An error of the GPU, like one of an earlier kernel that shows now, has CUDA's name."""
+    """An error of the GPU, such as a delayed one from an earlier kernel, has CUDA's name."""
     chosen, rejected, delta = batch(8)
     loss = pcrm_loss(chosen, rejected, delta)
     monkeypatch.setenv("FAKECUDA_FAIL", "cuLaunchKernel:700")
@@ -332,7 +332,7 @@ def test_other_devices(no_devices, log, device):
 
 
 def test_rocm(no_devices, log, monkeypatch):
-    """Its devices call themselves cuda: the torch path, without a word and without a look."""
+    """ROCm devices are called cuda in torch: take the torch path, without a warning or a probe."""
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert choice.native_for_loss("x", on("cuda:0")) is None and not choice.has_kernels_for(on("cuda:0"))
     assert not log()
@@ -368,7 +368,7 @@ def test_threads(fake_device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_doctor(known_kernels, log, dtype):
-    """What `pcrm doctor` does on each device."""
+    """The self-test of `pcrm doctor` on each device."""
     from pcrm._self_test import compare
 
     assert compare(torch.device("cpu"), dtype) is None
@@ -377,7 +377,7 @@ def test_doctor(known_kernels, log, dtype):
 
 @pytest.fixture(scope="module")
 def gpu_check():
-    """benchmarks/gpu_check.py, which must work the first time that it meets a GPU."""
+    """benchmarks/gpu_check.py, which must work the first time on a GPU."""
     spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "benchmarks" / "gpu_check.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -385,7 +385,7 @@ def gpu_check():
 
 
 def test_checks_for_a_gpu(fake_device, gpu_check):
-    """Those that a CPU can run, and the loads that the sanitizer sees."""
+    """The checks that a CPU can run, and the loads that the sanitizer sees."""
     results = gpu_check.run(gpu_check.ANYWHERE, torch.device("cpu"))
     assert [r.status for r in results] == ["ok"] * 6, results
 
@@ -412,7 +412,7 @@ def test_page_of_results(gpu_check, tmp_path):
 
 
 def test_benchmark_runs(fake_device, gpu_check):
-    """On the CPU, where its figures mean nothing."""
+    """On the CPU, where its timings mean nothing."""
     cpu = torch.device("cpu")
     for size, make in (
         ("pairs", lambda: gpu_check.pairs(8)),

@@ -1,4 +1,4 @@
-"""Where native code finds numbers."""
+"""The addresses at which native code finds numbers."""
 
 from array import array
 

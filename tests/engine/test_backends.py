@@ -1,4 +1,4 @@
-"""Which code computes: the choice, forks, and machines without the native library."""
+"""Backends: the setting, forks, and machines without the native library."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ def test_environment():
 
 @pytest.mark.slow
 def test_import_loads_no_native_library():
-    """So that a process may fork, and use it in the child."""
+    """So a process may fork and use the library in the child."""
     code = """
 import sys, pcrm, pcrm.functional
 from pcrm._engine import native
@@ -48,7 +48,7 @@ sys.path.insert(0, "tests")
 from helpers.processes import compute
 pcrm.backends.set_backend("go")
 parent = compute()
-# From here on torch has OpenMP threads, which a child has not.
+# From here on torch has OpenMP threads, which a forked child lacks.
 torch.nn.functional.logsigmoid(torch.randn(2_000_000)).sum()
 reader, writer = os.pipe()
 child = os.fork()
@@ -65,9 +65,9 @@ with os.fdopen(reader) as answer:
 
 @pytest.mark.slow
 def test_fork_after_use():
-    """The child takes the torch path, whatever was chosen, and does not hang.
+    """The child takes the torch path, whatever the setting, and does not hang.
 
-    In a process of its own: what other tests did with torch's threads must not matter.
+    Runs in a separate process, so that torch's threads do not depend on other tests.
     """
     out = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert out.returncode == 0, out.stderr
@@ -95,7 +95,7 @@ with os.fdopen(reader) as answer:
 
 @pytest.mark.slow
 def test_first_use_in_a_forked_child():
-    """Go serves the child, and after it the parent."""
+    """Go computes in the child, and afterwards in the parent."""
     out = subprocess.run([sys.executable, "-c", FORK_FIRST], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert out.returncode == 0, out.stderr
     assert json.loads(out.stdout) == [compute() | {"served": "go"}] * 2
@@ -157,7 +157,7 @@ def test_without_native_library_go_is_an_error(without_native):
 
 
 def test_threads():
-    """The GIL is released during a call: four threads at once get what one gets."""
+    """The GIL is released during a call: four concurrent threads get the same results as one."""
     from concurrent.futures import ThreadPoolExecutor
 
     want = compute()["numbers"]

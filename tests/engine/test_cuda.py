@@ -1,7 +1,7 @@
-"""The CUDA path on machines without a GPU: what happens without a driver, and with a fake one.
+"""The CUDA path on machines without a GPU: without a driver, and with a fake one.
 
-The fake (gpu/testdata/fakecuda) is a libcuda.so.1 whose device memory is the host's and which
-runs the kernels' own code. It is found as the real one would be, in processes of their own.
+The fake driver (gpu/testdata/fakecuda) is a libcuda.so.1 that uses host memory and runs the kernels' own
+code. Separate processes find it in the same way as the real one.
 """
 
 import importlib.util
@@ -38,7 +38,7 @@ def test_cases(fake_driver):
 
 
 def test_everything_that_the_other_backends_pass(fake_driver):
-    """The losses' own tests, with the backend `cuda`."""
+    """The tests of the losses, with the backend `cuda`."""
     files = [
         *(f"tests/losses/test_{name}.py" for name in ("functional", "golden", "baselines")),
         *(f"tests/engine/test_{name}.py" for name in ("operators", "trace")),
@@ -48,7 +48,7 @@ def test_everything_that_the_other_backends_pass(fake_driver):
 
 
 def test_not_before_it_is_needed(fake_driver, tmp_path):
-    """Neither the import nor a loss on the CPU touches the driver, so that one may fork."""
+    """Neither the import nor a loss on the CPU touches the driver, so a process may still fork."""
     log = tmp_path / "log"
     code = """
 import torch, pcrm
@@ -57,7 +57,7 @@ pcrm.functional.pcrm_loss(x, torch.zeros(2), 4.5).backward()
 """
     out = python(code, FAKECUDA_LOG=str(log), **fake_driver)
     assert out.returncode == 0, out.stderr
-    # Torch's own look, in the backward pass, asks for the driver's version and no more.
+    # In the backward pass, torch itself only asks for the driver's version.
     assert not log.exists() or set(log.read_text().split()) == {"cuDriverGetVersion"}
 
 
@@ -98,7 +98,7 @@ def test_no_usable_driver(fake_driver, environment, reason):
 
 
 def test_no_driver(tmp_path):
-    """A file of that name which is no library stands for none, also where there is one."""
+    """A file of that name that is not a library simulates a missing driver, even if there is one."""
     (tmp_path / "libcuda.so.1").write_text("")
     out = python(LOOK, LD_LIBRARY_PATH=str(tmp_path))
     assert "backend 'cuda' is not available: there is no CUDA driver: " in out.stdout, out.stderr
@@ -120,8 +120,8 @@ pcrm.functional.pcrm_loss(torch.ones(1), torch.zeros(1), 4.5)
 
 @pytest.mark.parametrize("device", ["sm_75", "sm_80", "sm_90", "sm_100"])
 def test_assembles(tmp_path, device):
-    """NVIDIA's assembler, which the driver has inside, takes the PTX. Triton, which comes with
-    torch, has it, in a newer version too for the newest devices.
+    """NVIDIA's assembler, which is part of the driver, accepts the PTX. Triton, which comes with torch,
+    includes it, and a newer version for the newest devices.
     """
     spec = importlib.util.find_spec("triton")
     folder = Path(spec.origin).parent / "backends" / "nvidia" / "bin" if spec and spec.origin else Path("/nowhere")

@@ -1,4 +1,4 @@
-"""`pcrm doctor`: what it says of this machine, and that it notices wrong numbers."""
+"""`pcrm doctor`: its report on this machine, and that it detects wrong numbers."""
 
 import math
 import shutil
@@ -69,7 +69,7 @@ COMMAND = "import sys, pcrm.cli; sys.exit(pcrm.cli.main(['doctor']))"
 
 @pytest.mark.slow
 def test_driver(fake_driver):
-    """The fake one: torch's own runtime does not take it for a driver."""
+    """With the fake driver, which torch's own runtime does not recognize."""
     out = python(COMMAND, **fake_driver)
     assert out.returncode == 0, out.stderr
     assert "CUDA      driver for 12.1, torch built for " in out.stdout

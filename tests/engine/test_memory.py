@@ -1,4 +1,4 @@
-"""A million calls leave the process as large as it was."""
+"""A million calls do not grow the process."""
 
 import contextlib
 import gc
@@ -14,10 +14,10 @@ from pcrm._engine import native
 
 @pytest.mark.slow
 def test_a_million_calls_keep_their_size():
-    """Under 1 MB, over all functions of the bridge, errors among them.
+    """Less than 1 MB, over all functions of the bridge, including errors.
 
-    In a process of its own: one that ran other tests has a gigabyte that the kernel takes away and
-    gives back as it likes.
+    Runs in a separate process: after other tests, a process has a gigabyte that the kernel reclaims and
+    returns at any time.
     """
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
@@ -25,7 +25,7 @@ def test_a_million_calls_keep_their_size():
 
 
 def resident() -> int:
-    """Bytes of memory of the process's own (not of files), by the kernel's count."""
+    """The process's anonymous memory (not of files) in bytes, as counted by the kernel."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", status)[1])
 
@@ -53,7 +53,7 @@ def growth() -> int:
             with contextlib.suppress(RuntimeError):
                 bridge.bridge_RewardLoss(4, n, loss.data_ptr(), 0, 0, *pairs, bad.data_ptr(), 0.0, 0.0, 0, False)
 
-    calls()  # what is made once
+    calls()  # warm up: allocations that happen once
     gc.collect()
     before = resident()
     for _ in range(10):

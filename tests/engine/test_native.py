@@ -1,4 +1,4 @@
-"""The extension itself: what it links, how it loads, what it does to the process."""
+"""The extension itself: its dependencies, its loading, its effects on the process."""
 
 import importlib.util
 import re
@@ -38,7 +38,7 @@ def test_size(extension):
 
 @pytest.mark.slow
 def test_import_is_a_small_part_of_torchs():
-    """A tenth of its processor time at most, in one process: it was 0.01."""
+    """At most a tenth of torch's processor time, in one process. It was 0.01."""
     spec = importlib.util.find_spec("pcrm._native._bridge")
     code = f"""
 import importlib.util, time
@@ -72,13 +72,13 @@ def test_errors_carry_their_kind():
 
 
 def test_dtypes_are_in_the_order_of_the_kernels():
-    """Package gpu and driver.h are held against the same list when they are compiled."""
+    """Package gpu and driver.h are checked against the same list at compile time."""
     (names,) = re.findall(r"^enum \{ (PCRM_FLOAT32, .*) \};", (ROOT / "gpu" / "kernels.h").read_text(), flags=re.M)
     assert names.split(", ") == [f"PCRM_{dtype}".replace("torch.", "").upper() for dtype in dtypes.CUDA_CODES]
     assert list(dtypes.CUDA_CODES.values()) == list(range(len(dtypes.COMPUTE)))
 
 
 def test_loading_needs_no_torch():
-    """Commands that compute in Go alone start without it."""
+    """Commands that compute only in Go start without torch."""
     code = "import sys, pcrm._engine.native as native; native.library(); print({'torch', 'numpy'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"

@@ -1,4 +1,4 @@
-"""The token form and DPO: what `test_functional` does for the pair form."""
+"""The token form and DPO. `test_functional` has the same tests for the pair form."""
 
 import math
 
@@ -25,7 +25,7 @@ def test_golden_tokens(backend, golden, dtype, tolerance):
         loss = pcrm_token_loss(chosen, rejected, *ids, delta, pad_token_id=c["pad_token_id"])
         loss.backward()
         close(loss, c["loss"], tolerance)
-        # Gradients are differences of numbers up to 1 over the length of the span.
+        # Gradients are differences of numbers up to 1, divided by the length of the span.
         close(chosen.grad, c["grad_chosen"], tolerance, 4 * torch.finfo(dtype).eps)
         assert torch.equal(chosen.grad, -rejected.grad)
 
@@ -72,7 +72,7 @@ def test_gradcheck(backend, reduction):
 @given(st.integers(1, 6), st.integers(1, 12), st.integers(0, 10**6), st.sampled_from(["mean", "sum", "none"]))
 @settings(max_examples=150, deadline=None)
 def test_go_equals_torch_on_tokens(rows, width, seed, reduction):
-    """With few different ids, so that starts, pads and equal rows fall everywhere."""
+    """With few distinct ids, so that starts, pads and equal rows occur everywhere."""
     g = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 3, (2, rows, width), generator=g)
     scores = 5 * torch.randn(2, rows, width, generator=g, dtype=torch.float64)
@@ -91,7 +91,7 @@ def test_go_equals_torch_on_tokens(rows, width, seed, reduction):
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_masks_end_responses_where_the_pad_token_also_ends_turns(backend, dtype, reduction):
-    """The same turns with a pad token of their own are the same loss and gradient."""
+    """The same turns with a separate pad token give the same loss and gradient."""
     end, alone = 2, 49
     chosen_ids = [[7, 8, end, 9, 10, end], [7, 8, end], [5, 6]]
     rejected_ids = [[7, 3, end, 4, end], [7, 8, end, 9, end], [5, 6, end]]  # the last two differ where one ends
@@ -339,7 +339,7 @@ def test_dpo_module(backend):
 
 
 def test_baselines_of_the_benchmarks(backend):
-    """They compute what we compute: a benchmark against something else would say nothing."""
+    """They compute the same as pcrm. Otherwise the benchmark would be meaningless."""
     chosen, rejected, ids_c, ids_r, delta = tokens(rows=5)
     delta = delta.clamp(max=50)
     ours = pcrm_token_loss(chosen, rejected, ids_c, ids_r, delta, pad_token_id=PAD)

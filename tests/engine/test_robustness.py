@@ -1,7 +1,7 @@
-"""The native library in a process that does other things too, each case in a process of its own.
+"""The native library next to other activities in a process. Each case runs in a separate process.
 
-What else there is of it: tests/engine/test_backends.py (forks, DataLoader, `datasets.map`),
-tests/engine/test_native.py (the file itself), tests/engine/test_memory.py (a million calls).
+See also tests/engine/test_backends.py (forks, DataLoader, `datasets.map`), tests/engine/test_native.py
+(the file itself) and tests/engine/test_memory.py (a million calls).
 """
 
 import ctypes.util
@@ -33,7 +33,7 @@ sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 
 
 def python(code, *arguments, timeout=120, **env):
-    """What the code prints as JSON in its last line. It finds the tests' modules."""
+    """Run code that can import the tests' modules, and return the JSON in its last line of output."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
@@ -49,7 +49,7 @@ def python(code, *arguments, timeout=120, **env):
     "before",
     [
         LOAD + 'assert "torch" not in sys.modules and "numpy" not in sys.modules',
-        "import torch; torch.nn.functional.logsigmoid(torch.randn(2_000_000)).sum()  # has its threads",
+        "import torch; torch.nn.functional.logsigmoid(torch.randn(2_000_000)).sum()  # torch now has its threads",
     ],
     ids=["before torch", "after torch"],
 )
@@ -59,13 +59,13 @@ def test_import_order(before):
 
 
 def test_first_use_by_many_threads():
-    """No thread takes a library that another one is just loading for one from before a fork."""
+    """No thread mistakes a library that another thread is loading for one from before a fork."""
     code = """
 import json, os, threading, time
 import pcrm
 from pcrm._engine import native
 getpid = os.getpid
-os.getpid = lambda: (time.sleep(0.02), getpid())[1]  # between the lines that note what was loaded
+os.getpid = lambda: (time.sleep(0.02), getpid())[1]  # sleep between the lines that record the load
 start, served = threading.Barrier(8), []
 def use():
     start.wait()
@@ -83,7 +83,7 @@ print(json.dumps(served))
     [("spawn", False, "go"), ("forkserver", False, "go"), ("forkserver", True, "torch"), ("fork", True, "torch")],
 )
 def test_start_methods(method, used, served, tmp_path):
-    """Forks of a process that used Go compute with torch, all other children with Go."""
+    """Forked children of a process that used Go compute with torch, all other children with Go."""
     (tmp_path / "uses_pcrm.py").write_text("from helpers.processes import compute\ncompute()\n")
     code = f"""
 import json, multiprocessing
@@ -102,7 +102,7 @@ if __name__ == "__main__":
         assert got["numbers"] == pytest.approx(compute()["numbers"], rel=1e-6)
 
 
-# A call of some tenths of a second of a processor.
+# A call that takes some tenths of a second.
 LONG = """
 import json, os, signal, sys, threading
 import numpy as np
@@ -117,7 +117,7 @@ def long():
 
 
 def test_keyboard_interrupt():
-    """It comes when the call ends, to the main thread, and leaves the library as it was."""
+    """The interrupt arrives in the main thread when the call ends, and the library still works."""
     code = (
         LONG
         + """
@@ -146,7 +146,7 @@ print(json.dumps([caught, compute() == want, signal.getsignal(signal.SIGINT) is 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_ends_the_process(name):
-    """As it ends one without Go: nothing is caught that Python does not catch."""
+    """A signal ends the process as without Go: nothing is caught that Python does not catch."""
     code = LONG + 'signal.signal(signal.SIGINT, signal.SIG_DFL)\nlong()\nprint("ready", flush=True)\nwhile True: long()'
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment) as child:
@@ -159,7 +159,7 @@ def test_a_signal_ends_the_process(name):
 
 
 def test_go_and_openmp_threads_together():
-    """More of each than processors, all at work at once: the same bits as one thread of Go."""
+    """More threads of each kind than processors, all busy at once: the same bits as one Go thread."""
     code = """
 import json, torch, pcrm
 from concurrent.futures import ThreadPoolExecutor
@@ -187,8 +187,8 @@ print(json.dumps([all(same), native.call(bridge.bridge_NumThreads), torch.get_nu
     assert python(code, timeout=200, **environment) == [True, 5, 3]
 
 
-# What a changed mode of the floating-point unit changes: denormals as operands and as results,
-# in float32 and float64, by the C library's rounding mode too.
+# Everything that the mode of the floating-point unit affects: denormals as operands and as results,
+# in float32 and float64, and the C library's rounding mode.
 MODE = f"""
 import ctypes, json, sys, threading
 import numpy as np, torch
@@ -218,7 +218,7 @@ def calls():
 
 
 def test_floating_point_mode_is_left_alone():
-    """By the import and by calls, in the calling thread and in new ones; and so is one that the user set."""
+    """The import and calls do not change it, in the calling thread or in new ones, even if the user has set it."""
     code = (
         MODE
         + """
@@ -234,7 +234,7 @@ flushes = torch.set_flush_denormal(True)
 flushed = mode()
 calls()
 after = mode()
-torch.set_flush_denormal(False)  # which would make zeros of what is printed
+torch.set_flush_denormal(False)  # otherwise the printed numbers would be zeros
 print(json.dumps([alone, loaded, used, flushes, flushed, after]))
 """
     )
@@ -288,7 +288,7 @@ func main() {}
 
 @pytest.fixture(scope="module")
 def other_runtime(tmp_path_factory):
-    """A shared library made with the project's Go: a runtime of its own."""
+    """A shared library built with the project's Go, which has its own runtime."""
     try:
         go, cc = pcrm_build._go(), pcrm_build._cc(platform.machine())
     except RuntimeError as error:
@@ -306,7 +306,7 @@ def other_runtime(tmp_path_factory):
 
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_beside_another_go_runtime(other_runtime, order):
-    """Two runtimes, loaded in either order, at work at once; each recovers from faults, which are signals."""
+    """Two Go runtimes, loaded in either order, busy at once. Each recovers from faults, which are signals."""
     code = """
 import ctypes, json, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -326,7 +326,7 @@ if sys.argv[2] == "after":
     work = load()
 one = torch.ones(1)
 def fault():
-    # No place for the result: a nil pointer in Go.
+    # No memory for the result: a nil pointer in Go.
     try:
         native.call(bridge.bridge_RewardLoss, 4, 1, 0, 0, 0, *[one.data_ptr()] * 3, 0.0, 0.0, 0, False)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""`pcrm.trace`: what it writes, when, and that nothing of it shows where it is off."""
+"""`pcrm.trace`: what it writes and when, and that it has no effect when it is off."""
 
 import ast
 import contextlib
@@ -35,7 +35,7 @@ def files(folder):
 
 
 def steps(folder):
-    """Rank and step of each file; every name has a run as well."""
+    """Return rank and step of each file. Every name also has a run."""
     found = [re.fullmatch(r"rank(\d{5})-run[0-9a-f]{12}-step(\d{8})\.safetensors", name) for name in files(folder)]
     return sorted((int(m[1]), int(m[2])) for m in found)
 
@@ -53,7 +53,7 @@ def test_pair(tmp_path, backend, dtype):
     assert torch.equal(tensors["chosen_rewards"], chosen) and tensors["chosen_rewards"].dtype == dtype
     assert torch.equal(tensors["loss"], loss.detach()) and torch.equal(tensors["prior"], prior)
     assert torch.equal(tensors["delta"], constraint.delta(prior).to(loss.dtype))
-    # The gradient is the loss's own, before the 7 that came from above.
+    # The gradient of the loss itself, before scaling by the incoming 7.
     torch.testing.assert_close(
         7 * tensors["grad_chosen"], chosen.grad.to(loss.dtype), rtol=torch.finfo(dtype).eps, atol=1e-7
     )
@@ -87,7 +87,7 @@ def test_compiled(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["PCRMLoss", "PCRMDPOLoss"])
 def test_compiled_records_the_prior_of_the_call(tmp_path, module):
-    """In a smaller last batch and with a replaced constraint too; an evaluation is no step."""
+    """Also in a smaller last batch and with a replaced constraint. An evaluation is not a step."""
     torch.compiler.reset()
     loss = getattr(pcrm, module)(pcrm.Constraint(10, 0.001, -5, cap=math.inf))
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
@@ -120,11 +120,11 @@ def test_every_and_when(tmp_path, backend):
     for _ in range(7):
         pcrm_loss(chosen, rejected, delta)
         with torch.no_grad():
-            pcrm_loss(chosen, rejected, delta)  # an evaluation is no step
+            pcrm_loss(chosen, rejected, delta)  # an evaluation is not a step
     trace.stop()
     pcrm_loss(chosen, rejected, delta)
     assert steps(tmp_path) == [(0, 0), (0, 3), (0, 6)]
-    # A second trace has files of its own: nothing is written over.
+    # A second trace has its own files: nothing is overwritten.
     with pcrm.trace(tmp_path):
         pcrm_loss(chosen, rejected, delta)
     assert steps(tmp_path) == [(0, 0), (0, 0), (0, 3), (0, 6)]
@@ -132,7 +132,7 @@ def test_every_and_when(tmp_path, backend):
 
 
 def traced_in_a_process(folder, seed):
-    """Two processes that both take themselves for rank 0."""
+    """Two processes that both believe to be rank 0."""
     torch.manual_seed(seed)
     with pcrm.trace(folder):
         for _ in range(5):
@@ -190,7 +190,7 @@ def test_threads_record_their_own_priors(tmp_path, backend):
 
 
 def test_a_prior_between_delta_and_the_loss_of_another_thread(tmp_path, backend):
-    """What is recorded is an argument of the call. Another thread cannot get in between."""
+    """The recorded prior is an argument of the call, so another thread cannot interfere."""
     chosen, rejected, _ = batch(3)
     constraint = pcrm.Constraint(10, 0.001, -5)
     first, second = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.7, 0.8, 0.9])
@@ -215,14 +215,14 @@ def test_prior_of_one_call_is_not_that_of_the_next(tmp_path, backend):
 
 @pytest.mark.slow
 def test_prior_of_a_call_that_came_to_nothing(tmp_path, backend):
-    """An evaluation and a call that raised leave nothing behind for the next step."""
+    """An evaluation and a failed call do not affect the next step."""
     chosen, rejected, delta = batch(3)
     loss = pcrm.PCRMLoss(pcrm.Constraint(10, 0.001, -5))
     with pcrm.trace(tmp_path):
         with torch.no_grad():
             loss(chosen, rejected, torch.rand(3))
         pcrm_loss(chosen, rejected, delta)
-        with pytest.raises(ValueError, match="delta has shape"):
+        with pytest.raises(ValueError, match="delta must have shape"):
             loss(chosen, rejected, torch.rand(2))
         pcrm_loss(chosen, rejected, delta)
         loss(chosen, rejected, torch.tensor(0.5))  # one prior for all
@@ -261,7 +261,7 @@ def test_a_bad_variable_is_named(tmp_path, every):
 
 
 def test_nested(tmp_path):
-    """The inner one takes over, and hands back."""
+    """The inner trace takes over, and the outer one continues afterwards."""
     with pcrm.trace(tmp_path / "a"):
         with pcrm.trace(tmp_path / "b"):
             pcrm_loss(*batch(3))
@@ -277,7 +277,7 @@ def test_private(tmp_path):
 
 
 def test_whole_or_not_at_all(tmp_path, monkeypatch):
-    """A full disk: the error is told, no part is left, and what is there stays."""
+    """On a full disk, the error is raised, no partial file is left, and existing files are kept."""
     with pcrm.trace(tmp_path):
         pcrm_loss(*batch(3))
 
@@ -310,7 +310,7 @@ def test_bad_arguments(tmp_path):
 
 
 def verify(folder):
-    """The command's exit status and what it prints."""
+    """Return the command's exit status and output."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         status = cli.main(["verify", str(folder)])
@@ -319,7 +319,7 @@ def verify(folder):
 
 @pytest.mark.slow
 def test_verify_what_was_traced(tmp_path, backend):
-    """Every form, dtype, reduction and option that the functions have."""
+    """Every form, dtype, reduction and option of the functions."""
     with pcrm.trace(tmp_path):
         for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
             for reduction in ("mean", "sum", "none"):
@@ -359,7 +359,7 @@ def test_verify_notices(tmp_path):
     for name, what in (("element", "grad_chosen"), ("missing", "delta"), ("short", "step00000000")):
         code, text = verify(tmp_path / name)
         assert code == 1 and what in text and path[name].name in text, text
-    # A file under the name of another run's.
+    # A file with the name of another run's file.
     for _ in range(2):
         with pcrm.trace(tmp_path / "mixed"):
             pcrm_loss(*batch(3))
@@ -372,7 +372,7 @@ def test_verify_notices(tmp_path):
 
 
 def test_what_a_trace_says_needs_no_other_module():
-    """pcrm._engine.trace is below the constraint and the settings, and the constraint is below the losses."""
+    """pcrm._engine.trace must not import the constraint or settings, and the constraint must not import the losses."""
 
     def imported(module):
         for node in ast.walk(ast.parse(inspect.getsource(module))):

@@ -1,4 +1,4 @@
-"""Tensors whose numbers are not at `data_ptr()`: torch computes, or the type is named."""
+"""Tensors whose data is not at `data_ptr()`: torch computes, or the error names the type."""
 
 import sys
 import warnings
@@ -17,11 +17,11 @@ CONSTRAINT = pcrm.Constraint(10, 0.001, -5)
 
 
 class Plain(torch.Tensor):
-    """Shares its storage and handles nothing."""
+    """A subclass with ordinary storage that handles no operations."""
 
 
 class Handles(torch.Tensor):
-    """Shares its storage, and handles torch's functions, which it counts."""
+    """A subclass with ordinary storage that handles and counts torch's functions."""
 
     handled = 0
 
@@ -71,7 +71,7 @@ NUMBERS = torch.tensor([0.1, 0.4, 0.7, 0.9])
 
 @pytest.fixture
 def mesh():
-    """A device mesh of this process alone."""
+    """A device mesh with only this process."""
     from torch.distributed.device_mesh import DeviceMesh
 
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
@@ -81,7 +81,7 @@ def mesh():
 
 @pytest.fixture(params=["two", "async", "dtensor"])
 def wrapped(request):
-    """A wrapper of numbers, and back."""
+    """Wrap numbers, and unwrap them."""
     if request.param == "dtensor":
         from torch.distributed.tensor import DTensor, Replicate
 
@@ -97,7 +97,7 @@ def wrapped(request):
 def test_wrappers_are_computed_by_torch(wrapped, door, backend):
     wrap, unwrap = wrapped
     x = wrap(NUMBERS)
-    if door is token and type(x).__name__ == "DTensor":  # torch mixes no positions with it
+    if door is token and type(x).__name__ == "DTensor":  # torch cannot mix plain positions with it
         with pytest.raises(TypeError, match=r"chosen_rewards must be .* got a DTensor .*full_tensor\(\)"):
             door(x)
         return
@@ -136,7 +136,7 @@ def test_values_of_wrappers_are_looked_at_where_they_can_be():
 
 @pytest.mark.parametrize("door", DOORS)
 def test_fake_tensors_outside_of_their_mode(door, backend):
-    """As torch's own functions: some take them, some refuse to mix them with numbers."""
+    """Like torch's own functions: some accept them, some refuse to mix them with real tensors."""
     with FakeTensorMode():
         x = torch.empty(4)
     try:
@@ -186,7 +186,7 @@ def test_wrappers_are_not_recorded(tmp_path, backend):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The calls of native functions."""
+    """Record the calls of native functions."""
     made = []
     call = native.call
     for name, module in list(sys.modules.items()):
@@ -212,7 +212,7 @@ def test_what_shares_its_storage_stays_native(calls):
 
 
 def test_what_handles_operations_is_asked(calls):
-    """Native code would pass it by."""
+    """Native code would bypass the handler."""
     with pcrm.backends.use_backend("go"):
         before = Handles.handled
         loss = pair(NUMBERS.as_subclass(Handles))
@@ -221,7 +221,7 @@ def test_what_handles_operations_is_asked(calls):
 
 
 def test_cosine_under_transforms(backend):
-    """vmap hands over one row of many, whose address is that of the first."""
+    """vmap passes one row of many, with the address of the first row."""
     a, b = torch.rand(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
     got = torch.vmap(pcrm.priors.cosine)(a, b)
     torch.testing.assert_close(got, torch.stack([pcrm.priors.cosine(x, y) for x, y in zip(a, b, strict=True)]))

@@ -112,7 +112,7 @@ def test_bad_coefficients():
 
 def test_values_that_are_not_numbers():
     masked = np.ma.array([1.0, 2.0], mask=[False, True])
-    with pytest.raises(TypeError, match=re.escape("scores[0][1] is masked, must be a number")):
+    with pytest.raises(TypeError, match=re.escape("scores[0][1] must be a number, got a masked value")):
         reference([masked], [[1, 2]])
     for bad in (True, "1", None, [1.0]):
         with pytest.raises(TypeError, match=re.escape(f"coefficients[0] must be a number, got {bad!r}")):

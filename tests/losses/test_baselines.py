@@ -1,4 +1,4 @@
-"""The losses of other papers: against mpmath and each other's limits; test_baselines_trl.py has TRL's trainers."""
+"""The losses of other papers against mpmath and against each other in limits. test_baselines_trl.py compares with TRL."""
 
 import math
 import re
@@ -39,18 +39,18 @@ def divergence(a, b):
 
 
 class Baseline(NamedTuple):
-    """A loss with settings, called with scores and numbers (B,), and its formula, a pair at a time."""
+    """A loss with settings, called with scores and extra numbers (B,), and its formula for one pair."""
 
     call: Callable[..., Any]
-    exact: Callable[[Any, Any, Any], Any]  # of both scores or log ratios and the pair's number
-    scores: int = 4  # how many tensors come first
+    exact: Callable[[Any, Any, Any], Any]  # a function of both scores or log ratios and the pair's number
+    scores: int = 4  # the number of leading tensors
 
     def loss(self, *arguments, **options):
         result = self.call(*arguments, **options)
         return result if self.scores == 2 else result[0]
 
 
-# Settings that are powers of 2: with such scores no product is rounded.
+# Settings are powers of 2, so that no product with such scores is rounded.
 BASELINES = {
     "llama2": Baseline(llama2_margin_loss, lambda c, r, x: softplus(x - (c - r)), 2),
     "l2": Baseline(
@@ -79,7 +79,7 @@ BASELINES = {
         lambda c, r, x: ((c - r) / 4 - x / 2) ** 2,
     ),
     "odpo": Baseline(lambda *a, **k: odpo_loss(*a, beta=0.25, **k), lambda c, r, x: softplus(x - (c - r) / 4)),
-    "rdpo": Baseline(  # the number's two signs are the two lengths
+    "rdpo": Baseline(  # the positive and negative parts of the number are the two lengths
         lambda a, b, c, d, x, **k: rdpo_loss(
             a, b, c, d, x.clamp(min=0), (-x).clamp(min=0), alpha=0.125, beta=0.25, **k
         ),
@@ -90,7 +90,7 @@ baselines = pytest.mark.parametrize("name", BASELINES)
 
 
 def numbers(n=60, count=4, dtype=torch.float64, seed=0):
-    """Scores and a number a pair, multiples of 1/64 up to 32: exact in all that is computed of them."""
+    """Scores and one number per pair, multiples of 1/64 up to 32, so that sums and products are exact."""
     g = torch.Generator().manual_seed(seed)
     values = torch.randint(-2048, 2049, (count + 1, n), generator=g).to(torch.float64) / 64
     values[-1] /= 4
@@ -108,8 +108,8 @@ def of(name, **options):
 def test_exact(backend, name, dtype):
     """Losses and gradients with 60 digits.
 
-    A divergence is a difference of numbers up to |z| + |x| < 50, a gradient one of numbers up to 1
-    and, for squares, twice the scores: each has a few roundings of these.
+    A divergence is a difference of numbers up to |z| + |x| < 50. A gradient is a difference of numbers
+    up to 1 or, for squares, twice the scores. Each has a few roundings of these.
     """
     baseline, inputs = BASELINES[name], of(name, dtype=dtype)
     loss = baseline.loss(*inputs, reduction="none")
@@ -129,7 +129,7 @@ def test_exact(backend, name, dtype):
         loss.detach().double(), torch.tensor(losses, dtype=torch.float64), rtol=relative, atol=absolute
     )
     for got, want in zip(inputs[:2], torch.tensor(gradients, dtype=torch.float64).T, strict=True):
-        # Forward KL's is q (1-q) (z - x): the rounding of a number up to 50.
+        # The gradient of forward KL is q (1-q) (z - x), with the rounding of a number up to 50.
         torch.testing.assert_close(
             got.grad.double(), want, rtol=relative, atol=4 * eps * (50 if name == "forward_kl" else 1)
         )
@@ -148,7 +148,7 @@ def test_gradcheck(backend, name, reduction):
 @baselines
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_backends_agree_and_another_gradient_comes_in(backend, name, reduction):
-    """Many blocks, layers before and after the loss."""
+    """Many blocks, with layers before and after the loss."""
     results = []
     for now in (backend, "torch"):
         g = torch.Generator().manual_seed(1)
@@ -212,7 +212,7 @@ def test_without_its_word_it_is_bradley_terry():
 
 
 def test_a_margin_is_a_lower_score(backend):
-    """And a constant offset is one of the reference's: the sign of what is given."""
+    """A constant offset acts like one of the reference: this checks its sign."""
     chosen, rejected, x = numbers(count=2)
     torch.testing.assert_close(
         llama2_margin_loss(chosen, rejected, x), pcrm_loss(chosen - x, rejected, math.inf), rtol=1e-13, atol=0
@@ -226,7 +226,7 @@ def test_a_margin_is_a_lower_score(backend):
 
 
 def test_aims(backend):
-    """Where each is least, and that it is nothing there where it is a distance."""
+    """The minimum of each loss. For a distance, the minimum is zero."""
     gap = torch.tensor([-2.0, 0.0, 0.5, 6.0], dtype=torch.float64)
     zeros = torch.zeros(4, dtype=torch.float64)
     for distance in ("squared", "forward_kl", "backward_kl"):
@@ -269,7 +269,7 @@ def test_half_precision(backend, name, dtype):
     want = BASELINES[name].loss(*exact)
     want.backward()
     torch.testing.assert_close(loss.double(), want, rtol=2e-6, atol=0)
-    # A gradient is rounded once to its own type; float16 has units of 2^-24 at the least.
+    # A gradient is rounded once to its dtype; the smallest unit of float16 is 2^-24.
     torch.testing.assert_close(
         inputs[0].grad.double(), exact[0].grad, rtol=torch.finfo(dtype).eps, atol=2**-24 + 1e-6 / 60
     )
@@ -283,7 +283,7 @@ def test_infinities_and_huge_numbers(backend):
     at = torch.tensor([math.inf, -math.inf, 1e300, -1e300, 800.0, -800.0], dtype=torch.float64)
     down = [0, math.inf, 0, 1e300, 0, 800]
     p = 1 / (1 + math.exp(-0.5))
-    # What remains of p log(p / q) + (1 - p) log((1 - p) / (1 - q)): at 800, the entropy too.
+    # The remaining terms of p log(p / q) + (1 - p) log((1 - p) / (1 - q)); at 800 also the entropy.
     entropy = p * math.log(p) + (1 - p) * math.log(1 - p)
     apart = [math.inf, math.inf, (1 - p) * 1e300, p * 1e300, (1 - p) * 800 + entropy, p * 800 + entropy]
     for call, losses, gradients in (
@@ -409,7 +409,7 @@ def test_other_devices_take_the_torch_path():
 
 
 def test_they_are_not_traced(tmp_path, backend):
-    """What `pcrm verify` has no formula for is not recorded, and does not count as a step."""
+    """`pcrm verify` has no formula for these losses, so they are not recorded and do not count as steps."""
     chosen, rejected, x = numbers(count=2)
     with pcrm.trace(tmp_path, every=2):
         for _ in range(2):
@@ -556,7 +556,7 @@ def test_bad_input(backend, error, message, call):
 
 
 def test_lengths_of_any_integer_type(backend):
-    """uint8, too, whose differences would wrap."""
+    """Including uint8, whose differences would wrap."""
     *logps, _ = numbers(n=3)
     want = rdpo_loss(*logps, torch.tensor([3.0, 200, 0]), torch.tensor([250.0, 1, 7]), alpha=0.1)[0]
     for dtype in (torch.uint8, torch.int32, torch.int64):

@@ -1,4 +1,4 @@
-"""The losses of other papers against TRL's own losses of the same papers."""
+"""The losses of other papers against TRL's implementations."""
 
 import math
 
@@ -16,7 +16,7 @@ from pcrm.functional import (
 
 
 def shaken(model):
-    """Away from the reference, from which it was copied."""
+    """Move the policy away from the reference that it was copied from."""
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
@@ -35,7 +35,7 @@ def sums_and_lengths(model, batch):
 
 @pytest.mark.parametrize("loss_type", ["ipo", "exo_pair", "aot", "sigmoid"])
 def test_trl_dpo(backend, tiny_policy, rows, tmp_path, loss_type):
-    """IPO of log probabilities a token; EXO is forward KL to a coin of 1 - e; AOT of one pair is cDPO."""
+    """IPO with log probabilities per token; EXO is forward KL to a label of 1 - e; AOT of one pair is cDPO."""
     e = 0.1
     trainer = build(
         "dpo",
@@ -63,7 +63,7 @@ def test_trl_dpo(backend, tiny_policy, rows, tmp_path, loss_type):
     else:
         got = odpo_loss(*logps, 0.0, beta=0.3)
     assert abs((pc - rc) - (pr - rr)).min() > 0.05, "the policy is not its reference"
-    # The sums are of some tens of numbers up to 10, in float32: 1e-5 of them.
+    # float32 sums of some tens of numbers up to 10: a relative error of 1e-5.
     torch.testing.assert_close(got[0], want.detach(), rtol=1e-4, atol=1e-5)
 
 
@@ -83,7 +83,7 @@ def test_trl_reward_margin_and_centering(backend, tiny, rows, tmp_path):
             scores = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         chosen, rejected = scores.squeeze(1).chunk(2)
         got = llama2_margin_loss(chosen, rejected, batch["margin"])
-        if center is not None:  # centering is what it adds to the plain loss
+        if center is not None:  # centering is the term added to the plain loss
             plain_loss = pcrm_loss(chosen, rejected, math.inf)
             got = got + pcrm_loss(chosen, rejected, math.inf, center_rewards_coefficient=center) - plain_loss
         torch.testing.assert_close(got, want.detach(), rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""`pcrm_loss`: its gradient, where it stands in a graph, what it takes and what it refuses."""
+"""`pcrm_loss`: the gradient, its place in a graph, valid and invalid arguments."""
 
 import math
 import os
@@ -25,7 +25,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_gradcheck(backend, reduction, smoothing):
     chosen, rejected, delta = batch()
-    # Smoothing adds e * delta to the loss, so an infinite delta that is not excepted would show.
+    # Smoothing adds e * delta to the loss, so a missing exception for an infinite delta would show.
     assert torch.autograd.gradcheck(
         lambda a, b: pcrm_loss(
             a, b, delta, label_smoothing=smoothing, center_rewards_coefficient=0.01, reduction=reduction
@@ -73,7 +73,7 @@ def test_infinite_delta_is_bradley_terry(backend):
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_not_the_last_layer(backend, reduction):
-    """Another gradient than 1 comes in, and the scores come from a layer."""
+    """The incoming gradient is not 1, and the scores come from a layer."""
     weight = torch.tensor([0.7, -0.3], dtype=torch.float64, requires_grad=True)
     features, other, delta = (*(x.detach() for x in batch()[:2]), batch()[2])
 
@@ -102,7 +102,7 @@ def test_dtypes(backend, dtype):
     with pcrm.backends.use_backend("torch"):
         reference = pcrm_loss(*exact, delta.double())
         reference.backward()
-    # The loss has the rounding of the type that computes, the gradient that of its own.
+    # The loss has the rounding of the compute dtype, the gradient that of its own dtype.
     torch.testing.assert_close(loss.double(), reference, rtol=4 * torch.finfo(computed_in).eps, atol=0)
     for got, want in zip((chosen, rejected), exact, strict=True):
         torch.testing.assert_close(
@@ -123,7 +123,7 @@ def test_memory_layouts(backend):
     got = pcrm_loss(strided, rejected.flip(0).flip(0), delta)
     assert torch.equal(got, want)
     got.backward()
-    # One number seen six times, which no gradient may be added up wrongly for.
+    # One number seen six times: an expanded tensor must get the sum of the gradients.
     one = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     pcrm_loss(one.expand(6), rejected, delta[1].expand(6), reduction="sum").backward()
     six = torch.full((6,), 0.5, dtype=torch.float64, requires_grad=True)
@@ -142,7 +142,7 @@ def test_one_side_needs_no_gradient(backend):
 
 
 def test_retained_graph(backend):
-    """Backward twice gives the same gradient twice, and without retain_graph an error."""
+    """A second backward pass gives the same gradient, or an error without retain_graph."""
     chosen, rejected, delta = batch()
     loss = 3 * pcrm_loss(chosen, rejected, delta)
     loss.backward(retain_graph=True)
@@ -156,7 +156,7 @@ def test_retained_graph(backend):
 
 
 def test_gradients_do_not_share_memory(backend):
-    """Changing one in place, as clipping does, changes nothing else."""
+    """Changing one gradient in place, as clipping does, does not change the other."""
     chosen, rejected, delta = batch()
     pcrm_loss(chosen, rejected, delta).backward()
     before = rejected.grad.clone()
@@ -172,7 +172,7 @@ def test_one_delta_for_all(backend):
 
 
 def test_nan_and_infinities_propagate(backend):
-    """NaN comes through the extension too: it was not compiled with -ffast-math."""
+    """NaN propagates through the extension too, so it was not compiled with -ffast-math."""
     chosen = torch.tensor([math.nan, math.inf, -math.inf, 1.0], requires_grad=True)
     loss = pcrm_loss(chosen, torch.zeros(4), 4.0, reduction="none")
     assert loss.isnan().tolist() == [True, False, False, False]
@@ -185,7 +185,7 @@ def test_nan_and_infinities_propagate(backend):
 
 @pytest.mark.parametrize("upstream", [False, True])
 def test_double_backward_is_a_clear_error(upstream):
-    """However it is asked for: a derivative that is silently zero would be worse than none."""
+    """Every way to ask for a second derivative is an error. A silent zero would be worse."""
     chosen, rejected, delta = batch()
     scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     with pcrm.backends.use_backend("go"):
@@ -202,7 +202,7 @@ def test_double_backward_is_a_clear_error(upstream):
 
 
 def test_transforms_take_the_torch_path():
-    """What looks into the computation gets one to look into, and the right numbers."""
+    """A transform gets a traceable computation and the correct numbers."""
     chosen, rejected, delta = (x.detach() for x in batch())
 
     def loss(a):
@@ -230,7 +230,7 @@ def test_transforms_take_the_torch_path():
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_vmap_over_the_gradient(backend, reduction, dtype):
-    """PyTorch's own way to a Jacobian: the loss is computed outside of vmap."""
+    """PyTorch's own Jacobian: the loss is computed outside of vmap."""
     chosen, rejected, delta = batch(5, dtype)
     loss = pcrm_loss(chosen, rejected, delta, reduction=reduction)
     incoming = torch.eye(5, dtype=loss.dtype) if reduction == "none" else torch.arange(3, dtype=loss.dtype)
@@ -250,7 +250,7 @@ def test_vmap_over_the_gradient(backend, reduction, dtype):
 
 
 def test_negative_views(backend):
-    """A tensor may be stored with the other sign, and its address knows nothing of it."""
+    """A tensor may be stored with the opposite sign, which its address does not show."""
     chosen = torch.tensor([0.2 + 1.2j]).conj().imag
     assert chosen.is_neg() and chosen.is_contiguous()
     torch.testing.assert_close(pcrm_loss(chosen, torch.zeros(1), 3.0), pcrm_loss(chosen.clone(), torch.zeros(1), 3.0))
@@ -319,8 +319,8 @@ def test_compiled_double_backward_is_a_clear_error():
 def test_operator_is_what_torch_expects():
     """Its fake, its schema and its autograd registration, by torch's own checks.
 
-    Not `test_aot_dispatch_dynamic`, which sends a gradient into every output: two of ours
-    are gradients, and refuse it. The compile tests above cover what it looks at.
+    Without `test_aot_dispatch_dynamic`, which sends a gradient into every output: two of our outputs
+    are gradients and refuse it. The compile tests above cover the same ground.
     """
     chosen, rejected, delta = batch()
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -346,7 +346,7 @@ def test_modes_that_see_each_operation_get_some_to_see():
 
 @pytest.mark.slow
 def test_another_default_device():
-    """Which is nothing to buffers that Go writes to, whenever it is set."""
+    """The default device must not affect the buffers that Go writes to, whenever it is set."""
     code = """
 import torch
 torch.set_default_device("meta")
@@ -369,12 +369,12 @@ for backend in ("go", "torch"):
 
 
 def test_a_delta_that_is_none_of_float32(backend):
-    """In which 1e300 would be inf, no constraint at all, and 1e-60 would be 0."""
+    """In float32, 1e300 would be inf, which is no constraint at all, and 1e-60 would be 0."""
     scores = torch.zeros(2), torch.zeros(2)
     for value in (1e300, 1e-60, -1.0, math.nan):
         for delta, name in ((torch.tensor([2.0, value], dtype=torch.float64), r"delta\[1\]"), (value, "delta")):
             with pytest.raises(
-                ValueError, match=rf"{name} must be greater than 0 .*, got {value:g}".replace("+", r"\+")
+                ValueError, match=rf"{name} must be greater than 0.*, got {value:g}".replace("+", r"\+")
             ):
                 pcrm_loss(*scores, delta)
     least = torch.tensor([2.0**-149, math.inf], dtype=torch.float64)
@@ -417,7 +417,7 @@ def test_sparse_scores(backend):
 
 
 def test_other_devices_take_the_torch_path():
-    """`meta` stands for any device that the native code does not serve."""
+    """`meta` represents any device that the native code does not support."""
     chosen, rejected, delta = (x.detach().to("meta") for x in batch())
     with pcrm.backends.use_backend("auto"):
         loss = pcrm_loss(chosen.requires_grad_(), rejected, delta)

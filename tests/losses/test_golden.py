@@ -1,4 +1,4 @@
-"""The golden vectors, which mpmath computed with 60 digits, on both backends and both precisions."""
+"""The golden vectors (computed by mpmath with 60 digits) on both backends and in both precisions."""
 
 import math
 
@@ -11,11 +11,11 @@ import pcrm
 
 @precisions
 def test_pairs(backend, golden, dtype, tolerance):
-    """Each pair alone, through `reduction="none"`, with its gradient.
+    """Each pair separately, with `reduction="none"`, and its gradient.
 
-    Absolute parts: the gradient is a difference of two numbers up to 1, so near its zero it
-    has their rounding. A margin in float32 is exact here, delta - margin is rounded in the
-    torch reference: that costs the loss half an ulp of |delta| + |margin|.
+    About the absolute tolerances: the gradient is a difference of two numbers up to 1, so near its
+    zero it has their rounding error. Margins in float32 are exact here. The torch reference rounds
+    delta - margin, which costs the loss half an ulp of |delta| + |margin|.
     """
     epsilon = torch.finfo(dtype).eps
     for smoothing in (0.0, 0.1):

@@ -1,4 +1,4 @@
-"""The losses as modules: what their constructors refuse. What they compute is in test_functional and test_forms."""
+"""The losses as modules: errors of their constructors. test_functional and test_operators test the results."""
 
 import math
 import re
@@ -83,7 +83,7 @@ def test_a_loss_of_targets(module, option):
 @pytest.mark.slow
 @pytest.mark.parametrize("module", [pcrm.PCRMLoss, pcrm.PCRMDPOLoss])
 def test_compiled_modules_take_another_fixed_constraint(module):
-    """And go from a fixed constraint to one of betas and back."""
+    """They also switch from a fixed constraint to a curve and back."""
     torch.compiler.reset()
     fixed = pcrm.Constraint.fixed
     loss_fn = module(fixed(2.0))

@@ -1,4 +1,4 @@
-"""`pcrm average`: the mean bit by bit, what else a checkpoint has, every refusal, and a kill at any moment."""
+"""`pcrm average`: the mean bit by bit, the other files of a checkpoint, every error, and kills at any moment."""
 
 import fcntl
 import json
@@ -23,13 +23,13 @@ from safetensors.torch import load_file, save_file
 
 COMMAND = [sys.executable, "-m", "pcrm.cli", "average"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-# Digits of a number and the exponent of the least normal one.
+# Digits of a number, and the exponent of the smallest normal number.
 FORMATS = {torch.float32: (24, -126), torch.bfloat16: (8, -126), torch.float16: (11, -14)}
 
 
 def rounded_once(x, dtype):
-    """float64 to the nearest of a type, of two as near to the even one: by counting its last places,
-    as torch goes to the 16-bit types by way of float32 and so rounds twice."""
+    """Round float64 to the nearest number of a dtype, ties to even, in units in the last place. torch
+    converts to 16-bit dtypes via float32 and so rounds twice."""
     if dtype == torch.float64:
         return x
     digits, least = FORMATS[dtype]
@@ -48,7 +48,7 @@ def mean(tensors, weights, dtype):
 
 
 def differing(a, b):
-    """How many bytes of two tensors differ, all NaNs being one."""
+    """Count the bytes in which two tensors differ, with all NaNs equal."""
     a, b = (x.masked_fill(x.isnan(), torch.nan) if x.is_floating_point() else x for x in (a, b))
     return int(np.count_nonzero(np.frombuffer(raw(a), np.uint8) != np.frombuffer(raw(b), np.uint8)))
 
@@ -58,7 +58,7 @@ def raw(x):
 
 
 def tensors(dtype, seed):
-    """All kinds of numbers: of like sizes, huge and tiny ones, equal ones, zeros of both signs."""
+    """All kinds of numbers: of similar size, huge, tiny, equal, and zeros of both signs."""
     generator = torch.Generator().manual_seed(seed)
     normal = torch.randn(70001, generator=generator, dtype=torch.float64)
     spread = torch.randn(5000, generator=generator, dtype=torch.float64) * 2.0 ** torch.randint(
@@ -77,7 +77,7 @@ def tensors(dtype, seed):
 
 
 def write(folder, weights, shards=None):
-    """A checkpoint in one file, or in files of these names of tensors; config.json but no tokenizer."""
+    """Write a checkpoint as one file, or as files with the given tensors; with config.json, without a tokenizer."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
     if shards is None:
@@ -95,7 +95,7 @@ def write(folder, weights, shards=None):
 
 
 def cut(kind):
-    """The names of `tensors` in files: all in one, or in another order and number for each kind."""
+    """Split the names of `tensors` into files: one file, or a different order and number for each kind."""
     names = sorted(tensors(torch.float32, 0))
     return {"single": None, "halves": [names[:4], names[4:]], "mixed": [names[::3], names[1::3], names[2::3]]}[kind]
 
@@ -175,7 +175,7 @@ def test_nan_and_infinity(tmp_path, capsys, tier):
 
 @pytest.fixture(scope="module")
 def models(tiny, tmp_path_factory):
-    """Reward models of one training start, in one file and in several, with what a run leaves beside them."""
+    """Reward models with the same start, in one file and in several, with other files that a run leaves."""
     from transformers import AutoModelForSequenceClassification
 
     folder = tmp_path_factory.mktemp("models")
@@ -201,7 +201,7 @@ def changed(folder, name, **values):
 
 
 def test_loads_and_scores(models, tmp_path, capsys, rows):
-    """With transformers: the model whose parameters are the means; and what is carried over."""
+    """transformers loads a model whose parameters are the means. Other files are copied."""
     from transformers import AutoModelForSequenceClassification
 
     first = tmp_path / "rm0"
@@ -242,14 +242,14 @@ def test_loads_and_scores(models, tmp_path, capsys, rows):
     mean_model.config.pad_token_id = model.tokenizer.pad_token_id
     with torch.no_grad():
         want = [mean_model.eval()(torch.tensor([x])).logits.item() for x in ids]
-    # One forward pass in float32 for all or for each: sums of 32 products in another order.
+    # One float32 forward pass for all or for each: sums of 32 products in another order.
     np.testing.assert_allclose(scores, want, rtol=0, atol=1e-5)
     alone = RewardModel(str(models[0]), device="cpu").score(ids)
     assert np.abs(scores - alone).max() > 0.01, "it is not the first model"
 
 
 def test_tokenizer_where_there_is_one(models, tmp_path):
-    """That of the first that has one; none is none."""
+    """The tokenizer comes from the first model that has one. There may be none."""
     folders = []
     for model in models[:2]:
         folders.append(tmp_path / model.name)
@@ -268,7 +268,7 @@ def test_tokenizer_where_there_is_one(models, tmp_path):
 
 
 def header_of(path, edit):
-    """Change the header of a file, of whatever length it becomes."""
+    """Change the header of a file, which may change its length."""
     data = path.read_bytes()
     (n,) = struct.unpack("<Q", data[:8])
     header = edit(data[8 : 8 + n])
@@ -288,7 +288,7 @@ def weights_of(folder, **edit):
 
 
 def swapped(folder):
-    """The ids of two tokens."""
+    """Swap the ids of two tokens."""
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     vocabulary = tokenizer["model"]["vocab"]
@@ -331,7 +331,7 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_refusals(models, tmp_path, capsys, kind):
-    """Before a byte is written, whichever of the models it is; the message says which file."""
+    """Raised before anything is written, for each of the models. The message names the file."""
     good, bad = tmp_path / "good", tmp_path / "bad"
     shutil.copytree(models[0], good)
     shutil.copytree(models[2], bad)
@@ -382,7 +382,7 @@ def test_one_model(tmp_path, capsys):
 
 
 def test_out(tmp_path):
-    """What is there stays; an empty folder may be there, and what a kill left is begun anew."""
+    """Existing files are kept. An empty folder may exist. Files left by a kill are replaced."""
     model = write(tmp_path / "rm", {"a": torch.ones(3)})
     out, part = tmp_path / "out", tmp_path / "out.part"
     with pytest.raises(ValueError, match=r"rm: already exists"):
@@ -408,7 +408,7 @@ def test_out(tmp_path):
 
 @pytest.fixture
 def large(tmp_path):
-    """256 MB of zeros, which take no room: a file of holes."""
+    """256 MB of zeros in a sparse file, which takes no space."""
     model = tmp_path / "large"
     model.mkdir()
     (model / "config.json").write_text("{}")
@@ -440,7 +440,7 @@ sys.exit(main(["average", *sys.argv[2:]]))
 @pytest.mark.slow
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT], ids=["kill", "interrupt"])
 def test_ended_in_the_middle(tmp_path, large, by):
-    """A kill leaves no folder that looks finished, an interrupt none at all; the same command then makes it."""
+    """A kill leaves no folder that looks complete, an interrupt leaves none. The same command then succeeds."""
     out, part = tmp_path / "out", tmp_path / "out.part"
     arguments = [str(large), str(large), "--out", str(out)]
     ended = subprocess.run(
@@ -463,7 +463,7 @@ def test_ended_in_the_middle(tmp_path, large, by):
 
 @pytest.mark.slow
 def test_no_space(tmp_path, large):
-    """No file may be over 100 MB."""
+    """With a limit of 100 MB per file."""
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (10**8, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))

@@ -1,4 +1,4 @@
-"""Degraded texts, the order of their degrees, and a head that learns it."""
+"""Degraded texts, and a head that learns the order of the degrees."""
 
 import math
 import re
@@ -22,7 +22,7 @@ def test_document_frequencies():
 
 
 def test_what_is_removed():
-    """The rarest words first, nested, and what is left is as it was."""
+    """The rarest words go first, degrees are nested, and the rest of the text is unchanged."""
     counts = document_frequencies(TEXTS)
     whole = TEXTS[0].split()
     assert degrade(TEXTS[0], [1.0], frequencies=counts) == [""]
@@ -54,7 +54,7 @@ def test_what_is_removed():
 @pytest.mark.parametrize("n", [25, 50, 100, 1000])
 @pytest.mark.parametrize("kind", [float, np.float32])
 def test_the_share_is_of_the_decimal_number(n, kind):
-    """In hundredths, whose products integers have exactly: as floating point .07, .14, .28, .55 and .56 of 100 are more."""
+    """In hundredths, with exact integer products. In floating point, .07, .14, .28, .55 and .56 of 100 come out larger."""
     text = " ".join(f"w{i}" for i in range(n))
     left = degrade(text, [kind(percent / 100) for percent in range(1, 101)])
     assert [n - len(t.split()) for t in left] == [-(-percent * n // 100) for percent in range(1, 101)]
@@ -115,7 +115,9 @@ def test_degree_loss(backend):
     loss = degree_loss(given)
     assert loss.item() == pytest.approx(want, rel=1e-14)
     loss.backward()
-    slopes = scipy.special.expit(scores[:, 1:] - scores[:, :-1]) / 15  # of each neighbor's better score, downwards
+    slopes = (
+        scipy.special.expit(scores[:, 1:] - scores[:, :-1]) / 15
+    )  # the negative gradient with respect to the better score of each pair of neighbors
     want = np.pad(slopes, ((0, 0), (1, 0))) - np.pad(slopes, ((0, 0), (0, 1)))
     np.testing.assert_allclose(given.grad, want, atol=1e-15)
 
@@ -128,13 +130,13 @@ def test_the_head_reads_the_last_token(side):
     mask = mask.flip(1) if side == "left" else mask
     last = [4, 4, 4] if side == "left" else [4, 2, 0]
     want = torch.stack([head.linear(states[i, j])[0] for i, j in enumerate(last)])
-    # The same products, by another routine.
+    # The same products, computed by another routine.
     torch.testing.assert_close(head(states, mask), want, rtol=1e-6, atol=1e-6)
     assert head(states.bfloat16(), mask).dtype == torch.float32
 
 
 def ordered(model, head, tokenizer, rows, frequencies):
-    """The share of neighboring degrees whose scores are in their order."""
+    """The fraction of neighboring degrees whose scores are in the right order."""
     texts = [
         r["prompt"] + t for r in rows for t in [r["chosen"], *degrade(r["chosen"], DEGREES, frequencies=frequencies)]
     ]
@@ -147,18 +149,20 @@ def ordered(model, head, tokenizer, rows, frequencies):
 
 @pytest.mark.slow
 def test_the_loop_of_the_documentation(tmp_path, monkeypatch, tiny_policy):
-    """It trains as it is printed; the head learns the order of degrees that it has not seen."""
+    """It trains as printed, and the head generalizes to degrees that it has not seen."""
     (block,) = re.findall("```python\n(.*?)```", (ROOT / "docs" / "degrees.md").read_text(), flags=re.S)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "policy").symlink_to(tiny_policy)
     torch.manual_seed(0)
     names = {"rows": [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in generate(400, seed=1)]}
     assert block.count("lr=1e-5") == 1
-    before, block = block.replace("lr=1e-5", "lr=1e-2").split("for start in")  # what a tiny model needs
+    before, block = block.replace("lr=1e-5", "lr=1e-2").split(
+        "for start in"
+    )  # a tiny model needs a larger learning rate
     exec(before, names)
     test = generate(60, seed=2)
     arguments = [names[n] for n in ("policy", "head", "tokenizer")]
     untrained = ordered(*arguments, test, names["frequencies"])
     exec("for start in" + block, names)
-    # Of 180 neighbors chance orders half, with a deviation of 0.04.
+    # Chance orders half of the 180 neighbors, with a standard deviation of 0.04.
     assert untrained < 0.7 and ordered(*arguments, test, names["frequencies"]) > 0.8

@@ -1,4 +1,4 @@
-"""The score of an ensemble: against NumPy, by hand, and what it refuses."""
+"""Ensemble scores against NumPy and by hand, and the errors."""
 
 import math
 
@@ -22,7 +22,7 @@ def test_against_numpy():
 
 
 def test_by_hand():
-    """The variance is that of these models, over their number: 2 and 4 have 1."""
+    """The variance divides by the number of models: 2 and 4 have variance 1."""
     scores = np.array([[2.0, 1.0], [4.0, 1.0]])
     assert ensemble(scores).tolist() == [3, 1]
     assert ensemble(scores, "min").tolist() == [2, 1]

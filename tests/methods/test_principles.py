@@ -22,7 +22,7 @@ FOUR = [{"text": f"Be {w}.", "name": w, "negation": f"Be un{w}."} for w in ("kin
 
 
 def rows(n, seed=0, scores=(-2.0, -1.0, 0.0, 1.0, 2.0)):
-    """Pairs of their own prompts with four principles of random scores."""
+    """Pairs with distinct prompts and four principles with random scores."""
     draw = random.Random(seed)
     return [
         PAIR | {"prompt": f"{i}?", "principles": [p | {"score": draw.choice(scores)} for p in FOUR]} for i in range(n)
@@ -33,7 +33,7 @@ def rows(n, seed=0, scores=(-2.0, -1.0, 0.0, 1.0, 2.0)):
 
 
 def test_the_draw_is_of_the_rows_own_texts():
-    """The same in any order, of any batch, from JSON and from Arrow; other with another seed or text."""
+    """The same in any order, in any batch, from JSON and from Arrow; different with another seed or text."""
     data = rows(60)
     options = {"k": 2, "negate": 0.5, "seed": 7}
     want = [with_principles(row, **options) for row in data]
@@ -52,7 +52,7 @@ def test_the_draw_is_of_the_rows_own_texts():
     for key in ("prompt", "chosen", "rejected"):
         changed = [with_principles(row | {key: row[key] + "!"}, **options)["principles"] for row in data]
         assert sum(a != b["principles"] for a, b in zip(changed, want, strict=True)) > 10
-    # What a release draws the next one draws too.
+    # Draws must not change between releases.
     assert [row["principles"] for row in want[:3]] == RECORDED
 
 
@@ -60,7 +60,7 @@ RECORDED = [["Be unkind.", "Be uneven."], ["Be even.", "Be clear."], ["Be fair."
 
 
 def test_the_draw_is_uniform():
-    """Every principle at every place, negated or not: 2,000 rows, counts within 5 standard errors."""
+    """Each principle in each position, negated or not: for 2,000 rows, counts within 5 standard errors."""
     n, counts = 2000, {}
     for row in rows(n):
         for place, text in enumerate(with_principles(row, k=2, negate=0.25)["principles"]):
@@ -73,7 +73,7 @@ def test_the_draw_is_uniform():
 
 
 def test_which_response_is_preferred():
-    """Against the rule, applied to what stands in the prompt."""
+    """Against the rule, applied to the principles in the prompt."""
     seen = set()
     for row in rows(400):
         new = with_principles(row, k=3, negate=0.5)
@@ -217,7 +217,7 @@ KINDS = {
 @pytest.mark.parametrize("given", ["file", "column"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_by_principle(tmp_path, tiny, kind, given):
-    """Those of rows whose prompts were written by hand."""
+    """Equal to the scores of rows with prompts written by hand."""
     responses, names = KINDS[kind]
     template, texts = "Keep to\n{principles}\nTask: {prompt}", {"kind": "Be kind.", "fair": "Be fair."}
     (tmp_path / "template.txt").write_text(template + "\n")
@@ -227,7 +227,7 @@ def test_scores_by_principle(tmp_path, tiny, kind, given):
     for row in plain:
         for lines in ("- Be kind.\n- Be fair.", "- Be kind.", "- Be fair."):
             hand.append(row | {"prompt": f"Keep to\n{lines}\nTask: {row['prompt']}"})
-    if given == "column":  # of rows that do not have the same ones
+    if given == "column":  # rows with different principles
         own = [{"text": t, "name": n} for n, t in texts.items()]
         plain = [row | {"principles": own if i else own[::-1]} for i, row in enumerate(plain)]
         hand[0]["prompt"] = "Keep to\n- Be fair.\n- Be kind.\nTask: 0 is"
@@ -246,7 +246,7 @@ def test_scores_by_principle(tmp_path, tiny, kind, given):
         assert list(by) == (["fair", "kind"] if given == "column" and not i else ["kind", "fair"])
         for one, other in ((row, want[3 * i]), (by["kind"], want[3 * i + 1]), (by["fair"], want[3 * i + 2])):
             for name in names:
-                # One text in passes of two widths: the last bits of sums, of some 1e-3 here.
+                # The same text in batches of two widths: last bits of sums of about 1e-3.
                 np.testing.assert_allclose(one[name], other[name], rtol=3e-5, atol=1e-8)
         assert by["kind"][names[0]] != by["fair"][names[0]]
     table = pq.read_table(tmp_path / "out.parquet").to_pylist()
@@ -272,10 +272,10 @@ def test_score_refuses(tmp_path, tiny, capsys):
     write(source, [{"chosen": "a b", "rejected": "a c", "principles": ["Be kind."]}])
     assert f"{source}, line 1: prompt is missing" in fails()
     write(source, [PAIR | {"principles": ["Be kind."], "scores_by_principle": []}])
-    assert f"{source}, line 1: has a column 'scores_by_principle' already" in fails()
+    assert f"{source}, line 1: must not have a column 'scores_by_principle'" in fails()
     with pytest.raises(SystemExit, match="2"):
         main([*command[:5], "--principle-template", "x"])
-    assert "--principle-template goes with --principles" in capsys.readouterr().err
+    assert "--principle-template requires --principles" in capsys.readouterr().err
 
 
 def test_going_on_needs_the_same_principles(tmp_path, tiny, capsys):
@@ -289,17 +289,17 @@ def test_going_on_needs_the_same_principles(tmp_path, tiny, capsys):
         assert main([*command, *options]) == 1
         return capsys.readouterr().err
 
-    assert f"{source}, line 601: has no rejected" in fails('["Be kind."]')  # after a shard
+    assert f"{source}, line 601: must have a key 'rejected'" in fails('["Be kind."]')  # after a shard
     template.write_text("{prompt}{principles}")
-    assert "was begun with another --principles: it was " in fails('["Be fair."]')
-    assert "was begun with another --principle-template: " in fails(
+    assert "--principles must be " in fails('["Be fair."]')
+    assert "--principle-template must be " in fails(
         '["Be kind."]', "--principle-template", str(template)
     )
-    assert f"{source}, line 601: has no rejected" in fails('["Be kind."]')
+    assert f"{source}, line 601: must have a key 'rejected'" in fails('["Be kind."]')
 
 
 def scored(n, seed, names=("kind", "odd/“<name>”")):
-    """Rows as `pcrm score` writes them, and the margins by each principle."""
+    """Rows in the format of `pcrm score`, and the margins by each principle."""
     draw, data, margins = np.random.default_rng(seed), [], {name: [] for name in names}
     for _ in range(n):
         chosen, rejected, score = draw.normal(size=2), draw.normal(size=2), draw.integers(-1, 2)
@@ -349,7 +349,10 @@ def test_report_by_principle(tmp_path, ending):
     ("value", "message"),
     [
         ("a", "scores_by_principle must be a list, got 'a'"),
-        ([{"chosen_score": 1}], "scores_by_principle[0] is {'chosen_score': 1}, must be an object with principle"),
+        (
+            [{"chosen_score": 1}],
+            "scores_by_principle[0] must be an object with the key principle, got {'chosen_score': 1}",
+        ),
         ([{"principle": "a", "chosen_score": 1}], "scores_by_principle[0].rejected_score must be a number, got None"),
         (
             [{"principle": "a", "chosen_score": "1", "rejected_score": 1}],
@@ -368,7 +371,7 @@ def test_report_refuses(tmp_path, capsys, value, message):
 
 @pytest.mark.slow
 def test_a_reward_model_learns_principles_and_their_negations(tmp_path):
-    """Nothing of the responses says which is better: only the principle in the prompt does."""
+    """The responses alone do not tell which is better; only the principle in the prompt does."""
     draw = random.Random(0)
 
     def row():
@@ -389,7 +392,7 @@ def test_a_reward_model_learns_principles_and_their_negations(tmp_path):
     trainer.save_model(str(tmp_path / "model"))
 
     test = [row() for _ in range(100)]
-    for r in test:  # the negation as a principle of its own, which prefers the other response
+    for r in test:  # the negation as a separate principle, which prefers the other response
         (p,) = r["principles"]
         r["principles"] = [{"text": p["text"], "score": p["score"]}, {"text": p["negation"], "score": -p["score"]}]
     source = write(tmp_path / "in.jsonl", test)
@@ -398,7 +401,7 @@ def test_a_reward_model_learns_principles_and_their_negations(tmp_path):
     assert main(["report", str(tmp_path / "out.jsonl"), "--out", str(tmp_path / "report")]) == 0
     found = json.loads((tmp_path / "report" / "summary.json").read_text())["by_principle"]
     assert found.keys() == {"Brief.", "Wordy."}
-    # One score for both sides of a principle would be right on half of them.
+    # With the same score for both sides of a principle, half would be right.
     assert all(by["accuracy"] > 0.9 for by in found.values()), {k: v["accuracy"] for k, v in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""Draws by priority: what is drawn, that the weighted gradient is the data's, and the trainers that use it."""
+"""Prioritized sampling: the draws, the unbiased gradient, and the trainers."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ PRIORITIES = torch.tensor([0.0, 0.05, 0.9, 0.3, 1e-7], dtype=torch.float64)
 
 
 def drawing(priorities=PRIORITIES, **options):
-    """A sampler in the first round that knows the priorities."""
+    """Return a sampler in its first round with these priorities."""
     sampler = PrioritizedSampler(len(priorities), **options)
     sampler.update(torch.arange(len(priorities)), priorities)
     sampler.set_round(1)
@@ -48,7 +48,7 @@ def test_weighted_expectation_is_the_mean_over_the_data(alpha, epsilon):
 
 
 def test_draws_have_those_probabilities_and_that_mean():
-    """Each count, and the weighted mean, within five of their own standard deviations: one in a million misses."""
+    """Each count and the weighted mean are within five standard deviations, which fails once in a million."""
     n = 20_000
     sampler = drawing(alpha=0.7, epsilon=0.2, num_samples=n)
     p, values = sampler.probabilities, torch.tensor([3.0, -1.0, 0.5, 7.0, 10.0], dtype=torch.float64)
@@ -60,7 +60,7 @@ def test_draws_have_those_probabilities_and_that_mean():
     deviation = ((p * weighted**2).sum() - mean**2).sqrt().item()
     estimate = (values[drawn] * sampler.weights(drawn)).mean().item()
     assert abs(estimate - mean) < 5 * deviation / math.sqrt(n)
-    # Without the weights it would be another number.
+    # Without the weights the mean would be different.
     assert abs(values[drawn].mean() - mean) > 5 * deviation / math.sqrt(n)
 
 
@@ -73,7 +73,7 @@ def test_a_round_keeps_its_probabilities_and_its_draws():
     sampler.set_round(0)
     assert list(sampler) == first and sampler.weights(torch.tensor([4, 4])).tolist() == pytest.approx([1, 1])
     sampler.set_round(1)
-    # Twice named counts the greater one, and what was never seen as 1.
+    # For a pair named twice the larger value counts, and a pair never drawn counts as 1.
     share = [x / (0.4 + 0.5 + 1 + 1) for x in (0.0, 0.4, 0.5, 1, 1)]
     assert sampler.probabilities.tolist() == pytest.approx([0.9 * x + 0.02 for x in share], rel=1e-14)
     assert list(sampler) != first
@@ -272,7 +272,7 @@ def trainer_of(tiny, tiny_policy, tmp_path, rows):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_expected_gradient_of_a_batch_is_that_of_the_data(trainer_of, kind):
-    """Over all 16 batches of two of four pairs, each with its probability: no sampling in the test."""
+    """Over all 16 batches of two of four pairs, weighted by their probabilities: the test does not sample."""
     options = {"center_rewards_coefficient": 0.1} if kind == "reward" else {"beta": 0.7}
     plain = trainer_of(kind, 4, **options)
     ours = trainer_of(kind, 4, pcrm_priority_alpha=1.0, pcrm_priority_epsilon=0.2, **options)
@@ -291,7 +291,7 @@ def test_expected_gradient_of_a_batch_is_that_of_the_data(trainer_of, kind):
         trainer.compute_loss(model, batch).backward()
         return torch.cat([w.grad.double().flatten() for w in model.parameters()])
 
-    if kind == "dpo":  # away from the reference, where all pairs have the same slope
+    if kind == "dpo":  # move away from the reference, where all pairs have the same slope
         with torch.no_grad():
             plain.model.lm_head.weight.mul_(2)
         ours.model.load_state_dict(plain.model.state_dict())
@@ -299,7 +299,7 @@ def test_expected_gradient_of_a_batch_is_that_of_the_data(trainer_of, kind):
     expected = sum(p[i] * p[j] * gradient(ours, (i, j)) for i, j in itertools.product(range(4), repeat=2))
     uniform = sum(gradient(ours, (i, i)) / 4 for i in range(4))
     scale = want.abs().max().item()
-    # The norms of Llama compute in float32; the three of the gradient's way, and pairs that cancel, take two digits.
+    # Llama's norms compute in float32. Three of them, and pairs that cancel, cost two digits.
     assert (expected - want).abs().max().item() < 100 * torch.finfo(torch.float32).eps * scale
     assert (uniform - want).abs().max().item() > 1e-2 * scale, "the weights matter"
 
@@ -315,7 +315,7 @@ def test_priorities_are_the_slopes_of_the_loss(trainer_of):
     scores = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1)
     margin, delta = (scores[:3] - scores[3:]).double(), trainer.constraint.delta(batch["prior"].double())
     want = (torch.sigmoid(margin - delta) - torch.sigmoid(-margin)).abs()
-    # float32 scores, and a slope whose own slope is at most 1/2.
+    # float32 scores, and a slope with a derivative of at most 1/2.
     got = trainer.sampler.state_dict()["priorities"][[5, 2, 9]]
     assert got.tolist() == pytest.approx(want.tolist(), abs=1e-6) and len(set(got.tolist())) == 3
 
@@ -324,7 +324,7 @@ def test_priorities_are_the_slopes_of_the_loss(trainer_of):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("at", [3, 4, 6], ids=["within the first", "between", "within the second"])
 def test_resumed_is_uninterrupted(trainer_of, tmp_path, kind, at):
-    """Rounds of four steps, so that the priorities of the first decide the draws of the second."""
+    """Rounds have four steps, so the priorities of the first round determine the draws of the second."""
     options = {"pcrm_priority_alpha": 1.0, "pcrm_priority_samples": 16, "max_steps": 7, "learning_rate": 0.5}
     whole = trainer_of(kind, 64, save_strategy="steps", save_steps=1, **options)
     whole.train()
@@ -351,7 +351,9 @@ def test_a_checkpoint_of_other_data_is_named(trainer_of, tmp_path):
     options = {"pcrm_priority_alpha": 1.0, "save_strategy": "steps", "save_steps": 2}
     trainer_of("reward", max_steps=2, **options).train()
     fewer = trainer_of("reward", 12, out=tmp_path / "fewer", max_steps=4, **options)
-    with pytest.raises(ValueError, match=r"checkpoint-2/pcrm_sampler.safetensors: .* is of 16 pairs, these are 12"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint-2/pcrm_sampler.safetensors: .* is for 16 pairs, and this sampler has 12"
+    ):
         fewer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
@@ -416,13 +418,13 @@ def test_dpo_with_precomputed_reference(trainer_of):
         trainer = trainer_of("dpo", pcrm_priority_alpha=1.0, precompute_ref_log_probs=precompute)
         trainer.train()
         losses.append([step["loss"] for step in steps(trainer)])
-    # The reference sees other batches: its float32 sums are rounded otherwise.
+    # The reference model sees other batches, so its float32 sums round differently.
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.slow
 def test_in_two_processes_is_accumulation_in_one(tiny, tmp_path):
-    """All processes have the same priorities, and so draw the same pairs in the second round."""
+    """All processes have the same priorities, so they draw the same pairs in the second round."""
     script = tmp_path / "train.py"
     script.write_text(
         textwrap.dedent(f"""
@@ -496,7 +498,7 @@ def test_what_cannot_be_drawn_or_weighted_is_refused(trainer_of, tmp_path, rows)
     with pytest.raises(ValueError, match="pcrm_priority_alpha needs a data set whose rows can be drawn"):
         trainer_of("reward", data=streamed, pcrm_priority_alpha=1.0)
     trainer = trainer_of("dpo", pcrm_priority_alpha=1.0)
-    trainer.sampler = None  # as where TRL prepares no data, which are those with images
+    trainer.sampler = None  # as if TRL prepared no data, which is the case for images
     with pytest.raises(ValueError, match="pcrm_priority_alpha is not there for data sets with images"):
         trainer._finish(trainer.args)
 
@@ -512,7 +514,7 @@ def test_the_guide_runs_as_it_is_printed():
 
 @pytest.mark.slow
 def test_backends_draw_the_same(trainer_of):
-    """The slopes are those of the loss's own gradient, whoever computed it."""
+    """The slopes come from the loss's own gradient, whichever backend computed it."""
     options = {"pcrm_priority_alpha": 1.0, "max_steps": 6, "learning_rate": 0.5}
     ours = trainer_of("reward", **options)
     ours.train()
@@ -523,7 +525,7 @@ def test_backends_draw_the_same(trainer_of):
 
 
 def test_numbers_of_other_types():
-    """What is checked as a number is also used as one."""
+    """Values that pass the check for numbers also work as numbers."""
     plain = PrioritizedSampler(4, alpha=0.5, epsilon=0.25, seed=3, num_samples=2)
     others = {"alpha": Decimal("0.5"), "epsilon": Decimal("0.25"), "seed": np.uint64(3), "num_samples": np.int64(2)}
     assert list(PrioritizedSampler(np.int64(4), **others)) == list(plain)

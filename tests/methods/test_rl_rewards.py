@@ -61,14 +61,14 @@ def test_length_bonus():
     np.testing.assert_allclose(length_bonus(lengths, max_length=200), [0.0, 1.25, 2.5, 4.0], rtol=1e-7)
     got = length_bonus(lengths, max_length=200, weight=2, cap=1.5, multiplier=torch.tensor([1.0, -0.4, 2.0, -0.4]))
     np.testing.assert_allclose(got, [0.0, -0.2, 2.0, -4.0], rtol=1e-7)
-    # Greater than any integer of torch's.
+    # Larger than any integer in torch.
     assert length_bonus(lengths, max_length=2**70, weight=2**70)[3] == 1000
     assert got.dtype == torch.float32 and length_bonus(lengths.double(), max_length=3).dtype == torch.float64
 
 
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
 def test_multipliers_of_a_column(kind):
-    """As a data set gives them in Python's, NumPy's and torch's format."""
+    """As returned by a data set in Python, NumPy and torch format."""
     function = length_bonus_function(max_length=4, weight=2.0, multiplier="m")
     for column in (kind([1.0, -0.5]), [*kind([1, -2])]):
         assert function(completion_ids=[[1, 2], [1]], m=column) == [1.0, -0.25 if column[1] == -0.5 else -1.0]
@@ -210,18 +210,18 @@ def test_what_is_refused(call, error, message):
 
 
 def logit(model, text):
-    """The score of a text, by a pass of its own."""
+    """The score of a text, in a separate pass."""
     return float(model.score([model.encode("text", text + model.end)])[0])
 
 
 def test_rewards(model):
-    """Scores by hand of texts put together by hand."""
+    """Compare with scores of texts that were assembled by hand."""
     prompts, completions = ["one", "one", "two"], [" two", " three", " one"]
     columns = {"completion_ids": [[1]] * 3, "references": [[" a", " b"], [" a", " b"], [" c"]], "trainer_state": None}
     want = [logit(model, p + c) for p, c in zip(prompts, completions, strict=True)]
     plain = reward_function(model)
     got = plain(prompts=prompts, completions=completions, **columns)
-    # In batches of other widths: the last bits of scores of 1e-3.
+    # Batches of other widths: the last bits of scores of 1e-3.
     np.testing.assert_allclose(got, want, atol=1e-8)
     references = [[logit(model, p + r) for r in rs] for p, rs in zip(prompts, columns["references"], strict=True)]
     want_par = [scipy.special.expit(w - np.array(r)).mean() for w, r in zip(want, references, strict=True)]
@@ -261,16 +261,19 @@ def test_bad_batches(model):
         ({"refs": [" a"]}, "refs[0] must be a list of responses or of their rewards, got ' a'"),
         ({"refs": [[]]}, "refs[0] must be a list of responses or of their rewards, got []"),
         ({"refs": [[1.0, " a"]]}, "refs[0][1] must be a number, like other elements of the list, got ' a'"),
-        ({"refs": [[" a", None]]}, "completion 0 of the batch: refs[0][1] must be a text, got None"),
+        (
+            {"refs": [[" a", None]]},
+            "completion 0 of the batch: refs[0][1] must be a text or a list of messages, got None",
+        ),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             function(prompts=["one"], completions=[" two"], **columns)
     two = {"prompts": ["one", "two"], "completions": [" two", " three"]}
-    with pytest.raises(ValueError, match=r"^refs has 1 rows, prompts has 2$"):
+    with pytest.raises(ValueError, match=r"^refs must have as many rows as prompts, 2, got 1$"):
         function(**two, refs=[[1.0]])
     with pytest.raises(TypeError, match=r"^refs must be a list with one value for each of prompts, got None$"):
         function(**two, refs=None)
-    with pytest.raises(ValueError, match=r"^completions has 1 rows, prompts has 2$"):
+    with pytest.raises(ValueError, match=r"^completions must have as many rows as prompts, 2, got 1$"):
         reward_function(model)(prompts=["one", "two"], completions=[" two"])
     with pytest.raises(ValueError, match=r"completion 1 of the batch: completions\[1\] has \d+ tokens with its prompt"):
         reward_function(model)(prompts=["a", "a"], completions=[" two", " two" * 3000])
@@ -278,7 +281,7 @@ def test_bad_batches(model):
 
 @pytest.mark.parametrize("kind", ["rloo", "grpo"])
 def test_in_trl(tmp_path, model, tiny_policy, kind):
-    """Two steps of TRL's own trainer: its logged rewards are those of its logged completions."""
+    """Two steps of TRL's own trainer: the logged rewards match the logged completions."""
     import trl
 
     trainer_class, config_class = (getattr(trl, f"{kind.upper()}{part}") for part in ("Trainer", "Config"))
@@ -326,7 +329,7 @@ def test_in_trl(tmp_path, model, tiny_policy, kind):
 
 
 def test_documentation(tmp_path, monkeypatch, tiny, tiny_policy, rows):
-    """The script of docs/rl-rewards.md trains as it is printed, for a step."""
+    """The script of docs/rl-rewards.md trains as printed, for one step."""
     (block,) = re.findall("```python\n(.*?)```", (ROOT / "docs" / "rl-rewards.md").read_text(), flags=re.S)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reward-model").symlink_to(tiny)

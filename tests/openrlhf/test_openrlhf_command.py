@@ -28,13 +28,19 @@ from pcrm import cli
         ),
         (["train_dpo", "--pcrm.prior", "fixed"], "--pcrm.delta is missing"),
         (["train_rm", "--pcrm.prior", "column", "--pcrm.beta3", "1"], "--pcrm.beta1 is missing"),
-        (["train_rm", "--pcrm.prior", "fixed", "--pcrm.delta", "-1"], "delta is -1, must be greater than 0"),
-        (["train_rm", "--pcrm.prior", "fixed", "--pcrm.delta", "4", "--pcrm.cap", "5"], "--pcrm.cap is 5.0, which"),
+        (["train_rm", "--pcrm.prior", "fixed", "--pcrm.delta", "-1"], "delta must be greater than 0, got -1"),
+        (["train_rm", "--pcrm.prior", "fixed", "--pcrm.delta", "4", "--pcrm.cap", "5"], "--pcrm.cap must not be set, got 5.0"),
         (["train_rm", "--pcrm.prior", "cosine", "--pcrm.preset", "alpaca/fixed"], "got 'alpaca/fixed', which is for"),
         (["train_dpo", "--pcrm.prior", "random", "--pcrm.low", "2"], "--pcrm.high is missing"),
         (["train_rm", "--pcrm.prior", "random", "--pcrm.low", "4", "--pcrm.high", "2"], "at least low, which is 4"),
-        (["train_rm", "--pcrm.beta3", "-11"], "delta is -1.00999 at similarity 1"),
-        (["train_dpo", "--pcrm.beta3", "-20"], "delta is -0.01998 at similarity 1"),  # of dpo's preset, 20/.001
+        (
+            ["train_rm", "--pcrm.beta3", "-11"],
+            "delta must be greater than 0 on all of [0, 1], got -1.00999 at similarity 1",
+        ),
+        (
+            ["train_dpo", "--pcrm.beta3", "-20"],
+            "delta must be greater than 0 on all of [0, 1], got -0.01998 at similarity 1",
+        ),  # of dpo's preset, 20/.001
         (["train_rm", "--pcrm.config", "nowhere.toml"], "nowhere.toml"),
         (
             ["train_rm", "--pcrm.prefix_sharing"],

@@ -76,10 +76,10 @@ def test_pairwise_takes_whole_numbers_for_what_they_are(backend):
     ("margin", "error", "message"),
     [
         (None, ValueError, r"margin is missing: .*--model\.margin_loss_enable .*column 'margin'"),
-        (torch.tensor([0.5, 1.5]), ValueError, r"margin\[1\] is 1\.5, must be in \[0, 1\]: .*column 'margin'"),
-        (torch.tensor([-0.1, 0.5]), ValueError, r"margin\[0\] is -0\.1, must be in \[0, 1\]"),
-        (torch.tensor([0.5, math.nan]), ValueError, r"margin\[1\] is nan"),
-        (torch.tensor([1, 3]), ValueError, r"margin\[1\] is 3, must be in \[0, 1\]: .* whole numbers such as ratings"),
+        (torch.tensor([0.5, 1.5]), ValueError, r"margin\[1\] must be in \[0, 1\], got 1\.5: .*column 'margin'"),
+        (torch.tensor([-0.1, 0.5]), ValueError, r"margin\[0\] must be in \[0, 1\], got -0\.1"),
+        (torch.tensor([0.5, math.nan]), ValueError, r"margin\[1\] must be in \[0, 1\], got nan"),
+        (torch.tensor([1, 3]), ValueError, r"margin\[1\] must be in \[0, 1\], got 3: .* whole numbers such as ratings"),
         (torch.tensor([[0.5], [0.5]]), ValueError, r"margin has shape \(2, 1\), chosen_reward has \(2,\)"),
         (torch.tensor(0.5), ValueError, r"margin has shape \(\), chosen_reward has \(2,\)"),
         (torch.tensor([True, False]), TypeError, r"margin is torch\.bool"),
@@ -94,7 +94,7 @@ def test_pairwise_refuses(margin, error, message):
 
 def test_pairwise_refuses_rewards_that_would_broadcast():
     chosen, rejected, prior = pairs(4)
-    with pytest.raises(ValueError, match=r"chosen_rewards has shape \(4, 1\)"):
+    with pytest.raises(ValueError, match=r"chosen_rewards must have shape \(B,\), got \(4, 1\)"):
         PCRMPairWiseLoss(CURVE)(chosen[:, None], rejected[:, None], prior[:, None])
 
 
@@ -102,7 +102,7 @@ def test_a_fixed_constraint_checks_a_prior_and_leaves_it():
     chosen, rejected, prior = pairs(4)
     loss_fn = PCRMPairWiseLoss(Constraint.fixed(4.5))
     assert loss_fn(chosen, rejected, prior) == loss_fn(chosen, rejected)
-    with pytest.raises(ValueError, match=r"margin\[0\] is 3, must be in \[0, 1\]"):  # a rating that would do nothing
+    with pytest.raises(ValueError, match=r"margin\[0\] must be in \[0, 1\], got 3"):  # a rating that would do nothing
         loss_fn(chosen, rejected, torch.full((4,), 3))
 
 

@@ -376,7 +376,7 @@ def test_a_script_of_ones_own(train):
     [
         ("margin.jsonl", (), "ValueError: margin is missing: it carries the prior"),
         ("plain.jsonl", ("--model.margin_loss_enable",), "ValueError: margin is 0 for all of the first 64 pairs"),
-        ("rating.jsonl", ("--model.margin_loss_enable",), "ValueError: margin[0] is 3, must be in [0, 1]"),
+        ("rating.jsonl", ("--model.margin_loss_enable",), "ValueError: margin[0] must be in [0, 1], got 3"),
     ],
 )
 def test_a_script_of_ones_own_meets_the_traps(train, data, flags, message):
@@ -424,7 +424,7 @@ def test_shared_prefixes(train, command, processes, zero):
     ("command", "data", "flags", "message"),
     [
         ("train_rm", "plain.jsonl", ("--pcrm.prior=column", *CONSTRAINED), "the data set has no column 'prior', which"),
-        ("train_dpo", "wrong.jsonl", (), "prior[7] is 1.5, must be in [0, 1]"),
+        ("train_dpo", "wrong.jsonl", (), "prior[7] must be in [0, 1], got 1.5"),
         ("train_rm", "plain.jsonl", ("--model.margin_loss_enable",), "--model.margin_loss_enable moves"),
         ("train_rm", "plain.jsonl", ("--model.loss_t=logexp",), "the loss type must be 'sigmoid'"),
         ("train_dpo", "plain.jsonl", ("--model.ipo_enable",), "ipo is True"),

@@ -53,7 +53,7 @@ PRIORS = {
 
 
 def arrays(batch):
-    """What Ray gives: an array a column, of arrays where there are lists."""
+    """Batches as Ray gives them: one array per column, holding arrays for lists."""
     result = {}
     for name, column in batch.items():
         result[name] = np.empty(len(column), dtype=object)
@@ -108,7 +108,7 @@ def test_each_prior():
 
 
 def test_a_response_without_an_embedding(no_special_tokens):
-    """Named by its row in the batch, the first of several; a text of white space alone has tokens."""
+    """The error names the first such row in the batch. A text of only white space has tokens."""
     model = Encoder(no_special_tokens, device="cpu", cache=False)
     batch = {"chosen": ["a", " ", "b", ""], "rejected": ["b", "\n", "", ""]}
     with pytest.raises(preferences.RowError, match=r"row 2: rejected .* \'\'$") as caught:
@@ -130,8 +130,8 @@ messages = st.lists(st.sampled_from([say("a"), say("b"), USER]), min_size=1, max
 @given(words | messages, sides(words) | sides(messages), st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_prompts_are_those_of_trl(prompt, pair, given_prompt):
-    """Against TRL's own function, but for a first character that differs before a last one that is a space:
-    there it takes the end for the place before the beginning, and so a prompt that is none.
+    """Against TRL's own function. The exception is a first character that differs, before a last one that
+    is a space: TRL then wraps around to the end and finds a wrong prompt.
     """
     row = dict(zip(("chosen", "rejected"), pair, strict=True)) | ({"prompt": prompt} if given_prompt else {})
     if given_prompt and isinstance(prompt, list) and isinstance(pair[0], str):
@@ -151,20 +151,32 @@ def test_record_batch():
     ("message", "batch", "arguments"),
     [
         ("row 1: chosen must be a text or a list of messages, got 5", {"chosen": ["a", 5], "rejected": ["a", "b"]}, {}),
-        ("row 1: rejected is None, must", {"chosen": ["a", "b"], "rejected": ["a", None]}, {}),
-        ("row 0: prompt is 1.5, must", {"prompt": [1.5], "chosen": ["a"], "rejected": ["a"]}, {}),
         (
-            r"row 0: chosen\[0\] has the content \[{'type': 'image'}\], must be a text",
+            "row 1: rejected must be a text or a list of messages, got None",
+            {"chosen": ["a", "b"], "rejected": ["a", None]},
+            {},
+        ),
+        (
+            "row 0: prompt must be a text or a list of messages, got 1.5",
+            {"prompt": [1.5], "chosen": ["a"], "rejected": ["a"]},
+            {},
+        ),
+        (
+            r"row 0: chosen\[0\].content must be a text, got \[{'type': 'image'}\]",
             {"chosen": [[say([{"type": "image"}])]], "rejected": [[say("a")]]},
             {},
         ),
         (
-            r"row 0: rejected\[0\] calls a tool",
+            r"row 0: rejected\[0\] must be a message with a text, got a tool call",
             {"chosen": [[say("a")]], "rejected": [[say("a", tool_calls=[1])]]},
             {},
         ),
         ("row 0: rejected must be valid Unicode", {"chosen": ["a"], "rejected": ["\ud800"]}, {}),
-        ("row 0: prompt is a list of messages", {"prompt": [[USER]], "chosen": ["a"], "rejected": ["a"]}, {}),
+        (
+            "row 0: chosen must be a list of messages as prompt is, got a text",
+            {"prompt": [[USER]], "chosen": ["a"], "rejected": ["a"]},
+            {},
+        ),
         (
             "chosen and rejected must have the same length, got 1 and 2 rows",
             {"chosen": ["a"], "rejected": ["a", "b"]},
@@ -207,7 +219,9 @@ def test_tools_in_the_prompt_do_not_matter():
     prompt = [USER, say(None, tool_calls=[{"name": "f"}]), {"role": "tool", "content": [1]}]
     batch = {"prompt": [prompt], "chosen": [[say("a")]], "rejected": [[say("a")]]}
     assert annotate(batch)["prior"] == [1]
-    with pytest.raises(preferences.RowError, match=r"row 0: prompt\[1\] calls a tool"):
+    with pytest.raises(
+        preferences.RowError, match=r"row 0: prompt\[1\] must be a message with a text, got a tool call"
+    ):
         annotate(batch, with_prompt=True)
 
 
@@ -233,20 +247,20 @@ print(json.dumps([here, list(mapped), [x for batch in loader for x in batch]]))
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", PRIORS)
 def test_forked_workers(kind):
-    """In a process of its own, with torch's threads whatever the other tests did."""
+    """In a separate process, so that torch's threads do not depend on other tests."""
     argument = json.dumps([CHOSEN, REJECTED, PRIORS[kind]])
     done = subprocess.run([sys.executable, "-c", WORKERS, argument], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     here, mapped, loaded = json.loads(done.stdout.splitlines()[-1])
-    # The angle of nearly equal embeddings is worse than its cosine, see test_prior_command; a
-    # batch's sums come in another order.
+    # The angle of nearly equal embeddings is less precise than its cosine, see test_prior_command. A
+    # batch adds in another order.
     tolerance = {"lexical": 6e-8, "length_ratio": 0, "cosine": 1e-5}[kind]
     assert mapped == pytest.approx(here, rel=tolerance) and loaded == pytest.approx(here, rel=tolerance)
 
 
 @pytest.mark.slow
 def test_spawned_workers():
-    """They have the function by pickle, load the native library, and raise what is wrong by row."""
+    """Workers unpickle the function, load the native library, and raise errors that name the row."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.map(partial(annotate, prior="lexical"), [KINDS["implicit"]])[0] == annotate(KINDS["implicit"])
         with pytest.raises(preferences.RowError, match="row 1: chosen is 5") as caught:
@@ -255,7 +269,7 @@ def test_spawned_workers():
 
 
 def test_fingerprint():
-    """A data set's map finds its result again, and not with other settings."""
+    """A data set's map reuses its cached result, but not with other settings."""
     data = Dataset.from_dict(KINDS["plain"])
     prints = [data.map(partial(annotate, **p), batched=True)._fingerprint for p in [*PRIORS.values()] * 2]
     assert prints[:3] == prints[3:] and len(set(prints)) == 3

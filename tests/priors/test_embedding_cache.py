@@ -1,4 +1,4 @@
-"""The cache of embeddings without an encoder: damage, kills, a full disk, processes at once."""
+"""The embedding cache without an encoder: damage, kills, a full disk, concurrent processes."""
 
 import hashlib
 import itertools
@@ -38,7 +38,7 @@ def assert_holds(cache, keys, rows):
 
 
 def in_child(function):
-    """The exit code of a forked child that calls it: negative for a signal."""
+    """Return the exit code of a forked child that calls the function; negative for a signal."""
     child = FORK.Process(target=function)
     child.start()
     child.join(60)
@@ -77,7 +77,7 @@ def test_private_whatever_the_umask(cache, monkeypatch):
 
 
 def flipped(content):
-    """A bit of an embedding: SQLite does not notice."""
+    """Flip a bit of an embedding, which SQLite does not detect."""
     at = content.index(rows_of(20)[7].numpy().tobytes()[:64])
     return content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
 
@@ -127,7 +127,7 @@ def test_an_empty_file_is_one_that_is_being_made(cache):
 
 
 def test_killed_while_it_writes(cache, monkeypatch):
-    """After 4 MB of 6: more than SQLite keeps in memory, so the file has half of them until it is rolled back."""
+    """Killed after 4 of 6 MB, more than SQLite keeps in memory. So the file holds half of them until the rollback."""
     keys, rows = keys_of("text", 100), rows_of(100)
     cache.put(keys, rows)
     size = cache.path.stat().st_size
@@ -148,7 +148,7 @@ def test_killed_while_it_writes(cache, monkeypatch):
 
 
 def test_a_full_disk(cache):
-    """A limit on a file's size stands for it: nothing of the call is kept, all of earlier ones is."""
+    """Simulated by a file size limit: nothing from the failed call is kept, everything from earlier calls is."""
     keys, rows = keys_of("text", 20), rows_of(20)
     cache.put(keys, rows)
 
@@ -171,7 +171,7 @@ def test_a_folder_in_its_place(cache):
 
 
 def test_forked_children_write_at_once(cache):
-    """Each writes rows of its own and rows of all, and reads what the parent has written."""
+    """Each child writes its own and shared rows, and reads the parent's."""
     cache.put(keys_of("parent", 50), rows_of(50))
 
     def work(k):

@@ -1,4 +1,4 @@
-"""Encoders against sentence-transformers and plain transformers, and their cache, with a real model."""
+"""Encoders and their cache, with a real model, against sentence-transformers and plain transformers."""
 
 import os
 import pickle
@@ -22,7 +22,7 @@ TEXTS = ["A cat sat on the mat.", "", "Ein Bär, größer.", "a " * 400, "The ca
 
 @pytest.fixture(scope="module")
 def plain():
-    """The vectors of all tokens of each text, by transformers, one text at a time."""
+    """The vectors of all tokens of each text, computed by transformers one text at a time."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer, model = AutoTokenizer.from_pretrained(MODEL), AutoModel.from_pretrained(MODEL).eval()
@@ -41,14 +41,14 @@ def test_checkpoint_of_sentence_transformers():
     want = SentenceTransformer(MODEL, device="cpu").encode(TEXTS, convert_to_tensor=True)
     got = encoder.embed(TEXTS)
     assert got.dtype == torch.float32 and got.shape == (6, 384)
-    # Entries are below 1; 6 layers of sums of up to 1536 products in another order: some 10 roundings of 6e-8.
+    # Entries are below 1; 6 layers add up to 1536 products in another order: about 10 roundings of 6e-8.
     torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_pooling(plain, pooling, batch_size):
-    """Texts of unlike length in a batch: the padding must not count."""
+    """Texts of different lengths in a batch: the padding must not count."""
     encoder = Encoder(MODEL, pooling=pooling, device="cpu", batch_size=batch_size, max_length=256, cache=False)
     want = torch.stack([x.mean(0) if pooling == "mean" else x[0] for x in plain])
     # Entries are about 1: as above.
@@ -56,7 +56,7 @@ def test_pooling(plain, pooling, batch_size):
 
 
 def test_transformers_checkpoint_without_pooling(tmp_path, plain):
-    """Without modules.json it is no checkpoint of sentence-transformers: the mean."""
+    """Without modules.json it is a plain transformers checkpoint, so the pooling is the mean."""
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).symlink_to(os.path.join(MODEL, name))
     encoder = Encoder(tmp_path, device="cpu", cache=False)
@@ -66,7 +66,7 @@ def test_transformers_checkpoint_without_pooling(tmp_path, plain):
 
 @pytest.mark.parametrize("kind", ["sentence-transformers", "model2vec"])
 def test_static_encoder(tmp_path, kind):
-    """Against the mean of the vectors, and sentence-transformers; then through the doors that take a folder."""
+    """Against the mean of the vectors and sentence-transformers; then through every function that takes a folder."""
     from sentence_transformers import SentenceTransformer
     from transformers import AutoTokenizer
 
@@ -77,12 +77,12 @@ def test_static_encoder(tmp_path, kind):
     want = torch.stack([vectors[tokenizer(text, add_special_tokens=False)["input_ids"]].mean(0) for text in texts])
     if kind == "model2vec":
         want = torch.nn.functional.normalize(want)
-    # Means of up to 400 numbers of size 1, each sum rounded: some 400 * 6e-8 where the mean is not small.
+    # Means of up to 400 numbers of size 1, each sum rounded: about 400 * 6e-8, unless the mean is small.
     torch.testing.assert_close(got, want, rtol=0, atol=2e-5)
     assert torch.equal(got, SentenceTransformer(str(folder), device="cpu").encode(texts, convert_to_tensor=True))
 
     rows = {"chosen": texts[:5], "rejected": texts[1:6]}
-    # Not of two equal texts, where the angle magnifies rounding.
+    # Not for two equal texts, where the angle magnifies rounding errors.
     angle = torch.nn.functional.cosine_similarity(got[:5].double(), got[1:6].double()).clamp(0, 1).acos()
     prior = pytest.approx((1 - angle / torch.pi).tolist(), abs=1e-6)
     assert pcrm.priors.annotate(rows, prior="cosine", model=folder, device="cpu", cache=False)["prior"] == prior
@@ -114,7 +114,7 @@ def test_a_static_encoder_of_the_hub_is_told_apart_by_its_commit(tmp_path, monke
 
 @pytest.fixture
 def counted(tmp_path):
-    """Makes encoders with one cache folder that say which texts they really embedded."""
+    """Make encoders with a shared cache folder that record which texts they actually embed."""
 
     def make(**settings):
         encoder = Encoder(MODEL, device="cpu", cache=tmp_path / "cache", **settings)
@@ -134,7 +134,11 @@ def test_each_text_once_in_all_runs(counted):
     assert torch.equal(second.embed(TEXTS[::-1]), want.flip(0)) and not seen
     second.embed([*TEXTS, "new"])
     assert seen == ["new"]
-    for settings in ({"pooling": "mean"}, {"pooling": "cls"}, {"max_length": 8}):  # other embeddings, none mistaken
+    for settings in (
+        {"pooling": "mean"},
+        {"pooling": "cls"},
+        {"max_length": 8},
+    ):  # other embeddings must not be confused
         other, seen = counted(**settings)
         assert not torch.equal(other.embed(TEXTS[:1]), want[:1]) and seen == TEXTS[:1]
 
@@ -184,7 +188,7 @@ def test_texts_of_a_damaged_file_are_embedded_anew(tmp_path, counted):
 
 @pytest.mark.slow
 def test_processes_share_a_cache(tmp_path, counted):
-    """Two of them at once, writing the same texts: each gets what it asked for, no warning, nothing lost."""
+    """Two processes write the same texts at once. Each gets its results, without warnings or losses."""
     code = (
         "import sys, warnings; warnings.simplefilter('error', RuntimeWarning); from pcrm.priors.encoders import Encoder\n"
         f"e = Encoder({MODEL!r}, device='cpu', cache={str(tmp_path / 'cache')!r})\n"
@@ -207,7 +211,7 @@ def test_pickled_as_its_arguments(tmp_path):
 
 @pytest.mark.parametrize("pooling", ["cls", None])
 def test_positions_of_roberta(tmp_path, pooling):
-    """Its 66 positions begin at 2: texts are cut at 64 tokens, by both libraries."""
+    """Its 66 positions begin at 2, so both libraries truncate texts to 64 tokens."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
     from transformers import AutoTokenizer, RobertaConfig, RobertaModel
@@ -273,7 +277,7 @@ def test_bad_input(tmp_path):
         encoder.embed(["a", "\ud800"])
     with torch.no_grad():
         next(iter(encoder._body.model.parameters())).fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"texts\[0\] gets an embedding of .* that is not finite"):
+    with pytest.raises(ValueError, match=r"texts\[0\] has an embedding from .* that is not finite"):
         encoder.embed(["a"])
     assert not list(tmp_path.iterdir()), "nothing of it is kept"
     assert Encoder(MODEL, device="cpu", cache=False).embed([]).shape == (0, 384)

@@ -1,4 +1,4 @@
-"""`pcrm prior`: every format, every bad row, and a kill at any moment."""
+"""`pcrm prior`: every format, every kind of bad row, and kills at any moment."""
 
 import fcntl
 import gzip
@@ -33,7 +33,7 @@ def small_batches(monkeypatch):
 
 
 def content(path):
-    """The bytes of a file; of a folder those of its tables, as it has a time and random names beside them."""
+    """The bytes of a file, or of the tables in a folder (its other files contain a time and random names)."""
     return path.read_bytes() if path.is_file() else [p.read_bytes() for p in sorted(path.glob("*.arrow"))]
 
 
@@ -90,7 +90,7 @@ CLEARED = ("os.rename", r"\.parts\.removed$", 1)
     ids=SUFFIXES,
 )
 def test_kill_at_any_moment(tmp_path, pairs, small_batches, suffix, moments, capsys):
-    """A process is killed with so many shards, and started again: the same bytes."""
+    """Kill a process after a number of shards and start it again: the result has the same bytes."""
     rows = [row | {"i": i} for i, row in enumerate(pairs * 6)]
     source = write(tmp_path / "in.jsonl", [*rows[:1000], {"chosen": 3}, *rows[1000:]])
     command = ["prior", str(source), "--on-error", "skip", "--out"]
@@ -112,7 +112,7 @@ def test_kill_at_any_moment(tmp_path, pairs, small_batches, suffix, moments, cap
 
 @pytest.mark.slow
 def test_no_space(tmp_path, pairs):
-    """No file may be over 100 kB: shards fit, what they become does not."""
+    """With a limit of 100 kB per file, the shards fit and the final file does not."""
     source, out = write(tmp_path / "in.jsonl", pairs), tmp_path / "out.jsonl"
     argv = [sys.executable, "-c", SMALL_BATCHES, "prior", str(source), "--out", str(out)]
 
@@ -130,21 +130,21 @@ def test_no_space(tmp_path, pairs):
 GOOD = {"prompt": "p", "chosen": "a", "rejected": "b"}
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 BAD = [
-    ({"chosen": "a"}, "must have rejected, got the keys chosen"),
+    ({"chosen": "a"}, "must have a key 'rejected', got chosen"),
     ({"chosen": 5, "rejected": "b"}, "chosen must be a text or a list of messages, got 5"),
     ({"chosen": "a", "rejected": None}, "rejected must be a text or a list of messages, got None"),
     (GOOD | {"prompt": 3}, "prompt must be a text or a list of messages, got 3"),
-    (GOOD | {"prompt": [USER]}, "prompt is a list of messages, chosen and rejected are texts"),
-    ({"chosen": [ANSWER], "rejected": "b"}, "chosen is a list of messages, rejected is a text"),
-    ({"chosen": [ANSWER], "rejected": []}, "rejected has no messages"),
+    (GOOD | {"prompt": [USER]}, "chosen must be a list of messages as prompt is, got a text"),
+    ({"chosen": [ANSWER], "rejected": "b"}, "rejected must be a list of messages as chosen is, got a text"),
+    ({"chosen": [ANSWER], "rejected": []}, "rejected must have at least one message, got an empty list"),
     ({"chosen": [ANSWER], "rejected": ["b"]}, "rejected[0] must be a message with role and content, got 'b'"),
     (
         {"chosen": [USER, ANSWER], "rejected": [USER, ANSWER | {"content": [{"type": "image"}]}]},
-        "rejected[1] has the content [{'type': 'image'}], must be a text",
+        "rejected[1].content must be a text, got [{'type': 'image'}]",
     ),
     (
         {"prompt": [USER], "chosen": [ANSWER | {"tool_calls": [{"name": "f"}]}], "rejected": [ANSWER]},
-        "chosen[0] calls a tool, which is no text",
+        "chosen[0] must be a message with a text, got a tool call",
     ),
     (GOOD | {"rejected": "\ud800"}, "rejected must be valid Unicode: "),
     ([1, 2], "must be a JSON object with keys, got [1, 2]"),
@@ -157,7 +157,7 @@ def test_bad_rows(tmp_path, capsys, row, message):
     source, out = write(tmp_path / "in.jsonl", [GOOD, row, GOOD]), tmp_path / "out.jsonl"
     assert f"pcrm prior: {source}, line 2: {message}" in fails(capsys, source, "--out", out)
     assert not out.exists()
-    # Nothing was lost: the same command goes on if told to skip.
+    # Nothing was lost: the same command resumes with --on-error skip.
     assert main(["prior", str(source), "--out", str(out), "--on-error", "skip"]) == 0
     assert capsys.readouterr().out == f"{out}: 2 rows, 1 skipped: {out}.skipped.jsonl\n"
     assert [r["chosen"] for r in read(out)] == ["a", "a"]
@@ -202,7 +202,7 @@ def test_bad_files(tmp_path, capsys):
         ("no.parquet", b"text" * 9, "no.parquet: "),
         ("empty.jsonl", b" \n", "empty.jsonl: holds no rows"),
         ("prior.jsonl", lines([GOOD | {"prior": 1}]), "prior.jsonl, line 1: must not have a column 'prior', because"),
-        ("rows.csv", b"a", "rows.csv: must end in .jsonl, .jsonl.gz or .parquet"),
+        ("rows.txt", b"a", "rows.txt: the file must end in .jsonl, .jsonl.gz, .json, .csv or .parquet"),
     ):
         (tmp_path / name).write_bytes(bytes_)
         assert message in fails(capsys, tmp_path / name, "--out", out), name
@@ -214,22 +214,24 @@ def test_bad_files(tmp_path, capsys):
         table = write(tmp_path / "in.parquet", [{"chosen": "a"} | ({"rejected": "b"} | row if row else {})])
         assert f"{table}: {message}" in fails(capsys, table, "--out", out)
     assert "nowhere.jsonl: no such file" in fails(capsys, tmp_path / "nowhere.jsonl", "--out", out)
-    assert "nobody/nothing: is no file, and no data set could be read by that name: " in fails(
+    assert "nobody/nothing: not a local file or folder, nor readable from the hub: " in fails(
         capsys, "nobody/nothing", "--out", out
     )
     good = write(tmp_path / "in.jsonl", [GOOD])
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "precious").touch()
     for name, message in (
-        ("out.csv", "out.csv: must end in"),
-        ("folder", "folder: is a folder with something else than a data set"),
+        ("out.csv", "--out must end in .jsonl, .jsonl.gz or .parquet, or be a folder, got "),
+        ("folder", "--out must be an empty folder, a data set to replace or a new name, got "),
     ):
         assert message in fails(capsys, good, "--out", tmp_path / name)
     for name in ("pipe", "pipe.jsonl", "pipe.parquet"):
         os.mkfifo(tmp_path / name)
         (tmp_path / f"to.{name}").symlink_to(name)
         for path in (tmp_path / name, tmp_path / f"to.{name}"):
-            assert f"{path}: is neither a file nor a folder" in fails(capsys, good, "--out", path)
+            assert f"--out must be a file or a folder, got {path}, which is neither" in fails(
+                capsys, good, "--out", path
+            )
         assert (tmp_path / name).is_fifo() and not (tmp_path / f"{name}.parts").exists()
     with pytest.raises(SystemExit, match="2"):
         main(["prior", str(good), "--out", str(good)])
@@ -238,22 +240,28 @@ def test_bad_files(tmp_path, capsys):
             main(["prior", str(good), "--out", str(out), *options])
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_column_prior_is_an_error_before_an_encoder_is_loaded(tmp_path, capsys, suffix):
+    source = write(tmp_path / f"in{suffix}", [GOOD | {"prior": 0.5}])
+    error = fails(capsys, source, "--out", tmp_path / "out.jsonl", "--prior", "cosine", "--model", tmp_path / "nowhere")
+    assert "must not have a column 'prior', because this command adds one" in error and "nowhere" not in error
+    assert "remove or rename it (`pcrm fit --column NAME` reads a renamed one)" in error
+
+
 def test_another_command_does_not_go_on(tmp_path, pairs, small_batches, capsys):
     source = write(tmp_path / "in.jsonl", [*pairs[:50], {"a": 1}])
     out = tmp_path / "out.jsonl"
-    message = f"{out}.parts: was begun with another"
     assert "line 51" in fails(capsys, source, "--out", out)  # two shards are done
-    assert f"{message} --with-prompt: it was false, now it is true" in fails(
-        capsys, source, "--out", out, "--with-prompt"
-    )
+    message = f"--with-prompt must be false to resume {out}.parts, got true"
+    assert message in fails(capsys, source, "--out", out, "--with-prompt")
     write(source, pairs[:52])
     error = fails(capsys, source, "--out", out)
-    assert f"{message} IN (size): it was" in error and "remove the folder to start anew" in error
+    assert "IN (size) must be" in error and "remove the folder to start over" in error
     shutil.rmtree(f"{out}.parts")
     assert main(["prior", str(source), "--out", str(out)]) == 0
     (tmp_path / "out.jsonl.parts").mkdir()
     (tmp_path / "out.jsonl.parts" / "mine").touch()
-    assert "out.jsonl.parts: is in the way, with mine in it" in fails(capsys, source, "--out", out)
+    assert "out.jsonl.parts is needed for unfinished output, but contains mine" in fails(capsys, source, "--out", out)
     assert (tmp_path / "out.jsonl.parts" / "mine").exists()
 
 
@@ -262,7 +270,7 @@ def test_rows_skipped_do_not_go_on_without(tmp_path, pairs, small_batches, capsy
     whole = gzip.compress(lines([{"a": 1}, *pairs]))
     source.write_bytes(whole[: len(whole) // 2])
     assert "in.jsonl.gz, after line" in fails(capsys, source, "--out", out, "--on-error", "skip")
-    assert "was begun with rows skipped, 1 by now" in fails(capsys, source, "--out", out)
+    assert "which has left out 1 rows, got fail" in fails(capsys, source, "--out", out)
 
 
 def test_two_at_once(tmp_path, capsys):
@@ -275,16 +283,16 @@ def test_two_at_once(tmp_path, capsys):
 
 
 def test_types_that_come_late(tmp_path, small_batches, capsys):
-    """A column of a table has one type, which its first rows need not show."""
+    """A column of a table has one type, which the first rows may not show."""
     rows = [GOOD | {"n": 1}] * 20 + [GOOD | {"n": 0.5, "late": [{"role": "x"}]}] * 20 + [GOOD | {"n": None}]
     out = tmp_path / "out.parquet"
     assert main(["prior", str(write(tmp_path / "in.jsonl", rows)), "--out", str(out)]) == 0
     assert [row["n"] for row in read(out)] == [1.0] * 20 + [0.5] * 20 + [None]
     assert [row["late"] for row in read(out)] == [None] * 20 + [[{"role": "x"}]] * 20 + [None]
     for last, message in (
-        ([GOOD | {"n": "text"}] * 20, "out2.parquet: the rows' columns are of no one type"),
-        ([GOOD, GOOD | {"n": "text"}], "column 'n' has values of no one type"),
-        ([GOOD | {"n": 2**70}], "column 'n' has values of no one type"),
+        ([GOOD | {"n": "text"}] * 20, "out2.parquet: each column must have values of one type"),
+        ([GOOD, GOOD | {"n": "text"}], "column 'n' must have values of one type"),
+        ([GOOD | {"n": 2**70}], "column 'n' must have values of one type"),
     ):
         source = write(tmp_path / "in2.jsonl", [*rows[:20], *last])
         last[0].setdefault("n", 1)
@@ -317,10 +325,10 @@ def test_a_folder_is_replaced_by_its_successor(tmp_path, pairs):
 
 @pytest.mark.slow
 def test_memory_is_that_of_a_batch(tmp_path, pairs):
-    """A hundred times the rows, 50 MB more, in less than 24 MB more."""
+    """A hundred times as many rows, 50 MB more, take less than 24 MB more memory."""
     code = (
         "import sys, pcrm.data.sources as d; d._BATCH_ROWS = 400; from pcrm.cli import main; main(sys.argv[1:]); "
-        # Not getrusage's, which counts what the process was before it became another program.
+        # Not from getrusage, which includes the process before it started this program.
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     source, out, peaks = tmp_path / "in.jsonl", tmp_path / "out.jsonl", []
@@ -353,7 +361,7 @@ def test_what_fails_at_once_leaves_nothing(tmp_path, capsys):
     source = write(tmp_path / "in.jsonl", [{"chosen": "a"}])
     assert main(["prior", str(source), "--out", str(tmp_path / "out.jsonl")]) == 1
     error = capsys.readouterr().err
-    assert "line 1: must have rejected, got the keys chosen (to leave out bad rows, add --on-error skip)" in error
+    assert "line 1: must have a key 'rejected', got chosen (to leave out bad rows, add --on-error skip)" in error
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
 
@@ -370,7 +378,7 @@ def test_a_checkpoint_that_is_not_there(pairs, tmp_path, capsys, monkeypatch):
 
 
 def test_a_checkpoint_without_tokenizer(pairs, tmp_path, capsys):
-    """transformers makes up an empty one for some, by which all texts have no tokens."""
+    """For some checkpoints, transformers makes up an empty tokenizer, with which no text has tokens."""
     source = write(tmp_path / "in.jsonl", pairs[:3])
     for kind, reason in (
         ("qwen3", "the checkpoint must have a tokenizer"),
@@ -412,7 +420,7 @@ def test_cosine(tmp_path, options, monkeypatch):
 
 
 def test_a_response_without_tokens(tmp_path, no_special_tokens, capsys, small_batches):
-    """A bad row like any other for an encoder that has no embedding for it, alone in its batch and among others."""
+    """A row without an embedding is a bad row like any other, alone in its batch and among others."""
     rows = [{"chosen": f"one {i}", "rejected": f"two {i}", "id": i} for i in range(45)]
     for i, name in ((3, "chosen"), (17, "rejected"), (41, "chosen")):
         rows[i][name] = ""
@@ -421,12 +429,12 @@ def test_a_response_without_tokens(tmp_path, no_special_tokens, capsys, small_ba
     source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     argv = [source, "--out", out, "--prior", "cosine", "--no-cache", "--model", no_special_tokens, "--device", "cpu"]
     error = fails(capsys, *argv[:2], tmp_path / "o.jsonl", *argv[3:])
-    assert f"{source}, line 20: must have chosen" in error
+    assert f"{source}, line 20: must have a key 'chosen', got id" in error
     rows[19] |= {"chosen": 5, "rejected": "a"}
     write(source, [row for row in rows if row["id"] != 19])
     error = fails(capsys, *argv)
     assert re.search(
-        rf"{source}, line 4: chosen (has no tokens for|has an all-zero embedding from) {no_special_tokens}.*: \'\' \(.*--on-error skip",
+        rf"{source}, line 4: chosen (has no tokens for|has an all-zero embedding from) {no_special_tokens}.*: \'\' \(to leave out bad rows, add --on-error skip",
         error,
     )
     write(source, rows)

@@ -64,7 +64,7 @@ def test_strided_tensors_are_the_lists_that_they_hold(backend):
 
 
 def test_default_device(backend):
-    """What a factory of torch would put on another device is memory of the CPU's here."""
+    """Results are in CPU memory, even if torch's default device is another one."""
     ids = torch.tensor([[1, 2, 3]])
     a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 1.0]])
 
@@ -171,8 +171,8 @@ def test_arrow_columns(backend):
     with pytest.raises(ValueError, match=r"rejected_ids\[1\] must hold ids in"):
         length_ratio([[1]] * 3, wrapped[2:])
     for message, column in {
-        r"rejected_ids has the Arrow type string, must be a list of integers": pa.array(["a", "b"]),
-        r"rejected_ids has the Arrow type list<item: double>, must be": pa.array([[1.5], [2.0]]),
+        r"rejected_ids must be a list of integers, got the Arrow type string": pa.array(["a", "b"]),
+        r"rejected_ids must be .*, got the Arrow type list<item: double>": pa.array([[1.5], [2.0]]),
         r"rejected_ids\[1\] must be a list of ids, got null": pa.array([[1], None]),
         r"rejected_ids\[1\] must be a sequence of integers: got a null": pa.array([[1], [2, None]]),
     }.items():
@@ -231,7 +231,7 @@ def test_cosine_of_rows(backend, dtype):
     want = torch.nn.functional.cosine_similarity(a.double(), b.double()).clamp(0, 1)
     got = pcrm.priors.cosine(a, b, angular=False)
     torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-7)
-    # torch adds up a row in another order where it lies otherwise.
+    # torch adds up a row in another order if its memory layout differs.
     torch.testing.assert_close(
         pcrm.priors.cosine(a.T.contiguous().T, b, angular=False), got, rtol=0, atol=1e-15 if backend == "torch" else 0
     )
@@ -269,7 +269,7 @@ def test_bad_cosine(backend, error, message, a, b):
 @given(st.lists(st.tuples(st.text(max_size=30), st.text(max_size=30)), min_size=1, max_size=5), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_lexical_has_the_bits_of_python(pairs, words):
-    """The Python twin's lower case knows the same Unicode where its table is as new as Go's."""
+    """Python's lower case agrees with Go's if both have the same version of Unicode."""
     chosen, rejected = zip(*pairs, strict=True)
     results = []
     for name in ("go", "torch"):
@@ -294,7 +294,7 @@ def test_lexical(backend):
         pcrm.priors.lexical(["a", "b"], ["a", 3])
     with pytest.raises(ValueError, match="chosen and rejected must have the same length, got 2 and 1 texts"):
         pcrm.priors.lexical(["a", "b"], ["a"])
-    with pytest.raises(ValueError, match=r"chosen\[0\] is no valid Unicode"):
+    with pytest.raises(ValueError, match=r"chosen\[0\] must be valid Unicode"):
         pcrm.priors.lexical(["\ud800"], ["a"])
 
 
@@ -310,13 +310,13 @@ def test_length_ratio_is_the_numpy_loop(backend):
 def test_cosine_is_three_einsums(backend):
     a, b = np.random.default_rng(0).normal(size=(2, 50, 384)).astype(np.float32)
     got = pcrm.priors.cosine(torch.tensor(a), torch.tensor(b), angular=False).numpy()
-    # NumPy adds 384 products up in float32: each sum errs by 384 * 2^-24 of its absolute sum.
+    # NumPy adds 384 products in float32: the error is 384 * 2^-24 of the absolute sum.
     np.testing.assert_allclose(got, hand_written.einsum_cosine(a, b), rtol=0, atol=2 * 384 * 2**-24)
     np.testing.assert_allclose(got, hand_written.einsum_cosine(a.astype(float), b.astype(float)), rtol=0, atol=2**-24)
 
 
 def test_lexical_is_the_vectorizers_cosine(backend, rows):
-    """scikit-learn's exact counts on every pair, its hashed ones where no n-grams of a pair collide."""
+    """Against scikit-learn's exact counts for every pair, and its hashed counts where no n-grams collide."""
     text = pytest.importorskip("sklearn.feature_extraction.text")
     more = ["The  TIDES\tfollow the\nmoon; über Öl \u3000 猫が好き", "a", "", " the moon pulls  the sea"]
     chosen = [r["chosen"] for r in rows] + more
@@ -326,7 +326,7 @@ def test_lexical_is_the_vectorizers_cosine(backend, rows):
     exact = text.TfidfVectorizer(
         analyzer="char", ngram_range=(3, 5), preprocessor=hashing.preprocessor, use_idf=False, norm="l2"
     ).fit(chosen + rejected)
-    # Rounding to float32, and nothing else.
+    # Only rounding to float32.
     np.testing.assert_allclose(got, hand_written.vectorizer_cosine(exact, chosen, rejected), rtol=0, atol=2**-24)
     distinct = [(v.transform(chosen) + v.transform(rejected)).getnnz(axis=1) for v in (exact, hashing)]
     whole = distinct[0] == distinct[1]

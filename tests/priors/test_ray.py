@@ -19,7 +19,7 @@ import pcrm
 pytestmark = pytest.mark.slow
 pytest.importorskip("ray.data", reason="Ray has no wheel for this Python or system")
 
-# In a process of its own: Ray leaves threads and signal handlers behind.
+# In a separate process: Ray leaves threads and signal handlers behind.
 SCRIPT = """
 import functools, json, os, sys
 import ray
@@ -64,8 +64,8 @@ DOCS = re.findall(r"^```python\n([^`]*ray\.data[^`]*)^```$", (ROOT / "docs" / "p
 
 @pytest.fixture(scope="module")
 def settings(tiny):
-    """What annotate is told, and by how much numbers may differ: embeddings depend on the
-    padding of their batch by some roundings of float32.
+    """The arguments of annotate, and the tolerance: embeddings depend on the padding of their batch by
+    some roundings of float32.
     """
     return [
         ({"prior": "lexical"}, 0),
@@ -76,7 +76,7 @@ def settings(tiny):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, settings):
-    """Where one Ray with two workers has annotated rows, and run what the docs print."""
+    """A folder in which a Ray with two workers has annotated rows and run the code of the docs."""
     folder = tmp_path_factory.mktemp("ray")
     (folder / "pairs").mkdir()
     for i in range(4):
@@ -89,7 +89,7 @@ def folder(tmp_path_factory, settings):
         text=True,
         capture_output=True,
         timeout=240,
-        # A token of its own, or Ray leaves one in the home folder; and nothing is reported to anybody.
+        # With a token of its own, because Ray would otherwise leave one in the home folder. Turn off usage reports.
         env=os.environ | {"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"},
     )
     assert done.returncode == 0, done.stderr[-3000:]

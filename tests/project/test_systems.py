@@ -89,7 +89,7 @@ def test_each_command_without_the_native_library(tmp_path, tiny, without_native)
             assert code == 0, (command, said)
         else:
             name = command.split()[0]
-            want = f"pcrm {name}: this needs pcrm's native library, which is not available: the native extension is"
+            want = f"pcrm {name}: this requires pcrm's native library, which is not available: the native extension is"
             assert code == 1 and said.startswith(want) and said.count("\n") == 1, (command, said)
     made = {path.name for path in tmp_path.iterdir()}
     assert made & {"compare", "report", "optimize", "calibrated.jsonl", "divided.jsonl", "divided", "average"} == set()
@@ -202,7 +202,7 @@ def test_other_systems_compute_with_torch(monkeypatch, recwarn, platform, system
     monkeypatch.setitem(sys.modules, "pcrm._native._bridge", None)
     reason = f"it is built on Linux only, and this is {system}$"
     assert native.chosen_library() is None and not recwarn.list
-    with pytest.raises(native.NativeLibraryError, match=f"^this needs pcrm's native library, .*: {reason}"):
+    with pytest.raises(native.NativeLibraryError, match=f"^this requires pcrm's native library, .*: {reason}"):
         native.library()
     monkeypatch.setattr(native, "backend", "go")
     with pytest.raises(native.NativeLibraryError, match=f"^backend 'go' is not available: {reason}"):

@@ -1,4 +1,4 @@
-"""`pcrm.toml` as Python reads it; what its settings mean is in test_settings.py."""
+"""Reading `pcrm.toml` in Python. The meaning of its settings is tested in test_settings.py."""
 
 import math
 import os
@@ -98,7 +98,7 @@ def test_missing_file(tmp_path):
 
 @pytest.mark.slow
 def test_what_is_no_file(tmp_path):
-    """A pipe would be waited for, in Go, where no signal of Python's arrives: so in a child with a limit."""
+    """Reading a pipe would block in Go, where Python's signals do not arrive. So test it in a child with a time limit."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     load = "import sys; from pcrm.settings import load_config; load_config(sys.argv[1])"
@@ -125,7 +125,7 @@ def test_random_constraint(backend):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forked_child_reads_it_too(tmp_path):
-    """After the parent used the native library, which a child cannot."""
+    """A forked child cannot use the native library after its parent has."""
     path = write(tmp_path, "[constraint]\npreset = 'tldr/cosine'")
     parent = pcrm.Constraint.from_toml(path)
     parent.delta(0.5)

@@ -1,4 +1,4 @@
-"""`Constraint`: the curve, its types, its presets, its fit, what it refuses."""
+"""`Constraint`: the curve, its types, presets, the fit and the errors."""
 
 import math
 import re
@@ -69,7 +69,7 @@ def test_go_and_torch_have_the_same_deltas():
 )
 @pytest.mark.filterwarnings("error")
 def test_floats_and_arrays_have_the_deltas_of_go(c):
-    """To the bit: all three divide, add and clip in float64."""
+    """Bit for bit: all three divide, add and clip in float64."""
     s = np.linspace(0, 1, 1001)
     with pcrm.backends.use_backend("go"):
         want = c.delta(torch.tensor(s)).numpy()
@@ -111,7 +111,7 @@ def test_fit_reaches_its_targets(backend):
     assert math.isclose(other.target(np.quantile(s, 0.25)), 3, rel_tol=1e-9)
 
 
-# Between quantiles that fall on pairs: how the others round may change which pairs lie between.
+# The quantiles fall on pairs. With others, rounding may change which pairs lie between them.
 @given(
     st.lists(st.integers(0, 1000).map(lambda x: x / 1000), min_size=2, max_size=30),
     st.floats(0.1, 5),
@@ -150,7 +150,7 @@ def test_fit_is_the_solution_of_three_equations(s, alike, more, data):
     for name in ("go", "torch"):
         with pcrm.backends.use_backend(name):
             c = Constraint.fit(s, target_alike=alike, target_unlike=unlike, quantiles=(i / last, j / last))
-        # The spread is 1e-3 at least, so that the rounding of the quantiles, 2^-53, is 1e-13 of it. The solver's
+        # The spread is at least 1e-3, so the rounding of the quantiles, 2^-53, is 1e-13 of it. The solver's
         # equations are worse: beta1 is a difference of about 1/10 of the numbers in it, and beta2 is solved for.
         assert c.beta2 == pytest.approx(beta2, rel=1e-7, abs=1e-9)
         assert c.beta1 == pytest.approx(beta1, rel=1e-6)
@@ -211,10 +211,10 @@ def test_fit_takes_any_column(backend):
         pyarrow.array(s),
     ):
         assert fit(column) == want
-    # ascontiguousarray of the other byte order is what numpy reads, not what lies there.
+    # ascontiguousarray of the other byte order gives the bytes in memory, not the numbers.
     assert fit(s.astype(">f4")) == want
     assert fit(np.array([0, 1])) == fit([0, 1]) == fit(torch.tensor([0, 1], dtype=torch.uint8))
-    # Numbers of several kinds, and what holds them.
+    # Several kinds of numbers and containers.
     mixed = [0, 0.25, np.float32(0.5), torch.tensor(0.75), Fraction(7, 8), np.int8(1)]
     numbers = [0, 0.25, 0.5, 0.75, 0.875, 1]
     for column in (
@@ -356,7 +356,7 @@ def test_bad_fit(backend, error, message, similarities, options):
 
 
 def test_a_generator_with_a_hole(backend):
-    """What has been read of it when the hole is met cannot be read again."""
+    """The elements before the missing value cannot be read a second time."""
     with pytest.raises(TypeError, match=r"similarities\[1\] must be a number, got None"):
         Constraint.fit((x for x in (0.1, None, 0.9)), target_alike=1, target_unlike=3)
 
@@ -364,7 +364,7 @@ def test_a_generator_with_a_hole(backend):
 @pytest.mark.filterwarnings("error")
 def test_arrays_that_are_read_only(backend, request):
     request.addfinalizer(partial(torch.set_warn_always, torch.is_warn_always_enabled()))
-    torch.set_warn_always(True)  # or torch says it once in a process
+    torch.set_warn_always(True)  # otherwise torch warns only once per process
     s = np.linspace(0, 1, 9)
     want = Constraint.fit(s, target_alike=1, target_unlike=3)
     s.setflags(write=False)
@@ -398,7 +398,7 @@ def test_bad_constraint(error, message, arguments):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_numbers_that_no_float64_has(name, sign):
     random = {"low": 4, "high": 5} if name in ("low", "high") else {}
-    # Of so many digits that Python prints no such number.
+    # With so many digits that Python refuses to print the number.
     for huge in (sign * 10**400, sign * 10**5000):
         with pytest.raises(ValueError, match=rf"^{name} must be a number of at most 1\.79769e\+308"):
             Constraint(**{"beta1": 1, "beta2": 1, "beta3": 5} | random | {name: huge})
@@ -416,7 +416,7 @@ def test_more_numbers_that_no_float64_has(backend):
 
 
 def test_bad_random():
-    """Each field is looked at, of whichever kind the constraint is."""
+    """Every field is checked, whatever kind of constraint it is."""
     for more in ({}, {"low": 4, "high": 5}):
         for seed in ("x", None, 0.5, True):
             with pytest.raises(TypeError, match=f"seed must be an integer, got {seed!r}"):
@@ -462,7 +462,7 @@ def test_delta_under_transforms(backend, constraint):
     a = a.clone().requires_grad_()
     want = torch.autograd.grad(loss(a, b, p), a)[0]
     a = a.detach()
-    # Go's roundings and torch's: some tens of 1.1e-16 each, which count for more where terms cancel.
+    # Rounding in Go and torch: some tens of 1.1e-16 each, amplified where terms cancel.
     close = {"rtol": 1e-12, "atol": 1e-14}
     torch.testing.assert_close(torch.func.grad(lambda a: loss(a, b, p))(a), want, **close)
     torch.testing.assert_close(torch.func.grad(lambda p: loss(a, b, p))(p), torch.zeros(4).double(), **close)
@@ -477,7 +477,7 @@ def test_delta_under_transforms(backend, constraint):
     each = torch.stack([loss(a, b, x) for x in priors])
     torch.testing.assert_close(torch.vmap(loss, (None, None, 0))(a, b, priors), each, **close)
     torch.testing.assert_close(torch.vmap(constraint.delta)(priors), constraint.delta(priors), **close)
-    # What is traced computes of what comes in, and does not return what it was traced with.
+    # The traced function computes from its input and does not return the values it was traced with.
     traced = torch.jit.trace(loss, (a, b, p))
     torch.testing.assert_close(traced(*other), loss(*other), **close)
     traced = torch.jit.trace(constraint.delta, (p,))
@@ -485,7 +485,7 @@ def test_delta_under_transforms(backend, constraint):
 
 
 def test_default_device(backend):
-    """What a factory of torch would put on another device is memory of the CPU's here."""
+    """Results are in CPU memory, even if torch's default device is another one."""
 
     def everything():
         c = Constraint.fit([0.1, 0.5, 0.9], target_alike=1, target_unlike=pcrm.margin_of(0.95))
@@ -527,7 +527,7 @@ def test_delta_of_arrays_that_torch_does_not_read(backend):
 
 @pytest.mark.slow
 def test_floats_and_arrays_need_no_torch(tmp_path):
-    """An empty package stands for pcrm, so that only what `pcrm.settings` imports counts."""
+    """Replace the package pcrm by an empty one, so that only the imports of `pcrm.settings` count."""
     (tmp_path / "pcrm.toml").write_text("[constraint]\nprior = 'fixed'\ndelta = 4.5\n")
     code = f"""
 import sys, types

@@ -1,6 +1,6 @@
-"""The settings of a constraint: the same rules through every door, held to pcrm/testdata/settings.json.
+"""The settings of a constraint: the same rules everywhere, tested with pcrm/testdata/settings.json.
 
-Go's own doors are held to the same rows by pcrm/settings_test.go.
+pcrm/settings_test.go tests Go with the same rows.
 """
 
 import argparse
@@ -22,7 +22,7 @@ CASES = json.loads((ROOT / "pcrm" / "testdata" / "settings.json").read_text())
 
 
 def number(value):
-    """JSON spells what it has no number for as a text."""
+    """JSON has NaN and infinities as texts."""
     return float(value) if value in ("inf", "nan") else value
 
 
@@ -112,11 +112,11 @@ DOORS = {
     "flags": through_flags,
     "openrlhf": through_openrlhf,
 }
-# A flag is a text, of which argparse makes a number or an error of its own.
+# A flag is a text, which argparse converts to a number or rejects itself.
 TEXTS = ("a text", "a truth value", "a fraction", "a number")
 
 
-# TRL makes some three hundred flags anew for each file.
+# TRL creates about three hundred flags again for each file.
 @pytest.mark.parametrize("door", [pytest.param(d, marks=pytest.mark.slow if d == "yaml" else ()) for d in DOORS])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_same_rules_through_every_door(case, door, tmp_path, capsys):
@@ -196,7 +196,7 @@ def test_the_task_of_a_file_is_its_readers(tmp_path):
 
 
 def test_the_trainers_seed_draws_no_deltas(tmp_path):
-    """A random constraint is its own seed's alone, so that every door draws the same."""
+    """A random constraint depends only on its own seed, so that it is the same everywhere."""
     from pcrm.trl import PCRMRewardConfig
 
     options = {"output_dir": str(tmp_path), "bf16": False, "pcrm_prior": "random"}
@@ -209,7 +209,7 @@ def test_documentation(tmp_path):
     (tmp_path / "pcrm.toml").write_text(page.split("```toml\n")[1].split("```")[0])
     config = settings.load_config(tmp_path / "pcrm.toml")
     assert config.constraint == pcrm.Constraint(10, 0.001, -5, 2, 12)
-    # Each example, and what a reader takes from it.
+    # Each example and its meaning.
     wanted = {
         "none": ("length_ratio", *[settings.Targets(1, 3)] * 2),
         "beta1=12": ("length_ratio", pcrm.Constraint(12, 0.001, -5), None),

@@ -1,4 +1,4 @@
-"""`win_probability`: what a margin means to the constrained loss, against mpmath, and against the loss itself."""
+"""`win_probability` against mpmath and against the loss itself."""
 
 import math
 
@@ -19,7 +19,7 @@ from pcrm import win_probability
 
 @precisions
 def test_golden(backend, golden, dtype, tolerance):
-    """To 6 roundings of the type that computes, which is float64 in Go, and the least number of each."""
+    """To 6 roundings of the compute dtype, which is float64 in Go, and the smallest number of each dtype."""
     cases = golden["win_probability"]
     margin = torch.tensor([c["margin"] for c in cases], dtype=dtype)
     delta = torch.tensor([math.inf if c["delta"] is None else c["delta"] for c in cases], dtype=dtype)
@@ -29,7 +29,7 @@ def test_golden(backend, golden, dtype, tolerance):
 
 
 def by_definition(margin, delta):
-    with mpmath.workdps(700):  # what cancels at the least delta and margin
+    with mpmath.workdps(700):  # enough digits for the cancellation at the smallest delta and margin
         m, d = mpmath.mpf(margin), mpmath.mpf(delta)
         if 2 * abs(m) >= d:
             return 1.0 if m > 0 else 0.0
@@ -60,14 +60,14 @@ def test_the_page(capsys):
 @pytest.mark.parametrize("delta", [0.5, 2.0, 4.0, 9.0, math.inf])
 @pytest.mark.parametrize("p", [0.02, 0.3, 0.5, 0.7, 0.95])
 def test_it_is_where_the_expected_loss_is_least(backend, p, delta):
-    """By the values of the loss, and then by its gradient."""
+    """Checked with the values of the loss, and then with its gradient."""
 
     def expected(m):
         m = torch.as_tensor(m, dtype=torch.float64).reshape(1)
         return p * pcrm_loss(m, torch.zeros_like(m), delta) + (1 - p) * pcrm_loss(-m, torch.zeros_like(m), delta)
 
     found = scipy.optimize.minimize_scalar(lambda m: expected(m).item(), (-0.1, 0.1)).x
-    # A minimum is found to the square root of the precision.
+    # A minimum can be located to the square root of the precision.
     assert win_probability(found, delta) == pytest.approx(p, abs=1e-6)
     margin = scipy.optimize.brentq(lambda m: win_probability(m, delta) - p, -min(delta, 50), min(delta, 50), xtol=1e-15)
     margin = torch.tensor(margin, dtype=torch.float64, requires_grad=True)

@@ -108,8 +108,8 @@ def test_violation_counts_pairs_over_the_ceiling(train, plain):
 @pytest.mark.parametrize(
     ("error", "value", "message"),
     [
-        (ValueError, 1.5, r"prior\[3\] is 1.5, must be in \[0, 1\]"),
-        (ValueError, math.nan, r"(?i)prior\[3\] is nan"),
+        (ValueError, 1.5, r"prior\[3\] must be in \[0, 1\], got 1.5"),
+        (ValueError, math.nan, r"(?i)prior\[3\] must be in \[0, 1\], got nan"),
         (TypeError, None, r"prior\[3\] must be a number, got None"),
     ],
 )
@@ -190,19 +190,22 @@ def test_traced_run_is_verified(train, plain, tmp_path, backend, options):
             {"pcrm_prior": "cosinus"},
         ),
         ("preset must be one of alpaca/cosine.*, got 'alpaca'", {"pcrm_preset": "alpaca"}),
-        ("delta is -10.01 at similarity 1", {"pcrm_beta1": 10.0, "pcrm_beta3": -20.0}),
+        (
+            r"delta must be greater than 0 on all of \[0, 1\], got -10.01 at similarity 1",
+            {"pcrm_beta1": 10.0, "pcrm_beta3": -20.0},
+        ),
         ("pcrm_delta must not be set, got 5.0: pcrm_prior='length_ratio' does not use it", {"pcrm_delta": 5.0}),
         (
             "pcrm_beta1 must not be set, got 1.0: pcrm_prior='fixed' does not use it",
             {"pcrm_prior": "fixed", "pcrm_beta1": 1.0},
         ),
-        ("pcrm_beta3 is missing.*set pcrm_beta1 and pcrm_beta3", {"pcrm_prior": "column", "pcrm_beta1": 2.0}),
-        ("delta is -1, must be greater than 0", {"pcrm_prior": "fixed", "pcrm_delta": -1.0}),
+        ("pcrm_beta3 is missing.*Set pcrm_beta1 and pcrm_beta3", {"pcrm_prior": "column", "pcrm_beta1": 2.0}),
+        ("delta must be greater than 0, got -1", {"pcrm_prior": "fixed", "pcrm_delta": -1.0}),
         (
-            "pcrm_preset must be a setting for pcrm_prior='cosine', got 'alpaca/fixed', which is for 'fixed'",
+            "pcrm_preset must be one for pcrm_prior='cosine', got 'alpaca/fixed', which is for 'fixed'",
             {"pcrm_prior": "cosine", "pcrm_preset": "alpaca/fixed"},
         ),
-        ("floor is 3, must not be greater than cap, which is 2", {"pcrm_floor": 3.0, "pcrm_cap": 2.0}),
+        ("floor must be at most cap, which is 2, got 3", {"pcrm_floor": 3.0, "pcrm_cap": 2.0}),
     ],
 )
 def test_bad_config(tmp_path, message, fields):

@@ -202,7 +202,11 @@ def test_run_a_module_and_a_script_with_arguments(tmp_path, monkeypatch, capsys)
     ("message", "options", "arguments"),
     [
         ("pcrm_bta1 is not a key of this configuration: did you mean pcrm_beta1?", {"pcrm_bta1": 1.0}, []),
-        ("delta is -10.01 at similarity 1", {"pcrm_beta1": 10.0, "pcrm_beta3": -20.0}, []),
+        (
+            "delta must be greater than 0 on all of [0, 1], got -10.01 at similarity 1",
+            {"pcrm_beta1": 10.0, "pcrm_beta3": -20.0},
+            [],
+        ),
         ("pcrm_delta must not be set, got 4.0: pcrm_prior='length_ratio' does not use it", {}, ["--pcrm_delta", "4"]),
         ("there is no flag --pcrm_bta1: did you mean --pcrm_beta1?", {}, ["--pcrm_bta1", "4"]),
         ("there is no file nope.jsonl.gz", {"datasets": None}, ["--dataset_name", "nope.jsonl.gz"]),

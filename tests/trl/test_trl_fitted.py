@@ -120,7 +120,7 @@ def test_what_cannot_be_fitted(kind, folder, tmp_path, rows):
             [0.5] * len(rows),
             r"the prior 'column' of the training data: similarities must differ by at least 1e-06 between the quantiles",
         ),
-        ([1.5] * len(rows), r"prior\[0\] is 1\.5, must be in \[0, 1\]"),
+        ([1.5] * len(rows), r"prior\[0\] must be in \[0, 1\], got 1\.5"),
     ):
         with pytest.raises(ValueError, match=message):
             build(kind, folder, tmp_path, data.add_column("prior", column), pcrm_prior="column", **TARGETS)

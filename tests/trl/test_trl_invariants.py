@@ -120,9 +120,9 @@ def test_prior_column_wins_and_is_checked(run, kind, rows):
     betas = {"pcrm_beta1": 20.0 if kind == "dpo" else 10.0}
     assert distance(run(withit, **betas), trainer) == 0
     bad = data.add_column("prior", [0.5] * 3 + [1.5] + [0.5] * (len(data) - 4))
-    with pytest.raises(ValueError, match=r"prior\[3\] is 1.5, must be in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"prior\[3\] must be in \[0, 1\], got 1.5"):
         run(bad)
-    with pytest.raises(ValueError, match=r"prior\[3\] is 1.5, must be in \[0, 1\]"):  # at its batch
+    with pytest.raises(ValueError, match=r"prior\[3\] must be in \[0, 1\], got 1.5"):  # at its batch
         run(bad.to_iterable_dataset(), **betas)
     with pytest.raises(ValueError, match="the train data set has no column 'prior', which pcrm_prior='column' needs"):
         run(data, **column)

@@ -575,11 +575,20 @@ def test_toml_file(tmp_path, reward, dpo):
         ("pcrm_prior must be one of .*, got 'cosinus'", {"pcrm_prior": "cosinus"}),
         ("pcrm_low must not be set, got 0.1: pcrm_prior='length_ratio' does not use it", {"pcrm_low": 0.1}),
         ("pcrm_high is missing", {"pcrm_prior": "random", "pcrm_low": 4.0}),
-        ("high is 3, must be finite and at least low", {"pcrm_prior": "random", "pcrm_low": 4.0, "pcrm_high": 3.0}),
+        (
+            "high must be finite and at least low, which is 4, got 3",
+            {"pcrm_prior": "random", "pcrm_low": 4.0, "pcrm_high": 3.0},
+        ),
         ("pcrm_form must be one of pair, token, got 'tokens'", {"pcrm_form": "tokens"}),
         ("pcrm_prior_model is 'x', which pcrm_prior='length_ratio' does not use", {"pcrm_prior_model": "x"}),
-        ("delta is -10.01 at similarity 1", {"pcrm_beta1": 10.0, "pcrm_beta3": -20.0}),
-        ("delta is -.* at similarity 0", {"pcrm_beta1": -1.0, "pcrm_beta3": 2.0}),
+        (
+            r"delta must be greater than 0 on all of \[0, 1\], got -10.01 at similarity 1",
+            {"pcrm_beta1": 10.0, "pcrm_beta3": -20.0},
+        ),
+        (
+            r"delta must be greater than 0 on all of \[0, 1\], got -.* at similarity 0",
+            {"pcrm_beta1": -1.0, "pcrm_beta3": 2.0},
+        ),
     ],
 )
 def test_bad_dpo_config(tmp_path, message, fields):

@@ -43,7 +43,10 @@ def main(argv: list[str]) -> int:
         help="preferences with a prior: a file (.jsonl, .jsonl.gz, .json, .csv, .parquet), a folder of `datasets`, or a "
         "data set on the hub",
     )
-    for side, text in (("alike", "alike pairs, greater than 0"), ("unlike", "unlike pairs, greater than the other")):
+    for side, text in (
+        ("alike", "alike pairs, greater than 0"),
+        ("unlike", "unlike pairs, greater than that of alike pairs"),
+    ):
         target = parser.add_mutually_exclusive_group(required=True)
         target.add_argument(f"--target-{side}", type=float, metavar="MARGIN", help=f"target margin of {text}")
         target.add_argument(

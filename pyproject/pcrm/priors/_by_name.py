@@ -65,11 +65,15 @@ def of_texts_and_errors(
 ) -> tuple[torch.Tensor, dict[int, preferences.RowError]]:
     """Like `of_texts`, but continue after a row without a prior, such as an empty response for an encoder.
 
-    Args, Raises: As in `of_texts`. Row errors are returned instead of raised.
+    Args:
+        chosen, rejected, prior, model, tokenizer, angular, encoder: As in `of_texts`.
 
     Returns:
         A float32 tensor of shape (B,), with NaN for rows without a prior, and the errors of these
         rows by index, in ascending order.
+
+    Raises:
+        ValueError, ImportError: As in `of_texts`. Row errors are returned instead of raised.
     """
     check_prior(prior, model, tokenizer, encoder)
     if prior == "lexical":

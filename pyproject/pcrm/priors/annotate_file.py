@@ -78,7 +78,7 @@ def annotate_file(
     def parse(row: dict[str, Any]) -> tuple[str, str]:
         for name in ("chosen", "rejected"):
             if name not in row:
-                raise RowError(f"must have {name}, got the keys {listed(row)}")
+                raise RowError(f"must have a key {name!r}, got {listed(row)}")
         return texts(row.get("prompt"), row["chosen"], row["rejected"], with_prompt=with_prompt)
 
     def compute(rows: ParsedRows[tuple[str, str]]) -> Columns:
