@@ -150,21 +150,33 @@ def test_record_batch():
 @pytest.mark.parametrize(
     ("message", "batch", "arguments"),
     [
-        ("row 1: chosen is 5, must be a text or a list of messages", {"chosen": ["a", 5], "rejected": ["a", "b"]}, {}),
-        ("row 1: rejected is None, must", {"chosen": ["a", "b"], "rejected": ["a", None]}, {}),
-        ("row 0: prompt is 1.5, must", {"prompt": [1.5], "chosen": ["a"], "rejected": ["a"]}, {}),
+        ("row 1: chosen must be a text or a list of messages, got 5", {"chosen": ["a", 5], "rejected": ["a", "b"]}, {}),
         (
-            r"row 0: chosen\[0\] has the content \[{'type': 'image'}\], must be a text",
+            "row 1: rejected must be a text or a list of messages, got None",
+            {"chosen": ["a", "b"], "rejected": ["a", None]},
+            {},
+        ),
+        (
+            "row 0: prompt must be a text or a list of messages, got 1.5",
+            {"prompt": [1.5], "chosen": ["a"], "rejected": ["a"]},
+            {},
+        ),
+        (
+            r"row 0: chosen\[0\].content must be a text, got \[{'type': 'image'}\]",
             {"chosen": [[say([{"type": "image"}])]], "rejected": [[say("a")]]},
             {},
         ),
         (
-            r"row 0: rejected\[0\] calls a tool",
+            r"row 0: rejected\[0\] must be a message with a text, got a tool call",
             {"chosen": [[say("a")]], "rejected": [[say("a", tool_calls=[1])]]},
             {},
         ),
-        ("row 0: rejected is no valid Unicode", {"chosen": ["a"], "rejected": ["\ud800"]}, {}),
-        ("row 0: prompt is a list of messages", {"prompt": [[USER]], "chosen": ["a"], "rejected": ["a"]}, {}),
+        ("row 0: rejected must be valid Unicode", {"chosen": ["a"], "rejected": ["\ud800"]}, {}),
+        (
+            "row 0: chosen must be a list of messages as prompt is, got a text",
+            {"prompt": [[USER]], "chosen": ["a"], "rejected": ["a"]},
+            {},
+        ),
         ("rejected has 2 rows, chosen has 1", {"chosen": ["a"], "rejected": ["a", "b"]}, {}),
         ("the batch has a column 'prior' already", {"chosen": [], "rejected": [], "prior": []}, {}),
         (
@@ -195,7 +207,9 @@ def test_tools_in_the_prompt_do_not_matter():
     prompt = [USER, say(None, tool_calls=[{"name": "f"}]), {"role": "tool", "content": [1]}]
     batch = {"prompt": [prompt], "chosen": [[say("a")]], "rejected": [[say("a")]]}
     assert annotate(batch)["prior"] == [1]
-    with pytest.raises(preferences.RowError, match=r"row 0: prompt\[1\] calls a tool"):
+    with pytest.raises(
+        preferences.RowError, match=r"row 0: prompt\[1\] must be a message with a text, got a tool call"
+    ):
         annotate(batch, with_prompt=True)
 
 

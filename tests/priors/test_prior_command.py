@@ -131,24 +131,24 @@ GOOD = {"prompt": "p", "chosen": "a", "rejected": "b"}
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 BAD = [
     ({"chosen": "a"}, "has no rejected, its keys are chosen"),
-    ({"chosen": 5, "rejected": "b"}, "chosen is 5, must be a text or a list of messages"),
-    ({"chosen": "a", "rejected": None}, "rejected is None, must be a text or a list of messages"),
-    (GOOD | {"prompt": 3}, "prompt is 3, must be a text or a list of messages"),
-    (GOOD | {"prompt": [USER]}, "prompt is a list of messages, chosen and rejected are texts"),
-    ({"chosen": [ANSWER], "rejected": "b"}, "chosen is a list of messages, rejected is a text"),
-    ({"chosen": [ANSWER], "rejected": []}, "rejected has no messages"),
-    ({"chosen": [ANSWER], "rejected": ["b"]}, "rejected[0] is 'b', must be a message with role and content"),
+    ({"chosen": 5, "rejected": "b"}, "chosen must be a text or a list of messages, got 5"),
+    ({"chosen": "a", "rejected": None}, "rejected must be a text or a list of messages, got None"),
+    (GOOD | {"prompt": 3}, "prompt must be a text or a list of messages, got 3"),
+    (GOOD | {"prompt": [USER]}, "chosen must be a list of messages as prompt is, got a text"),
+    ({"chosen": [ANSWER], "rejected": "b"}, "rejected must be a list of messages as chosen is, got a text"),
+    ({"chosen": [ANSWER], "rejected": []}, "rejected must have at least one message, got an empty list"),
+    ({"chosen": [ANSWER], "rejected": ["b"]}, "rejected[0] must be a message with role and content, got 'b'"),
     (
         {"chosen": [USER, ANSWER], "rejected": [USER, ANSWER | {"content": [{"type": "image"}]}]},
-        "rejected[1] has the content [{'type': 'image'}], must be a text",
+        "rejected[1].content must be a text, got [{'type': 'image'}]",
     ),
     (
         {"prompt": [USER], "chosen": [ANSWER | {"tool_calls": [{"name": "f"}]}], "rejected": [ANSWER]},
-        "chosen[0] calls a tool, which is no text",
+        "chosen[0] must be a message with a text, got a tool call",
     ),
-    (GOOD | {"rejected": "\ud800"}, "rejected is no valid Unicode: "),
-    ([1, 2], "is [1, 2], must be an object with keys"),
-    ({}, "is {}, must be an object with keys"),
+    (GOOD | {"rejected": "\ud800"}, "rejected must be valid Unicode: "),
+    ([1, 2], "must be a JSON object with keys, got [1, 2]"),
+    ({}, "must be a JSON object with keys, got {}"),
 ]
 
 
@@ -170,7 +170,7 @@ def test_bad_rows(tmp_path, capsys, row, message):
 def test_lines_that_are_not_json(tmp_path, capsys, line):
     source = tmp_path / "in.jsonl"
     source.write_bytes(lines([GOOD]) + b"\n" + line + b"\n")
-    assert f"{source}, line 3: is not JSON: " in fails(capsys, source, "--out", tmp_path / "out.jsonl")
+    assert f"{source}, line 3: must be JSON: " in fails(capsys, source, "--out", tmp_path / "out.jsonl")
 
 
 def test_bad_rows_of_tables(tmp_path, pairs, small_batches, capsys):
@@ -178,7 +178,7 @@ def test_bad_rows_of_tables(tmp_path, pairs, small_batches, capsys):
     rows[57]["rejected"] = None  # in the second row group and the third batch
     for suffix in (".parquet", ""):
         source, out = write(tmp_path / f"in{suffix}", rows), tmp_path / f"out{suffix}"
-        message = f"{source}, row 57: rejected is None, must be a text or a list of messages"
+        message = f"{source}, row 57: rejected must be a text or a list of messages, got None"
         assert message in fails(capsys, source, "--out", out)
         assert main(["prior", str(source), "--out", str(out), "--on-error", "skip"]) == 0
         assert [row["chosen"] for row in read(out)] == [row["chosen"] for i, row in enumerate(rows) if i != 57]
@@ -201,32 +201,34 @@ def test_bad_files(tmp_path, capsys):
         ("no.jsonl.gz", b"text", "no.jsonl.gz, after line 0: Not a gzipped file"),
         ("no.parquet", b"text" * 9, "no.parquet: "),
         ("empty.jsonl", b" \n", "empty.jsonl: holds no rows"),
-        ("prior.jsonl", lines([GOOD | {"prior": 1}]), "prior.jsonl, line 1: has a column 'prior' already"),
-        ("rows.csv", b"a", "rows.csv: must end in .jsonl, .jsonl.gz or .parquet"),
+        ("prior.jsonl", lines([GOOD | {"prior": 1}]), "prior.jsonl, line 1: must not have a column 'prior', because"),
+        ("rows.txt", b"a", "rows.txt: the file must end in .jsonl, .jsonl.gz, .json, .csv or .parquet"),
     ):
         (tmp_path / name).write_bytes(bytes_)
         assert message in fails(capsys, tmp_path / name, "--out", out), name
         shutil.rmtree(tmp_path / "out.jsonl.parts", ignore_errors=True)
-    for row, message in (({"prior": 1.0}, "has a column 'prior' already"), ({}, "has no column 'rejected'")):
+    for row, message in (({"prior": 1.0}, "must not have a column 'prior', because"), ({}, "has no column 'rejected'")):
         table = write(tmp_path / "in.parquet", [{"chosen": "a"} | ({"rejected": "b"} | row if row else {})])
         assert f"{table}: {message}" in fails(capsys, table, "--out", out)
     assert "nowhere.jsonl: no such file" in fails(capsys, tmp_path / "nowhere.jsonl", "--out", out)
-    assert "nobody/nothing: is no file, and no data set could be read by that name: " in fails(
+    assert "nobody/nothing: not a local file or folder, nor readable from the hub: " in fails(
         capsys, "nobody/nothing", "--out", out
     )
     good = write(tmp_path / "in.jsonl", [GOOD])
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "precious").touch()
     for name, message in (
-        ("out.csv", "out.csv: must end in"),
-        ("folder", "folder: is a folder with something else than a data set"),
+        ("out.csv", "--out must end in .jsonl, .jsonl.gz or .parquet, or be a folder, got "),
+        ("folder", "--out must be an empty folder, a data set to replace or a new name, got "),
     ):
         assert message in fails(capsys, good, "--out", tmp_path / name)
     for name in ("pipe", "pipe.jsonl", "pipe.parquet"):
         os.mkfifo(tmp_path / name)
         (tmp_path / f"to.{name}").symlink_to(name)
         for path in (tmp_path / name, tmp_path / f"to.{name}"):
-            assert f"{path}: is neither a file nor a folder" in fails(capsys, good, "--out", path)
+            assert f"--out must be a file or a folder, got {path}, which is neither" in fails(
+                capsys, good, "--out", path
+            )
         assert (tmp_path / name).is_fifo() and not (tmp_path / f"{name}.parts").exists()
     with pytest.raises(SystemExit, match="2"):
         main(["prior", str(good), "--out", str(good)])
@@ -238,19 +240,17 @@ def test_bad_files(tmp_path, capsys):
 def test_another_command_does_not_go_on(tmp_path, pairs, small_batches, capsys):
     source = write(tmp_path / "in.jsonl", [*pairs[:50], {"a": 1}])
     out = tmp_path / "out.jsonl"
-    message = f"{out}.parts: was begun with another"
     assert "line 51" in fails(capsys, source, "--out", out)  # two shards are done
-    assert f"{message} --with-prompt: it was false, now it is true" in fails(
-        capsys, source, "--out", out, "--with-prompt"
-    )
+    message = f"--with-prompt must be false to resume {out}.parts, got true"
+    assert message in fails(capsys, source, "--out", out, "--with-prompt")
     write(source, pairs[:52])
     error = fails(capsys, source, "--out", out)
-    assert f"{message} IN (size): it was" in error and "remove the folder to start anew" in error
+    assert "IN (size) must be" in error and "remove the folder to start over" in error
     shutil.rmtree(f"{out}.parts")
     assert main(["prior", str(source), "--out", str(out)]) == 0
     (tmp_path / "out.jsonl.parts").mkdir()
     (tmp_path / "out.jsonl.parts" / "mine").touch()
-    assert "out.jsonl.parts: is in the way, with mine in it" in fails(capsys, source, "--out", out)
+    assert "out.jsonl.parts is needed for unfinished output, but contains mine" in fails(capsys, source, "--out", out)
     assert (tmp_path / "out.jsonl.parts" / "mine").exists()
 
 
@@ -259,7 +259,7 @@ def test_rows_skipped_do_not_go_on_without(tmp_path, pairs, small_batches, capsy
     whole = gzip.compress(lines([{"a": 1}, *pairs]))
     source.write_bytes(whole[: len(whole) // 2])
     assert "in.jsonl.gz, after line" in fails(capsys, source, "--out", out, "--on-error", "skip")
-    assert "was begun with rows skipped, 1 by now" in fails(capsys, source, "--out", out)
+    assert "which has left out 1 rows, got fail" in fails(capsys, source, "--out", out)
 
 
 def test_two_at_once(tmp_path, capsys):
@@ -279,9 +279,9 @@ def test_types_that_come_late(tmp_path, small_batches, capsys):
     assert [row["n"] for row in read(out)] == [1.0] * 20 + [0.5] * 20 + [None]
     assert [row["late"] for row in read(out)] == [None] * 20 + [[{"role": "x"}]] * 20 + [None]
     for last, message in (
-        ([GOOD | {"n": "text"}] * 20, "out2.parquet: the rows' columns are of no one type"),
-        ([GOOD, GOOD | {"n": "text"}], "column 'n' has values of no one type"),
-        ([GOOD | {"n": 2**70}], "column 'n' has values of no one type"),
+        ([GOOD | {"n": "text"}] * 20, "out2.parquet: each column must have values of one type"),
+        ([GOOD, GOOD | {"n": "text"}], "column 'n' must have values of one type"),
+        ([GOOD | {"n": 2**70}], "column 'n' must have values of one type"),
     ):
         source = write(tmp_path / "in2.jsonl", [*rows[:20], *last])
         last[0].setdefault("n", 1)
@@ -350,7 +350,7 @@ def test_what_fails_at_once_leaves_nothing(tmp_path, capsys):
     source = write(tmp_path / "in.jsonl", [{"chosen": "a"}])
     assert main(["prior", str(source), "--out", str(tmp_path / "out.jsonl")]) == 1
     error = capsys.readouterr().err
-    assert "line 1: has no rejected, its keys are chosen (--on-error skip leaves such rows out)" in error
+    assert "line 1: has no rejected, its keys are chosen (to leave out bad rows, add --on-error skip)" in error
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
 
@@ -420,7 +420,7 @@ def test_a_response_without_tokens(tmp_path, no_special_tokens, capsys, small_ba
     write(source, [row for row in rows if row["id"] != 19])
     error = fails(capsys, *argv)
     assert re.search(
-        rf"{source}, line 4: chosen (has no tokens for|gets an embedding of) {no_special_tokens}.*: \'\' \(--on-error skip",
+        rf"{source}, line 4: chosen (has no tokens for|gets an embedding of) {no_special_tokens}.*: \'\' \(to leave out bad rows, add --on-error skip",
         error,
     )
     write(source, rows)

@@ -65,15 +65,15 @@ def test_prints_what_it_does_to_the_pairs(data, tmp_path, capsys):
     assert table["as a win probability"][1:-1] == [f"{p:.3f}" for p in 1 / (1 + np.exp(-target))]
     every = np.clip((WANT.beta1 / (S + WANT.beta2) + WANT.beta3) / 2, 1, 6)
     every[high <= S], every[low >= S] = 1, 6
-    assert table["is over the target of"] == [f"{np.mean(every < m):.1%}" for m in (1, 2, 4, 8)]
+    assert table["is above the target of"] == [f"{np.mean(every < m):.1%}" for m in (1, 2, 4, 8)]
     inside, floor, cap = (np.mean(x) for x in ((low < S) & (high > S), high <= S, low >= S))
     assert (
-        f"{floor:.1%} of the pairs are at the floor, target 1; {cap:.1%} at the cap, target 6; {inside:.1%} between.\n"
-        f"{np.mean(every <= 1.5):.1%} of the pairs lie within 10% of the lower end, with targets of 1 to 1.5; "
-        f"{np.mean(every >= 5.5):.1%} within 10%\nof the upper end, 5.5 to 6. The median target is {np.median(every):.4g}, "
-        "midway is 3.5."
+        f"{floor:.1%} of the pairs have the lowest target, 1. {cap:.1%} have the highest, 6. {inside:.1%} are between.\n"
+        f"{np.mean(every <= 1.5):.1%} of the pairs have targets in the lowest tenth of the range, 1 to 1.5, and "
+        f"{np.mean(every >= 5.5):.1%} in\nthe highest, 5.5 to 6. The median target is {np.median(every):.4g}; the middle of the "
+        "range is 3.5."
     ) in out
-    assert "no target is under 1:" in out
+    assert "The lowest target is 1, so a model" in out
 
 
 def test_says_when_a_prior_tells_few_pairs_apart(data, tmp_path, capsys):
@@ -83,7 +83,7 @@ def test_says_when_a_prior_tells_few_pairs_apart(data, tmp_path, capsys):
     assert err.startswith(
         "pcrm fit: warning: most pairs get a target near 6, as half of them have a similarity of at most 0"
     )
-    assert "61.0% at the cap, target 6; " in out
+    assert "61.0% have the highest, 6. " in out
 
 
 def test_win_probabilities_and_quantiles(data, tmp_path):
@@ -124,17 +124,21 @@ def test_another_column(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "arguments", "message"),
     [
-        (['{"chosen": "a"}'], targets(), "pairs.jsonl, line 1: has no 'prior': `pcrm prior "),
+        (
+            ['{"chosen": "a"}'],
+            targets(),
+            "pairs.jsonl, line 1: must have a column 'prior', got none. Add the column 'prior' with `pcrm prior ",
+        ),
         (
             ['{"prior": 0.5}', '{"prior": 1.5}'],
             targets(),
-            "pairs.jsonl, line 2: prior is 1.5, must be a number in [0, 1]",
+            "pairs.jsonl, line 2: prior must be a number in [0, 1], got 1.5",
         ),
-        (['{"prior": null}'], targets(), "pairs.jsonl, line 1: prior is None, must be a number in [0, 1]"),
-        (['{"prior": true}'], targets(), "pairs.jsonl, line 1: prior is True, must be"),
-        (['{"prior": NaN}'], targets(), "pairs.jsonl, line 1: prior is nan, must be"),
-        (['{"prior": "0.5"}'], targets(), "pairs.jsonl, line 1: prior is '0.5', must be"),
-        (['{"prior": 0.5}', "[]"], targets(), "pairs.jsonl, line 2: is [], must be an object"),
+        (['{"prior": null}'], targets(), "pairs.jsonl, line 1: prior must be a number in [0, 1], got None"),
+        (['{"prior": true}'], targets(), "pairs.jsonl, line 1: prior must be a number in [0, 1], got True"),
+        (['{"prior": NaN}'], targets(), "pairs.jsonl, line 1: prior must be a number in [0, 1], got nan"),
+        (['{"prior": "0.5"}'], targets(), "pairs.jsonl, line 1: prior must be a number in [0, 1], got '0.5'"),
+        (['{"prior": 0.5}', "[]"], targets(), "pairs.jsonl, line 2: must be a JSON object with keys, got []"),
         ([], targets(), "pairs.jsonl: holds no rows"),
         (['{"prior": 0.5}'] * 9, targets(), "similarities are 0.5 and 0.5 at the quantiles 0.05 and 0.95, must differ"),
         (None, targets(0), "target_alike is 0, must be greater than 0"),
@@ -195,8 +199,8 @@ def test_reports_refuse_betas_of_another_prior(tmp_path, kind, capsys, monkeypat
     ):
         assert cli.main(["report", file, "--out", "report", *flags]) == 1
         assert (
-            f"{' '.join(flags)} is for the prior {prior}, and the column 'prior' of {file} is recorded as lexical: take betas of "
-            f"that prior, or make the column with `pcrm prior --prior {prior}`"
+            f"{' '.join(flags)} must be for the prior lexical, which is recorded for the column 'prior' of {file}, got {prior}. "
+            f"Use betas for lexical, or recompute the column with `pcrm prior --prior {prior}`"
         ) in capsys.readouterr().err
     assert cli.main(["report", kind, "--out", "report", "--constraint", "lexical.toml"]) == 0
     assert cli.main(["report", kind, "--out", "report", "--preset", "alpaca/fixed"]) == 0

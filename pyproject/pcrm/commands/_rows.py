@@ -53,6 +53,6 @@ def run(
         done = f"give the same command again to resume from {out}.parts" if kept else "nothing was written"
         print(f"{parser.prog}: interrupted; {done}", file=sys.stderr)
         return 130
-    left_out = f", {output.skipped} skipped and listed in {output.skipped_path}" if output.skipped else ""
+    left_out = f", {output.skipped} skipped: {output.skipped_path}" if output.skipped else ""
     print(f"{out}: {written(output)}{left_out}")
     return 0

@@ -137,7 +137,7 @@ def parse(row: dict[str, Any]) -> Preference:
         return _preference(row, prompt, {name: row[name] for name in ("chosen", "rejected")}, [1.0, 0.0])
     if row.get("responses") is None or (row.get("ratings") is None and row.get("ranks") is None):
         raise RowError(
-            "must have chosen and rejected, or responses with ratings or ranks, got the keys "
+            "must have the keys chosen and rejected, or responses with ratings or ranks, got "
             + listed(name for name, value in row.items() if value is not None)
         )
     responses = row["responses"]

@@ -82,6 +82,8 @@ def _texts(path: str) -> Iterator[Any]:
             schema = pa.schema([(name, pa.string()) for name in names])
             yield pa.RecordBatch.from_arrays([pa.array([], pa.string()) for _ in names], schema=schema)
     except (pa.ArrowException, UnicodeDecodeError) as error:
+        if "straddl" in str(error):  # Arrow's message says to raise the block size
+            raise ValueError(f"a row must have at most {_BLOCK} bytes. Is a quote missing?") from None
         raise ValueError(f"{error}"[:_MESSAGE]) from None
 
 

@@ -71,8 +71,7 @@ def ranking_column(row: dict[str, Any]) -> str:
     """The column that ranks the responses. A table in which rows use different columns has both, with nulls."""
     there = [name for name in RANKED_BY if row.get(name) is not None]
     if len(there) != 1:
-        got = "both" if there else f"the keys {listed(row)}"
-        raise RowError(f"a ranking must have ratings or ranks, got {got}")
+        raise RowError(f"a ranking must have a key 'ratings' or 'ranks', got {'both' if there else listed(row)}")
     return there[0]
 
 

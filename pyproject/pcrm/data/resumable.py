@@ -104,7 +104,7 @@ class ResumableOutput:
         self._lock = (self.parts / "lock").open("wb")
         if not try_lock(self._lock):
             self._lock.close()
-            raise ValueError(f"{self.path}: another process is writing this output. Wait until it ends, or stop it")
+            raise ValueError(f"{self.path}: another process is writing it. Wait until it ends, or stop it")
         try:
             self._begin()
         except BaseException:

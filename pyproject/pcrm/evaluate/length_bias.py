@@ -202,7 +202,7 @@ def _numbers(row: dict[str, Any], kind: _Kind, names: _Kind) -> list[float]:
 def _responses(row: dict[str, Any], names: _Kind) -> list[str]:
     for name in names:
         if name not in row:
-            raise RowError(f"must have {name}, got the keys {listed(row)}")
+            raise RowError(f"must have a key {name!r}, got {listed(row)}")
     if len(names) == 2:
         return list(texts(row.get("prompt"), *(row[name] for name in names)))
     value = row[names[0]]

@@ -230,7 +230,7 @@ def _scores_of_share(
 def _encoded(row: dict[str, Any], kind: Kind, model: RewardModel, asked: PrinciplePrompts | None) -> _Encoded:
     for name in kind:
         if name not in row:
-            raise RowError(f"must have {name}, got the keys {listed(row)}")
+            raise RowError(f"must have a key {name!r}, got {listed(row)}")
     if kind == ("responses",):
         if not isinstance(row["responses"], list) or not row["responses"]:
             raise RowError(f"responses must be a list of texts or lists of messages, got {row['responses']!r:.80}")

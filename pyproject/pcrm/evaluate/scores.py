@@ -371,8 +371,10 @@ def _row_by_row(batch: Batch, columns: _Columns) -> None:
 def _one(row: dict[str, Any], place: str, columns: _Columns) -> None:
     kinds = {_KINDS[k] for k in row if k in _KINDS}
     if len(kinds) != 1:
-        got = f"keys of a {' and a '.join(sorted(kinds))}" if kinds else f"the keys {listed(row)}"
-        raise RowError(f"must have chosen_score and rejected_score, or scores and ratings, or score, got {got}")
+        got = f"those of a {' and a '.join(sorted(kinds))}" if kinds else listed(row)
+        raise RowError(
+            f"must have the keys chosen_score and rejected_score, or scores and ratings, or score, got {got}"
+        )
     kind = kinds.pop()
     if kind == "pair":
         for name in ("chosen", "rejected"):
@@ -454,14 +456,14 @@ def _text_length(response: Any) -> float:
 def number(row: dict[str, Any], name: str) -> float:
     """A finite number of a row. RowError if it is missing or something else."""
     if name not in row:
-        raise RowError(f"must have {name}, got the keys {listed(row)}")
+        raise RowError(f"must have a key {name!r}, got {listed(row)}")
     return finite(name, row[name])
 
 
 def numbers(row: dict[str, Any], name: str) -> list[float]:
     """A list of finite numbers of a row. RowError if it is missing or something else."""
     if name not in row:
-        raise RowError(f"must have {name}, got the keys {listed(row)}")
+        raise RowError(f"must have a key {name!r}, got {listed(row)}")
     if not isinstance(row[name], list):
         raise RowError(f"{name} must be a list of numbers, got {row[name]!r:.80}")
     return [finite(f"{name}[{i}]", v) for i, v in enumerate(row[name])]

@@ -174,7 +174,7 @@ def sample(
 
 def _prompt(row: dict[str, Any]) -> Any:
     if row.get("prompt") is None:
-        raise RowError(f"must have a prompt, got the keys {listed(row)}")
+        raise RowError(f"must have a key 'prompt', got {listed(row)}")
     return row["prompt"]
 
 
