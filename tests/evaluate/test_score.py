@@ -502,7 +502,7 @@ def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
     )
     with pytest.raises(SystemExit, match="2"):
         main(["score", str(tiny), str(source), "--out", str(source)])
-    assert "--out is DATA" in capsys.readouterr().err
+    assert "--out must be another file than DATA" in capsys.readouterr().err
 
 
 # Small shards: all else is the command as it is installed.
