@@ -529,7 +529,7 @@ def test_killed_and_gone_on_with(tmp_path, tiny, tiny_policy, prompt_file):
     again = [sys.executable, "-c", code, *map(str, command)]
     done = subprocess.run(again, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"RLOO, 12 steps: proxy reward from .*, gold from .*", done.stdout.splitlines()[-1])
+    assert re.fullmatch(r"RLOO, 12 steps: proxy reward from .*, gold reward from .*", done.stdout.splitlines()[-1])
     assert [s.step for s in rl.read(out / "rl" / "a" / "steps.csv")] == list(range(12))
     shutil.rmtree(out)
 
@@ -542,5 +542,5 @@ def test_documentation():
     said = re.search(r"# ([\d., ]+): the best of four", page)[1]
     assert names["curve"].gold[:, 0] == pytest.approx([float(x) for x in said.split(", ")])
     line = re.search(r"^best of 16: .*$", page, re.M)[0]
-    start, end, gain, _ = map(float, re.search(r"from (\S+) to (\S+) \((\S+), (\S+) sd", line).groups())
+    start, end, gain, _ = map(float, re.search(r"from (\S+) to (\S+) \((\S+), (\S+) SD", line).groups())
     assert end - start == pytest.approx(gain)

@@ -237,7 +237,10 @@ def test_bad_batches(model):
         ({"refs": [" a"]}, "refs[0] is ' a', must be a list of responses or of their rewards"),
         ({"refs": [[]]}, "refs[0] is [], must be a list"),
         ({"refs": [[1.0, " a"]]}, "refs[0][1] is ' a', others are numbers"),
-        ({"refs": [[" a", None]]}, "completion 0 of the batch: refs[0][1] is None, must be a text"),
+        (
+            {"refs": [[" a", None]]},
+            "completion 0 of the batch: refs[0][1] must be a text or a list of messages, got None",
+        ),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             function(prompts=["one"], completions=[" two"], **columns)
