@@ -47,8 +47,8 @@ def nested(depth):
     return b"[" * depth + b"]" * depth
 
 
-NOT_JSON = r"x\.jsonl, line 2: is not JSON: "
-DEEP = r"x\.jsonl, line 2: has lists and objects in each other more than 64 deep"
+NOT_JSON = r"x\.jsonl, line 2: must be JSON: "
+DEEP = r"x\.jsonl, line 2: must be nested at most 64 deep"
 NO_UTF8 = NOT_JSON + "'utf-8' codec can't decode byte 0xff"
 
 # Contents of x.jsonl, and what which reader says; a text is what all of them say.
@@ -56,7 +56,7 @@ LINES = {
     "good": (line() * 2, OK),
     "binary": (line() + bytes(range(10)) * 9, NOT_JSON),
     "NULs": (line() + b"\0" * 99, NOT_JSON),
-    "UTF-16": (line().decode().encode("utf-16"), r"x\.jsonl, line 1: is not JSON"),
+    "UTF-16": (line().decode().encode("utf-16"), r"x\.jsonl, line 1: must be JSON"),
     "invalid UTF-8": (with_value("chosen", b'"\xff"'), NO_UTF8),
     "nested 63": (with_value("x", nested(63)), OK),
     "nested 64": (with_value("x", nested(64)), dict.fromkeys(READERS, DEEP) | {"report": OK}),
@@ -76,53 +76,56 @@ LINES = {
     "400 digits": (
         with_value("chosen_score", b"9" * 400),
         {
-            "report": r"line 2: chosen_score is 9+, must be finite",
-            "to parquet": r"x\.jsonl: column 'chosen_score' has values of no one type",
+            "report": r"line 2: chosen_score must be finite, got 9+",
+            "to parquet": r"x\.jsonl: column 'chosen_score' must have values of one type",
         },
     ),
     "400 digits of a similarity": (
         with_value("s", b"9" * 400),
-        {"fit": r"line 2: s is 9{70,80}, must be a number in", "to parquet": "column 's'"},
+        {"fit": r"line 2: s must be a number in .* got 9{70,80}", "to parquet": "column 's'"},
     ),
     "5000 digits": (
         with_value("s", b"9" * 5000),
         dict.fromkeys(READERS, NOT_JSON + "Exceeds the limit") | {"report": f"{NOT_JSON}|^$"},
     ),
-    "NaN": (with_value("s", b"NaN"), {"fit": r"line 2: s is nan, must be a number in \[0, 1\]"}),
-    "infinite": (with_value("chosen_score", b"-Infinity"), {"report": "line 2: chosen_score is -inf, must be finite"}),
+    "NaN": (with_value("s", b"NaN"), {"fit": r"line 2: s must be a number in \[0, 1\], got nan"}),
+    "infinite": (with_value("chosen_score", b"-Infinity"), {"report": "line 2: chosen_score must be finite, got -inf"}),
     "lone surrogate": (
         with_value("chosen", rb'"\ud800"'),
-        dict.fromkeys(("report", "to jsonl", "to parquet"), "line 2: chosen is no valid Unicode")
-        | {"check": "line 2: chosen with its prompt is no valid Unicode"},
+        dict.fromkeys(("report", "to jsonl", "to parquet"), "line 2: chosen must be valid Unicode")
+        | {"check": "line 2: chosen with its prompt must be valid Unicode"},
     ),
     "lone surrogate elsewhere": (
         with_value("x", rb'"\ud800"'),
-        {"to parquet": r"x\.jsonl: column 'x' has texts that are no valid Unicode"},
+        {"to parquet": r"x\.jsonl: column 'x' must be valid Unicode"},
     ),
     "lone surrogate in a key": (
         line() + line(**{"\ud800": 1}),
-        {"to parquet": r"x\.jsonl: column '\\ud800' has texts that are no valid Unicode"},
+        {"to parquet": r"x\.jsonl: column '\\ud800' must be valid Unicode"},
     ),
     "terminal's escapes in a key": (
         b'{"\\u001b[2J\\u0007": 1}\n',
-        dict.fromkeys(("report", "check"), r"its keys are '\\x1b\[2J\\x07'$")
-        | {"fit": "has no 's'"}
-        | dict.fromkeys(("to jsonl", "to parquet"), r"has no chosen, its keys are '\\x1b\[2J\\x07' \(--on"),
+        dict.fromkeys(("report", "check"), r", got '\\x1b\[2J\\x07'$")
+        | {"fit": "must have a column 's'"}
+        | dict.fromkeys(
+            ("to jsonl", "to parquet"),
+            r"has no chosen, its keys are '\\x1b\[2J\\x07' \(to leave out bad rows, add --on",
+        ),
     ),
     "many keys": (
         json.dumps({f"key{i}": i for i in range(50_000)}).encode(),
         dict.fromkeys(("report", "check"), "key19 and 49980 more")
-        | {"fit": "has no 's'"}
+        | {"fit": "must have a column 's'"}
         | dict.fromkeys(("to jsonl", "to parquet"), "has no chosen, .* key19 and 49980 more"),
     ),
     "long line": (
         line() + b'{"chosen": "' + b"a" * (16 << 20) + b'"}',
-        r"x\.jsonl, line 2: is longer than 16777216 bytes",
+        r"x\.jsonl, line 2: a line must have at most 16777216 bytes",
     ),
-    "many objects": (b'{"x": [' + b"[]," * (2 << 20) + b"1]}", {"report": "has neither"}),
+    "many objects": (b'{"x": [' + b"[]," * (2 << 20) + b"1]}", {"report": "must have the keys chosen_score"}),
     "a key twice": (line() + b'{"chosen": 1, ' + line()[1:], OK),
     "two objects": (line() + line().strip() * 2, NOT_JSON + "Extra data"),
-    "no object": (line() + b"[1]\n", r"x\.jsonl, line 2: is \[1\], must be an object"),
+    "no object": (line() + b"[1]\n", r"x\.jsonl, line 2: must be a JSON object with keys, got \[1\]"),
 }
 
 
@@ -131,7 +134,7 @@ def packed(content):
 
 
 GZIPPED = {
-    "long line": (packed(b"\0" * (200 << 20)), r"x\.jsonl\.gz, line 1: is longer than 16777216 bytes"),
+    "long line": (packed(b"\0" * (200 << 20)), r"x\.jsonl\.gz, line 1: a line must have at most 16777216 bytes"),
     "blank lines": (packed(line() + b"\n" * 200_000), OK),
     "truncated": (packed(line() * 5000)[:-20], r"x\.jsonl\.gz, after line \d+: Compressed file ended"),
     "no gzip": (line(), r"x\.jsonl\.gz, after line 0: Not a gzipped file"),
@@ -190,30 +193,30 @@ def tables():
             lambda path: written(path, {"x": no_utf8}),
             r"x\.parquet, after row 0: .*Invalid UTF8",
         ),
-        "two columns of a name": (duplicate, r"x\.parquet: has two columns of one name: chosen"),
+        "two columns of a name": (duplicate, r"x\.parquet: column names must be unique, got chosen"),
         "deep": (lambda path: written(path, {"x": deep}), r"x\.parquet: .*deeply nested"),
         "no such date": (
             lambda path: written(path, {"x": pa.array([2**31 - 1], pa.int32()).view(pa.date32())}),
             {
-                "rows": r"x\.parquet, row 0: has a value that Python has not",
-                "to jsonl": r"x\.parquet, row 0: cannot be written as JSON",
+                "rows": r"x\.parquet, row 0: must have values that Python can represent",
+                "to jsonl": r"x\.parquet, row 0: must have values that JSON can represent",
             },
         ),
         "a struct's key twice": (
             lambda path: written(path, {"x": twice}),
             {
-                "rows": r"x\.parquet, row 0: has a value that Python has not",
-                "to jsonl": r"x\.parquet, row 0: cannot be written as JSON",
+                "rows": r"x\.parquet, row 0: must have values that Python can represent",
+                "to jsonl": r"x\.parquet, row 0: must have values that JSON can represent",
             },
         ),
-        "NaN": (lambda path: written(path, {"s": [float("nan")]}), {"fit": r"row 0: s is nan, must be"}),
+        "NaN": (lambda path: written(path, {"s": [float("nan")]}), {"fit": r"row 0: s must be .* got nan"}),
         "infinite": (
             lambda path: written(path, {"chosen_score": [float("inf")]}),
-            {"report": "row 0: chosen_score is inf, must be finite"},
+            {"report": "row 0: chosen_score must be finite, got inf"},
         ),
         "bytes": (
             lambda path: written(path, {"x": [b"\xff"]}),
-            {"to jsonl": r"x\.parquet, row 0: cannot be written as JSON"},
+            {"to jsonl": r"x\.parquet, row 0: must have values that JSON can represent"},
         ),
         # A gigabyte in a file of some kilobytes: read by the batch.
         "large rows": (
@@ -247,14 +250,23 @@ def folders():
 
     return {
         "good": (lambda folder: None, OK),
-        "no JSON": (replace("state.json", b"{"), "folder: is no folder of save_to_disk"),
-        "deep JSON": (replace("state.json", b"[" * 100_000), "folder: is no folder of save_to_disk"),
-        "other JSON": (replace("state.json", b"[]"), "folder: is no folder of save_to_disk"),
-        "no info": (lambda folder: (folder / "dataset_info.json").unlink(), "folder: is no folder of save_to_disk"),
-        "truncated": (truncated, "folder: is no folder of save_to_disk|folder, after row 0: "),
+        "no JSON": (replace("state.json", b"{"), "folder: must be a folder from `save_to_disk`"),
+        "deep JSON": (replace("state.json", b"[" * 100_000), "folder: must be a folder from `save_to_disk`"),
+        "other JSON": (replace("state.json", b"[]"), "folder: must be a folder from `save_to_disk`"),
+        "no info": (
+            lambda folder: (folder / "dataset_info.json").unlink(),
+            "folder: must be a folder from `save_to_disk`",
+        ),
+        "truncated": (truncated, "folder: must be a folder from `save_to_disk`|folder, after row 0: "),
         "offsets": (offsets, "folder, after row 0: "),
-        "no splits": (replace("dataset_dict.json", b"[]"), "dataset_dict.json: names no splits"),
-        "deep splits": (replace("dataset_dict.json", b"[" * 100_000), "dataset_dict.json: names no splits"),
+        "no splits": (
+            replace("dataset_dict.json", b"[]"),
+            "dataset_dict.json: must be a JSON object with the key 'splits'",
+        ),
+        "deep splits": (
+            replace("dataset_dict.json", b"[" * 100_000),
+            "dataset_dict.json: must be a JSON object with the key 'splits'",
+        ),
         "other splits": (replace("dataset_dict.json", b'{"splits": {"train": 1}}'), "must be a list of names"),
     }
 
@@ -345,10 +357,10 @@ def test_any_lines(lines):
         try:
             assert all(isinstance(row, dict) and row for _, row in read_rows(path))
         except ValueError as error:
-            assert re.match(rf"{re.escape(str(path))}, line [1-9]\d*: is ", str(error))
+            assert re.match(rf"{re.escape(str(path))}, line [1-9]\d*: must be ", str(error))
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved", "streamed"])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "saved", "streamed"])
 def test_batches_end_at_the_same_rows_wherever_the_first_begins(kind, tmp_path, monkeypatch):
     """Large rows end a batch early, and a pass that was killed goes on in the same batches."""
     from datasets import Dataset
@@ -358,9 +370,15 @@ def test_batches_end_at_the_same_rows_wherever_the_first_begins(kind, tmp_path, 
     monkeypatch.setattr("pcrm.data.sources._LOOK_ROWS", 7)
     chance = random.Random(1)
     data = Dataset.from_list([{"i": i, "x": "x" * chance.choice((1, 1, 30, 1000))} for i in range(200)])
-    path = tmp_path / ("x.jsonl" if kind == "jsonl" else "x.parquet" if kind == "parquet" else "x")
+    path = tmp_path / ("x" if kind in ("saved", "streamed") else f"x.{kind}")
     if kind == "jsonl":
         data.to_json(path)
+    elif kind == "json":
+        path.write_text(json.dumps(data.to_list(), indent=1))
+        monkeypatch.setattr("pcrm.data.json_values._PART", 100)
+    elif kind == "csv":
+        data.to_csv(path)
+        monkeypatch.setattr("pcrm.data.csv_tables._BLOCK", 2000)
     elif kind == "saved":
         data.save_to_disk(path)
     else:

@@ -74,7 +74,7 @@ def test_formats(tmp_path, before, after, capsys):
     source, out = write(tmp_path / f"in{before}", rows), tmp_path / f"out{after}"
     assert pairs(source, out) == 0
     want, ties = by_hand(rows)
-    assert f"{out}: {len(want)} pairs of 150 rankings, {ties} ties left out\n" in capsys.readouterr().out
+    assert f"{out}: {len(want)} pairs from 150 rankings, {ties} ties left out\n" in capsys.readouterr().out
     got = read(out)
     assert got == want and list(got[0]) == list(want[0])
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([source.name, out.name])
@@ -242,19 +242,19 @@ def test_bad_rows(tmp_path, before, after, capsys):
     bad = [GOOD | {"ratings": [1, 2, 3]}, GOOD | {"responses": None}, GOOD | {"ratings": None}]
     source, out = write(tmp_path / f"in{before}", [GOOD, bad[0], TIE, *bad[1:], GOOD]), tmp_path / f"out{after}"
     place = f"{source}, " + ("line 2" if "jsonl" in before else "row 1")
-    error = f"{place}: ratings must have one number for each of the 2 responses, got 3 (--on-error skip leaves such rows out)"
+    error = f"{place}: ratings must have one number for each of the 2 responses, got 3 (to leave out bad rows, add --on-error skip)"
     assert error in fails(capsys, source, out)
     assert not out.exists()
     assert pairs(source, out, "--on-error", "skip") == 0
     side = tmp_path / f"out{after}.skipped.jsonl"
-    assert capsys.readouterr().out == f"{out}: 2 pairs of 3 rankings, 1 ties left out, 3 skipped: {side}\n"
+    assert capsys.readouterr().out == f"{out}: 2 pairs from 3 rankings, 1 ties left out, 3 skipped: {side}\n"
     assert read(out) == by_hand([GOOD, GOOD])[0]
     said = read(side)
     assert said[0]["place"] == place
     assert [s["error"].partition(",")[0] for s in said] == [
         "ratings must have one number for each of the 2 responses",
-        "responses must be a list that is not empty",
-        "a ranking must have ratings or ranks",
+        "responses must be a non-empty list",
+        "a ranking must have a key 'ratings' or 'ranks'",
     ]
 
 
@@ -263,28 +263,26 @@ def test_bad_rows(tmp_path, before, after, capsys):
 def test_nothing_to_compare(tmp_path, suffix, out, capsys):
     source = write(tmp_path / f"in{suffix}", [TIE, ALONE])
     error = fails(capsys, source, tmp_path / out)
-    assert (
-        f"{source}: must have responses to compare, got 2 rankings, each with one response or with ties only" in error
-    )
+    assert f"{source}: must have responses to compare, got 2 rankings with a single response or only ties" in error
     assert [p.name for p in tmp_path.iterdir()] == [source.name]
     source = write(tmp_path / f"in{suffix}", [{"responses": [], "ratings": []}] * 2)
     error = fails(capsys, source, tmp_path / out, "--on-error", "skip")
-    assert f"{source}: all 2 rows were refused, so there is nothing to write. The first: " in error
+    assert f"{source}: at least one row must be good, got 2 bad rows. Nothing was written. The first: " in error
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_files_of_another_kind(tmp_path, suffix, capsys):
     for rows, said in (
         ([{"chosen": "a", "rejected": "b"}], "responses and ratings or ranks"),
-        ([GOOD | {"rank_chosen": 1}], "has a column 'rank_chosen' already: remove or rename it"),
-        ([GOOD | {"chosen": "a"}], "has a column 'chosen' already: remove or rename it"),
+        ([GOOD | {"rank_chosen": 1}], "must not have a column 'rank_chosen', because this command adds one"),
+        ([GOOD | {"chosen": "a"}], "must not have a column 'chosen', because this command adds one"),
     ):
         source = write(tmp_path / f"in{suffix}", rows)
         for skip in ((), ("--on-error", "skip")):
             assert said in fails(capsys, source, tmp_path / "out.jsonl", *skip)
     with pytest.raises(SystemExit):
         pairs(source, source)
-    assert "--out is RANKINGS" in capsys.readouterr().err
+    assert "--out must be another file than RANKINGS" in capsys.readouterr().err
 
 
 def test_lists_of_another_type_are_told_of(tmp_path, capsys):
@@ -300,7 +298,9 @@ def test_what_json_cannot_hold_is_named_by_its_ranking(tmp_path, capsys):
     pq.write_table(
         pa.table({"responses": [["a", "b", "c"]] * 2, "ratings": [[1, 2, 3]] * 2, "x": [None, b"x"]}), source
     )
-    assert f"{source}, row 1: cannot be written as JSON: b'x'" in fails(capsys, source, tmp_path / "out.jsonl")
+    assert f"{source}, row 1: must have values that JSON can represent: b'x'" in fails(
+        capsys, source, tmp_path / "out.jsonl"
+    )
 
 
 SHARD = ("os.rename", r"\.parts/\d+-\d+-\d+\.(jsonl|gz|arrow)$")
@@ -322,7 +322,7 @@ def test_kill_at_any_moment(tmp_path, monkeypatch, suffix, capsys):
     capsys.readouterr()
     assert pairs(source, out, "--on-error", "skip") == 0
     want, ties = by_hand(rows)
-    said = f"{out}: {len(want)} pairs of 400 rankings, {ties} ties left out, 1 skipped: "
+    said = f"{out}: {len(want)} pairs from 400 rankings, {ties} ties left out, 1 skipped: "
     assert capsys.readouterr().out.startswith(said)
     assert out.read_bytes() == whole.read_bytes()
     assert read(out) == want and not list(tmp_path.glob("*.parts*"))

@@ -63,21 +63,24 @@ def test_every_untied_pair_is_compared_once(ratings):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"ratings": [1, 2]}, "responses must be a list that is not empty, got None"),
-        ({"responses": [], "ratings": []}, "responses must be a list that is not empty, got []"),
-        ({"responses": "ab", "ratings": [1, 2]}, "responses must be a list that is not empty, got 'ab'"),
-        (ABC, "a ranking must have ratings or ranks, got neither: its keys are prompt, responses"),
-        (ABC | {"ratings": [1, 2, 3], "ranks": [1, 2, 3]}, "a ranking must have ratings or ranks, got both"),
+        ({"ratings": [1, 2]}, "responses must be a non-empty list, got None"),
+        ({"responses": [], "ratings": []}, "responses must be a non-empty list, got []"),
+        ({"responses": "ab", "ratings": [1, 2]}, "responses must be a non-empty list, got 'ab'"),
+        (ABC, "a ranking must have a key 'ratings' or 'ranks', got prompt, responses"),
+        (ABC | {"ratings": [1, 2, 3], "ranks": [1, 2, 3]}, "a ranking must have a key 'ratings' or 'ranks', got both"),
         (ABC | {"ratings": [1, 2]}, "ratings must have one number for each of the 3 responses, got 2"),
-        (ABC | {"ratings": 5}, "ratings must be a list that is not empty, got 5"),
-        (ABC | {"ratings": [1, math.nan, 2]}, "ratings[1] is nan, must be finite"),
-        (ABC | {"ranks": [1, "2", 3]}, "ranks[1] is '2', must be a number"),
-        ({"responses": ["a", 3], "ratings": [1, 2]}, "responses[1] is 3, must be a text or a list of messages"),
+        (ABC | {"ratings": 5}, "ratings must be a non-empty list, got 5"),
+        (ABC | {"ratings": [1, math.nan, 2]}, "ratings[1] must be finite, got nan"),
+        (ABC | {"ranks": [1, "2", 3]}, "ranks[1] must be a number, got '2'"),
+        ({"responses": ["a", 3], "ratings": [1, 2]}, "responses[1] must be a text or a list of messages, got 3"),
         (
             {"responses": ["a", [{"role": "assistant", "content": "b"}]], "ratings": [1, 2]},
-            "responses[0] is a text, responses[1] is a list of messages",
+            "responses[1] must be a text as responses[0] is, got a list of messages",
         ),
-        (ABC | {"ratings": [1, 2, 3], "chosen": "d"}, "a ranking must have no column 'chosen', which its pairs get"),
+        (
+            ABC | {"ratings": [1, 2, 3], "chosen": "d"},
+            "a ranking must not have a column 'chosen', because its pairs get one",
+        ),
     ],
 )
 def test_a_row_that_is_no_ranking_is_refused(row, message):

@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -77,6 +78,111 @@ def test_json_columns_are_the_values_of_their_texts(varied, name):
     assert [row for _, row in read_rows(varied / name)] == VARIED
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("part", [3, 7, 1 << 20])
+def test_a_json_array_has_the_rows_of_json_lines(tmp_path, monkeypatch, indent, part):
+    monkeypatch.setattr("pcrm.data.json_values._PART", part)
+    rows = [*VARIED, {"text": 'two\nlines, a [ and a "quote\\"', "number": 1.5, "empty": {}}]
+    path = tmp_path / "in.json"
+    path.write_text(json.dumps(rows, indent=indent, ensure_ascii=False), encoding="utf-8-sig")
+    assert list(read_rows(path)) == [(f"{path}, row {i}", row) for i, row in enumerate(rows)]
+    (tmp_path / "empty.json").write_text(" [ ]\n")
+    assert list(read_rows(tmp_path / "empty.json")) == []
+
+
+def test_a_json_array_keeps_its_digits_and_becomes_lines(tmp_path):
+    (tmp_path / "in.json").write_text('[\n  {"chosen": "a b",\n   "rejected": "a", "x": 1.50}\n]\n')
+    assert main(["prior", str(tmp_path / "in.json"), "--out", str(tmp_path / "out.jsonl")]) == 0
+    (line,) = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert line.startswith('{"chosen": "a b", "rejected": "a", "x": 1.50, "prior": ')
+
+
+def test_json_lines_may_be_called_json(tmp_path):
+    (tmp_path / "in.json").write_text('\n{"a": 1}\n{"a": 2}\n')
+    assert list(read_rows(tmp_path / "in.json")) == [
+        (f"{tmp_path / 'in.json'}, line {i}", {"a": i - 1}) for i in (2, 3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'[{"a": 1}', "row 1: must have ',' or ']' next, as in a JSON array, got 'the end of the file'"),
+        (b'[{"a": 1} {"a": 2}]', "row 1: must have ',' or ']' next, as in a JSON array, got '{'"),
+        (b'[{"a": 1},]', "row 1: must be JSON: Expecting value"),
+        (b'[{"a": 1}]]', "row 1: must have nothing after the JSON array, got more text"),
+        (b'[{"a": \xff}]', "row 0: must be JSON: 'utf-8' codec can't decode byte 0xff"),
+        (b'[{"a": 1}, 2]', "row 1: must be a JSON object with keys, got 2"),
+        (b"[" * 100_000, "row 0: must be JSON: maximum recursion depth exceeded"),
+        (b'[{"a": "' + b"x" * (16 << 20) + b'"}]', "row 0: must be a JSON value of at most 16777216 bytes"),
+        (b'[{"a": "' + b"x" * (20 << 20), "row 0: must be a JSON value of at most 16777216 bytes"),
+    ],
+    ids=range(9),
+)
+def test_arrays_that_are_not_json_are_named_with_the_row(tmp_path, text, message):
+    (tmp_path / "in.json").write_bytes(text)
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{tmp_path}/in.json, {message}')}"):
+        list(read_rows(tmp_path / "in.json"))
+
+
+CSV = 'prompt,chosen,rejected,prior,id\r\nQ: ,"a ""b"",\nc",12,0.5,7\r\nR: ,1,2,,8\r\n'
+
+
+def test_csv_has_texts_and_numbers(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text(CSV, encoding="utf-8-sig", newline="")
+    rows = [
+        {"prompt": "Q: ", "chosen": 'a "b",\nc', "rejected": "12", "prior": 0.5, "id": 7},
+        {"prompt": "R: ", "chosen": "1", "rejected": "2", "prior": None, "id": 8},
+    ]
+    assert list(read_rows(path)) == [(f"{path}, row {i}", row) for i, row in enumerate(rows)]
+    source = open_source(path)
+    assert (source.columns, source.total) == (["prompt", "chosen", "rejected", "prior", "id"], 2)
+
+
+def test_a_column_of_csv_is_numbers_only_if_all_of_it_is(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text("whole,real,text,none\n" + "1,2,3,\n" * 500 + "4,5e-1,NA,\n")
+    assert [row for _, row in read_rows(path)][::500] == [
+        {"whole": 1, "real": 2.0, "text": "3", "none": None},
+        {"whole": 4, "real": 0.5, "text": "NA", "none": None},
+    ]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_commands_read_csv_and_arrays_as_they_read_lines(tmp_path, suffix):
+    rows = [{"chosen": f"a {i}", "rejected": "a b", "id": i} for i in range(9)]
+    write(tmp_path / "in.jsonl", rows)
+    (tmp_path / "in.json").write_text(json.dumps(rows))
+    (tmp_path / "in.csv").write_text("chosen,rejected,id\n" + "".join(f"a {i},a b,{i}\n" for i in range(9)))
+    made = []
+    for name in ("in.jsonl", "in.json", "in.csv"):
+        out = tmp_path / f"{name}.out{suffix}"
+        assert main(["prior", str(tmp_path / name), "--out", str(out)]) == 0
+        made.append(read(out))
+    assert made[0] == made[1] == made[2] and len(made[0]) == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "Empty CSV file"),
+        (b"a,b\n1\n", "Row #2: Expected 2 columns, got 1"),
+        (b"a,b\n1,\xff\n", "Row #2: CSV conversion error to string: invalid UTF8"),
+        (b"a,a\n1,2\n", "column names must be unique, got a, a"),
+        (b'a,b\n"' + b"x" * (33 << 20) + b'",1\n', "a row must have at most 16777216 bytes. Is a quote missing?"),
+    ],
+    ids=range(5),
+)
+def test_bad_csv_is_named(tmp_path, capsys, text, message):
+    (tmp_path / "in.csv").write_bytes(text)
+    with pytest.raises(ValueError, match=rf"in\.csv: .*{re.escape(message)}") as error:
+        list(read_rows(tmp_path / "in.csv"))
+    assert len(str(error.value)) < 500
+    assert main(["check", str(tmp_path / "in.csv")]) == 1
+    assert "in.csv" in "".join(capsys.readouterr())
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", ["in.parquet", "saved", "files"])
 def test_json_columns_keep_their_type_in_tables(varied, tmp_path, name, suffix):
@@ -127,7 +233,7 @@ def test_json_texts_are_found_at_any_depth():
 
 @pytest.mark.parametrize(
     ("text", "error"),
-    [("{", "chosen is not JSON: "), ("[" * 65 + "]" * 65, "chosen has lists and objects in each other more than 64")],
+    [("{", "chosen must be JSON: "), ("[" * 65 + "]" * 65, "chosen must be nested at most 64 deep")],
 )
 def test_json_texts_that_are_none_are_bad_rows(tmp_path, capsys, text, error):
     good = json.dumps([message("assistant", "a")])
@@ -183,7 +289,7 @@ def test_views_inside_of_lists(tmp_path, capsys, suffix):
     Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, features))).save_to_disk(source)
     failed = main(["prior", str(source), "--out", str(out), "--on-error", "skip"])
     if suffix == ".parquet":
-        assert failed and f"{out}: cannot hold the columns' types: " in capsys.readouterr().err
+        assert failed and f"{out}: Parquet cannot store the type of a column: " in capsys.readouterr().err
     else:
         assert [row["chosen"] for row in read(out)] == [columns["chosen"][0], columns["chosen"][2]]
 
@@ -260,7 +366,7 @@ def test_decimals_that_no_float_has_are_not_written_as_json(tmp_path, capsys):
     source = tmp_path / "in.parquet"
     pq.write_table(pa.table({"chosen": ["a"], "rejected": ["b"], "x": [Decimal("0.12345678901234567890123")]}), source)
     assert main(["prior", str(source), "--out", str(tmp_path / "out.jsonl")]) == 1
-    assert f"{source}, row 0: cannot be written as JSON: Decimal('0.1234" in capsys.readouterr().err
+    assert f"{source}, row 0: must have values that JSON can represent: Decimal('0.1234" in capsys.readouterr().err
     assert main(["prior", str(source), "--out", str(tmp_path / "out.parquet")]) == 0
 
 
@@ -313,7 +419,10 @@ def test_all_rows_refused_is_an_error(tmp_path, capsys, before):
     assert main(["prior", str(source), "--out", str(out), "--on-error", "skip"]) == 1
     error = capsys.readouterr().err
     place = f"{source}, {'line 1' if 'jsonl' in before else 'row 0'}"
-    assert f"{source}: all 5 rows were refused, so there is nothing to write. The first: {place}: chosen is 1" in error
+    assert (
+        f"{source}: at least one row must be good, got 5 bad rows. Nothing was written. The first: {place}: chosen must"
+        in error
+    )
     assert out.read_text() == "before" and {p.name for p in tmp_path.iterdir()} == {source.name, "out.jsonl"}
 
 
@@ -335,7 +444,7 @@ def test_an_output_without_a_name_is_refused(tmp_path, monkeypatch, capsys, name
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "in.jsonl", [PAIR])
     assert main(["prior", "in.jsonl", "--out", name]) == 1
-    assert f"The output must be a file or a folder with a name, got '{name}'" in capsys.readouterr().err
+    assert f"--out must be a file or a folder with a name, got '{name}'" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
 
@@ -347,7 +456,7 @@ def test_a_link_in_the_place_of_the_shards_is_refused(tmp_path, capsys, end):
     link = tmp_path / f"out.jsonl{end}"
     link.symlink_to("elsewhere")
     assert main(["prior", str(source), "--out", str(out)]) == 1
-    assert f"{link} must be a folder, got a link to elsewhere: remove the link" in capsys.readouterr().err
+    assert f"{link} must be a folder, got a link to elsewhere. Remove the link" in capsys.readouterr().err
     assert link.is_symlink() and (tmp_path / "elsewhere" / "precious").exists() and not out.exists()
 
 
@@ -413,4 +522,4 @@ def test_a_record_that_is_none_is_named(tmp_path, capsys):
     for text in ("{", "[]", '{"prior": 3}'):
         (tmp_path / ".in.jsonl.prior.json").write_text(text)
         assert fitted(source, tmp_path / "pcrm.toml") == 1
-        assert ".in.jsonl.prior.json must be a JSON object with a key 'prior', got " in capsys.readouterr().err
+        assert ".in.jsonl.prior.json must be a JSON object with the key 'prior', got " in capsys.readouterr().err

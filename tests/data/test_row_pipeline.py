@@ -66,7 +66,7 @@ def test_a_run_goes_on_with_the_batch_that_ended_the_last_one(tmp_path, source):
 
     with pytest.raises(KeyboardInterrupt):
         pipeline(source, out, batch_rows=4).run(ends_in_the_third)
-    with pytest.raises(ValueError, match="was begun with another power: it was null, now it is 3"):
+    with pytest.raises(ValueError, match=r"power must be null to resume .*, got 3"):
         pipeline(source, out, batch_rows=4, settings={"power": 3}).run(squares)
     pipeline(source, out, batch_rows=4).run(ends_in_the_third)
     assert seen == [0, 4, 8, 8]
@@ -84,16 +84,19 @@ def test_what_a_kill_before_the_first_shard_leaves_is_no_hindrance(tmp_path, sou
     assert [s["place"] for s in read(done.skipped_path)] == [f"{source}, line 10"]
     parts.mkdir()
     (parts / "mine.skipped").touch()
-    with pytest.raises(ValueError, match=r"is in the way, with mine\.skipped in it"):
+    with pytest.raises(ValueError, match=r"is needed for unfinished output, but contains mine\.skipped"):
         pipeline(source, out, skip=True).run(squares)
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"x": 1}, {"x": 2, "square": 4}], "in.jsonl, line 2: has a column 'square' already: remove or rename it"),
+        (
+            [{"x": 1}, {"x": 2, "square": 4}],
+            "in.jsonl, line 2: must not have a column 'square', because this command adds one",
+        ),
         ([], "in.jsonl: holds no rows"),
-        ([{"x": None}], "all 1 rows were refused, so there is nothing to write. The first: "),
+        ([{"x": None}], "at least one row must be good, got 1 bad rows. Nothing was written. The first: "),
     ],
 )
 def test_nothing_to_write(tmp_path, source, rows, message):

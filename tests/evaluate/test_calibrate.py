@@ -254,21 +254,25 @@ def test_calibrated_scores_that_overflow_are_refused(tmp_path, capsys, method):
 @pytest.mark.parametrize(
     ("row", "options", "message"),
     [
-        ({"chosen_score": 1.0}, [], "has no rejected_score, its keys are chosen_score"),
-        ({"chosen_score": 1.0, "rejected_score": None}, [], "rejected_score is None, must be a number"),
-        ({"chosen_score": True, "rejected_score": 1}, [], "chosen_score is True, must be a number"),
-        ({"chosen_score": float("inf"), "rejected_score": 1}, [], "chosen_score is inf, must be finite"),
-        ({"chosen_score": 1, "rejected_score": 1, "chosen": "a"}, [], "has no rejected, its keys are"),
-        ({"chosen_score": 1, "rejected_score": 1, "chosen": "a", "rejected": 3}, [], "rejected is 3, must be a text"),
+        ({"chosen_score": 1.0}, [], "must have a key 'rejected_score', got chosen_score"),
+        ({"chosen_score": 1.0, "rejected_score": None}, [], "rejected_score must be a number, got None"),
+        ({"chosen_score": True, "rejected_score": 1}, [], "chosen_score must be a number, got True"),
+        ({"chosen_score": float("inf"), "rejected_score": 1}, [], "chosen_score must be finite, got inf"),
+        ({"chosen_score": 1, "rejected_score": 1, "chosen": "a"}, [], "must have a key 'rejected', got"),
+        (
+            {"chosen_score": 1, "rejected_score": 1, "chosen": "a", "rejected": 3},
+            [],
+            "rejected must be a text or a list of messages, got 3",
+        ),
         (
             {"chosen_score": 1, "rejected_score": 1, "chosen_length": 2},
             ["--feature", "column"],
-            "has no rejected_length, its keys are",
+            "must have a key 'rejected_length', got",
         ),
         (
             {"chosen_score": 1, "rejected_score": 1, "chosen_length": 2, "rejected_length": "x"},
             ["--feature", "column"],
-            "rejected_length is 'x', must be a number",
+            "rejected_length must be a number, got 'x'",
         ),
     ],
 )
@@ -290,13 +294,13 @@ def test_bad_rows_are_named(tmp_path, capsys, row, options, message):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"scores": []}, "scores are empty"),
-        ({"scores": 3}, "scores is 3, must be a list of numbers"),
-        ({"scores": [1, "x"]}, "scores[1] is 'x', must be a number"),
-        ({"scores": [1, 2]}, "has no responses, its keys are scores"),
-        ({"scores": [1, 2], "responses": "ab"}, "responses is 'ab', must be a list"),
-        ({"scores": [1, 2], "responses": ["a"]}, "responses has 1 elements, scores has 2"),
-        ({"scores": [1, 2], "responses": ["a", 5]}, "response is 5, must be a text or a list of messages"),
+        ({"scores": []}, "scores must be a non-empty list, got []"),
+        ({"scores": 3}, "scores must be a list of numbers, got 3"),
+        ({"scores": [1, "x"]}, "scores[1] must be a number, got 'x'"),
+        ({"scores": [1, 2]}, "must have a key 'responses', got scores"),
+        ({"scores": [1, 2], "responses": "ab"}, "responses must be a list, got 'ab'"),
+        ({"scores": [1, 2], "responses": ["a"]}, "responses must have 2 elements like scores, got 1"),
+        ({"scores": [1, 2], "responses": ["a", 5]}, "response must be a text or a list of messages, got 5"),
     ],
 )
 def test_bad_rankings_are_named(tmp_path, capsys, row, message):
@@ -314,10 +318,10 @@ def test_bad_files(tmp_path, capsys):
         message = fails(capsys, write(tmp_path / name, texts), out)
         assert "chosen_score and rejected_score, scores or score" in message
     again = write(tmp_path / "again.jsonl", [r | {"calibrated_chosen_score": 1.0} for r in rows])
-    assert "again.jsonl, line 1: has a column 'calibrated_chosen_score' already" in fails(capsys, again, out)
+    assert "again.jsonl, line 1: must not have a column 'calibrated_chosen_score', because" in fails(capsys, again, out)
     broken = tmp_path / "broken.jsonl"
     broken.write_text(json.dumps(rows[0]) + "\n{\n")
-    assert "broken.jsonl, line 2: is not JSON" in fails(capsys, broken, out)
+    assert "broken.jsonl, line 2: must be JSON" in fails(capsys, broken, out)
     assert "must end in .jsonl" in fails(capsys, write(tmp_path / "in.jsonl", rows), tmp_path / "out.csv")
     assert not out.exists()
 
@@ -325,16 +329,16 @@ def test_bad_files(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--feature", "tokens"], "--tokenizer is what --feature tokens needs"),
-        (["--tokenizer", "x"], "--tokenizer is what --feature tokens needs"),
-        (["--column", "bold"], "--column is for --feature column alone"),
-        (["--method", "uniform", "--delta", "1"], "--delta is for --method lowess alone, not for uniform"),
-        (["--method", "penalty", "--frac", "0.5"], "--frac is for --method lowess and uniform, not for penalty"),
-        (["--method", "penalty", "--feature", "column"], "penalty needs --alpha: what one unit of --feature column"),
-        (["--frac", "0"], "--frac is 0.0, must be in (0, 1]"),
-        (["--frac", "1.5"], "--frac is 1.5, must be in (0, 1]"),
-        (["--delta", "-1"], "--delta is -1.0, must be at least 0 and finite"),
-        (["--alpha", "nan"], "--alpha is nan, must be finite"),
+        (["--feature", "tokens"], "--feature tokens requires --tokenizer"),
+        (["--tokenizer", "x"], "--feature tokens requires --tokenizer"),
+        (["--column", "bold"], "--column requires --feature column"),
+        (["--method", "uniform", "--delta", "1"], "--delta requires --method lowess, got uniform"),
+        (["--method", "penalty", "--frac", "0.5"], "--frac requires --method lowess or uniform, got penalty"),
+        (["--method", "penalty", "--feature", "column"], "--method penalty with --feature column requires --alpha"),
+        (["--frac", "0"], "--frac must be in (0, 1], got 0.0"),
+        (["--frac", "1.5"], "--frac must be in (0, 1], got 1.5"),
+        (["--delta", "-1"], "--delta must be at least 0 and finite, got -1.0"),
+        (["--alpha", "nan"], "--alpha must be finite, got nan"),
         (["--method", "loess"], "invalid choice: 'loess'"),
     ],
 )
@@ -345,7 +349,7 @@ def test_bad_arguments(tmp_path, capsys, arguments, message):
     assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         calibrate(source, source)
-    assert "--out is SCORES" in capsys.readouterr().err
+    assert "--out must be another file than SCORES" in capsys.readouterr().err
 
 
 def test_many_distinct_values_are_told_of(tmp_path, monkeypatch, capsys):
@@ -354,7 +358,7 @@ def test_many_distinct_values_are_told_of(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("pcrm.evaluate.length_bias._MANY", distinct - 1)
     source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     x = lengths_of(rows)
-    said = f"the feature has {distinct} distinct values, and the curve's time goes with their square: --delta {np.ptp(x) / 100:g}"
+    said = f"the feature has {distinct} distinct values, and the time to fit the curve grows with their square. To speed it up, add --delta {np.ptp(x) / 100:g}"
     assert calibrate(source, out) == 0
     assert said in capsys.readouterr().err
     for quiet in (["--delta", 1], ["--method", "uniform"]):
@@ -365,7 +369,10 @@ def test_many_distinct_values_are_told_of(tmp_path, monkeypatch, capsys):
 def test_the_statistics_refuse_what_is_wrong():
     x = np.arange(3.0)
     for call, message in (
-        (lambda: statistics.calibrate(x, x[:2], method="lowess", alpha=1), "arrays have 3 and 2 elements"),
+        (
+            lambda: statistics.calibrate(x, x[:2], method="lowess", alpha=1),
+            "arrays must have the same length, got 3 and 2",
+        ),
         (
             lambda: statistics.calibrate(x / [1, 0, 1], x, method="lowess", alpha=1),
             r"scores\[1\] must be finite, got \+Inf",
@@ -374,7 +381,7 @@ def test_the_statistics_refuse_what_is_wrong():
             lambda: statistics.calibrate(x, x, method="mean", alpha=1),
             'method must be lowess, uniform or penalty, got "mean"',
         ),
-        (lambda: statistics.calibrated(x, x[:2]), "arrays have 3 and 2 elements"),
+        (lambda: statistics.calibrated(x, x[:2]), "arrays must have the same length, got 3 and 2"),
     ):
         with np.errstate(divide="ignore"), pytest.raises(ValueError, match=message):
             call()
@@ -407,9 +414,9 @@ def test_report_says_what_it_changed(tmp_path, suffix):
     added = {f"{key}_calibrated" for key in ("accuracy", "nll", "brier", "ece")} | {"flip_rate"}
     assert got.keys() - before.keys() == added | {f"{key}_ci" for key in added}
     page = (tmp_path / "report" / "report.html").read_text()
-    assert "… by calibrated scores" in page and "Pairs whose order calibration changes" in page
+    assert "… of calibrated scores" in page and "Pairs whose order changes with calibration" in page
     assert f"{100 * flips:.1f}%" in page
-    assert "by calibrated scores" not in (tmp_path / "before" / "report.html").read_text()
+    assert "of calibrated scores" not in (tmp_path / "before" / "report.html").read_text()
 
 
 def test_report_reads_the_other_kinds_too(tmp_path):
@@ -425,9 +432,9 @@ def test_report_refuses_half_of_it(tmp_path, capsys):
     half = {k: v for k, v in good[0].items() if k != "calibrated_rejected_score"}
     none = pair_rows(1)[0]
     for row, message in (
-        (half, "has no calibrated_rejected_score, its keys are"),
-        (none, "has no calibrated score, "),
-        (good[0] | {"calibrated_chosen_score": "x"}, "calibrated_chosen_score is 'x', must be a number"),
+        (half, "must have a key 'calibrated_rejected_score', got"),
+        (none, "must have a calibrated score as "),
+        (good[0] | {"calibrated_chosen_score": "x"}, "calibrated_chosen_score must be a number, got 'x'"),
     ):
         source = write(tmp_path / "in.jsonl", [*good, row])
         assert cli.main(["report", str(source), "--out", str(tmp_path / "out")]) == 1

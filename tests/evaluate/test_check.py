@@ -83,14 +83,14 @@ def by_id(found):
     return named
 
 
-# Rows, the finding, its level, its count, and its examples as lines with what is said of each.
+# Rows, the finding, its level, its count, and its examples same pair as lines with what is said of each.
 FAULTS = {
-    "no chosen": ([*PAIRS, {"prompt": "q", "rejected": "r"}], "unreadable_rows", "error", 1, {7: "has neither chosen and rejected nor responses with ratings or ranks, its keys are prompt, rejected"}),
-    "null": ([pair(0, chosen=None), *PAIRS], "unreadable_rows", "error", 1, {1: "chosen is None, must be a text or a list of messages"}),
-    "number": ([*PAIRS, pair(9, rejected=5), 7], "unreadable_rows", "error", 2, {7: "rejected is 5, must be a text or a list of messages", 8: "is 7, must be an object with keys"}),
-    "surrogate": ([*PAIRS, pair(9, rejected="\ud800")], "unreadable_rows", "error", 1, {7: "rejected with its prompt is no valid Unicode: 'utf-8' codec can't encode character '\\ud800' in position 19: surrogates not allowed"}),
-    "surrogate in a message": ([*CONVERSATIONS, conversation(7, chosen=[assistant("\ud800")])], "unreadable_rows", "error", 1, {7: "chosen is no valid Unicode: 'utf-8' codec can't encode character '\\ud800' in position 0: surrogates not allowed"}),
-    "no role": ([*CONVERSATIONS, conversation(7, chosen=[{"content": "a"}])], "unreadable_rows", "error", 1, {7: "chosen[0] is {'content': 'a'}, must be a message with role and content"}),
+    "no chosen": ([*PAIRS, {"prompt": "q", "rejected": "r"}], "unreadable_rows", "error", 1, {7: "must have the keys chosen and rejected, or responses with ratings or ranks, got prompt, rejected"}),
+    "null": ([pair(0, chosen=None), *PAIRS], "unreadable_rows", "error", 1, {1: "chosen must be a text or a list of messages, got None"}),
+    "number": ([*PAIRS, pair(9, rejected=5), 7], "unreadable_rows", "error", 2, {7: "rejected must be a text or a list of messages, got 5", 8: "must be a JSON object with keys, got 7"}),
+    "surrogate": ([*PAIRS, pair(9, rejected="\ud800")], "unreadable_rows", "error", 1, {7: "rejected with its prompt must be valid Unicode: 'utf-8' codec can't encode character '\\ud800' in position 19: surrogates not allowed"}),
+    "surrogate in a message": ([*CONVERSATIONS, conversation(7, chosen=[assistant("\ud800")])], "unreadable_rows", "error", 1, {7: "chosen must be valid Unicode: 'utf-8' codec can't encode character '\\ud800' in position 0: surrogates not allowed"}),
+    "no role": ([*CONVERSATIONS, conversation(7, chosen=[{"content": "a"}])], "unreadable_rows", "error", 1, {7: "chosen[0] must be a message with role and content, got {'content': 'a'}"}),
     "mixed": ([*PAIRS, *CONVERSATIONS[:2], RANKINGS[0]], "mixed_formats", "error", 3, {7: "pairs of conversations that begin with their prompt", 9: "rankings of texts with a prompt"}),
     "empty": ([*PAIRS, pair(7, chosen=""), pair(8, rejected=" \n"), pair(9, chosen="", rejected=" ")], "empty_responses", "error", 3, {7: "chosen", 8: "rejected", 9: "chosen, rejected"}),
     "empty message": ([*CONVERSATIONS, conversation(7, chosen=[user("Question number 7? "), assistant("")])], "empty_responses", "error", 1, {7: "chosen"}),
@@ -99,8 +99,8 @@ FAULTS = {
     "identical without a prompt": ([*({"chosen": p["prompt"] + p["chosen"], "rejected": p["prompt"] + p["rejected"]} for p in PAIRS), {"chosen": "a" * 40, "rejected": "a" * 40}], "identical_responses", "error", 1, {7: ""}),
     "identical messages": ([*CONVERSATIONS, conversation(7, chosen=[user("q"), assistant("a")], rejected=[user("q"), assistant("a")])], "identical_responses", "error", 1, {7: ""}),
     "identical in a ranking": ([*RANKINGS, ranking(7, responses=["a", "b", "a"])], "identical_responses", "error", 1, {7: "responses[0], responses[2]"}),
-    "both orders": ([*PAIRS, PAIRS[2] | {"chosen": PAIRS[2]["rejected"], "rejected": PAIRS[2]["chosen"]}], "both_orders", "error", 2, {7: "as line 3"}),
-    "both orders of conversations": ([*CONVERSATIONS, {"chosen": CONVERSATIONS[0]["rejected"], "rejected": CONVERSATIONS[0]["chosen"]}], "both_orders", "error", 2, {7: "as line 1"}),
+    "both orders": ([*PAIRS, PAIRS[2] | {"chosen": PAIRS[2]["rejected"], "rejected": PAIRS[2]["chosen"]}], "both_orders", "error", 2, {7: "same pair as line 3"}),
+    "both orders of conversations": ([*CONVERSATIONS, {"chosen": CONVERSATIONS[0]["rejected"], "rejected": CONVERSATIONS[0]["chosen"]}], "both_orders", "error", 2, {7: "same pair as line 1"}),
     "different prompts": ([*CONVERSATIONS, conversation(7, chosen=[user("other"), assistant("a")])], "different_prompts", "error", 1, {7: ""}),
     "a prompt that is a text": ([conversation(i, prompt=f"Question number {i}? ") for i in range(4)], "text_prompts", "error", 4, {1: "", 2: "", 3: ""}),
     "joined": ([*PAIRS, pair(7, prompt="Is it so?", rejected=" no"), pair(8, prompt="<|answer|>"), pair(9, prompt="好吗\uff1f", chosen="好"), pair(10, prompt="Q"), pair(11, prompt="A:\n")], "joined_words", "warning", 2, {7: "'Is it so?no, answer 7 is'", 10: "'Qyes, answer 10 i'"}),
@@ -108,14 +108,14 @@ FAULTS = {
     "the prompt's messages twice": ([conversation(i, prompt=[user(f"Question number {i}? ")]) for i in range(2)], "repeated_prompts", "warning", 2, {1: "", 2: ""}),
     "nothing in common": ([*({k: p["prompt"] + p[k] for k in ("chosen", "rejected")} for p in PAIRS), {"chosen": "yes", "rejected": "no!!"}], "missing_prompts", "warning", 1, {7: ""}),
     "answers to nothing": ([*CONVERSATIONS, {"chosen": [assistant("a")], "rejected": [assistant("bc")]}], "missing_prompts", "warning", 1, {7: ""}),
-    "duplicates": ([*PAIRS, PAIRS[1], pair(9), PAIRS[1]], "duplicates", "warning", 2, {7: "as line 2", 9: "as line 2"}),
-    "rankings twice": ([*RANKINGS, RANKINGS[0]], "duplicates", "warning", 1, {7: "as line 1"}),
+    "duplicates": ([*PAIRS, PAIRS[1], pair(9), PAIRS[1]], "duplicates", "warning", 2, {7: "same pair as line 2", 9: "same pair as line 2"}),
+    "rankings twice": ([*RANKINGS, RANKINGS[0]], "duplicates", "warning", 1, {7: "same pair as line 1"}),
     "only ties": ([*RANKINGS, ranking(7, ratings=[2, 2, 2.0])], "only_ties", "warning", 1, {7: ""}),
-    "one response": ([*RANKINGS, ranking(7, responses=["a"], ratings=[1]), ranking(8, responses=[])], "few_responses", "error", 2, {7: "responses has 1 of them, must have at least 2", 8: "responses has 0 of them, must have at least 2"}),
+    "one response": ([*RANKINGS, ranking(7, responses=["a"], ratings=[1]), ranking(8, responses=[])], "few_responses", "error", 2, {7: "responses must have at least 2 elements, got 1", 8: "responses must have at least 2 elements, got 0"}),
     "unequal lists": ([*RANKINGS, ranking(7, ratings=[1, 2]), ranking(8, ratings="123")], "unequal_lists", "error", 2, {7: "ratings must be a list of 3 numbers, one for each response, got 2 numbers", 8: "ratings must be a list of 3 numbers, one for each response, got '123'"}),
-    "NaN": ([*RANKINGS, ranking(7, ratings=[1, float("nan"), 2])], "bad_ratings", "error", 1, {7: "ratings[1] is nan, must be finite"}),
-    "ratings of texts": ([*RANKINGS, ranking(7, ratings=[1, "2", 2])], "bad_ratings", "error", 1, {7: "ratings[1] is '2', must be a number"}),
-    "priors": ([*(pair(i, prior=0.1 * i) for i in range(6)), pair(7, prior=1.5), pair(8), pair(9, prior=None)], "bad_priors", "error", 3, {7: "prior is 1.5", 8: "has no prior", 9: "prior is None, must be a number"}),
+    "NaN": ([*RANKINGS, ranking(7, ratings=[1, float("nan"), 2])], "bad_ratings", "error", 1, {7: "ratings[1] must be finite, got nan"}),
+    "ratings of texts": ([*RANKINGS, ranking(7, ratings=[1, "2", 2])], "bad_ratings", "error", 1, {7: "ratings[1] must be a number, got '2'"}),
+    "priors": ([*(pair(i, prior=0.1 * i) for i in range(6)), pair(7, prior=1.5), pair(8), pair(9, prior=None)], "bad_priors", "error", 3, {7: "prior must be in [0, 1], got 1.5", 8: "must have a prior, got none", 9: "prior must be a number, got None"}),
 }  # fmt: skip
 
 
@@ -163,16 +163,39 @@ def test_nothing_is_said_of_rows_that_are_not_there(run, tmp_path, capsys):
     for rows in ([], [{"a": 1}]):
         assert run(rows)[1]["not_found"] == []
     (tmp_path / "no.jsonl.gz").write_bytes(b"{}")
-    assert run("no.jsonl.gz")[1]["findings"][0]["remedy"] == "copy or make it anew"
+    assert run("no.jsonl.gz")[1]["findings"][0]["remedy"] == "copy or create the file again"
     _, found = run(PAIRS[:1])
     assert "prior" not in by_id(found)
     cli.main(["check", "x.jsonl"])
     assert capsys.readouterr().out.startswith("x.jsonl: 1 row, no errors or warnings\n")
 
 
-def test_a_json_array_is_told_to_be_lines(run):
+def test_a_json_array_in_json_lines_is_told_to_be_lines(run):
     _, found = run([PAIRS])
-    assert "write each row as a JSON object in a line of its own" in by_id(found)["unreadable_rows"]["remedy"]
+    assert "write each row as a JSON object on its own line" in by_id(found)["unreadable_rows"]["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "numbers"),
+    [
+        (
+            [pair(1, prompt="q" * 40 + "Is it so?", chosen="Yes, " + "a" * 40)],
+            ("q" * 23 + "Is it so?", "Yes, " + "a" * 27),
+        ),
+        ([ranking(1, prompt="Q: ", responses=["b", "a"], ratings=[1, 2])], ("Q: ", "a")),
+    ],
+)
+def test_how_prompt_and_response_are_joined_is_shown(run, rows, numbers):
+    _, found = run(rows)
+    joined = by_id(found)["joined_texts"]
+    assert joined["level"] == "info" and joined["numbers"] == {"prompt_end": numbers[0], "response_start": numbers[1]}
+    assert joined["examples"] == [{"place": "x.jsonl, line 1", "why": f"{numbers[0]!r} + {numbers[1]!r}"}]
+
+
+@pytest.mark.parametrize("rows", [CONVERSATIONS, [{"chosen": "a long text", "rejected": "a short one"}]])
+def test_what_a_template_or_nothing_joins_is_not_shown(run, rows):
+    _, found = run(rows)
+    assert "joined_texts" not in by_id(found)
 
 
 def test_equal_responses_of_equal_ratings_are_no_fault(run):
@@ -199,18 +222,18 @@ def test_the_same_of_every_kind_of_file(run, tmp_path, suffix):
 LINE = json.dumps(PAIRS[0]).encode() + b"\n"
 # Files, and what is said of each: the id of the error and the start of its message or of its first example.
 BROKEN = {
-    "binary.jsonl": (bytes(range(128, 256)) * 9, "unreadable_rows", "is not JSON: 'utf-8' codec can't decode byte 0x80"),
-    "no-utf8.jsonl": (LINE + b'{"prompt": "q", "chosen": "\xff", "rejected": "r"}\n', "unreadable_rows", "is not JSON: 'utf-8' codec can't decode byte 0xff"),
-    "cut.jsonl": (LINE + LINE[:20], "unreadable_rows", "is not JSON: "),
-    "deep.jsonl": (LINE + b'{"chosen": ' + b"[" * 900 + b"]" * 900 + b"}", "unreadable_rows", "has lists and objects in each other more than 64 deep"),
-    "types.jsonl": (LINE + b'{"prompt": 1, "chosen": {"a": 1}, "rejected": [2]}\n', "unreadable_rows", "chosen is {'a': 1}, must be a text or a list of messages"),
-    "escapes.jsonl": (LINE + b'{"\\u001b[2J": 1}\n', "unreadable_rows", "has neither chosen and rejected nor responses with ratings or ranks, its keys are '\\x1b[2J'"),
-    "nan.jsonl": (LINE + b'{"prompt": "q", "chosen": NaN, "rejected": "r"}\n', "unreadable_rows", "chosen is None, must be a text or a list of messages"),
-    "empty.jsonl": (b"", "empty_file", "no rows"),
-    "blank.jsonl.gz": (gzip.compress(b"\n\n"), "empty_file", "no rows"),
+    "binary.jsonl": (bytes(range(128, 256)) * 9, "unreadable_rows", "must be JSON: 'utf-8' codec can't decode byte 0x80"),
+    "no-utf8.jsonl": (LINE + b'{"prompt": "q", "chosen": "\xff", "rejected": "r"}\n', "unreadable_rows", "must be JSON: 'utf-8' codec can't decode byte 0xff"),
+    "cut.jsonl": (LINE + LINE[:20], "unreadable_rows", "must be JSON: "),
+    "deep.jsonl": (LINE + b'{"chosen": ' + b"[" * 900 + b"]" * 900 + b"}", "unreadable_rows", "must be nested at most 64 deep"),
+    "types.jsonl": (LINE + b'{"prompt": 1, "chosen": {"a": 1}, "rejected": [2]}\n', "unreadable_rows", "chosen must be a text or a list of messages, got {'a': 1}"),
+    "escapes.jsonl": (LINE + b'{"\\u001b[2J": 1}\n', "unreadable_rows", "must have the keys chosen and rejected, or responses with ratings or ranks, got '\\x1b[2J'"),
+    "nan.jsonl": (LINE + b'{"prompt": "q", "chosen": NaN, "rejected": "r"}\n', "unreadable_rows", "chosen must be a text or a list of messages, got None"),
+    "empty.jsonl": (b"", "empty_file", "the file has no rows"),
+    "blank.jsonl.gz": (gzip.compress(b"\n\n"), "empty_file", "the file has no rows"),
     "truncated.jsonl.gz": (gzip.compress(LINE * 9)[:-12], "unreadable_file", "the file cannot be read to its end: truncated.jsonl.gz, after line "),
     "no.jsonl.gz": (LINE, "unreadable_file", "the file cannot be read to its end: no.jsonl.gz, after line 0: Not a gzipped file"),
-    "long.jsonl": (LINE + b'{"chosen": "' + b"a" * (16 << 20), "unreadable_file", "the file cannot be read to its end: long.jsonl, line 2: is longer than"),
+    "long.jsonl": (LINE + b'{"chosen": "' + b"a" * (16 << 20), "unreadable_file", "the file cannot be read to its end: long.jsonl, line 2: a line must have at most 16777216 bytes"),
 }  # fmt: skip
 
 
@@ -233,9 +256,9 @@ def test_what_is_no_file_of_rows(tmp_path, capsys):
     for name, message in (
         ("x.parquet", "x.parquet: Parquet"),
         ("no.jsonl", "no.jsonl: no such file"),
-        ("x.csv", "x.csv: must end in .jsonl"),
+        ("x.txt", "x.txt: the file must end in .jsonl, .jsonl.gz, .json, .csv or .parquet"),
     ):
-        (tmp_path / "x.csv").write_text("prompt,chosen,rejected\n")
+        (tmp_path / "x.txt").write_text("prompt,chosen,rejected\n")
         assert cli.main(["check", str(tmp_path / name)]) == 1
         error = capsys.readouterr().err
         assert error.startswith("pcrm check: ") and message in error
@@ -245,7 +268,7 @@ def test_a_table_without_the_columns_names_those_that_it_has(run, tmp_path):
     path = write(tmp_path / "x.parquet", [{"question": "q", "yes": "a", "no": "b"}] * 3)
     _, found = run(path.name)
     assert found["rows"] == by_id(found)["unreadable_rows"]["count"] == 3
-    assert by_id(found)["unreadable_rows"]["examples"][0]["why"].endswith("its keys are question, yes, no")
+    assert by_id(found)["unreadable_rows"]["examples"][0]["why"].endswith(", got question, yes, no")
 
 
 def test_two_files(run, tmp_path):
@@ -257,8 +280,8 @@ def test_two_files(run, tmp_path):
     assert status == 1 and found["other"] == "eval.jsonl"
     assert named["shared_pairs"]["level"] == "error" and named["shared_pairs"]["count"] == 2
     assert named["shared_pairs"]["examples"] == [
-        {"place": "x.jsonl, line 2", "why": "as eval.jsonl, line 2"},
-        {"place": "x.jsonl, line 3", "why": "as eval.jsonl, line 3"},
+        {"place": "x.jsonl, line 2", "why": "also eval.jsonl, line 2"},
+        {"place": "x.jsonl, line 3", "why": "also eval.jsonl, line 3"},
     ]
     assert named["shared_prompts"]["level"] == "warning" and named["shared_prompts"]["count"] == 3
     assert named["unreadable_other"]["count"] == 1 and named["unreadable_other"]["total"] == 5
@@ -273,7 +296,7 @@ def test_two_splits(run, tmp_path):
     status, found = run("data", "data", "--other-split", "test")
     assert status == 1 and (found["rows"], found["split"]) == (6, "train")
     (example,) = by_id(found)["shared_pairs"]["examples"]
-    assert (example["place"], example["why"]) == ("data/train, row 4", "as data/test, row 1")
+    assert (example["place"], example["why"]) == ("data/train, row 4", "also data/test, row 1")
 
 
 def test_a_file_has_everything_in_common_with_itself(run, tmp_path):
@@ -379,7 +402,10 @@ def test_the_priors_are_those_of_the_package(run, tiny, tokenized):
 def test_a_column_that_is_not_there(tmp_path, capsys):
     path = write(tmp_path / "x.jsonl", PAIRS)
     assert cli.main(["check", str(path), "--prior", "column"]) == 1
-    assert f"pcrm check: {path}: no row has a column 'prior', which the prior 'column' needs" in capsys.readouterr().err
+    assert (
+        f"pcrm check: {path}: must have a column 'prior' for --prior column, got none in any row"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_prior_that_tells_nothing(run):
@@ -408,7 +434,7 @@ def test_what_max_length_leaves(run, tiny):
     equal = named["equal_as_tokens"]
     assert equal["count"] == sum(a[:32] == b[:32] for a, b in ids) == 1
     assert equal["examples"] == [{"place": "x.jsonl, line 4", "why": ""}]
-    assert "1 once cut to 32 tokens" in equal["message"]
+    assert "1 after truncation to 32 tokens" in equal["message"]
     status, found = run(rows[:3], "--tokenizer", tiny, "--max-length", 500)
     assert status == 0 and {"over_max_length", "equal_as_tokens"} <= set(found["not_found"])
 
@@ -416,7 +442,7 @@ def test_what_max_length_leaves(run, tiny):
 def test_conversations_by_the_chat_template(tmp_path, run, tiny):
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     tokenizer.chat_template = None
-    with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+    with pytest.raises(ValueError, match="--tokenizer must have a chat template"):
         check_source(pcrm_source(write(tmp_path / "c.jsonl", CONVERSATIONS)), tokenizer=tokenizer)
     tokenizer.chat_template = (
         "{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('no bad words') }}{% endif %}"
@@ -462,7 +488,7 @@ def test_labels_by_a_reward_model(run, tiny, rows):
     gaps = np.array([abs(float(s[0]) - float(s[1])) for s in scores])
     assert labels["examples"][0] == {
         "place": f"x.jsonl, line {gaps.argmax() + 1}",
-        "why": f"rejected is {gaps.max():.3g} higher",
+        "why": f"rejected scores {gaps.max():.3g} higher",
     }
     right = [p | {"chosen": p["rejected"], "rejected": p["chosen"]} for p in swapped]
     status, found = run(right, "--model", tiny)
@@ -486,9 +512,9 @@ def test_a_sample_of_all_rows_is_scored(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max-length", "9"], "--max-length needs --tokenizer"),
-        (["--other-split", "test"], "--other-split needs OTHER"),
-        (["--prior", "length_ratio"], "--prior length_ratio needs --tokenizer"),
+        (["--max-length", "9"], "--max-length requires --tokenizer"),
+        (["--other-split", "test"], "--other-split requires OTHER"),
+        (["--prior", "length_ratio"], "--prior length_ratio requires --tokenizer"),
         (["--tokenizer", "t", "--max-length", "0"], "--max-length must be at least 1, got 0"),
     ],
 )
@@ -537,5 +563,5 @@ def test_real_pairs(real_pairs, capsys):
 def test_ratings_beside_ranks_are_refused_as_in_training():
     row = {"prompt": "p", "responses": ["a", "b"], "ratings": [2, 1], "ranks": [1, 2]}
     for read in (check_preferences.parse, rankings.pairs):
-        with pytest.raises(RowError, match=r"^a ranking must have ratings or ranks, got both$"):
+        with pytest.raises(RowError, match=r"^a ranking must have a key 'ratings' or 'ranks', got both$"):
             read(row)

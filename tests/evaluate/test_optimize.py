@@ -80,9 +80,9 @@ def test_one_model(tmp_path, capsys):
                 assert (point[name], point[f"{name}_ci"]) == (value, interval)
     best, sd = found["best_of_n"][-1], found["reference"]["proxy_sd"]
     line = (
-        f"best of 8: proxy reward scaled from {best['proxy'] - best['proxy_gain']:.2f} to {best['proxy']:.2f} "
-        f"(+{best['proxy_gain']:.2f}, {best['proxy_gain'] / sd:.1f} sd of the reference policy), "
-        f"gold from {best['gold'] - best['gold_gain']:.2f} to {best['gold']:.2f}"
+        f"best of 8: proxy reward from {best['proxy'] - best['proxy_gain']:.2f} to {best['proxy']:.2f} "
+        f"(+{best['proxy_gain']:.2f}, {best['proxy_gain'] / sd:.1f} SD of the reference policy), "
+        f"gold reward from {best['gold'] - best['gold_gain']:.2f} to {best['gold']:.2f}"
     )
     keys = {"by", "proxy_from", "proxy_to", "proxy_gain", "proxy_gain_ci", "proxy_gain_in_sd"}
     keys |= {"gold_from", "gold_to", "gold_gain", "gold_gain_ci", "text"}
@@ -147,14 +147,14 @@ def test_pools_of_different_sizes(tmp_path):
     found = summary(tmp_path / "out")
     assert [(p["n"], p["pools"], p["gold"]) for p in found["best_of_n"]] == [(1, 2, 1.75), (3, 1, 5.0)]
     # From what the reference gets of the one pool that has a best of three.
-    assert found["scaled"]["text"].endswith("gold from 2.00 to 5.00")
+    assert found["scaled"]["text"].endswith("gold reward from 2.00 to 5.00")
 
 
 def test_scores_without_spread(tmp_path):
     """Nothing to gain and no unit to say it in."""
     assert optimize(tmp_path / "out", write(tmp_path / "pool.jsonl", [{"scores": [2, 2], "ratings": [1, 3]}])) == 0
     assert summary(tmp_path / "out")["scaled"]["text"] == (
-        "best of 2: proxy reward scaled from 2.00 to 2.00 (+0.00), gold from 2.00 to 2.00"
+        "best of 2: proxy reward from 2.00 to 2.00 (+0.00), gold reward from 2.00 to 2.00"
     )
 
 
@@ -163,15 +163,15 @@ def test_scores_without_spread(tmp_path):
     [
         ([], "pool.jsonl: holds no rows"),
         ([{"scores": [1, 2], "ratings": [1, 2]}, {"scores": [1]}],
-         "pool.jsonl, line 2: has no ratings, its keys are scores"),
-        ([{"responses": ["a"], "ratings": [1]}], "pool.jsonl, line 1: has no scores, its keys are responses, ratings"),
-        ([{"scores": [1, float("nan")], "ratings": [1, 2]}], "pool.jsonl, line 1: scores[1] is nan, must be finite"),
-        ([{"scores": [1, 2], "ratings": [1, "2"]}], "pool.jsonl, line 1: ratings[1] is '2', must be a number"),
-        ([{"scores": [1, 2], "ratings": [1]}], "pool.jsonl, line 1: ratings has 1 elements, scores has 2"),
-        ([{"scores": [], "ratings": []}], "pool.jsonl, line 1: scores is empty"),
+         "pool.jsonl, line 2: must have a key 'ratings', got scores"),
+        ([{"responses": ["a"], "ratings": [1]}], "pool.jsonl, line 1: must have a key 'scores', got responses, ratings"),
+        ([{"scores": [1, float("nan")], "ratings": [1, 2]}], "pool.jsonl, line 1: scores[1] must be finite, got nan"),
+        ([{"scores": [1, 2], "ratings": [1, "2"]}], "pool.jsonl, line 1: ratings[1] must be a number, got '2'"),
+        ([{"scores": [1, 2], "ratings": [1]}], "pool.jsonl, line 1: ratings must have 2 elements like scores, got 1"),
+        ([{"scores": [], "ratings": []}], "pool.jsonl, line 1: scores must be a non-empty list, got []"),
         ([{"scores": [1], "ratings": [1], "gold_scores": [1]}],
-         "pool.jsonl, line 1: has gold_scores and ratings: say which one is gold"),
-        ([3], "pool.jsonl, line 1: is 3, must be an object with keys"),
+         "pool.jsonl, line 1: must have one gold column, got gold_scores and ratings. Choose one with --gold gold_scores or --gold ratings"),
+        ([3], "pool.jsonl, line 1: must be a JSON object with keys, got 3"),
     ],
 )  # fmt: skip
 def test_bad_scored_pools(tmp_path, capsys, rows, message):
@@ -185,8 +185,11 @@ def test_bad_scored_pools(tmp_path, capsys, rows, message):
     [
         (["--counts", 9], "counts[0] must be from 1 to 8, the size of the largest pool, got 9"),
         (["--coefficients", -1], "coefficients[0] must be at least 0, got -1"),
-        (["--gold", "gold_scores"], "line 1: has no gold_scores, its keys are scores, ratings"),
-        (["m=pool.jsonl", "m=pool.jsonl"], "pool.jsonl: there is a proxy m already: name it, NAME=pool.jsonl"),
+        (["--gold", "gold_scores"], "line 1: must have a key 'gold_scores', got scores, ratings"),
+        (
+            ["m=pool.jsonl", "m=pool.jsonl"],
+            "pool.jsonl: the name of a proxy must be unique, got m twice. Name it with NAME=pool.jsonl",
+        ),
         (["none.jsonl"], "none.jsonl: no such file"),
         (["--gold", "some/model"], "--gold MODEL requires --proxy: scored pools already have gold_scores or ratings"),
         (
@@ -194,13 +197,19 @@ def test_bad_scored_pools(tmp_path, capsys, rows, message):
             "--gold must be a column (gold_scores or ratings), a folder of a reward "
             "model or the name of one on the hub (OWNER/NAME), got 'rating'",
         ),
-        (["--policy", "p"], "--policy needs --proxy"),
-        (["--rl", "rloo"], "--rl needs --policy"),
-        (["b.jsonl", "--proxy", "m"], "--proxy takes one POOL"),
-        (["--proxy", "m", "--policy", "p"], "--policy needs --gold MODEL: what it samples has no ratings"),
-        (["--proxy", "m=y", "--proxy", "m=x/z"], "--proxy x/z: there is a proxy m already: name it, NAME=x/z"),
-        (["--out", ".", "--proxy", "m"], "pool.jsonl: is POOL and what would be written into --out ."),
-        (["--proxy", "a/b=m"], "--proxy m: 'a/b' is no name of a file: name it, NAME=m"),
+        (["--policy", "p"], "--policy requires --proxy"),
+        (["--rl", "rloo"], "--rl requires --policy"),
+        (["b.jsonl", "--proxy", "m"], "--proxy requires a single POOL, got 2"),
+        (["--proxy", "m", "--policy", "p"], "--policy requires --gold MODEL, because its samples have no ratings"),
+        (
+            ["--proxy", "m=y", "--proxy", "m=x/z"],
+            "--proxy x/z: the name of a proxy must be unique, got m twice. Name it with NAME=x/z",
+        ),
+        (
+            ["--out", ".", "--proxy", "m"],
+            "--out must not contain POOL, which it would overwrite, got . with pool.jsonl",
+        ),
+        (["--proxy", "a/b=m"], "--proxy m: the name must be valid as a file name, got 'a/b'. Name it with NAME=m"),
     ],
 )
 def test_bad_arguments(tmp_path, capsys, monkeypatch, arguments, message):
@@ -256,7 +265,7 @@ def test_pools_are_scored_as_by_pcrm_score(tmp_path, tiny, second, rows):
 def test_ratings_of_another_number(tmp_path, tiny, capsys):
     source = write(tmp_path / "pool.jsonl", [{"prompt": "a", "responses": ["b", "c"], "ratings": [1, 2, 3]}])
     assert optimize(tmp_path / "out", source, "--proxy", tiny) == 1
-    assert "pool 0: has 3 gold values and 2 responses" in capsys.readouterr().err
+    assert "pool 0: must have 2 gold values, one per response, got 3" in capsys.readouterr().err
 
 
 # Samples.
@@ -327,11 +336,14 @@ def test_samples_go_on_after_a_kill(tmp_path, tiny_policy):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "a"}, "line 1: has no prompt, its keys are text"),
-        ({"prompt": 3}, "line 1: prompt is 3, must be a text or a list of messages"),
-        ({"prompt": ""}, "line 1: prompt has no tokens"),
-        ({"prompt": "a", "responses": ["b"]}, "line 1: has a column 'responses' already: remove or rename it"),
-        ({"prompt": "word " * 3000}, r"tokens, .* has room for \d+ before a response"),
+        ({"text": "a"}, "line 1: must have a key 'prompt', got text"),
+        ({"prompt": 3}, "line 1: prompt must be a text or a list of messages, got 3"),
+        ({"prompt": ""}, "line 1: prompt must have at least one token, got none"),
+        (
+            {"prompt": "a", "responses": ["b"]},
+            "line 1: must not have a column 'responses', because this command adds one",
+        ),
+        ({"prompt": "word " * 3000}, r"prompt must have at most \d+ tokens, so that .* has room for a response, got"),
     ],
 )
 def test_bad_prompts(tmp_path, tiny_policy, row, message):
@@ -453,9 +465,9 @@ def test_bad_rewards(tmp_path, tiny_policy, prompts):
     def broken(asked, answers):
         return [0.0, float("nan"), *[0.0] * (len(answers) - 2)]
 
-    with pytest.raises(ValueError, match=re.escape("The proxy reward of response 1 must be finite, got nan")):
+    with pytest.raises(ValueError, match=re.escape("the proxy reward of response 1 must be finite, got nan")):
         rl.train(tiny_policy, prompts, broken, gold, tmp_path / "a", SETTINGS)
-    with pytest.raises(ValueError, match="prompts must be at least 2, as many as a step takes, got 1"):
+    with pytest.raises(ValueError, match="prompts must have at least 2 elements, one step's worth, got 1"):
         rl.train(tiny_policy, prompts[:1], gold, gold, tmp_path / "b", SETTINGS)
 
 
@@ -517,7 +529,7 @@ def test_killed_and_gone_on_with(tmp_path, tiny, tiny_policy, prompt_file):
     again = [sys.executable, "-c", code, *map(str, command)]
     done = subprocess.run(again, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"RLOO, 12 steps: proxy reward scaled from .*, gold from .*", done.stdout.splitlines()[-1])
+    assert re.fullmatch(r"RLOO, 12 steps: proxy reward from .*, gold reward from .*", done.stdout.splitlines()[-1])
     assert [s.step for s in rl.read(out / "rl" / "a" / "steps.csv")] == list(range(12))
     shutil.rmtree(out)
 
@@ -530,5 +542,5 @@ def test_documentation():
     said = re.search(r"# ([\d., ]+): the best of four", page)[1]
     assert names["curve"].gold[:, 0] == pytest.approx([float(x) for x in said.split(", ")])
     line = re.search(r"^best of 16: .*$", page, re.M)[0]
-    start, end, gain, _ = map(float, re.search(r"from (\S+) to (\S+) \((\S+), (\S+) sd", line).groups())
+    start, end, gain, _ = map(float, re.search(r"from (\S+) to (\S+) \((\S+), (\S+) SD", line).groups())
     assert end - start == pytest.approx(gain)

@@ -306,9 +306,11 @@ def test_calibration_by_the_loss(tmp_path, capsys, ending):
     assert (got["ece_by_loss"], *got["ece_by_loss_ci"]) == pytest.approx(alike, rel=1e-9)
     assert got["ruled_out_by_loss"] == 0 and got["nll_by_loss"] != got["nll"]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "It holds for models that were trained with these constraints" in page and "Dotted: P is" in page
+    assert (
+        "It is meaningful only for models that were trained with these constraints" in page and "Dotted: P is" in page
+    )
     table = capsys.readouterr().out
-    assert re.search(r"Choices that the loss.s own probability rules out +0\.0% +\N{EN DASH}", table)
+    assert re.search(r"Pairs with probability 0 under the loss +0\.0% +\N{EN DASH}", table)
 
     assert report(tmp_path / "flag", path, "--preset", "alpaca/fixed") == 0
     assert all(summary(tmp_path / "flag")[key] == got[key] for key in (*BY_LOSS, "violation_rate"))
@@ -320,7 +322,7 @@ def test_a_choice_that_the_loss_rules_out(tmp_path, capsys):
     assert report(tmp_path / "out", path, "--preset", "alpaca/fixed") == 0
     got = summary(tmp_path / "out")
     assert (got["ruled_out_by_loss"], got["nll_by_loss"], got["nll_by_loss_ci"]) == (0.25, None, [None, None])
-    assert re.search(r"NLL\).*\n\N{HORIZONTAL ELLIPSIS} by the loss.s own probability +∞\n", capsys.readouterr().out)
+    assert re.search(r"NLL\).*\n\N{HORIZONTAL ELLIPSIS} with the loss.s probability +∞\n", capsys.readouterr().out)
     (tmp_path / "pcrm.toml").write_text("[constraint]\nprior = 'fixed'\ndelta = inf\n")
     assert report(tmp_path / "plain", path, "--constraint", tmp_path / "pcrm.toml") == 0
     assert not {*BY_LOSS} & summary(tmp_path / "plain").keys()
@@ -491,25 +493,25 @@ def test_all_pairs_are_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"chosen_score": 1.0}, "has no rejected_score, its keys are chosen_score"),
-        ({"chosen_score": 1.0, "rejected_score": "x"}, "rejected_score is 'x', must be a number"),
-        ({"chosen_score": 1.0, "rejected_score": float("nan")}, "rejected_score is nan, must be finite"),
-        ({"chosen_score": True, "rejected_score": 1.0}, "chosen_score is True, must be a number"),
-        ({"chosen_score": 1.0, "rejected_score": 1.0, "prior": 1.5}, "prior is 1.5, must be in [0, 1]"),
+        ({"chosen_score": 1.0}, "must have a key 'rejected_score', got chosen_score"),
+        ({"chosen_score": 1.0, "rejected_score": "x"}, "rejected_score must be a number, got 'x'"),
+        ({"chosen_score": 1.0, "rejected_score": float("nan")}, "rejected_score must be finite, got nan"),
+        ({"chosen_score": True, "rejected_score": 1.0}, "chosen_score must be a number, got True"),
+        ({"chosen_score": 1.0, "rejected_score": 1.0, "prior": 1.5}, "prior must be in [0, 1], got 1.5"),
         ({"chosen_score": 1.0, "rejected_score": 1.0, "prior": 0.5, "delta": 0}, "delta must be greater than 0, got 0"),
         (
             {"chosen_score": 1.0, "rejected_score": 1.0, "prior": 0.5, "delta": float("inf")},
-            "delta is inf, must be finite",
+            "delta must be finite, got inf",
         ),
         ({"chosen_score": 1.0, "rejected_score": 1.0, "prior": 0.5, "chosen_length": 3}, "has no rejected_length"),
         ({"chosen_score": 1.0, "rejected_score": 1.0}, "has no prior, "),
-        ({"scores": [1.0], "score": 2.0}, "is ranking and score at once"),
-        ({"scores": [1.0, 2.0], "ratings": [1]}, "ratings has 1 elements, scores has 2"),
-        ({"scores": [1.0, None], "ratings": [1, 2]}, "scores[1] is None, must be a number"),
-        ({"scores": 3, "ratings": [1, 2]}, "scores is 3, must be a list of numbers"),
-        ({"scores": [], "ratings": []}, "scores are empty"),
-        ({"scores": [1], "ratings": [1], "responses": ["a", "b"]}, "responses has 2 elements, scores has 1"),
-        ({"score": 1.0, "response": 5}, "response is 5, must be a text or a list of messages"),
+        ({"scores": [1.0], "score": 2.0}, "got those of a ranking and a score"),
+        ({"scores": [1.0, 2.0], "ratings": [1]}, "ratings must have 2 elements like scores, got 1"),
+        ({"scores": [1.0, None], "ratings": [1, 2]}, "scores[1] must be a number, got None"),
+        ({"scores": 3, "ratings": [1, 2]}, "scores must be a list of numbers, got 3"),
+        ({"scores": [], "ratings": []}, "scores must be a non-empty list, got []"),
+        ({"scores": [1], "ratings": [1], "responses": ["a", "b"]}, "responses must have 1 elements like scores, got 2"),
+        ({"score": 1.0, "response": 5}, "response must be a text or a list of messages, got 5"),
         (
             {"text": "?"},
             "has neither chosen_score and rejected_score, nor scores and ratings, nor score; its keys are text",
@@ -532,7 +534,10 @@ def test_bad_files_and_arguments(tmp_path, capsys):
         ([empty], "empty.jsonl: holds no rows"),
         ([tmp_path / "none.jsonl"], "none.jsonl: no such file"),
         ([good, "--preset", "alpaca/typo"], "preset must be one of alpaca/cosine"),
-        ([good, "--preset", "alpaca/random"], "the constraint is random"),
+        (
+            [good, "--preset", "alpaca/random"],
+            "constraint must be a curve over the prior, to compare margins with, got a random constraint",
+        ),
         ([good, "--constraint", tmp_path / "none.toml"], "none.toml"),
     ):
         assert report(tmp_path / "out", *arguments) == 1

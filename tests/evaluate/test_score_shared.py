@@ -94,7 +94,9 @@ def test_a_model_that_turns_out_not_to_share(tiny, ranked, monkeypatch):
     want = RewardModel(tiny, prefix_sharing=False).score(encoded(RewardModel(tiny), ranked))
     monkeypatch.setattr(prefix_sharing.sharing, "_mask", lambda ends, *rest: right(torch.full_like(ends, 10**6), *rest))
     model = RewardModel(tiny)
-    with pytest.warns(RuntimeWarning, match=r"is scored without shared prefixes: the hidden states of LlamaModel"):
+    with pytest.warns(
+        RuntimeWarning, match=r"is scored without prefix sharing, which is slower: the hidden states of LlamaModel"
+    ):
         got = model.score(encoded(model, ranked))
     assert not model.shares_prefixes
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-7)

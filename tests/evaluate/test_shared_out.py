@@ -84,11 +84,11 @@ def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     assert device_of_process(None) == "cuda:1" and chosen == [1]
     assert device_of_process("cpu") == "cpu"
-    with pytest.raises(ValueError, match=r"^device must be cpu with 4 processes, got 'cuda:1': leave it out"):
+    with pytest.raises(ValueError, match=r"^--device must be cpu with 4 processes, got 'cuda:1'. Omit it"):
         device_of_process("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(
-        ValueError, match=r"^LOCAL_RANK must be less than the number of GPUs, 1, got 1: start one process"
+        ValueError, match=r"^LOCAL_RANK must be less than the number of GPUs, 1, got 1. Start one process"
     ):
         device_of_process(None)
 
@@ -175,7 +175,7 @@ def test_errors_and_ends(tmp_path):
         ("make", "OSError: In process 1 of 2: no such model"),
         ("memory", "torch.OutOfMemoryError: In process 1 of 2: all is full"),
         ("bug", "KeyError: 'key'"),
-        ("killed", "ConnectionError: Another process ended early. Give the same command again to go on"),
+        ("killed", "ConnectionError: Another process ended early. Give the same command again to resume"),
     ):
         assert said[case][0].rstrip("\n").endswith(last), said[case][0]
 
@@ -249,7 +249,7 @@ def test_a_bad_row_of_another_process(tmp_path, monkeypatch, tiny, capfd):
     write(tmp_path / "pairs.jsonl", [*rows, {"response": 3}])  # the last in the order of texts, so the other process's
     done = subprocess.run([sys.executable, *TWO_PROCESSES, *line.split()], capture_output=True, text=True, timeout=200)
     assert done.returncode == 1
-    message = "pcrm score: pairs.jsonl, line 1101: response is 3, must be a text or a list of messages (--on-error skip"
+    message = "pcrm score: pairs.jsonl, line 1101: response must be a text or a list of messages, got 3 (to leave out bad rows, add --on-error skip)"
     assert done.stderr.count("must be a text") == 1 and message in done.stderr, done.stderr
     (shard,) = (tmp_path / "pairs-scores.jsonl.parts").glob("*-*.jsonl")
     before = shard.read_bytes()
@@ -278,5 +278,5 @@ def test_reinforcement_learning_is_for_one_process(monkeypatch, capsys):
             ["optimize", "pool.jsonl", "--out", "out", "--proxy", "m", "--gold", "o/n", "--policy", "p", "--rl", "rloo"]
         )
     assert (
-        "error: --rl needs a single process, got 2: leave --rl out under torchrun, then give" in capsys.readouterr().err
+        "error: --rl requires a single process, got 2. First run without --rl under torchrun" in capsys.readouterr().err
     )

@@ -219,8 +219,8 @@ def test_the_command_refuses_betas_of_another_prior(recorded, tiny, capsys, flag
     with pytest.raises(SystemExit):
         reward(tiny, *flags)
     assert (
-        f"{flags[0]} {flags[1]} is for the prior {prior}, and the column 'prior' of recorded.jsonl is recorded as lexical: take "
-        f"betas of that prior, or make the column with `pcrm prior --prior {prior}`"
+        f"{flags[0]} {flags[1]} must be for the prior lexical, which is recorded for the column 'prior' of recorded.jsonl, got "
+        f"{prior}. Use betas for lexical, or recompute the column with `pcrm prior --prior {prior}`"
     ) in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""What the commands share that go through the rows of a file: their options, and how they end."""
+"""Shared code of commands that process the rows of a file: their options, and how they end."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--split", default="train", help="of a data set that has some (default: %(default)s)")
+    parser.add_argument(
+        "--split", default="train", help="split to read, if the data set has splits (default: %(default)s)"
+    )
     parser.add_argument(
         "--on-error",
         choices=("fail", "skip"),
         default="fail",
-        help="what a bad row does: end the command, or be left out and listed in OUT.skipped.jsonl (default: %(default)s)",
+        help="on a bad row: stop, or leave it out and list it in OUT.skipped.jsonl (default: %(default)s)",
     )
 
 
@@ -31,24 +33,24 @@ def run(
     *,
     written: Callable[[ResumableOutput], str] = lambda output: f"{output.rows} rows",
 ) -> int:
-    """Do the work, which returns its finished output, and return the exit status.
+    """Call `work`, which returns its finished output, and return the exit status.
 
     Args:
         source, out: The input and the output.
-        input_name: What the usage calls the input.
-        written: What is said of the finished output.
+        input_name: The name of the input in the usage.
+        written: The description of the finished output.
     """
     if os.path.exists(out) and os.path.exists(source) and os.path.samefile(out, source):
-        parser.error(f"--out is {input_name}")
+        parser.error(f"--out must be another file than {input_name}, got {out}")
     from ..data.row_pipeline import BadRowError
 
     try:
         output = work()
     except BadRowError as error:
-        raise ValueError(f"{error} (--on-error skip leaves such rows out)") from None
+        raise ValueError(f"{error} (to leave out bad rows, add --on-error skip)") from None
     except KeyboardInterrupt:
         kept = os.path.isdir(f"{out}.parts")
-        done = f"the same command goes on from {out}.parts" if kept else "nothing was written"
+        done = f"give the same command again to resume from {out}.parts" if kept else "nothing was written"
         print(f"{parser.prog}: interrupted; {done}", file=sys.stderr)
         return 130
     left_out = f", {output.skipped} skipped: {output.skipped_path}" if output.skipped else ""

@@ -1,4 +1,4 @@
-"""`pcrm calibrate`: scores less what the length of a response explains, or divided by a temperature."""
+"""`pcrm calibrate`: remove length bias from scores, or divide them by a temperature."""
 
 from __future__ import annotations
 
@@ -16,88 +16,97 @@ if TYPE_CHECKING:
     from ..data.resumable import ResumableOutput
 
 _DESCRIPTION = """\
-Adds calibrated scores to rows of one kind:
+Add calibrated scores to rows of one kind:
 
   chosen_score, rejected_score    pairs: calibrated_chosen_score and calibrated_rejected_score
   scores                          rankings: calibrated_scores
   score                           single responses: calibrated_score
 
-Three methods subtract what a feature of the response, such as its length, lets one expect of a
-score (post-hoc reward calibration, arXiv 2409.17407):
+Three methods subtract the part of a score that a feature, such as length, predicts (post-hoc
+reward calibration, arXiv 2409.17407): calibrated = score - alpha b(feature), where b is
 
-  calibrated = score - alpha b(feature), where b is
-  lowess       the smooth curve through all responses of SCORES
-  uniform      the mean score of the nearest responses, a share --frac of all
+  lowess       a smooth curve through all responses of SCORES
+  uniform      the mean score of the nearest responses, a fraction --frac of all
   penalty      the feature itself
 
-One divides scores that are too far apart or too close together (arXiv 1706.04599):
+One method rescales the scores so that margins match win probabilities (arXiv 1706.04599):
 
-  temperature  calibrated = score / T. T is fitted by maximum likelihood to the pairs, or rankings
-               with ratings, of --fit-on. --model and --save divide the scores of the model, too
+  temperature  calibrated = score / T. T is fitted by maximum likelihood to --fit-on: pairs, or
+               rankings with ratings. --model and --save also divide the scores of the model
 
-Rows keep their order and their other columns. SCORES and OUT end in .jsonl, .jsonl.gz or .parquet
-or are folders of `datasets`. OUT is replaced if it is there, once all is done.
+Rows keep their order and their other columns. SCORES ends in .jsonl, .jsonl.gz, .json, .csv or
+.parquet, or is a folder of `datasets`. OUT ends in .jsonl, .jsonl.gz or .parquet, or is a folder.
+An existing OUT is replaced at the end. To resume an interrupted run, give the same command again.
+"""
+_EXAMPLES = """\
+examples:
+  pcrm calibrate scores.jsonl --out calibrated.jsonl
+  pcrm calibrate test.jsonl --method temperature --fit-on validation.jsonl --out tempered.jsonl
 """
 
-# The options that are not for every method.
+# Options that only some methods have.
 _OF_LENGTH = ("feature", "tokenizer", "column", "frac", "alpha", "delta")
 _OF_TEMPERATURE = ("fit_on", "fit_split", "model", "save")
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="pcrm calibrate", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="pcrm calibrate",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("scores", metavar="SCORES", help="rows with scores, as `pcrm score` writes them")
-    parser.add_argument("--out", required=True, help="where to write them with their calibrated scores")
-    parser.add_argument(
-        "--feature",
-        choices=("characters", "tokens", "column"),
-        help="of a response: how many characters or tokens it has, or columns of its row (default: characters)",
-    )
-    parser.add_argument("--tokenizer", metavar="PATH", help="for tokens: a checkpoint's folder or hub name")
-    parser.add_argument(
-        "--column",
-        metavar="NAME",
-        help="for column: pairs have it in chosen_NAME and rejected_NAME, rankings in NAMEs, single responses in NAME "
-        "(default: length)",
-    )
+    parser.add_argument("scores", metavar="SCORES", help="rows with scores, as written by `pcrm score`")
+    parser.add_argument("--out", required=True, help="output: the rows with their calibrated scores")
     parser.add_argument(
         "--method",
         choices=("lowess", "uniform", "penalty", "temperature"),
         default="lowess",
         help="default: %(default)s",
     )
-    parser.add_argument(
+    length = parser.add_argument_group("for --method lowess, uniform and penalty")
+    length.add_argument(
+        "--feature",
+        choices=("characters", "tokens", "column"),
+        help="feature of a response: its characters, its tokens, or columns of its row (default: characters)",
+    )
+    length.add_argument("--tokenizer", metavar="PATH", help="folder or hub name of the tokenizer, for --feature tokens")
+    length.add_argument(
+        "--column",
+        metavar="NAME",
+        help="name of the feature, for --feature column: in the columns chosen_NAME and rejected_NAME of pairs, NAMEs of "
+        "rankings, NAME of single responses (default: length)",
+    )
+    length.add_argument(
         "--frac",
         type=float,
-        help="the share of the responses that one value of the curve, or one mean, is of, in (0, 1] (default: 2/3)",
+        help="fraction of responses in each smoothing window, in (0, 1] (default: 2/3)",
     )
-    parser.add_argument(
+    length.add_argument(
         "--alpha",
         type=float,
-        help="the share of b that is removed (default: 1); of a penalty the score that a unit of the feature costs "
-        "(default for characters: 0.001)",
+        help="fraction of b to subtract (default: 1); for a penalty, the cost of one unit of the feature (default for "
+        "characters: 0.001)",
     )
-    parser.add_argument(
+    length.add_argument(
         "--delta",
         type=float,
-        help="of lowess: a distance in the feature within which the curve is a straight line; 0 fits at each value "
+        help="for lowess, distance in the feature within which the curve is interpolated; 0 fits at each value "
         "(default: 0)",
     )
     group = parser.add_argument_group("for --method temperature")
     group.add_argument(
         "--fit-on",
         metavar="FILE",
-        help="scores of held-out pairs that the temperature is fitted to, as SCORES has them",
+        help="scores of held-out pairs to fit the temperature to, in the format of SCORES",
     )
     group.add_argument(
-        "--fit-split", metavar="NAME", help="split of --fit-on, if it has splits (default: that of --split)"
+        "--fit-split", metavar="NAME", help="split of --fit-on, if it has splits (default: the value of --split)"
     )
     group.add_argument(
-        "--model", metavar="DIR", help="the checkpoint that gave the scores: safetensors, or a PEFT adapter"
+        "--model", metavar="DIR", help="checkpoint that computed the scores: safetensors, or a PEFT adapter"
     )
-    group.add_argument("--save", metavar="DIR", help="folder to make: a copy of --model whose scores are divided by T")
+    group.add_argument("--save", metavar="DIR", help="new folder for a copy of --model with its scores divided by T")
     _rows.add_arguments(parser)
     args = parser.parse_args(argv)
     from .._engine.native import library
@@ -105,27 +114,29 @@ def main(argv: list[str]) -> int:
     foreign = _OF_LENGTH if args.method == "temperature" else _OF_TEMPERATURE
     for name in foreign:
         if getattr(args, name) is not None:
-            parser.error(f"--{name.replace('_', '-')} is not for --method {args.method}")
-    library()  # it computes every method: said before the files are read
+            parser.error(f"--{name.replace('_', '-')} does not work with --method {args.method}")
+    library()  # all methods need it: fails before the files are read
     if args.method == "temperature":
         return _temperature(parser, args)
     args.feature = args.feature or "characters"
     if (args.feature == "tokens") != (args.tokenizer is not None):
-        parser.error("--tokenizer is what --feature tokens needs, and nothing else does")
+        parser.error("--feature tokens requires --tokenizer (only tokens uses it)")
     if args.column is not None and args.feature != "column":
-        parser.error("--column is for --feature column alone")
+        parser.error("--column requires --feature column")
     if args.delta is not None and args.method != "lowess":
-        parser.error(f"--delta is for --method lowess alone, not for {args.method}")
+        parser.error(f"--delta requires --method lowess, got {args.method}")
     if args.frac is not None and args.method == "penalty":
-        parser.error("--frac is for --method lowess and uniform, not for penalty")
+        parser.error("--frac requires --method lowess or uniform, got penalty")
     if args.method == "penalty" and args.alpha is None and args.feature != "characters":
-        parser.error(f"--method penalty needs --alpha: what one unit of --feature {args.feature} costs")
+        parser.error(
+            f"--method penalty with --feature {args.feature} requires --alpha, the cost of one unit of the feature"
+        )
     if args.frac is not None and not 0 < args.frac <= 1:
-        parser.error(f"--frac is {args.frac}, must be in (0, 1]")
+        parser.error(f"--frac must be in (0, 1], got {args.frac}")
     if args.delta is not None and not 0 <= args.delta < math.inf:
-        parser.error(f"--delta is {args.delta}, must be at least 0 and finite")
+        parser.error(f"--delta must be at least 0 and finite, got {args.delta}")
     if args.alpha is not None and not math.isfinite(args.alpha):
-        parser.error(f"--alpha is {args.alpha}, must be finite")
+        parser.error(f"--alpha must be finite, got {args.alpha}")
 
     def work() -> ResumableOutput:
         from ..evaluate.length_bias import add_calibrated_scores
@@ -155,13 +166,13 @@ def main(argv: list[str]) -> int:
 def _temperature(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.fit_on is None:
         parser.error(
-            "--method temperature needs --fit-on: held-out pairs, since a temperature that is fitted to the pairs that it is "
-            "judged by looks better than it is"
+            "--method temperature requires --fit-on FILE with held-out pairs: results on the pairs that a temperature was "
+            "fitted to are too optimistic"
         )
     if (args.model is None) != (args.save is None):
-        parser.error("--model and --save go together: the checkpoint, and the folder of its copy")
+        parser.error("--model and --save must be given together: the checkpoint, and the folder for its copy")
     if _same(args.out, args.fit_on):
-        parser.error("--out is --fit-on")
+        parser.error(f"--out must be another file than --fit-on, got {args.out}")
     from .._checkpoint_folder import check_free
     from ..evaluate.score_head import find_head, write_divided
     from ..evaluate.temperature import Divided, add_divided_scores, comparison, fit_temperature

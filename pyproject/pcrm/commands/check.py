@@ -1,4 +1,4 @@
-"""`pcrm check`: what to know of preferences before training on them."""
+"""`pcrm check`: check preference data before training on it."""
 
 from __future__ import annotations
 
@@ -8,53 +8,65 @@ import json
 from .._printable import printable
 
 _DESCRIPTION = """\
-Reads pairs or rankings in seconds and says what is wrong with them, what may be, and what to do:
+Check pairs or rankings before training. Prints errors and warnings with what to do about them:
 rows that cannot be read, empty and identical responses, contradictory and repeated pairs, and
-more. Also shows lengths, what prefix sharing would save, and what a constraint would do.
-DATA and OTHER end in .jsonl, .jsonl.gz or .parquet, or are folders of `datasets` or data sets of
-the hub. Rows are in TRL's formats: prompt, chosen and rejected, or prompt, responses and ratings
-(or ranks, 1 for the best). The exit status is 1 if there is an error, else 0.
+more. Also shows how prompt and response are joined, lengths, what prefix sharing saves, and what a
+constraint would do. Reads the data once, in seconds, and needs no model.
+
+DATA and OTHER end in .jsonl, .jsonl.gz, .json, .csv or .parquet, or are folders of `datasets` or
+data sets on the hub. Rows are in TRL's formats: prompt, chosen and rejected; or prompt, responses
+and ratings (or ranks, where 1 is best). The exit status is 1 if there is an error, else 0.
+"""
+_EXAMPLES = """\
+examples:
+  pcrm check train.jsonl test.jsonl
+  pcrm check train.jsonl --tokenizer Qwen/Qwen3-0.6B --max-length 1024
 """
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="pcrm check", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="pcrm check",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", metavar="DATA", help="the preferences")
+    parser.add_argument("data", metavar="DATA", help="preference data")
     parser.add_argument(
-        "other", metavar="OTHER", nargs="?", help="preferences that must share no prompt with DATA, as for evaluation"
+        "other", metavar="OTHER", nargs="?", help="data that must not share prompts with DATA, such as test data"
     )
-    parser.add_argument("--split", default="train", help="of data sets that have some (default: %(default)s)")
-    parser.add_argument("--other-split", metavar="SPLIT", help="of OTHER (default: that of --split)")
     parser.add_argument(
-        "--tokenizer", metavar="PATH", help="counts tokens, not characters: a checkpoint's folder or hub name"
+        "--split", default="train", help="split to read, if the data set has splits (default: %(default)s)"
+    )
+    parser.add_argument("--other-split", metavar="SPLIT", help="split of OTHER (default: the value of --split)")
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", help="folder or hub name of a tokenizer: count tokens instead of characters"
     )
     parser.add_argument(
         "--max-length",
         type=int,
         metavar="N",
-        help="tokens of a prompt with its response in training; needs --tokenizer",
+        help="maximal tokens of prompt and response in training; requires --tokenizer",
     )
     parser.add_argument(
         "--prior",
         choices=("lexical", "length_ratio", "column"),
-        help="similarities to try the targets with; length_ratio needs --tokenizer (default: the column 'prior' if there "
-        "is one, else lexical)",
+        help="similarity for the trial fit of targets; length_ratio requires --tokenizer (default: the column 'prior' if "
+        "there is one, else lexical)",
     )
     parser.add_argument(
         "--model",
         metavar="PATH",
-        help="a trained reward model that scores 2,000 pairs, to see whether the labels are swapped: a folder or hub name",
+        help="folder or hub name of a trained reward model: score 2,000 pairs to detect swapped labels",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     if args.tokenizer is None and args.max_length is not None:
-        parser.error("--max-length needs --tokenizer")
+        parser.error("--max-length requires --tokenizer")
     if args.tokenizer is None and args.prior == "length_ratio":
-        parser.error("--prior length_ratio needs --tokenizer")
+        parser.error("--prior length_ratio requires --tokenizer")
     if args.other_split is not None and args.other is None:
-        parser.error("--other-split needs OTHER")
+        parser.error("--other-split requires OTHER")
     if args.max_length is not None and args.max_length < 1:
         parser.error(f"--max-length must be at least 1, got {args.max_length}")
 

@@ -1,4 +1,4 @@
-"""`pcrm optimize`: how far proxy and gold go together while a policy is optimized against the proxy."""
+"""`pcrm optimize`: measure reward over-optimization of a policy against a proxy reward model."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ if TYPE_CHECKING:
     from ..evaluate.shared_out import Processes
 
 _DESCRIPTION = """\
-Draws what a policy gets of a proxy reward model that it is optimized against, and of a gold
-standard that it is not, over its KL divergence from the reference policy: for best of n, exactly
-over pools of sampled responses, for the optimum of RL on the pools, and with --rl for a run of
-TRL's RLOO or GRPO. Writes optimize.html, summary.json and the figures as SVG into DIR.
+Measure reward over-optimization: the proxy reward (optimized) and gold reward (not optimized) of a
+policy over its KL divergence from the reference policy. The policies are best of n and the optimum
+of RL, both exact on pools of sampled responses, and with --rl a run of TRL's RLOO or GRPO. Writes
+optimize.html, summary.json and the figures as SVG to DIR.
 
-POOL is a file that ends in .jsonl, .jsonl.gz or .parquet, or a folder of `datasets`, of rows
+POOL ends in .jsonl, .jsonl.gz, .json or .parquet, or is a folder of `datasets`. A row has
 
-  scores, and gold_scores or ratings    lists of one prompt: no model is needed. Several files are
-                                        several proxies, NAME=FILE names one
-  prompt, responses                     with --proxy, and --gold or ratings
-  prompt                                with --policy, which samples the responses
+  scores, and gold_scores or ratings    lists for one prompt; needs no model. Several files are
+                                        several proxies, and NAME=FILE names one
+  prompt, responses                     requires --proxy, and --gold or ratings
+  prompt                                requires --policy, which samples the responses
 
-Killed, the same command goes on where it was. With torchrun, see pcrm score, several GPUs score
-the responses; one samples, and --rl is for one process.
+To resume an interrupted run, give the same command again. With torchrun (see pcrm score), several
+GPUs score the responses. Only one process samples, and --rl requires a single process.
+"""
+_EXAMPLES = """\
+examples:
+  pcrm optimize pool.jsonl --out optimize
+  pcrm optimize prompts.jsonl --policy POLICY --proxy plain=A --proxy constrained=B --gold GOLD --out optimize
 """
 
 
@@ -41,71 +46,90 @@ def main(argv: list[str]) -> int:
 
 
 def run(argv: list[str], processes: Processes) -> int:
-    """What the first process does."""
+    """The command, in the first process."""
     parser = argparse.ArgumentParser(
-        prog="pcrm optimize", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="pcrm optimize",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("pools", metavar="POOL", nargs="+", help="FILE or NAME=FILE")
-    parser.add_argument("--out", metavar="DIR", required=True, help="where to write; what is there is replaced")
+    parser.add_argument("--out", metavar="DIR", required=True, help="output folder; existing files are replaced")
     parser.add_argument(
-        "--proxy", metavar="MODEL", action="append", default=[], help="a reward model, or NAME=MODEL; any number of times"
-    )  # fmt: skip
+        "--proxy",
+        metavar="MODEL",
+        action="append",
+        default=[],
+        help="reward model to optimize against, or NAME=MODEL; may be repeated",
+    )
     parser.add_argument(
         "--gold",
         metavar="MODEL",
         help="gold standard: the column gold_scores or ratings, or a reward model (folder or OWNER/NAME on the hub)",
     )
-    parser.add_argument("--split", default="train", help="of a data set that has some (default: %(default)s)")
+    parser.add_argument(
+        "--split", default="train", help="split to read, if the data set has splits (default: %(default)s)"
+    )
     parser.add_argument(
         "--counts",
         type=int,
         nargs="+",
         metavar="N",
-        help="the n of best of n (default: powers of 2 up to the smallest pool)",
+        help="values of n for best of n (default: powers of 2 up to the smallest pool)",
     )
     parser.add_argument(
-        "--coefficients", type=float, nargs="+", metavar="B", help="of the KL penalty (default: 10 to 0.01)"
+        "--coefficients",
+        type=float,
+        nargs="+",
+        metavar="B",
+        help="coefficients of the KL penalty (default: 10 to 0.01)",
     )
     models = parser.add_argument_group("reward models")
     models.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: %(default)s)")
-    models.add_argument("--device", help="of all models (default: the GPU where there is one, one for each process)")
     models.add_argument(
-        "--batch-size", type=int, default=32, help="responses in a pass of any model (default: %(default)s)"
+        "--device", help="torch device of all models (default: a GPU per process, or the CPU without GPUs)"
     )
-    models.add_argument("--max-length", type=int, help="tokens of prompt and response (default: what the model takes)")
+    models.add_argument(
+        "--batch-size", type=int, default=32, help="responses per pass, for all models (default: %(default)s)"
+    )
+    models.add_argument(
+        "--max-length", type=int, help="maximal tokens of prompt and response (default: the limit of the model)"
+    )
     models.add_argument(
         "--no-prefix-sharing",
         action="store_true",
-        help="compute the prompt once for each of its responses, as training does",
+        help="compute the prompt again for each of its responses, as in training",
     )
     policy = parser.add_argument_group("policy")
-    policy.add_argument("--policy", metavar="MODEL", help="a causal language model to sample from")
-    policy.add_argument("--samples", type=int, default=16, help="responses to a prompt (default: %(default)s)")
-    policy.add_argument("--max-new-tokens", type=int, default=128, help="of a response (default: %(default)s)")
-    policy.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
-    policy.add_argument("--seed", type=int, default=0, help="of samples and RL (default: %(default)s)")
+    policy.add_argument("--policy", metavar="MODEL", help="causal language model to sample from")
+    policy.add_argument("--samples", type=int, default=16, help="responses per prompt (default: %(default)s)")
+    policy.add_argument(
+        "--max-new-tokens", type=int, default=128, help="maximal tokens of a response (default: %(default)s)"
+    )
+    policy.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (default: %(default)s)")
+    policy.add_argument("--seed", type=int, default=0, help="seed of sampling and RL (default: %(default)s)")
     rl = parser.add_argument_group("RL")
-    rl.add_argument("--rl", choices=("rloo", "grpo"), help="train the policy with TRL, a proxy each as the reward")
+    rl.add_argument("--rl", choices=("rloo", "grpo"), help="train the policy with TRL, once with each proxy as reward")
     rl.add_argument("--steps", type=int, default=100, help="updates of the policy (default: %(default)s)")
-    rl.add_argument("--prompts", type=int, default=8, help="in a step (default: %(default)s)")
-    rl.add_argument("--generations", type=int, default=4, help="responses to each of them (default: %(default)s)")
+    rl.add_argument("--prompts", type=int, default=8, help="prompts per step (default: %(default)s)")
+    rl.add_argument("--generations", type=int, default=4, help="responses per prompt (default: %(default)s)")
     rl.add_argument(
         "--beta", type=float, help="weight of the KL divergence (default: TRL's, 0.05 for RLOO, 0 for GRPO)"
     )
-    rl.add_argument("--learning-rate", type=float, help="of AdamW, constant (default: TRL's)")
+    rl.add_argument("--learning-rate", type=float, help="constant learning rate of AdamW (default: TRL's)")
     args = parser.parse_args(argv)
 
     if args.policy and not args.proxy:
-        parser.error("--policy needs --proxy")
+        parser.error("--policy requires --proxy")
     if args.rl and not args.policy:
-        parser.error("--rl needs --policy")
+        parser.error("--rl requires --policy")
     if args.rl and processes.count > 1:
         parser.error(
-            f"--rl needs a single process, got {processes.count}: leave --rl out under torchrun, then give the whole "
-            "command without torchrun. It goes on with what was sampled and scored"
+            f"--rl requires a single process, got {processes.count}. First run without --rl under torchrun, then run the "
+            "whole command without torchrun: it uses the samples and scores of the first run"
         )
     if args.proxy and len(args.pools) > 1:
-        parser.error("--proxy takes one POOL")
+        parser.error(f"--proxy requires a single POOL, got {len(args.pools)}")
     from ..evaluate.optimization.pools import GOLD_COLUMNS
 
     gold_model: str | None = None if args.gold in GOLD_COLUMNS else args.gold
@@ -118,11 +142,11 @@ def run(argv: list[str], processes: Processes) -> int:
     if gold_model and not args.proxy:
         parser.error(f"--gold MODEL requires --proxy: scored pools already have {' or '.join(GOLD_COLUMNS)}")
     if args.policy and not gold_model:
-        parser.error("--policy needs --gold MODEL: what it samples has no ratings")
+        parser.error("--policy requires --gold MODEL, because its samples have no ratings")
 
     from .._engine.native import library
 
-    library()  # without it there are no statistics: said before hours of sampling and scoring
+    library()  # statistics need it: fails before hours of sampling and scoring
     from ..evaluate.optimization import COEFFICIENTS, summary
     from ..evaluate.optimization.pools import read
 
@@ -134,7 +158,7 @@ def run(argv: list[str], processes: Processes) -> int:
         coefficients = args.coefficients or COEFFICIENTS
         found = summary.write(pools, args.out, counts=args.counts, coefficients=coefficients, runs=runs)
     except KeyboardInterrupt:
-        print("pcrm optimize: interrupted; the same command goes on", file=sys.stderr)
+        print("pcrm optimize: interrupted; give the same command again to resume", file=sys.stderr)
         return 130
     print(f"Wrote optimize.html, summary.json and the figures to {printable(args.out)}")
     print("\n".join(map(printable, summary.lines(found))))
@@ -144,7 +168,7 @@ def run(argv: list[str], processes: Processes) -> int:
 def _computed(
     args: argparse.Namespace, gold_model: str | None, processes: Processes
 ) -> tuple[list[Pools], dict[str, Run]]:
-    """Pools that models sample and score, and the RL runs, kept in the output folder."""
+    """Sample and score pools with models, and do the RL runs. The output folder keeps all of them."""
     from transformers.utils import logging
 
     from ..evaluate.optimization.pools import GOLD_COLUMNS, Pools, columns
@@ -152,7 +176,7 @@ def _computed(
     from ..evaluate.score_rows import load_models
     from ..evaluate.scores import named
 
-    logging.disable_progress_bar()  # of reading weights
+    logging.disable_progress_bar()  # for loading weights
     out = Path(args.out)
     options = {
         "dtype": args.dtype,
@@ -165,13 +189,17 @@ def _computed(
     names = named(args.proxy)
     for i, (name, path) in enumerate(names):
         if name in [n for n, _ in names[:i]]:
-            raise ValueError(f"--proxy {path}: there is a proxy {name} already: name it, NAME={path}")
+            raise ValueError(
+                f"--proxy {path}: the name of a proxy must be unique, got {name} twice. Name it with NAME={path}"
+            )
         if os.path.basename(name) != name or name in ("", ".", ".."):
-            raise ValueError(f"--proxy {path}: {name!r} is no name of a file: name it, NAME={path}")
+            raise ValueError(
+                f"--proxy {path}: the name must be valid as a file name, got {name!r}. Name it with NAME={path}"
+            )
     for made in (out / "pool.jsonl", out / "gold.jsonl", *(out / "proxies" / f"{name}.jsonl" for name, _ in names)):
         if made.exists() and os.path.exists(source) and os.path.samefile(made, source):
-            raise ValueError(f"{source}: is POOL and what would be written into --out {out}")
-    # All are loaded at the beginning: what is wrong with one says so before hours of sampling.
+            raise ValueError(f"--out must not contain POOL, which it would overwrite, got {out} with {source}")
+    # All models are loaded first, so that errors show before hours of sampling.
     paths = dict.fromkeys([*(path for _, path in names), *([gold_model] if gold_model else [])])
     models = processes.everywhere(load_models, [{"model": path} | options for path in paths])
     proxies = {name: models[path] for name, path in names}
@@ -199,7 +227,7 @@ def _computed(
         scores = score_responses(model, pool, out / "proxies" / f"{name}.jsonl", split, processes)
         for i, (s, g) in enumerate(zip(scores, golden, strict=True)):
             if len(s) != len(g):
-                raise ValueError(f"{pool}, pool {i}: has {len(g)} gold values and {len(s)} responses")
+                raise ValueError(f"{pool}, pool {i}: must have {len(s)} gold values, one per response, got {len(g)}")
         pools.append(Pools(name, scores, golden))
     if not args.rl or gold is None:
         return pools, {}

@@ -1,4 +1,4 @@
-"""`pcrm pairs`: the comparisons of rankings as pairs."""
+"""`pcrm pairs`: write the comparisons of rankings as pairs."""
 
 from __future__ import annotations
 
@@ -11,27 +11,35 @@ if TYPE_CHECKING:
     from ..data.resumable import ResumableOutput
 
 _DESCRIPTION = """\
-Writes the comparisons of rankings as pairs. RANKINGS has several responses to a prompt in a row:
+Write the comparisons of rankings as pairs. A row of RANKINGS has several responses to one prompt:
 
   prompt, responses, ratings    higher is better
   prompt, responses, ranks      1 is best
 
-with a prompt or without one, plain or conversational. Each two responses with different ratings
-or ranks become a row of OUT. Ties are left out. A pair has chosen and rejected, rating_chosen
-and rating_rejected or rank_chosen and rank_rejected, and all other columns of its ranking.
+with or without a prompt, plain or conversational. Every two responses with different ratings or
+ranks become a row of OUT. Ties are left out. A pair has chosen and rejected, rating_chosen and
+rating_rejected or rank_chosen and rank_rejected, and all other columns of its ranking.
 
-RANKINGS and OUT end in .jsonl, .jsonl.gz or .parquet or are folders of `datasets`; RANKINGS may
-be a data set of the hub. OUT is replaced if it is there, once all is done. Killed, the same
-command goes on where it was; until then its shards are in OUT.parts.
+RANKINGS ends in .jsonl, .jsonl.gz, .json or .parquet, or is a folder of `datasets` or a data set
+on the hub. OUT ends in .jsonl, .jsonl.gz or .parquet, or is a folder. An existing OUT is replaced
+at the end. To resume an interrupted run, give the same command again; its shards are in OUT.parts.
+"""
+_EXAMPLES = """\
+examples:
+  pcrm pairs rankings.jsonl --out pairs.jsonl
+  pcrm pairs rankings.jsonl --out pairs.parquet --on-error skip
 """
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="pcrm pairs", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="pcrm pairs",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("rankings", metavar="RANKINGS", help="the rankings")
-    parser.add_argument("--out", required=True, help="where to write their pairs")
+    parser.add_argument("--out", required=True, help="output: the pairs")
     _rows.add_arguments(parser)
     args = parser.parse_args(argv)
 
@@ -46,4 +54,4 @@ def main(argv: list[str]) -> int:
 def _written(output: ResumableOutput) -> str:
     ties = output.counts["ties"]
     left_out = f", {ties} ties left out" if ties else ""
-    return f"{output.rows} pairs of {output.counts['rankings']} rankings{left_out}"
+    return f"{output.rows} pairs from {output.counts['rankings']} rankings{left_out}"

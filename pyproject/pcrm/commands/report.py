@@ -1,4 +1,4 @@
-"""`pcrm report`: what a reward model's scores are like, as numbers and as a page."""
+"""`pcrm report`: report accuracy, margins and calibration of a reward model's scores."""
 
 from __future__ import annotations
 
@@ -9,26 +9,39 @@ from ..data.prior_record import check_recorded
 
 _DESCRIPTION = """\
 Print a table of a reward model's accuracy, margins, calibration and rank correlations. Write
-summary.json, one self-contained report.html and its figures as SVG into DIR. SCORES are files
-that end in .jsonl, .jsonl.gz or .parquet, or folders of `datasets`. A row has
+summary.json, one self-contained report.html and its figures as SVG to DIR.
+
+SCORES end in .jsonl, .jsonl.gz, .json, .csv or .parquet, or are folders of `datasets`. A row has
+
   chosen_score, rejected_score   optional: prior; delta; chosen, rejected, prompt, or
                                  chosen_length, rejected_length
-  scores, ratings                lists of one prompt; optional: responses or lengths
+  scores, ratings                lists for one prompt; optional: responses or lengths
   score                          optional: response or length
-Several files are several models, side by side. NAME=FILE names a model; files of the same name
+
+Several files are several models, side by side. NAME=FILE names a model; files with the same name
 belong to the same model.
+"""
+_EXAMPLES = """\
+examples:
+  pcrm report scores.jsonl --out report --preset alpaca/length_ratio
+  pcrm report plain=plain.jsonl constrained=constrained.jsonl --out report
 """
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="pcrm report", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="pcrm report",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("scores", metavar="SCORES", nargs="+", help="FILE or NAME=FILE")
     parser.add_argument("--out", metavar="DIR", required=True, help="output folder; existing files are replaced")
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--constraint", metavar="TOML", help="pcrm.toml whose curve margins are compared with")
-    group.add_argument("--preset", metavar="NAME", help="published setting to compare with, as alpaca/length_ratio")
+    group.add_argument("--constraint", metavar="TOML", help="pcrm.toml with the curve to compare margins with")
+    group.add_argument(
+        "--preset", metavar="NAME", help="published curve to compare margins with, such as alpaca/length_ratio"
+    )
     parser.add_argument(
         "--split", default="train", help="split to read, if the data set has splits (default: %(default)s)"
     )
@@ -36,7 +49,7 @@ def main(argv: list[str]) -> int:
 
     from .._engine.native import library
 
-    library()  # without it there are no statistics: said before the files are read
+    library()  # statistics need it: fails before the files are read
     from ..evaluate import scores
     from ..evaluate.report import summary
     from ..settings import Constraint, load_config, presets

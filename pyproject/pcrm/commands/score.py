@@ -1,4 +1,4 @@
-"""`pcrm score`: the scores of a trained reward model."""
+"""`pcrm score`: add the scores of a trained reward model."""
 
 from __future__ import annotations
 
@@ -15,23 +15,28 @@ if TYPE_CHECKING:
     from ..evaluate.shared_out import Processes
 
 _DESCRIPTION = """\
-Adds the scores of a reward model to rows of one kind:
+Add the scores of a reward model to rows of one kind:
 
   chosen, rejected    pairs: chosen_score and rejected_score
-  responses           rankings: scores, one for each response, in their order
+  responses           rankings: scores, one per response, in the same order
   response            single responses: score
 
-with a prompt or without one, plain or conversational, read as TRL's RewardTrainer reads them.
-With --principles the prompt has these in it, and scores_by_principle has the scores with each
-of them alone. Rows keep their order and their other columns. DATA and OUT end in .jsonl, .jsonl.gz or .parquet
-or are folders of `datasets`; DATA may be a data set of the hub. OUT is replaced if it is there,
-once all is done. Killed, the same command goes on where it was; until then its shards are in
-OUT.parts.
+with or without a prompt, plain or conversational, tokenized as in TRL's RewardTrainer. With
+--principles the prompts contain the principles, and scores_by_principle has the scores with each
+single principle. Rows keep their order and their other columns.
 
-    torchrun --nproc_per_node 8 -m pcrm score MODEL DATA --out OUT
+DATA ends in .jsonl, .jsonl.gz, .json, .csv or .parquet, or is a folder of `datasets` or a data set
+on the hub. OUT ends in .jsonl, .jsonl.gz or .parquet, or is a folder. An existing OUT is replaced
+at the end. To resume an interrupted run, give the same command again; its shards are in OUT.parts.
 
-shares the rows out among 8 GPUs, those of one prompt to the same GPU. Begun with one number of
-processes, a run goes on with any other. Without GPUs the processes compute on the CPU.
+With torchrun, each process takes a part of the rows, and all rows of a prompt go to the same
+process. Each process uses its own GPU, or the CPU if there is none. A run may resume with another
+number of processes.
+"""
+_EXAMPLES = """\
+examples:
+  pcrm score reward-model pairs.jsonl --out scores.jsonl
+  torchrun --nproc_per_node 8 -m pcrm score reward-model pairs.jsonl --out scores.jsonl
 """
 
 
@@ -43,51 +48,54 @@ def main(argv: list[str]) -> int:
 
 
 def run(argv: list[str], processes: Processes) -> int:
-    """What the first process does."""
+    """The command, in the first process."""
     parser = argparse.ArgumentParser(
-        prog="pcrm score", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="pcrm score",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a checkpoint for sequence classification with one label, or a PEFT adapter of one: a folder or hub name",
+        help="folder or hub name of a sequence classification checkpoint with one label, or of a PEFT adapter for one",
     )
     parser.add_argument("data", metavar="DATA", help="the rows to score")
-    parser.add_argument("--out", required=True, help="where to write them with their scores")
+    parser.add_argument("--out", required=True, help="output: the rows with their scores")
     parser.add_argument(
         "--max-length",
         type=int,
-        help="tokens of prompt and response; a row with more is a bad row. More than the default only for models with "
-        "relative, rotary or scaled positions (default: what model and tokenizer say)",
+        help="maximal tokens of prompt and response; a longer row is a bad row. Values above the default only work for "
+        "models with relative, rotary or scaled positions (default: the limit of model and tokenizer)",
     )
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
         default="float32",
-        help="bfloat16 and float16 compute as TRL does with bf16=True, its default, or fp16=True; float32 has the digits "
-        "that these round away (default: %(default)s)",
+        help="bfloat16 and float16 compute like TRL with bf16=True (its default) and fp16=True; float32 avoids their "
+        "rounding (default: %(default)s)",
     )
-    parser.add_argument("--device", help="default: the GPU where there is one, one for each process")
-    parser.add_argument("--batch-size", type=int, default=32, help="responses in a pass (default: %(default)s)")
+    parser.add_argument("--device", help="torch device (default: a GPU per process, or the CPU without GPUs)")
+    parser.add_argument("--batch-size", type=int, default=32, help="responses per pass (default: %(default)s)")
     parser.add_argument(
         "--no-prefix-sharing",
         action="store_true",
-        help="compute the prompt once for each of its responses, as training does",
+        help="compute the prompt again for each of its responses, as in training",
     )
     parser.add_argument(
         "--principles",
         metavar="FILE",
-        help="a JSON list of principles, texts or objects with text and name, or `column`: those of each row's principles",
+        help="JSON list of principles (texts, or objects with text and name), or `column` for the column principles",
     )
     parser.add_argument(
         "--principle-template",
         metavar="FILE",
-        help="a text with {principles} and {prompt}, less a line end at its end: what the prompt becomes",
+        help="text with {principles} and {prompt} that replaces the prompt; a final line end is ignored",
     )
     _rows.add_arguments(parser)
     args = parser.parse_args(argv)
     if args.principle_template and not args.principles:
-        parser.error("--principle-template goes with --principles")
+        parser.error("--principle-template requires --principles")
 
     def work() -> ResumableOutput:
         from ..data.sources import open_source
@@ -95,7 +103,7 @@ def run(argv: list[str], processes: Processes) -> int:
 
         source = open_source(args.data, args.split)
         kind = kind_to_score(source)
-        asked = _asked(args.principles, args.principle_template)  # before the model, which takes longer to read
+        asked = _asked(args.principles, args.principle_template)  # before the model, which takes longer to load
         model = {
             "model": args.model,
             "dtype": args.dtype,
@@ -113,7 +121,7 @@ def run(argv: list[str], processes: Processes) -> int:
 
 
 def _asked(given: str | None, template: str | None) -> PrinciplePrompts | None:
-    """What --principles and --principle-template ask for."""
+    """The principles from --principles and --principle-template."""
     from ..evaluate.score_rows import PrinciplePrompts
     from ..methods import principles
 

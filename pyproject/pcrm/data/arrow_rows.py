@@ -1,7 +1,6 @@
 """Rows of Arrow tables as Python values.
 
-Columns of JSON texts, the feature `Json` of `datasets`, have the values of these texts, as the
-same rows have in JSON Lines.
+Columns of JSON texts (the feature `Json` of `datasets`) are decoded, so that a row has the same values as in JSON Lines.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from .preferences import RowError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# What Python's values cannot hold of Arrow's: a date past the year 9999, a struct with a name twice.
+# Arrow values without an equivalent in Python, such as a date after the year 9999 or a struct with a duplicate name.
 _NO_VALUE = (ValueError, OverflowError, KeyError)
 
 
 def rows_of(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any] | RowError]:
-    """Each row of an Arrow table, or what is wrong with it. The values of JSON texts stand in their places."""
+    """Each row of an Arrow table, with JSON texts decoded, or what is wrong with the row."""
     try:
         rows: list[Any] = table.to_pylist()
     except _NO_VALUE as error:
         if len(table) == 1:
-            return [RowError(f"has a value that Python has not: {error}")]
+            return [RowError(f"must have values that Python can represent: {error}")]
         return [row for i in range(len(table)) for row in rows_of(table.slice(i, 1))]
     for name, decode in _decoders(table.schema).items():
         for i, row in enumerate(rows):
@@ -39,10 +38,10 @@ def rows_of(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any] | RowError]
 
 
 def taken(table: pa.Table, indices: list[int]) -> pa.Table:
-    """The rows of an Arrow table with these indices, in their order, some of them more than once if so given."""
+    """The rows of an Arrow table with these indices, in the order of the indices, which may repeat."""
     import pyarrow as pa
 
-    # Arrow cannot `take` from views or from what holds them, but it can slice and concatenate them.
+    # Arrow cannot `take` from views or from types that contain them, but it can slice and concatenate them.
     runs = groupby(enumerate(indices), key=lambda x: x[1] - x[0])
     pieces = [table.slice(run[0][1], len(run)) for run in (list(run) for _, run in runs)]
     return pa.concat_tables([table.slice(0, 0), *pieces]).combine_chunks()
@@ -52,9 +51,7 @@ _Decode = Callable[[Any], Any]
 
 
 def _decoders(fields: Iterable[pa.Field]) -> dict[str, _Decode]:
-    """By the names of the fields that hold JSON texts, at any depth: what turns a Python value of
-    the field into one with the values of these texts.
-    """
+    """For each field with JSON texts at any depth, by name: a function that decodes them in a Python value of the field."""
     return {field.name: decode for field in fields if (decode := _decoder(field)) is not None}
 
 
@@ -62,7 +59,7 @@ def _decoder(field: pa.Field) -> _Decode | None:
     import pyarrow as pa
 
     kind, types = field.type, pa.types
-    # Before version 19 pyarrow has no such type. The field then says of texts that they are JSON.
+    # pyarrow before version 19 has no JSON type. The metadata of the field then marks its texts as JSON.
     extension = getattr(kind, "extension_name", None) or (field.metadata or {}).get(b"ARROW:extension:name")
     if extension in ("arrow.json", b"arrow.json"):
         decode: _Decode | None = _of_text
@@ -73,7 +70,7 @@ def _decoder(field: pa.Field) -> _Decode | None:
     elif types.is_dictionary(kind) or types.is_run_end_encoded(kind):
         decode = _decoder(pa.field(field.name, kind.value_type))
     else:
-        inside = getattr(kind, "value_field", None)  # of the elements of any type of list
+        inside = getattr(kind, "value_field", None)  # the field of the elements, for any type of list
         decode = None if inside is None else _of_list(_decoder(inside))
     return decode and (lambda x: None if x is None else decode(x))
 
@@ -97,9 +94,9 @@ def _of_list(decode: _Decode | None) -> _Decode | None:
 
 
 def casts_exactly(field: pa.Field, wanted: pa.DataType) -> bool:
-    """Whether a field's values are of the wanted kind already, a number or a text, so that a cast
-    changes their type and not what they are. JSON texts, and decimals, whose digits a cast may
-    round otherwise than Python, are not.
+    """Whether a cast to the wanted type keeps the values of a field: they are numbers, or texts, before and after.
+
+    JSON texts do not count, nor do decimals, which a cast may round differently from Python.
     """
     import pyarrow as pa
 
@@ -121,7 +118,7 @@ def casts_exactly(field: pa.Field, wanted: pa.DataType) -> bool:
 
 
 def table_fault(table: pa.Table) -> str | None:
-    """Why a table is not what its types say, which files may hold and Arrow does not look for."""
+    """Why a table contradicts its types, or None if it is valid. Files may hold such tables, and Arrow does not check."""
     import pyarrow as pa
 
     try:

@@ -1,4 +1,4 @@
-"""Batches of rows: what is in memory at once, with the place of each row for messages."""
+"""Batches of rows: the part of a source that is in memory at once, with the place of each row for messages."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Row = dict[str, Any]
 
 
 class _AnyBatch:
-    """Consecutive rows of a source, those of the positions [start, end)."""
+    """Consecutive rows of a source, at the positions [start, end)."""
 
-    unit: str  # what `number` counts
+    unit: str  # what `number` counts: "line" or "row"
 
     def __init__(self, name: str, start: int, end: int) -> None:
         self.name, self.start, self.end = name, start, end
@@ -28,43 +28,47 @@ class _AnyBatch:
         raise NotImplementedError
 
     def number(self, i: int) -> int:
-        """Where row i is in the source, counted in `unit`."""
+        """The place of row i in the source, counted in `unit`."""
         raise NotImplementedError
 
     def place(self, i: int) -> str:
-        """Where row i is, for a message."""
+        """The place of row i, for a message."""
         return f"{self.name}, {self.unit} {self.number(i)}"
 
     def rows(self, columns: Iterable[str] | None = None) -> list[Row | RowError]:
-        """Each row, or what is wrong with it. `columns` are those that are needed."""
+        """Each row, or what is wrong with it. `columns` names the columns that are needed."""
         raise NotImplementedError
 
     def original(self, i: int) -> Any:
-        """Row i as it was read, for a report on it."""
+        """Row i as it was read, to report it."""
         raise NotImplementedError
 
     def table(self, schema: pa.Schema) -> pa.Table | None:
-        """These columns alone, of these types, null where a row has none: much faster than `rows`.
+        """Only these columns, with these types, null where a row lacks one. Much faster than `rows`.
 
-        None where a row does not fit, or is none: `rows` says which.
+        None if some row is bad or does not fit the types: `rows` says which.
         """
         raise NotImplementedError
 
 
 class LineBatch(_AnyBatch):
-    """Lines of a JSON Lines file: positions are lines, and empty ones are no rows."""
+    """Lines of JSON, each with an object. Positions count lines; empty lines are not rows.
 
-    unit = "line"
+    Args:
+        unit: "line" for the lines of a file, which messages count from 1. "row" for the elements of a JSON array, which
+            they count from 0.
+    """
 
-    def __init__(self, name: str, start: int) -> None:
+    def __init__(self, name: str, start: int, unit: str = "line") -> None:
         super().__init__(name, start, start)
+        self.unit = unit
         self.lines: list[bytes] = []
-        self.numbers: list[int] = []  # from 1
-        self.size = 0  # bytes, with what is no row
+        self.numbers: list[int] = []
+        self.size = 0  # bytes, including empty lines
 
     def add(self, lines: list[bytes]) -> None:
-        """Add the lines that follow."""
-        for number, line in enumerate(lines, self.end + 1):
+        """Add the next lines."""
+        for number, line in enumerate(lines, self.end + (self.unit == "line")):
             if line := line.strip():
                 self.lines.append(line)
                 self.numbers.append(number)
@@ -72,8 +76,8 @@ class LineBatch(_AnyBatch):
         self.end += len(lines)
 
     def replaced(self, lines: list[bytes], rows: list[int]) -> LineBatch:
-        """A batch with other lines in the place of these, each made of the row with an index in `rows`."""
-        batch = LineBatch(self.name, self.start)
+        """A batch with other lines in place of these. `rows` has the index of the row that each was made from."""
+        batch = LineBatch(self.name, self.start, self.unit)
         batch.end, batch.lines, batch.numbers = self.end, lines, [self.numbers[i] for i in rows]
         return batch
 
@@ -101,13 +105,13 @@ class LineBatch(_AnyBatch):
         try:
             table = pyarrow.json.read_json(
                 pa.BufferReader(text),
-                # One block, or a row might lie across two.
+                # One block: a row must not cross into a second one.
                 pyarrow.json.ReadOptions(use_threads=False, block_size=len(text) + 1),
                 pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
             )
         except pa.ArrowException:
             return None
-        # It reads `{}{}` as two rows, and takes texts that are no UTF-8.
+        # pyarrow reads `{}{}` as two rows, and accepts texts that are not UTF-8.
         return table if len(table) == len(self) and table_fault(table) is None else None
 
 
@@ -122,7 +126,7 @@ class TableBatch(_AnyBatch):
         self.numbers: Sequence[int] = range(start, self.end)
 
     def replaced(self, table: pa.Table, rows: list[int]) -> TableBatch:
-        """A batch with the rows of a table in the place of these, each made of the row with an index in `rows`."""
+        """A batch with the rows of a table in place of these. `rows` has the index of the row that each was made from."""
         batch = TableBatch(self.name, self.start, table)
         batch.end, batch.numbers = self.end, [self.numbers[i] for i in rows]
         return batch

@@ -1,7 +1,7 @@
-"""What is wrong with preferences, found in one pass that keeps no texts.
+"""Problems of preference data, found in one pass that keeps no texts.
 
-A `Survey` takes rows one by one. It counts what a row alone shows, with the first places, and keeps digests of 16 bytes
-for what only all rows together show. Each function below it is one finding. `check_dataset` is the part that trainers run.
+A `Survey` takes rows one by one. It counts problems of single rows, with their first places, and keeps 16-byte digests for
+problems that only show across rows. Each function below it makes one finding. Trainers run `check_dataset`.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ FORMATS = {
     "pairs_without_prompt": "pairs of texts that begin with their prompt",
     "conversations": "pairs of conversations with a prompt",
     "conversations_without_prompt": "pairs of conversations that begin with their prompt",
-    "conversations_with_text_prompt": "pairs of conversations with a prompt that is a text",
+    "conversations_with_text_prompt": "pairs of conversations with a text as prompt",
     "rankings": "rankings of texts with a prompt",
     "rankings_without_prompt": "rankings of texts that begin with their prompt",
     "ranked_conversations": "rankings of conversations with a prompt",
     "ranked_conversations_without_prompt": "rankings of conversations that begin with their prompt",
-    "ranked_conversations_with_text_prompt": "rankings of conversations with a prompt that is a text",
+    "ranked_conversations_with_text_prompt": "rankings of conversations with a text as prompt",
 }
 _PLACES = 3
-_NO_SPACES = "\u2e80"  # from here on scripts put no spaces between words
-_JOINT = 16  # characters to either side that are shown
-_PROMPT = 32  # characters that two responses begin with in common, if they are to be a prompt of their own
-_DATASET_ROWS = 4096  # of a data set in memory at once
+_NO_SPACES = "\u2e80"  # scripts from here on put no spaces between words
+_JOINT = 16  # characters shown on either side
+_PROMPT = 32  # a common beginning of two responses counts as their prompt from this many characters on
+_DATASET_ROWS = 4096  # rows of a data set in memory at once
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row that a finding is of: its place, and what is to be said of it alone."""
+    """A row with a finding: its place, and a detail about this row."""
 
     place: str
     why: str = ""
@@ -62,14 +62,14 @@ class Finding:
     """Something to know before training.
 
     Attributes:
-        id: Its name in `pcrm check --json`.
-        level: An error is a fault of the data, a warning may be one, an information is none.
+        id: The name in `pcrm check --json`.
+        level: "error" is a problem of the data, "warning" may be one, "info" is not.
         message: What was found.
-        count, total: How many rows have it, of how many.
+        count, total: How many rows are affected, out of how many.
         remedy: What to do.
-        examples: The first rows that have it.
-        numbers: What was measured.
-        table: The same as lines of text.
+        examples: The first affected rows.
+        numbers: The measurements.
+        table: The measurements as lines of text.
     """
 
     id: str
@@ -88,7 +88,7 @@ class Finding:
 
 
 class _Fault(RowError):
-    """A row that is read but of no use, with the id of its finding, and its format where that is known."""
+    """A row that can be read but not used, with the id of its finding, and its format if known."""
 
     def __init__(self, id: str, message: str, format: str | None = None) -> None:
         super().__init__(message)
@@ -97,17 +97,17 @@ class _Fault(RowError):
 
 @dataclass(slots=True)
 class Preference:
-    """A row that is read.
+    """A parsed row.
 
     Attributes:
         format: A key of `FORMATS`.
-        prompt: As the row has it, None for none.
-        responses: As the row has them, by the names that messages call them.
-        before: The prompt as a text, what responses begin with where they have it in them.
-        texts: The responses after it.
-        ratings: How good each is, of a pair 1 and 0.
-        best, worst: The indices of chosen and rejected, or of the first best and the first worst of a ranking.
-        prompt_digest, digests: Of the prompt, and of each response with its prompt.
+        prompt: The row's prompt, or None.
+        responses: The row's responses, by their names in messages.
+        before: The prompt as a text. For responses that contain their prompt, their common beginning.
+        texts: The responses as texts, without the prompt.
+        ratings: The rating of each response. For a pair, 1 and 0.
+        best, worst: The indices of chosen and rejected. For a ranking, the first best and the first worst response.
+        prompt_digest, digests: Digests of the prompt, and of each response with its prompt.
         row: The row.
     """
 
@@ -125,10 +125,10 @@ class Preference:
 
 
 def parse(row: dict[str, Any]) -> Preference:
-    """Read a row.
+    """Parse a row.
 
     Raises:
-        RowError: It is no preference, or a ranking that says nothing.
+        RowError: The row is not a preference, or it is a ranking without a comparison.
     """
     prompt = row.get("prompt")
     if not isinstance(prompt, (str, list)):
@@ -137,14 +137,14 @@ def parse(row: dict[str, Any]) -> Preference:
         return _preference(row, prompt, {name: row[name] for name in ("chosen", "rejected")}, [1.0, 0.0])
     if row.get("responses") is None or (row.get("ratings") is None and row.get("ranks") is None):
         raise RowError(
-            "has neither chosen and rejected nor responses with ratings or ranks, its keys are "
+            "must have the keys chosen and rejected, or responses with ratings or ranks, got "
             + listed(name for name, value in row.items() if value is not None)
         )
     responses = row["responses"]
     if not isinstance(responses, list):
-        raise RowError(f"responses is {responses!r:.80}, must be a list of texts or lists of messages")
+        raise RowError(f"responses must be a list of texts or lists of messages, got {responses!r:.80}")
     if len(responses) < 2:
-        raise _Fault("few_responses", f"responses has {len(responses)} of them, must have at least 2")
+        raise _Fault("few_responses", f"responses must have at least 2 elements, got {len(responses)}")
     ratings = _ratings(row, len(responses))
     preference = _preference(row, prompt, {f"responses[{i}]": r for i, r in enumerate(responses)}, ratings)
     if len(set(ratings)) == 1:
@@ -153,7 +153,7 @@ def parse(row: dict[str, Any]) -> Preference:
 
 
 def _ratings(row: dict[str, Any], n: int) -> list[float]:
-    """The ratings of n responses, the greatest of the best: ranks, of which 1 is the best, with the other sign."""
+    """The ratings of n responses, higher is better. Ranks, where 1 is best, are negated."""
     name = ranking_column(row)
     values = row[name]
     if not isinstance(values, list) or len(values) != n:
@@ -167,7 +167,7 @@ def _ratings(row: dict[str, Any], n: int) -> list[float]:
 
 
 def _preference(row: dict[str, Any], prompt: Any, responses: dict[str, Any], ratings: list[float]) -> Preference:
-    inputs(prompt, responses)  # refuses what no reward model reads
+    inputs(prompt, responses)  # raises for rows that a reward model cannot read
     values = list(responses.values())
     is_text = isinstance(values[0], str)
     before, start = prompt, 0
@@ -197,7 +197,7 @@ def _preference(row: dict[str, Any], prompt: Any, responses: dict[str, Any], rat
 
 
 def _said(name: str, messages: list[dict[str, Any]]) -> str:
-    """The texts of messages. What is no text, such as a call of a tool, counts as its JSON."""
+    """The texts of messages. Anything else, such as a tool call, counts as its JSON."""
     parts = []
     for message in messages:
         content = message.get("content")
@@ -211,23 +211,23 @@ def _said(name: str, messages: list[dict[str, Any]]) -> str:
         if not text.isascii():
             text.encode()
     except UnicodeEncodeError as error:
-        raise RowError(f"{name} is no valid Unicode: {error}") from None
+        raise RowError(f"{name} must be valid Unicode: {error}") from None
     return text
 
 
 def _digest(value: Any, before: bytes = b"") -> bytes:
     if isinstance(value, str):
         data = value.encode()
-    else:  # a table has null where a line of JSON has no key
+    else:  # a table has null for a key that a line of JSON lacks
         messages = [{k: v for k, v in message.items() if v is not None} for message in value]
         data = b"\0" + json.dumps(messages, sort_keys=True, default=str).encode()
     return blake2b(before + data, digest_size=16).digest()
 
 
 def _runs_on(prompt: str, response: str) -> bool:
-    """Whether a word of a response follows its prompt without a space, in scripts that have spaces.
+    """Whether a response continues the last word of its prompt without a space, in scripts with spaces.
 
-    What ends with a bracket or a line may be a template that wants none.
+    A prompt that ends with a bracket or a line end may be a template, which needs no space.
     """
     last, first = prompt[-1], response[:1]
     return first.isalnum() and (last.isalnum() or last in ".,:;?!") and max(last, first) < _NO_SPACES
@@ -239,7 +239,7 @@ def _leading(messages: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
 
 
 class Tally:
-    """How many rows have something, and the first of them."""
+    """The number of affected rows, and the first of them."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -252,19 +252,20 @@ class Tally:
 
 
 class Survey:
-    """What a pass over rows keeps of them.
+    """The information that a pass over rows keeps.
 
     Args:
-        name: What places begin with, such as a file; "" for nothing.
-        unit: What rows are counted by: "line" or "row".
+        name: The start of each place, such as the name of the file, or "".
+        unit: The unit of places: "line" or "row".
 
     Attributes:
-        rows: How many rows there are.
-        good: How many of them are preferences.
-        formats, faults: By format, and by the id of a finding, which rows have it.
-        with_prior, without_prior: How many pairs have a column `prior`, and which have none.
+        rows: The number of rows.
+        good: The number of rows that are valid preferences.
+        formats, faults: The rows of each format, and of each finding by id.
+        with_prior, without_prior: The number of pairs with a column `prior`, and the pairs without it.
         numbers: The places of the good rows.
-        priors: Their column `prior`, NaN where there is none.
+        priors: Their column `prior`, NaN without one.
+        joint: The place of the first plain prompt with its response, and the texts on either side of where they are joined.
     """
 
     def __init__(self, name: str, unit: str) -> None:
@@ -274,6 +275,7 @@ class Survey:
         self.faults: dict[str, Tally] = {}
         self.numbers, self.priors = array("q"), array("d")
         self.with_prior, self.without_prior = 0, Tally()
+        self.joint: tuple[int, str, str] | None = None
         self._pairs, self._prompts = bytearray(), bytearray()
         self._flipped, self._has_prompt = bytearray(), bytearray()
 
@@ -282,7 +284,7 @@ class Survey:
         return len(self.numbers)
 
     def add(self, row: dict[str, Any] | RowError, number: int) -> Preference | None:
-        """Take the next row, and return it read, or None if it is of no use."""
+        """Take the next row, and return it parsed, or None if it cannot be used."""
         self.rows += 1
         try:
             if isinstance(row, RowError):
@@ -299,6 +301,9 @@ class Survey:
         self._count_format(preference.format, number)
         for id, why in _faults_of(preference):
             self.fault(id, number, why)
+        if self.joint is None and preference.prompt and preference.format in ("pairs", "rankings"):
+            response = preference.texts[preference.best]
+            self.joint = number, preference.prompt[-2 * _JOINT :], response[: 2 * _JOINT]
         digests = preference.digests
         self.numbers.append(number)
         self.priors.append(self._prior(preference, number))
@@ -313,43 +318,43 @@ class Survey:
         self.formats.setdefault(format, Tally()).add(number)
 
     def _prior(self, preference: Preference, number: int) -> float:
-        if "chosen" not in preference.responses:  # the priors of a ranking are many
+        if "chosen" not in preference.responses:  # a ranking has one prior for each of its pairs
             return math.nan
         if "prior" not in preference.row:
-            self.without_prior.add(number, "has no prior")
+            self.without_prior.add(number, "must have a prior, got none")
             return math.nan
         self.with_prior += 1
         try:
             prior = finite("prior", preference.row["prior"])
             if not 0 <= prior <= 1:
-                raise RowError(f"prior is {prior:g}")
+                raise RowError(f"prior must be in [0, 1], got {prior:g}")
         except RowError as error:
             self.fault("bad_priors", number, error.message)
             return math.nan
         return prior
 
     def fault(self, id: str, number: int, why: str = "") -> None:
-        """Count a row for a finding."""
+        """Add a row to a finding."""
         self.faults.setdefault(id, Tally()).add(number, why)
 
     @property
     def prompts(self) -> Digests:
-        """A digest of the prompt of each good row."""
+        """A digest of each good row's prompt."""
         return np.frombuffer(bytes(self._prompts), "S16")
 
     @property
     def pairs(self) -> Digests:
-        """A digest of each good row that does not tell its order."""
+        """A digest of each good row that does not depend on the order of its responses."""
         return np.frombuffer(bytes(self._pairs), "S16")
 
     @property
     def flipped(self) -> NDArray[np.bool_]:
-        """In which of two orders each pair is."""
+        """Which of the two orders each pair has."""
         return np.frombuffer(bytes(self._flipped), np.bool_)
 
     @property
     def has_prompt(self) -> NDArray[np.bool_]:
-        """Which rows have a prompt that tells them from others."""
+        """Which rows have a prompt that identifies them."""
         return np.frombuffer(bytes(self._has_prompt), np.bool_)
 
     def place(self, number: int) -> str:
@@ -359,14 +364,14 @@ class Survey:
         return tuple(Example(self.place(number), why) for number, why in tally.first)
 
     def finding(self, id: str, level: Level, message: str, remedy: str) -> Finding | None:
-        """The finding of rows that were counted for it, or None where there are none."""
+        """The finding with this id, or None if no row was added to it."""
         if (tally := self.faults.get(id)) is None:
             return None
         return Finding(id, level, message, tally.count, self.rows, remedy, self.examples(tally))
 
 
 def _faults_of(p: Preference) -> Iterable[tuple[str, str]]:
-    """What is wrong with a row that is read, by the ids of findings, with what is to be said of it."""
+    """The problems of a parsed row: ids of findings, each with a detail."""
     values, names = list(p.responses.values()), list(p.responses)
     blank = [name for name, text in zip(names, p.texts, strict=True) if not text or text.isspace()]
     if blank:
@@ -399,7 +404,7 @@ def _faults_of(p: Preference) -> Iterable[tuple[str, str]]:
 def empty_file(s: Survey) -> Finding | None:
     if s.rows:
         return None
-    return Finding("empty_file", "error", "no rows", 0, 0, "check that it is the right file, and the right --split")
+    return Finding("empty_file", "error", "the file has no rows", 0, 0, "check the file and --split")
 
 
 def unreadable_rows(s: Survey) -> Finding | None:
@@ -407,12 +412,8 @@ def unreadable_rows(s: Survey) -> Finding | None:
         "unreadable_rows",
         "error",
         "rows that cannot be read",
-        (
-            "write each row as a JSON object in a line of its own, or remove it"
-            if s.unit == "line"
-            else "mend or remove them"
-        )
-        + ": trainers stop at such a row. `pcrm prior` and `pcrm score` leave them out with --on-error skip",
+        ("write each row as a JSON object on its own line, or remove it" if s.unit == "line" else "fix or remove them")
+        + ". Trainers stop at such rows. `pcrm prior` and `pcrm score` skip them with --on-error skip",
     )
 
 
@@ -426,10 +427,10 @@ def mixed_formats(s: Survey) -> Finding | None:
     return Finding(
         "mixed_formats",
         "error",
-        f"rows in another format than most, which are {FORMATS[most]}",
+        f"rows in a different format from the majority ({FORMATS[most]})",
         sum(s.formats[name].count for name in others),
         s.rows,
-        "write all rows in one format, or each format into a file of its own: trainers take all rows for what the first is",
+        "write all rows in one format, or one file per format. Trainers assume that all rows have the format of the first",
         examples[:_PLACES],
     )
 
@@ -439,17 +440,17 @@ def empty_responses(s: Survey) -> Finding | None:
         "empty_responses",
         "error",
         "rows with an empty response",
-        "remove them, or find out where the texts were lost",
+        "remove them, or find out where the texts got lost",
     )
 
 
 def identical_responses(s: Survey) -> Finding | None:
-    """An error: such a pair has margin 0 and no gradient whatever the model, and counts as a wrong one in accuracies."""
+    """An error: the margin of such a pair is always 0 without a gradient, and accuracy counts the pair as wrong."""
     return s.finding(
         "identical_responses",
         "error",
         "rows with identical responses",
-        "remove them: their margin is 0 and has no gradient, they lower the accuracy, and count as the most alike pairs in a fit",
+        "remove them. Their margin is 0 without a gradient, they lower accuracy, and a fit counts them as the most similar pairs",
     )
 
 
@@ -458,17 +459,17 @@ def different_prompts(s: Survey) -> Finding | None:
         "different_prompts",
         "error",
         "rows whose conversations answer different prompts",
-        "give each pair one prompt: what comes before the first answer must be the same",
+        "give both conversations of a pair the same messages before the first answer",
     )
 
 
 def text_prompts(s: Survey) -> Finding | None:
-    """An error: TRL's trainers add the prompt to the responses, and a text and a list do not add."""
+    """An error: TRL's trainers concatenate prompt and response, which fails for a text and a list."""
     return s.finding(
         "text_prompts",
         "error",
-        "conversations that begin with their prompt, beside a prompt that is a text",
-        "remove the column 'prompt': TRL's trainers fail with it",
+        "conversations that begin with their prompt and also have a text as prompt",
+        "remove the column 'prompt'. TRL's trainers fail with it",
     )
 
 
@@ -477,7 +478,7 @@ def repeated_prompts(s: Survey) -> Finding | None:
         "repeated_prompts",
         "warning",
         "rows whose responses repeat their prompt",
-        "remove the column 'prompt', or the prompt from the responses: the model would read it twice",
+        "remove the column 'prompt', or remove the prompt from the responses. Otherwise the model reads it twice",
     )
 
 
@@ -485,8 +486,8 @@ def joined_words(s: Survey) -> Finding | None:
     return s.finding(
         "joined_words",
         "warning",
-        "rows whose response follows its prompt without a space",
-        "end the prompts with a space or a line end: trainers put nothing between a prompt and its response",
+        "rows whose response follows the prompt without a space",
+        "end the prompts with a space or a line end. Trainers put nothing between a prompt and its response",
     )
 
 
@@ -495,31 +496,31 @@ def missing_prompts(s: Survey) -> Finding | None:
         "missing_prompts",
         "warning",
         "rows without a prompt, whose responses have no common beginning",
-        "check that no column 'prompt' was lost: the model would judge responses without knowing to what",
+        "check whether the column 'prompt' got lost. Without it the model does not see what the responses answer",
     )
 
 
 def few_responses(s: Survey) -> Finding | None:
     return s.finding(
-        "few_responses", "error", "rankings of fewer than two responses", "remove them: they compare nothing"
+        "few_responses", "error", "rankings with fewer than two responses", "remove them. They have nothing to compare"
     )
 
 
 def unequal_lists(s: Survey) -> Finding | None:
-    return s.finding("unequal_lists", "error", "rankings without one rating for each response", "mend or remove them")
+    return s.finding("unequal_lists", "error", "rankings without one rating per response", "fix or remove them")
 
 
 def bad_ratings(s: Survey) -> Finding | None:
-    return s.finding("bad_ratings", "error", "rankings with ratings that are no finite numbers", "mend or remove them")
+    return s.finding("bad_ratings", "error", "rankings with ratings that are not finite numbers", "fix or remove them")
 
 
 def only_ties(s: Survey) -> Finding | None:
-    return s.finding("only_ties", "warning", "rankings whose ratings are all equal", "remove them: they give no pairs")
+    return s.finding("only_ties", "warning", "rankings whose ratings are all equal", "remove them. They give no pairs")
 
 
 def bad_priors(s: Survey) -> Finding | None:
     bad, missing = s.faults.get("bad_priors", Tally()), s.without_prior
-    if not s.with_prior:  # there is no such column
+    if not s.with_prior:  # no column `prior`
         missing = Tally()
     if not bad.count + missing.count:
         return None
@@ -531,7 +532,7 @@ def bad_priors(s: Survey) -> Finding | None:
         "rows whose column 'prior' is not a number in [0, 1]",
         tally.count,
         s.rows,
-        "compute the column anew with `pcrm prior`, or rename it: trainers use it as the prior",
+        "recompute the column with `pcrm prior`, or rename it. Trainers use it as the prior",
         s.examples(tally),
     )
 
@@ -539,18 +540,18 @@ def bad_priors(s: Survey) -> Finding | None:
 def both_orders(s: Survey) -> Finding | None:
     _, first, group = np.unique(s.pairs, return_index=True, return_inverse=True)
     flipped = s.flipped
-    against = np.flatnonzero(flipped != flipped[first][group])  # in another order than the first of its group
+    against = np.flatnonzero(flipped != flipped[first][group])  # not in the order of the first of the group
     if not len(against):
         return None
     contradictory = np.isin(group, group[against])
     return Finding(
         "both_orders",
         "error",
-        "pairs that are also there in the other order",
+        "pairs that also occur in the opposite order",
         int(contradictory.sum()),
         s.rows,
-        "keep the order that most annotators chose: the labels contradict each other. If you want the disagreement of "
-        "annotators in the data, leave them",
+        "keep the order that most annotators chose, because the labels contradict each other. Keep both only if you want "
+        "the disagreement of annotators in the data",
         _beside(s, against, first[group]),
     )
 
@@ -564,21 +565,23 @@ def duplicates(s: Survey) -> Finding | None:
     return Finding(
         "duplicates",
         "warning",
-        "rows that are there more than once",
+        "rows that occur more than once",
         len(again),
         s.rows,
-        "remove the repeats, unless they are the votes of several annotators: each counts as a pair of its own",
+        "remove the repeats, unless they are votes of several annotators. Training counts each as a separate pair",
         _beside(s, again, first[group]),
     )
 
 
 def _beside(s: Survey, rows: NDArray[np.int64], firsts: NDArray[np.int64]) -> tuple[Example, ...]:
-    """The first of the rows, each with the row that it belongs to."""
-    return tuple(Example(s.place(s.numbers[i]), f"as {s.unit} {s.numbers[firsts[i]]}") for i in rows[:_PLACES].tolist())
+    """The first of the rows, each with the row that it matches."""
+    return tuple(
+        Example(s.place(s.numbers[i]), f"same pair as {s.unit} {s.numbers[firsts[i]]}") for i in rows[:_PLACES].tolist()
+    )
 
 
 _Check = Callable[[Survey], Finding | None]
-# What a pass over the rows finds. Trainers say the last four: the others stop them, or need a look at the model.
+# The findings of a pass over the rows. Trainers report only the last four: other problems stop them or need the model.
 IN_TRAINING: tuple[_Check, ...] = (empty_responses, identical_responses, both_orders, duplicates)
 OF_ROWS: tuple[_Check, ...] = (
     empty_file,
@@ -599,10 +602,10 @@ OF_ROWS: tuple[_Check, ...] = (
 
 
 def check_dataset(dataset: Any) -> list[Finding]:
-    """What is wrong with the texts of a `datasets.Dataset`: empty and identical responses, both orders, duplicates.
+    """Check the texts of a `datasets.Dataset` for empty and identical responses, pairs in both orders and duplicates.
 
     Returns:
-        The findings; none for a data set without texts, or with token ids beside them.
+        The findings. Empty for a data set without texts, or with token ids in addition to texts.
     """
     columns = [name for name in dataset.column_names if name in COLUMNS]
     has_texts = {"chosen", "rejected"} <= set(columns) or "responses" in columns

@@ -1,4 +1,4 @@
-"""A lock on an open file, which ends when the file is closed and when the process ends."""
+"""A lock on an open file. Closing the file releases it, and so does the end of the process."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What the responses of a preference row are, in TRL's formats.
+"""The responses of a preference row, in TRL's formats.
 
 plain           prompt, chosen, rejected: texts
 conversational  the same as lists of messages, each with role and content
-implicit        either of them without a prompt: chosen and rejected begin with it
+implicit        either format without a prompt: chosen and rejected begin with it
 """
 
 from __future__ import annotations
@@ -15,36 +15,34 @@ from typing import Any
 
 
 class RowError(ValueError):
-    """A row that is no preference. Its message begins with the column; `row` is its number, where known."""
+    """A row that is not a valid preference. The message begins with the column; `row` is its number, if known."""
 
     def __init__(self, message: str, row: int | None = None) -> None:
         super().__init__(message if row is None else f"row {row}: {message}")
         self.message, self.row = message, row
 
-    def __reduce__(self) -> tuple[Any, ...]:  # comes out of a worker as it went in
+    def __reduce__(self) -> tuple[Any, ...]:  # pickles exactly, for worker processes
         return RowError, (self.message, self.row)
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names that a file has, for a message: escaped where a terminal would obey them, and no more than one reads."""
+    """Names from a file, for a message: control characters escaped, and at most 20 of them."""
     names = iter(names)
     shown = [name if name.isprintable() and len(name) <= 80 else f"{name!r:.80}" for name in islice(names, 20)]
     return ", ".join(shown) + (f" and {more} more" if (more := sum(1 for _ in names)) else "")
 
 
 def texts(prompt: Any, chosen: Any, rejected: Any, *, with_prompt: bool = False) -> tuple[str, str]:
-    """The two responses as texts, after the prompt or without it.
+    """The two responses as texts, with or without the prompt in front.
 
-    A row with no prompt, or with a plain one to conversational responses, has it in chosen
-    and rejected: it is what both begin with, messages or characters, as in TRL's
-    `maybe_extract_prompt`. So much is left that neither response loses its last one. The
-    texts of several messages are put together with line ends, a plain prompt and a response
-    with nothing between.
+    In a row without a prompt, or with a plain prompt and conversational responses, the prompt is the common beginning of
+    chosen and rejected (messages or characters), as in TRL's `maybe_extract_prompt`. Each response keeps at least one
+    element. Texts of several messages are joined with line ends. A plain prompt and a response are joined with nothing
+    between them.
 
     Raises:
-        RowError: a column is neither a text nor a list of messages, chosen and rejected are
-            not of one kind; a message that counts calls a tool or its content is no text; a
-            text is no valid Unicode.
+        RowError: A column is neither a text nor a list of messages; chosen and rejected are of different kinds; a message
+            calls a tool or its content is not a text; a text is not valid Unicode.
     """
     if type(prompt) is type(chosen) is type(rejected) is str:  # most rows of most data sets
         pair = [prompt + chosen, prompt + rejected] if with_prompt else [chosen, rejected]
@@ -55,15 +53,15 @@ def texts(prompt: Any, chosen: Any, rejected: Any, *, with_prompt: bool = False)
             if not text.isascii():
                 text.encode()
         except UnicodeEncodeError as error:
-            raise RowError(f"{name} is no valid Unicode: {error}") from None
+            raise RowError(f"{name} must be valid Unicode: {error}") from None
     return pair[0], pair[1]
 
 
 def text(response: Any) -> str:
-    """A response without its prompt as a text.
+    """A response as a text, without its prompt.
 
     Raises:
-        RowError: as from `texts`.
+        RowError: As from `texts`.
     """
     nothing = "" if isinstance(response, str) else []
     try:
@@ -77,9 +75,9 @@ def _pair(prompt: Any, chosen: Any, rejected: Any, with_prompt: bool) -> list[st
         if not (name == "prompt" and value is None):
             _check(name, value)
     if type(chosen) is not type(rejected):
-        raise RowError(f"chosen is {_kind(chosen)}, rejected is {_kind(rejected)}")
+        raise RowError(f"rejected must be {_kind(chosen)} as chosen is, got {_kind(rejected)}")
     if isinstance(prompt, list) and isinstance(chosen, str):
-        raise RowError("prompt is a list of messages, chosen and rejected are texts")
+        raise RowError("chosen must be a list of messages as prompt is, got a text")
     start = 0  # where the responses begin in chosen and rejected
     if type(prompt) is not type(chosen):
         prompt = None
@@ -93,18 +91,18 @@ def _pair(prompt: Any, chosen: Any, rejected: Any, with_prompt: bool) -> list[st
 
 
 def inputs(prompt: Any, responses: Mapping[str, Any], *, end: str = "") -> list[str | list[dict[str, Any]]]:
-    """What a reward model reads for each response: the prompt and it as one, as TRL's `RewardTrainer` has them.
+    """The input of a reward model for each response: prompt and response joined, as in TRL's `RewardTrainer`.
 
-    A text follows a plain prompt with nothing between, messages follow a prompt of messages.
-    Responses to no prompt, and messages to a plain one, have it in them.
+    A plain prompt and its response are joined with nothing between them. Messages follow the messages of the prompt.
+    Without a prompt, or with a plain prompt and conversational responses, the responses contain the prompt.
 
     Args:
-        responses: By the names that errors call them.
-        end: What a plain response ends with; added where it does not.
+        responses: The responses by name. Errors use the names.
+        end: Appended to a plain response that does not end with it.
 
     Raises:
-        RowError: a value is neither a text nor a list of messages, they are not of one kind;
-            messages to a plain prompt that begin with an answer; a text is no valid Unicode.
+        RowError: A value is neither a text nor a list of messages; the values are of different kinds; the prompt is plain,
+            and messages begin with an answer; a text is not valid Unicode.
     """
     prompt, first = _plain(prompt), next(iter(responses))
     values = {name: _plain(value) for name, value in responses.items()}
@@ -114,42 +112,44 @@ def inputs(prompt: Any, responses: Mapping[str, Any], *, end: str = "") -> list[
     joined = []
     for name, value in values.items():
         if type(value) is not type(values[first]):
-            raise RowError(f"{first} is {_kind(values[first])}, {name} is {_kind(value)}")
+            raise RowError(f"{name} must be {_kind(values[first])} as {first} is, got {_kind(value)}")
         if isinstance(value, str):
             if isinstance(prompt, list):
-                raise RowError(f"prompt is a list of messages, {name} is a text")
+                raise RowError(f"{name} must be a list of messages as prompt is, got a text")
             text = (prompt or "") + (value if value.endswith(end) else value + end)
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise RowError(f"{name} with its prompt is no valid Unicode: {error}") from None
+                raise RowError(f"{name} with its prompt must be valid Unicode: {error}") from None
             joined.append(text)
         else:
             if isinstance(prompt, str) and value[0]["role"] == "assistant":
-                raise RowError(f"prompt is a text, {name} begins with an answer and not with the prompt's message")
+                raise RowError(
+                    f"{name} must begin with the messages of the prompt where prompt is a text, got an assistant's message first"
+                )
             joined.append((prompt if isinstance(prompt, list) else []) + value)
     return joined
 
 
 def finite(name: str, value: Any) -> float:
-    """A number of a row, called `name` in messages: an int, a float, or a Decimal, as Parquet has them.
+    """A number of a row as a float: an int, a float, or a Decimal, which Parquet has. Messages call it `name`.
 
     Raises:
-        RowError: The value is not a number, not finite, or beyond the range of float.
+        RowError: The value is not a number, not finite, or outside the range of float.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
-        raise RowError(f"{name} is {value!r:.80}, must be a number")
+        raise RowError(f"{name} must be a number, got {value!r:.80}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise RowError(f"{name} is {value!r:.80}, must be finite")
+        raise RowError(f"{name} must be finite, got {value!r:.80}")
     return number
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it: arrays as lists, and what data frames put for nothing as None."""
+    """A value as in JSON: arrays become lists, and NaN, with which data frames mark a missing value, becomes None."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     return None if isinstance(value, float) and value != value else value
@@ -165,32 +165,33 @@ def _check(name: str, value: Any) -> None:
     if isinstance(value, str):
         return
     if not isinstance(value, list):
-        raise RowError(f"{name} is {_kind(value)}, must be a text or a list of messages")
+        raise RowError(f"{name} must be a text or a list of messages, got {_kind(value)}")
     if not value and name != "prompt":
-        raise RowError(f"{name} has no messages")
+        raise RowError(f"{name} must have at least one message, got an empty list")
     for i, message in enumerate(value):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise RowError(f"{name}[{i}] is {message!r:.80}, must be a message with role and content")
+            raise RowError(f"{name}[{i}] must be a message with role and content, got {message!r:.80}")
 
 
 def _contents(name: str, value: str | list[dict[str, Any]], start: int) -> list[str]:
-    """The texts of a column from an element on."""
+    """The texts of a column, from element `start` on."""
     if isinstance(value, str):
         return [value[start:]]
     contents = []
     for i, message in enumerate(value[start:], start):
         if (calls := _plain(message.get("tool_calls"))) is not None and len(calls):
-            raise RowError(f"{name}[{i}] calls a tool, which is no text")
+            raise RowError(f"{name}[{i}] must be a message with a text, got a tool call")
         content = _plain(message.get("content"))
         if not isinstance(content, str):
-            raise RowError(f"{name}[{i}] has the content {content!r:.80}, must be a text")
+            raise RowError(f"{name}[{i}].content must be a text, got {content!r:.80}")
         contents.append(content)
     return contents
 
 
 def shared(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """How many elements both begin with, by TRL's `extract_prompt`: one is left of the shorter
-    at least, and a space before the first difference belongs to the responses.
+    """The length of the common beginning, as in TRL's `extract_prompt`.
+
+    At least one element of the shorter value is left, and a space before the first difference belongs to the responses.
     """
     low, high = 0, max(min(len(a), len(b)) - 1, 0)
     while low < high:

@@ -1,9 +1,9 @@
-"""The record of how the column `prior` of a file was computed, which `pcrm prior` writes.
+"""The record of how the column `prior` of a file was computed. `pcrm prior` writes it.
 
-`pcrm fit`, `pcrm report`, `pcrm reward` and `pcrm dpo` read it, and refuse betas of another prior.
+`pcrm fit`, `pcrm report`, `pcrm reward` and `pcrm dpo` read it, and refuse betas that are for another prior.
 
-Parquet has it in the metadata of its schema, under PRIOR_KEY. Beside any other file or folder it is a
-hidden file.
+In Parquet the record is in the metadata of the schema, under PRIOR_KEY. For any other file or folder it is a hidden file
+beside it.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ PRIOR_KEY = b"pcrm.prior"
 
 
 def prior_record_path(data: str | os.PathLike[str]) -> Path:
-    """The file beside a file or folder of rows that says how their column `prior` was computed.
+    """The path of the record for a file or folder of rows.
 
-    It is hidden, as `load_dataset` reads every other file of a folder as data.
+    The file is hidden, because `load_dataset` reads every visible file of a folder as data.
     """
     path = Path(data)
     return path.parent / f".{path.name}.prior.json"
 
 
 def parse_prior_record(text: bytes, where: str) -> dict[str, Any]:
-    """Return a record as a dict. `where` is what messages call it.
+    """Return a record as a dict. Messages call it `where`.
 
     Raises:
-        ValueError: The record is not a JSON object with a key `prior`.
+        ValueError: The record is not a JSON object with the key `prior`.
     """
     try:
         record = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         record = text
     if not isinstance(record, dict) or not isinstance(record.get("prior"), str):
-        raise ValueError(f"{where} must be a JSON object with a key 'prior', got {record!r:.80}")
+        raise ValueError(f"{where} must be a JSON object with the key 'prior', got {record!r:.80}")
     return record
 
 
 def check_recorded(record: dict[str, Any] | None, prior: str, said: str, where: str) -> None:
-    """Refuse the betas of a prior for a column that is recorded as another one.
+    """Check that betas are for the prior that a column is recorded to hold.
 
     Args:
-        record: The record of the column, None where there is none.
-        prior: The prior that the betas are for; "column" and those that take no similarity are fine.
-        said: What messages call the betas, such as `--preset alpaca/cosine`.
+        record: The record of the column, or None without one.
+        prior: The prior that the betas are for. "column" and priors without a similarity always pass.
+        said: The source of the betas for messages, such as `--preset alpaca/cosine`.
         where: The data, for messages.
 
     Raises:
-        ValueError: the record names another prior.
+        ValueError: The record names another prior.
     """
     if record is not None and prior in COMPUTED_PRIORS and record["prior"] != prior:
         raise ValueError(
-            f"{said} is for the prior {prior}, and the column 'prior' of {where} is recorded as {record['prior']}: take betas "
-            f"of that prior, or make the column with `pcrm prior --prior {prior}`"
+            f"{said} must be for the prior {record['prior']}, which is recorded for the column 'prior' of {where}, got "
+            f"{prior}. Use betas for {record['prior']}, or recompute the column with `pcrm prior --prior {prior}`"
         )

@@ -1,10 +1,10 @@
-"""Rankings: several responses to one prompt in a row, and the comparisons that they hold.
+"""Rankings: rows with several responses to one prompt, and their comparisons.
 
     prompt, responses, ratings    higher is better
     prompt, responses, ranks      1 is best
 
-The responses are in any format that pairs may have: texts or lists of messages, with a prompt of their own or without it.
-Each two responses with different ratings are a comparison, as in InstructGPT (arXiv 2203.02155, section 3.5). Ties are none.
+Responses may have any format of pairs: texts or lists of messages, with or without a prompt column. Every two responses
+with different ratings make a comparison, as in InstructGPT (arXiv 2203.02155, section 3.5). Ties make none.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 
 from .preferences import RowError, finite, inputs, listed
 
-# What the two responses' numbers are called in a pair, by the column that ranks them.
+# The columns of a pair for the numbers of its two responses, by the column of the ranking.
 RANKED_BY = {"ratings": ("rating_chosen", "rating_rejected"), "ranks": ("rank_chosen", "rank_rejected")}
 ADDED = ("chosen", "rejected", *(name for names in RANKED_BY.values() for name in names))
 
 
 def comparisons(row: dict[str, Any]) -> list[tuple[int, int]]:
-    """The comparisons of a ranking: the indices of the better and the worse response of each, in the order of the responses.
+    """The comparisons of a ranking as (index of the better response, index of the worse one), in the order of the responses.
 
     Raises:
-        RowError: The row has no responses, both ratings and ranks or neither, not one number for each response, a
-            number that is not finite, or a response that is neither a text nor a list of messages.
+        RowError: The row has no responses; it has both ratings and ranks, or neither; it does not have one number for each
+            response; a number is not finite; a response is neither a text nor a list of messages.
     """
     responses, column = _listed("responses", row), ranking_column(row)
     inputs(row.get("prompt"), {f"responses[{i}]": response for i, response in enumerate(responses)})
@@ -44,19 +44,19 @@ def comparisons(row: dict[str, Any]) -> list[tuple[int, int]]:
 def pairs(row: dict[str, Any]) -> list[dict[str, Any]]:
     """The comparisons of a ranking as rows of pairs.
 
-    Each has `chosen` and `rejected`, their ratings as `rating_chosen` and `rating_rejected`, or their ranks as `rank_chosen` and
-    `rank_rejected`, and whatever else is in the row.
+    Each has `chosen` and `rejected`, their ratings as `rating_chosen` and `rating_rejected` or their ranks as `rank_chosen` and
+    `rank_rejected`, and all other columns of the row.
 
     Raises:
-        RowError: As from `comparisons`; the row has a column that a pair gains.
+        RowError: As from `comparisons`; the row already has one of the columns that its pairs get.
     """
     if there := [name for name in ADDED if name in row]:
-        raise RowError(f"a ranking must have no column {there[0]!r}, which its pairs get")
+        raise RowError(f"a ranking must not have a column {there[0]!r}, because its pairs get one")
     return paired(row, ranking_column(row), comparisons(row))
 
 
 def paired(row: dict[str, Any], column: str, found: list[tuple[int, int]]) -> list[dict[str, Any]]:
-    """As `pairs`, of a ranking whose `ranking_column` and `comparisons` are known."""
+    """Like `pairs`, for a ranking whose `ranking_column` and `comparisons` are known."""
     others = {name: value for name, value in row.items() if name not in ("responses", *RANKED_BY)}
     responses, values = row["responses"], row[column]
     return [
@@ -68,11 +68,10 @@ def paired(row: dict[str, Any], column: str, found: list[tuple[int, int]]) -> li
 
 
 def ranking_column(row: dict[str, Any]) -> str:
-    """The column that ranks the responses. Tables have the other one too, with nothing in it, where only some rows use it."""
+    """The column that ranks the responses. A table in which rows use different columns has both, with nulls."""
     there = [name for name in RANKED_BY if row.get(name) is not None]
     if len(there) != 1:
-        got = "both" if there else f"neither: its keys are {listed(row)}"
-        raise RowError(f"a ranking must have ratings or ranks, got {got}")
+        raise RowError(f"a ranking must have a key 'ratings' or 'ranks', got {'both' if there else listed(row)}")
     return there[0]
 
 
@@ -81,5 +80,5 @@ def _listed(name: str, row: dict[str, Any]) -> list[Any]:
     if hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, list) or not value:
-        raise RowError(f"{name} must be a list that is not empty, got {value!r:.80}")
+        raise RowError(f"{name} must be a non-empty list, got {value!r:.80}")
     return value

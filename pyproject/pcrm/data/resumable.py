@@ -1,15 +1,15 @@
-"""An output that is written in shards beside it until it is done.
+"""An output that is written as shards first, so that a killed run can resume.
 
-    OUT.parts/manifest.json                           what makes the output: settings and input
+    OUT.parts/manifest.json                           settings and input that determine the output
     OUT.parts/000000000000-000000004096-4095.jsonl    4,095 rows from these positions of the input
-    OUT.parts/000000000000-000000004096-4095.skipped  those of them that were left out, and why
-    OUT.parts/000000000000-000000004096-4095.counts   what else the command counted of them
+    OUT.parts/000000000000-000000004096-4095.skipped  rows at these positions that were left out, and why
+    OUT.parts/000000000000-000000004096-4095.counts   other counts of the command
 
-    OUT.skipped.jsonl                                 beside the output: the rows that were left out
-    .OUT.prior.json                                   how its column `prior` was computed; Parquet has it inside
+    OUT.skipped.jsonl                                 beside the output: all rows that were left out
+    .OUT.prior.json                                   how the column `prior` was computed; Parquet stores it inside
 
-A shard is on the disk whole or not at all, so that a process may be killed at any moment:
-the next one goes on after the last shard. The output itself appears at the end, at once.
+A shard is on the disk completely or not at all. So a process may be killed at any moment, and the next one continues after
+the last shard. The output itself appears at the end, in one step.
 """
 
 from __future__ import annotations
@@ -41,27 +41,26 @@ _BESIDE_SHARD = re.compile(r"\d{12}-\d{12}-\d+\.(?:skipped|counts)")
 
 
 class ResumableOutput:
-    """The output of one command, new or to be gone on with; a context manager that holds its lock.
+    """The output of one command, new or resumed. A context manager that holds its lock.
 
     Args:
-        path: What is to be made: a file that ends in .jsonl, .jsonl.gz or .parquet, or a folder
-            for `datasets.load_from_disk`. What is there is replaced, once all is done.
-        settings: Whatever the rows depend on, as JSON. Going on needs the same.
-        skip: Whether rows may be left out; they are listed in `OUT.skipped.jsonl`.
-        prior: How the output's column `prior` is computed, as JSON, for `Source.prior` to read.
+        path: The output: a file that ends in .jsonl, .jsonl.gz or .parquet, or a folder for `datasets.load_from_disk`. An
+            existing output is replaced when everything is done.
+        settings: Everything that the rows depend on, as JSON. A resumed run must have the same settings.
+        skip: Whether rows may be left out. They are listed in `OUT.skipped.jsonl`.
+        prior: How the column `prior` of the output is computed, as JSON, for `Source.prior` to read.
 
     Attributes:
         parts: The folder of the shards.
         skipped_path: The file that lists the rows that were left out.
-        position: Where the input is to be read from.
-        rows, skipped: How many rows were written and left out.
-        counts: What else was counted, by its name.
+        position: The position of the input to continue from.
+        rows, skipped: The numbers of rows that were written and left out.
+        counts: Other counts, by name.
 
     Raises:
-        ValueError: the name has another ending, or is that of a folder with something else in
-            it, or of a device, a pipe or a socket; the folder of the shards is a link; what is to
-            be gone on with was begun with other settings; another process writes it.
-        OSError: the folder beside it cannot be made.
+        ValueError: The name has another ending, or belongs to a folder with other content, a device, a pipe or a socket;
+            the folder of the shards is a link; the run to resume had other settings; another process writes the output.
+        OSError: The folder of the shards cannot be created.
     """
 
     def __init__(
@@ -75,18 +74,20 @@ class ResumableOutput:
         self.path, self.skip = Path(path), skip
         self.prior = None if prior is None else json.dumps(prior)
         name = self.path.name
-        if name in ("", ".."):  # it must be replaced by a rename, and its shards lie beside it
-            raise ValueError(f"The output must be a file or a folder with a name, got {os.fspath(path)!r}")
+        if name in ("", ".."):  # a rename must be able to replace it, and its shards lie beside it
+            raise ValueError(f"--out must be a file or a folder with a name, got {os.fspath(path)!r}")
         self.suffix = next((s for s in (".jsonl", ".jsonl.gz", ".parquet") if name.endswith(s)), "")
         if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):  # whoever has it open would lose it
-            raise ValueError(f"{self.path}: is neither a file nor a folder")
+            raise ValueError(f"--out must be a file or a folder, got {self.path}, which is neither")
         if self.suffix:
             if self.path.is_dir():
-                raise ValueError(f"{self.path}: is a folder")
+                raise ValueError(f"--out must be a file if its name ends in {self.suffix}, got the folder {self.path}")
         elif self.path.suffix in (".json", ".gz", ".csv", ".arrow", ".txt") or self.path.is_file():
-            raise ValueError(f"{self.path}: must end in .jsonl, .jsonl.gz or .parquet, or be a folder")
+            raise ValueError(f"--out must end in .jsonl, .jsonl.gz or .parquet, or be a folder, got {self.path}")
         elif self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "state.json").is_file():
-            raise ValueError(f"{self.path}: is a folder with something else than a data set")
+            raise ValueError(
+                f"--out must be an empty folder, a data set to replace or a new name, got {self.path} with other files in it"
+            )
         self.settings = settings
         self.parts = self.path.with_name(name + ".parts")
         self.skipped_path = self.path.with_name(name + ".skipped.jsonl")
@@ -95,15 +96,15 @@ class ResumableOutput:
 
     def __enter__(self) -> ResumableOutput:
         for folder in (self.parts, self._removed):
-            if folder.is_symlink():  # another disk, from where the output cannot be renamed, or another's data
-                raise ValueError(f"{folder} must be a folder, got a link to {os.readlink(folder)}: remove the link")
-        # Named otherwise before it is removed: a folder by its own name is always whole.
+            if folder.is_symlink():  # to another disk, from which no rename is possible, or to somebody else's data
+                raise ValueError(f"{folder} must be a folder, got a link to {os.readlink(folder)}. Remove the link")
+        # A folder is renamed before it is removed: a folder with its own name is always complete.
         shutil.rmtree(self._removed, ignore_errors=True)
         self.parts.mkdir(parents=True, exist_ok=True)
         self._lock = (self.parts / "lock").open("wb")
         if not try_lock(self._lock):
             self._lock.close()
-            raise ValueError(f"{self.path}: another process is writing it")
+            raise ValueError(f"{self.path}: another process is writing it. Wait until it ends, or stop it")
         try:
             self._begin()
         except BaseException:
@@ -112,7 +113,7 @@ class ResumableOutput:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.parts.is_dir() and not self.rows:  # nothing was done that another run could go on with
+        if self.parts.is_dir() and not self.rows:  # nothing that another run could resume
             self._remove_parts()
         self._lock.close()
 
@@ -121,7 +122,7 @@ class ResumableOutput:
         return self.parts.with_name(self.parts.name + ".removed")
 
     def _remove_parts(self) -> None:
-        if sys.platform == "win32":  # Windows renames no folder in which a file is open
+        if sys.platform == "win32":  # Windows cannot rename a folder with an open file in it
             self._lock.close()
         self.parts.rename(self._removed)
         shutil.rmtree(self._removed)
@@ -130,10 +131,12 @@ class ResumableOutput:
         manifest = self.parts / "manifest.json"
         settings = json.loads(json.dumps(self.settings))
         if not manifest.is_file() or not self._shards():
-            beside = [p for p in self.parts.iterdir() if _BESIDE_SHARD.fullmatch(p.name)]  # of a shard that never came
+            beside = [p for p in self.parts.iterdir() if _BESIDE_SHARD.fullmatch(p.name)]  # of an unfinished shard
             others = {p.name for p in self.parts.iterdir() if p.suffix != ".part"} - {p.name for p in beside}
             if others := others - {"lock", manifest.name}:
-                raise ValueError(f"{self.parts}: is in the way, with {min(others)} in it")
+                raise ValueError(
+                    f"{self.parts} is needed for unfinished output, but contains {min(others)}. Move that file, or use another --out"
+                )
             for path in beside:
                 path.unlink()
             with self._written(manifest) as file:
@@ -143,11 +146,11 @@ class ResumableOutput:
         if changed := [key for key in begun | settings if begun.get(key) != settings.get(key)]:
             was, now = (json.dumps(x.get(changed[0])) for x in (begun, settings))
             raise ValueError(
-                f"{self.parts}: was begun with another {changed[0]}: it was {was}, now it is {now}. "
-                "Give the command that it was begun with to go on, or remove the folder to start anew"
+                f"{changed[0]} must be {was} to resume {self.parts}, got {now}. Give the original command to resume, or "
+                "remove the folder to start over"
             )
         for start, end, rows, path in self._shards():
-            if start != self.position:  # an earlier one was lost with the power: this one is made once more
+            if start != self.position:  # an earlier shard was lost in a power cut: this one is made again
                 path.unlink()
                 continue
             self.position, self.rows = end, self.rows + rows
@@ -156,7 +159,10 @@ class ResumableOutput:
             if (side := path.with_suffix(".counts")).is_file():
                 self.counts.update(json.loads(side.read_bytes()))
         if self.skipped and not self.skip:
-            raise ValueError(f"{self.parts}: was begun with rows skipped, {self.skipped} by now")
+            raise ValueError(
+                f"--on-error must be skip to resume {self.parts}, which has left out {self.skipped} rows, got fail. Add "
+                "--on-error skip, or remove the folder to start over"
+            )
 
     def _shards(self) -> list[tuple[int, int, int, Path]]:
         matches = ((_SHARD.fullmatch(p.name), p) for p in sorted(self.parts.iterdir()))
@@ -170,9 +176,9 @@ class ResumableOutput:
         skipped: list[dict[str, Any]],
         counts: Mapping[str, int] | None = None,
     ) -> None:
-        """Write the rows `kept` of a batch with more columns, what is to be said of the others, and what else was counted."""
+        """Write the rows `kept` of a batch with more columns, the reports on the other rows, and other counts."""
         base = f"{batch.start:012d}-{batch.end:012d}-{len(kept)}"
-        if skipped:  # before the rows: these make the shard
+        if skipped:  # before the rows, whose file completes the shard
             with self._written(self.parts / f"{base}.skipped") as file:
                 file.writelines(json.dumps(s, ensure_ascii=False, default=str).encode() + b"\n" for s in skipped)
         if counts:
@@ -200,7 +206,7 @@ class ResumableOutput:
 
     @property
     def first_skipped(self) -> dict[str, Any] | None:
-        """What `write` was told of the first row that was left out."""
+        """The report on the first row that was left out, as given to `write`."""
         for *_, path in self._shards():
             if (side := path.with_suffix(".skipped")).is_file():
                 with side.open("rb") as file:
@@ -208,10 +214,10 @@ class ResumableOutput:
         return None
 
     def finish(self) -> None:
-        """Make the output of the shards and remove them.
+        """Make the output from the shards, and remove them.
 
         Raises:
-            ValueError: the shards' columns have types that do not go together.
+            ValueError: The columns of the shards have incompatible types.
         """
         shards = [path for *_, path in self._shards()]
         prior_record_path(self.path).unlink(missing_ok=True)  # of an earlier output
@@ -249,7 +255,7 @@ class ResumableOutput:
         try:
             schema = pa.unify_schemas((t.schema for t in tables()), promote_options="permissive")
         except pa.ArrowException as error:
-            raise ValueError(f"{self.path}: the rows' columns are of no one type: {error}") from None
+            raise ValueError(f"{self.path}: each column must have values of one type: {error}") from None
         if self.prior is not None:
             schema = schema.with_metadata({**(schema.metadata or {}), PRIOR_KEY: self.prior.encode()})
         try:
@@ -259,8 +265,10 @@ class ResumableOutput:
                     for field in missing:
                         table = table.append_column(field, pa.nulls(table.num_rows, field.type))
                     out.write_table(table.select(schema.names).cast(schema))
-        except pa.ArrowNotImplementedError as error:  # of Parquet: views in lists, unions, intervals
-            raise ValueError(f"{path}: cannot hold the columns' types: {error}. Write a folder or .jsonl") from None
+        except pa.ArrowNotImplementedError as error:  # Parquet has no views in lists, unions or intervals
+            raise ValueError(
+                f"{path}: Parquet cannot store the type of a column: {error}. Write a folder or .jsonl instead"
+            ) from None
 
     def _saved(self, shards: list[Path]) -> None:
         import pyarrow as pa
@@ -277,7 +285,7 @@ class ResumableOutput:
 
     @contextmanager
     def _written(self, path: Path) -> Iterator[BinaryIO]:
-        """A file that gets its name once all of it is on the disk."""
+        """A file that gets its name when all of it is on the disk."""
         part = self.parts / f"{path.name}.part"
         try:
             with part.open("wb") as file:
@@ -287,9 +295,9 @@ class ResumableOutput:
             part.replace(path)
         except OSError as error:
             part.unlink(missing_ok=True)
-            kept = f". {self.rows} rows are kept: give the same command again to go on" if self.rows else ""
+            kept = f". {self.rows} rows are kept: give the same command again to resume" if self.rows else ""
             raise OSError(error.errno, f"{error.strerror or error}{kept}", str(path)) from error
-        # A shard less after a power cut is made once more. Windows opens no folders.
+        # A shard that a power cut loses is made again. Windows cannot open folders.
         if path.parent == self.parts or sys.platform == "win32":
             return
         folder = os.open(path.parent, os.O_RDONLY)

@@ -1,11 +1,11 @@
-"""New columns for the rows of a source, batch by batch, into an output that survives a kill.
+"""New columns for the rows of a source, batch by batch, written to an output that survives a kill.
 
     RowPipeline(source, out, parse=..., adds=..., settings=..., input_name="IN").run(compute)
 
-reads a batch, parses each row, computes the new columns of the good ones together and writes them. The same call
-goes on where a killed one was. It shows a progress bar, and it leaves bad rows out or ends at the first. Work that
-needs all rows before it writes one, or writes other rows than it reads, calls the steps of `run` itself: `batches`,
-`parsed`, `output.write`, `finish`.
+reads a batch, parses each row, computes the new columns of all good rows together, and writes them. The same call resumes
+a killed run. It shows a progress bar, and it skips bad rows or stops at the first one. A command that needs all rows before
+it writes one, or writes other rows than it reads, calls the steps of `run` itself: `batches`, `parsed`, `output.write`,
+`finish`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ T = TypeVar("T")
 
 
 class BadRowError(ValueError):
-    """A bad row that ends the run, where bad rows are not skipped. The message has its place."""
+    """A bad row that ends the run, because bad rows are not skipped. The message has the place of the row."""
 
 
 class ParsedRows(Generic[T]):
     """The rows of a batch, parsed.
 
     Attributes:
-        batch: Where they are from.
-        values: What the good rows were parsed into, by their index in the batch.
-        progress: Tells the progress bar which share of the batch is done.
+        batch: The batch.
+        values: The parsed good rows, by index in the batch.
+        progress: Tells the progress bar which fraction of the batch is done.
     """
 
     def __init__(self, batch: Batch, skip: bool, progress: Callable[[float], None]) -> None:
@@ -44,7 +44,7 @@ class ParsedRows(Generic[T]):
         self._refused: dict[int, dict[str, Any]] = {}
 
     def refuse(self, i: int, error: RowError) -> None:
-        """Take row i for a bad one.
+        """Treat row i as a bad row.
 
         Raises:
             BadRowError: Bad rows are not skipped.
@@ -61,28 +61,28 @@ class ParsedRows(Generic[T]):
 
     @property
     def skipped(self) -> list[dict[str, Any]]:
-        """What is to be said of each bad row."""
+        """A report on each bad row."""
         return [self._refused[i] for i in sorted(self._refused)]
 
 
 class RowPipeline(Generic[T]):
-    """A source, the output that its rows go into, and how a row is read; a context manager that holds the output's lock.
+    """A source, the output for its rows, and a parser of rows. A context manager that holds the lock of the output.
 
     Args:
         source: The rows.
-        out: The output's path, see `ResumableOutput`.
-        parse: What the work needs of a row, made of the row; RowError for a bad one.
+        out: The path of the output, see `ResumableOutput`.
+        parse: Extracts from a row what the work needs. Raises RowError for a bad row.
         adds: The columns that the output gains.
-        settings: Whatever else the new columns depend on. Going on needs the same.
-        input_name: What the message about another input calls it.
-        reads: The columns that `parse` reads; by default all of them.
-        skip: Leave bad rows out instead of ending at the first, and list them in `OUT.skipped.jsonl`.
-        batch_rows: Rows at once, where the work is slow; by default as many as a source gives.
-        unit: What the progress bar counts.
-        prior: How a new column `prior` is computed, see `ResumableOutput`; without one, the input's record is kept.
+        settings: Everything else that the new columns depend on. A resumed run must have the same settings.
+        input_name: The name of the input in the message about a changed input.
+        reads: The columns that `parse` reads. By default all of them.
+        skip: Leave bad rows out instead of stopping at the first one, and list them in `OUT.skipped.jsonl`.
+        batch_rows: Rows per batch, for slow work. By default as many as the source gives.
+        unit: The unit of the progress bar.
+        prior: How a new column `prior` is computed, see `ResumableOutput`. Without it, the record of the input is kept.
 
     Raises:
-        ValueError: A table has one of the new columns already; as from `ResumableOutput`.
+        ValueError: As from `ResumableOutput`.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class RowPipeline(Generic[T]):
         self._skip, self._batch_rows, self._unit = skip, batch_rows, unit
         identity = {f"{input_name} ({key})": value for key, value in source.identity.items()}
         settings = settings | {"--split": source.split, "pcrm": __version__} | identity
-        # What is known of a column `prior` goes along with it.
+        # The record of a column `prior` goes with the column.
         self.output = ResumableOutput(out, settings, skip=skip, prior=prior or source.prior)
         self._bar: Any = None
 
@@ -119,11 +119,11 @@ class RowPipeline(Generic[T]):
         self.output.__exit__(*exception)
 
     def run(self, compute: Callable[[ParsedRows[T]], Columns], description: str | None = None) -> ResumableOutput:
-        """Write all rows with their new columns, from where a killed run was, and return the finished output.
+        """Write all rows with their new columns, resume a killed run, and return the finished output.
 
         Args:
-            compute: The new columns of the good rows of a batch. It may refuse some before.
-            description: What the progress bar says.
+            compute: Returns the new columns for the good rows of a batch. It may refuse some rows first.
+            description: The text of the progress bar.
 
         Raises:
             BadRowError: A row is bad, and bad rows are not skipped.
@@ -137,7 +137,7 @@ class RowPipeline(Generic[T]):
             return self.finish()
 
     def batches(self, start: int, description: str | None = None) -> Iterator[Batch]:
-        """Batches from a position on, under a progress bar."""
+        """Batches from a position on, with a progress bar."""
         from tqdm import tqdm
 
         total, unit = self.source.total, f" {self._unit}"
@@ -154,7 +154,7 @@ class RowPipeline(Generic[T]):
 
         Raises:
             BadRowError: A row is bad, and bad rows are not skipped.
-            ValueError: A row has one of the new columns already.
+            ValueError: A row already has one of the new columns.
         """
 
         def progress(share: float) -> None:
@@ -166,14 +166,14 @@ class RowPipeline(Generic[T]):
                 if isinstance(row, RowError):
                     raise row
                 if there := [name for name in self._adds if name in row]:
-                    raise ValueError(f"{batch.place(i)}: has a column {there[0]!r} already: remove or rename it")
+                    raise ValueError(f"{batch.place(i)}: {_taken(there[0])}")
                 rows.values[i] = self._parse(row)
             except RowError as error:
                 rows.refuse(i, error)
         return rows
 
     def finish(self) -> ResumableOutput:
-        """Put the output in its place.
+        """Make the output from its shards.
 
         Raises:
             ValueError: No row was written.
@@ -181,8 +181,8 @@ class RowPipeline(Generic[T]):
         output = self.output
         if (first := output.first_skipped) is not None and not output.rows:
             raise ValueError(
-                f"{self.source.name}: all {output.skipped} rows were refused, so there is nothing to write. The first: "
-                f"{first['place']}: {first['error']}"
+                f"{self.source.name}: at least one row must be good, got {output.skipped} bad rows. Nothing was written. The "
+                f"first: {first['place']}: {first['error']}"
             )
         if not output.rows:
             raise ValueError(f"{self.source.name}: holds no rows")
@@ -191,25 +191,29 @@ class RowPipeline(Generic[T]):
 
 
 def check_new(source: Source, adds: Iterable[str]) -> None:
-    """Check, before anything is loaded, that a table has none of the columns that are to be added.
+    """Check, before anything is loaded, that a table does not have the columns that a command adds.
 
     Raises:
-        ValueError: It has one.
+        ValueError: It has one of them.
     """
     for name in adds:
         if name in (source.columns or ()):
-            raise ValueError(f"{source.name}: has a column {name!r} already: remove or rename it")
+            raise ValueError(f"{source.name}: {_taken(name)}")
+
+
+def _taken(name: str) -> str:
+    return f"must not have a column {name!r}, because this command adds one. Remove or rename the column"
 
 
 def kind_of_rows(source: Source, kinds: Iterable[tuple[str, ...]], wanted: str) -> tuple[str, ...]:
-    """Which kind the rows are: the first whose columns the table has, or the first line that is of a kind.
+    """The kind of the rows: the first kind whose columns a table has, or the kind of the first line that has one.
 
     Args:
-        kinds: The columns that make a row one of each kind.
-        wanted: The kinds in words, for the error where there is none.
+        kinds: For each kind, the columns that its rows must have.
+        wanted: The kinds in words, for the error.
 
     Raises:
-        ValueError: The rows are of no kind, or there are none.
+        ValueError: The rows are of no kind, or there are no rows.
     """
 
     def kind_of(columns: Any) -> tuple[str, ...] | None:
@@ -217,7 +221,7 @@ def kind_of_rows(source: Source, kinds: Iterable[tuple[str, ...]], wanted: str) 
 
     if (columns := source.columns) is not None:
         if (found := kind_of(columns)) is None:
-            raise ValueError(f"{source.name}: has no columns {wanted}; its columns are {listed(columns)}")
+            raise ValueError(f"{source.name}: must have the columns {wanted}, got {listed(columns)}")
         return found
     first = None
     for batch in source.batches():
@@ -225,6 +229,7 @@ def kind_of_rows(source: Source, kinds: Iterable[tuple[str, ...]], wanted: str) 
             if not isinstance(row, RowError) and (found := kind_of(row)) is not None:
                 return found
             if first is None:
-                of = row.message if isinstance(row, RowError) else f"its keys are {listed(row)}"
-                first = f" with {wanted}; of the first, {batch.place(i).removeprefix(f'{source.name}, ')}, {of}"
-    raise ValueError(f"{source.name}: holds no rows{first or ''}")
+                place = batch.place(i).removeprefix(f"{source.name}, ")
+                got = f"a bad row: {row.message}" if isinstance(row, RowError) else f"the keys {listed(row)}"
+                first = f"must have rows with {wanted}. The first, {place}, has {got}"
+    raise ValueError(f"{source.name}: {first or 'holds no rows'}")

@@ -1,12 +1,14 @@
-"""Files of rows, read in order with as much memory as a batch takes, whatever their size.
+"""Files of rows, read in order. Memory holds one batch at a time, whatever the size of the file.
 
-    .jsonl, .jsonl.gz    an object a line; lines of white space count as none
+    .jsonl, .jsonl.gz    one object per line; blank lines are ignored
+    .json                an array of objects, or the same as .jsonl
+    .csv                 a header line, then one row per record; cells are texts or numbers, see `csv_tables`
     .parquet
-    a folder             of `datasets`' save_to_disk; another one as `load_dataset` reads it
-    anything else        the name of a data set on the hub, streamed
+    a folder             from `save_to_disk` of `datasets`, or any folder that `load_dataset` reads
+    anything else        the name of a data set on the hub, which is streamed
 
-A UTF-8 byte order mark at the start of a file is ignored. Errors name the file with the line, or the
-row from 0 where a file has no lines.
+A UTF-8 byte order mark at the start of a file is ignored. Errors name the file with the line, or with the row, counted
+from 0, where a file has no lines.
 """
 
 from __future__ import annotations
@@ -24,16 +26,21 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .arrow_rows import table_fault
 from .batches import Batch, LineBatch, Row, TableBatch
+from .csv_tables import csv_schema, csv_tables
+from .json_values import array_elements, is_array
 from .preferences import RowError, listed
 from .prior_record import PRIOR_KEY, parse_prior_record, prior_record_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# A batch is what is in memory at once, what one call of a prior sees, and what a kill loses.
+# The endings of files that `open_source` reads.
+ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+
+# A batch is in memory at once. One call of a prior sees one batch, and a killed run loses at most one.
 _BATCH_ROWS, _BATCH_BYTES = 4096, 16 << 20
-_LOOK_ROWS = 64  # between two looks at the bytes; divides _BATCH_ROWS
-# One row may fill a batch alone. What is longer is no row but a file without line ends.
+_LOOK_ROWS = 64  # rows between two checks of the size in bytes; divides _BATCH_ROWS
+# One row may fill a batch. A longer line means that the file has no line ends.
 _LINE_BYTES = _BATCH_BYTES
 
 
@@ -42,13 +49,13 @@ def open_source(name: str | os.PathLike[str], split: str = "train") -> Source:
 
     Args:
         name: See the module.
-        split: Which part of a data set that has parts; files have none.
+        split: The split to read, if the data set has splits. Files have none.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file's name has another ending; a folder or data set that cannot be
-            read, with the reason, or that has no such split.
-        ModuleNotFoundError: there is no pyarrow or datasets: pip install 'pcrm[data]'.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file has another ending, or the folder or data set cannot be read or has no such split. The
+            message has the reason.
+        ModuleNotFoundError: pyarrow or datasets is not installed: pip install 'pcrm[data]'.
     """
     source = _opened(os.fspath(name), split)
     source.split = split
@@ -56,29 +63,38 @@ def open_source(name: str | os.PathLike[str], split: str = "train") -> Source:
 
 
 def _opened(name: str, split: str) -> Source:
-    if name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
+    if name.endswith(ENDINGS):
         if not os.path.isfile(name):
             raise FileNotFoundError(f"{name}: no such file")
-        return _Parquet(name) if name.endswith(".parquet") else _JsonLines(name)
+        if name.endswith(".parquet"):
+            return _Parquet(name)
+        if name.endswith(".csv"):
+            return _Csv(name)
+        return _JsonArray(name) if name.endswith(".json") and _has_array(name) else _JsonLines(name)
     if os.path.isfile(name):
-        raise ValueError(f"{name}: must end in .jsonl, .jsonl.gz or .parquet")
+        raise ValueError(f"{name}: the file must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
     if os.path.isfile(os.path.join(name, "dataset_dict.json")):
         parts = _splits(Path(name, "dataset_dict.json"))
         if split not in parts:
-            raise ValueError(f"{name}: has no split {split!r}, its splits are {listed(parts)}")
+            raise ValueError(f"{name}: split must be one of {listed(parts)}, got {split!r}")
         return _Saved(os.path.join(name, split))
     if os.path.isfile(os.path.join(name, "state.json")):
         return _Saved(name)
     return _Streamed(name, split)
 
 
+def _has_array(name: str) -> bool:
+    with open(name, "rb") as file:
+        return is_array(file)
+
+
 def _splits(file: Path) -> list[str]:
     try:
         parts = json.loads(file.read_text(encoding="utf-8"))["splits"]
     except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: names no splits: {error!r:.200}") from None
+        raise ValueError(f"{file}: must be a JSON object with the key 'splits', got {error!r:.200}") from None
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-        raise ValueError(f"{file}: splits is {parts!r:.80}, must be a list of names")
+        raise ValueError(f"{file}: splits must be a list of names, got {parts!r:.80}")
     return parts
 
 
@@ -86,7 +102,7 @@ def read_rows(name: str | os.PathLike[str], split: str = "train") -> Iterator[tu
     """The rows of a source, each with its place: `FILE, line 3` or `FILE, row 2`.
 
     Raises:
-        ValueError: a row that is no object, or a file that cannot be read, with its place.
+        ValueError: A row is not an object, or the file cannot be read. The message has the place.
     """
     for batch in open_source(name, split).batches():
         for i, row in enumerate(batch.rows()):
@@ -99,9 +115,9 @@ class Source:
     """Rows in a fixed order.
 
     Attributes:
-        name: What was opened.
-        split: The part that was asked for; files have none.
-        total: The number of rows, None where it is not known.
+        name: The name that was opened.
+        split: The split that was asked for. Files have none.
+        total: The number of rows, or None if it is unknown.
     """
 
     split: str = "train"
@@ -112,32 +128,33 @@ class Source:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells that it is the same data as before."""
+        """A fingerprint of the data. A resumed run compares it."""
         raise NotImplementedError
 
     @property
     def columns(self) -> list[str] | None:
-        """The names of the columns; None where each row has its own."""
+        """The names of the columns, or None if each row has its own keys."""
         return None
 
     @property
     def prior(self) -> dict[str, Any] | None:
-        """How the column `prior` was computed, as `pcrm prior` recorded it; None where nothing is recorded.
+        """How the column `prior` was computed, as `pcrm prior` recorded it, or None without a record.
 
         Raises:
-            ValueError: There is a record, and it is not a JSON object with a key `prior`.
+            ValueError: The record is not a JSON object with the key `prior`.
         """
         file = prior_record_path(self.name)
         return parse_prior_record(file.read_bytes(), str(file)) if file.is_file() else None
 
     @property
     def fraction(self) -> float | None:
-        """How much of it has been read, about; None where `total` tells."""
+        """Roughly the fraction that has been read, or None if `total` is known."""
         return None
 
     def batches(self, start: int = 0, rows: int | None = None) -> Iterator[Batch]:
-        """Batches from a position on: 0, or where a batch ended. They end at the same positions
-        wherever the first begins. A pass that is slow takes fewer `rows` at a time than others.
+        """Batches from a position on, which must be 0 or the end of a batch.
+
+        Batches end at the same positions, wherever the first one begins. A slow pass asks for fewer `rows` at a time.
         """
         raise NotImplementedError
 
@@ -145,6 +162,7 @@ class Source:
 class _JsonLines(Source):
     """Positions are lines."""
 
+    unit = "line"
     _file: BinaryIO | None = None
 
     @property
@@ -165,13 +183,13 @@ class _JsonLines(Source):
             try:
                 for _ in islice(lines, start):
                     line += 1
-                batch = LineBatch(self.name, start)
+                batch = LineBatch(self.name, start, self.unit)
                 while some := _some(lines):
                     line += len(some)
                     batch.add(some)
                     if batch.end - batch.start >= (rows or _BATCH_ROWS) or batch.size >= _BATCH_BYTES:
                         yield batch
-                        batch = LineBatch(self.name, line)
+                        batch = LineBatch(self.name, line, self.unit)
             except (gzip.BadGzipFile, EOFError, zlib.error) as error:
                 raise ValueError(f"{self.name}, after line {line}: {error}") from None
             if batch.end > batch.start:
@@ -184,12 +202,29 @@ class _JsonLines(Source):
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if len(line) > _LINE_BYTES:
-                raise ValueError(f"{self.name}, line {number}: is longer than {_LINE_BYTES} bytes")
+                raise ValueError(
+                    f"{self.name}, line {number}: a line must have at most {_LINE_BYTES} bytes, this one is longer"
+                )
             yield line
 
 
+class _JsonArray(_JsonLines):
+    """Positions are elements of the array."""
+
+    unit = "row"
+
+    def _lines(self, file: BinaryIO) -> Iterator[bytes]:
+        row = 0
+        try:
+            for line in array_elements(file, _LINE_BYTES):
+                yield line
+                row += 1
+        except ValueError as error:
+            raise ValueError(f"{self.name}, row {row}: {error}") from None
+
+
 def _some(lines: Iterator[bytes]) -> list[bytes]:
-    """The next lines: so many that a look at their bytes costs nothing, fewer where they are long."""
+    """The next lines: enough to make checking their size cheap, fewer if they are long."""
     some, size = [], 0
     for line in islice(lines, _LOOK_ROWS):
         some.append(line)
@@ -203,9 +238,9 @@ class _Tables(Source):
     """Positions are rows of Arrow tables."""
 
     def tables(self, start: int) -> Iterator[tuple[int, pa.Table]]:
-        """The tables from that on which has the row `start`, and where each begins.
+        """Yield the tables from the one with the row `start` on, each with the position of its first row.
 
-        The latter modulo _LOOK_ROWS must not depend on `start`, nor then do the batches.
+        That position modulo _LOOK_ROWS must not depend on `start`. Then the batches do not depend on it.
         """
         raise NotImplementedError
 
@@ -229,7 +264,7 @@ class _Tables(Source):
     def _pieces(self, start: int) -> Iterator[pa.Table]:
         for first, table in self.tables(start):
             if len(set(table.column_names)) < table.num_columns:
-                raise ValueError(f"{self.name}: has two columns of one name: {listed(table.column_names)}")
+                raise ValueError(f"{self.name}: column names must be unique, got {listed(table.column_names)}")
             for row in range(first, first + table.num_rows, _LOOK_ROWS):
                 piece = table.slice(row - first, _LOOK_ROWS)
                 if (fault := table_fault(piece)) is not None:
@@ -275,8 +310,8 @@ class _Parquet(_Tables):
                 size = self._metadata.row_group(group).num_rows
                 if row + size > start:
                     try:
-                        # Few at a time, as nothing tells their size before they are unpacked: a
-                        # text that many rows have stands in the file once.
+                        # Few at a time, because their size is unknown until they are unpacked: the file stores a text
+                        # that many rows share only once.
                         for batch in file.iter_batches(_LOOK_ROWS, row_groups=[group]):
                             yield row, pa.Table.from_batches([batch])
                             row += batch.num_rows
@@ -286,8 +321,35 @@ class _Parquet(_Tables):
                     row += size
 
 
+class _Csv(_Tables):
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        try:
+            self._schema, self.total = csv_schema(name)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return _file_identity(self.name)
+
+    @property
+    def columns(self) -> list[str] | None:
+        return self._schema.names
+
+    def tables(self, start: int) -> Iterator[tuple[int, pa.Table]]:
+        row = 0
+        try:
+            for table in csv_tables(self.name, self._schema):
+                if row + table.num_rows > start:
+                    yield row, table
+                row += table.num_rows
+        except ValueError as error:
+            raise ValueError(f"{self.name}, after row {row}: {error}") from None
+
+
 class _Saved(_Tables):
-    """A folder of save_to_disk."""
+    """A folder from `save_to_disk`."""
 
     def __init__(self, name: str) -> None:
         from datasets import Dataset, load_from_disk
@@ -295,8 +357,8 @@ class _Saved(_Tables):
         super().__init__(name)
         try:
             data = load_from_disk(name)
-        except Exception as error:  # a file that is missing or damaged fails in as many ways as there are files
-            raise ValueError(f"{name}: is no folder of save_to_disk: {error}") from error
+        except Exception as error:  # a missing or damaged file raises many types of errors
+            raise ValueError(f"{name}: must be a folder from `save_to_disk` of datasets: {error}") from error
         assert isinstance(data, Dataset)
         self._data: Any = data.with_format("arrow")  # whose rows are tables
         self.total = len(data)
@@ -315,7 +377,7 @@ class _Saved(_Tables):
 
 
 class _Streamed(_Tables):
-    """A data set of the hub, or of a folder that `load_dataset` understands."""
+    """A data set on the hub, or in a folder that `load_dataset` reads."""
 
     def __init__(self, name: str, split: str) -> None:
         from datasets import IterableDataset, load_dataset
@@ -328,9 +390,14 @@ class _Streamed(_Tables):
 
                 self._commit = HfApi().dataset_info(name).sha
             data = load_dataset(name, split=split, streaming=True, revision=self._commit)
-        # The hub's client, its connections and its formats fail in many ways, each with a reason.
+        # The hub's client, connections and formats raise many types of errors.
         except Exception as error:
-            raise ValueError(f"{name}: is no file, and no data set could be read by that name: {error}") from error
+            where = (
+                "not a folder of data files"
+                if os.path.isdir(name)
+                else "not a local file or folder, nor readable from the hub"
+            )
+            raise ValueError(f"{name}: {where}: {error}") from error
         assert isinstance(data, IterableDataset)
         self._data: Any = data.with_format("arrow")  # whose batches are tables
         parts = data.info.splits or {}

@@ -1,4 +1,4 @@
-"""What tells a tokenizer from others."""
+"""The identity of a tokenizer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from typing import Any
 
 
 def vocabulary_hash(tokenizer: Any) -> str:
-    """Return a hash of the tokens and ids of a tokenizer of transformers, in hexadecimal."""
+    """Return a hash of the tokens and ids of a `transformers` tokenizer, in hexadecimal."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(vocabulary.encode()).hexdigest()

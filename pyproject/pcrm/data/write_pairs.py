@@ -1,4 +1,4 @@
-"""The comparisons of a file of rankings as rows of pairs, for `pcrm pairs`. What a ranking is: `rankings`."""
+"""The comparisons of a file of rankings as rows of pairs, for `pcrm pairs`. See `rankings` for their format."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from .sources import open_source
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# What is in memory at once: a ranking of 64 responses is 2,016 pairs, each with the prompt.
+# Rankings in memory at once. A ranking of 64 responses makes 2,016 pairs, each with the prompt.
 _SHARD_ROWS = 64
 
 
 class _Ranking(NamedTuple):
-    column: str  # which ranks the responses
-    found: list[tuple[int, int]]  # its comparisons
+    column: str  # the column that ranks the responses
+    found: list[tuple[int, int]]  # the comparisons
     ties: int
 
 
 def write_pairs(
     rankings: str | os.PathLike[str], out: str | os.PathLike[str], *, split: str = "train", skip: bool = False
 ) -> ResumableOutput:
-    """Write the comparisons of rankings as rows of pairs. Killed, the same call goes on where it was.
+    """Write the comparisons of rankings as rows of pairs. After a kill, the same call resumes.
 
-    The pairs of a ranking follow each other, in the order of its responses. They are those of `rankings.pairs`. All values
-    stay as they are: JSON Lines keep digits and escapes, tables the types of their columns.
+    The pairs are those of `rankings.pairs`. The pairs of a ranking follow each other, in the order of its responses. All
+    values stay as they are: JSON Lines keep digits and escapes, tables keep the types of their columns.
 
     Args:
         rankings: The rankings, see `data.sources`.
-        out: The output, see `data.resumable`. Its `counts` are those of the "rankings" that were read and the "ties" in them.
-        split: Of a data set that has some.
-        skip: Leave bad rows out instead of ending at the first.
+        out: The output, see `data.resumable`. Its `counts` has the numbers of "rankings" and "ties" that were read.
+        split: The split to read, if the data set has splits.
+        skip: Leave bad rows out instead of stopping at the first one.
 
     Raises:
-        BadRowError: A row is bad, and bad rows are not skipped.
+        BadRowError: A row is bad, and `skip` is False.
         OSError, ValueError: As from `open_source` and `RowPipeline`; there is no comparison.
     """
     source = open_source(rankings, split)
@@ -69,7 +69,7 @@ def write_pairs(
             output.write(made, {}, list(range(len(made))), rows.skipped, counts)
         if not output.rows and (count := output.counts["rankings"]):
             raise ValueError(
-                f"{source.name}: must have responses to compare, got {count} rankings, each with one response or with ties only"
+                f"{source.name}: must have responses to compare, got {count} rankings with a single response or only ties"
             )
         return pipeline.finish()
 
@@ -81,7 +81,7 @@ def _parsed(row: dict[str, Any]) -> _Ranking:
 
 
 def _pairs(batch: Batch, rankings: dict[int, _Ranking]) -> Batch:
-    """The pairs of the rankings of a batch, by their indices."""
+    """The pairs of the rankings of a batch. `rankings` is by index in the batch."""
     rows = [i for i, ranking in rankings.items() for _ in ranking.found]
     if isinstance(batch, LineBatch):
         lines = [line for i, ranking in rankings.items() for line in _lines(batch.lines[i], ranking)]
@@ -90,7 +90,7 @@ def _pairs(batch: Batch, rankings: dict[int, _Ranking]) -> Batch:
 
 
 def _lines(line: bytes, ranking: _Ranking) -> Iterator[bytes]:
-    """The pairs of a ranking as lines, of its values as they are written."""
+    """The pairs of a ranking as lines, with all values exactly as the ranking's line writes them."""
     parts = json_parts(line.decode())
     keys = {json.loads(key): key for key in parts[::2]}
     row: dict[str, Any] = dict(zip(map(json.loads, parts[::2]), parts[1::2], strict=True))
@@ -101,7 +101,7 @@ def _lines(line: bytes, ranking: _Ranking) -> Iterator[bytes]:
 
 
 def _table(batch: TableBatch, rankings: dict[int, _Ranking], rows: list[int]) -> pa.Table:
-    """The pairs of rankings as a table. Its columns keep the types that they or their lists had."""
+    """The pairs of rankings as a table. Columns keep their types, and elements keep the types they had in their lists."""
     import pyarrow as pa
 
     table = batch.arrow
@@ -109,7 +109,7 @@ def _table(batch: TableBatch, rankings: dict[int, _Ranking], rows: list[int]) ->
     for name, names in {"responses": ADDED[:2], **RANKED_BY}.items():
         if name not in table.column_names or pa.types.is_null(table.schema.field(name).type):
             continue
-        # Of the pairs that another column ranks, nothing.
+        # Null for pairs that the other column ranks.
         used = [(i, r.found if name in ("responses", r.column) else [None] * len(r.found)) for i, r in rankings.items()]
         for side, new in enumerate(names):
             field, column = _elements(batch, name, [(i, pair and pair[side]) for i, found in used for pair in found])
@@ -123,10 +123,10 @@ def _table(batch: TableBatch, rankings: dict[int, _Ranking], rows: list[int]) ->
 def _elements(
     batch: TableBatch, name: str, places: Iterable[tuple[int, int | None]]
 ) -> tuple[pa.Field, pa.ChunkedArray]:
-    """Elements of the lists in a column, by their rows and their indices, None for nothing; and the field of the elements.
+    """Elements of the lists in a column, given by (row, index), and their field. An index of None gives null.
 
     Raises:
-        ValueError: The column has lists of another type than Arrow's.
+        ValueError: The column does not hold lists.
     """
     import pyarrow as pa
 
@@ -135,7 +135,7 @@ def _elements(
         nothing = pa.nulls(1, inside.type)
         pieces = [nothing if j is None else column[i].values.slice(j, 1) for i, j in places]
         return inside, pa.chunked_array(pieces, inside.type)
-    texts: list[str | None] = []  # of JSON
+    texts: list[str | None] = []  # JSON
     for i, j in places:
         value = column[i].as_py()
         if j is not None and not isinstance(value, str):

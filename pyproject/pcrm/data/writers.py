@@ -1,6 +1,6 @@
 """Rows of a batch with more columns, as JSON Lines or as an Arrow table.
 
-JSON Lines keep every line as it is and gain keys at its end. Tables keep their columns and types.
+JSON Lines keep every line as it is and append keys. Tables keep their columns and types.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .preferences import RowError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# By their names: a NumPy array of floats, or a list of a value for each row, which is made of
-# such arrays, their elements, texts, lists and dicts.
+# Columns by name: a NumPy array of floats, or a list with a value for each row. A value consists of such arrays, their
+# elements, texts, lists and dicts.
 Columns = Mapping[str, Any]
 
 
@@ -28,11 +28,11 @@ def to_json_lines(batch: Batch, kept: list[int], columns: Columns) -> bytes:
     """Return the rows `kept` of a batch with more columns as JSON Lines.
 
     Raises:
-        ValueError: A value cannot be written as JSON; the message has the row's place.
+        ValueError: A value cannot be written as JSON. The message has the place of the row.
     """
     if isinstance(batch, LineBatch):
-        # Put into the line as it is: all else keeps its digits, escapes and order. A line is
-        # an object that is not empty, so it ends with a brace that a comma may stand before.
+        # Inserted into the line, so that everything else keeps its digits, escapes and order. A line is a non-empty
+        # object, so a comma may precede its closing brace.
         added = [[f", {json.dumps(name)}: {x}" for x in _shortest(column)] for name, column in columns.items()]
         return b"".join(
             [batch.lines[i][:-1] + "".join(xs).encode() + b"}\n" for i, *xs in zip(kept, *added, strict=True)]
@@ -46,7 +46,7 @@ def to_json_lines(batch: Batch, kept: list[int], columns: Columns) -> bytes:
             row |= {name: json.loads(x) for name, x in zip(columns, xs, strict=True)}
             lines.append(json.dumps(row, ensure_ascii=False, default=_exact_float).encode() + b"\n")
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{batch.place(i)}: cannot be written as JSON: {error}") from None
+            raise ValueError(f"{batch.place(i)}: must have values that JSON can represent: {error}") from None
     return b"".join(lines)
 
 
@@ -54,7 +54,7 @@ def to_table(batch: Batch, kept: list[int], columns: Columns) -> pa.Table:
     """Return the rows `kept` of a batch with more columns as an Arrow table.
 
     Raises:
-        ValueError: The values of a column have no one type, or are not valid Unicode.
+        ValueError: The values of a column have no common type, or are not valid Unicode.
     """
     import pyarrow as pa
 
@@ -75,9 +75,9 @@ def _lines_to_table(batch: LineBatch, kept: list[int]) -> pa.Table:
             key.encode()
             table[key] = pa.array([row.get(key) for row in rows])
         except UnicodeEncodeError as error:
-            raise ValueError(f"{batch.name}: column {key!r:.80} has texts that are no valid Unicode: {error}") from None
+            raise ValueError(f"{batch.name}: column {key!r:.80} must be valid Unicode: {error}") from None
         except (pa.ArrowException, OverflowError) as error:
-            raise ValueError(f"{batch.name}: column {key!r:.80} has values of no one type: {error}") from None
+            raise ValueError(f"{batch.name}: column {key!r:.80} must have values of one type: {error}") from None
     return pa.table(table)
 
 
@@ -86,14 +86,14 @@ def _kept_table(batch: TableBatch, kept: list[int]) -> pa.Table:
 
 
 def _exact_float(value: Any) -> float:
-    """What `json.dumps` writes for a decimal: the same number as a float, if there is one with these digits."""
+    """A decimal as a float with exactly the same digits, for `json.dumps`. An error if there is none."""
     if isinstance(value, Decimal) and Decimal(repr(number := float(value))) == value:
         return number
     raise TypeError(f"{value!r:.80} is not a JSON value")
 
 
 def _shortest(column: Any) -> list[str]:
-    """A column as JSON, with the fewest digits that are the number again in its own precision."""
+    """A column as JSON, with the fewest digits that give the same number in its own precision."""
     if isinstance(column, list):
         return [_shortest_of(value) for value in column]
     return column.astype(str).tolist()

@@ -1,4 +1,4 @@
-"""What a reward model's scores are like: scoring, statistics, the report, and optimization against the scores."""
+"""Evaluation of reward models: scoring, statistics, the report, and optimization against the scores."""
 
-# How a reward model computes its scores. Here, so that a command's --help need not load torch.
+# The dtypes in which a reward model computes. Here, so that --help does not load torch.
 DTYPES = ("float32", "bfloat16", "float16")

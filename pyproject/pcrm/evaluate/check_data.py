@@ -1,9 +1,8 @@
-"""What to know of preferences before training: `pcrm check`.
+"""Checks of preference data before training: `pcrm check`.
 
-`check` reads the rows once. What is wrong with them is in `data.check_preferences`. Here is what is measured: lengths,
-beginnings that rows share, the prior and what targets would do, a reward model's opinion of the labels, and what two
-files have in common. A row takes some 200 bytes, whatever its texts. Of a ranking its first best and first worst
-response are taken for its pair.
+`check` reads the rows once. `data.check_preferences` finds the problems of rows. This module measures: lengths, shared
+beginnings, the prior and the effect of targets, how a reward model judges the labels, and the overlap of two files. A row
+takes about 200 bytes of memory, whatever its texts. A ranking is measured by its first best and first worst response.
 """
 
 from __future__ import annotations
@@ -36,34 +35,34 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-SCHEMA = 1  # of the JSON; a new number where a key changes its meaning or goes away
+SCHEMA = 1  # version of the JSON; increases when a key changes its meaning or is removed
 PRIORS = ("lexical", "length_ratio", "column")
 
 _TEXTS = {"chosen", "rejected", "responses"}
-_WIDTH = 112  # of lines of text, where words allow it
-_ROW = 6  # numbers that are kept of a row
+_WIDTH = 112  # maximal width of lines of text, if words allow it
+_ROW = 6  # numbers kept per row
 
-# What a fit of the targets is tried with.
+# The targets of the trial fit.
 _ALIKE, _UNLIKE = 1.0, 3.0
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-# A share of longer chosen responses that is farther from a half than this is a bias worth a warning.
+# Warn if the fraction of longer chosen responses is farther from one half than this.
 _LENGTH_BIAS = 0.05
-# A reward model scores so many pairs at most, drawn at random. The interval of a share of them is .02 to either side.
+# A reward model scores at most this many pairs, drawn at random. A fraction of them has an interval of +-.02.
 SCORED_PAIRS = 2000
-# Prefix sharing leaves rows apart that share fewer tokens. A token of English text has about four characters.
+# Prefix sharing ignores common beginnings with fewer tokens. A token of English text has about four characters.
 _MIN_SHARED, _CHARACTERS = 16, 4
 
 
 @dataclass
 class DataCheck:
-    """What `check` found.
+    """The result of `check`.
 
     Attributes:
-        name, split, other: What was read.
-        rows: How many rows it has.
-        formats: How many of them have which format, by the keys of `FORMATS`, the most frequent first.
+        name, split, other: The data that was read.
+        rows: The number of rows.
+        formats: The number of rows in each format, by the keys of `FORMATS`, the most frequent first.
         findings: Errors first, then warnings, then information.
-        not_found: The ids of the errors and warnings that were looked for and not found; none if no row could be read.
+        not_found: The ids of errors and warnings that were checked and not found. Empty if no row could be read.
     """
 
     name: str
@@ -75,11 +74,11 @@ class DataCheck:
     not_found: list[str] = field(default_factory=list)
 
     def count(self, level: str) -> int:
-        """How many findings are of a level."""
+        """The number of findings with a level."""
         return sum(finding.level == level for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON has it; docs/check.md describes each key."""
+        """The result as JSON. docs/check.md describes each key."""
         return {
             "schema": SCHEMA,
             "data": self.name,
@@ -107,7 +106,7 @@ class DataCheck:
         }
 
     def lines(self) -> list[str]:
-        """As text: a table, the worst first."""
+        """The result as lines of text, the most severe findings first."""
         levels = [f"{n:,} {level}{'s' * (n != 1)}" for level in ("error", "warning") if (n := self.count(level))]
         formats = "; ".join(f"{FORMATS[name]} ({count:,})" for name, count in self.formats.items())
         rows = f"{self.rows:,} row{'s' * (self.rows != 1)}"
@@ -138,29 +137,28 @@ def check(
     prior: str | None = None,
     model: RewardModel | None = None,
 ) -> DataCheck:
-    """Read preferences once, and say what to know before training on them.
+    """Check preference data before training on it. The data is read once.
 
     Args:
         source: Pairs or rankings.
-        other: Data that must have none of its prompts, such as the evaluation's.
-        tokenizer: Of transformers, to count tokens; else lengths are in characters.
-        max_length: Tokens of a prompt with its response in training.
-        prior: One of `PRIORS`; by default `column` if the rows have a column `prior`, else `lexical`.
-        model: A trained reward model that judges the labels of `SCORED_PAIRS` pairs.
+        other: Data that must not share prompts with `source`, such as evaluation data.
+        tokenizer: A `transformers` tokenizer, to count tokens. Without it, lengths are in characters.
+        max_length: The maximal number of tokens of a prompt with its response in training.
+        prior: One of `PRIORS`. By default `column` if the rows have a column `prior`, else `lexical`.
+        model: A trained reward model that judges the labels of up to `SCORED_PAIRS` pairs.
 
     Raises:
         OSError: A file cannot be opened.
-        ValueError: `prior` is not one of `PRIORS`; it is `length_ratio` and there is no tokenizer, or `column` and there is no
-            such column; conversations, and a tokenizer without a chat
-            template.
+        ValueError: `prior` is not one of `PRIORS`; `prior` is `length_ratio` without a tokenizer, or `column` without such a
+            column; the rows are conversations, and the tokenizer has no chat template.
     """
     if prior is not None and _check.one_of("prior", prior, PRIORS) == "length_ratio" and tokenizer is None:
-        raise ValueError("the prior 'length_ratio' needs a tokenizer")
+        raise ValueError("tokenizer must be given for the prior 'length_ratio', got None")
     survey, measures = Survey("", "row"), _Measures(tokenizer, prior, sampled=0 if model is None else SCORED_PAIRS)
     ended = _read(source, survey, lambda found: measures.add(found, survey))
     if prior == "column" and not survey.with_prior:
         raise ValueError(
-            f"{source.name}: no row has a column 'prior', which the prior 'column' needs: `pcrm prior` adds it"
+            f"{source.name}: must have a column 'prior' for --prior column, got none in any row. Add it with `pcrm prior`"
         )
     found: list[tuple[str, Finding | None]] = [("unreadable_file", _unreadable_file(ended, survey.rows))]
     found += [(finding.__name__, finding(survey)) for finding in OF_ROWS if not (ended and finding is empty_file)]
@@ -176,7 +174,7 @@ def check(
         if max_length is not None:
             found.append(("over_max_length", over_max_length(survey, sizes, max_length)))
         similarities = measures.similarities(survey, sizes)
-        measured += [longer_chosen(sizes), lengths(sizes), repeated_tokens(survey, sizes)]
+        measured += [joined_texts(survey), longer_chosen(sizes), lengths(sizes), repeated_tokens(survey, sizes)]
         measured.append(prior_and_targets(measures.kind, similarities))
     if model is not None:
         measured.append(swapped_labels(survey, measures.sample, model))
@@ -194,10 +192,10 @@ def check(
 
 
 def _read(source: Source, survey: Survey, use: Callable[[list[Preference]], None]) -> str | None:
-    """Let a survey take all rows of a source, under a progress bar, and `use` its good rows, batch by batch.
+    """Add all rows of a source to a survey, with a progress bar, and call `use` with the good rows of each batch.
 
     Returns:
-        What ends the file early, None if nothing does.
+        Why the file ends early, or None if it does not.
     """
     from tqdm import tqdm
 
@@ -217,29 +215,29 @@ def _read(source: Source, survey: Survey, use: Callable[[list[Preference]], None
 
 
 def _surveyed(batch: Batch, survey: Survey) -> list[Preference]:
-    """The good rows of a batch, all of which the survey has taken."""
+    """The good rows of a batch, after the survey has taken all of its rows."""
     survey.name, survey.unit = batch.name, batch.unit
     found = batch.rows(COLUMNS)
     if len(found) < len(batch) or any(isinstance(row, dict) and not row.keys() & _TEXTS for row in found[:1]):
-        found = batch.rows()  # a table without such columns: messages name those that it has
+        found = batch.rows()  # a table without these columns: messages name the columns that it has
     preferences = (survey.add(row, batch.number(i)) for i, row in enumerate(found))
     return [preference for preference in preferences if preference is not None]
 
 
 @dataclass
 class _Sizes:
-    """Lengths of the rows, in tokens or characters; shape (rows,), but the last four, of all responses.
+    """Lengths of the rows, in tokens or characters.
 
     Attributes:
-        unit: What they are counted in.
-        row: Which row of the survey it is.
-        prompt: Of the prompt; in tokens that is what both responses begin with.
-        chosen, rejected: With the prompt.
-        common: What chosen and rejected begin with, prompt included.
-        all_common: What all responses of the row begin with.
-        whole: Of each response with its prompt.
-        of: Its row, as an index into the others.
-        digest: Of it with its prompt.
+        unit: "tokens" or "characters".
+        row: The index of the row in the survey, shape (rows,) like the next five.
+        prompt: Length of the prompt. In tokens: of the common beginning of both responses.
+        chosen, rejected: Length of the response with the prompt.
+        common: Length of the common beginning of chosen and rejected, prompt included.
+        all_common: Length of the common beginning of all responses of the row.
+        whole: Length of each response with its prompt, shape (responses,) like the next two.
+        of: The row of the response, as an index into the other arrays.
+        digest: The digest of the response with its prompt.
     """
 
     unit: str
@@ -255,11 +253,11 @@ class _Sizes:
 
 
 class _Measures:
-    """What is measured of the rows, as numbers.
+    """Measurements of the rows.
 
     Args:
-        tokenizer, prior: As of `check`.
-        sampled: How many pairs a reward model is to see.
+        tokenizer, prior: As in `check`.
+        sampled: The number of pairs for the reward model.
 
     Attributes:
         kind: The prior.
@@ -276,7 +274,7 @@ class _Measures:
         self._rows = 0
 
     def add(self, found: list[Preference], survey: Survey) -> None:
-        """Take the next good rows, which the survey has taken already."""
+        """Take the next good rows, after the survey has taken them."""
         if not found:
             return
         if self.kind is None:
@@ -307,7 +305,7 @@ class _Measures:
             self._digests += digest
 
     def _draw(self, p: Preference, survey: Survey) -> None:
-        """Each pair has the same chance to be in the sample, however many come after it."""
+        """Reservoir sampling: every pair has the same chance to be in the sample."""
         if len(self.sample) < self._sampled:
             self.sample.append((survey.numbers[self._rows], p))
         elif self._sampled and (at := self._random.randrange(self._rows + 1)) < self._sampled:
@@ -331,7 +329,7 @@ class _Measures:
 
 
 def _common(a: Any, b: Any) -> int:
-    """How many elements both begin with."""
+    """The length of the common beginning."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2
@@ -348,7 +346,7 @@ def _lexical(chosen: list[str], rejected: list[str]) -> array[float]:
 
 
 def _encoded(tokenizer: Any, found: list[Preference], start: int, survey: Survey) -> list[list[list[int]]]:
-    """The token ids of each response with its prompt, as TRL's `RewardTrainer` has them; none of a row that has none."""
+    """The token ids of each response with its prompt, as in TRL's `RewardTrainer`. Empty for a row that fails."""
     texts: list[str] = []
     kept: list[int] = []
     templated = False
@@ -375,8 +373,8 @@ def _encoded(tokenizer: Any, found: list[Preference], start: int, survey: Survey
 def _templated(tokenizer: Any, name: str, messages: Any, p: Preference) -> str:
     if tokenizer.chat_template is None:
         raise ValueError(
-            "the rows are conversations, and the tokenizer has no chat template. Give one that has, such as that of the "
-            "model to be trained"
+            "--tokenizer must have a chat template because the rows are conversations, got one without. Use the tokenizer "
+            "of the model that you train"
         )
     tools, options = p.row.get("tools"), p.row.get("chat_template_kwargs")
     try:
@@ -390,16 +388,16 @@ def _unreadable_file(why: str | None, read: int) -> Finding | None:
     if why is None:
         return None
     message = f"the file cannot be read to its end: {why}"
-    rest = f". The rest is about the {read:,} rows before" if read else ""
-    return Finding("unreadable_file", "error", message, 0, 0, f"copy or make it anew{rest}")
+    rest = f". The other findings cover the {read:,} rows before" if read else ""
+    return Finding("unreadable_file", "error", message, 0, 0, f"copy or create the file again{rest}")
 
 
 def _chat_template_fails(s: Survey) -> Finding | None:
     return s.finding(
         "chat_template_fails",
         "error",
-        "conversations that the chat template refuses",
-        "mend them, or use another tokenizer",
+        "conversations for which the chat template fails",
+        "fix them, or use another tokenizer",
     )
 
 
@@ -415,33 +413,32 @@ def _in_common(survey: Survey, other: Source) -> list[tuple[str, Finding | None]
 
 def unreadable_other(theirs: Survey, name: str, ended: str | None) -> Finding | None:
     if ended is not None:
-        return Finding(
-            "unreadable_other", "error", f"{name} cannot be read to its end: {ended}", 0, 0, "copy or make it anew"
-        )
+        message = f"{name} cannot be read to its end: {ended}"
+        return Finding("unreadable_other", "error", message, 0, 0, "copy or create the file again")
     if not theirs.rows:
-        return Finding("unreadable_other", "error", f"{name} has no rows", 0, 0, "check that it is the right file")
+        return Finding("unreadable_other", "error", f"{name} has no rows", 0, 0, "check the file and --other-split")
     bad = theirs.faults.get("unreadable_rows")
     if bad is None:
         return None
-    message, remedy = f"rows of {name} that cannot be read", f"`pcrm check {name}` says more"
+    message, remedy = f"rows of {name} that cannot be read", f"run `pcrm check {name}` for details"
     return Finding("unreadable_other", "error", message, bad.count, theirs.rows, remedy, theirs.examples(bad))
 
 
 def shared_pairs(s: Survey, theirs: Survey, name: str) -> Finding | None:
-    """An error: an evaluation on pairs that were trained on measures memory."""
+    """An error: evaluation on training pairs measures memorization."""
     return _shared(
         s,
         theirs,
         _where(s.pairs, theirs.pairs),
         "shared_pairs",
         "error",
-        f"rows that are in {name} too, in either order",
-        "remove them from one of the two, and split by prompt: one as training data, the other for evaluation would say too much",
+        f"rows that are also in {name}, in either order",
+        "remove them from one of the two, and split by prompt. Evaluation on training pairs overestimates accuracy",
     )
 
 
 def shared_prompts(s: Survey, theirs: Survey, name: str) -> Finding | None:
-    """A warning: with other responses the evaluation is of new pairs, but not of new prompts."""
+    """A warning: evaluation on other responses to training prompts tests new pairs, but not new prompts."""
     at = np.where(s.has_prompt, _where(s.prompts, theirs.prompts), -1)
     return _shared(
         s,
@@ -449,8 +446,8 @@ def shared_prompts(s: Survey, theirs: Survey, name: str) -> Finding | None:
         at,
         "shared_prompts",
         "warning",
-        f"rows whose prompt is in {name} too",
-        "split by prompt: accuracy on prompts that were trained on is higher than on new ones",
+        f"rows whose prompt is also in {name}",
+        "split by prompt. Accuracy is higher on training prompts than on new ones",
     )
 
 
@@ -459,13 +456,13 @@ def _shared(s: Survey, theirs: Survey, at: Ints, id: str, level: Level, message:
     if not len(both):
         return None
     examples = tuple(
-        Example(s.place(s.numbers[i]), f"as {theirs.place(theirs.numbers[at[i]])}") for i in both[:3].tolist()
+        Example(s.place(s.numbers[i]), f"also {theirs.place(theirs.numbers[at[i]])}") for i in both[:3].tolist()
     )
     return Finding(id, level, message, len(both), s.rows, remedy, examples)
 
 
 def _where(ours: NDArray[np.bytes_], theirs: NDArray[np.bytes_]) -> Ints:
-    """For each of ours the first of theirs that is equal, -1 for none."""
+    """For each element of `ours`, the index of the first equal element of `theirs`, or -1."""
     if not len(theirs):
         return np.full(len(ours), -1)
     unique, first = np.unique(theirs, return_index=True)
@@ -474,7 +471,7 @@ def _where(ours: NDArray[np.bytes_], theirs: NDArray[np.bytes_]) -> Ints:
 
 
 def equal_as_tokens(s: Survey, sizes: _Sizes, max_length: int | None) -> Finding | None:
-    """An error: to the model such a pair is identical."""
+    """An error: the two responses are identical to the model."""
     limit = np.iinfo(np.int64).max if max_length is None else max_length
     cut = np.minimum([sizes.chosen, sizes.rejected], limit)
     equal = (cut[0] == cut[1]) & (sizes.common >= cut[0])
@@ -482,16 +479,16 @@ def equal_as_tokens(s: Survey, sizes: _Sizes, max_length: int | None) -> Finding
     truncated, whole_count = int((equal & ~whole).sum()), int(whole.sum())
     if not truncated + whole_count:
         return None
-    told = [f"{whole_count:,} as they are"] if whole_count else []
-    told += [f"{truncated:,} once cut to {max_length} tokens"] if truncated else []
+    told = [f"{whole_count:,} without truncation"] if whole_count else []
+    told += [f"{truncated:,} after truncation to {max_length} tokens"] if truncated else []
     return Finding(
         "equal_as_tokens",
         "error",
-        f"rows whose two responses are the same tokens ({', '.join(told)})",
+        f"rows whose two responses have the same tokens ({', '.join(told)})",
         truncated + whole_count,
         s.rows,
-        "remove them, or raise --max-length: TRL's reward trainer leaves out what is longer, its DPO trainer cuts it, and "
-        "then nothing is left to tell the responses apart",
+        "remove them, or raise --max-length. TRL's reward trainer drops longer pairs. Its DPO trainer truncates them, so "
+        "the two responses become equal",
         _of_rows(s, sizes, equal),
     )
 
@@ -506,13 +503,31 @@ def over_max_length(s: Survey, sizes: _Sizes, max_length: int) -> Finding | None
         f"rows with more than {max_length} tokens",
         int(long.sum()),
         s.rows,
-        "raise max_length, or shorten them: TRL's reward trainer leaves them out without a word, its DPO trainer cuts them",
+        "raise max_length, or shorten the texts. TRL's reward trainer drops these rows without a message; its DPO trainer "
+        "truncates them",
         _of_rows(s, sizes, long),
     )
 
 
 def _of_rows(s: Survey, sizes: _Sizes, which: NDArray[np.bool_]) -> tuple[Example, ...]:
     return tuple(Example(s.place(s.numbers[i])) for i in sizes.row[which][:3].tolist())
+
+
+def joined_texts(s: Survey) -> Finding | None:
+    """An example of the text that a model reads, for plain prompts: TRL puts nothing between prompt and response."""
+    if s.joint is None:
+        return None
+    number, before, after = s.joint
+    return Finding(
+        "joined_texts",
+        "info",
+        "prompt and response are joined with nothing between them",
+        0,
+        0,
+        "if something belongs there, such as a line end, add it to the end of the prompts",
+        (Example(s.place(number), f"{before!r} + {after!r}"),),
+        {"prompt_end": before, "response_start": after},
+    )
 
 
 def longer_chosen(sizes: _Sizes) -> Finding | None:
@@ -526,11 +541,11 @@ def longer_chosen(sizes: _Sizes) -> Finding | None:
     return Finding(
         "longer_chosen",
         "warning" if biased else "info",
-        f"the chosen response is longer in {longer / n:.1%} of the pairs of unlike length (95% interval {low:.1%} to {high:.1%})",
+        f"the chosen response is longer in {longer / n:.1%} of the pairs with different lengths (95% interval {low:.1%} to {high:.1%})",
         longer,
         n,
-        f"every model learns to prefer the {side} response. `pcrm report` shows accuracy where the shorter one is chosen, and "
-        "`pcrm calibrate` takes length out of scores"
+        f"models trained on this data learn to prefer the {side} response. `pcrm report` shows accuracy on pairs whose "
+        "chosen response is the shorter one; `pcrm calibrate` removes length bias from scores"
         if biased
         else "",
         numbers={"share": longer / n, "interval": [low, high], "unit": sizes.unit},
@@ -538,7 +553,7 @@ def longer_chosen(sizes: _Sizes) -> Finding | None:
 
 
 def _interval(k: int, n: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share of k in n."""
+    """Wilson's 95% interval of the fraction k / n."""
     z = 1.959964
     middle, half = (k + z * z / 2) / (n + z * z), z * math.sqrt(k * (n - k) / n + z * z / 4) / (n + z * z)
     return max(0.0, middle - half), min(1.0, middle + half)
@@ -552,14 +567,14 @@ def lengths(sizes: _Sizes) -> Finding:
         "longest_with_prompt": np.maximum(sizes.chosen, sizes.rejected),
     }
     numbers = {name: _quantiles(x) | {"1": int(x.max())} for name, x in of.items()}
-    table = [f"{'':<22}" + "".join(f"{p:>9.0%}" for p in _QUANTILES) + f"{'most':>9}"]
+    table = [f"{'':<22}" + "".join(f"{p:>9.0%}" for p in _QUANTILES) + f"{'max':>9}"]
     for name, row in numbers.items():
         table.append(f"{name.replace('_', ' '):<22}" + "".join(f"{v:>9,.0f}" for v in row.values()))
     n = len(sizes.chosen)
     return Finding(
         "lengths",
         "info",
-        f"lengths in {sizes.unit}, by their quantiles",
+        f"quantiles of lengths in {sizes.unit}",
         n,
         n,
         numbers={"unit": sizes.unit, **numbers},
@@ -572,39 +587,39 @@ def _quantiles(x: Any) -> dict[str, float]:
 
 
 def repeated_tokens(s: Survey, sizes: _Sizes) -> Finding:
-    """What prefix sharing saves: at least, as it also shares what only some responses to a prompt begin with."""
+    """What prefix sharing saves. A lower bound, because it also shares beginnings of only some responses to a prompt."""
     shortest = _MIN_SHARED * (1 if sizes.unit == "tokens" else _CHARACTERS)
     total = int(sizes.whole.sum())
     responses = np.bincount(sizes.of, minlength=len(sizes.row))
     common = np.where(sizes.all_common >= shortest, sizes.all_common, 0)
     in_rows = int(((responses - 1) * common).sum())
-    # Of a prompt what all of its rows begin with is computed once, and the rest of each response that is another.
+    # For each prompt, the common beginning of all its rows counts once, and so does the rest of each distinct response.
     group = np.unique(s.prompts[sizes.row], return_inverse=True)[1]
     of_prompt = np.full(group.max() + 1, np.iinfo(np.int64).max)
     np.minimum.at(of_prompt, group, common)
     once = np.unique(sizes.digest, return_index=True)[1]
     together = int(of_prompt.sum() + (sizes.whole[once] - of_prompt[group[sizes.of[once]]]).sum())
     shares = in_rows / total if total else 0.0, 1 - together / total if total else 0.0
-    about = "" if sizes.unit == "tokens" else "about "  # a token begins and ends anywhere
+    about = "" if sizes.unit == "tokens" else "about "  # token boundaries may be anywhere
     fewer, most = (f"{share:.0%}" for share in shares)
     if fewer == most:
         fewer += f" fewer {sizes.unit}"
     else:
-        fewer += f" fewer in shuffled batches, up to {most} where the rows of a prompt meet, as in `pcrm score`"
+        fewer += f" fewer {sizes.unit} in shuffled batches, and up to {most} if a batch has all rows of a prompt, as in `pcrm score`"
     return Finding(
         "repeated_tokens",
         "info",
-        f"{about}{shares[0]:.1%} of the {sizes.unit} repeat the beginning of another response of their row, {shares[1]:.1%} that "
-        "of any response to their prompt",
+        f"{about}{shares[0]:.1%} of the {sizes.unit} repeat the beginning of another response in the same row, and {shares[1]:.1%} "
+        "the beginning of any response to the same prompt",
         in_rows,
         total,
-        f"pcrm_prefix_sharing=True computes them once: {fewer}" if shares[1] >= 0.2 else "",
+        f"pcrm_prefix_sharing=True computes these once: {fewer}" if shares[1] >= 0.2 else "",
         numbers={"unit": sizes.unit, "within_rows": shares[0], "within_prompts": shares[1], "prompts": len(of_prompt)},
     )
 
 
 def prior_and_targets(kind: str | None, s: Floats) -> Finding | None:
-    """The similarities, and what targets fitted to them do."""
+    """The similarities, and the targets that a fit assigns to them."""
     if len(s) < 2:
         return None
     numbers: dict[str, Any] = {"prior": kind, "quantiles": _quantiles(s)}
@@ -615,11 +630,11 @@ def prior_and_targets(kind: str | None, s: Floats) -> Finding | None:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             constraint = Constraint.fit(s, target_alike=_ALIKE, target_unlike=_UNLIKE)
-    except ValueError:  # the targets are good: the similarities do not differ
+    except ValueError:  # the targets are valid, so the similarities do not differ
         return Finding(
             "prior",
             "warning",
-            f"{named} is the same for nearly all pairs, so it does not tell alike pairs from unlike ones",
+            f"{named} is the same for nearly all pairs, so it cannot distinguish similar from dissimilar pairs",
             len(s),
             len(s),
             "use another prior, or pcrm_prior='fixed' with one ceiling for all pairs",
@@ -638,13 +653,13 @@ def prior_and_targets(kind: str | None, s: Floats) -> Finding | None:
     }
     table.append(f"{'target margin':<22}" + "".join(f"{v:>9.2f}" for v in numbers["targets"]["quantiles"].values()))
     table.append(
-        f"{ends[0]:.1%} of the pairs get a target within a tenth of the way from {_ALIKE:g}, {ends[1]:.1%} from {_UNLIKE:g}"
+        f"{ends[0]:.1%} of the pairs get a target of at most {_ALIKE + near:g}, {ends[1]:.1%} one of at least {_UNLIKE - near:g}"
     )
     table += [str(warning.message) for warning in said]
     return Finding(
         "prior",
         "warning" if said else "info",
-        f"{named}, and targets fitted with {_ALIKE:g} for alike and {_UNLIKE:g} for unlike pairs",
+        f"{named}, and targets fitted from {_ALIKE:g} for the most similar to {_UNLIKE:g} for the least similar pairs",
         len(s),
         len(s),
         "use another prior, or pcrm_prior='fixed' with one ceiling for all pairs" if said else "",
@@ -654,7 +669,7 @@ def prior_and_targets(kind: str | None, s: Floats) -> Finding | None:
 
 
 def swapped_labels(s: Survey, sample: list[tuple[int, Preference]], model: RewardModel) -> Finding | None:
-    """How often a reward model prefers the rejected response: more often than not says that labels are swapped."""
+    """How often a reward model prefers the rejected response. More than half of the time suggests swapped labels."""
     from tqdm import tqdm
 
     places, encoded = [], []
@@ -685,7 +700,7 @@ def swapped_labels(s: Survey, sample: list[tuple[int, Preference]], model: Rewar
         f"{model.name} scores the rejected response higher in {against / n:.1%} of {n:,} pairs (95% interval {low:.1%} to {high:.1%})",
         against,
         n,
-        "look at the examples: chosen and rejected may be swapped, in all rows or in some" if low > 0.5 else "",
-        tuple(Example(s.place(places[i]), f"rejected is {-margins[i]:.3g} higher") for i in worst),
+        "look at the examples: chosen and rejected may be swapped in some or all rows" if low > 0.5 else "",
+        tuple(Example(s.place(places[i]), f"rejected scores {-margins[i]:.3g} higher") for i in worst),
         {"share": against / n, "interval": [low, high], "skipped": len(sample) - len(places)},
     )

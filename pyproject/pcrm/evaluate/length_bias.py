@@ -1,11 +1,11 @@
-"""Length bias removed from scores: post-hoc reward calibration, arXiv 2409.17407.
+"""Remove length bias from scores: post-hoc reward calibration, arXiv 2409.17407.
 
     calibrated = score - alpha b(feature)
 
-The feature of a response is its length, or any number of its row; b(feature) is what it lets one expect of a score:
+The feature of a response is its length, or any number of its row. b(feature) is the score predicted from the feature:
 
-    lowess     the smooth curve through all responses
-    uniform    the mean score of the nearest responses, a share `frac` of all
+    lowess     a smooth curve through all responses
+    uniform    the mean score of the nearest responses, a fraction `frac` of all
     penalty    the feature itself
 
 Rows of one kind get calibrated scores:
@@ -14,7 +14,7 @@ Rows of one kind get calibrated scores:
     scores                          rankings: calibrated_scores
     score                           single responses: calibrated_score
 
-The numbers are those of `statistics.calibrate`.
+`statistics.calibrate` computes the numbers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from . import statistics
 from .scores import number, numbers
 from .statistics import Floats
 
-# For each kind, by its columns of scores: the columns of its texts, and those of a feature with the name {}.
+# For each kind, by its score columns: the columns of the texts, and the columns of a feature named {}.
 _KINDS = {
     ("chosen_score", "rejected_score"): (("chosen", "rejected"), ("chosen_{}", "rejected_{}")),
     ("scores",): (("responses",), ("{}s",)),
@@ -47,18 +47,17 @@ _KINDS = {
 }
 _Kind = tuple[str, ...]
 
-# The default of alpha. Of a penalty it is that of the paper's code, a thousandth of a score for each character.
+# The default of alpha. For a penalty it is the value of the paper's code, 0.001 per character.
 ALPHA = {"lowess": 1.0, "uniform": 1.0, "penalty": 0.001}
 
-# The curve's time goes with the square of the number of distinct values: at 20,000 it is seconds,
-# at this it is half a minute.
+# The time of the curve grows with the square of the number of distinct values: seconds for 20,000, half a minute for this.
 _MANY = 50_000
 
 _Measure = Callable[[list[str]], Sequence[float]]  # the feature of each text
 
 
 class _Row(NamedTuple):
-    """The scores of a row's responses, and their features or the texts that these are measured of."""
+    """The scores of a row's responses, and their features, or the texts to measure the features of."""
 
     scores: list[float]
     measured: list[Any]
@@ -66,8 +65,8 @@ class _Row(NamedTuple):
 
 @dataclass
 class _BatchRead:
-    """What the first pass leaves of a batch for the second: its good rows, how many responses each has, where the
-    first one's score is, and what is to be said of the other rows.
+    """The results of the first pass over a batch: its good rows, the number of responses of each, the index of the first
+    score, and the reports on the other rows.
     """
 
     kept: list[int]
@@ -90,28 +89,28 @@ def add_calibrated_scores(
     skip: bool = False,
     warn: Callable[[str], object] = warnings.warn,
 ) -> ResumableOutput:
-    """Write rows with their calibrated scores. Killed, the same call goes on where it was.
+    """Write rows with their calibrated scores. After a kill, the same call resumes.
 
-    The feature is the number of characters of a response, unless `tokenizer` or `column` says otherwise.
+    The feature is the number of characters of a response, unless `tokenizer` or `column` is given.
 
     Args:
-        data: Rows with scores, as `score_rows` writes them, see `data.sources`.
+        data: Rows with scores, as written by `score_rows`, see `data.sources`.
         out: The output, see `data.resumable`.
-        split: Of a data set that has some.
-        tokenizer: A tokenizer of transformers; the feature is the number of tokens.
-        column: The name of a feature in the rows. Pairs have it in chosen_NAME and rejected_NAME, rankings in
-            NAMEs, single responses in NAME.
+        split: The split to read, if the data set has splits.
+        tokenizer: A `transformers` tokenizer. The feature is then the number of tokens.
+        column: The name of a feature in the rows. Pairs have it in chosen_NAME and rejected_NAME, rankings in NAMEs, single
+            responses in NAME.
         method: "lowess", "uniform" or "penalty", see the module.
-        alpha: The share of b that is removed; by default `ALPHA`.
-        frac: The share of the responses that one value of the curve, or one mean, is of, in (0, 1].
-        delta: Of the curve, a distance in the feature within which it is a straight line; 0 fits at each value.
-        skip: Leave bad rows out instead of ending at the first.
-        warn: Called with a message where the curve takes minutes.
+        alpha: The fraction of b to subtract. By default `ALPHA`.
+        frac: The fraction of responses in each smoothing window, in (0, 1].
+        delta: For lowess, a distance in the feature within which the curve is interpolated linearly. 0 fits at each value.
+        skip: Leave bad rows out instead of stopping at the first one.
+        warn: Called with a message if the curve will take long.
 
     Raises:
-        BadRowError: A row is bad, and bad rows are not skipped.
+        BadRowError: A row is bad, and `skip` is False.
         OSError, ValueError: As from `open_source` and `ResumableOutput`; a calibrated score is not finite; the file
-            was changed while it was read.
+            changed while it was read.
     """
     source = open_source(data, split)
     _check.one_of("method", method, ALPHA)
@@ -146,26 +145,26 @@ def add_calibrated_scores(
         read, scores, x = _read(pipeline, measure)
         if method == "lowess" and delta <= 0 and (distinct := len(np.unique(x))) > _MANY:
             warn(
-                f"the feature has {distinct:,} distinct values, and the curve's time goes with their square: "
-                f"--delta {np.ptp(x) / 100:g}, a hundredth of its range, takes a moment"
+                f"the feature has {distinct:,} distinct values, and the time to fit the curve grows with their square. To speed "
+                f"it up, add --delta {np.ptp(x) / 100:g} (1% of the range of the feature)"
             )
         with np.errstate(over="ignore", invalid="ignore"):
             calibrated = statistics.calibrate(scores, x, **how)
         if not np.isfinite(calibrated).all():
             raise ValueError(
-                f"Calibrated scores must be finite, got {calibrated[~np.isfinite(calibrated)][0]}: "
-                "the scores, the feature or --alpha are too large"
+                f"calibrated scores must be finite, got {calibrated[~np.isfinite(calibrated)][0]}. "
+                "The scores, the feature or --alpha are too large"
             )
         for batch in pipeline.batches(pipeline.output.position, "writing"):
             part = read.get(batch.start)
             if part is None or len(batch) != len(part.kept) + len(part.skipped):
-                raise ValueError(f"{source.name}: was changed while it was read")
+                raise ValueError(f"{source.name}: the file changed while it was read. Run the command again")
             pipeline.output.write(batch, _columns(calibrated, kind, part), part.kept, part.skipped)
         return pipeline.finish()
 
 
 def _read(pipeline: RowPipeline[_Row], measure: _Measure | None) -> tuple[dict[int, _BatchRead], Floats, Floats]:
-    """What the second pass needs of each batch, by its position, and the scores and features of all responses."""
+    """The results of the first pass by batch position, and the scores and features of all responses."""
     read: dict[int, _BatchRead] = {}
     scores, features = [np.empty(0)], [np.empty(0)]
     count = 0
@@ -183,11 +182,11 @@ def _read(pipeline: RowPipeline[_Row], measure: _Measure | None) -> tuple[dict[i
 def _parsed(row: dict[str, Any], kind: _Kind, text_columns: _Kind, feature_columns: _Kind | None) -> _Row:
     scores = _numbers(row, kind, kind)
     if not scores:
-        raise RowError("scores are empty")
+        raise RowError("scores must be a non-empty list, got []")
     measured = _responses(row, text_columns) if feature_columns is None else _numbers(row, kind, feature_columns)
     if len(measured) != len(scores):
         name = (feature_columns or text_columns)[0]
-        raise RowError(f"{name} has {len(measured)} elements, scores has {len(scores)}")
+        raise RowError(f"{name} must have {len(scores)} elements like scores, got {len(measured)}")
     return _Row(scores, measured)
 
 
@@ -196,21 +195,21 @@ def _calibrated(name: str) -> str:
 
 
 def _numbers(row: dict[str, Any], kind: _Kind, names: _Kind) -> list[float]:
-    """The numbers of a row's responses: a ranking's in the one list, else in a column each."""
+    """The numbers of a row's responses: one list for a ranking, else one column per response."""
     return numbers(row, names[0]) if kind == ("scores",) else [number(row, name) for name in names]
 
 
 def _responses(row: dict[str, Any], names: _Kind) -> list[str]:
     for name in names:
         if name not in row:
-            raise RowError(f"has no {name}, its keys are {listed(row)}")
+            raise RowError(f"must have a key {name!r}, got {listed(row)}")
     if len(names) == 2:
         return list(texts(row.get("prompt"), *(row[name] for name in names)))
     value = row[names[0]]
     if names == ("response",):
         return [text(value)]
     if not isinstance(value, list):
-        raise RowError(f"responses is {value!r:.80}, must be a list")
+        raise RowError(f"responses must be a list, got {value!r:.80}")
     return [text(response) for response in value]
 
 

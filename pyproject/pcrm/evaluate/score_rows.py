@@ -1,4 +1,4 @@
-"""The scores of a reward model as new columns of a file of rows, for `pcrm score` and `pcrm optimize`.
+"""Add the scores of a reward model as columns to a file of rows, for `pcrm score` and `pcrm optimize`.
 
 Rows of one kind get the scores of their responses:
 
@@ -27,7 +27,7 @@ from ..methods.principles import Principle
 from .reward_model import RewardModel
 from .shared_out import Processes, device_of_process
 
-# The columns that make a row one of a kind, and those of its scores.
+# For each kind of rows, by its columns of texts: the columns of its scores.
 _SCORES = {
     ("chosen", "rejected"): ("chosen_score", "rejected_score"),
     ("responses",): ("scores",),
@@ -36,32 +36,32 @@ _SCORES = {
 _BY_PRINCIPLE = "scores_by_principle"
 _READS = ("prompt", "principles", "tools", "chat_template_kwargs", *(name for kind in _SCORES for name in kind))
 
-# Of each process, what is in memory at once and what a kill loses: a minute's work of a small model on a CPU.
-# More would hardly pad less.
+# Rows per process that are in memory at once, and that a kill loses: about a minute for a small model on a CPU. With more
+# rows there would be hardly less padding.
 _SHARD_ROWS = 512
 
 Kind = tuple[str, ...]
-# What the model reads for each response of a row, by the name of a principle, None for all of them, and its own.
+# The token ids of each response of a row, by (principle, response). The principle is None for all principles together.
 _Encoded = dict[tuple[str | None, str], list[int]]
 
 
 @dataclass
 class PrinciplePrompts:
-    """Principles that are put into the prompts.
+    """Principles to insert into the prompts.
 
     Attributes:
-        given: The principles; None where each row has its own.
-        template: What a prompt becomes, see `principles.into_prompt`.
+        given: The principles, or None if each row has its own.
+        template: The template of the new prompt, see `principles.into_prompt`.
     """
 
     given: list[Principle] | None
     template: str = principles.TEMPLATE
 
     def __post_init__(self) -> None:
-        principles.into_prompt("", [], self.template)  # checks the template
+        principles.into_prompt("", [], self.template)  # validates the template
 
     def prompts(self, row: dict[str, Any]) -> dict[str | None, Any]:
-        """The row's prompt with all of its principles, and by the name of each with it alone."""
+        """The row's prompt with all of its principles under None, and with each single principle under its name."""
         found = principles.parse(row.get("principles")) if self.given is None else self.given
         prompt = row.get("prompt")
         together = principles.into_prompt(prompt, [p.text for p in found], self.template)
@@ -69,10 +69,10 @@ class PrinciplePrompts:
 
 
 def kind_to_score(source: Source) -> Kind:
-    """Which kind of rows a source has: its columns of texts.
+    """The kind of rows of a source: its columns of texts.
 
     Raises:
-        ValueError: The rows are of no kind, or a table has scores already.
+        ValueError: The rows are of no kind, or a table already has scores.
     """
     kind = kind_of_rows(source, _SCORES, "chosen and rejected, responses or response")
     check_new(source, _SCORES[kind])
@@ -80,10 +80,10 @@ def kind_to_score(source: Source) -> Kind:
 
 
 def load_models(asked: list[dict[str, Any]]) -> dict[str, RewardModel]:
-    """Reward models by their names, for `Processes.everywhere`.
+    """Load reward models, by name. For `Processes.everywhere`.
 
     Args:
-        asked: The arguments of each.
+        asked: The arguments of each model.
 
     Raises:
         OSError, TypeError, ValueError: As from `RewardModel` and `device_of_process`.
@@ -105,23 +105,24 @@ def add_scores(
     skip: bool = False,
     processes: Processes | None = None,
 ) -> ResumableOutput:
-    """Write the rows of a source with a model's scores of them. Killed, the same call goes on where it was.
+    """Write the rows of a source with a model's scores. After a kill, the same call resumes.
 
     Args:
         out: The output, see `data.resumable`.
-        kind: The columns of texts that the rows have, see the module.
-        asked: The principles in the prompts. Then `scores_by_principle` has the scores by each of them.
-        skip: Leave bad rows out instead of ending at the first.
-        processes: Those that share the rows; `load_models` made the model in each. By default this one does all.
+        kind: The columns of texts of the rows, see the module.
+        asked: Principles for the prompts. Adds `scores_by_principle` with the scores by each of them.
+        skip: Leave bad rows out instead of stopping at the first one.
+        processes: The processes that share the rows. `load_models` must have loaded the model in each. By default this
+            process does everything.
 
     Raises:
-        BadRowError: A row is bad, or a score is not finite, and bad rows are not skipped.
+        BadRowError: A row is bad or a score is not finite, and `skip` is False.
         OSError, ValueError: As from `RowPipeline`.
         OSError, ValueError, RuntimeError: As from `Processes.share_out`.
     """
     count = processes.count if processes else 1
-    # Not the batch size, the device, the sharing of prefixes or the number of processes, which move no more than a
-    # score's last bits: what was too large for one of them goes on with another.
+    # Without batch size, device, prefix sharing and the number of processes: these change only the last bits of a score,
+    # and a run that was out of memory may resume with others.
     settings: dict[str, Any] = {"MODEL": model.identity, "--dtype": model.dtype, "--max-length": model.max_length}
     if asked is not None:
         settings |= {"--principles": asked.given or "column", "--principle-template": asked.template}
@@ -157,7 +158,7 @@ def add_scores(
 
 @dataclass(frozen=True)
 class _Share:
-    """What one process scores: rows by their place in the batch, and how."""
+    """The work of one process: rows by index in the batch, and how to score them."""
 
     model: str
     kind: Kind
@@ -166,15 +167,15 @@ class _Share:
     rows: dict[int, Row]
 
 
-# The scores of a row's responses, by the name of a principle, None for all of them.
+# The scores of a row's responses, by principle. None is for all principles together.
 _Scores = dict[str | None, np.ndarray]
 
 
 def _by_prompt(rows: dict[int, Row], kind: Kind, count: int, prompt_once: bool) -> list[dict[int, Row]]:
-    """The rows in so many parts that take about equally long; rows of one prompt are in one part.
+    """Split the rows into `count` parts that take about the same time. Rows with the same prompt are in the same part.
 
-    They share the prompt there, and equal texts are computed once. Without a prompt, rows with responses that begin
-    alike are in one part, or in parts that are next to each other.
+    There they share the prompt, and equal texts are computed once. Without a prompt, rows whose responses begin alike are
+    in the same part or in neighboring parts.
 
     Args:
         prompt_once: Whether the model computes a prompt once for all of its responses.
@@ -194,7 +195,7 @@ def _by_prompt(rows: dict[int, Row], kind: Kind, count: int, prompt_once: bool) 
     parts: list[list[int]] = [[] for _ in range(count)]
     total, done = sum(costs.values()), 0
     for key in sorted(members):
-        parts[(2 * done + costs[key]) * count // (2 * total)] += members[key]  # where its middle is
+        parts[(2 * done + costs[key]) * count // (2 * total)] += members[key]  # the part that contains its middle
         done += costs[key]
     return [{i: rows[i] for i in sorted(part)} for part in parts]
 
@@ -202,7 +203,7 @@ def _by_prompt(rows: dict[int, Row], kind: Kind, count: int, prompt_once: bool) 
 def _scores_of_share(
     models: dict[str, RewardModel], share: _Share, progress: Callable[[float], object] | None = None
 ) -> dict[int, _Scores | RowError]:
-    """The scores of each row, or what is wrong with it. Unless bad rows are skipped, the first may be all that there is."""
+    """The scores of each row, or its error. Unless bad rows are skipped, the first error may be the only result."""
     model, found = models[share.model], dict[int, Any]()
     encoded: dict[int, _Encoded] = {}
     for i, row in share.rows.items():
@@ -217,8 +218,8 @@ def _scores_of_share(
     for (i, row), numbers in zip(encoded.items(), np.split(scores, ends), strict=False):
         for (principle, name), score in zip(row, numbers, strict=True):
             if not np.isfinite(score):
-                by = "" if principle is None else f" by the principle {principle!r:.80}"
-                found[i] = RowError(f"{name} gets the score {score} of {model.name}{by}")
+                by = "" if principle is None else f" with the principle {principle!r:.80}"
+                found[i] = RowError(f"the score of {name} by {model.name}{by} must be finite, got {score}")
                 break
         else:
             names = list(dict.fromkeys(principle for principle, _ in row))
@@ -229,10 +230,10 @@ def _scores_of_share(
 def _encoded(row: dict[str, Any], kind: Kind, model: RewardModel, asked: PrinciplePrompts | None) -> _Encoded:
     for name in kind:
         if name not in row:
-            raise RowError(f"has no {name}, its keys are {listed(row)}")
+            raise RowError(f"must have a key {name!r}, got {listed(row)}")
     if kind == ("responses",):
         if not isinstance(row["responses"], list) or not row["responses"]:
-            raise RowError(f"responses is {row['responses']!r:.80}, must be a list of texts or lists of messages")
+            raise RowError(f"responses must be a list of texts or lists of messages, got {row['responses']!r:.80}")
         responses = {f"responses[{i}]": response for i, response in enumerate(row["responses"])}
     else:
         responses = {name: row[name] for name in kind}

@@ -1,13 +1,13 @@
-"""Score files into arrays.
+"""Read files of scores into arrays.
 
 A row is one of
 
     a pair     chosen_score, rejected_score; prior; delta; chosen and rejected, or chosen_length and rejected_length;
                calibrated_chosen_score and calibrated_rejected_score
-    a ranking  scores, ratings: lists of one prompt; responses, or lengths
+    a ranking  scores, ratings: lists for one prompt; responses, or lengths
     a score    score; response, or length
 
-Lengths are those that the row gives, else characters of its texts, which are in TRL's formats.
+Lengths are read from the row if it has them, else they are the characters of its texts, which are in TRL's formats.
 A pair may have scores_by_principle, and principles whose scores say what each of them prefers.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.preferences import RowError, finite, listed, shared, text, texts
-from ..data.sources import Batch, open_source
+from ..data.sources import ENDINGS, Batch, open_source
 from ..methods import principles
 
 if TYPE_CHECKING:
@@ -41,21 +41,21 @@ _CALIBRATED = ("calibrated_chosen_score", "calibrated_rejected_score")
 
 @dataclass
 class Scores:
-    """What a model says of its pairs, rankings and single responses.
+    """A model's scores of pairs, rankings and single responses.
 
     Attributes:
-        chosen, rejected: Scores of pairs, shape (n,).
-        prior: Of the pairs, in [0, 1]; None where the rows have none, and so for delta and lengths.
-        delta: The constraint that the model was trained with, of each pair.
-        chosen_length, rejected_length: Of the pairs.
-        scores, ratings: Of all rankings, one after the other; `offsets` says where each begins.
-        lengths: Of the responses in rankings.
-        single, single_length: Rows of one score.
-        units: What lengths are counted in.
-        by_principle: The margins of pairs with each principle alone in the prompt, the score of
-            the response that it prefers less the other's.
-        calibrated: Margins of pairs, of their scores by `pcrm calibrate`.
-        prior_records: By file, how `prior` was computed, where that is recorded.
+        chosen, rejected: Scores of the pairs, shape (n,).
+        prior: Priors of the pairs, in [0, 1], or None if the rows have none. The same holds for delta and lengths.
+        delta: For each pair, the constraint that the model was trained with.
+        chosen_length, rejected_length: Lengths of the responses of the pairs.
+        scores, ratings: All rankings, concatenated. `offsets` has the start of each.
+        lengths: Lengths of the responses of the rankings.
+        single, single_length: Rows with a single score.
+        units: The unit of lengths.
+        by_principle: For each principle, the margins of pairs with only this principle in the prompt: the score of the
+            response that it prefers minus the other score.
+        calibrated: Margins of the pairs after `pcrm calibrate`.
+        prior_records: By file, the record of how `prior` was computed, if there is one.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Scores:
         return self.chosen - self.rejected
 
     def by_length(self) -> tuple[Floats, Floats, NDArray[np.int64]] | None:
-        """All scores whose response has a length, the lengths, and where each pair, ranking or single one begins."""
+        """All scores with a length, the lengths, and the start of each pair, ranking or single response."""
         scores, lengths, sizes = [], [], []
         if self.chosen_length is not None and self.rejected_length is not None:
             scores.append(np.stack([self.chosen, self.rejected], 1).ravel())
@@ -101,16 +101,15 @@ class Scores:
 
 
 def read(arguments: Iterable[str], split: str = "train") -> list[Scores]:
-    """The models of a report, from `FILE` or `NAME=FILE`; files of one name are of one model.
+    """Read the models of a report from `FILE` or `NAME=FILE`. Files with the same name belong to the same model.
 
-    A file without a name has that of the file without its ending, with the folder before it
-    where two would be the same.
+    Without NAME, the name is that of the file without its ending, with the folder in front if two would be equal.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: a file or row that cannot be read, with its place; a row of no kind or of two,
-            a number that is missing or not finite, a prior outside [0, 1], a delta that is not
-            greater than 0; some rows with and some without a prior, delta or length.
+        OSError: A file does not exist.
+        ValueError: A file or row cannot be read; a row is of no kind or of two; a number is missing or not finite; a prior
+            is outside [0, 1]; a delta is not greater than 0; only some rows have a prior, delta or length. The message
+            has the place.
     """
     files: dict[str, list[str]] = {}
     for name, path in named(list(arguments)):
@@ -119,7 +118,7 @@ def read(arguments: Iterable[str], split: str = "train") -> list[Scores]:
 
 
 def named(arguments: list[str]) -> list[tuple[str, str]]:
-    """Each argument's name and path, by the rule of `read`."""
+    """The name and path of each argument, as in `read`."""
     found = []
     plain = [a for a in arguments if os.path.exists(a) or "=" not in a]
     stems = [_stem(os.path.basename(os.path.normpath(a))) for a in plain]
@@ -137,14 +136,14 @@ def named(arguments: list[str]) -> list[tuple[str, str]]:
 
 
 def _stem(name: str) -> str:
-    for ending in (".jsonl", ".jsonl.gz", ".parquet"):
+    for ending in ENDINGS:
         name = name.removesuffix(ending)
     return name
 
 
 @dataclass
 class _Columns:
-    """Pieces of the arrays, and the first row that has and the first that lacks each optional column."""
+    """Pieces of the arrays, and for each optional column the first row with it and the first row without it."""
 
     pieces: dict[str, list[Any]] = field(default_factory=dict)
     present: dict[str, str] = field(default_factory=dict)
@@ -156,13 +155,14 @@ class _Columns:
         self.pieces.setdefault(name, []).append(values)
 
     def optional(self, kind: str, name: str, values: Any | None, place: str) -> None:
-        """A column that all rows of a kind have, or none."""
+        """Add a column that either all rows of a kind must have, or none."""
         (self.present if values is not None else self.absent).setdefault(name, place)
         if values is not None:
             self.add(name, values)
         if name in self.present and name in self.absent:
             raise ValueError(
-                f"{self.absent[name]}: has no {name.replace('_', ' ')}, {self.present[name]} has: all {kind} rows must, or none"
+                f"{self.absent[name]}: must have a {name.replace('_', ' ')} as {self.present[name]} has, got none. Give it in all "
+                f"{kind} rows or in none"
             )
 
     def array(self, name: str) -> Floats:
@@ -186,7 +186,10 @@ def _read(name: str, paths: list[str], split: str) -> Scores:
         raise ValueError(f"{', '.join(paths)}: holds no rows")
     if len(set(columns.units.values())) > 1:
         a, b, *_ = {unit: place for place, unit in columns.units.items()}.items()
-        raise ValueError(f"{a[1]} counts lengths in {a[0]}, {b[1]} in {b[0]}: give all or none")
+        raise ValueError(
+            f"lengths must have one unit in all files, got {a[0]} in {a[1]} and {b[0]} in {b[1]}. Give lengths in all files "
+            "or in none"
+        )
     return Scores(
         name=name,
         chosen=columns.array("chosen"),
@@ -212,8 +215,8 @@ def _offsets(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
 
 
-# What is plain: a batch of rows of one kind with nothing amiss, taken column by column. All else
-# goes row by row, which knows the place of what is wrong.
+# The fast path: a valid batch with rows of one kind is read column by column. Any other batch is read row by row, which
+# finds the place of an error.
 
 
 def _plain(batch: Batch, columns: _Columns) -> bool:
@@ -331,7 +334,7 @@ def _text_lengths(column: Any) -> Floats:
 
 
 def _shared(table: pa.Table) -> Floats:
-    """How many characters the texts of each row begin with in common, which are its prompt."""
+    """The number of characters that both texts of each row begin with: their prompt."""
     pc: Any = importlib.import_module("pyarrow.compute")  # makes its functions when it is imported
 
     a, b = table["chosen"], table["rejected"]
@@ -350,7 +353,7 @@ def _units(given: bool) -> str:
     return "units of the file" if given else "characters"
 
 
-# Row by row.
+# The slow path, row by row.
 
 
 def _row_by_row(batch: Batch, columns: _Columns) -> None:
@@ -368,10 +371,9 @@ def _row_by_row(batch: Batch, columns: _Columns) -> None:
 def _one(row: dict[str, Any], place: str, columns: _Columns) -> None:
     kinds = {_KINDS[k] for k in row if k in _KINDS}
     if len(kinds) != 1:
+        got = f"those of a {' and a '.join(sorted(kinds))}" if kinds else listed(row)
         raise RowError(
-            f"is {' and '.join(sorted(kinds))} at once"
-            if kinds
-            else f"has neither chosen_score and rejected_score, nor scores and ratings, nor score; its keys are {listed(row)}"
+            f"must have the keys chosen_score and rejected_score, or scores and ratings, or score, got {got}"
         )
     kind = kinds.pop()
     if kind == "pair":
@@ -383,7 +385,7 @@ def _one(row: dict[str, Any], place: str, columns: _Columns) -> None:
         )
         prior = number(row, "prior") if "prior" in row else None
         if prior is not None and not 0 <= prior <= 1:
-            raise RowError(f"prior is {prior:g}, must be in [0, 1]")
+            raise RowError(f"prior must be in [0, 1], got {prior:g}")
         columns.optional("pair", "prior", None if prior is None else [prior], place)
         delta = number(row, "delta") if "delta" in row else None
         if delta is not None and not delta > 0:
@@ -401,17 +403,17 @@ def _one(row: dict[str, Any], place: str, columns: _Columns) -> None:
     elif kind == "ranking":
         scores, ratings = (numbers(row, n) for n in ("scores", "ratings"))
         if not scores:
-            raise RowError("scores are empty")
+            raise RowError("scores must be a non-empty list, got []")
         lengths = None
         if given := "lengths" in row:
             lengths = numbers(row, "lengths")
         elif "responses" in row:
             if not isinstance(row["responses"], list):
-                raise RowError(f"responses is {row['responses']!r:.80}, must be a list")
+                raise RowError(f"responses must be a list, got {row['responses']!r:.80}")
             lengths = [_text_length(r) for r in row["responses"]]
         for n, values in (("ratings", ratings), ("lengths" if given else "responses", lengths)):
             if values is not None and len(values) != len(scores):
-                raise RowError(f"{n} has {len(values)} elements, scores has {len(scores)}")
+                raise RowError(f"{n} must have {len(scores)} elements like scores, got {len(values)}")
         columns.add("scores", scores)
         columns.add("ratings", ratings)
         columns.add("sizes", [len(scores)])
@@ -429,15 +431,15 @@ def _one(row: dict[str, Any], place: str, columns: _Columns) -> None:
 
 
 def _by_principle(row: dict[str, Any]) -> dict[str, float]:
-    """The margin by each principle; none by one that has the score 0 in the row's `principles`."""
+    """The margin by each principle, except principles with score 0 in the row's `principles`."""
     scores = row.get(_BY_PRINCIPLE, [])
     if not isinstance(scores, list):
-        raise RowError(f"{_BY_PRINCIPLE} is {scores!r:.80}, must be a list")
+        raise RowError(f"{_BY_PRINCIPLE} must be a list, got {scores!r:.80}")
     preferred = {p.name: p.score for p in principles.parse(row["principles"])} if scores and "principles" in row else {}
     margins = {}
     for i, entry in enumerate(scores):
         if not isinstance(entry, dict) or not isinstance(entry.get("principle"), str):
-            raise RowError(f"{_BY_PRINCIPLE}[{i}] is {entry!r:.80}, must be an object with principle")
+            raise RowError(f"{_BY_PRINCIPLE}[{i}] must be an object with the key principle, got {entry!r:.80}")
         chosen, rejected = (
             finite(f"{_BY_PRINCIPLE}[{i}].{name}", entry.get(name)) for name in ("chosen_score", "rejected_score")
         )
@@ -452,15 +454,16 @@ def _text_length(response: Any) -> float:
 
 
 def number(row: dict[str, Any], name: str) -> float:
+    """A finite number of a row. RowError if it is missing or something else."""
     if name not in row:
-        raise RowError(f"has no {name}, its keys are {listed(row)}")
+        raise RowError(f"must have a key {name!r}, got {listed(row)}")
     return finite(name, row[name])
 
 
 def numbers(row: dict[str, Any], name: str) -> list[float]:
-    """A row's list of finite numbers; RowError where it is something else."""
+    """A list of finite numbers of a row. RowError if it is missing or something else."""
     if name not in row:
-        raise RowError(f"has no {name}, its keys are {listed(row)}")
+        raise RowError(f"must have a key {name!r}, got {listed(row)}")
     if not isinstance(row[name], list):
-        raise RowError(f"{name} is {row[name]!r:.80}, must be a list of numbers")
+        raise RowError(f"{name} must be a list of numbers, got {row[name]!r:.80}")
     return [finite(f"{name}[{i}]", v) for i, v in enumerate(row[name])]

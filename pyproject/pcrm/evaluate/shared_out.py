@@ -1,4 +1,4 @@
-"""Work shared out among the processes that torchrun started, on one machine or several.
+"""Distribute work among the processes that torchrun started, on one machine or several.
 
     with Processes() as processes:
         if processes.rank:
@@ -6,9 +6,10 @@
         models = processes.everywhere(load, names)              # each process loads them
         parts = processes.share_out(score, [rows, other_rows])  # score(models, rows), each process with its own rows
 
-The first process runs the command. It alone reads, writes, shows progress and prints. The others do what it hands them
-and send it their results and errors. So each error is reported once, and the output is written as by one process.
-Without torchrun the first process is the only one and does all of the work. torch is loaded when there are several.
+The first process runs the command. Only it reads, writes, shows progress and prints. The others do the work that it sends
+them, and send back results and errors. So each error is reported once, and the output does not depend on the number of
+processes. Without torchrun there is only the first process, which does all of the work. torch is loaded only for several
+processes.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from typing import Any, NamedTuple, TypeVar
 Given = TypeVar("Given")
 Result = TypeVar("Result")
 
-# A share of the work may take hours on a CPU, and all wait for the slowest. This is not how long a hang lasts: the
-# connections of a process that ends are closed, and torchrun ends the others.
+# A share of the work may take hours on a CPU, and all processes wait for the slowest. A crash does not take this long:
+# when a process ends, its connections close, and torchrun stops the others.
 _PATIENCE = timedelta(days=7)
 
 
 class _Task(NamedTuple):
-    """What a process is to do: `work(given)`, whose result it keeps, or `work(kept, given)`."""
+    """A task for a process: `work(given)`, whose result it keeps, or `work(kept, given)`."""
 
     work: Callable[..., Any]
     given: Any
@@ -47,14 +48,14 @@ class _Failure(NamedTuple):
 
 
 class Processes:
-    """The processes that a launcher such as torchrun started; a context manager that connects them.
+    """The processes that a launcher such as torchrun started. A context manager that connects them.
 
     Attributes:
-        count: How many there are; 1 without a launcher.
-        rank: The number of this one. Process 0 shares the work out.
+        count: The number of processes. 1 without a launcher.
+        rank: The rank of this process. Process 0 distributes the work.
 
     Raises:
-        ConnectionError: From all that is done with several: one of them is gone.
+        ConnectionError: From every method, if one of several processes is gone.
     """
 
     def __init__(self) -> None:
@@ -67,31 +68,31 @@ class Processes:
         if self.count > 1:
             import torch.distributed as dist
 
-            try:  # rows and scores go from CPU to CPU, also where models are on GPUs
+            try:  # rows and scores are sent between CPUs, even if models are on GPUs
                 dist.init_process_group("gloo", timeout=_PATIENCE)
             except RuntimeError as error:
-                raise ConnectionError(f"The {self.count} processes could not be connected: {error}") from error
-            # Not in __exit__, see there. Python must not end before gloo's threads, which would abort the process.
+                raise ConnectionError(f"The {self.count} processes could not connect: {error}") from error
+            # Not in __exit__, see there. gloo's threads would abort the process if Python ended before them.
             atexit.register(dist.destroy_process_group)
         return self
 
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
-        # After an error the others are told nothing. torchrun ends all processes once one of them fails, and this one
-        # has to print its message first. When it ends, its connections close, and so the others end.
+        # After an error the others are not notified: torchrun stops all processes when one fails, and this one must
+        # print its message first. When it ends, its connections close, and then the others end.
         failed = error is not None and not (isinstance(error, SystemExit) and not error.code)
         if self.count == 1 or failed or self._others_work:
             return
         import torch.distributed as dist
 
-        with contextlib.suppress(RuntimeError, ConnectionError):  # of others that were interrupted too
+        with contextlib.suppress(RuntimeError, ConnectionError):  # if other processes were interrupted, too
             if self.rank == 0:
                 _scattered([None] * self.count)
-            dist.barrier()  # the last word has reached all before the first of them ends
+            dist.barrier()  # no process ends before all have received the end
 
     def serve(self) -> int:
-        """Do what the first process hands out until it is done, and return the exit status.
+        """Do the tasks of the first process until it is done, and return the exit status.
 
-        Nothing is printed: the first process speaks for all. An interrupt ends this process at once.
+        This prints nothing: the first process prints for all. An interrupt ends this process at once.
 
         Raises:
             SystemExit: The first process failed.
@@ -112,10 +113,10 @@ class Processes:
         return 0
 
     def everywhere(self, make: Callable[[Given], Result], given: Given) -> Result:
-        """Let each process make something and keep it for `share_out`, and return what this one made.
+        """Call `make(given)` in each process, keep the result there for `share_out`, and return the result of this process.
 
         Args:
-            make: A function at the top of a module.
+            make: A function at the top level of a module.
 
         Raises:
             OSError, ValueError, RuntimeError: From `make` in another process.
@@ -126,11 +127,11 @@ class Processes:
     def share_out(
         self, work: Callable[..., Result], shares: Sequence[Any], progress: Callable[[float], object]
     ) -> list[Result]:
-        """Let each process do `work(kept, share)`, where `kept` is from `everywhere`, and return the results in order.
+        """Call `work(kept, share)` in each process, where `kept` is from `everywhere`, and return the results in order.
 
         Args:
-            work: A function at the top of a module.
-            shares: One for each process.
+            work: A function at the top level of a module.
+            shares: One share for each process.
             progress: A third argument of `work` in this process.
 
         Raises:
@@ -158,22 +159,22 @@ class Processes:
 
 
 def device_of_process(asked: str | None) -> str | None:
-    """The device to compute on: with several processes, the GPU of this one among those of its machine.
+    """The device for this process. With several processes, each gets its own GPU of its machine.
 
     Args:
-        asked: A torch device; None for a GPU where there is one.
+        asked: A torch device, or None for a GPU if there is one.
 
     Returns:
-        None for torch's own GPU, or the CPU where there is none.
+        None for torch's default GPU, or for the CPU without a GPU.
 
     Raises:
-        ValueError: One GPU is asked for in several processes; the machine has fewer GPUs than processes.
+        ValueError: Several processes ask for one GPU, or the machine has fewer GPUs than processes.
     """
     if _count() == 1 or asked == "cpu":
         return asked
     if asked is not None:
         raise ValueError(
-            f"device must be cpu with {_count()} processes, got {asked!r}: leave it out to give each process a GPU"
+            f"--device must be cpu with {_count()} processes, got {asked!r}. Omit it to give each process its own GPU"
         )
     import torch
 
@@ -182,10 +183,10 @@ def device_of_process(asked: str | None) -> str | None:
     local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= there:
         raise ValueError(
-            f"LOCAL_RANK must be less than the number of GPUs, {there}, got {local}: start one process for each GPU, or "
-            "compute on the CPU with --device cpu"
+            f"LOCAL_RANK must be less than the number of GPUs, {there}, got {local}. Start one process per GPU, or compute "
+            "on the CPU with --device cpu"
         )
-    torch.cuda.set_device(local)  # some kernels run on the current device, wherever their tensors are
+    torch.cuda.set_device(local)  # some kernels run on the current device, not on that of their tensors
     return f"cuda:{local}"
 
 
@@ -195,7 +196,7 @@ def _count() -> int:
 
 
 def _failure(error: Exception) -> _Failure:
-    """An error in types that can be sent, whatever it is and holds."""
+    """An error as a value that can always be sent."""
     from torch import OutOfMemoryError
 
     for kind in (OutOfMemoryError, OSError, ValueError):
@@ -208,12 +209,12 @@ def _failure(error: Exception) -> _Failure:
 def _connected() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # gloo has it for all that goes wrong
-        raise ConnectionError("Another process ended early. Give the same command again to go on") from error
+    except RuntimeError as error:  # gloo raises it for every failure
+        raise ConnectionError("Another process ended early. Give the same command again to resume") from error
 
 
 def _scattered(tasks: list[Any] | None) -> Any:
-    """The task of this process. The first process has those of all."""
+    """The task of this process. The first process passes the tasks of all processes."""
     import torch.distributed as dist
 
     received: list[Any] = [None]
@@ -223,7 +224,7 @@ def _scattered(tasks: list[Any] | None) -> Any:
 
 
 def _gathered(result: Any, rank: int, count: int) -> list[Any]:
-    """The results of all processes, for the first one."""
+    """The results of all processes in the first process, else an empty list."""
     import torch.distributed as dist
 
     results = [None] * count if rank == 0 else None

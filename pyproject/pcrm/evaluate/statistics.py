@@ -1,7 +1,7 @@
-"""The statistics of a report, which the Go package stats computes: its documentation has the formulas.
+"""The statistics of a report. The Go package stats computes them, and its documentation has the formulas.
 
-Arguments are float64 arrays of one dimension, finite unless it says otherwise; ValueError names the first
-element that is not. RuntimeError: the native library is not there.
+Arguments are one-dimensional float64 arrays, finite unless stated otherwise; a ValueError names the first element that is
+not finite. A RuntimeError means that the native library is not available.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from .._engine.native import address, call, library
 
 Floats = NDArray[np.float64]
 
-# The value and its 95% interval. An infinite end is None; both are None where there is no interval.
+# A value and its 95% interval. An infinite end is None. Both ends are None if there is no interval.
 Estimates = dict[str, tuple[float, float | None, float | None]]
 
 
 def spearman(x: Floats, y: Floats) -> float:
-    """Rank correlation in [-1, 1]; NaN for fewer than two points, and where x or y is the same throughout."""
+    """Rank correlation in [-1, 1]. NaN for fewer than two points, and if x or y is constant."""
     return _call("Spearman", _same(x, y), x, y)
 
 
 def kendall_tau_b(x: Floats, y: Floats) -> float:
-    """Kendall's tau-b in [-1, 1]; NaN as for `spearman`."""
+    """Kendall's tau-b in [-1, 1]. NaN as in `spearman`."""
     return _call("KendallTauB", _same(x, y), x, y)
 
 
 def quantiles(x: Floats, p: Floats) -> Floats:
-    """Quantiles, interpolated as NumPy does by default. x has one element at least, p is in [0, 1]."""
+    """Quantiles with NumPy's default interpolation. x must have at least one element; p is in [0, 1]."""
     dst = np.empty(len(p))
     _call("Quantiles", len(x), len(p), dst, x, p)
     return dst
 
 
 def histogram(x: Floats, bins: int, low: float, high: float) -> NDArray[np.int64]:
-    """Counts in equal bins of [low, high]; what lies outside is not counted."""
+    """Counts in equal bins of [low, high]. Values outside are not counted."""
     dst = np.empty(bins, np.int64)
     _call("Histogram", len(x), bins, dst, x, float(low), float(high))
     return dst
@@ -50,9 +50,8 @@ def reliability(margins: Floats, delta: Floats | None = None) -> tuple[Floats, F
     P is sigmoid(margin), or `pcrm.win_probability` where each pair's delta is given.
 
     Returns:
-        The number of pairs in each bin, their mean confidence, the share of them whose margin
-        is greater than 0 and the ends of its 95% interval; shape (10,) each, NaN for a bin
-        without pairs.
+        For each bin: the number of pairs, their mean confidence, the fraction with a margin greater than 0, and the ends of
+        its 95% interval. Shape (10,) each, NaN for a bin without pairs.
     """
     dst = np.empty((5, 10))
     if delta is not None:
@@ -62,20 +61,20 @@ def reliability(margins: Floats, delta: Floats | None = None) -> tuple[Floats, F
 
 
 def calibration_error(margins: Floats) -> tuple[float, float, float]:
-    """The expected calibration error, corrected for its bias, and the ends of its 95% interval; NaN for no margins."""
+    """The expected calibration error, corrected for bias, and the ends of its 95% interval. NaN without margins."""
     dst = np.empty(3)
     _call("CalibrationError", len(margins), dst, margins)
     return float(dst[0]), float(dst[1]), float(dst[2])
 
 
 def lowess(x: Floats, y: Floats, *, frac: float = 2 / 3, iterations: int = 3, delta: float = 0.0) -> Floats:
-    """Cleveland's smooth curve through the points, at each x.
+    """Cleveland's lowess curve through the points, at each x.
 
     Args:
         x, y: The points, in any order.
-        frac: The share of them that each local line is fitted to, in [0, 1].
-        iterations: How often outliers are held down.
-        delta: Distance in x within which fits are interpolated; 0 for none.
+        frac: The fraction of points that each local line is fitted to, in [0, 1].
+        iterations: The number of robust iterations, which downweight outliers.
+        delta: The distance in x within which the curve is interpolated. 0 for no interpolation.
     """
     dst = np.empty(len(x))
     _call("Lowess", _same(x, y), dst, x, y, float(frac), iterations, float(delta))
@@ -92,14 +91,14 @@ def calibrate(
     iterations: int = 3,
     delta: float = 0.0,
 ) -> Floats:
-    """Scores less alpha times what their feature lets one expect: post-hoc calibration, arXiv 2409.17407.
+    """Scores minus alpha times the score predicted from a feature: post-hoc calibration, arXiv 2409.17407.
 
     Args:
-        scores, feature: Of each response, in any order; shape (n,).
-        method: "lowess", the curve of `lowess`; "uniform", the mean of the scores of the nearest
-            points; "penalty", the feature itself.
-        alpha: Share of it that is removed; of a penalty, what a unit of the feature costs.
-        frac, iterations, delta: As of `lowess`; frac is that of the uniform window, too.
+        scores, feature: The score and feature of each response, in any order, shape (n,).
+        method: The prediction: "lowess" is the curve of `lowess`, "uniform" the mean score of the nearest points, "penalty"
+            the feature itself.
+        alpha: The fraction of the prediction to subtract. For a penalty, the cost of one unit of the feature.
+        frac, iterations, delta: As in `lowess`. For "uniform", frac is the fraction of points in the window.
     """
     dst = np.empty(len(scores))
     how = method, float(alpha), float(frac), iterations, float(delta)
@@ -108,17 +107,17 @@ def calibrate(
 
 
 def calibrated(margins: Floats, calibrated: Floats) -> Estimates:
-    """Accuracy by calibrated margins, and the share of pairs whose margin has another sign by them."""
+    """Statistics of calibrated margins, among them the accuracy and the fraction of pairs whose margin changes sign."""
     return _estimates("Calibrated", _same(margins, calibrated), margins, calibrated)
 
 
 def pairs(margins: Floats, difference: Floats | None = None, delta: Floats | None = None) -> Estimates:
-    """All that is said of the margins of pairs, by key of summary.json with a slash for an object in it.
+    """All statistics of the margins of pairs, by key of summary.json. A slash in a key stands for a nested object.
 
     Args:
-        margins: Chosen less rejected score, one at least.
-        difference: Length of chosen less that of rejected, in any unit.
-        delta: The constraint of each pair, greater than 0; it may be infinite.
+        margins: Chosen score minus rejected score, at least one.
+        difference: Length of chosen minus length of rejected, in any unit.
+        delta: The constraint of each pair, greater than 0, possibly infinite.
     """
     arrays = [margins, *(np.empty(0) if a is None else a for a in (difference, delta))]
     for a in (difference, delta):
@@ -128,11 +127,10 @@ def pairs(margins: Floats, difference: Floats | None = None, delta: Floats | Non
 
 
 def rankings(scores: Floats, ratings: Floats, offsets: NDArray[np.int64]) -> tuple[Estimates, Floats, Floats]:
-    """How scores rank responses beside their ratings; prompt i has those of [offsets[i], offsets[i + 1]).
+    """How scores rank responses compared with their ratings. Prompt i has the responses [offsets[i], offsets[i + 1]).
 
     Returns:
-        What is said of all prompts, and Spearman's and Kendall's correlation of each, NaN
-        where it has none.
+        The statistics over all prompts, and Spearman's and Kendall's correlation of each prompt, NaN where undefined.
     """
     by_prompt = np.empty(len(offsets) - 1), np.empty(len(offsets) - 1)
     n = _same(scores, ratings)
@@ -140,18 +138,19 @@ def rankings(scores: Floats, ratings: Floats, offsets: NDArray[np.int64]) -> tup
 
 
 def lengths(scores: Floats, lengths: Floats, offsets: NDArray[np.int64]) -> Estimates:
-    """How scores go with lengths; unit i, what intervals resample, has those of [offsets[i], offsets[i + 1])."""
+    """How scores correlate with lengths. Intervals resample units; unit i has the scores [offsets[i], offsets[i + 1])."""
     return _estimates("Lengths", len(offsets) - 1, _same(scores, lengths), scores, lengths, offsets)
 
 
 def best_of_n(
     scores: Floats, gold: Floats, offsets: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> list[tuple[int, Estimates]]:
-    """What the best of n responses by score gets on average, exactly, for each n of counts; pool i has
-    those of [offsets[i], offsets[i + 1]).
+    """The exact expected values of the best of n responses by score, for each n of counts.
+
+    Pool i has the responses [offsets[i], offsets[i + 1]).
 
     Returns:
-        For each n how many pools have as many responses, and what is said of these.
+        For each n, the number of pools with at least n responses, and their statistics.
     """
     return _policies("BestOfN", scores, gold, offsets, counts)
 
@@ -159,12 +158,12 @@ def best_of_n(
 def softmax_policy(
     scores: Floats, gold: Floats, offsets: NDArray[np.int64], coefficients: Floats
 ) -> list[tuple[int, Estimates]]:
-    """The same of the policy in proportion to exp(score / coefficient), for each of coefficients."""
+    """The same for the policy proportional to exp(score / coefficient), for each of coefficients."""
     return _policies("SoftmaxPolicy", scores, gold, offsets, coefficients)
 
 
 def reference(scores: Floats, gold: Floats, offsets: NDArray[np.int64]) -> Estimates:
-    """Mean and standard deviation within a pool of scores and gold."""
+    """Mean, and standard deviation within a pool, of scores and gold."""
     return _estimates("Reference", len(offsets) - 1, _same(scores, gold), scores, gold, offsets)
 
 
@@ -176,9 +175,9 @@ def _policies(
 
 
 def _same(x: Floats, y: Floats) -> int:
-    """The length of both: beyond the shorter one there is no memory for Go to read."""
+    """The length of both arrays. They must be equal, because Go reads both to this length."""
     if len(x) != len(y):
-        raise ValueError(f"arrays have {len(x)} and {len(y)} elements, must have as many")
+        raise ValueError(f"arrays must have the same length, got {len(x)} and {len(y)}")
     return len(x)
 
 
@@ -194,5 +193,5 @@ def _call(name: str, *arguments: Any) -> Any:
 
 
 def _contiguous(a: NDArray[Any]) -> NDArray[Any]:
-    """The array itself if it is as Go reads it: what Go writes to always is."""
+    """The array in the layout that Go reads. Not a copy if it has this layout already, as all outputs have."""
     return np.ascontiguousarray(a, np.int64 if a.dtype.kind == "i" else np.float64)

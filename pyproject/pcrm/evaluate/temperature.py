@@ -1,17 +1,17 @@
-"""Scores divided by one temperature: "On Calibration of Modern Neural Networks", arXiv 1706.04599.
+"""Divide scores by one temperature: "On Calibration of Modern Neural Networks", arXiv 1706.04599.
 
     calibrated = score / T
 
-T > 0 is the number that makes the mean of -log sigmoid(m / T) least over the margins m of held-out pairs: the maximum
-of their likelihood. A ranking has a pair for each two of its responses that are rated differently.
+T > 0 minimizes the mean of -log sigmoid(m / T) over the margins m of held-out pairs, which maximizes their likelihood. A
+ranking has a pair for every two responses with different ratings.
 
 Rows of one kind get calibrated scores:
 
     chosen_score, rejected_score    pairs: calibrated_chosen_score and calibrated_rejected_score
-    scores                          rankings: calibrated_scores; with ratings they have pairs, too
+    scores                          rankings: calibrated_scores; rankings with ratings have pairs, too
     score                           single responses: calibrated_score, without pairs
 
-The numbers are those of `statistics.pairs` and `statistics.calibrated`.
+`statistics.pairs` and `statistics.calibrated` compute the numbers.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ _RATED = ("scores", "ratings")
 _KINDS = (_PAIRS, ("scores",), ("score",))
 _Kind = tuple[str, ...]
 
-# What the table shows of margins, by the key of `statistics.calibrated`.
+# The rows of the table, by the key of `statistics.calibrated`.
 _SHOWN = {"nll_calibrated": "NLL", "brier_calibrated": "Brier score", "ece_calibrated": "ECE"}
 
 
 class _Row(NamedTuple):
-    """The scores of a row's responses; a ranking may have their ratings."""
+    """The scores of a row's responses, and for a ranking possibly their ratings."""
 
     scores: list[float]
     ratings: list[float] | None
 
 
 class Fit(NamedTuple):
-    """A temperature and what it was fitted on.
+    """A temperature and the pairs it was fitted on.
 
     Attributes:
         temperature: T.
-        low, high: Its 95% interval, which resamples pairs; None for rankings, whose pairs depend on each other. An
-            infinite end is None.
-        margins: Of the pairs.
+        low, high: The 95% interval, by resampling pairs. None for rankings, whose pairs are not independent. An infinite
+            end is None.
+        margins: The margins of the pairs.
         name: The file.
     """
 
@@ -66,11 +66,11 @@ class Fit(NamedTuple):
 
 
 class Divided(NamedTuple):
-    """What `add_divided_scores` wrote.
+    """The result of `add_divided_scores`.
 
     Attributes:
         output: The finished output.
-        margins: Of its pairs; none where the rows do not say which response is better.
+        margins: The margins of its pairs. Empty if the rows do not say which response is better.
         name: The file that was read.
     """
 
@@ -83,12 +83,12 @@ def fit_temperature(data: str | os.PathLike[str], *, split: str = "train") -> Fi
     """Fit the temperature to held-out pairs, or to rankings with ratings.
 
     Args:
-        data: Rows with scores, as `score_rows` writes them, see `data.sources`.
-        split: Of a data set that has some.
+        data: Rows with scores, as written by `score_rows`, see `data.sources`.
+        split: The split to read, if the data set has splits.
 
     Raises:
-        OSError, ValueError: As from `open_source`; a row is bad, with its place; there are no pairs; no temperature makes
-            the likelihood greatest, since all margins are at least 0 or their mean is not greater than 0.
+        OSError, ValueError: As from `open_source`; a row is bad; there are no pairs; no temperature maximizes the
+            likelihood, because all margins are at least 0 or their mean is not greater than 0.
     """
     source = open_source(data, split)
     kind = kind_of_rows(source, (_PAIRS, _RATED), "chosen_score and rejected_score, or scores and ratings")
@@ -103,20 +103,20 @@ def fit_temperature(data: str | os.PathLike[str], *, split: str = "train") -> Fi
                 raise ValueError(f"{batch.place(i)}: {error.message}") from None
     margins = _margins(rows, kind)
     if not len(margins):
-        raise ValueError(f"{source.name}: must have two responses to a prompt that are rated differently, got none")
+        raise ValueError(f"{source.name}: must have two responses to a prompt with different ratings, got none")
     estimate = statistics.pairs(margins).get("temperature")
     if estimate is None:
         raise ValueError(
             f"{source.name}: the mean margin must be greater than 0 to fit a temperature, got {margins.mean():.4g} over "
-            f"{len(margins):,} pairs: the likelihood grows as the temperature goes to infinity. Are chosen and rejected, or "
-            "the scores, those of these responses?"
+            f"{len(margins):,} pairs. The likelihood would grow as the temperature goes to infinity. Check that the scores "
+            "belong to these responses, and that chosen and rejected are not swapped"
         )
     temperature, low, high = estimate
     if temperature == 0:
         raise ValueError(
-            f"{source.name}: margins of both signs are needed to fit a temperature, got {len(margins):,} pairs and none with "
-            "a margin less than 0: the likelihood grows as the temperature goes to 0. Fit on more pairs that were not "
-            "trained on"
+            f"{source.name}: margins must have both signs to fit a temperature, got {len(margins):,} pairs without a negative "
+            "margin. The likelihood would grow as the temperature goes to 0. Fit on more pairs, and on pairs that the model "
+            "was not trained on"
         )
     return Fit(temperature, *((low, high) if kind == _PAIRS else (None, None)), margins, source.name)
 
@@ -129,17 +129,17 @@ def add_divided_scores(
     split: str = "train",
     skip: bool = False,
 ) -> Divided:
-    """Write rows with their scores divided by a temperature. Killed, the same call goes on where it was.
+    """Write rows with their scores divided by a temperature. After a kill, the same call resumes.
 
     Args:
-        data: Rows with scores, as `score_rows` writes them, see `data.sources`.
+        data: Rows with scores, as written by `score_rows`, see `data.sources`.
         out: The output, see `data.resumable`.
         temperature: Greater than 0 and finite.
-        split: Of a data set that has some.
-        skip: Leave bad rows out instead of ending at the first.
+        split: The split to read, if the data set has splits.
+        skip: Leave bad rows out instead of stopping at the first one.
 
     Raises:
-        BadRowError: A row is bad, and bad rows are not skipped.
+        BadRowError: A row is bad, and `skip` is False.
         OSError, ValueError: As from `open_source` and `ResumableOutput`.
     """
     source = open_source(data, split)
@@ -155,7 +155,7 @@ def add_divided_scores(
         skip=skip,
     )
     with pipeline:
-        # All rows, also where the writing goes on in the middle.
+        # All rows, even if a resumed run has written some of them.
         read = [row for batch in pipeline.batches(0, "reading") for row in pipeline.parsed(batch).values.values()]
         margins = _margins(read, kind)
         for batch in pipeline.batches(pipeline.output.position, "writing"):
@@ -165,11 +165,11 @@ def add_divided_scores(
 
 
 def comparison(fit: Fit, divided: Divided | None = None) -> list[str]:
-    """Lines that say what a temperature is and does: NLL, Brier score and ECE before and after.
+    """Lines with the temperature, and with NLL, Brier score and ECE before and after.
 
     Args:
         fit: The temperature.
-        divided: Other pairs than it was fitted on.
+        divided: Pairs other than those it was fitted on.
     """
     interval = ""
     if (fit.low, fit.high) != (None, None):
@@ -189,10 +189,10 @@ def _parsed(row: dict[str, Any], kind: _Kind) -> _Row:
         return _Row([number(row, name) for name in kind], None)
     scores = numbers(row, "scores")
     if not scores:
-        raise RowError("scores are empty")
+        raise RowError("scores must be a non-empty list, got []")
     ratings = numbers(row, "ratings") if kind == _RATED or row.get("ratings") is not None else None
     if ratings is not None and len(ratings) != len(scores):
-        raise RowError(f"ratings has {len(ratings)} elements, scores has {len(scores)}")
+        raise RowError(f"ratings must have {len(scores)} elements like scores, got {len(ratings)}")
     return _Row(scores, ratings)
 
 
@@ -204,7 +204,7 @@ def _checked(row: _Row, temperature: float) -> _Row:
 
 
 def _margins(rows: Iterable[_Row], kind: _Kind) -> Floats:
-    """The better response's score less the other's: of each pair, and of each two responses that are rated differently."""
+    """The score of the better response minus the other, for each pair or every two responses with different ratings."""
     if kind == _PAIRS:
         table = np.array([row.scores for row in rows]).reshape(-1, 2)
         return table[:, 0] - table[:, 1]

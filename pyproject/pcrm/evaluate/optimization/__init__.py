@@ -1,14 +1,14 @@
-"""What a policy that is optimized against a proxy reward model gets, exactly, on pools of sampled responses.
+"""Exact proxy and gold reward of policies that are optimized against a proxy, on pools of sampled responses.
 
-A pool is a sample of responses of a reference policy to one prompt, each with the score of the
-proxy and a gold value that nobody optimized: a larger model's score, a person's rating. Formulas
-and special cases are in the documentation of the Go package `pcrm/stats`, which computes them.
+A pool is a sample of a reference policy's responses to one prompt. Each response has a score by the proxy and a gold value
+that is not optimized, such as the score of a larger model or a human rating. The Go package `pcrm/stats` computes the
+results, and its documentation has formulas and special cases.
 
     curve = best_of_n(scores, ratings, counts=[1, 4, 16])
     curve.gold[:, 0]     # the expected rating of the best of 1, 4 and 16 by score
     curve.gold[:, 1:]    # its 95% intervals
 
-RuntimeError of all functions: the native library is not there.
+All functions raise RuntimeError if the native library is not available.
 """
 
 from __future__ import annotations
@@ -26,23 +26,22 @@ from ..statistics import Floats
 
 Pools = Sequence[ArrayLike]
 
-# Of the penalty on the KL divergence: from hardly any optimization of most reward models to
-# nearly all that there is. TRL's own are 0.05 for RLOO and 0 for GRPO. The same for all models:
-# a scale that suits each would hide theirs.
+# Coefficients of the KL penalty: for most reward models from hardly any optimization to nearly the maximum. TRL's defaults
+# are 0.05 for RLOO and 0 for GRPO. All models get the same coefficients, so that differences in their scale show.
 COEFFICIENTS = (10.0, 5.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Policies that are more and more optimized, k of them.
+    """The results of k policies with increasing optimization.
 
     Attributes:
-        at: The n or the coefficient of each, shape (k,).
-        pools: How many pools each is the mean of, shape (k,).
-        kl: Divergence from the reference in nats, shape (k, 3) as all that follow: the mean over
-            pools and the ends of its 95% interval, which resamples pools.
+        at: The n or the coefficient of each policy, shape (k,).
+        pools: The number of pools that each result averages, shape (k,).
+        kl: KL divergence from the reference in nats. Shape (k, 3), like all that follow: the mean over pools and the ends
+            of its 95% interval, by resampling pools.
         proxy, gold: Expected values.
-        proxy_gain, gold_gain: The same less what the reference gets on the same pools.
+        proxy_gain, gold_gain: Expected values minus those of the reference on the same pools.
     """
 
     at: NDArray[Any]
@@ -56,9 +55,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the reference policy gets: shape (3,) each, a value and the ends of its 95% interval.
+    """The results of the reference policy. Shape (3,) each: a value and the ends of its 95% interval.
 
-    The standard deviations are those within a pool, NaN where no pool has two responses.
+    Standard deviations are within a pool, NaN if no pool has two responses.
     """
 
     proxy_mean: Floats
@@ -68,18 +67,19 @@ class Reference:
 
 
 def best_of_n(pools_scores: Pools, pools_gold: Pools, counts: Sequence[int] | None = None) -> Curve:
-    """Draw n responses and keep the one that the proxy scores highest: expected values over all subsets
-    of each pool, an unbiased estimate; kl = log n - (n - 1)/n.
+    """Results of best of n: draw n responses and keep the one with the highest proxy score.
+
+    Expected values are over all subsets of each pool, an unbiased estimate. kl = log n - (n - 1)/n.
 
     Args:
-        pools_scores: For each prompt the scores of its responses, one at least, finite.
+        pools_scores: For each prompt, the scores of its responses: at least one, finite.
         pools_gold: Their gold values, in the same order.
-        counts: The n, from 1 to the size of the largest pool; a smaller pool does not count at
-            this n. By default the powers of 2 up to the size of the smallest pool, and this.
+        counts: The values of n, from 1 to the size of the largest pool. Pools with fewer than n responses are left out at
+            this n. By default the powers of 2 up to the size of the smallest pool, and that size.
 
     Raises:
-        ValueError: no pools; as many scores and gold values they are not; a number that is not
-            finite, named by its pool and its place there; a count out of its range.
+        ValueError: There are no pools; scores and gold have different lengths; a number is not finite (the message has
+            its pool and index); a count is out of range.
     """
     scores, gold, offsets = _flat(pools_scores, pools_gold)
     if counts is None:
@@ -87,50 +87,51 @@ def best_of_n(pools_scores: Pools, pools_gold: Pools, counts: Sequence[int] | No
         counts = sorted({smallest, *(2**i for i in range(smallest.bit_length()))})
     at = np.array(counts)
     if at.ndim != 1 or (len(at) and at.dtype.kind not in "iu"):
-        raise ValueError(f"counts is {counts!r:.80}, must be a list of integers")
+        raise ValueError(f"counts must be a list of integers, got {counts!r:.80}")
     at = at.astype(np.int64)
     return _curve(at, statistics.best_of_n(scores, gold, offsets, at))
 
 
 def softmax_policy(pools_scores: Pools, pools_gold: Pools, coefficients: Sequence[float] = COEFFICIENTS) -> Curve:
-    """The optimum of RL with a KL penalty of weight b among the policies on a pool, in proportion to
-    exp(score / b) over the uniform reference: exact expected values and KL divergence.
+    """Results of the optimum of RL with a KL penalty of weight b, among the policies on a pool.
+
+    The optimum is proportional to exp(score / b) over the uniform reference. Expected values and KL divergence are exact.
 
     Args:
-        pools_scores, pools_gold: As for `best_of_n`.
-        coefficients: The b, at least 0: 0 takes the highest score, infinity leaves the reference.
+        pools_scores, pools_gold: As in `best_of_n`.
+        coefficients: The values of b, at least 0. 0 takes the highest score, infinity is the reference.
 
     Raises:
-        TypeError: a coefficient that is not a number, or a masked element.
-        ValueError: as `best_of_n`; a coefficient that is negative or NaN.
+        TypeError: A coefficient is not a number, or an element is masked.
+        ValueError: As from `best_of_n`; a coefficient is negative or NaN.
     """
     at = np.array([_check.number(f"coefficients[{i}]", b) for i, b in enumerate(coefficients)], np.float64)
     return _curve(at, statistics.softmax_policy(*_flat(pools_scores, pools_gold), at))
 
 
 def reference(pools_scores: Pools, pools_gold: Pools) -> Reference:
-    """What the reference policy gets, of which the pools are samples. Arguments and errors are those of `best_of_n`."""
+    """Results of the reference policy, which the pools are samples of. Arguments and errors are as in `best_of_n`."""
     found = statistics.reference(*_flat(pools_scores, pools_gold))
     return Reference(*(_triple(found, key) for key in ("proxy/mean", "proxy/sd", "gold/mean", "gold/sd")))
 
 
 def _flat(pools_scores: Pools, pools_gold: Pools) -> tuple[Floats, Floats, NDArray[np.int64]]:
     if len(pools_scores) != len(pools_gold):
-        raise ValueError(f"pools_gold has {len(pools_gold)} pools, pools_scores has {len(pools_scores)}")
+        raise ValueError(f"pools_gold must have {len(pools_scores)} pools like pools_scores, got {len(pools_gold)}")
     if not len(pools_scores):
-        raise ValueError("pools_scores is empty, must have at least one pool")
+        raise ValueError("pools_scores must have at least one pool, got none")
     flat = []
     for name, pools in (("scores", pools_scores), ("gold", pools_gold)):
         arrays = []
         for i, pool in enumerate(pools):
             array = _check.array(f"{name}[{i}]", pool)
             if array.ndim != 1 or array.dtype.kind not in "iuf":
-                raise ValueError(f"{name}[{i}] is {pool!r:.80}, must be a list of numbers")
+                raise ValueError(f"{name}[{i}] must be a list of numbers, got {pool!r:.80}")
             arrays.append(array.astype(np.float64))
         flat.append(arrays)
     for i, (s, g) in enumerate(zip(*flat, strict=True)):
         if len(s) != len(g):
-            raise ValueError(f"gold[{i}] has {len(g)} elements, scores[{i}] has {len(s)}")
+            raise ValueError(f"gold[{i}] must have {len(s)} elements like scores[{i}], got {len(g)}")
     sizes = [len(s) for s in flat[0]]
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     return np.concatenate(flat[0]), np.concatenate(flat[1]), offsets
@@ -146,5 +147,5 @@ def _curve(at: NDArray[Any], points: list[tuple[int, statistics.Estimates]]) -> 
 
 
 def _triple(estimates: statistics.Estimates, name: str) -> Floats:
-    """NaN for what is not defined."""
+    """An estimate as an array, NaN if it is undefined."""
     return np.array(estimates.get(name, (np.nan,) * 3), np.float64)

@@ -1,4 +1,4 @@
-"""Files and folders that are made once: sampled responses, their scores, trained policies."""
+"""Cached files and folders: sampled responses, their scores, trained policies."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ..._version import __version__
 
 
 def make_once(path: Path, recipe: dict[str, Any], make: Callable[[], object]) -> None:
-    """Call `make`, which makes `path`, unless the same recipe and version of pcrm made it before.
+    """Call `make`, which creates `path`, unless the same recipe and version of pcrm created it before.
 
-    The recipe is beside it in `NAME.recipe.json`, written last: without it `path` counts as not made.
+    The recipe is in `NAME.recipe.json` beside it. It is written last: without it, `path` counts as missing.
     """
     recipe = json.loads(json.dumps(recipe | {"pcrm": __version__}))
     marker = path.with_name(f"{path.name}.recipe.json")

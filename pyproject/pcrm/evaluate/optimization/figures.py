@@ -15,22 +15,21 @@ from ..statistics import Floats
 def policies(
     name: str, title: str, caption: str, models: dict[str, tuple[Floats, Floats, Floats]], labels: list[str]
 ) -> Figure:
-    """What optimized policies gain of proxy and gold over their KL divergence.
+    """Proxy and gold gain of optimized policies over their KL divergence.
 
     Args:
-        models: Their KL, proxy gain and gold gain, shape (k, 3) each: values and the ends of their
-            intervals.
-        labels: Of the k points, drawn at those of the first model.
+        models: KL, proxy gain and gold gain by model, shape (k, 3) each: values and the ends of their intervals.
+        labels: Labels of the k points, drawn at the points of the first model.
     """
     order = list(models)
     figure, axes = style.figure(1, 3.1, 1, 2)
-    for ax, what, column in zip(axes, ("proxy reward", "gold"), (1, 2), strict=True):
+    for ax, what, column in zip(axes, ("proxy reward", "gold reward"), (1, 2), strict=True):
         ax.axhline(0, color=style.MUTED, linewidth=0.8, zorder=1)
         for i, numbers in enumerate(models.values()):
             kl, gain = numbers[0][:, 0], numbers[column]
             ax.fill_between(kl, gain[:, 1], gain[:, 2], color=style.color(i), alpha=0.18, linewidth=0, zorder=2)
             ax.plot(kl, gain[:, 0], style.line(i), color=style.color(i), marker="o", markersize=3.5, zorder=3)
-        # The square root spreads small divergences, and has a place for 0, which a logarithm has not.
+        # The square root spreads small divergences and, unlike a logarithm, includes 0.
         ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
         right = max(float(m[0][:, 0].max()) for m in models.values()) or 1.0
         ax.set_xlim(0, 1.05 * right)
@@ -39,12 +38,12 @@ def policies(
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel("KL divergence from the reference policy, nats")
-        ax.set_ylabel(f"{what}, gain over the reference")
+        ax.set_ylabel(f"gain in {what}")
         kl, gain = next(iter(models.values()))[0][:, 0], next(iter(models.values()))[column][:, 0]
-        shown = 0.0  # where the axis is
+        shown = 0.0  # the position of the axis
         for x, y, label in zip(kl, gain, labels, strict=True):
             at = math.sqrt(x / right)
-            if at - shown > 0.06:  # text is that wide
+            if at - shown > 0.06:  # the width of a label
                 ax.annotate(label, (x, y), (0, 5), textcoords="offset points", ha="center", color=style.MUTED)
                 shown = at
     legend(figure, order, order)
@@ -52,10 +51,10 @@ def policies(
 
 
 def rl(models: dict[str, dict[str, Floats]]) -> Figure:
-    """Proxy, gold and KL of RL runs by step; what a model has no numbers of is NaN.
+    """Proxy, gold and KL of RL runs by step. Missing numbers are NaN.
 
     Args:
-        models: By name `step`, `proxy_mean`, `proxy_sd`, `proxy_max`, `gold_mean` and `kl`, shape (steps,).
+        models: By name: `step`, `proxy_mean`, `proxy_sd`, `proxy_max`, `gold_mean` and `kl`, shape (steps,).
     """
     order = list(models)
     with_kl = any(np.isfinite(m["kl"]).any() for m in models.values())
@@ -69,7 +68,7 @@ def rl(models: dict[str, dict[str, Floats]]) -> Figure:
         axes[1].plot(m["step"], m["gold_mean"], line, color=color, zorder=4)
         if with_kl:
             axes[2].plot(m["step"], m["kl"], line, color=color, zorder=4)
-    for ax, label in zip(axes, ("proxy reward", "gold", "KL divergence, nats a response"), strict=False):
+    for ax, label in zip(axes, ("proxy reward", "gold reward", "KL divergence, nats per response"), strict=False):
         ax.set_xlabel("step")
         ax.set_ylabel(label)
         ax.margins(x=0.02)
@@ -77,6 +76,7 @@ def rl(models: dict[str, dict[str, Floats]]) -> Figure:
     return Figure(
         "rl",
         "RL against the proxy",
-        "Of the responses of each step. Proxy: the mean with one standard deviation to either side, and dashed the maximum.",
+        "Means over the responses of each step. The band is one standard deviation of the proxy reward, the dashed line its "
+        "maximum.",
         style.svg(figure, "rl", "Proxy, gold and KL by step"),
     )

@@ -1,4 +1,4 @@
-"""Files of pools: rows of a prompt, its sampled responses, and what a proxy and a gold standard say of them."""
+"""Files of pools: each row has a prompt, sampled responses, and their values by a proxy and a gold standard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...data.sources import read_rows
 from ..scores import named, numbers
 from ..statistics import Floats
 
-# Where the gold values of a file of scored pools may be.
+# The columns that may hold the gold values of scored pools.
 GOLD_COLUMNS = ("gold_scores", "ratings")
 
 
@@ -26,20 +26,20 @@ class Pools:
 
 
 def read(arguments: Iterable[str], gold: str | None = None, split: str = "train") -> list[Pools]:
-    """Scored pools from `FILE` or `NAME=FILE`, each of one proxy.
+    """Read scored pools from `FILE` or `NAME=FILE`, one proxy per file.
 
     Args:
-        gold: The column of gold values; by default the one of GOLD_COLUMNS that the rows have.
+        gold: The column of gold values. By default the one of GOLD_COLUMNS that the rows have.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: a row without scores or gold values, or with others than finite numbers, or
-            not as many of both, with its place; a file without rows; two of one name.
+        OSError: A file does not exist.
+        ValueError: A row has no scores or gold values, or they are not finite numbers, or their counts differ (the message
+            has the place); a file has no rows; two files have the same name.
     """
     found: dict[str, Pools] = {}
     for name, path in named(list(arguments)):
         if name in found:
-            raise ValueError(f"{path}: there is a proxy {name} already: name it, NAME={path}")
+            raise ValueError(f"{path}: the name of a proxy must be unique, got {name} twice. Name it with NAME={path}")
         found[name] = Pools(name, *columns(path, ("scores", gold or _gold_column(path, split)), split))
     return list(found.values())
 
@@ -48,15 +48,18 @@ def _gold_column(path: str, split: str) -> str:
     place, row = next(iter(read_rows(path, split)), ("", {}))
     present = [column for column in GOLD_COLUMNS if column in row]
     if len(present) > 1:
-        raise ValueError(f"{place}: has {' and '.join(present)}: say which one is gold")
+        raise ValueError(
+            f"{place}: must have one gold column, got {' and '.join(present)}. Choose one with --gold {present[0]} or --gold "
+            f"{present[1]}"
+        )
     return present[0] if present else GOLD_COLUMNS[-1]
 
 
 def columns(path: str, names: tuple[str, ...], split: str = "train") -> list[list[Floats]]:
-    """These columns of a file, each a list of arrays, in every row as long as each other.
+    """Read columns of lists. In each row all lists must have the same length.
 
     Raises:
-        OSError, ValueError: as `read`.
+        OSError, ValueError: As from `read`.
     """
     found: list[list[Floats]] = [[] for _ in names]
     for place, row in read_rows(path, split):
@@ -65,10 +68,12 @@ def columns(path: str, names: tuple[str, ...], split: str = "train") -> list[lis
         except RowError as error:
             raise ValueError(f"{place}: {error.message}") from None
         if not lists[0]:
-            raise ValueError(f"{place}: {names[0]} is empty")
+            raise ValueError(f"{place}: {names[0]} must be a non-empty list, got []")
         for name, values, arrays in zip(names, lists, found, strict=True):
             if len(values) != len(lists[0]):
-                raise ValueError(f"{place}: {name} has {len(values)} elements, {names[0]} has {len(lists[0])}")
+                raise ValueError(
+                    f"{place}: {name} must have {len(lists[0])} elements like {names[0]}, got {len(values)}"
+                )
             arrays.append(np.array(values))
     if not found[0]:
         raise ValueError(f"{path}: holds no rows")

@@ -1,4 +1,4 @@
-"""A short run of TRL's RLOO or GRPO with a proxy as the reward, and what becomes of proxy and gold by step."""
+"""A short run of TRL's RLOO or GRPO with a proxy as the reward, which records proxy and gold reward by step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..._printable import printable
 from ..reward_model import identity_of
 from .cached import make_once
 
-# The rewards of responses to prompts: a RewardModel, or whatever takes both lists.
+# Returns the rewards of responses to prompts: a RewardModel, or any function of both lists.
 Reward = Callable[[Sequence[Any], Sequence[Any]], Any]
 
 _TRAINERS = {"rloo": (RLOOConfig, RLOOTrainer), "grpo": (GRPOConfig, GRPOTrainer)}
@@ -36,19 +36,19 @@ _TRAINERS = {"rloo": (RLOOConfig, RLOOTrainer), "grpo": (GRPOConfig, GRPOTrainer
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a run. What is None is TRL's own default.
+    """Settings of a run. None means TRL's default.
 
     Attributes:
         algorithm: "rloo" or "grpo".
         steps: Updates of the policy.
-        prompts: In each step.
-        generations: Responses to each of them.
-        batch_size: Responses in a pass, a divisor of prompts * generations; None for all of them.
-        max_new_tokens: Of a response.
-        temperature: Of the policy's distribution.
-        beta: Weight of the KL divergence from the policy as it was, in the reward (RLOO) or the loss (GRPO).
-        learning_rate: Of AdamW, constant.
-        seed: Of the order of the prompts and the responses.
+        prompts: Prompts per step.
+        generations: Responses per prompt.
+        batch_size: Responses per pass, a divisor of prompts * generations. None means all of them.
+        max_new_tokens: Maximal tokens of a response.
+        temperature: Sampling temperature.
+        beta: Weight of the KL divergence from the initial policy, in the reward (RLOO) or the loss (GRPO).
+        learning_rate: Constant learning rate of AdamW.
+        seed: Seed for the order of the prompts and for sampling.
     """
 
     algorithm: str = "rloo"
@@ -78,15 +78,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Step:
-    """The responses of one step, which the policy gave after so many updates: 0 is the policy as it was.
+    """Statistics of the responses of one step.
 
     Attributes:
-        proxy_mean, proxy_sd, proxy_max: Of their rewards; the standard deviation divides by their number.
-        gold_mean: Of their gold values.
-        kl: Their mean divergence from the policy as it was, in nats a response: what TRL logs a token
-            times the mean length; its estimate, which may be negative for RLOO. None where TRL
-            computes none, for a beta of 0.
-        length: Their mean length in tokens.
+        step: The number of updates before it. 0 is the initial policy.
+        proxy_mean, proxy_sd, proxy_max: Statistics of the proxy rewards. The standard deviation divides by their number.
+        gold_mean: The mean of the gold values.
+        kl: The mean divergence from the initial policy, in nats per response: the value that TRL logs per token, times the
+            mean length. TRL's estimate may be negative for RLOO. None if beta is 0, because TRL then computes none.
+        length: The mean length in tokens.
     """
 
     step: int
@@ -109,32 +109,33 @@ def train(
     device: str | None = None,
     name: str = "RL",
 ) -> list[Step]:
-    """Train a policy for the rewards of a proxy, with the gold values of its responses beside them.
+    """Train a policy on the rewards of a proxy, and record the gold values of its responses.
 
-    In `out`: `policy`, the trained checkpoint, and `steps.csv`. Killed, the same call goes on from its
-    last checkpoint, of which there are twenty a run; a run that is done is read from its files. Of
-    proxy and gold that are no `RewardModel` only the names tell whether it is the same run.
+    Writes `policy`, the trained checkpoint, and `steps.csv` to `out`. After a kill, the same call resumes from the last
+    checkpoint; there are twenty per run. A finished run is read from its files. For a proxy or gold that is not a
+    `RewardModel`, only its name decides whether it is the same run.
 
     Args:
         policy: The folder or hub name of a causal language model with its tokenizer.
-        prompts: Texts or lists of messages, at least as many as a step takes.
-        proxy, gold: Called with lists of prompts and responses, they return finite numbers.
+        prompts: Texts or lists of messages, at least as many as one step needs.
+        proxy, gold: Called with lists of prompts and responses. They return finite numbers.
 
     Returns:
-        One Step an update, in their order.
+        One Step per update, in order.
 
     Raises:
-        OSError: there is no such policy.
-        ValueError: too few prompts; a reward that is not finite; a policy whose tokenizer has no
-            token that ends a text.
+        OSError: The policy does not exist.
+        ValueError: There are too few prompts; a reward is not finite; the tokenizer of the policy has no EOS token.
     """
     settings = settings or Settings()
     out = Path(out)
     if len(prompts) < settings.prompts:
-        raise ValueError(f"prompts must be at least {settings.prompts}, as many as a step takes, got {len(prompts)}")
+        raise ValueError(
+            f"prompts must have at least {settings.prompts} elements, one step's worth, got {len(prompts)}"
+        )
     tokenizer = load_tokenizer(policy, padding_side="left")
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{os.fspath(policy)}: its tokenizer has no token that ends a text")
+        raise ValueError(f"{os.fspath(policy)}: the tokenizer must have an eos_token, got none")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model: Any = load_model(AutoModelForCausalLM, policy, dtype=torch.float32)
@@ -180,7 +181,7 @@ def _identity(reward: Reward) -> Any:
 
 
 def _check_same(scratch: Path, recipe: dict[str, Any]) -> None:
-    """Checkpoints of another run are nothing to go on from."""
+    """Remove the checkpoints of a different run."""
     marker = scratch / "recipe.json"
     text = json.dumps(recipe)
     if not marker.is_file() or marker.read_text(encoding="utf-8") != text:
@@ -205,7 +206,7 @@ def _run(
     per_pass = settings.batch_size or total
     given = {"beta": settings.beta, "learning_rate": settings.learning_rate}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of names that TRL and transformers change between them
+        warnings.simplefilter("ignore", FutureWarning)  # about renamed arguments between TRL and transformers
         args = config(
             output_dir=str(folder),
             max_steps=settings.steps,
@@ -220,10 +221,10 @@ def _run(
             gradient_checkpointing=False,
             logging_steps=1,
             save_steps=max(1, settings.steps // 20),
-            save_total_limit=2,  # the one before it counts where the last was not finished
+            save_total_limit=2,  # the previous one is needed if the last is incomplete
             report_to="none",
             seed=settings.seed,
-            disable_tqdm=True,  # the bar is the recorder's
+            disable_tqdm=True,  # the recorder shows a progress bar
             **{k: v for k, v in given.items() if v is not None},
         )
         recorder = _Recorder(proxy, gold, name)
@@ -251,7 +252,7 @@ def _run(
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    """Its trainer_state.json is what the trainer writes last."""
+    """The last complete checkpoint. The trainer writes trainer_state.json last."""
     found = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json") if _is_json(p)]
     return max(found, key=lambda p: int(p.name.partition("-")[2]), default=None)
 
@@ -265,7 +266,7 @@ def _is_json(path: Path) -> bool:
 
 
 class _Recorder(TrainerCallback, ExportableState):
-    """The rewards of a run with what becomes of them. What it has recorded is part of each checkpoint."""
+    """Computes and records the rewards of a run. Each checkpoint contains the record."""
 
     def __init__(self, proxy: Reward, gold: Reward, name: str) -> None:
         self.proxy, self.gold, self.name = proxy, gold, name
@@ -306,5 +307,5 @@ def _finite(what: str, rewards: Any) -> np.ndarray:
     array = np.asarray(rewards, np.float64)
     if not np.isfinite(array).all():
         i = int(np.flatnonzero(~np.isfinite(array))[0])
-        raise ValueError(f"The {what} reward of response {i} must be finite, got {array[i]}")
+        raise ValueError(f"the {what} reward of response {i} must be finite, got {array[i]}")
     return array

@@ -1,4 +1,4 @@
-"""Responses sampled from a policy with transformers, and their scores, in files that a kill does not lose."""
+"""Responses sampled from a policy with transformers, and their scores, in files that survive a kill."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from ..statistics import Floats
 from .cached import make_once
 from .pools import columns
 
-# What is in memory at once and what a kill loses. Lines of a file are read by no fewer.
+# Prompts that are in memory at once, and that a kill loses. Lines of a file are read in at least this many.
 _SHARD_PROMPTS = 64
 
 
 class Policy:
-    """A causal language model with its tokenizer, that samples as TRL's online trainers do: from the model's
-    own distribution, without a top k or a nucleus.
+    """A causal language model with its tokenizer. It samples like TRL's online trainers: from the full distribution of the
+    model, without top-k or nucleus sampling.
 
     Args:
-        model: The checkpoint's folder or its name on the hub.
-        max_new_tokens: Of a response.
-        temperature: Of its distribution, greater than 0.
-        batch_size: Responses that are sampled at once. It decides which ones come out.
-        device: A torch device; by default the GPU where there is one, else the CPU.
+        model: The folder of the checkpoint or its name on the hub.
+        max_new_tokens: Maximal tokens of a response.
+        temperature: Sampling temperature, greater than 0.
+        batch_size: Responses that are sampled at once. The samples depend on it.
+        device: A torch device. By default the GPU if there is one, else the CPU.
 
     Raises:
-        OSError: there is no such checkpoint, or no tokenizer in it.
-        TypeError: a number is of another type.
-        ValueError: the tokenizer has no token that ends a text; an argument out of its range.
+        OSError: The checkpoint does not exist, or has no tokenizer.
+        TypeError: A number has the wrong type.
+        ValueError: The tokenizer has no EOS token; an argument is out of range.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Policy:
         self.name, self.batch_size = os.fspath(model), _check.integer("batch_size", batch_size, 1)
         self.tokenizer = load_tokenizer(self.name, padding_side="left")
         if self.tokenizer.eos_token_id is None:
-            raise ValueError(f"{self.name}: its tokenizer has no token that ends a text")
+            raise ValueError(f"{self.name}: the tokenizer must have an eos_token, got none")
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -68,7 +68,7 @@ class Policy:
         self._model = loaded.eval().to(self.device)
         ends = self._model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-        # In the model's place for it: of what is not said, generate() would take what the checkpoint says.
+        # Set on the model: generate() would otherwise fill unset options from the checkpoint's configuration.
         self._model.generation_config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=True,
@@ -89,14 +89,13 @@ class Policy:
 
     @torch.inference_mode()
     def sample(self, prompts: Sequence[Any], samples: int, seed: Sequence[int]) -> list[list[Any]]:
-        """So many responses to each prompt: texts to texts, lists of one message to messages.
+        """Sample `samples` responses to each prompt: texts for text prompts, lists with one message for lists of messages.
 
         Args:
-            seed: Integers, at least 0; the same ones and the same prompts give the same responses
-                on the same machine.
+            seed: Integers, at least 0. The same seed and prompts give the same responses on the same machine.
 
         Raises:
-            RowError: a prompt is neither, is empty, or is too long, with its number as `row`.
+            RowError: A prompt is neither a text nor a list of messages, is empty, or is too long. `row` is its index.
         """
         ids = []
         for i, prompt in enumerate(prompts):
@@ -123,26 +122,30 @@ class Policy:
             ids = self.tokenizer(text=prompt, verbose=False)["input_ids"]
         elif isinstance(prompt, list) and prompt and all(isinstance(m, dict) and "role" in m for m in prompt):
             if self.tokenizer.chat_template is None:
-                raise RowError(f"prompt is a list of messages, and the tokenizer of {self.name} has no chat template")
+                raise RowError(
+                    f"prompt must be a text because the tokenizer of {self.name} has no chat template, got a list of messages"
+                )
             ids = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
         else:
-            raise RowError(f"prompt is {prompt!r:.80}, must be a text or a list of messages")
+            raise RowError(f"prompt must be a text or a list of messages, got {prompt!r:.80}")
         if not ids:
-            raise RowError("prompt has no tokens")
+            raise RowError("prompt must have at least one token, got none")
         if self._room is not None and len(ids) > self._room:
-            raise RowError(f"prompt has {len(ids)} tokens, {self.name} has room for {self._room} before a response")
+            raise RowError(
+                f"prompt must have at most {self._room} tokens, so that {self.name} has room for a response, got {len(ids)}"
+            )
         return ids
 
 
 def sample(
     policy: Policy, source: str, out: str | os.PathLike[str], *, samples: int, seed: int = 0, split: str = "train"
 ) -> None:
-    """Write the rows of a file with so many `responses` to the `prompt` of each, if they are not there already.
+    """Write the rows of a file with `responses` sampled for each `prompt`, unless this was done before.
 
-    Killed, the same call goes on where it was, with the same responses as it would have made.
+    After a kill, the same call resumes, and samples the same responses.
 
     Raises:
-        OSError, ValueError: as `pcrm score`; a row without a prompt, or with responses already.
+        OSError, ValueError: As from `pcrm score`; a row has no prompt, or already has responses.
     """
     samples, seed = _check.integer("samples", samples, 1), _check.integer("seed", seed)
     opened = open_source(source, split)
@@ -171,14 +174,14 @@ def sample(
 
 def _prompt(row: dict[str, Any]) -> Any:
     if row.get("prompt") is None:
-        raise RowError(f"has no prompt, its keys are {listed(row)}")
+        raise RowError(f"must have a key 'prompt', got {listed(row)}")
     return row["prompt"]
 
 
 def score_responses(
     model: RewardModel, source: str, out: Path, split: str = "train", processes: Processes | None = None
 ) -> list[Floats]:
-    """Score the `responses` in each row of a file, unless their scores are in `out` already.
+    """Score the `responses` of each row of a file, unless `out` has their scores.
 
     Args:
         processes: See `add_scores`.
@@ -187,7 +190,7 @@ def score_responses(
         The scores of each row.
 
     Raises:
-        OSError, ValueError: as `pcrm score`.
+        OSError, ValueError: As from `pcrm score`.
     """
     rows = open_source(source, split)
     recipe = {"model": model.identity, "rows": rows.identity, "dtype": model.dtype, "max_length": model.max_length}

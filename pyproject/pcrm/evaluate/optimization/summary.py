@@ -1,4 +1,4 @@
-"""The page of `pcrm optimize`: how far proxy and gold go together while a policy is optimized."""
+"""The page of `pcrm optimize`: proxy and gold reward of policies with increasing optimization."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _VALUES = ("kl", "proxy", "gold", "proxy_gain", "gold_gain")
 
 @dataclass(frozen=True)
 class Run:
-    """An RL run against a proxy: its steps, and pools of the trained policy to the prompts of the pools before."""
+    """An RL run against a proxy: its steps, and pools of the trained policy for the same prompts."""
 
     settings: Settings
     steps: list[Step]
@@ -41,7 +41,7 @@ class Run:
 
 @dataclass(frozen=True)
 class _Change:
-    """What optimized a policy, and its means before and after; the gains have intervals."""
+    """How a policy was optimized, and its means before and after. The gains have intervals."""
 
     by: str
     proxy: tuple[float, float]
@@ -68,7 +68,7 @@ class _Model:
 
     def _trained(self, run: Run) -> _Change:
         before, after = self.reference, reference(run.after.scores, run.after.gold)
-        # Pools of one number each, the difference of a prompt's means: intervals resample prompts.
+        # Pools with a single number, the difference of a prompt's means, so that intervals resample prompts.
         scores, gold = (
             [[b.mean() - a.mean()] for a, b in zip(*both, strict=True)]
             for both in ((self.pools.scores, run.after.scores), (self.pools.gold, run.after.gold))
@@ -91,20 +91,19 @@ def write(
     coefficients: Sequence[float] = COEFFICIENTS,
     runs: dict[str, Run] | None = None,
 ) -> dict[str, Any]:
-    """Write summary.json, optimize.html, the figures as SVG and, of RL runs, rl.csv into a folder, which is made.
+    """Write summary.json, optimize.html, the figures as SVG and, for RL runs, rl.csv into a folder, which is created.
 
     Args:
-        models: At least one, a proxy each.
-        counts, coefficients: As `best_of_n` and `softmax_policy` have them; the page has them in
-            the order of their divergence.
-        runs: By the names of models.
+        models: At least one model, each a proxy.
+        counts, coefficients: As in `best_of_n` and `softmax_policy`. The page orders them by KL divergence.
+        runs: RL runs, by the name of the model.
 
     Returns:
-        What summary.json holds: the keys of docs/optimize.md for one model, else {"models": {name: keys}}.
+        The content of summary.json: the keys of docs/optimize.md for one model, else {"models": {name: keys}}.
 
     Raises:
-        ValueError: as `best_of_n` and `softmax_policy`.
-        OSError: the folder cannot be written.
+        ValueError: As from `best_of_n` and `softmax_policy`.
+        OSError: The folder cannot be written.
     """
     runs = runs or {}
     analyzed = {
@@ -132,7 +131,7 @@ def write(
         subtitle=" · ".join(lines(summary)),
         columns=list(analyzed),
         rows=_rows(analyzed),
-        note="In brackets: 95% bootstrap intervals, which resample prompts. Gains are over the reference policy.",
+        note="Gains are relative to the reference policy. Brackets: 95% bootstrap intervals over prompts.",
         figures=pictures,
         figures_first=True,
         footer=f"pcrm {__version__} · {_contents(models)}",
@@ -143,14 +142,14 @@ def write(
 
 
 def lines(summary: dict[str, Any]) -> list[str]:
-    """By how much the reward scaled, a line a model."""
+    """How proxy and gold reward changed, one line per model."""
     if "models" not in summary:
         return [summary["scaled"]["text"]]
     return [f"{name}: {s['scaled']['text']}" for name, s in summary["models"].items()]
 
 
 def _ordered(curve: Curve) -> Curve:
-    """By divergence, each policy once; where the divergences are equal the larger coefficient is first."""
+    """The curve sorted by KL divergence, each policy once. For equal divergences the larger coefficient is first."""
     _, first = np.unique(curve.at, return_index=True)
     first = first[::-1] if curve.at.dtype.kind == "f" else first
     order = first[np.argsort(curve.kl[first, 0], kind="stable")]
@@ -190,19 +189,19 @@ def _scaled(m: _Model) -> dict[str, Any]:
     in_sd = ""
     if (sd := float(m.reference.proxy_sd[0])) > 0:
         found["proxy_gain_in_sd"] = float(c.proxy_gain[0]) / sd
-        in_sd = f", {found['proxy_gain_in_sd']:.1f} sd of the reference policy"
+        in_sd = f", {found['proxy_gain_in_sd']:.1f} SD of the reference policy"
     found |= {"gold_from": float(c.gold[0]), "gold_to": float(c.gold[1])} | _interval("gold_gain", c.gold_gain)
-    # Rounded first, and 0 added, so that there is no -0.00.
+    # Round first and add 0, to avoid -0.00.
     ends = [f"{round(float(x), 2) + 0:.2f}" for x in (*c.proxy, *c.gold)]
     gain = f"{round(float(c.proxy_gain[0]), 2) + 0:+.2f}"
     found["text"] = (
-        f"{c.by}: proxy reward scaled from {ends[0]} to {ends[1]} ({gain}{in_sd}), gold from {ends[2]} to {ends[3]}"
+        f"{c.by}: proxy reward from {ends[0]} to {ends[1]} ({gain}{in_sd}), gold reward from {ends[2]} to {ends[3]}"
     )
     return found
 
 
 def _interval(key: str, numbers: Floats) -> dict[str, Any]:
-    """As summary.json has it; nothing where the number is not defined."""
+    """A value and its interval as keys of summary.json. Empty if the value is undefined."""
     value, *ends = (x if math.isfinite(x) else None for x in numbers.tolist())
     return {} if value is None else {key: value, f"{key}_ci": ends}
 
@@ -215,13 +214,13 @@ def _rows(models: dict[str, _Model]) -> list[page.Row]:
         rows.append((label, [_cell(n) for n in numbers]))
 
     for what in ("proxy", "gold"):
-        add(f"Reference policy: {what}", (getattr(m.reference, f"{what}_mean") for m in all_))
+        add(f"Reference policy: {what} reward", (getattr(m.reference, f"{what}_mean") for m in all_))
         add("… standard deviation within a prompt", (getattr(m.reference, f"{what}_sd") for m in all_))
     for label, curves in (
         ("Best of {:g}", [m.best for m in all_]),
-        ("RL's optimum, b = {:g}", [m.softmax for m in all_]),
+        ("RL optimum, b = {:g}", [m.softmax for m in all_]),
     ):
-        # Where the n are not given, pools of other sizes have others. Without divergence it is the reference.
+        # The default n depend on the sizes of the pools. A policy with divergence 0 is the reference.
         moved = curves[0].at[curves[0].kl[:, 0] > 0]
         common = [at for at in moved if all(at in c.at for c in curves)]
         for what in ("proxy_gain", "gold_gain"):
@@ -253,16 +252,16 @@ def _figures(models: dict[str, _Model]) -> list[Figure]:
         figures.policies(
             "best-of-n",
             "Best of n",
-            "The response that the proxy scores highest among n, the numbers at the points: expected values over all "
-            "subsets of the pools. Where proxy goes up and gold does not follow, the proxy is overoptimized.",
+            "Each point is the best of n responses by proxy score; the labels are n. Expected values over all subsets of the "
+            "pools, with 95% intervals. The proxy is over-optimized where proxy reward rises and gold reward does not.",
             curves("best"),
             [str(n) for n in first.best.at.tolist()],
         ),
         figures.policies(
             "softmax-policy",
-            "RL's optimum on the pools",
-            "The policy with the highest proxy reward less b times its KL divergence, in proportion to exp(score / b); "
-            "the numbers at the points are b. Of the same b, a proxy of larger scale goes farther.",
+            "RL optimum on the pools",
+            "Each point is the policy that maximizes proxy reward minus b times its KL divergence; the labels are b. It is "
+            "proportional to exp(score / b). At the same b, a proxy with a larger scale moves the policy farther.",
             curves("softmax"),
             [f"{b:g}" for b in first.softmax.at.tolist()],
         ),
@@ -292,6 +291,6 @@ def _contents(models: Sequence[Pools]) -> str:
     def one(m: Pools) -> str:
         sizes = [len(s) for s in m.scores]
         each = f"{sizes[0]:,}" if min(sizes) == max(sizes) else f"{min(sizes):,} to {max(sizes):,}"
-        return f"{len(sizes):,} prompts with {each} responses each"
+        return f"{len(sizes):,} prompt{'s' * (len(sizes) > 1)} with {each} responses each"
 
     return "; ".join(dict.fromkeys(one(m) for m in models))

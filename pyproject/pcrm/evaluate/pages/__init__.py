@@ -1,6 +1,6 @@
-"""What the pages of `pcrm report` and `pcrm optimize` share.
+"""Shared code of the pages of `pcrm report` and `pcrm optimize`.
 
-style   how figures look
-figure  an SVG with the words around it, and its legend
-page    the self-contained HTML page, a table of numbers and figures
+style   the look of figures
+figure  an SVG with title, caption and legend
+page    the self-contained HTML page with a table of numbers and figures
 """

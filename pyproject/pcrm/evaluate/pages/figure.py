@@ -1,4 +1,4 @@
-"""A figure of a page: an SVG with the words around it."""
+"""A figure of a page: an SVG with title and caption."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import style
 
 @dataclass
 class Figure:
-    """An SVG element with the words around it. `wide` figures take the page's whole width."""
+    """An SVG element with title and caption. `wide` figures take the full width of the page."""
 
     name: str
     title: str
@@ -23,7 +23,7 @@ class Figure:
 
 
 def legend(figure: Any, names: list[str], order: list[str]) -> None:
-    """Put a legend of these models above a figure, unless there is only one. `order` gives each its color."""
+    """Put a legend of these models above a figure, unless there is only one. `order` determines the colors."""
     if len(names) < 2:
         return
     handles = [
@@ -33,9 +33,8 @@ def legend(figure: Any, names: list[str], order: list[str]) -> None:
 
 
 def _columns(names: list[str], width: float) -> int:
-    """As many columns of a legend, up to four, as fit into a width in inches."""
-    # At 8.5 points a letter of the system's font has .066 inches on average; a line and the space
-    # beside it take as much as ten.
+    """The number of legend columns, up to four, that fit into a width in inches."""
+    # At 8.5 points, a letter of the system's font is .066 inches wide on average. A line with its space is as wide as ten.
     for columns in range(min(len(names), 4), 1, -1):
         widest = (max(map(len, names[i::columns])) + 10 for i in range(columns))
         if 0.066 * sum(widest) <= width:

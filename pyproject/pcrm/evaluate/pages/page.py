@@ -1,6 +1,6 @@
-"""The page: one file with everything in it, for light and dark screens and for paper.
+"""The page: a single file with everything in it, for light and dark screens and for paper.
 
-All text reaches it through the template, templates/page.html, which escapes it.
+All text goes through the template templates/page.html, which escapes it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..._printable import printable
 from . import style
 from .figure import Figure
 
-# (label, values with their intervals) a row; None starts a new part of the table.
+# A row is (label, values with their intervals). None starts a new section of the table.
 Cell = tuple[str, str]
 Row = tuple[str, Sequence[Cell]] | None
 
@@ -24,7 +24,7 @@ _LIGHT = {"ink": style.INK, "muted": style.MUTED, "rule": style.RULE, "paper": s
 
 
 def _finalize(value: Any) -> Any:
-    """Escape what does not print; Jinja2 escapes HTML after that. Markup, which is our own, stays as it is."""
+    """Escape unprintable characters. Jinja2 then escapes HTML. Markup, which only our code makes, stays as it is."""
     return printable(value) if type(value) is str else value
 
 
@@ -50,7 +50,7 @@ def render(
     footer: str,
     figures_first: bool = False,
 ) -> str:
-    """The page as HTML, with the table of numbers before or after the figures."""
+    """Render the page as HTML, with the table of numbers before or after the figures."""
     return _TEMPLATE.render(
         title=title,
         subtitle=subtitle,
@@ -69,7 +69,7 @@ def render(
 
 
 def text(columns: Sequence[str], rows: Sequence[Row]) -> str:
-    """The table as lines of text: for one column with intervals, for several the values alone."""
+    """The table as text. A single column has intervals; several columns have only values."""
     several = len(columns) > 1
     parts = [
         [[label, *(v for v, _ in cells)] if several else [label, *cells[0]] for label, cells in part]

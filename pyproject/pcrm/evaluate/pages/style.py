@@ -1,7 +1,7 @@
-"""How figures look, on light and dark pages and on paper.
+"""The look of figures, on light and dark pages and on paper.
 
-Matplotlib draws with the light colors, which any viewer shows. A style sheet, in each SVG file
-and in the page, replaces them where a dark color scheme is asked for; paper stays light.
+Matplotlib draws with the light colors, which every viewer shows. A style sheet in each SVG file and in the page replaces
+them for a dark color scheme. Paper stays light.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # no display is needed, and none may be there
+matplotlib.use("Agg")  # works without a display
 
 import matplotlib.pyplot as plt
 from markupsafe import Markup, escape
@@ -21,9 +21,9 @@ from matplotlib.text import Text
 
 from ..._printable import printable
 
-# Light and dark. Inks are of text, of what recedes, of rules and of the page.
+# The light colors of text, secondary text, rules and background. DARK maps them to the dark ones.
 INK, MUTED, RULE, PAPER = "#24292f", "#6b7480", "#d5dae0", "#ffffff"
-# Of models: apart in lightness too, for color-blind eyes.
+# The colors of models. They also differ in lightness, for color-blind readers.
 SERIES = ("#1f6f8b", "#b3541e", "#6a4c93", "#3f7d3f", "#937200", "#a8326f", "#4a5a78", "#7a3b2e")
 DARK = {
     INK: "#e3e7ec",
@@ -39,7 +39,7 @@ DARK = {
     ),
 }
 
-_WIDTH = 7.4  # inches of a figure across the page; text is 8.5 points
+_WIDTH = 7.4  # inches, of a figure across the full page; text has 8.5 points
 _RC: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -78,17 +78,17 @@ def color(i: int) -> str:
 
 
 def line(i: int) -> Any:
-    """The line style of model i: the colors begin anew with another one."""
+    """The line style of model i. It changes when the colors start over."""
     return ("-", "--", ":", "-.")[i // len(SERIES) % 4]
 
 
 def style() -> Any:
-    """A context in which figures are made and written."""
+    """The context for making and writing figures."""
     return plt.rc_context(_RC)
 
 
 def figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
-    """A figure of a share of the page's width, a height in inches, and its axes."""
+    """A figure and its axes. `width` is a fraction of the page's width, `height` is in inches."""
     return plt.subplots(rows, columns, figsize=(_WIDTH * width, height), layout="constrained", **options)
 
 
@@ -101,17 +101,17 @@ _STANDALONE = f"<style>@media screen and (prefers-color-scheme: dark){{{DARK_CSS
 
 
 def svg(figure: Any, name: str, title: str) -> Markup:
-    """A figure as an SVG element, closed afterwards.
+    """Return a figure as an SVG element, and close it.
 
     Args:
-        name: Put before the element's ids, so that several can be in one page.
-        title: What a screen reader says.
+        name: The prefix of the element's ids, so that a page can hold several figures.
+        title: The text for screen readers.
     """
     for text in figure.findobj(Text):
         text.set_text(printable(text.get_text()))
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-        # The viewer's font draws the text. Matplotlib's own only measures it.
+        # The viewer's font draws the text. Matplotlib's font only measures it.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     plt.close(figure)
@@ -123,12 +123,12 @@ def svg(figure: Any, name: str, title: str) -> Markup:
         text = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', match[0])
         text = re.sub(r'href="#', f'href="#{name}-', text)
         text = re.sub(r"url\(#", f"url(#{name}-", text)
-        # The family that the viewer has; matplotlib writes a list of what it looked for.
+        # The viewer's system font, instead of matplotlib's list of candidates.
         text = re.sub(r"(font: [^;\"]*?\d+(?:\.\d+)?px) [^;\"]*", r"\1 system-ui, sans-serif", text)
         return re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", text)
 
-    text = re.sub(r"<[^>]*>", tag, text)  # and not in the texts between tags, which may be names
-    # The page decides on the size; the view box keeps the proportions.
+    text = re.sub(r"<[^>]*>", tag, text)  # not in the text between tags, which may be a name
+    # The page determines the size, and the view box keeps the proportions.
     head, rest = text.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
     head += f' role="img" aria-labelledby="{name}-title"><title id="{name}-title">{escape(title)}</title>'
@@ -136,7 +136,7 @@ def svg(figure: Any, name: str, title: str) -> Markup:
 
 
 def standalone(svg: str) -> str:
-    """The same as a file of its own."""
+    """An SVG element as a standalone file."""
     head, rest = str(svg).split(">", 1)
     box = re.search(r'viewBox="([^"]*)"', head)
     assert box is not None  # matplotlib always writes it

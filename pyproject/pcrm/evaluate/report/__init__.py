@@ -1,5 +1,5 @@
-"""`pcrm report`: what a reward model's scores are like, as numbers, figures and a page of both.
+"""`pcrm report`: statistics of a reward model's scores, as numbers, figures and a page with both.
 
-summary  the numbers of all models, and the files that have them
-figures  their pictures
+summary  the numbers of all models, and the output files
+figures  the figures
 """

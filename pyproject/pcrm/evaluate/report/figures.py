@@ -1,6 +1,6 @@
-"""The figures of a report, each for all models at once; None where no model has what it needs.
+"""The figures of a report. Each shows all models, and is None if no model has the data for it.
 
-`order` is that of all the models of the report: it gives each its color, whichever figure it is in.
+`order` lists all models of the report. It determines the color of each model in all figures.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ..pages import style
 from ..pages.figure import Figure, legend
 from ..statistics import Floats
 
-# Beyond so many points a cloud hides its own density, and an SVG of it is large.
+# With more points, a scatter plot hides their density, and the SVG is large.
 _POINTS = 3000
 
 _CALIBRATED_LINE = (0, (4, 2.5))  # dashes
 _BY_LOSS_LINE = (0, (1, 1.5))  # dots
 
-# Of the pairs. At least one of ten bins has a tenth.
+# Bins with a smaller fraction of the pairs do not determine the axis. At least one of ten bins has a tenth.
 _SHARE_OF_A_BIN = 0.02
 
 
 def margins(models: dict[str, Floats], order: list[str]) -> Figure | None:
-    """Histograms of the margins, as the share of pairs in each bin."""
+    """Histograms of the margins, as the fraction of pairs in each bin."""
     models = {k: v for k, v in models.items() if len(v)}
     if not models:
         return None
@@ -46,13 +46,13 @@ def margins(models: dict[str, Floats], order: list[str]) -> Figure | None:
     ax.set_xlim(low, high)
     ax.set_ylim(bottom=0)
     ax.set_xlabel("margin: chosen minus rejected score")
-    ax.set_ylabel("share of pairs")
+    ax.set_ylabel("fraction of pairs")
     ax.yaxis.set_major_formatter(_percent())
     legend(figure, list(models), order)
     return Figure(
         "margins",
         "Margins",
-        "How far apart the two scores of a pair are. Left of 0 the rejected response scores higher.",
+        "How far apart the two scores of a pair are. To the left of 0, the rejected response scores higher.",
         style.svg(figure, "margins", "Histogram of the margins"),
         wide=False,
     )
@@ -61,8 +61,9 @@ def margins(models: dict[str, Floats], order: list[str]) -> Figure | None:
 def calibration(
     models: dict[str, Floats], calibrated: dict[str, Floats], deltas: dict[str, Floats], order: list[str]
 ) -> Figure | None:
-    """The reliability diagram, over the share of pairs in each bin; dashed, that of calibrated margins, and dotted,
-    that of the loss's own probability, which the deltas give.
+    """The reliability diagram, below a histogram of the pairs per bin.
+
+    Dashed lines are calibrated margins. Dotted lines use the probability implied by the constrained loss, given the deltas.
     """
     models = {k: v for k, v in models.items() if len(v)}
     if not models:
@@ -80,7 +81,7 @@ def calibration(
         ax.plot(confidence[seen], accuracy[seen], linestyle=line, color=color, marker="o", markersize=3.5, zorder=3)
         ax.vlines(confidence[seen], low[seen], high[seen], color=color, linewidth=0.9, alpha=0.6, zorder=2)
         _steps(top, np.linspace(0.5, 1, 11), count / len(m), color, line, filled=len(curves) == 1)
-        # A bin of a few pairs may have any accuracy. Its interval shows that; the axis is for the others.
+        # A bin with few pairs may have any accuracy, as its interval shows. Only the other bins determine the axis.
         known = seen & (count >= _SHARE_OF_A_BIN * len(m))
         lowest = min(lowest, float(accuracy[known].min()) - 0.03)
     ax.set_xlim(0.5, 1.005)
@@ -94,21 +95,21 @@ def calibration(
     top.set_ylabel("pairs")
     top.tick_params(bottom=False)
     legend(figure, list(models), order)
-    dashed = " Dashed: by calibrated scores." if calibrated else ""
+    dashed = " Dashed: calibrated scores." if calibrated else ""
     if deltas:
-        dashed += " Dotted: P is the loss's own probability, and else sigmoid(margin)."
+        dashed += " Dotted: P is the probability implied by the constrained loss; otherwise P = sigmoid(margin)."
     return Figure(
         "calibration",
         "Calibration",
-        "Accuracy in ten equal bins of confidence, with 95% intervals. On the line a model is right as often as it "
-        f"says; below it, it is too sure of itself. Above: the share of pairs in each bin.{dashed}",
+        "Accuracy in ten equal bins of confidence, with 95% intervals. On the diagonal, accuracy equals confidence; below "
+        f"it, the model is overconfident. The top panel shows the fraction of pairs per bin.{dashed}",
         style.svg(figure, "calibration", "Reliability diagram"),
         wide=False,
     )
 
 
 def prior(models: dict[str, tuple[Floats, Floats]], order: list[str], constraint: Constraint | None) -> Figure | None:
-    """All margins against their priors, a panel a model, with the target curve."""
+    """All margins against their priors, one panel per model, with the target curve."""
     if not models:
         return None
     ends = [statistics.quantiles(m, np.array([0.0, 0.001, 0.999, 1.0])) for _, m in models.values()]
@@ -124,7 +125,7 @@ def prior(models: dict[str, tuple[Floats, Floats]], order: list[str], constraint
         ax.set_xlim(-0.015, 1.015)
         ax.set_xticks([0, 0.5, 1] if len(models) > 1 else np.linspace(0, 1, 6))
         ax.set_ylim(low, high)
-        ax.set_xlabel("prior: similarity of the two responses")
+        ax.set_xlabel("prior (similarity of the two responses)")
         if len(models) > 1:
             ax.set_title(name)
     axes[0].set_ylabel("margin")
@@ -139,17 +140,22 @@ def prior(models: dict[str, tuple[Floats, Floats]], order: list[str], constraint
             loc="outside upper right",
             ncols=2,
         )
-    curve = " The solid curve is the target of the margin, the dashed one its ceiling." if constraint else ""
+    curve = (
+        " The solid curve is the target margin, the dashed curve the ceiling. The constraint pulls only on pairs above "
+        "their target, so most points may lie below it."
+        if constraint
+        else ""
+    )
     return Figure(
         "prior",
         "Margin against prior",
-        f"Every pair. Alike responses are to the right.{curve}",
+        f"All pairs. More similar responses are farther right.{curve}",
         style.svg(figure, "prior", "Margin against prior"),
     )
 
 
 def length(models: dict[str, tuple[Floats, Floats]], order: list[str], units: str) -> Figure | None:
-    """Scores against lengths, a panel a model, with the lowess curve."""
+    """Scores against lengths, one panel per model, with the lowess curve."""
     models = {k: v for k, v in models.items() if len(v[0])}
     if not models:
         return None
@@ -160,10 +166,10 @@ def length(models: dict[str, tuple[Floats, Floats]], order: list[str], units: st
     for (name, (x, y)), ax in zip(models.items(), axes, strict=True):
         low, high = _range(statistics.quantiles(y, np.array([0.0, 0.001, 0.999, 1.0])))
         _cloud(ax, x, y, (left, right), (low, high), style.color(order.index(name)))
-        # A hundredth of the range between fits is nothing that could be seen.
+        # Interpolating over a hundredth of the range makes no visible difference.
         smooth = statistics.lowess(x, y, delta=0.01 * float(np.ptp(x)))
         at, first = np.unique(x, return_index=True)
-        if len(at) > 400:  # no curve needs more
+        if len(at) > 400:  # enough for any curve
             keep = np.unique(np.searchsorted(at, np.linspace(at[0], at[-1], 400)))
             at, first = at[keep], first[keep]
         ax.plot(at, smooth[first], color=style.INK, zorder=4)
@@ -176,8 +182,8 @@ def length(models: dict[str, tuple[Floats, Floats]], order: list[str], units: st
     return Figure(
         "length",
         "Score against length",
-        "Every response, with the lowess curve (local lines through two thirds of the responses, three robust iterations). "
-        "A level curve means that length does not pay.",
+        "All responses, with a lowess curve (local lines through two thirds of the responses, three robust iterations). A "
+        "flat curve means that longer responses do not score higher.",
         style.svg(figure, "length", "Score against length"),
     )
 
@@ -200,21 +206,22 @@ def rankings(models: dict[str, tuple[Floats, Floats]], order: list[str]) -> Figu
         ax.set_xlim(-1.02, 1.02)
         ax.set_xlabel(f"{label} with the ratings")
         ax.yaxis.set_major_formatter(_percent())
-    axes[0].set_ylim(bottom=0)  # of both, once both are drawn
-    axes[0].set_ylabel("share of prompts")
+    axes[0].set_ylim(bottom=0)  # for both, after both are drawn
+    axes[0].set_ylabel("fraction of prompts")
     legend(figure, list(models), order)
     prompts = sorted({int(np.isfinite(v[0]).sum()) for v in models.values()})
     return Figure(
         "rankings",
         "Rank correlation by prompt",
-        f"Of {' to '.join(dict.fromkeys(f'{p:,}' for p in (prompts[0], prompts[-1])))} prompts; the triangles are the means.",
+        f"{' to '.join(dict.fromkeys(f'{p:,}' for p in (prompts[0], prompts[-1])))} prompts. Triangles mark the means.",
         style.svg(figure, "rankings", "Rank correlation by prompt"),
     )
 
 
 def _range(values: Floats) -> tuple[float, float]:
-    """What of [lowest, low quantile, high quantile, highest], model by model, is worth showing: all, if the
-    tails are short, else up to 1.3 times as far as the quantiles.
+    """The range to show, given (lowest, low quantile, high quantile, highest) for each model.
+
+    All values if the tails are short, else 30% more on either side than the range of the quantiles.
     """
     v = values.reshape(-1, 4)
     low, high = float(v[:, 1].min()), float(v[:, 2].max())
@@ -225,7 +232,7 @@ def _range(values: Floats) -> tuple[float, float]:
 
 
 def _cloud(ax: Any, x: Floats, y: Floats, xlim: tuple[float, float], ylim: tuple[float, float], color: str) -> None:
-    """All points: each one, or where they are many, hexagons that are the denser the more there are."""
+    """All points: one marker each, or for many points hexagons whose opacity shows the density."""
     if len(x) <= _POINTS:
         size, opacity = (8, 0.55) if len(x) < 800 else (5, 0.45)
         ax.scatter(x, y, s=size, color=color, alpha=opacity, linewidths=0, zorder=2)
@@ -236,13 +243,13 @@ def _cloud(ax: Any, x: Floats, y: Floats, xlim: tuple[float, float], ylim: tuple
     box = ax.get_subplotspec().get_gridspec()
     width, height = ax.figure.get_size_inches()
     across = 60 // box.ncols
-    # As many rows as make the hexagons regular.
+    # The number of rows that makes the hexagons regular.
     down = max(4, round(across * (height / box.nrows - 0.6) / (width / box.ncols - 0.6) / math.sqrt(3)))
     cells = ax.hexbin(
         x[inside], y[inside], gridsize=(across, down), extent=(*xlim, *ylim), mincnt=1, linewidths=0, zorder=2
     )
     count = np.asarray(cells.get_array(), float)
-    # Opacity and not lightness: it means the same on dark paper. A single point must be seen.
+    # Opacity instead of lightness, because it also works on a dark background. A single point must be visible.
     opacity = 0.08 + 0.87 * np.log1p(count - 1) / max(math.log1p(count.max() - 1), 1e-9)
     colors = np.tile(to_rgba(color), (len(count), 1))
     colors[:, 3] = opacity.round(2)

@@ -1,4 +1,4 @@
-"""The report itself: numbers, figures and page of the models' scores."""
+"""The report: numbers, figures and page for the scores of models."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ from ..scores import Scores
 from ..statistics import Estimates
 from . import figures
 
-# The keys of summary.json in their order, with what the table calls them; None starts a new part.
+# The keys of summary.json in order, with their labels in the table. None starts a new section.
 _LABELS: dict[str, str | None] = {
     "accuracy": "Accuracy",
     "accuracy_longer_chosen": "… where the chosen response is longer",
     "accuracy_shorter_chosen": "… where it is shorter",
-    "accuracy_calibrated": "… by calibrated scores",
-    "flip_rate": "Pairs whose order calibration changes",
+    "accuracy_calibrated": "… of calibrated scores",
+    "flip_rate": "Pairs whose order changes with calibration",
     "-margin": None,
     "margin/mean": "Margin, mean",
     "margin/sd": "Margin, standard deviation",
     "margin/quantiles/0.5": "Margin, median",
     "margin/quantiles/0.95": "Margin, 95th percentile",
-    "margin/share_over_5": "Margins over 5",
-    "margin/share_over_10": "Margins over 10",
+    "margin/share_over_5": "Margins above 5",
+    "margin/share_over_10": "Margins above 10",
     "-calibration": None,
     "ece": "Calibration error (ECE)",
     "ece_plugin": "… plug-in estimate, biased upward",
-    "ece_calibrated": "… ECE of calibrated scores",
-    "ece_by_loss": "… ECE by the loss's own probability",
+    "ece_calibrated": "… of calibrated scores",
+    "ece_by_loss": "… with the loss's probability",
     "nll": "Negative log-likelihood (NLL)",
     "nll_calibrated": "… of calibrated scores",
-    "nll_by_loss": "… by the loss's own probability",
+    "nll_by_loss": "… with the loss's probability",
     "brier": "Brier score",
     "brier_calibrated": "… of calibrated scores",
-    "brier_by_loss": "… by the loss's own probability",
-    "ruled_out_by_loss": "Choices that the loss's own probability rules out",
-    "temperature": "Temperature",
+    "brier_by_loss": "… with the loss's probability",
+    "ruled_out_by_loss": "Pairs with probability 0 under the loss",
+    "temperature": "Best temperature",
     "-length": None,
     "spearman_score_length": "Spearman, score and length",
-    "spearman_margin_length_difference": "Spearman, margin and difference in length",
+    "spearman_margin_length_difference": "Spearman, margin and length difference",
     "-constraint": None,
     "residual/mean": "Margin minus target, mean",
     "residual/sd": "Margin minus target, standard deviation",
-    "violation_rate": "Margins over the ceiling",
+    "violation_rate": "Margins above the ceiling",
     "-rating": None,
     "spearman_rating": "Spearman with the ratings, mean over prompts",
     "kendall_tau_b_rating": "Kendall's tau-b with the ratings, mean over prompts",
     "pooled_spearman_rating": "Spearman, all responses pooled",
     "pooled_kendall_tau_b_rating": "Kendall's tau-b, all responses pooled",
 }
-# Of these what is said of each principle.
+# The statistics of each principle.
 _OF_PRINCIPLES = ("accuracy", "margin/mean", "margin/sd")
 _PERCENT = (
     "accuracy",
@@ -74,13 +74,13 @@ _PERCENT = (
 )
 
 _NOTE = (
-    "In brackets: 95% intervals. Those of the calibration error invert a test, the others are bootstrap "
-    "intervals over pairs, or over prompts for the rank correlations with ratings."
+    "Brackets: 95% intervals. The intervals of the calibration error invert a test. All others are bootstrap intervals over "
+    "pairs, or over prompts for rank correlations with ratings."
 )
 _BY_LOSS = (
-    " The loss's own probability is the one at which a margin is the optimum of the constrained loss; the other rows "
-    "take sigmoid(margin). It holds for models that were trained with these constraints. A choice that it rules out "
-    "makes the NLL infinite."
+    " The loss's probability of a margin is the one for which this margin minimizes the constrained loss; all other rows "
+    "use sigmoid(margin). It is meaningful only for models that were trained with these constraints. A single pair with "
+    "probability 0 makes the NLL infinite."
 )
 
 
@@ -88,19 +88,19 @@ def write(models: list[Scores], out: str | os.PathLike[str], constraint: Constra
     """Write summary.json, report.html and the figures as SVG into a folder, which is created.
 
     Args:
-        models: At least one, as `scores.read` gives them.
-        constraint: Gives the target curve and, of models without deltas of their own, the residuals, the
-            violation rate and the calibration by the loss's own probability.
+        models: At least one model, from `scores.read`.
+        constraint: Adds the target curve. For models without their own deltas, it also adds the residuals, the violation
+            rate and the calibration with the loss's probability.
 
     Returns:
         The table of the numbers as text.
 
     Raises:
-        ValueError: the constraint is random, so it is not a function of a prior.
-        OSError: the folder cannot be written.
+        ValueError: The constraint is random, so it is not a function of the prior.
+        OSError: The folder cannot be written.
     """
     if constraint is not None and constraint.is_random:
-        raise ValueError("the constraint is random: it has no curve over the prior to compare margins with")
+        raise ValueError("constraint must be a curve over the prior, to compare margins with, got a random constraint")
     by_prompt: dict[str, tuple[statistics.Floats, statistics.Floats]] = {}
     deltas = {m.name: _deltas(m, constraint) for m in models}
     estimates = {m.name: _estimates(m, deltas[m.name], by_prompt) for m in models}
@@ -136,7 +136,7 @@ def write(models: list[Scores], out: str | os.PathLike[str], constraint: Constra
 
 
 def _deltas(m: Scores, constraint: Constraint | None) -> statistics.Floats | None:
-    """The constraint of each pair: the rows' own, or that of their prior."""
+    """The constraint of each pair: from the rows, or from their prior."""
     if m.delta is not None or constraint is None or not len(m.chosen):
         return m.delta
     if constraint.is_fixed:
@@ -165,9 +165,9 @@ def _estimates(m: Scores, delta: statistics.Floats | None, by_prompt: dict[str, 
 
 
 def _nested(estimates: Estimates) -> dict[str, Any]:
-    """As summary.json has it: `a/b` is b in the object a, and the interval of KEY is KEY_ci beside it. What is infinite is None.
+    """The estimates as in summary.json: `a/b` is b in the object a, and KEY_ci beside KEY is its interval. Infinities are None.
 
-    The keys of `margin/quantiles` are numbers, which take no suffix: theirs are in `margin/quantiles_ci`.
+    The keys of `margin/quantiles` are numbers and take no suffix, so their intervals are in `margin/quantiles_ci`.
     """
     summary: dict[str, Any] = {}
     places = list(_LABELS)
@@ -197,7 +197,7 @@ def _rows(estimates: dict[str, Estimates]) -> list[page.Row]:
 
 
 def _principle_rows(principles: dict[str, dict[str, Estimates]]) -> list[page.Row]:
-    """Accuracy and margin by each principle that a model has scores for."""
+    """Accuracy and margin for each principle that a model has scores for."""
     rows: list[page.Row] = []
     for name in dict.fromkeys(name for by_name in principles.values() for name in by_name):
         found = [by_name.get(name, {}) for by_name in principles.values()]
@@ -214,7 +214,7 @@ def _cell(key: str, estimate: tuple[float, float | None, float | None] | None) -
     def text(x: float | None) -> str:
         if x is None or math.isinf(x):
             return "∞"
-        # Rounded first, and 0 added, so that there is no -0.000.
+        # Round first and add 0, to avoid -0.000.
         return (f"{round(100 * x, 1) + 0:.1f}%" if percent else f"{round(x, 3) + 0:.3f}").replace("-", "\N{MINUS SIGN}")
 
     value, low, high = map(text, estimate)
@@ -222,7 +222,7 @@ def _cell(key: str, estimate: tuple[float, float | None, float | None] | None) -
 
 
 def _contents(models: list[Scores]) -> str:
-    """How much of what the files hold, as one line where it is the same for all models."""
+    """The numbers of pairs, rankings and single responses. One entry if they are the same for all models."""
 
     def one(m: Scores) -> str:
         counts = ((len(m.chosen), "pair"), (len(m.offsets) - 1, "ranking"), (len(m.single), "single response"))
