@@ -224,7 +224,9 @@ def test_world_rates_any_text():
         (child, "zzz \x00 \N{SNOWMAN}", -1.2 - 3 * 0.02),
     ):
         assert world.gold(prompt, text) == pytest.approx(worth, abs=1e-12), text
-    with pytest.raises(ValueError, match="prompt is 'explain physics', must ask to explain a topic of this world"):
+    with pytest.raises(
+        ValueError, match=r"prompt must ask to explain a topic of this world to .*, got 'explain physics'"
+    ):
         world.gold("explain physics", "")
 
 
