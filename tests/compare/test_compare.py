@@ -228,7 +228,7 @@ def test_without_a_temperature(tmp_path, tiny, capsys, monkeypatch):
     ]
     assert cli.main(list(map(str, command))) == 0
     printed = capsys.readouterr().out
-    assert "Warning: There is no plain + temperature: " in printed and "margins of both signs" in printed
+    assert "Warning: There is no plain + temperature: " in printed and "to fit a temperature" in printed
 
 
 @pytest.mark.parametrize(

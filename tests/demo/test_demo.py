@@ -137,7 +137,7 @@ def test_real_preferences(tmp_path, real_pairs):
             b'\n{"chosen": "a", "reject": "b"}\n',
             ["keys.jsonl, line 2: a pair must have chosen and rejected, got the keys chosen, reject"],
         ),
-        ("list.jsonl", b"[1]\n", ["list.jsonl, line 1: ", "[1]", "must be an object"]),
+        ("list.jsonl", b"[1]\n", ["list.jsonl, line 1: ", "[1]", "object"]),
         (
             "type.jsonl",
             b'{"chosen": "a", "rejected": 3}\n',

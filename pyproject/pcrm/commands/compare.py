@@ -12,9 +12,10 @@ Train a plain and a constrained reward model on your own preference pairs. Print
 compares three models on held-out prompts: plain, plain with its scores divided by one fitted
 temperature, and constrained. Write a report page, the scores and both models into a folder.
 
-DATA holds pairs (prompt, chosen, rejected) in TRL's formats: .jsonl, .jsonl.gz, .parquet, a folder
-of `datasets` or a data set of the hub. Without --eval-data, a fifth of the prompts is held out to
-evaluate on. The temperature is fitted on further held-out prompts, never on the evaluation pairs.
+DATA holds pairs (prompt, chosen, rejected) in TRL's formats: a file (.jsonl, .jsonl.gz, .json,
+.csv, .parquet), a folder of `datasets`, or a data set of the hub. Without --eval-data, a fifth of
+the pairs is held out to evaluate on, as whole prompts. The temperature is fitted on further
+held-out prompts, never on the evaluation pairs.
 
 Interrupted, the same command continues: a finished model is not trained again.
 """
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
         "--model", metavar="BASE", required=True, help="checkpoint to start from: a folder or a name on the hub"
     )
     parser.add_argument(
-        "--eval-data", metavar="DATA", help="pairs to evaluate on (default: a fifth of the prompts of DATA)"
+        "--eval-data", metavar="DATA", help="pairs to evaluate on (default: a fifth of DATA, as whole prompts)"
     )
     parser.add_argument(
         "--split", default="train", help="split to read, if the data set has splits (default: %(default)s)"

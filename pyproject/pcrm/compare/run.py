@@ -338,7 +338,7 @@ def _compare(settings: Settings, out: Path, constraint: Constraint, eos: str) ->
     try:
         fit = fit_temperature(out / "scores" / "plain-temperature.jsonl")
     except ValueError as error:
-        notes.append(f"There is no plain + temperature: {error}.")
+        notes.append(f"There is no plain + temperature: {str(error).rstrip('.')}.")
     else:
         temperature = fit.temperature, fit.low, fit.high
         shown[TEMPERED] = dataclasses.replace(
