@@ -280,6 +280,17 @@ def test_a_model_that_does_not_fit_the_rows(tmp_path, tiny, capsys):
     assert f"pcrm compare: {tmp_path / 'nope'}: " in capsys.readouterr().err
 
 
+def test_interrupted(tmp_path, tiny, capsys, monkeypatch):
+    def interrupt(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.training, "train", interrupt)
+    write(tmp_path / "pairs.jsonl", some(60))
+    out = tmp_path / "out"
+    assert cli.main(["compare", str(tmp_path / "pairs.jsonl"), "--model", str(tiny), "--out", str(out)]) == 130
+    assert capsys.readouterr().err == f"\npcrm compare: interrupted; the same command continues from {out}\n"
+
+
 def test_split_by_prompt():
     rows = some(500)
     random.Random(0).shuffle(rows)
