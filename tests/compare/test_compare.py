@@ -2,12 +2,16 @@
 
 import json
 import random
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pcrm.compare import pairs, run, table
+from helpers.models import make_tiny
+from pcrm.compare import pairs, run, table, training
 from pcrm.demo import world
+from pcrm.demo.model import make_tokenizer
 from pcrm.evaluate import statistics
 
 import pcrm
@@ -64,6 +68,68 @@ def test_from_pairs_to_a_table_and_a_report(finished):
     assert said == "Next, train on all pairs with the same constraint:"
     assert command.strip().startswith("pcrm reward --model_name_or_path ") and str(out / "pcrm.toml") in command
     assert pcrm.Constraint.from_toml(out / "pcrm.toml").floor == 2
+
+
+def run_the_next_command(printed, folder):
+    """The command that is printed last, for one step."""
+    *_, line = printed.strip().splitlines()
+    short = "--max_steps 1 --report_to none --gradient_checkpointing false --disable_tqdm true --save_strategy no"
+    _, *words = shlex.split(line)
+    assert cli.main([*words, *short.split(), "--output_dir", str(folder / "reward-model")]) == 0
+    return folder / "reward-model"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("trl_as_it_was")
+def test_the_next_command_trains(finished, tmp_path):
+    assert (run_the_next_command(finished[2], tmp_path) / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("trl_as_it_was")
+def test_an_adapter(tmp_path, tiny, capsys):
+    write(tmp_path / "pairs.jsonl", some(90))
+    command = ["compare", tmp_path / "pairs.jsonl", "--model", tiny, "--out", tmp_path / "out", "--lora", "2", *SHORT]
+    assert cli.main(list(map(str, command))) == 0
+    out = tmp_path / "out"
+    for kind in ("plain", "constrained"):
+        assert json.loads((out / kind / "adapter_config.json").read_text())["r"] == 2
+        assert not (out / kind / "model.safetensors").exists()
+    printed = capsys.readouterr().out
+    assert "Accuracy on test pairs" in printed
+    assert (run_the_next_command(printed, tmp_path) / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("trl_as_it_was")
+def test_an_encoder_whose_tokenizer_has_no_eos(tmp_path, rows, capsys):
+    """As BERT's: its sep_token ends texts. The head alone is missing from its weights, and nothing is said of that."""
+    from transformers import BertModel, PreTrainedTokenizerFast
+
+    made = make_tokenizer(r["prompt"] + r["chosen"] for r in rows)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made.backend_tokenizer, pad_token="<pad>", sep_token="<eos>", model_max_length=512
+    )
+    base = make_tiny(tmp_path / "base", rows, BertModel, tokenizer)
+    write(tmp_path / "pairs.jsonl", some(90))
+    command = ["compare", tmp_path / "pairs.jsonl", "--model", base, "--out", tmp_path / "out", *SHORT]
+    assert cli.main(list(map(str, command))) == 0
+    printed = capsys.readouterr()
+    assert "MISSING" not in printed.err and "has no weights" not in printed.out
+    assert "--eos_token '<eos>'" in printed.out
+    run_the_next_command(printed.out, tmp_path)
+
+
+@pytest.mark.slow
+def test_weights_that_a_checkpoint_lacks_are_named(tmp_path, tiny, capsys):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny, tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    weights.pop("model.norm.weight")
+    save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    training.load_model(tmp_path / "base", 0)
+    assert "has no weights for model.norm.weight: 1 start random" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -162,7 +228,7 @@ def test_without_a_temperature(tmp_path, tiny, capsys, monkeypatch):
     ]
     assert cli.main(list(map(str, command))) == 0
     printed = capsys.readouterr().out
-    assert "Warning: There is no plain + temperature: " in printed and "margins of both signs" in printed
+    assert "Warning: There is no plain + temperature: " in printed and "to fit a temperature" in printed
 
 
 @pytest.mark.parametrize(
@@ -212,6 +278,17 @@ def test_a_model_that_does_not_fit_the_rows(tmp_path, tiny, capsys):
     write(tmp_path / "pairs.jsonl", some(60))
     assert cli.main(["compare", str(tmp_path / "pairs.jsonl"), "--model", str(tmp_path / "nope")]) == 1
     assert f"pcrm compare: {tmp_path / 'nope'}: " in capsys.readouterr().err
+
+
+def test_interrupted(tmp_path, tiny, capsys, monkeypatch):
+    def interrupt(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.training, "train", interrupt)
+    write(tmp_path / "pairs.jsonl", some(60))
+    out = tmp_path / "out"
+    assert cli.main(["compare", str(tmp_path / "pairs.jsonl"), "--model", str(tiny), "--out", str(out)]) == 130
+    assert capsys.readouterr().err == f"\npcrm compare: interrupted; the same command continues from {out}\n"
 
 
 def test_split_by_prompt():
@@ -295,11 +372,13 @@ def test_headline():
     plain = rng.normal(1, 2, 300)
     prompts = [str(i) for i in range(300)]
     said = table.headline(table.Model(plain, plain), table.Model(plain / 4, plain), prompts)
-    assert "spread 0.25 times as far" in said and "the same within error (0.0 points, 0.0 to 0.0)" in said
+    assert (
+        "spread 0.25 times as far" in said and "is the same within error (0.0 points, 95% interval 0.0 to 0.0)" in said
+    )
     better = table.headline(table.Model(-plain, plain), table.Model(plain, plain), prompts)
-    assert "its accuracy is better (+" in better
+    assert "Its accuracy is higher (+" in better
     worse = table.headline(table.Model(plain, plain), table.Model(-plain, plain), prompts)
-    assert "its accuracy is worse (\N{MINUS SIGN}" in worse
+    assert "Its accuracy is lower (\N{MINUS SIGN}" in worse
 
 
 def test_calibration_beside_a_temperature():
@@ -329,6 +408,9 @@ def test_warnings():
 
 
 def test_durations():
-    from pcrm.compare.training import _duration
-
-    assert [_duration(x) for x in (0.2, 45, 150, 7200)] == ["about 1 s", "about 45 s", "about 2 min", "about 2.0 h"]
+    assert [training._duration(x) for x in (0.2, 45, 150, 7200)] == [
+        "about 1 s",
+        "about 45 s",
+        "about 2 min",
+        "about 2.0 h",
+    ]

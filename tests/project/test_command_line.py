@@ -44,3 +44,23 @@ def test_help_ends_with_two_examples(capsys, command):
     assert title == "examples:"
     for example in (first, second):
         assert example.startswith(f"  pcrm {command}") and len(example) <= 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            "compare x --model y --learning-rte 1",
+            "unrecognized arguments: --learning-rte 1. Did you mean --learning-rate?",
+        ),
+        ("compare x --model y --ephocs=1", "unrecognized arguments: --ephocs=1. Did you mean --epochs?"),
+        ("compare x --model y --zzz", "unrecognized arguments: --zzz"),
+        ("compare x", "the following arguments are required: --model"),
+        ("demo --pairs many", "argument --pairs: invalid int value: 'many'"),
+    ],
+)
+def test_a_misspelled_flag(capsys, arguments, said):
+    command, *_ = arguments.split()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments.split())
+    assert capsys.readouterr().err == f"pcrm {command}: error: {said}\nSee pcrm {command} --help\n"

@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+
+from ._parser import Parser
 
 _DESCRIPTION = """\
 Train a plain and a constrained reward model on your own preference pairs. Print one table that
 compares three models on held-out prompts: plain, plain with its scores divided by one fitted
 temperature, and constrained. Write a report page, the scores and both models into a folder.
 
-DATA holds pairs (prompt, chosen, rejected) in TRL's formats: .jsonl, .jsonl.gz, .parquet, a folder
-of `datasets` or a data set of the hub. Without --eval-data, a fifth of the prompts is held out to
-evaluate on. The temperature is fitted on further held-out prompts, never on the evaluation pairs.
+DATA holds pairs (prompt, chosen, rejected) in TRL's formats: a file (.jsonl, .jsonl.gz, .json,
+.csv, .parquet), a folder of `datasets`, or a data set of the hub. Without --eval-data, a fifth of
+the pairs is held out to evaluate on, as whole prompts. The temperature is fitted on further
+held-out prompts, never on the evaluation pairs.
 
 Interrupted, the same command continues: a finished model is not trained again.
 """
-_EXAMPLES = """\
-examples:
-  pcrm compare pairs.jsonl --model Qwen/Qwen3-0.6B
-  pcrm compare train.jsonl --eval-data test.jsonl --model ./base --epochs 1 --out compare-test
-"""
+_EXAMPLES = (
+    "pcrm compare pairs.jsonl --model Qwen/Qwen3-0.6B",
+    "pcrm compare train.jsonl --eval-data test.jsonl --model ./base --epochs 1 --out compare-test",
+)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="pcrm compare",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("pcrm compare", _DESCRIPTION, *_EXAMPLES)
     parser.add_argument("data", metavar="DATA", help="preference pairs")
     parser.add_argument(
         "--model", metavar="BASE", required=True, help="checkpoint to start from: a folder or a name on the hub"
     )
     parser.add_argument(
-        "--eval-data", metavar="DATA", help="pairs to evaluate on (default: a fifth of the prompts of DATA)"
+        "--eval-data", metavar="DATA", help="pairs to evaluate on (default: a fifth of DATA, as whole prompts)"
     )
     parser.add_argument(
         "--split", default="train", help="split to read, if the data set has splits (default: %(default)s)"
@@ -71,6 +67,7 @@ def main(argv: list[str]) -> int:
             "most tokens of prompt and response; longer pairs are left out (default: 1024, or less if the model takes fewer)",
         ),
         ("pairs", int, None, "most pairs to train on (default: all)"),
+        ("lora", int, None, "train a LoRA adapter of this rank instead of all weights; needs peft"),
         ("seed", int, 0, "seed of the split and the models"),
     ):
         note = "" if default is None else f" (default: {default:g})"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+
+from ._parser import Parser
 
 _DESCRIPTION = """\
 Train two small reward models on the CPU, plain and constrained, on the same generated pairs, and a
@@ -17,20 +18,14 @@ For your own pairs, use pcrm compare.
 
 Interrupted, the same command continues: a finished model is not trained again.
 """
-_EXAMPLES = """\
-examples:
-  pcrm demo
-  pcrm demo --pairs 1000 --target-alike 0.5 --target-unlike 2 --out demo-small
-"""
+_EXAMPLES = (
+    "pcrm demo",
+    "pcrm demo --pairs 1000 --target-alike 0.5 --target-unlike 2 --out demo-small",
+)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="pcrm demo",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("pcrm demo", _DESCRIPTION, *_EXAMPLES)
     parser.add_argument(
         "--out", metavar="DIR", type=Path, default=Path("demo-out"), help="output folder (default: %(default)s)"
     )

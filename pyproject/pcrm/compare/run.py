@@ -51,6 +51,7 @@ class Settings:
         prior: "lexical", "length_ratio" or "column"; None is "column" where the rows have one, else "lexical".
         target_alike, target_unlike: Target margins that the constraint is fitted to.
         pairs: Most pairs to train on.
+        lora: Rank of a LoRA adapter to train; None trains all weights.
         cpu: Train on the CPU where there is a GPU, too.
     """
 
@@ -67,11 +68,12 @@ class Settings:
     batch_size: int = 16
     max_length: int | None = None
     pairs: int | None = None
+    lora: int | None = None
     seed: int = 0
     cpu: bool = False
 
     def __post_init__(self) -> None:
-        flags.check(self, ("epochs", "learning_rate", "batch_size", "max_length", "pairs"))
+        flags.check(self, ("epochs", "learning_rate", "batch_size", "max_length", "pairs", "lora"))
 
 
 def run(settings: Settings, out: Path) -> dict[str, Any]:
@@ -88,6 +90,7 @@ def run(settings: Settings, out: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError: The data or the model cannot be read, or do not fit each other; bad settings.
     """
+    _adapter(settings)  # without peft it ends before anything takes time
     _say(f"reading {settings.data}")
     split = _split(settings)
     _say(
@@ -120,7 +123,7 @@ def run(settings: Settings, out: Path) -> dict[str, Any]:
             _say(f"[{number}/2] {kind}")
             _train(settings, out, kind, of, split, prior["train"], tokenizer)
             _score(settings, out, kind)
-    return _compare(settings, out, constraint)
+    return _compare(settings, out, constraint, tokenizer.eos_token)
 
 
 def _say(text: str) -> None:
@@ -229,7 +232,7 @@ def _train(
         "constraint": None if constraint is None else dataclasses.asdict(constraint),
         **{
             name: getattr(settings, name)
-            for name in ("epochs", "learning_rate", "batch_size", "max_length", "seed", "cpu")
+            for name in ("epochs", "learning_rate", "batch_size", "max_length", "lora", "seed", "cpu")
         },
     }
     recipe = json.loads(json.dumps(recipe))
@@ -263,6 +266,7 @@ def _train(
         tokenizer,
         Dataset.from_list(columns),
         checked,
+        _adapter(settings),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
@@ -277,6 +281,19 @@ def _train(
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
+
+
+def _adapter(settings: Settings) -> Any:
+    """The configuration of the LoRA adapter to train, if there is one."""
+    if settings.lora is None:
+        return None
+    try:
+        from peft import LoraConfig, TaskType
+    except ModuleNotFoundError:
+        raise ValueError("--lora needs peft: pip install peft") from None
+    return LoraConfig(
+        task_type=TaskType.SEQ_CLS, r=settings.lora, lora_alpha=2 * settings.lora, target_modules="all-linear"
+    )
 
 
 def _score(settings: Settings, out: Path, kind: str) -> None:
@@ -306,7 +323,7 @@ def _score(settings: Settings, out: Path, kind: str) -> None:
             _say(f"    {written.skipped:,} pairs left out: {written.skipped_path}")
 
 
-def _compare(settings: Settings, out: Path, constraint: Constraint) -> dict[str, Any]:
+def _compare(settings: Settings, out: Path, constraint: Constraint, eos: str) -> dict[str, Any]:
     found = {
         (kind, part): scores.read([f"{kind}={out / 'scores' / f'{kind}-{part}.jsonl'}"], "train")[0]
         for kind in ("plain", "constrained")
@@ -321,7 +338,7 @@ def _compare(settings: Settings, out: Path, constraint: Constraint) -> dict[str,
     try:
         fit = fit_temperature(out / "scores" / "plain-temperature.jsonl")
     except ValueError as error:
-        notes.append(f"There is no plain + temperature: {error}.")
+        notes.append(f"There is no plain + temperature: {str(error).rstrip('.')}.")
     else:
         temperature = fit.temperature, fit.low, fit.high
         shown[TEMPERED] = dataclasses.replace(
@@ -350,13 +367,17 @@ def _compare(settings: Settings, out: Path, constraint: Constraint) -> dict[str,
     for note in notes:
         _say(f"Warning: {note}")
     _say(
-        f"\nThe report: {out / 'report' / 'report.html'}\nNext, train on all pairs with the same constraint:\n{_next(settings, out)}"
+        f"\nThe report: {out / 'report' / 'report.html'}\nNext, train on all pairs with the same constraint:\n{_next(settings, out, eos)}"
     )
     return json.loads((out / "report" / "summary.json").read_text(encoding="utf-8"))
 
 
-def _next(settings: Settings, out: Path) -> str:
-    """The command that trains a reward model on all of the user's pairs."""
+def _next(settings: Settings, out: Path, eos: str) -> str:
+    """The command that trains a reward model on all of the user's pairs.
+
+    Args:
+        eos: What ended texts here.
+    """
     flags = {
         "--model_name_or_path": settings.model,
         "--dataset_name": settings.data,
@@ -367,6 +388,11 @@ def _next(settings: Settings, out: Path) -> str:
     }
     if settings.max_length is not None:
         flags["--max_length"] = str(settings.max_length)
+    if _pretrained.load_tokenizer(settings.model).eos_token != eos:
+        flags["--eos_token"] = eos
+    if settings.lora is not None:
+        flags |= {"--use_peft": "true", "--lora_r": str(settings.lora), "--lora_alpha": str(2 * settings.lora)}
+        flags |= {"--lora_target_modules": "all-linear", "--lora_task_type": "SEQ_CLS"}
     if settings.cpu or not torch.cuda.is_available():
         flags["--use_cpu"] = "true"
     words = " ".join(f"{flag} {shlex.quote(value)}" for flag, value in flags.items())

@@ -17,7 +17,8 @@ Floats = NDArray[np.float64]
 # A model overfits if its training accuracy is this much above the upper end of the interval of its test accuracy. Near
 # 50% there is nothing that it could have learned by heart.
 _OVERFIT, _LEARNED = 0.1, 0.6
-# A constraint hardly acts if fewer pairs than this are over their targets.
+# A constraint hardly acts if fewer pairs than this are over their targets, and its term pulls less than this as hard as
+# the ranking term pushes. The trainers warn by the same numbers (`training/binding.py`).
 _IDLE = 0.01
 
 _MINUS = "\N{MINUS SIGN}"
@@ -86,6 +87,10 @@ def _number(x: float | None, digits: int = 3) -> str:
     return "?" if x is None or math.isnan(x) else f"{round(x, digits) + 0:.{digits}f}".replace("-", _MINUS)
 
 
+def _sigmoid(x: Floats) -> Floats:
+    return np.exp(-np.logaddexp(0, -x))
+
+
 def difference(a: Floats, b: Floats, prompts: Sequence[str]) -> tuple[float, float, float]:
     """The mean of a - b over pairs, with the ends of its 95% interval: 1.96 standard errors over prompts.
 
@@ -104,15 +109,15 @@ def difference(a: Floats, b: Floats, prompts: Sequence[str]) -> tuple[float, flo
 
 
 def headline(plain: Model, constrained: Model, prompts: Sequence[str]) -> str:
-    """The result in one sentence."""
+    """The result in two sentences."""
     a, b = float(constrained.margins.std()), float(plain.margins.std())
-    ratio = f"{_number(a / b, 2)} times" if b > 0 else "not"
+    ratio = f"{_number(a / b, 2)} times" if b > 0 else "infinitely"
     correct, before = ((m.margins > 0).astype(np.float64) for m in (constrained, plain))
     mean, low, high = difference(correct, before, prompts)
-    same = "the same within error" if low <= 0 <= high else "better" if mean > 0 else "worse"
+    same = "is the same within error" if low <= 0 <= high else f"is {'higher' if mean > 0 else 'lower'}"
     return (
-        f"The constrained model's margins spread {ratio} as far as the plain model's (standard deviation "
-        f"{_number(a, 2)} and {_number(b, 2)}); its accuracy is {same} ({_signed(100 * mean, 1)} points, "
+        f"The margins of the constrained model spread {ratio} as far as those of the plain model (standard deviation "
+        f"{_number(a, 2)} and {_number(b, 2)}).\nIts accuracy {same} ({_signed(100 * mean, 1)} points, 95% interval "
         f"{_signed(100 * low, 1)} to {_signed(100 * high, 1)})."
     )
 
@@ -129,7 +134,8 @@ def calibration(tempered: Model, constrained: Model, prompts: Sequence[str]) -> 
         verdict = "is the same within error as that of plain + temperature"
     else:
         verdict = f"is {'higher (worse)' if mean > 0 else 'lower (better)'} than that of plain + temperature"
-    return f"The NLL of the constrained model {verdict} ({_signed(mean, 3)}, {_signed(low, 3)} to {_signed(high, 3)})."
+    interval = f"{_signed(mean, 3)}, 95% interval {_signed(low, 3)} to {_signed(high, 3)}"
+    return f"The NLL of the constrained model {verdict} ({interval})."
 
 
 def warnings(models: dict[str, Model], delta: Floats) -> list[str]:
@@ -150,7 +156,8 @@ def warnings(models: dict[str, Model], delta: Floats) -> list[str]:
             )
     plain, constrained = models["plain"].margins, models["constrained"].margins
     over = float((constrained > delta / 2).mean())
-    if over < _IDLE:
+    pull = float(_sigmoid(constrained - delta).sum() / _sigmoid(-constrained).sum())
+    if over < _IDLE and pull < _IDLE:
         high = float(np.quantile(np.abs(plain), 0.9))
         remedy = f"Set lower targets, such as --target-alike {high / 3:.2g} --target-unlike {high:.2g}"
         lines.append(

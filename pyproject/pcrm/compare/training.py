@@ -99,6 +99,7 @@ def train(
     tokenizer: Any,
     dataset: Dataset,
     checked: Callable[[PCRMRewardTrainer], object] = lambda trainer: None,
+    peft_config: Any = None,
     **settings: Any,
 ) -> Any:
     """Train a reward model into a folder, and return it.
@@ -109,6 +110,7 @@ def train(
         recipe: All that the model depends on, as JSON.
         model, tokenizer, dataset: Those of the trainer.
         checked: Called with the trainer before the first step.
+        peft_config: Of an adapter to train in the place of all weights.
         settings: Fields of `PCRMRewardConfig`.
     """
     scratch = folder.with_name(folder.name + ".part")
@@ -123,14 +125,20 @@ def train(
             disable_tqdm=True,  # the bar is Progress's
             **settings,
         )
-    trainer = PCRMRewardTrainer(model, args, train_dataset=dataset, processing_class=tokenizer, callbacks=[Progress()])
-    trainer.remove_callback(PrinterCallback)
-    checked(trainer)
-    trainer.train()
-    trainer.save_model(str(scratch))
+        trainer = PCRMRewardTrainer(
+            model,
+            args,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            callbacks=[Progress()],
+            peft_config=peft_config,
+        )
+        trainer.remove_callback(PrinterCallback)
+        checked(trainer)
+        trainer.train()
+        trainer.save_model(str(scratch))
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
-    (folder / marker).write_text(
-        json.dumps(recipe), encoding="utf-8"
-    )  # last: without it the folder counts as not there
+    # Last: a folder without the marker counts as not finished.
+    (folder / marker).write_text(json.dumps(recipe), encoding="utf-8")
     return model

@@ -1,4 +1,4 @@
-"""The reward model of the demo: a small one made from nothing, or a checkpoint of the user's."""
+"""The reward model of the demo: a small one with random weights, or the user's checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{%
 
 
 def make_tokenizer(texts: Iterable[str]) -> Any:
-    """A byte-level BPE tokenizer with 2,000 tokens, trained on the texts."""
+    """Train a byte-level BPE tokenizer with 2,000 tokens on the texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -34,7 +34,7 @@ def make_tokenizer(texts: Iterable[str]) -> Any:
 
 
 def small_llama(tokenizer: Any, max_length: int, **others: Any) -> LlamaConfig:
-    """The configuration of a Llama with two layers of width 64."""
+    """Return the configuration of a Llama with two layers of width 64."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -50,7 +50,7 @@ def small_llama(tokenizer: Any, max_length: int, **others: Any) -> LlamaConfig:
 
 
 def make_model(tokenizer: Any, max_length: int, seed: int) -> Any:
-    """A Llama with two layers of width 64 and a scalar head, randomly initialized."""
+    """Return a randomly initialized Llama with two layers of width 64 and a scalar head."""
     torch.manual_seed(seed)
     return LlamaForSequenceClassification(small_llama(tokenizer, max_length, num_labels=1))
 
@@ -65,7 +65,7 @@ def load_tokenizer(path: str | Path) -> Any:
 
 
 class Encoder:
-    """Prompt and response as token ids of at most `max_length`: the prompt is cut at its beginning."""
+    """Encode prompt and response as at most `max_length` token ids. Long prompts lose their beginning."""
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
@@ -81,7 +81,7 @@ class Encoder:
             ]
             for key in ("chosen", "rejected")
         ]
-        # Both get the same piece of the prompt, so that they differ in the response alone.
+        # Both keep the same piece of the prompt, so they differ only in the response.
         room = self.max_length - max(map(len, responses))
         prompt = prompt[max(0, len(prompt) - room) :]
         return prompt + responses[0], prompt + responses[1]
@@ -91,9 +91,9 @@ class Encoder:
 def score(
     model: Any, sequences: list[list[int]], pad_token_id: int, batch_size: int = 64, progress: str = ""
 ) -> torch.Tensor:
-    """The reward of each sequence, float64, on the CPU."""
+    """Return the reward of each sequence, float64, on the CPU."""
     model.eval()
-    # By length, so that a batch pads little; equal sequences are scored once.
+    # Sorted by length, so that a batch needs little padding. Equal sequences are scored once.
     unique = sorted({tuple(s) for s in sequences}, key=len)
     scores: dict[tuple[int, ...], float] = {}
     for start in tqdm(range(0, len(unique), batch_size), desc=progress, leave=False, disable=None):

@@ -1,14 +1,13 @@
 """A small world of prompts and responses whose true reward is known.
 
-A prompt asks for an explanation of a topic to an audience. A response is a row of
-sentences, and its true reward is a sum over them (see `_REWARD`): sentences on the
-topic help, each less than the one before; those that wander off, fill space or are rude
-hurt; an image helps a child and a definition an expert, not the other way round. Each
-word costs a little.
+A prompt asks to explain a topic to an audience. A response is a sequence of sentences, and
+its true reward is a sum over them (see `_REWARD`). Sentences on the topic help, each less
+than the one before. Sentences that wander off, fill space or are rude hurt. An image helps a
+child and a definition helps an expert, not the other way round. Each word costs a little.
 
-People's choices are sampled from the true rewards by Bradley-Terry, so they are noisy as
-real ones are: the best that a reward model can do is the true difference, and one that
-is sure of every pair has learnt the noise.
+Choices are sampled from the true rewards by the Bradley-Terry model, so they are as noisy as
+real ones. The best possible reward model predicts the true difference. A model that is sure of
+every pair has learned the noise.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ _RUDE = ("Honestly, you should know this already.", "Just look it up somewhere e
 _IMAGES = ("Imagine {0} as a big friendly toy.", "It is like a game where {0} plays with {1}.")
 _DEFINITIONS = ("Formally, {0} is a function of {1}.", "In the literature, {0} is modeled by {1}.")
 
-# What a sentence is worth. "topic" is for the first one, each further one brings 0.8 of the one before.
+# The reward of a sentence. "topic" is that of the first one on the topic; each further one earns 0.8 of the one before.
 _REWARD = {"topic": 1.5, "off": -1.2, "filler": -0.5, "rude": -2.0, "fits": 1.8, "unfit": -1.0}
 _PER_WORD = -0.02
-# How often a rewritten sentence keeps its kind, and with it its worth.
+# How often a rewritten sentence keeps its kind, and so its reward.
 _SAME_KIND = 0.5
 _KINDS = ("topic", "topic", "topic", "off", "filler", "rude", "image", "definition")
 
@@ -80,7 +79,7 @@ def _true_reward(sentences: list[tuple[str, str]], audience: str) -> float:
 
 
 _PROMPT = re.compile(rf"explain ({'|'.join(_TOPICS)}) to ({'|'.join(_AUDIENCES)})\.")
-# A sentence ends where the next one begins with a capital: no template has a full stop inside.
+# No template has a full stop inside, so a sentence ends at a stop that white space follows.
 _END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -96,17 +95,20 @@ _PATTERNS = {
 
 
 def gold(prompt: str, response: str) -> float:
-    """The true reward of any text as the response to a prompt of this world; of `generate`'s own exactly theirs.
+    """Return the true reward of any text as a response to a prompt of this world.
 
-    A sentence counts as what it is word for word: on the topic, an image or a definition of it, filler,
-    rude. Every other one counts as wandering off: of another topic, of a word with itself, cut off in
-    the middle, or no sentence of this world at all. An empty text is worth 0.
+    Responses of `generate` get exactly the rewards that it gives them. A sentence must match word for word to count as on
+    the topic, as an image or definition of it, as filler or as rude. Every other sentence counts as wandering off: it is
+    about another topic, combines a word with itself, is cut off, or is not a sentence of this world. An empty text has
+    reward 0.
 
     Raises:
-        ValueError: the prompt does not ask to explain one of the topics to one of the audiences.
+        ValueError: The prompt does not ask to explain one of the topics to one of the audiences.
     """
     if (asked := _PROMPT.search(prompt)) is None:
-        raise ValueError(f"prompt is {prompt!r:.80}, must ask to explain a topic of this world to one of its audiences")
+        raise ValueError(
+            f"prompt must ask to explain a topic of this world to one of its audiences, got {prompt!r:.80}"
+        )
     topic, audience = asked.groups()
     sentences = [(_kind(text, topic), text) for text in _END.split(response.strip()) if text]
     return _true_reward(sentences, audience)
@@ -129,19 +131,18 @@ def _kind(text: str, topic: str) -> str:
 
 
 def generate(pairs: int, seed: int, pairs_per_prompt: int = 5) -> list[dict[str, Any]]:
-    """Preference rows in TRL's standard format, with the true reward of both responses.
+    """Return preference rows in TRL's standard format, with the true reward of both responses.
 
-    Each has `prompt`, `chosen`, `rejected`, `rating_chosen`, `rating_rejected`. Two of a
-    prompt's five responses are written afresh; the others rewrite one sentence of an
-    earlier one, mostly into another of its own kind, so that pairs run from worth the same
-    to quite different. Equal seeds give equal rows.
+    Each row has `prompt`, `chosen`, `rejected`, `rating_chosen` and `rating_rejected`. Two of a prompt's five responses are
+    new. Each of the others rewrites one sentence of an earlier response, often into another of the same kind, so pairs
+    range from equal to quite different rewards. Equal seeds give equal rows.
     """
     rng = random.Random(seed)
     rows: list[dict[str, Any]] = []
     number = 0
     while len(rows) < pairs:
         topic, audience = rng.choice(list(_TOPICS)), rng.choice(_AUDIENCES)
-        number += 1  # makes every prompt another one, as real ones are
+        number += 1  # makes every prompt unique, as real ones are
         prompt = f"Question {number}: explain {topic} to {audience}.\n"
         drafts: list[list[tuple[str, str]]] = []
         for i in range(5):
