@@ -101,6 +101,11 @@ def test_the_first_pair_and_the_steps_are_those_of_training(kind, folder, tmp_pa
         shown = "".join(line[4:] for line in itertools.takewhile(lambda s: s.startswith("    "), lines[at + 1 :]))
         read = tokenizer.decode(ids[row][mask[row].bool()])
         assert shown == read.replace("\n", "\\n") and shown.endswith(tokenizer.eos_token)
+    row = rankings[0] if ranked else rows[0]
+    prompt, response = row["prompt"], (row["responses"] if ranked else [row["chosen"]])[0]
+    assert entry(text, "text") == (
+        f"prompt + response, with nothing between them: {prompt[-16:]!r} + {response[:16]!r}"
+    )
 
 
 @slow

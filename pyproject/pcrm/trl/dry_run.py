@@ -127,6 +127,8 @@ def _data(trainer: ConstrainedTrainer) -> Iterator[tuple[str, str]]:
     prepared = trainer.prepared or {"train": Prepared(size, size, size, ranked=False)}
     for name, counts in prepared.items():
         yield name, _counted(counts, args.max_length)
+    if (joint := prepared[next(iter(prepared))].joint) is not None:
+        yield "text", f"prompt + response, with nothing between them: {joint}"
     counted = "prompt" if WEIGHT in (data.column_names or ()) else "pair"
     yield "weights", f"each {counted} counts once"
     if trainer.sampler is not None:

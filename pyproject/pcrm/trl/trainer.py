@@ -23,7 +23,7 @@ from ..training.trainer import ConstraintHooks
 from . import histogram
 from .collator import INDEX, WEIGHT, PriorCollator, similarities
 from .configs import PCRMArguments
-from .data_check import warn_of_faults
+from .data_check import check_columns, check_tokenizer, joint_of, warn_of_faults
 from .prioritized import RoundsByEpoch, load_sampler, sampler_of, save_sampler, weighted_mean, with_index
 from .rankings import Rankings
 
@@ -72,12 +72,14 @@ class Prepared(NamedTuple):
         pairs: Before TRL prepared it. Rankings have become pairs.
         kept: After TRL prepared it, which drops pairs that are too long.
         ranked: Whether its rows are rankings.
+        joint: Where the first row's prompt and response meet, if both are plain text.
     """
 
     rows: int | None
     pairs: int | None
     kept: int | None
     ranked: bool
+    joint: str | None = None
 
 
 class ConstrainedTrainer(ConstraintHooks):
@@ -150,13 +152,16 @@ class ConstrainedTrainer(ConstraintHooks):
         prepare = following._prepare_dataset
         if not self.constrained:
             return prepare(dataset, processing_class, args, dataset_name)
+        columns = dataset.column_names or list(next(iter(dataset)))
+        check_columns(columns, f"the {dataset_name} data set")
         warn_of_faults(dataset, dataset_name)
         rows = _count(dataset)
         dataset, ranked = self._rankings.as_pairs(dataset, dataset_name)
-        pairs = _count(dataset)
+        pairs, joint = _count(dataset), joint_of(dataset)
+        check_tokenizer(dataset, dataset_name, processing_class, args)
         dataset = self._prior_column.add(dataset, dataset_name)
         dataset = prepare(dataset, processing_class, args, dataset_name)
-        self.prepared[dataset_name] = Prepared(rows, pairs, _count(dataset), ranked)
+        self.prepared[dataset_name] = Prepared(rows, pairs, _count(dataset), ranked, joint)
         return self._make_drawable(self._rankings.finish(dataset, ranked), args)
 
     def _make_drawable(self, dataset: Any, args: PCRMArguments) -> Any:
