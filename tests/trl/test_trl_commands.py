@@ -368,7 +368,7 @@ def test_enabled_classes(tmp_path, tiny, rows, monkeypatch):
         assert not trainer.constrained and "PriorCollator" not in type(trainer.data_collator).__name__
     asked = trl.RewardConfig(**options, pcrm_preset="alpaca/length_ratio")
     assert trl.RewardTrainer(str(tiny), asked, train_dataset=data).constrained
-    with pytest.raises(ValueError, match=r"pcrm_beta1 is set, but loss_type is \['sigmoid'\]: add 'pcrm' to it"):
+    with pytest.raises(ValueError, match=r"loss_type must contain 'pcrm' where pcrm_beta1 is set, got \['sigmoid'\]"):
         trl.DPOConfig(**options, pcrm_beta1=1.0)
 
 
