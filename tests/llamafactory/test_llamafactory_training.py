@@ -78,13 +78,13 @@ REFUSED = {
     "rm-none": ({"pcrm_prior": "column"}, "prefs.json data set must have a column 'prior' with pcrm_prior='column'"),
     "rm-asked": (
         {"pcrm_prior": "length_ratio", "dataset": "column"},
-        "and pcrm_prior='length_ratio' asks for the prior",
+        "must not have a column 'prior' with pcrm_prior='length_ratio'",
     ),
     "rm-mixed": ({"pref_loss": "pcrm", "dataset": "column,prefs"}, "two different priors would constrain their pairs"),
     "rm-text": ({"pcrm_beta1": "much"}, "pcrm_beta1 must be a number, got 'much'"),
     "rm-kept": (
         {"pcrm_prior": "lexical", "tokenized_path": "kept"},
-        "has no column 'prior: lexical', which pcrm_prior=",
+        "must have a column 'prior: lexical' with pcrm_prior=",
     ),
     "rm-kept-asked": ({"pcrm_prior": "length_ratio", "tokenized_path": "kept"}, "or remove the folder tokenized_path"),
     "rm-evaluated": (
@@ -304,7 +304,10 @@ def test_what_does_not_ask_trains_stock_and_says_so(runs):
     folder, logs = runs
     assert Run(folder, "rm-plain").losses == pytest.approx(Run(folder, "rm").losses, abs=1e-6)
     assert not Run(folder, "rm-plain").logged("pcrm/pull")
-    assert logs["pcrm"].count("nothing asks for the constraint, and LLaMA-Factory trains its own loss") == 1
+    assert (
+        logs["pcrm"].count("the configuration does not ask for the constraint, so LLaMA-Factory trains its own loss")
+        == 1
+    )
 
 
 @pytest.mark.parametrize("name", ["rm-lexical", "rm-single", "rm-cosine", "rm-column", "dpo-length", "dpo-stream"])

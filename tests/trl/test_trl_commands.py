@@ -198,7 +198,7 @@ def test_run_a_module_and_a_script_with_arguments(tmp_path, monkeypatch, capsys)
     ]
     with pytest.raises(SystemExit, match="2"):
         cli.main(["run", "nowhere.py"])
-    assert "there is no file 'nowhere.py'" in capsys.readouterr().err
+    assert "SCRIPT must be an existing file, got 'nowhere.py'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
