@@ -2,7 +2,7 @@
 # bash recipes/openrlhf/alpaca-farm-llama-2-7b-dpo.sh [FLAGS]
 # The paper's DPO, with the length ratio.
 run=runs/openrlhf/alpaca-farm-llama-2-7b-dpo
-data=runs/data/alpaca-farm/preferences # of recipes/prepare/alpaca_farm.py
+data=runs/data/alpaca-farm/preferences # written by recipes/prepare/alpaca_farm.py
 exec deepspeed --module pcrm.openrlhf train_dpo \
     --model.model_name_or_path runs/alpaca-farm-llama-2-7b-sft \
     --data.dataset "$data" --eval.dataset "$data" --eval.split test --data.prompt_key prompt --data.max_len 512 \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # bash recipes/openrlhf/alpaca-farm-llama-2-7b-ppo.sh [FLAGS]
-# The paper's PPO on the reward model of alpaca-farm-llama-2-7b-reward.sh: stock OpenRLHF with Ray and vLLM,
-# which knows nothing of the constraint. All five models share 8 GPUs.
+# The paper's PPO on the reward model of alpaca-farm-llama-2-7b-reward.sh, with stock OpenRLHF, Ray and vLLM.
+# PPO does not use the constraint. All five models share 8 GPUs.
 run=runs/openrlhf/alpaca-farm-llama-2-7b-ppo
 exec python -m openrlhf.cli.train_ppo_ray \
     --actor.model_name_or_path runs/alpaca-farm-llama-2-7b-sft \

@@ -3,7 +3,7 @@
 # For Qwen/Qwen3-8B or meta-llama/Llama-3.1-8B-Instruct.
 model=${1:?a model, such as Qwen/Qwen3-8B}
 run=runs/openrlhf/ultrafeedback-$(basename "$model")-dpo
-data=runs/data/ultrafeedback # with a prior, of recipes/prepare/ultrafeedback.sh
+data=runs/data/ultrafeedback # with a prior, written by recipes/prepare/ultrafeedback.sh
 exec deepspeed --module pcrm.openrlhf train_dpo \
     --model.model_name_or_path "$model" \
     --data.dataset "$data" --eval.dataset "$data" --eval.split test --data.apply_chat_template --data.max_len 2048 \

@@ -1,16 +1,16 @@
-"""AlpacaFarm's data in the formats of TRL and OpenRLHF.
+"""Convert AlpacaFarm's data to the formats of TRL and OpenRLHF.
 
     python recipes/prepare/alpaca_farm.py
 
-makes of https://huggingface.co/datasets/tatsu-lab/alpaca_farm, whose loading script recent versions
-of `datasets` do not run, three folders of JSON lines in runs/data/alpaca-farm:
+Reads https://huggingface.co/datasets/tatsu-lab/alpaca_farm, whose loading script recent versions of
+`datasets` do not run. Writes three folders of JSON lines to runs/data/alpaca-farm:
 
-    sft           prompt, completion: the instructions set aside for supervised fine-tuning
-    preferences   prompt, chosen, rejected: the human preferences; about one prompt in 20 is for testing
+    sft           prompt, completion: the instructions reserved for supervised fine-tuning
+    preferences   prompt, chosen, rejected: the human preferences; about one prompt in 20 is held out for testing
     prompts       prompt: the unlabeled instructions, for PPO
 
-A prompt is written as the authors of PCRM do, `Human:` and `Assistant:`; where they join an
-instruction and its input with nothing between, this puts a line break.
+Prompts have the format of the authors of PCRM, with `Human:` and `Assistant:`. The authors join an
+instruction and its input with nothing in between; this script inserts a line break.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ SOURCE = "hf://datasets/tatsu-lab/alpaca_farm"
 
 def prompt(row: dict[str, Any]) -> str:
     instruction, given = row["instruction"], row["input"]
-    # Some instructions hold their input already.
+    # Some instructions already contain their input.
     question = instruction if instruction.endswith(given) else f"{instruction}\n{given}"
     return f"\n\nHuman: {question}\n\nAssistant:"
 
 
 def pair(row: dict[str, Any], place: str) -> dict[str, str]:
-    """The preference of a row; `place` is what an error calls it."""
+    """Return the preference of a row; `place` names the row in errors."""
     preference = row["preference"]
     if preference not in (1, 2):
-        raise ValueError(f"{place}: preference is {preference!r}, must be 1 or 2")
+        raise ValueError(f"{place}: preference must be 1 or 2, got {preference!r}")
     chosen, rejected = row[f"output_{preference}"], row[f"output_{3 - preference}"]
     return {"prompt": prompt(row), "chosen": f" {chosen}", "rejected": f" {rejected}"}
 
 
 def is_for_testing(text: str) -> bool:
-    """By the prompt alone, so that no prompt is in both parts."""
+    """Decide by the prompt alone, so that no prompt is in both splits."""
     return zlib.crc32(text.encode()) % 20 == 0
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # bash recipes/prepare/ultrafeedback.sh [DATASET]
-# UltraFeedback with a prior, and a constraint that is fitted to it: among the most alike responses the
-# chosen one is to win with probability 0.65 (a margin of 0.62), among the least alike with 0.9 (2.2).
+# UltraFeedback with a prior, and a constraint fitted to it. The target win probability of the chosen response
+# is 0.65 for the most similar pairs (a margin of 0.62) and 0.9 for the least similar ones (2.2).
 set -euo pipefail
 dataset=${1:-trl-lib/ultrafeedback_binarized}
 out=runs/data/ultrafeedback

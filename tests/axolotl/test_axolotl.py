@@ -258,4 +258,4 @@ def test_the_plugin_is_found_and_does_nothing_unasked(tmp_path):
     )
     loaded, refused = done.stdout.splitlines()[-2:]
     assert loaded == "loaded: pcrm.axolotl pcrm.axolotl.named pcrm.axolotl.plugin"
-    assert refused.startswith("the trainer must be pcrm's, got builtins.object, which has another loss")
+    assert refused.startswith("the trainer must be pcrm's, got builtins.object, which has a different loss")

@@ -32,18 +32,18 @@ def test_taken(cfg):
     [
         (DPO | {"pcrm_betal": 1}, r"pcrm_betal is not a key of pcrm: did you mean pcrm_beta\d\?"),
         (REWARD | {"pcrm": True}, "pcrm is not a key of pcrm: the keys are pcrm_prior, "),
-        (REWARD | {"trl": {"pcrm_beta1": 1}}, "pcrm_beta1 must not be indented, got trl.pcrm_beta1"),
-        (REWARD | {"pcrm_prior": None}, "pcrm_prior must have a value, got nothing"),
+        (REWARD | {"trl": {"pcrm_beta1": 1}}, "pcrm_beta1 must be a top-level key, got trl.pcrm_beta1"),
+        (REWARD | {"pcrm_prior": None}, "pcrm_prior must have a value, got none"),
         ({"rl": "dpo", "pcrm_cap": 9}, "dpo_loss_type must contain pcrm where pcrm_cap is set, got none"),
         (DPO | {"dpo_loss_type": ["sigmoid"], "pcrm_cap": 9}, r"pcrm_cap is set, got \['sigmoid'\]"),
-        (DPO | {"dpo_loss_type": ["pcrm2"]}, r"dpo_loss_type must contain pcrm or losses of TRL's, got \['pcrm2'\]"),
+        (DPO | {"dpo_loss_type": ["pcrm2"]}, r"dpo_loss_type must contain pcrm or TRL's losses, got \['pcrm2'\]"),
         (DPO | {"rl": "ipo"}, r"rl must be dpo with dpo_loss_type: \[pcrm\], got 'ipo'"),
         ({"dpo_loss_type": ["pcrm"]} | REWARD, "rl must be dpo .*, got None"),
-        ({"rl": "orpo", "pcrm_prior": "lexical"}, "pcrm_prior requires rl: dpo .*, got rl: orpo"),
-        ({"rl": "kto", "pcrm_prior": "lexical"} | REWARD, "pcrm_prior requires rl: dpo .*, got rl: kto"),
-        ({"pcrm_prior": "lexical"}, "pcrm_prior requires rl: dpo .*, or reward_model: true, got neither"),
-        ({"rl": "dpo", "loss_type": "pcrm"}, "loss_type must be a loss of Axolotl's, got 'pcrm'"),
-        ({"rl": "dpo", "trl": {"loss_type": "pcrm"}}, "trl.loss_type must be a loss of Axolotl's, got 'pcrm'"),
+        ({"rl": "orpo", "pcrm_prior": "lexical"}, "pcrm_prior must be used with rl: dpo .*, got rl: orpo"),
+        ({"rl": "kto", "pcrm_prior": "lexical"} | REWARD, "pcrm_prior must be used with rl: dpo .*, got rl: kto"),
+        ({"pcrm_prior": "lexical"}, "pcrm_prior must be used with rl: dpo .*, or reward_model: true, got neither"),
+        ({"rl": "dpo", "loss_type": "pcrm"}, "loss_type must be one of Axolotl's losses, got 'pcrm'"),
+        ({"rl": "dpo", "trl": {"loss_type": "pcrm"}}, "trl.loss_type must be one of Axolotl's losses, got 'pcrm'"),
         (DPO | {"trainer_cls": "my.Trainer"}, "trainer_cls must not be set .*, got my.Trainer"),
         (REWARD | {"pcrm_cap": 9, "sample_packing": True}, "sample_packing must be false for a reward model"),
         (DPO | {"pcrm_beta1": "much"}, "pcrm_beta1\n.*valid number"),
@@ -67,7 +67,7 @@ def test_refused(cfg, message):
 
 def test_a_flag_that_axolotl_does_not_read():
     assert names_pcrm({}, ["axolotl", "train", "--pcrm-cap=9"])
-    with pytest.raises(ValueError, match=r"^--pcrm-cap=9 must be in the YAML file, got a flag: .*Set pcrm_cap there$"):
+    with pytest.raises(ValueError, match=r"^pcrm_cap must be set in the YAML file, got the flag --pcrm-cap=9, which"):
         keys.check(REWARD, ["axolotl", "train", "--pcrm-cap=9"])
     keys.check(REWARD | {"pcrm_cap": 9}, ["train.py", "--pcrm-cap=9"])  # python -m axolotl.cli.train reads it
 

@@ -75,16 +75,16 @@ REFUSED = {
     "dpo-ipo": (BETAS | {"pref_loss": "ipo"}, "pref_loss must be 'pcrm' where pcrm_beta1 is set, got 'ipo'"),
     "kto-pcrm": ({"pref_loss": "pcrm"}, "stage must be rm or dpo where pref_loss is 'pcrm', got 'kto'"),
     "dpo-typo": ({"pref_loss": "pcmr"}, "pref_loss must be one of pcrm, sigmoid"),
-    "rm-none": ({"pcrm_prior": "column"}, "prefs.json data set has no column 'prior', which pcrm_prior='column' needs"),
+    "rm-none": ({"pcrm_prior": "column"}, "prefs.json data set must have a column 'prior' with pcrm_prior='column'"),
     "rm-asked": (
         {"pcrm_prior": "length_ratio", "dataset": "column"},
-        "and pcrm_prior='length_ratio' asks for the prior",
+        "must not have a column 'prior' with pcrm_prior='length_ratio'",
     ),
-    "rm-mixed": ({"pref_loss": "pcrm", "dataset": "column,prefs"}, "their pairs would be constrained by two priors"),
+    "rm-mixed": ({"pref_loss": "pcrm", "dataset": "column,prefs"}, "two different priors would constrain their pairs"),
     "rm-text": ({"pcrm_beta1": "much"}, "pcrm_beta1 must be a number, got 'much'"),
     "rm-kept": (
         {"pcrm_prior": "lexical", "tokenized_path": "kept"},
-        "has no column 'prior: lexical', which pcrm_prior=",
+        "must have a column 'prior: lexical' with pcrm_prior=",
     ),
     "rm-kept-asked": ({"pcrm_prior": "length_ratio", "tokenized_path": "kept"}, "or remove the folder tokenized_path"),
     "rm-evaluated": (
@@ -304,7 +304,10 @@ def test_what_does_not_ask_trains_stock_and_says_so(runs):
     folder, logs = runs
     assert Run(folder, "rm-plain").losses == pytest.approx(Run(folder, "rm").losses, abs=1e-6)
     assert not Run(folder, "rm-plain").logged("pcrm/pull")
-    assert logs["pcrm"].count("nothing asks for the constraint, and LLaMA-Factory trains its own loss") == 1
+    assert (
+        logs["pcrm"].count("the configuration does not ask for the constraint, so LLaMA-Factory trains its own loss")
+        == 1
+    )
 
 
 @pytest.mark.parametrize("name", ["rm-lexical", "rm-single", "rm-cosine", "rm-column", "dpo-length", "dpo-stream"])
@@ -377,7 +380,7 @@ def test_a_resumed_run_keeps_its_constraint(runs):
     half = STEPS // 2
     assert resumed.losses == pytest.approx(whole.losses, abs=1e-5)
     assert len(resumed.traces()) == len(whole.traces()) // 2
-    assert f"The constraint is that of {whole.folder / f'checkpoint-{half}' / 'pcrm.toml'}" in logs["pcrm"]
+    assert f"Resuming with the constraint of {whole.folder / f'checkpoint-{half}' / 'pcrm.toml'}" in logs["pcrm"]
     constraints = [pcrm.Constraint.from_toml(run.folder / "pcrm.toml") for run in (whole, resumed)]
     assert constraints[0] == constraints[1]
 

@@ -292,9 +292,7 @@ def test_going_on_needs_the_same_principles(tmp_path, tiny, capsys):
     assert f"{source}, line 601: must have a key 'rejected'" in fails('["Be kind."]')  # after a shard
     template.write_text("{prompt}{principles}")
     assert "--principles must be " in fails('["Be fair."]')
-    assert "--principle-template must be " in fails(
-        '["Be kind."]', "--principle-template", str(template)
-    )
+    assert "--principle-template must be " in fails('["Be kind."]', "--principle-template", str(template))
     assert f"{source}, line 601: must have a key 'rejected'" in fails('["Be kind."]')
 
 

@@ -341,7 +341,7 @@ def test_resumed_is_uninterrupted(trainer_of, tmp_path, kind, at):
 def test_a_checkpoint_without_the_sampler_is_told(trainer_of, tmp_path):
     trainer_of("reward", save_strategy="steps", save_steps=2, max_steps=2).train()
     ours = trainer_of("reward", out=tmp_path / "ours", pcrm_priority_alpha=1.0, max_steps=4)
-    message = r"checkpoint-2 must hold pcrm_sampler.safetensors to be resumed with pcrm_priority_alpha"
+    message = r"checkpoint-2 must contain pcrm_sampler.safetensors to resume with pcrm_priority_alpha"
     with pytest.raises(ValueError, match=message):
         ours.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
@@ -464,10 +464,16 @@ def test_in_two_processes_is_accumulation_in_one(tiny, tmp_path):
         ("pcrm_priority_alpha must be finite and at least 0, got -1.0", {"pcrm_priority_alpha": -1.0}),
         ("pcrm_priority_epsilon must be greater than 0 and at most 1, got 0.0", {"pcrm_priority_epsilon": 0.0}),
         ("pcrm_priority_samples must be .*, got 0", {"pcrm_priority_samples": 0}),
-        ("with which pcrm_sft_eta must be 0.0, not 0.1", {"pcrm_priority_alpha": 1.0, "pcrm_sft_eta": 0.1}),
-        ("a pair has no one slope in the token form", {"pcrm_priority_alpha": 1.0, "pcrm_form": "token"}),
         (
-            "with which train_sampling_strategy must be 'random', not 'sequential'",
+            "pcrm_sft_eta must be 0.0 with pcrm_priority_alpha=1.0, got 0.1",
+            {"pcrm_priority_alpha": 1.0, "pcrm_sft_eta": 0.1},
+        ),
+        (
+            "pcrm_priority_alpha must be 0 with pcrm_form='token', got 1.0",
+            {"pcrm_priority_alpha": 1.0, "pcrm_form": "token"},
+        ),
+        (
+            "train_sampling_strategy must be 'random' with pcrm_priority_alpha=1.0, got 'sequential'",
             {"pcrm_priority_alpha": 1.0, "train_sampling_strategy": "sequential"},
         ),
     ],
@@ -492,14 +498,16 @@ def test_config_of_other_kinds(tmp_path, config, message, fields):
 
 
 def test_what_cannot_be_drawn_or_weighted_is_refused(trainer_of, tmp_path, rows):
-    with pytest.raises(ValueError, match=r"with which loss_type must be \['pcrm'\], not \['pcrm', 'ipo'\]"):
+    with pytest.raises(
+        ValueError, match=r"loss_type must be \['pcrm'\] with pcrm_priority_alpha=1.0, got \['pcrm', 'ipo'\]"
+    ):
         PCRMDPOConfig(output_dir=str(tmp_path), bf16=False, pcrm_priority_alpha=1.0, loss_type=["pcrm", "ipo"])
     streamed = FORMATS["plain"](rows).to_iterable_dataset()
-    with pytest.raises(ValueError, match="pcrm_priority_alpha needs a data set whose rows can be drawn"):
+    with pytest.raises(ValueError, match=r"pcrm_priority_alpha must be 0 with an iterable data set, got 1.0"):
         trainer_of("reward", data=streamed, pcrm_priority_alpha=1.0)
     trainer = trainer_of("dpo", pcrm_priority_alpha=1.0)
-    trainer.sampler = None  # as if TRL prepared no data, which is the case for images
-    with pytest.raises(ValueError, match="pcrm_priority_alpha is not there for data sets with images"):
+    trainer.sampler = None  # as where TRL prepares no data, which are those with images
+    with pytest.raises(ValueError, match=r"pcrm_priority_alpha must be 0 for data sets with images, got 1.0"):
         trainer._finish(trainer.args)
 
 

@@ -84,7 +84,7 @@ def test_a_run_that_does_nothing_says_so(caplog, monkeypatch):
         Ours(PCRMDPOLoss(Constraint.fixed(90.0)), batches).fit(ARGS)
     (message,) = caplog.messages
     # z is a tenth of the log ratios. Step 4 is the first log of the second half, with steps 3 and 4 of two pairs each.
-    assert "not binding: over 4 training pairs, the mean margin is -0.025 and the target is 45" in message
+    assert "not binding: over 4 training pairs the mean margin is -0.025 and the target is 45" in message
     assert message.endswith("Set a lower --pcrm.delta, or train longer")
 
 

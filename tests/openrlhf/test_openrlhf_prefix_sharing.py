@@ -138,7 +138,7 @@ def test_training_gives_the_same_parameters(command, models, tiny, rows):
 @pytest.mark.parametrize("command", ["train_rm", "train_dpo"])
 def test_refused(command, models, tiny, rows):
     model, reference = models(command)
-    with pytest.raises(ValueError, match=r"^prefix_sharing must be False with --ds.packing_samples, .* got True"):
+    with pytest.raises(ValueError, match=r"^prefix_sharing must be False with --ds.packing_samples .* got True"):
         make_trainer(command, model, reference, tiny, rows[:4], shared=True, packing_samples=True)
     (model if command == "train_rm" else reference.model).config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match=r"^the attention of the model must be one of eager, .* got flash_attention_2"):

@@ -61,5 +61,5 @@ def test_pcrm_toml_is_written_once(runs):
 
 
 def test_demonstrations_are_refused(runs):
-    message = "pcrm_sft_eta does not work under FSDP or ZeRO-3 for reward models: set it to 0"
+    message = "pcrm_sft_eta must be 0 for reward models with FSDP or ZeRO-3, got 0.5"
     assert runs.found[DEMONSTRATIONS.name] == [{"error": message}] * 2

@@ -274,8 +274,8 @@ def test_compiled():
     [
         ("BertForSequenceClassification", {}, "model must be causal to share prefixes, got BertModel"),
         ("ModernBertForSequenceClassification", {}, "model must be causal to share prefixes, got ModernBertModel"),
-        ("JambaForCausalLM", {"use_mamba_kernels": False}, "model must have attention alone .*, got JambaModel"),
-        ("Llama4ForCausalLM", HEADS, "layers must be of full or sliding attention .* with chunked_attention"),
+        ("JambaForCausalLM", {"use_mamba_kernels": False}, "model must consist of attention layers .*, got JambaModel"),
+        ("Llama4ForCausalLM", HEADS, "layers must use full or sliding attention .* with chunked_attention"),
     ],
 )
 def test_models_that_cannot(kind, options, message):
@@ -296,13 +296,13 @@ def test_other_things_that_cannot():
         with pytest.raises(error, match=f"^{message}"):
             enable(model, **options)
     enable(model)
-    with pytest.raises(ValueError, match=r"^model must not share prefixes yet, got one that does"):
+    with pytest.raises(ValueError, match=r"^model must not share prefixes already, got one that does"):
         enable(model)
     inputs = batch()
     left = {name: x.flip(1) for name, x in inputs.items()}
     with pytest.raises(ValueError, match=r"^attention_mask must be padded on the right"):
         model(**left)
-    with pytest.raises(ValueError, match=r"^attention_mask must have no padding inside of a row .*, got 1 0 1"):
+    with pytest.raises(ValueError, match=r"^attention_mask must have no padding inside a row .*, got 1 0 1"):
         model(inputs["input_ids"], inputs["attention_mask"].index_fill(1, torch.tensor([3]), 0))
     with pytest.raises(ValueError, match=r"^input_ids must be token ids to share prefixes, got None"):
         model(inputs_embeds=torch.zeros(1, 2, 32))
@@ -335,7 +335,9 @@ def test_a_window_that_is_shorter_than_a_row():
 def test_a_model_that_goes_around_its_decoder():
     model = make(transformers.OPTForCausalLM, ffn_dim=64, word_embed_proj_dim=32)
     enable(model)
-    with pytest.raises(RuntimeError, match=r"^the decoder of OPTForCausalLM must be called to share prefixes"):
+    with pytest.raises(
+        RuntimeError, match=r"^the forward pass of OPTForCausalLM must call its decoder to share prefixes"
+    ):
         model(**batch())
 
 
@@ -350,7 +352,7 @@ def test_a_leak_of_one_token_is_found(monkeypatch):
 
     monkeypatch.setattr(sharing, "_mask", leaky)
     model = make()
-    with share_prefixes(model), pytest.raises(RuntimeError, match=r"^the hidden states of LlamaModel .* apart, got"):
+    with share_prefixes(model), pytest.raises(RuntimeError, match=r"^the hidden states of LlamaModel .* norm, got"):
         model(**batch())
 
 

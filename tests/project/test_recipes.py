@@ -228,7 +228,7 @@ def test_a_preference_that_is_none_is_named(tmp_path, monkeypatch):
     (tmp_path / "alpaca_human_preference.json").write_text(json.dumps(rows))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    with pytest.raises(ValueError, match=r"alpaca_human_preference.json, row 2: preference is 0, must be 1 or 2"):
+    with pytest.raises(ValueError, match=r"alpaca_human_preference.json, row 2: preference must be 1 or 2, got 0"):
         prepare_alpaca_farm(monkeypatch, str(tmp_path))
     assert not (tmp_path / "runs").exists()
 

@@ -275,9 +275,14 @@ def test_priors(train, rows, name):
         ("rm", PLUGIN, {"config": BINDING}, "--loss_type must be pcrm where PCRM_CONFIG is set, got None"),
         ("dpo", (*OURS, "--packing", "true", "--attn_impl", "flash_attention_2"), {}, "--packing must be false"),
         ("dpo", (*OURS, "--padding_free", "true", "--attn_impl", "flash_attention_2"), {}, "--padding_free must be"),
-        ("rm", OURS, {"data": "margin"}, "the data set has a column 'margin', which moves the margin"),
+        ("rm", OURS, {"data": "margin"}, "the data set must not have a column 'margin', which would shift the margin"),
         ("rm", OURS, {"data": "wrong"}, "prior[7] is 1.5"),
-        ("rm", OURS, {"config": f'{BINDING}prior = "column"\n'}, "the train data set has no column 'prior'"),
+        (
+            "rm",
+            OURS,
+            {"config": f'{BINDING}prior = "column"\n'},
+            "the train data set must have a column 'prior' with prior='column'",
+        ),
     ],
 )
 def test_refused(train, kind, flags, options, message):
@@ -313,7 +318,7 @@ def test_megatron_is_refused(monkeypatch):
     from pcrm.swift.register import register
 
     monkeypatch.setitem(sys.modules, "swift.megatron.arguments", None)
-    with pytest.raises(RuntimeError, match="the plugin of pcrm works with `swift rlhf`, not with `megatron rlhf`"):
+    with pytest.raises(RuntimeError, match="the plugin of pcrm must be used with `swift rlhf`, got `megatron rlhf`"):
         register()
 
 

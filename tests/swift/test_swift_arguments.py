@@ -56,15 +56,15 @@ def test_other_losses_are_left_alone(config, loss):
         ),
         (arguments("dpo", padding_free=True), None, "--padding_free must be false with --loss_type pcrm, got true"),
         (arguments(), "[constraint]\nbeta4 = 1.0\n", "beta4"),
-        (arguments(), '[loss]\nform = "token"\n', "must be 'pair' here, got 'token'"),
+        (arguments(), '[loss]\nform = "token"\n', "must be 'pair' for this trainer, got 'token'"),
         (
             arguments(center_rewards_coefficient=-1.0),
             None,
             "--center_rewards_coefficient must be finite and at least 0, got -1",
         ),
         (arguments("dpo", beta=0.0), None, "--beta must be finite and greater than 0, got 0"),
-        (arguments("dpo", beta=0.2), "[dpo]\nbeta = 0.3\n", "--beta must be 0.3 or left out, got 0.2: "),
-        (arguments("dpo", ["pcrm", "robust"]), "[loss]\nlabel_smoothing = 0.1\n", "got 0.1: robust would take it too"),
+        (arguments("dpo", beta=0.2), "[dpo]\nbeta = 0.3\n", ", or left out, got 0.2"),
+        (arguments("dpo", ["pcrm", "robust"]), "[loss]\nlabel_smoothing = 0.1\n", "got 0.1: robust would use it too"),
     ],
 )
 def test_refused(config, given, text, message):
@@ -79,8 +79,17 @@ def test_an_encoder_is_refused_where_nothing_uses_it(config, monkeypatch):
     monkeypatch.setenv("PCRM_PRIOR_MODEL", "encoder")
     with pytest.raises(ValueError, match="--loss_type must be pcrm where PCRM_PRIOR_MODEL is set, got None"):
         prepare(arguments(loss=None))
-    with pytest.raises(ValueError, match="pcrm_prior_model is 'encoder', which pcrm_prior='length_ratio' does not use"):
+    with pytest.raises(
+        ValueError,
+        match=r"PCRM_CONFIG must be a pcrm\.toml with prior = 'cosine' where PCRM_PRIOR_MODEL is set, got none",
+    ):
         prepare(arguments())
+    config(BINDING)
+    with pytest.raises(ValueError) as error:
+        prepare(arguments())
+    assert "PCRM_PRIOR_MODEL must not be set with the prior 'length_ratio', got 'encoder': remove it, or set" in str(
+        error.value
+    )
     config('[constraint]\nprior = "cosine"\ntarget_alike = 1.0\ntarget_unlike = 3.0\n')
     assert prepare(arguments()) is True
 
@@ -91,7 +100,7 @@ def test_the_file_sets_what_the_flags_leave(config):
     assert prepare(reward) and prepare(dpo)
     assert (reward.center_rewards_coefficient, dpo.beta, dpo.label_smoothing) == (0.01, 0.3, 0)
     asked = arguments(center_rewards_coefficient=0.02)
-    with pytest.raises(ValueError, match=r"coefficient must be 0\.01 or left out, got 0\.02: .*pcrm\.toml sets"):
+    with pytest.raises(ValueError, match=r"coefficient must be 0\.01, as in .*pcrm\.toml, or left out, got 0\.02"):
         prepare(asked)
 
 

@@ -23,13 +23,13 @@ IDLE = (0.4, [12.0, 14.0, 16.0])
 OVER = ([5.0, 7.0, 1.0], [2.0, 4.0, 6.0])
 MESSAGES = {
     "idle": (
-        "the constraint is not binding: over 300 {} pairs, the mean margin is 0.4 and targets are 6 to 8 (10th to 90th "
-        "percentile), so the model is trained as if without a constraint. Set lower targets with pcrm_target_alike and "
+        "the constraint is not binding: over 300 {} pairs the mean margin is 0.4 and the targets are 6 to 8 (10th to 90th "
+        "percentile). The model trains as if unconstrained. Set lower targets with pcrm_target_alike and "
         "pcrm_target_unlike, or train longer"
     ),
     "over": (
-        "67% of the margins are over their ceilings: over 300 {} pairs, the mean margin is 4.33 and ceilings are 2 to 6 "
-        "(10th to 90th percentile), so the loss mostly pulls margins down. Set higher targets with pcrm_target_alike and "
+        "67% of the margins exceed their ceilings: over 300 {} pairs the mean margin is 4.33 and the ceilings are 2 to 6 "
+        "(10th to 90th percentile). The loss mostly pulls margins down. Set higher targets with pcrm_target_alike and "
         "pcrm_target_unlike"
     ),
 }
@@ -74,7 +74,7 @@ def test_no_message_before_it_is_known():
 def test_pairs_without_a_ceiling_do_not_count():
     delta = np.where(np.arange(2 * ENOUGH) % 2, 12.0, math.inf)
     found = BindingCheck(CURVE).look(sums(np.where(delta < math.inf, 0.5, 90.0), delta, 2 * ENOUGH), "eval", 1.0)
-    assert found is not None and "over 300 evaluation pairs, the mean margin is 0.5 and the target is 6," in found
+    assert found is not None and "over 300 evaluation pairs the mean margin is 0.5 and the target is 6." in found
 
 
 @pytest.mark.parametrize(

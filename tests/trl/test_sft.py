@@ -77,7 +77,9 @@ def test_dpo_eta_is_the_weight_of_sft(tmp_path):
     again = PCRMDPOConfig(**options, loss_type=mixed.loss_type, loss_weights=mixed.loss_weights)
     assert (again.loss_type, again.loss_weights) == (mixed.loss_type, mixed.loss_weights)
     assert PCRMDPOConfig(output_dir=str(tmp_path), bf16=False).loss_weights is None
-    message = r"pcrm_sft_eta is 0.2, and loss_type is \['pcrm', 'sft'\] with the weights \[1.0, 1.0\]"
+    message = (
+        r"pcrm_sft_eta must equal the weight .* got 0.2 with loss_type \['pcrm', 'sft'\] and the weights \[1.0, 1.0\]"
+    )
     with pytest.raises(ValueError, match=message):
         PCRMDPOConfig(**options, loss_type=["pcrm", "sft"])
 
@@ -255,7 +257,7 @@ def test_a_forward_pass_around_the_score_is_told(reward):
     trainer = reward(pcrm_sft_eta=0.5)
     model = trainer.model
     model.forward = lambda input_ids, **_: SequenceClassifierOutput(logits=input_ids.float().mean(1, keepdim=True))
-    message = "the module 'score' of LlamaForSequenceClassification must compute the scores, got a forward pass"
+    message = "the forward pass of LlamaForSequenceClassification must call its module 'score', got one that does not"
     with pytest.raises(RuntimeError, match=message):
         trainer.train()
     assert isinstance(model.score, torch.nn.Linear), "it is back in its place"
@@ -311,20 +313,22 @@ def test_what_has_no_such_head_is_refused(tiny, tiny_policy, tmp_path, data, rew
     def asked(model):
         return build("reward", tiny, tmp_path, data, model=model, pcrm_sft_eta=0.5)
 
-    with pytest.raises(ValueError, match="LlamaForSequenceClassification has neither a module 'lm_head' nor tied emb"):
+    with pytest.raises(
+        ValueError, match=r"a module 'lm_head' or tied embeddings .*got LlamaForSequenceClassification with neither"
+    ):
         asked(load("reward", tiny))
     scaled = joint(tiny_policy)
     scaled.config.final_logit_softcapping = 30.0
-    with pytest.raises(ValueError, match=r"linear in the last states; Llama.* has final_logit_softcapping=30.0"):
+    with pytest.raises(ValueError, match=r"final_logit_softcapping of Llama.* must be unset or 1 .* got 30.0"):
         asked(scaled)
     model = joint(tiny_policy)
     model.classifier = model.score
     del model.score
     with pytest.raises(
-        ValueError, match="pcrm_sft_eta needs a model whose module 'score' gets the states of all tokens"
+        ValueError, match=r"model must have a module 'score' .* pcrm_sft_eta=0.5, got LlamaFor.* without one"
     ):
         asked(model)
     trainer = reward(pcrm_sft_eta=0.5)
     trainer.is_fsdp_enabled = True
-    with pytest.raises(ValueError, match="pcrm_sft_eta does not work under FSDP or ZeRO-3 for reward models"):
+    with pytest.raises(ValueError, match=r"pcrm_sft_eta must be 0 for reward models with FSDP or ZeRO-3, got 0.5"):
         trainer._check_demonstrations()

@@ -82,8 +82,8 @@ def test_pcrm_toml_is_written_once(runs):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        (TOKEN, "pcrm_form='token' does not work under FSDP: set pcrm_form='pair'"),
-        (DEMONSTRATIONS, "pcrm_sft_eta does not work under FSDP or ZeRO-3 for reward models: set it to 0"),
+        (TOKEN, "pcrm_form must be 'pair' with FSDP, got 'token'"),
+        (DEMONSTRATIONS, "pcrm_sft_eta must be 0 for reward models with FSDP or ZeRO-3, got 0.5"),
     ],
     ids=["token", "demonstrations"],
 )

@@ -48,8 +48,8 @@ def test_trainers_say_what_is_wrong(kind, form, tiny, tiny_policy, pairs, tmp_pa
         assert said(caplog) == [], "token ids and streams are not looked at"
         build(kind, folder, tmp_path, FORMATS[form](faulty(pairs)))
     lines = said(caplog)
-    assert all(line.startswith(FAULTY) and line.endswith(" `pcrm check` says more") for line in lines)
-    found = {line.removeprefix(FAULTY).partition(". To do: ")[0] for line in lines}
+    assert all(line.startswith(FAULTY) and line.endswith(" Run `pcrm check` for details") for line in lines)
+    found = {line.removeprefix(FAULTY).partition(". To fix: ")[0] for line in lines}
     want = {
         "rows with an empty response: 1 of 10 (row 7: chosen)",
         "rows with identical responses: 1 of 10 (row 6)",

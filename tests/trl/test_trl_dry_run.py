@@ -101,6 +101,11 @@ def test_the_first_pair_and_the_steps_are_those_of_training(kind, folder, tmp_pa
         shown = "".join(line[4:] for line in itertools.takewhile(lambda s: s.startswith("    "), lines[at + 1 :]))
         read = tokenizer.decode(ids[row][mask[row].bool()])
         assert shown == read.replace("\n", "\\n") and shown.endswith(tokenizer.eos_token)
+    row = rankings[0] if ranked else rows[0]
+    prompt, response = row["prompt"], (row["responses"] if ranked else [row["chosen"]])[0]
+    assert entry(text, "text") == (
+        f"prompt + response, with nothing between them: {prompt[-16:]!r} + {response[:16]!r}"
+    )
 
 
 @slow
@@ -109,7 +114,7 @@ def test_counts_of_rankings(kind, folder, tmp_path, rankings):
     # Four responses each, of which two are tied.
     assert entry(text, "train") == "4 rankings with 20 pairs"
     assert entry(text, "weights") == "each prompt counts once"
-    assert entry(text, "order") == "the pairs of a prompt in one batch, prompts shuffled"
+    assert entry(text, "order") == "pairs grouped by prompt, prompts shuffled"
 
 
 @slow
@@ -120,7 +125,7 @@ def test_counts_of_pairs_that_are_too_long(tiny, tmp_path, rows):
     kept = sum(n <= longest for n in length.values())
     data = FORMATS["plain"](rows)
     text = dry_run.describe(build("reward", tiny, tmp_path, data, eval_data=data, max_length=longest))
-    counts = f"64 pairs, of which TRL keeps {kept}: {64 - kept} are too long for max_length={longest}"
+    counts = f"64 pairs, {kept} kept: TRL drops {64 - kept} that exceed max_length={longest}"
     assert entry(text, "train") == entry(text, "eval") == counts
     with pytest.raises(
         ValueError, match="the train data set must have a batch of pairs after TRL prepared it, got 0 pairs"
@@ -146,7 +151,7 @@ def test_counts_of_pairs_that_are_too_long(tiny, tmp_path, rows):
         ),
         (
             {"pcrm_preset": "alpaca/length_ratio"},
-            "length_ratio, of the token ids of each batch",
+            "length_ratio, computed from the token ids of each batch",
             "delta(s) = 10 / (s + 0.001) - 5",
         ),
     ],
@@ -189,7 +194,7 @@ def test_the_command_writes_nothing(kind, dry, rows, tmp_path, capsys, caplog):
     assert output.startswith("Data\n") and output.endswith("\n\nNothing was trained (--dry-run)\n")
     assert entry(output, "train") == "64 pairs" and entry(output, "steps") == "6 (max_steps), 0.375 epochs of 16"
     assert entry(output, "curve") == formula(pcrm.Constraint.fit(s, target_alike=1, target_unlike=3))
-    assert "fitted to the training data for targets of 1 to 3; a run writes it to runs/out/pcrm.toml" in output
+    assert "fitted to the training data for targets 1 to 3; the run writes it to runs/out/pcrm.toml" in output
     assert entry(output, "of 64 pairs").split() == ["5%", "25%", "50%", "75%", "95%"]
     assert entry(output, "similarity s").split()[2] == "0.492"
     assert entry(output, "shared prefixes").startswith("on (pcrm_prefix_sharing=True): ")
@@ -206,7 +211,7 @@ def test_wrong_settings_are_refused(kind, dry, rows, tmp_path, capsys):
     data = [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows]
     assert dry(data, "--dry-run", pcrm_prior="column") == 1
     captured = capsys.readouterr()
-    assert f"pcrm {kind}: the train data set has no column 'prior'" in captured.err and captured.out == ""
+    assert f"pcrm {kind}: the train data set must have a column 'prior'" in captured.err and captured.out == ""
     with pytest.raises(SystemExit, match="2"):
         dry(data, "--dry-run", pcrm_delta=3.0)
     assert not (tmp_path / "runs").exists()
@@ -254,8 +259,8 @@ def test_a_resumed_run_has_the_curve_of_its_checkpoint(tiny, tmp_path, rows, cap
         with pytest.raises(dry_run.Ended):
             trainer.train(resume_from_checkpoint=given)
         output = capsys.readouterr().out
-        assert entry(output, "curve") == formula(kept) and f"from {checkpoint}, where the run resumes" in output
-    with pytest.raises(ValueError, match="resume_from_checkpoint must be the folder of a checkpoint, got 'nowhere'"):
+        assert entry(output, "curve") == formula(kept) and f"from {checkpoint}, from which the run resumes" in output
+    with pytest.raises(ValueError, match="resume_from_checkpoint must be a checkpoint's folder, got 'nowhere'"):
         trainer.train(resume_from_checkpoint="nowhere")
 
 

@@ -170,8 +170,8 @@ def test_a_run_says_once_that_it_does_nothing(kind, tiny, tiny_policy, rows, tmp
         return caplog.messages
 
     (message,) = said(pcrm_prior="fixed", pcrm_delta=14.0)
-    assert message.startswith("the constraint is not binding: over 16 evaluation pairs, the mean margin is ")
-    assert message.endswith(" without a constraint. Set a lower pcrm_delta, or train longer")
+    assert message.startswith("the constraint is not binding: over 16 evaluation pairs the mean margin is ")
+    assert message.endswith(" trains as if unconstrained. Set a lower pcrm_delta, or train longer")
     assert said(pcrm_prior="fixed", pcrm_delta=2.0) == []
 
 

@@ -253,9 +253,11 @@ def test_what_rankings_do_by_default(make, rankings):
 
 def test_streamed_rankings(make, rankings):
     stream = formatted(rankings, "plain").to_iterable_dataset()
-    with pytest.raises(ValueError, match=r"^an iterable data set must be trained with pcrm_ranking_weights='pair'"):
+    with pytest.raises(
+        ValueError, match=r"^pcrm_ranking_weights must be 'pair' with an iterable data set, .* got 'prompt'"
+    ):
         make(stream)
-    with pytest.raises(ValueError, match=r"^an iterable data set must be trained with pcrm_group_by_prompt=False"):
+    with pytest.raises(ValueError, match=r"^pcrm_group_by_prompt must be False with an iterable data set, .* got True"):
         make(stream, pcrm_ranking_weights="pair", pcrm_group_by_prompt=True)
     trainer = make(stream, pcrm_ranking_weights="pair")
     assert len(list(trainer.train_dataset)) == len(by_hand(rankings)[0])
@@ -264,13 +266,13 @@ def test_streamed_rankings(make, rankings):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"ratings": [1, 1]}, "the train data set must have responses with different ratings, got ties only"),
+        ({"ratings": [1, 1]}, "the train data set must have responses with different ratings, got only ties"),
         (
             {"ratings": [1]},
             "the train data set, row 0: ratings must have one number for each of the 2 responses, got 1",
         ),
-        ({"ratings": [1, 2], "prior": 0.5}, "the train data set must have no column 'prior' beside 'responses'"),
-        ({"ratings": [1, 2], "margin": 0.5}, "the train data set must have no column 'margin' beside 'responses'"),
+        ({"ratings": [1, 2], "prior": 0.5}, "the train data set must not have a column 'prior' with rankings"),
+        ({"ratings": [1, 2], "margin": 0.5}, "the train data set must not have a column 'margin' with rankings"),
         ({"ratings": [1, 2], "chosen": "x"}, "the train data set, row 0: a ranking must have no column 'chosen'"),
     ],
 )
@@ -290,11 +292,11 @@ def test_pairs_without_a_prompt_cannot_be_grouped(make, rows):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pcrm_sft_eta": 0.5}, "pcrm_sft_eta must be 0.0 where each prompt counts once, got 0.5"),
-        ({"pcrm_priority_alpha": 0.5}, "pcrm_priority_alpha must be 0.0 where each prompt counts once, got 0.5"),
+        ({"pcrm_sft_eta": 0.5}, "pcrm_sft_eta must be 0.0 if each prompt counts once, got 0.5"),
+        ({"pcrm_priority_alpha": 0.5}, "pcrm_priority_alpha must be 0.0 if each prompt counts once, got 0.5"),
         (
             {"loss_type": ["pcrm", "ipo"]},
-            "loss_type must be ['pcrm'] where each prompt counts once, got ['pcrm', 'ipo']",
+            "loss_type must be ['pcrm'] if each prompt counts once, got ['pcrm', 'ipo']",
         ),
     ],
 )

@@ -226,11 +226,15 @@ def test_two_processes_write_one_histogram(rows, tiny, tmp_path, monkeypatch):
 def test_refused_without_tensorboard(config, tmp_path, monkeypatch):
     options = {"output_dir": str(tmp_path), "bf16": False, "pcrm_log_margins": True}
     for report_to, shown in (("none", r"\[\]"), (["wandb"], r"\['wandb'\]")):
-        with pytest.raises(ValueError, match=f"pcrm_log_margins is True, .* report_to is {shown}: add 'tensorboard'"):
+        with pytest.raises(
+            ValueError, match=f"report_to must contain 'tensorboard' with pcrm_log_margins=True, .* got {shown}"
+        ):
             config(**options, report_to=report_to)
     config(**options, report_to=["wandb", "tensorboard"])
     for name in ("tensorboard", "tensorboardX"):  # what makes an import fail
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"pcrm_log_margins is True, .* not installed: pip install tensorboard"):
+    with pytest.raises(
+        ImportError, match=r"tensorboard must be installed with pcrm_log_margins=True, .* pip install tensorboard"
+    ):
         config(**options, report_to="tensorboard")
     config(**options | {"pcrm_log_margins": False}, report_to="tensorboard")

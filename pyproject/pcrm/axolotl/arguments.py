@@ -1,4 +1,4 @@
-"""The keys `pcrm_*` in the form that Axolotl's schema takes: a model of pydantic."""
+"""The keys `pcrm_*` as a pydantic model, for Axolotl's schema."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from ..trl import PCRMArguments
 _types = typing.get_type_hints(PCRMArguments)
 FIELDS = {f.name: (_types[f.name] | None, None) for f in dataclasses.fields(PCRMArguments)}
 
-# None everywhere, which Axolotl drops: the defaults are those of the trainers' arguments.
+# All defaults are None, which Axolotl drops, so that the defaults of the trainers' arguments apply.
 PCRMKeys = pydantic.create_model("PCRMKeys", __module__=__name__, **FIELDS)  # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -1,4 +1,4 @@
-"""The plugin that Axolotl loads. Every user of Axolotl who has pcrm installed runs this module, so it imports nothing heavy."""
+"""The plugin that Axolotl loads. It runs for every user of Axolotl who has pcrm installed, so it must stay light."""
 
 # Axolotl is in an environment of its own, not in that of the type checker.
 # pyright: reportMissingImports=false
@@ -14,14 +14,14 @@ from .named import names_pcrm
 
 
 class PCRMPlugin(BasePlugin):
-    """Does nothing for a configuration that does not name pcrm."""
+    """Axolotl's plugin for pcrm. It does nothing if the configuration does not name pcrm."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._asked = False  # by the configuration that was registered last
+        self._asked = False  # by the last registered configuration
 
     def register(self, cfg: Any) -> None:
-        """Check the configuration as it is in the file; refuse what would train with Axolotl's own loss."""
+        """Check the configuration in the file; reject one that would train with Axolotl's own loss."""
         # One process may read several configurations.
         self._undo()
         if not names_pcrm(cfg, sys.argv):
@@ -31,7 +31,7 @@ class PCRMPlugin(BasePlugin):
         keys.check(cfg, sys.argv)
         self._asked = True
         if cfg.get("rl"):
-            # Axolotl's DPO takes only its own trainer's arguments with a class of `get_trainer_cls`: not the model.
+            # With a class from `get_trainer_cls`, Axolotl's DPO passes only its own trainer's arguments, not the model.
             cfg["trainer_cls"] = keys.DPO_TRAINER
         else:
             reward_data.keep_texts()
@@ -50,7 +50,7 @@ class PCRMPlugin(BasePlugin):
         return ConstrainedRewardTrainer
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
-        """Add none: it is the first hook that sees the trainer, and another plugin's class may be in the place of ours."""
+        """Add no callback. This is the first hook that sees the trainer, so check that it is ours, not another plugin's."""
         if self._asked:
             from .trainers import check_trainer
 

@@ -1,6 +1,6 @@
-"""The texts and the column `prior` of a reward model's data, of which Axolotl's tokenization keeps only ids.
+"""Keep the texts and the column `prior` of a reward model's data. Axolotl's tokenization keeps only token ids.
 
-`pcrm.trl` reads the column, and computes the priors `lexical` and `cosine` of the texts.
+`pcrm.trl` reads the column, and computes the priors `lexical` and `cosine` from the texts.
 """
 
 # Axolotl is in an environment of its own, not in that of the type checker.
@@ -17,7 +17,7 @@ _strategy, _hash = chat_template.BTChatTemplateStrategy, sft.generate_dataset_ha
 
 
 class KeepsTexts(chat_template.BTChatTemplateStrategy):
-    """Axolotl's tokenization, whose rows keep their texts and their prior."""
+    """Axolotl's tokenization, extended to keep the texts and the prior of each row."""
 
     def tokenize_prompt(self, prompt: dict[str, Any]) -> dict[str, Any]:
         kept = {name: prompt[name] for name in ("chosen", "rejected", "prior") if name in prompt}
@@ -26,7 +26,7 @@ class KeepsTexts(chat_template.BTChatTemplateStrategy):
 
 
 def keep_texts() -> None:
-    """Let Axolotl's reward models keep the texts, in this process."""
+    """Make Axolotl keep the texts of reward models' data, in this process."""
     chat_template.BTChatTemplateStrategy = KeepsTexts
     sft.generate_dataset_hash_from_config = _hash_of_texts
 
@@ -38,5 +38,5 @@ def drop_texts() -> None:
 
 
 def _hash_of_texts(*args: Any, **kwargs: Any) -> str:
-    """A folder of its own for prepared data: that of the same data without texts must not be read."""
+    """Use a separate folder for prepared data, because data prepared without texts must not be read."""
     return f"{_hash(*args, **kwargs)}-pcrm"

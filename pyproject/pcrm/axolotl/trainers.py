@@ -21,12 +21,12 @@ from .arguments import FIELDS
 
 @dataclass
 class ConstrainedDPOConfig(PCRMDPOConfig, AxolotlDPOConfig):
-    """Axolotl's arguments of DPO with the fields of the constraint."""
+    """Axolotl's DPO arguments plus the fields of the constraint."""
 
 
 @dataclass
 class ConstrainedRewardConfig(PCRMRewardConfig, AxolotlRewardConfig):
-    """Axolotl's arguments of a reward model with the fields of the constraint."""
+    """Axolotl's reward model arguments plus the fields of the constraint."""
 
 
 class ConstrainedDPOTrainer(PCRMDPOTrainer, AxolotlDPOTrainer):
@@ -43,26 +43,26 @@ class ConstrainedRewardTrainer(PCRMRewardTrainer, AxolotlRewardTrainer):
 
     config_class = ConstrainedRewardConfig
 
-    # Axolotl names the data sets to every reward trainer but its own.
+    # Axolotl passes the data sets' names to every reward trainer except its own.
     def __init__(self, model: Any, args: Any = None, dataset_tags: Any = None, **kwargs: Any) -> None:
         super().__init__(model, _with_constraint(args, ConstrainedRewardConfig), **kwargs)
 
 
 def check_trainer(trainer: Any) -> None:
-    """Refuse a trainer that is not pcrm's.
+    """Check that the trainer is pcrm's.
 
     Raises:
-        RuntimeError: it is another plugin's.
+        RuntimeError: It is another plugin's.
     """
     if not isinstance(trainer, ConstrainedDPOTrainer | ConstrainedRewardTrainer):
         name = f"{type(trainer).__module__}.{type(trainer).__name__}"
         raise RuntimeError(
-            f"the trainer must be pcrm's, got {name}, which has another loss: remove the plugin that brings it, or the keys of pcrm"
+            f"the trainer must be pcrm's, got {name}, which has a different loss: remove the plugin that provides it, or pcrm's keys"
         )
 
 
 def _with_constraint(args: Any, kind: type[Any]) -> Any:
-    """The arguments that Axolotl made, with those of its configuration that are pcrm's."""
+    """Return the arguments that Axolotl created, plus pcrm's keys from its configuration."""
     made = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.init}
     cfg = PluginManager.get_instance().cfg
     return kind(**made | {name: cfg[name] for name in FIELDS if cfg.get(name) is not None})

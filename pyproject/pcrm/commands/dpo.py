@@ -6,5 +6,4 @@ from __future__ import annotations
 def main(argv: list[str]) -> int:
     from ..trl.command import train
 
-    train("dpo", argv)
-    return 0
+    return train("dpo", argv)

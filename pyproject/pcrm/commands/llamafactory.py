@@ -6,9 +6,9 @@ import argparse
 import dataclasses
 
 _ABOUT = """\
-Runs `llamafactory-cli train` with the prior-constrained loss, for `stage: rm` and `stage: dpo`. The
-configuration asks for it with `pref_loss: pcrm` or with any of the keys below. All other keys are
-LLaMA-Factory's own, and `pcrm llamafactory train --help` lists them.
+Run `llamafactory-cli train` with the prior-constrained loss, for `stage: rm` and `stage: dpo`. To use the
+loss, set `pref_loss: pcrm` or any of the keys below in the configuration. All other keys are
+LLaMA-Factory's own; `pcrm llamafactory train --help` lists them.
 """
 
 _LAUNCHERS = """\

@@ -1,4 +1,4 @@
-"""`pcrm run`: a TRL script as it is, with the constrained loss where its configuration asks for it."""
+"""`pcrm run`: run an unmodified TRL script, with the constrained loss if its configuration asks for it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="pcrm run",
         usage="pcrm run [-m] SCRIPT [ARGUMENTS ...]",
-        description="Runs a script that uses TRL, unmodified. Its DPO trainer trains with the constrained loss where its "
-        "configuration says `loss_type: [pcrm]`, its reward trainer where its configuration sets a field `pcrm_*`; "
-        "otherwise they train as TRL does.",
+        description="Run an unmodified script that uses TRL. The DPO trainer uses the constrained loss if its configuration "
+        "sets `loss_type: [pcrm]`, and the reward trainer does if its configuration sets a field `pcrm_*`. Otherwise both "
+        "train as TRL does.",
     )
-    parser.add_argument("-m", action="store_true", help="SCRIPT is a module's name")
-    parser.add_argument("script", metavar="SCRIPT")
-    parser.add_argument("arguments", metavar="ARGUMENTS", nargs=argparse.REMAINDER)
+    parser.add_argument("-m", action="store_true", help="treat SCRIPT as a module name")
+    parser.add_argument("script", metavar="SCRIPT", help="the script, or with -m the module")
+    parser.add_argument("arguments", metavar="ARGUMENTS", nargs=argparse.REMAINDER, help="arguments of the script")
     args = parser.parse_args(argv)
     if not args.m and not os.path.isfile(args.script):
-        parser.error(f"there is no file {args.script!r}")
+        parser.error(f"SCRIPT must be an existing file, got {args.script!r}")
     if not args.m and _imports_unsloth(args.script):
-        # It writes TRL's trainers anew and must come before TRL. Ours are then subclasses of its trainers.
+        # Unsloth rewrites TRL's trainers, so it must be imported before TRL. Ours are then subclasses of its trainers.
         import unsloth  # noqa: F401  # pyright: ignore[reportMissingImports]
     from ..trl import enable
 
@@ -44,7 +44,7 @@ def _imports_unsloth(script: str) -> bool:
     try:
         tree = ast.parse(Path(script).read_bytes())
     except (SyntaxError, ValueError):
-        return False  # running the script says what is wrong with it
+        return False  # running the script will report the error
     names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom) and not node.level]
     return any(name.split(".")[0] == "unsloth" for name in names)

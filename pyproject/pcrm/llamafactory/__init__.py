@@ -2,7 +2,7 @@
 
     pcrm llamafactory train config.yaml
 
-in the place of `llamafactory-cli train config.yaml`. `keys.py` says what asks for the constraint and what is refused,
-and needs no LLaMA-Factory. `arguments.py`, `data.py` and `trainers.py` have what goes into the places of its classes;
-`patch.py` puts it there and runs its command line.
+replaces `llamafactory-cli train config.yaml`. `keys.py` decides which configurations use the constraint and which are
+rejected; it does not need LLaMA-Factory. `arguments.py`, `data.py` and `trainers.py` contain the replacements for its
+classes. `patch.py` installs them and runs its command line.
 """

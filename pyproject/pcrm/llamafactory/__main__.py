@@ -1,4 +1,4 @@
-"""`python -m pcrm.llamafactory train config.yaml`, a form that every launcher takes."""
+"""`python -m pcrm.llamafactory train config.yaml`, a form that every launcher accepts."""
 
 import sys
 

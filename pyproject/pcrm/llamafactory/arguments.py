@@ -1,4 +1,4 @@
-"""LLaMA-Factory's arguments with the keys of the constraint."""
+"""LLaMA-Factory's arguments plus the keys of the constraint."""
 
 # LLaMA-Factory is in an environment of its own, not in that of the type checker.
 # pyright: reportMissingImports=false
@@ -22,10 +22,10 @@ _LOSSES: tuple[str, ...] = get_args(get_type_hints(FinetuningArguments)["pref_lo
 
 @dataclass
 class ConstrainedArguments(Keys, FinetuningArguments):
-    """`FinetuningArguments` with the keys of the constraint.
+    """`FinetuningArguments` plus the keys of the constraint.
 
     Attributes:
-        constrained: Whether they ask for it.
+        constrained: Whether the configuration asks for the constraint.
     """
 
     pref_loss: str | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -34,11 +34,11 @@ class ConstrainedArguments(Keys, FinetuningArguments):
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(Keys).items():
-            # YAML reads `inf` as a text.
+            # YAML reads `inf` as a string.
             if float in get_args(kind) and isinstance(value := getattr(self, name), str):
                 setattr(self, name, _number(value))
         self.constrained = is_constrained(self.stage, self.pref_loss, given(self), _LOSSES)
-        # LLaMA-Factory's own checks are those of its sigmoid loss, which allows label smoothing.
+        # LLaMA-Factory then runs the checks of its sigmoid loss, which allows label smoothing.
         self.pref_loss = "sigmoid" if self.constrained or self.pref_loss is None else self.pref_loss
         super().__post_init__()
         if not self.constrained:
@@ -57,9 +57,9 @@ class ConstrainedArguments(Keys, FinetuningArguments):
         return "dpo" if self.stage == "dpo" else "reward"
 
     def _take(self, name: str, of_file: float, default: float) -> None:
-        """Let the file's setting be that of LLaMA-Factory's key, unless both are set."""
+        """Set LLaMA-Factory's key from the file, unless both are set."""
         value = getattr(self, name)
-        contradiction = f"{name} is {value}, and {self.pcrm_config} says {of_file}"
+        contradiction = f"{name} must be {of_file}, as in {self.pcrm_config}, or left out, got {value}"
         setattr(self, name, merged(value, of_file, default, contradiction))
 
 
@@ -67,18 +67,18 @@ def _number(text: str) -> Any:
     try:
         return float(text)
     except ValueError:
-        return text  # refused by its name later
+        return text  # rejected by name later
 
 
 def parse(args: dict[str, Any] | list[str]) -> ConstrainedArguments:
-    """What the arguments of LLaMA-Factory's command line say about the constraint.
+    """Parse the arguments of LLaMA-Factory's command line that concern the constraint.
 
     Args:
-        args: The keys of a file, or flags: what LLaMA-Factory's `read_args` returns.
+        args: The keys of a file, or flags, as LLaMA-Factory's `read_args` returns them.
 
     Raises:
-        TypeError, ValueError: a key is unknown or out of range, or contradicts another one.
-        OSError: a file cannot be read.
+        TypeError, ValueError: A key is unknown or out of range, or contradicts another one.
+        OSError: A file cannot be read.
     """
     parser = HfArgumentParser(ConstrainedArguments)  # pyright: ignore[reportArgumentType]
     if isinstance(args, dict):

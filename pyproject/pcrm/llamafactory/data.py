@@ -1,4 +1,4 @@
-"""The prior of each pair in LLaMA-Factory's data: what its loader, its processor and its collator are replaced with."""
+"""The prior of each pair in LLaMA-Factory's data: replacements for its loader, processor and collator."""
 
 # LLaMA-Factory is in an environment of its own, not in that of the type checker.
 # pyright: reportMissingImports=false
@@ -20,49 +20,49 @@ from ..training.prior_column import PriorColumn
 
 
 def column_of(settings: Config, model: str | None) -> str:
-    """The column of tokenized data with the prior.
+    """Return the name of the prior's column in tokenized data.
 
-    `tokenized_path` keeps them for other runs: the priors that were computed have a column for each way of doing it.
+    `tokenized_path` keeps tokenized data for other runs, so each way of computing a prior has its own column.
     """
     return {"lexical": "prior: lexical", "cosine": f"prior: cosine of {model}"}.get(settings.prior, "prior")
 
 
 def columns_of(dataset: Any) -> list[str]:
-    """The columns of a data set; those of its first row where it is iterable and does not know."""
+    """The columns of a data set; those of its first row if it is iterable and does not know them."""
     return dataset.column_names or list(next(iter(dataset)))
 
 
 def check_tokenized(dataset: Any, settings: Config, column: str, asked: str | None) -> None:
-    """Refuse tokenized data that were made for another prior, which `tokenized_path` may bring.
+    """Check that tokenized data, which may come from `tokenized_path`, were made for the requested prior.
 
     Args:
         dataset: The tokenized data.
-        settings: What the arguments say about the constraint.
-        column: The column with their prior.
+        settings: The settings of the constraint.
+        column: Name of the prior's column.
         asked: As in `PriorColumn`.
 
     Raises:
-        ValueError: The data lack the column that the prior needs, or have one beside a prior that is computed.
+        ValueError: The data lack the column that the prior needs, or have one although the prior is computed.
     """
     has_column = column in columns_of(dataset)
     if settings.prior in ("lexical", "cosine", "column") and not has_column:
         raise ValueError(
-            f"the tokenized data set has no column {column!r}, which pcrm_prior={settings.prior!r} needs: remove the folder "
-            "tokenized_path, so that the data are tokenized with their prior"
+            f"the tokenized data set must have a column {column!r} with pcrm_prior={settings.prior!r}, got none: remove the folder "
+            "tokenized_path to tokenize the data again with their prior"
         )
     if settings.prior == "length_ratio" and has_column and asked is not None:
         raise ValueError(
-            f"the tokenized data set has a column 'prior', and {asked} asks for the prior 'length_ratio': set "
-            "pcrm_prior='column' to use the column, or remove the folder tokenized_path to compute that prior"
+            f"the tokenized data set must not have a column 'prior' with {asked}, which computes the prior 'length_ratio', got "
+            "one: set pcrm_prior='column' to use the column, or remove the folder tokenized_path to compute that prior"
         )
 
 
 class PriorLoader:
-    """LLaMA-Factory's `align_dataset`, whose result has the column with the prior if its batches need one.
+    """Replacement for LLaMA-Factory's `align_dataset` that adds the prior's column if the batches need one.
 
     Args:
-        settings: What the arguments say about the constraint.
-        model: The encoder of the prior `cosine`.
+        settings: The settings of the constraint.
+        model: Encoder for the prior `cosine`.
         asked: As in `PriorColumn`.
     """
 
@@ -80,26 +80,26 @@ class PriorLoader:
             dataset = aligned.map(_texts, remove_columns=columns_of(aligned))
         found = self.prior_column.add(dataset, dataset_attr.dataset_name)
         if "prior" not in columns_of(found):
-            return aligned  # the length ratio of the token ids, which come later
+            return aligned  # the length ratio is computed later, from the token ids
         found = found.select_columns(["prior"])
         if self.column != "prior":
             found = found.rename_column("prior", self.column)
-        # As long as the data set that came in: LLaMA-Factory drops bad rows later, and priors with them.
+        # Of the same length as the input: LLaMA-Factory drops bad rows later, together with their priors.
         return concatenate_datasets([aligned, found], axis=1)
 
 
 def _texts(row: Mapping[str, Any]) -> dict[str, str]:
-    """Both responses of a row that LLaMA-Factory aligned. It drops a row without two later, whose prior is no matter."""
+    """Both responses of an aligned row. LLaMA-Factory later drops rows without two, so their prior does not matter."""
     responses = row["_response"] if len(row["_response"]) > 1 else [{"content": "none"}] * 2
-    # Without a prompt, what both begin with would be taken for it.
+    # Without the key `prompt`, the common beginning of both would be taken for the prompt.
     return {"prompt": "", "chosen": responses[0]["content"], "rejected": responses[1]["content"]}
 
 
 class PriorProcessor(PairwiseDatasetProcessor):
-    """LLaMA-Factory's processor that keeps the column with the prior.
+    """LLaMA-Factory's processor, extended to keep the prior's column.
 
     Attributes:
-        column: Its name.
+        column: Name of the column.
     """
 
     column = "prior"
@@ -109,7 +109,7 @@ class PriorProcessor(PairwiseDatasetProcessor):
             return super().preprocess_dataset(examples)
         kept: dict[str, list[Any]] = {}
         for i, prior in enumerate(examples[self.column]):
-            # Row by row, as it drops those without two responses.
+            # Row by row, because it drops rows without two responses.
             row = super().preprocess_dataset({name: values[i : i + 1] for name, values in examples.items()})
             for name, values in row.items():
                 kept.setdefault(name, []).extend(values)
@@ -119,12 +119,12 @@ class PriorProcessor(PairwiseDatasetProcessor):
 
 
 class PriorCollator:
-    """Another collator's batch with the key `prior`, one number for each pair, if the constraint needs them.
+    """Add the key `prior` to another collator's batches, one number per pair, if the constraint needs it.
 
     Args:
-        collator: LLaMA-Factory's.
-        settings: What the arguments say about the constraint.
-        column: The column with the prior.
+        collator: LLaMA-Factory's collator.
+        settings: The settings of the constraint.
+        column: Name of the prior's column.
     """
 
     def __init__(self, collator: Callable[[Any], Any], settings: Config, column: str) -> None:
@@ -138,13 +138,13 @@ class PriorCollator:
         return batch if prior is None else {**batch, "prior": prior}
 
     def prior(self, rows: Sequence[Mapping[str, Any]]) -> Any:
-        """The prior of each row, as `pcrm.training.batch_prior.prior_of` gives it."""
+        """Return the prior of each row: see `pcrm.training.batch_prior.prior_of`."""
         column = [{"prior": row[self.column]} if self.column in row else {} for row in rows]
         ids = [[row[f"{side}_input_ids"] for row in rows] for side in ("chosen", "rejected")]
         return prior_of(self.settings, column, lambda _: (ids[0], ids[1]))
 
     def similarities(self, dataset: Any) -> np.ndarray:
-        """The priors of the training data that a constraint is fitted to: the column whole, or those of a sample of rows."""
+        """Return the priors to fit a constraint to: the whole column, or the priors of a sample of the training rows."""
         if hasattr(dataset, "num_rows") and self.column in dataset.column_names:
             return np.asarray(dataset[self.column][:], np.float64)
         rows = dataset.select(sampled(dataset.num_rows)) if hasattr(dataset, "num_rows") else dataset

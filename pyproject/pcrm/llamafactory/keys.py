@@ -1,4 +1,4 @@
-"""What in a configuration of LLaMA-Factory asks for the constraint, and what cannot go with it."""
+"""Decide whether a configuration of LLaMA-Factory asks for the constraint, and reject what does not work with it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..training.arguments import ConstraintArguments, hint
 
 # The stages that train on pairs.
 STAGES = ("rm", "dpo")
-# What makes LLaMA-Factory train in a way that our trainers would have no part in, and why.
+# Environment variables that make LLaMA-Factory train without our trainers, and the reason.
 _ELSEWHERE = {
-    "USE_RAY": "Ray's workers load LLaMA-Factory anew, without the constraint",
-    "USE_MCA": "Megatron's trainers compute a loss of their own",
-    "USE_V1": "LLaMA-Factory's v1 has trainers of its own",
+    "USE_RAY": "Ray's workers reload LLaMA-Factory without the constraint",
+    "USE_MCA": "Megatron's trainers compute their own loss",
+    "USE_V1": "LLaMA-Factory's v1 has its own trainers",
 }
 
 
@@ -26,7 +26,7 @@ class Keys(ConstraintArguments):
 
     pcrm_prefix_sharing: bool = field(
         default=False,
-        metadata={"help": "Whether the prompt of a pair goes through the model once for both of its responses."},
+        metadata={"help": "Whether to compute the prompt of a pair once for both responses."},
     )
 
 
@@ -34,12 +34,12 @@ NAMES = tuple(f.name for f in dataclasses.fields(Keys))
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Refuse a key that looks like one of ours and is none.
+    """Reject misspelled keys of ours.
 
-    LLaMA-Factory refuses it too, without saying what was meant, and ignores it where ALLOW_EXTRA_ARGS is set.
+    LLaMA-Factory rejects them too, but without a suggestion, and ignores them if ALLOW_EXTRA_ARGS is set.
 
     Raises:
-        ValueError: a key begins with `pcrm` and is unknown.
+        ValueError: A key starts with `pcrm` and is unknown.
     """
     for name in names:
         if name.lower().startswith("pcrm") and name not in NAMES:
@@ -51,17 +51,17 @@ def _all_names() -> str:
 
 
 def is_constrained(stage: str, pref_loss: str | None, given: Collection[str], losses: Collection[str]) -> bool:
-    """Whether a configuration asks for the constraint.
+    """Return whether a configuration asks for the constraint.
 
     Args:
         stage: The key `stage`.
-        pref_loss: The key `pref_loss`, None where it is not set.
+        pref_loss: The key `pref_loss`; None if it is not set.
         given: The keys `pcrm_*` that are set.
-        losses: What LLaMA-Factory takes for `pref_loss`.
+        losses: The values of `pref_loss` that LLaMA-Factory accepts.
 
     Raises:
-        ValueError: The stage or the loss contradicts what is asked for, or there is no such loss, of which
-            LLaMA-Factory would make `sigmoid`.
+        ValueError: The stage or the loss contradicts the constraint, or the loss is unknown; LLaMA-Factory would silently
+            use `sigmoid` then.
     """
     if pref_loss is not None and pref_loss not in ("pcrm", *losses):
         known = ("pcrm", *losses)
@@ -78,10 +78,10 @@ def is_constrained(stage: str, pref_loss: str | None, given: Collection[str], lo
 
 
 def check_environment(environment: Mapping[str, str]) -> None:
-    """Refuse the ways of training that go around our trainers.
+    """Reject ways of training that bypass our trainers.
 
     Raises:
-        ValueError: One is switched on.
+        ValueError: One of them is enabled.
     """
     for name, reason in _ELSEWHERE.items():
         if (value := environment.get(name, "0")).lower() in ("true", "y", "1"):  # as LLaMA-Factory reads it

@@ -1,4 +1,4 @@
-"""Put what is ours into LLaMA-Factory's places, and run its command line."""
+"""Install our replacements in LLaMA-Factory, and run its command line."""
 
 # LLaMA-Factory is in an environment of its own, not in that of the type checker.
 # pyright: reportMissingImports=false
@@ -25,10 +25,10 @@ from .trainers import ConstrainedDPOTrainer, ConstrainedRewardTrainer
 
 
 def enable(arguments: ConstrainedArguments) -> None:
-    """Let LLaMA-Factory train with the constraint, in this process.
+    """Make LLaMA-Factory train with the constraint, in this process.
 
     Raises:
-        RuntimeError: The installed version has not all of the places.
+        RuntimeError: The installed version lacks a class that must be replaced.
     """
     settings, model = arguments.pcrm_settings(), arguments.pcrm_prior_model
     PriorProcessor.column = column_of(settings, model)
@@ -40,16 +40,17 @@ def enable(arguments: ConstrainedArguments) -> None:
     ):
         if not hasattr(module, name):
             raise RuntimeError(
-                f"{module.__name__} of llamafactory {version('llamafactory')} has no {name}: this version is not supported"
+                f"{module.__name__} must define {name}, got llamafactory {version('llamafactory')}, where it does not: this version is "
+                "not supported"
             )
         setattr(module, name, ours)
 
 
 def train(argv: list[str]) -> None:
-    """Do what `llamafactory-cli train` does with these arguments, with the constraint if they ask for it.
+    """Run `llamafactory-cli train` with these arguments, with the constraint if they ask for it.
 
     Raises:
-        TypeError, ValueError, OSError: as `parse`.
+        TypeError, ValueError, OSError: As in `parse`.
     """
     sys.argv = ["llamafactory-cli", *argv]
     args: Any = read_args()
@@ -60,16 +61,17 @@ def train(argv: list[str]) -> None:
             enable(arguments)
         else:
             warnings.warn(
-                "nothing asks for the constraint, and LLaMA-Factory trains its own loss: set pref_loss: pcrm, or a key pcrm_*",
+                "the configuration does not ask for the constraint, so LLaMA-Factory trains its own loss: set pref_loss: pcrm, "
+                "or a key pcrm_*",
                 stacklevel=2,
             )
-    if "LOCAL_RANK" in os.environ:  # a process of torchrun, or of another launcher
+    if "LOCAL_RANK" in os.environ:  # started by torchrun or another launcher
         run_exp()
         return
-    # What its launcher has torchrun start, where there are several devices.
+    # Its launcher makes torchrun start this if there are several devices.
     launcher.__file__ = "-m pcrm.llamafactory train"
     sys.argv.insert(1, "train")
     try:
         launcher.launch()
-    except subprocess.CalledProcessError as error:  # of torchrun, whose processes said why
+    except subprocess.CalledProcessError as error:  # from torchrun, whose processes have reported the error
         sys.exit(error.returncode)

@@ -22,13 +22,13 @@ Tensor = torch.Tensor
 
 
 class _Constrained(ConstraintHooks):
-    """Goes before a trainer of LLaMA-Factory in the bases of ours.
+    """Mixin that precedes LLaMA-Factory's trainer in the bases of ours.
 
-    Its prior is in the data and its settings are among the arguments of the fine-tuning.
+    The prior comes from the data, and the settings come from the fine-tuning arguments.
     """
 
     def _constrain(self, arguments: ConstrainedArguments) -> None:
-        """Do what is left of the construction after LLaMA-Factory's constructor."""
+        """Finish the construction after LLaMA-Factory's constructor."""
         self._begin(arguments.pcrm_settings())
         dataset: Any = self.train_dataset
         column = column_of(self.settings, arguments.pcrm_prior_model)
@@ -37,12 +37,12 @@ class _Constrained(ConstraintHooks):
                 check_tokenized(tokenized, self.settings, column, arguments.pcrm_asked_prior)
         if isinstance(self.settings.constraint, Targets) and dataset is None:
             raise ValueError(
-                "pcrm_config must be the pcrm.toml of the training run where do_train is false, got none: targets are fitted "
-                "to training data"
+                "pcrm_config must be the pcrm.toml of the training run where do_train is false, because targets are fitted to "
+                "training data, got none"
             )
         collator = PriorCollator(self.data_collator, self.settings, column)
         came_with_prior = dataset is not None and "prior" in columns_of(dataset)
-        # LLaMA-Factory's DPO trainer switches all warnings off.
+        # LLaMA-Factory's DPO trainer disables all warnings.
         with warnings.catch_warnings():
             warnings.simplefilter("default")
             self._fit(lambda: collator.similarities(dataset), "column" if came_with_prior else self.settings.prior)
@@ -55,7 +55,7 @@ class _Constrained(ConstraintHooks):
 
 
 def _each(datasets: Any) -> list[Any]:
-    """The data sets of an evaluation: one, or several by their names."""
+    """The evaluation data sets: one, or several by name."""
     return list(datasets.values()) if isinstance(datasets, dict) else [datasets]
 
 
@@ -69,9 +69,9 @@ class ConstrainedRewardTrainer(_Constrained, PairwiseTrainer):
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         inputs = dict(inputs)  # whatever stays reaches model(**inputs)
         prior = inputs.pop("prior", None)
-        # Its own loss is not used and costs no second pass.
+        # Its own loss is not used; there is no second forward pass.
         _, (_, *scores) = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        # Those of a single pair have no dimension.
+        # The scores of a single pair are scalars.
         chosen, rejected = (x.reshape(-1).float() for x in scores)
         loss = self._reward_loss(chosen, rejected, prior, self.settings.center_rewards_coefficient)
         return (loss, (loss, *scores)) if return_outputs else loss
@@ -83,7 +83,7 @@ class ConstrainedDPOTrainer(_Constrained, CustomDPOTrainer):
     `pref_beta`, `dpo_label_smoothing`, `pref_ftx` and `ld_alpha` are LLaMA-Factory's own.
     """
 
-    _prior: Tensor | None = None  # of the batch that is inside
+    _prior: Tensor | None = None  # of the current batch
 
     def __init__(self, model: Any, ref_model: Any, finetuning_args: ConstrainedArguments, *args: Any, **kwargs: Any):
         super().__init__(model, ref_model, finetuning_args, *args, **kwargs)

@@ -2,9 +2,8 @@
 
     trainer.loss_fn = pcrm.openrlhf.PCRMPairWiseLoss(constraint)
 
-or, with no line of Python, `pcrm openrlhf train_rm ...` in the place of
-`python -m openrlhf.cli.train_rm ...`. The losses need torch alone; the trainers and the
-data set need OpenRLHF, 0.10 or newer, and are imported when they are first asked for.
+Or write no Python at all: run `pcrm openrlhf train_rm ...` instead of `python -m openrlhf.cli.train_rm ...`.
+The losses need only torch. The trainers and the data set need OpenRLHF 0.10 or newer, and are imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""`python -m pcrm.openrlhf train_rm ...`, a form that every launcher takes."""
+"""`python -m pcrm.openrlhf train_rm ...`, a form that every launcher accepts."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The losses with the signatures of OpenRLHF's, which is not needed to use them."""
+"""The losses with OpenRLHF's signatures. OpenRLHF is not required."""
 
 from __future__ import annotations
 
@@ -10,28 +10,25 @@ from .. import losses
 from .._engine.deltas import check_similarities
 from ..settings import Constraint
 
-# What OpenRLHF gives for a column that is not there is 0. Among 64 pairs a real prior
-# that is 0 for all of them is no accident either.
+# OpenRLHF passes 0 for a missing column. A real prior is not 0 for each of 64 pairs by accident.
 _ZEROS = 64
 
-# What is told the margins of each call, shape (B,), and the priors, if there are any.
+# Receives the margins of each call, shape (B,), and the priors, if there are any.
 Observer = Callable[[torch.Tensor, torch.Tensor | None], None]
 
 
 class PCRMPairWiseLoss(torch.nn.Module):
-    """The prior-constrained loss in the place of OpenRLHF's `PairWiseLoss`.
+    """Prior-constrained replacement for OpenRLHF's `PairWiseLoss`.
 
         >>> trainer.loss_fn = PCRMPairWiseLoss(pcrm.Constraint.preset("alpaca/length_ratio"))
 
-    With m = chosen_reward - reject_reward and delta = constraint.delta(margin) it is
-    -log sigmoid(m) - log sigmoid(delta - m), the mean over the batch: `margin` carries the
-    prior similarity of each pair, and so OpenRLHF needs `--model.margin_loss_enable`
-    (`--margin_loss` before 0.10.2) and the data set a column `margin`.
+    With m = chosen_reward - reject_reward and delta = constraint.delta(margin), the loss is the batch mean of
+    -log sigmoid(m) - log sigmoid(delta - m). The prior similarity of each pair travels in `margin`. OpenRLHF therefore
+    needs `--model.margin_loss_enable` (`--margin_loss` before 0.10.2), and the data set needs a column `margin`.
 
     Args:
-        constraint: What turns a prior into a ceiling of the margin. With a fixed one no
-            prior is needed, and one that is given is checked and left; `Constraint.fixed(math.inf)`
-            gives OpenRLHF's own loss without a margin.
+        constraint: Maps a prior to a ceiling of the margin. A fixed constraint needs no prior; if one is given, it is
+            validated and ignored. `Constraint.fixed(math.inf)` gives OpenRLHF's own loss without a margin.
         label_smoothing, center_rewards_coefficient: As in `pcrm.functional.pcrm_loss`.
     """
 
@@ -48,23 +45,22 @@ class PCRMPairWiseLoss(torch.nn.Module):
     def forward(
         self, chosen_reward: torch.Tensor, reject_reward: torch.Tensor, margin: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The loss of a batch.
+        """Return the loss of a batch.
 
         Args:
-            chosen_reward, reject_reward: Scores, shape (B,). Those of bfloat16 and float16,
-                OpenRLHF's own, are subtracted in float32.
-            margin: Prior similarities in [0, 1], shape (B,). Integers, as which OpenRLHF
-                hands over a column of whole numbers, are taken as what they are: 0 and 1
-                are priors, a rating such as 3 is not.
+            chosen_reward, reject_reward: Scores, shape (B,). bfloat16 and float16 scores, OpenRLHF's default, are
+                subtracted in float32.
+            margin: Prior similarities in [0, 1], shape (B,). OpenRLHF passes a column of whole numbers as integers.
+                They are used as they are: 0 and 1 are priors, a rating such as 3 is not.
 
         Returns:
-            A scalar, float64 for float64 scores, else float32.
+            A scalar: float64 for float64 scores, else float32.
 
         Raises:
-            TypeError: margin is no tensor of numbers; scores of other dtypes.
-            ValueError: margin is missing, has another shape, is outside [0, 1] (named by
-                its index), or is 0 for all of the first 64 pairs or more; scores of other shapes. The check costs a synchronization
-                with the device; OpenRLHF's own loop has several a step.
+            TypeError: `margin` is not a tensor of numbers, or the scores have an unsupported dtype.
+            ValueError: `margin` is missing, has the wrong shape, is outside [0, 1] (the message names the index), or is 0
+                for at least the first 64 pairs; or the scores have different shapes. The check costs a synchronization
+                with the device; OpenRLHF's own loop has several per step.
         """
         prior = self._prior(chosen_reward, margin)
         loss = self.loss(chosen_reward, reject_reward, prior)
@@ -80,14 +76,16 @@ class PCRMPairWiseLoss(torch.nn.Module):
             return None
         if margin is None:
             raise ValueError(
-                "margin is missing: it carries the prior of each pair, so run with --model.margin_loss_enable "
-                "and a data set with a column 'margin'"
+                "margin must be the prior of each pair, got None: run with --model.margin_loss_enable and a data set with a "
+                "column 'margin'"
             )
         if not isinstance(margin, torch.Tensor) or margin.is_complex() or margin.dtype == torch.bool:
             what = margin.dtype if isinstance(margin, torch.Tensor) else type(margin).__name__
-            raise TypeError(f"margin is {what}, must be a tensor of numbers in [0, 1]")
+            raise TypeError(f"margin must be a tensor of numbers in [0, 1], got {what}")
         if margin.shape != chosen_reward.shape:
-            raise ValueError(f"margin has shape {tuple(margin.shape)}, chosen_reward has {tuple(chosen_reward.shape)}")
+            raise ValueError(
+                f"margin must have the shape of chosen_reward, {tuple(chosen_reward.shape)}, got {tuple(margin.shape)}"
+            )
         whole = not margin.is_floating_point()
         prior = margin.double() if whole else margin
         try:
@@ -95,38 +93,37 @@ class PCRMPairWiseLoss(torch.nn.Module):
         except ValueError as error:
             kind = "whole numbers such as ratings" if whole else "something else"
             raise ValueError(
-                f"{error}: the data set's column 'margin' must hold the prior of each pair, and holds {kind}"
+                f"{error}: the data set's column 'margin' must contain the prior of each pair, but contains {kind}"
             ) from None
         if self._zeros is not None:
             self._zeros = None if prior.any() else self._zeros + len(prior)
             if (self._zeros or 0) >= _ZEROS:
                 raise ValueError(
-                    f"margin is 0 for all of the first {self._zeros} pairs, which is what OpenRLHF makes of a column "
-                    "that is not there: does the data set have a column 'margin' with the prior of each pair?"
+                    f"margin must not be 0 for all pairs, got 0 for the first {self._zeros}. OpenRLHF passes 0 for a missing "
+                    "column: check that the data set has a column 'margin' with the prior of each pair"
                 )
         return prior
 
 
 class PCRMDPOLoss(torch.nn.Module):
-    """The prior-constrained loss in the place of OpenRLHF's `DPOLoss`.
+    """Prior-constrained replacement for OpenRLHF's `DPOLoss`.
 
-    With z = beta * ((policy_chosen - reference_chosen) - (policy_rejected - reference_rejected))
-    and delta = constraint.delta(prior) it is -log sigmoid(z) - log sigmoid(delta - z), the mean
-    over the batch. OpenRLHF's trainer passes no margin to a DPO loss: set `prior` before each
-    call, as `PCRMDPOTrainer` does.
+    With z = beta * ((policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)) and
+    delta = constraint.delta(prior), the loss is the batch mean of -log sigmoid(z) - log sigmoid(delta - z). OpenRLHF's
+    trainer passes no margin to a DPO loss, so set `prior` before each call, as `PCRMDPOTrainer` does.
 
     Args:
-        constraint: What turns a prior into a ceiling of z. With a fixed one no prior is
-            needed; `Constraint.fixed(math.inf)` gives OpenRLHF's own loss.
+        constraint: Maps a prior to a ceiling of z. A fixed constraint needs no prior. `Constraint.fixed(math.inf)` gives
+            OpenRLHF's own loss.
         beta, label_smoothing: As in `pcrm.functional.pcrm_dpo_loss`.
         ipo: Must be False: IPO's squared loss has no constraint.
 
     Attributes:
-        prior: Similarities in [0, 1] of the pairs of the next call, shape (B,). Each call
-            takes them away, so that none serves two batches.
+        prior: Similarities in [0, 1] of the pairs of the next call, shape (B,). Each call resets it, so that it is never
+            used for two batches.
 
     Raises:
-        TypeError, ValueError: an argument that is not what it should be.
+        TypeError, ValueError: An argument is invalid.
     """
 
     def __init__(
@@ -134,7 +131,9 @@ class PCRMDPOLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         if ipo:
-            raise ValueError("ipo is True: IPO's squared loss has no constraint, leave --model.ipo_enable away")
+            raise ValueError(
+                "ipo must be False, because IPO's squared loss has no constraint, got True: remove --model.ipo_enable"
+            )
         self.loss = losses.PCRMDPOLoss(constraint, beta, label_smoothing=label_smoothing)
         self.prior: torch.Tensor | None = None
         self.observer: Observer | None = None
@@ -146,24 +145,24 @@ class PCRMDPOLoss(torch.nn.Module):
         reference_chosen_logps: torch.Tensor,
         reference_rejected_logps: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The loss of a batch and its implicit rewards, detached.
+        """Return the loss of a batch and the detached implicit rewards.
 
         Args:
             policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:
                 Log probabilities of the responses, shape (B,).
 
         Raises:
-            TypeError, ValueError: as in `pcrm.functional.pcrm_dpo_loss`; a prior that is
-                missing, of another shape or outside [0, 1].
+            TypeError, ValueError: As in `pcrm.functional.pcrm_dpo_loss`; or `prior` is missing, has the wrong shape, or is
+                outside [0, 1].
         """
         prior, self.prior = self.prior, None
         if prior is None and not self.loss.constraint.is_fixed:
             raise ValueError(
-                "prior is missing: set it before each call of the loss, or train with pcrm.openrlhf.PCRMDPOTrainer"
+                "prior must be set before each call of the loss, got None: set it, or train with pcrm.openrlhf.PCRMDPOTrainer"
             )
         if prior is not None and prior.shape != policy_chosen_logps.shape:
             raise ValueError(
-                f"prior has shape {tuple(prior.shape)}, policy_chosen_logps has {tuple(policy_chosen_logps.shape)}"
+                f"prior must have the shape of policy_chosen_logps, {tuple(policy_chosen_logps.shape)}, got {tuple(prior.shape)}"
             )
         logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
         loss, chosen_rewards, rejected_rewards = self.loss(*logps, prior)

@@ -10,28 +10,29 @@ import torch
 from ..losses import delta_of
 from ..training.binding import BindingCheck
 from ..training.metrics import ConstraintMetrics, Mode
+from .fitted import PREFIX
 from .losses import PCRMDPOLoss, PCRMPairWiseLoss
 
 logger = logging.getLogger(__name__)
 
-# What OpenRLHF's trainers have, for the type checker: they are not in its environment.
+# Stands for OpenRLHF's trainers, which are not installed where the type checker runs.
 _Trainer: Any = Any if TYPE_CHECKING else object
 
 
 class LogsConstraint(_Trainer):
-    """Goes before a trainer of OpenRLHF in the bases of ours.
+    """Mixin that precedes OpenRLHF's trainer in the bases of ours.
 
-    The metrics are those of `pcrm.trl`: `train/pcrm/...` and `eval/pcrm/...` in TensorBoard and W&B, each over the
-    pairs of all processes since the last log.
+    It logs the metrics of `pcrm.trl` as `train/pcrm/...` and `eval/pcrm/...` to TensorBoard and W&B. Each is a mean over
+    the pairs of all processes since the last log.
     """
 
     def _watch(self, loss_fn: PCRMPairWiseLoss | PCRMDPOLoss) -> None:
-        """Take the margins from the loss, which the trainer calls in training and in evaluation."""
+        """Observe the margins in the loss, which the trainer calls in training and in evaluation."""
         self._constraint = loss_fn.loss.constraint
         self._constraint_metrics = ConstraintMetrics(log_prior=not self._constraint.is_random)
-        self._binding_check = BindingCheck(self._constraint, "--pcrm.")
+        self._binding_check = BindingCheck(self._constraint, PREFIX)
         self._mode: Mode = "train"
-        self._steps = 0  # of the whole training, once it has begun
+        self._steps = 0  # total number of training steps, set when training starts
         loss_fn.observer = self._add_pairs
 
     def _add_pairs(self, margin: torch.Tensor, prior: torch.Tensor | None) -> None:
@@ -44,7 +45,7 @@ class LogsConstraint(_Trainer):
             logger.warning(message)
         return self._constraint_metrics.take_means(mode)
 
-    # What OpenRLHF calls.
+    # Called by OpenRLHF.
 
     def fit(self, args: Any, consumed_samples: int = 0, num_update_steps_per_epoch: int | None = None) -> None:
         self._steps = self.epochs * (num_update_steps_per_epoch or len(self.train_dataloader))
@@ -66,7 +67,7 @@ class LogsConstraint(_Trainer):
         finally:
             self._mode = "train"
         logs = {f"eval/{name}": value for name, value in self._take("eval", steps).items()}
-        # Both are there in the first process alone.
+        # Both exist only in the first process.
         if self._wandb is not None:
             self._wandb.log(logs | {"eval/global_step": steps})
         elif self._tensorboard is not None:

@@ -1,4 +1,4 @@
-"""Run OpenRLHF's command lines with the prior-constrained loss in the place of its own."""
+"""Run OpenRLHF's command lines with the prior-constrained loss."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any
 
 from ..settings import Config, Targets
 
-# By the name that is replaced: the module of OpenRLHF that has it, and ours.
+# Maps a replaced name to its module in OpenRLHF and our replacement.
 Replacements = dict[str, tuple[str, Any]]
 
 
 def replacements(
     command: str, settings: Config, *, computed: bool = False, prefix_sharing: bool = False
 ) -> Replacements:
-    """The trainer, and the data set if the constraint needs a prior, for a command line of OpenRLHF.
+    """Return the trainer for a command line of OpenRLHF, and the data set if the constraint needs a prior.
 
     Args:
         command: "train_rm" or "train_dpo".
-        computed: Whether the length ratio was asked for, so that data with a column `prior` are refused.
+        settings: The settings of the constraint.
+        computed: Whether the length ratio was explicitly requested, so that a column `prior` is an error.
         prefix_sharing: As in the trainers.
 
     Raises:
@@ -46,22 +47,22 @@ def replacements(
 
 
 def run(command: str, replaced: Replacements, argv: list[str]) -> None:
-    """Put the replacements into OpenRLHF and run its command line, which parses its flags under `__main__` alone.
+    """Install the replacements in OpenRLHF and run its command line, which parses its flags only under `__main__`.
 
     Raises:
-        RuntimeError: The command line of the installed version does not use a replacement.
+        RuntimeError: The installed version's command line does not use a replacement.
     """
     name = f"openrlhf.cli.{command}"
     for attribute, (module, ours) in replaced.items():
         setattr(importlib.import_module(module), attribute, ours)
-    # Importing it trains nothing, and shows whether it takes the replacements.
+    # Importing it does not train, and shows whether it uses the replacements.
     cli = importlib.import_module(name)
     for attribute, (module, ours) in replaced.items():
         if getattr(cli, attribute, None) is not ours:
             raise RuntimeError(
-                f"{name} of openrlhf {version('openrlhf')} does not take {attribute} from {module}: "
-                "this version is not supported"
+                f"{name} must import {attribute} from {module}, got openrlhf {version('openrlhf')}, which does not: this version "
+                "is not supported"
             )
-    del sys.modules[name]  # runpy warns about a module that is already imported
+    del sys.modules[name]  # runpy warns about modules that are already imported
     sys.argv = [name, *argv]
     runpy.run_module(name, run_name="__main__", alter_sys=True)

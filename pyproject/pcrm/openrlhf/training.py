@@ -1,4 +1,4 @@
-"""What of OpenRLHF is swapped: its data set and its trainers, which this module needs."""
+"""The replacements for OpenRLHF's data set and trainers. Requires OpenRLHF."""
 
 # OpenRLHF is in an environment of its own, not in that of the type checker.
 # pyright: reportMissingImports=false
@@ -26,24 +26,22 @@ from .metrics import LogsConstraint
 
 
 class PCRMRewardDataset(RewardDataset):
-    """OpenRLHF's `RewardDataset` whose batches carry the prior of each pair.
+    """OpenRLHF's `RewardDataset` with the prior of each pair in its batches.
 
-    In a batch's last place, where OpenRLHF has the margins, are the priors; for DPO, where it
-    has the lengths of the prompts, are pairs of length and prior, which `PCRMDPOTrainer` reads.
+    The last element of a batch contains the priors, where OpenRLHF has the margins. For DPO, where OpenRLHF has the lengths
+    of the prompts, it contains pairs of length and prior, which `PCRMDPOTrainer` reads.
 
     Args:
         dataset: A `datasets.Dataset` of preferences.
-        prior: "random" for the numbers of a random constraint; anything else is the column
-            `prior` where the data set has one. Without one, "length_ratio" is that of the token
-            ids that train, with OpenRLHF's end of text and truncation, and other priors are
-            refused: `pcrm prior` computes them.
-        seed: Of "random".
-        computed: Whether the length ratio was asked for, so that a column `prior` is refused.
+        prior: "random" draws the numbers of a random constraint. Any other prior is read from the column `prior` if the
+            data set has one. Without the column, "length_ratio" is computed from the token ids used in training, with
+            OpenRLHF's end-of-text token and truncation; other priors are an error, because `pcrm prior` computes them.
+        seed: Seed of "random".
+        computed: Whether the length ratio was explicitly requested, so that a column `prior` is an error.
         args, kwargs: As in `RewardDataset`.
 
     Raises:
-        TypeError, ValueError: the column is missing, or a prior is no number in [0, 1], named by
-            its index.
+        TypeError, ValueError: The column is missing, or a prior is not a number in [0, 1]; the message names the index.
     """
 
     def __init__(
@@ -60,12 +58,13 @@ class PCRMRewardDataset(RewardDataset):
         self.column = prior != "random" and "prior" in columns
         if self.column and computed:
             raise ValueError(
-                f"the data set has a column 'prior', and the prior {prior!r} was asked for: set --pcrm.prior column to use "
-                "the column, or remove it to compute that prior"
+                f"the data set must not have a column 'prior' with the prior {prior!r}, which is computed, got one: set "
+                "--pcrm.prior column to use the column, or remove it"
             )
         if not self.column and prior not in ("length_ratio", "random"):
             raise ValueError(
-                f"the data set has no column 'prior', which the prior {prior!r} needs: it has {', '.join(columns)}"
+                f"the data set must have a column 'prior' with the prior {prior!r}, got {', '.join(columns)}: add it with "
+                "`pcrm prior`"
             )
         if self.column:
             prior_tensor(dataset["prior"][:])
@@ -73,7 +72,7 @@ class PCRMRewardDataset(RewardDataset):
 
     def process_data(self, data: dict[str, Any]) -> dict[str, Any]:
         row = super().process_data(data)
-        # RewardDataset keeps four columns of what this returns; the prior travels in the last.
+        # RewardDataset keeps four columns of this result. The prior travels in the last one.
         return row | {"extra": {"extra": row["extra"], "prior": float(data["prior"])}} if self.column else row
 
     def collate_fn(self, item_list: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
@@ -86,8 +85,8 @@ class PCRMRewardDataset(RewardDataset):
         return (*tensors, list(zip(extras, prior, strict=True)) if self.is_dpo else prior)
 
     def _computed(self, item_list: Sequence[tuple[Any, ...]]) -> list[float]:
-        # The ids of each item have shape (1, L), are truncated and not padded yet. For DPO they
-        # begin with the prompt, which does not train; its length is the item's last number.
+        # The ids of each item have shape (1, L) and are truncated but not padded yet. For DPO they start with the prompt,
+        # which is not trained on; its length is the item's last number.
         chosen, rejected = (
             [item[k][0, item[4] if self.is_dpo else 0 :].tolist() for item in item_list] for k in (0, 2)
         )
@@ -96,18 +95,18 @@ class PCRMRewardDataset(RewardDataset):
         return priors.length_ratio(chosen, rejected).tolist()
 
     def similarities(self) -> list[float]:
-        """The priors to fit a constraint to: the column, or those of 10,000 evenly spaced pairs at most."""
+        """Return the priors to fit a constraint to: the column, or the priors of at most 10,000 evenly spaced pairs."""
         if self.column:
             return [extra["prior"] for extra in self.extras]
         return [s for i in sampled(len(self)) for s in self._computed([self[i]])]
 
 
 def _share_prefixes(strategy: Any, packing_samples: bool, *models: Any) -> None:
-    """Let the rows of each batch that begin alike go through these models once for what they begin with."""
+    """Enable prefix sharing on these models."""
     if packing_samples:
         raise ValueError(
-            "prefix_sharing must be False with --ds.packing_samples, which ring attention needs, got True: packed samples "
-            "are told apart by FlashAttention, which takes no mask"
+            "prefix_sharing must be False with --ds.packing_samples (which ring attention requires), got True: packed samples "
+            "need FlashAttention, which accepts no mask"
         )
     for model in models:
         enable(model)
@@ -117,17 +116,17 @@ def _share_prefixes(strategy: Any, packing_samples: bool, *models: Any) -> None:
 class PCRMRewardModelTrainer(LogsConstraint, RewardModelTrainer):
     """OpenRLHF's `RewardModelTrainer` with the prior-constrained loss and the metrics of `pcrm.trl`.
 
-    The data sets of its loaders are `PCRMRewardDataset`s, unless the constraint is fixed.
+    The data sets of its loaders must be `PCRMRewardDataset`s, unless the constraint is fixed.
 
     Args:
-        loss_fn: The loss, or the settings of one. Targets among them are fitted to the training data.
-        prefix_sharing: Compute the tokens that rows of a batch begin with in common, such as a prompt,
-            once: `pcrm.prefix_sharing`. The results are the same to rounding.
+        loss_fn: The loss, or its settings. Targets are fitted to the training data.
+        prefix_sharing: Compute common beginnings of a batch's rows, such as a prompt, only once: `pcrm.prefix_sharing`.
+            The results are the same up to rounding.
         args, kwargs: As in `RewardModelTrainer`.
 
     Raises:
-        ValueError: OpenRLHF's flags ask for another loss or for its own margin; prefixes cannot be
-            shared with its flags or by its model.
+        ValueError: OpenRLHF's flags ask for another loss or for its own margin, or its flags or its model do not work
+            with prefix sharing.
     """
 
     def __init__(
@@ -135,11 +134,13 @@ class PCRMRewardModelTrainer(LogsConstraint, RewardModelTrainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(self.loss_fn, PairWiseLoss):
-            raise ValueError("the loss type must be 'sigmoid': of anything else OpenRLHF makes LogExp without a word")
+            raise ValueError(
+                f"--model.loss_type must be 'sigmoid', got {type(self.loss_fn).__name__}, which OpenRLHF uses for any other value"
+            )
         if self.margin_loss:
             raise ValueError(
-                "--model.margin_loss_enable moves the margin that the constraint bounds: leave it away, "
-                "the prior needs no flag here"
+                "--model.margin_loss_enable must not be set, because it shifts the margin that the constraint bounds, got it: "
+                "remove it; the prior needs no flag here"
             )
         if prefix_sharing:
             _share_prefixes(self.strategy, self.packing_samples, self.model)
@@ -150,7 +151,7 @@ class PCRMRewardModelTrainer(LogsConstraint, RewardModelTrainer):
                 center_rewards_coefficient=loss_fn.center_rewards_coefficient,
             )
         self.loss_fn = loss_fn
-        self.margin_loss = not loss_fn.loss.constraint.is_fixed  # hands the last of a batch to the loss
+        self.margin_loss = not loss_fn.loss.constraint.is_fixed  # passes the last element of a batch to the loss
         self._watch(loss_fn)
         self.strategy.print(loss_fn)
 
@@ -158,17 +159,17 @@ class PCRMRewardModelTrainer(LogsConstraint, RewardModelTrainer):
 class PCRMDPOTrainer(LogsConstraint, DPOTrainer):
     """OpenRLHF's `DPOTrainer` with the prior-constrained loss and the metrics of `pcrm.trl`.
 
-    Its beta and label smoothing are OpenRLHF's own. The data sets of its loaders are
-    `PCRMRewardDataset`s, unless the constraint is fixed.
+    beta and label_smoothing are OpenRLHF's own. The data sets of its loaders must be `PCRMRewardDataset`s, unless the
+    constraint is fixed.
 
     Args:
-        constraint: What turns a prior into a ceiling, or settings. Targets among them are fitted to the training data.
+        constraint: The constraint or its settings. Targets are fitted to the training data.
         prefix_sharing: As in `PCRMRewardModelTrainer`, for the policy and the reference.
         args, kwargs: As in `DPOTrainer`.
 
     Raises:
-        ValueError: OpenRLHF's flags ask for IPO; prefixes cannot be shared with its flags or by its
-            models; later, the batches carry no prior.
+        ValueError: OpenRLHF's flags ask for IPO, or its flags or models do not work with prefix sharing; later, a batch
+            contains no prior.
     """
 
     def __init__(
@@ -177,7 +178,7 @@ class PCRMDPOTrainer(LogsConstraint, DPOTrainer):
         super().__init__(*args, **kwargs)
         if isinstance(constraint, Config):
             constraint = fit(constraint, self.train_dataloader.dataset, self.strategy)
-        stock: Any = self.loss_fn  # knows what the flags said, whatever they are called in this version
+        stock: Any = self.loss_fn  # has the values of the flags, whose names depend on the version
         warn_of_smoothing(stock.label_smoothing, constraint)
         self.loss_fn = PCRMDPOLoss(constraint, stock.beta, stock.label_smoothing, stock.ipo)
         if prefix_sharing:
@@ -188,10 +189,12 @@ class PCRMDPOTrainer(LogsConstraint, DPOTrainer):
     def concatenated_forward(
         self, model: Any, chosen_ids: Any, c_mask: Any, reject_ids: Any, r_mask: Any, prompt_id_lens: Any
     ) -> Any:
-        # Called for the policy and for the reference; then comes the loss, which takes the prior.
+        # Called for the policy and for the reference, before the loss, which uses the prior.
         if not self.loss_fn.loss.constraint.is_fixed:
             if not all(isinstance(extra, Sequence) for extra in prompt_id_lens):
-                raise ValueError("the batches carry no prior: make them with pcrm.openrlhf.PCRMRewardDataset")
+                raise ValueError(
+                    "batches must contain priors, got none: create them with pcrm.openrlhf.PCRMRewardDataset"
+                )
             lengths, prior = zip(*prompt_id_lens, strict=True)
             prompt_id_lens = list(lengths)
             self.loss_fn.prior = torch.tensor(prior, device=chosen_ids.device)

@@ -1,10 +1,10 @@
-"""Each prompt goes through the model once: rows of a batch share what they begin with.
+"""Prefix sharing: compute common beginnings of a batch's rows, such as a prompt, only once.
 
     >>> with pcrm.prefix_sharing.share_prefixes(model):
     ...     trainer.train()
 
-Both responses of a pair begin with their prompt, and in a ranking all responses do. `enable` makes a decoder compute
-such a prefix once for all of them, with the same outputs and gradients to rounding.
+Both responses of a pair start with the same prompt, and so do all responses of a ranking. `enable` makes a decoder compute
+such a prefix once for all of them, with the same outputs and gradients up to rounding.
 """
 
 from .plan import Packed, pack

@@ -1,7 +1,7 @@
-"""What of a batch goes through the model: its rows as trees, in which shared beginnings stand once.
+"""Pack the rows of a batch into trees, in which shared beginnings occur once.
 
-The plan is that of Go's package `pcrm/prefix`, which documents it; `_arranged_in_python` and `_packed_in_python`
-make the same where the extension is not there.
+Go's package `pcrm/prefix` computes and documents the plan. `_by_python` computes the same plan if the extension is not
+installed.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ Tensor = torch.Tensor
 
 
 class Packed(NamedTuple):
-    """A batch as it goes through the model: R packed rows of W tokens for N rows of L."""
+    """A packed batch: R packed rows of W tokens for N rows of L tokens."""
 
     ids: Tensor
-    """The tokens, int64, shape (R, W); 0 where there is none."""
+    """Token ids, int64, shape (R, W); 0 where there is no token."""
     positions: Tensor
-    """Of each token in its row, int64, shape (R, W)."""
+    """Position of each token in its original row, int64, shape (R, W)."""
     ends: Tensor
     """Token q of a packed row attends to token k if and only if k <= q < ends[k]; int64, shape (R, W)."""
     gather: Tensor
-    """For each token of the batch its place in the flattened `ids`, int64, shape (N, L). Padding has that of its
-    row's last token."""
+    """Index of each token of the batch in the flattened `ids`, int64, shape (N, L). Padding has the index of its row's last
+    token."""
 
 
 def pack(ids: Tensor, lengths: Tensor, *, min_shared: int = 1, budget: int = 0) -> Packed:
-    """Pack a batch, so that tokens which rows begin with in common are computed once.
+    """Pack a batch so that tokens in common prefixes are computed once.
 
     Args:
         ids: Token ids, padded on the right, shape (N, L), on any device.
-        lengths: The number of tokens of each row, from 1 to L, shape (N,).
-        min_shared: Rows that begin with fewer tokens in common stay apart. Equal rows, and rows that others begin
-            with, always share.
-        budget: The greatest number of tokens of a tree, 0 for no limit. Beyond it another tree begins, which repeats
-            what its rows share with those before.
+        lengths: Number of tokens of each row, from 1 to L, shape (N,).
+        min_shared: Rows with a shorter common prefix are not shared. Equal rows, and rows that are a prefix of others, are
+            always shared.
+        budget: Maximum number of tokens of a tree, 0 for no limit. Beyond it a new tree starts, which repeats the prefix
+            that its rows share with earlier ones.
 
     Returns:
         The packed batch, on the device of `ids`.
 
     Raises:
-        TypeError, ValueError: `ids` is no integer tensor of shape (N, L), N > 0; a length is out of its range, named
-            by its index; an option that is not an integer or negative.
+        TypeError, ValueError: `ids` is not an integer tensor of shape (N, L) with N > 0; a length is out of range (the
+            message names its index); or an option is negative or not an integer.
     """
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
         got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
@@ -85,7 +85,7 @@ def _by_go(native: Any, ids: Tensor, lengths: Tensor, min_shared: int, budget: i
 def _by_python(ids: Tensor, lengths: Tensor, min_shared: int, budget: int) -> Packed:
     rows = [row[:length] for row, length in zip(ids.tolist(), lengths.tolist(), strict=True)]
     order = sorted(range(len(rows)), key=lambda r: (rows[r], r))
-    trees: list[list[tuple[int, int]]] = []  # of each its rows, and how many tokens they share with the one before
+    trees: list[list[tuple[int, int]]] = []  # the rows of each tree, and how many tokens they share with the row before
     sizes: list[int] = []
     for i, r in enumerate(order):
         before = rows[order[i - 1]] if i else []
@@ -103,9 +103,9 @@ def _by_python(ids: Tensor, lengths: Tensor, min_shared: int, budget: int) -> Pa
     ends = torch.arange(1, shape[1] + 1).repeat(shape[0])
     gather = torch.empty_like(ids)
     for tree, at in zip(trees, starts, strict=True):
-        path: list[int] = []  # where the tokens of the row before stand
+        path: list[int] = []  # indices of the tokens of the row before
         for r, shared in tree:
-            ends[path[shared:]] = (at - 1) % shape[1] + 1  # no later token is below these
+            ends[path[shared:]] = (at - 1) % shape[1] + 1  # no later token attends to these
             new = range(at, at + len(rows[r]) - shared)
             packed[new.start : new.stop] = torch.tensor(rows[r][shared:], dtype=torch.int64)
             positions[new.start : new.stop] = torch.arange(shared, len(rows[r]))
@@ -120,9 +120,9 @@ def _common(a: list[int], b: list[int]) -> int:
 
 
 def _placed(sizes: list[int]) -> tuple[list[int], tuple[int, int]]:
-    """Where each tree begins, in packed rows as wide as the largest, and their shape.
+    """Return the start of each tree, in packed rows as wide as the largest tree, and the shape of the packed batch.
 
-    Beside the largest tree that is left are as many of the smallest as there is room for.
+    Each row takes the largest remaining tree, then as many of the smallest as fit.
     """
     order = sorted(range(len(sizes)), key=lambda t: (-sizes[t], t))
     width, rows = sizes[order[0]], 0

@@ -1,4 +1,4 @@
-"""The hooks on a decoder: a batch goes in as trees, and comes out as the rows that the caller knows."""
+"""Hooks on a decoder that pack a batch into trees before the forward pass and unpack it afterwards."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from .plan import Packed, pack
 
 Tensor = torch.Tensor
 
-# Rows that share less are computed apart: a mask costs more than so few tokens.
+# Rows with a shorter common prefix are not shared: the mask would cost more than the tokens.
 _MIN_SHARED = 16
-# Trees are at most this long, or twice the longest row: attention, and its mask, grow with their square.
+# Trees have at most this many tokens, or twice the longest row: the cost of attention and its mask is quadratic.
 _BUDGET = 2048
 
-# How far the hidden state of a token may be apart in the shared and in the plain pass, in units of its norm and of the
-# square root of the number of layers times the rounding of the dtype that computes. Half types are added up in float32,
-# so that less of their rounding is seen. The worst token of six rows of SmolLM2-135M is 2.1 units apart in float32 and
-# 0.44 in bfloat16; if one token is seen that should not be, 300,000 and 4.6.
+# Maximum distance between a token's hidden states in the shared and in the plain pass, relative to its norm, in units of
+# sqrt(layers) * eps of the compute dtype. Half types accumulate in float32, so less of their rounding shows. The worst
+# token of six rows of SmolLM2-135M is 2.1 units off in float32 and 0.44 in bfloat16. If a single token is visible that
+# should not be, the distances are 300,000 and 4.6.
 _UNITS, _UNITS_OF_HALF = 20, 2
 
-# torch.compile must not look into the plan, whose shapes are another for each batch.
+# torch.compile must not trace the plan, whose shapes differ for each batch.
 _uncompiled: Any = torch.compiler.disable
 
 _ATTENTIONS = ("eager", "sdpa", "flex_attention")
@@ -34,37 +34,37 @@ _ATTRIBUTE = "_pcrm_prefix_sharing"
 
 
 class PrefixSharingError(RuntimeError):
-    """A model gives something else with shared prefixes than without, or computes without its decoder."""
+    """A model's results with and without shared prefixes differ, or its forward pass bypasses its decoder."""
 
 
 def enable(model: Any, *, min_shared: int = _MIN_SHARED, budget: int | None = None) -> None:
-    """Let the rows of each batch that begin alike go through a decoder once for what they begin with.
+    """Make a decoder compute the common prefixes of a batch's rows only once.
 
-    Outputs, losses and gradients stay what they are, to rounding. It works on any causal decoder of transformers
-    under eager, sdpa and flex attention, with PEFT, gradient checkpointing, mixed precision, DDP and torch.compile
-    (which sees the packed batch). What is computed is the packed batch; a head on top of the decoder sees the rows
-    that it expects. Batches whose rows share nothing go through as they are, and so does generation with a cache.
+    Outputs, losses and gradients stay the same up to rounding. This works with any causal decoder of transformers with
+    eager, sdpa or flex attention, and with PEFT, gradient checkpointing, mixed precision, DDP and torch.compile (which
+    sees the packed batch). The decoder computes the packed batch; a head on top of it sees the rows that it expects.
+    Batches without common prefixes pass through unchanged, and so does generation with a cache.
 
-    The first batch, in training and in evaluation, goes through both ways, without gradients and dropout, to see that the
-    results agree.
+    The first batch in training and the first in evaluation are computed both ways, without gradients and dropout, to check
+    that the results agree.
 
     Args:
-        model: The model, or what wraps it: PEFT, DDP or torch.compile.
-        min_shared: Rows that begin with fewer tokens in common are computed apart.
-        budget: The greatest number of tokens that share one attention mask, whose size is the square of it. Rows
-            beyond it form another tree, which repeats the prefix. By default 2048 or twice the longest row.
+        model: The model, possibly wrapped by PEFT, DDP or torch.compile.
+        min_shared: Rows with a shorter common prefix are computed separately.
+        budget: Maximum number of tokens that share one attention mask, whose size grows with their square. Further rows
+            form another tree, which repeats the prefix. The default is 2048 or twice the longest row, whichever is larger.
 
     Raises:
-        TypeError: `model` is no model of transformers; an option is not an integer.
-        ValueError: prefixes of this model cannot be shared; the message says why. It shares them already. An option is
-            out of its range. Later, from the model: padding on the left without position ids that count from 0 in each row,
-            or inputs that are not token ids.
-        PrefixSharingError: from the model at its first batch: the shared pass gives something else than the plain one,
-            or the model computes without calling its decoder.
+        TypeError: `model` is not a model of transformers, or an option is not an integer.
+        ValueError: The model does not support prefix sharing (the message says why) or uses it already, or an option is out
+            of range. Later, from the model: padding on the left without position ids that count from 0 in each row, or
+            inputs that are not token ids.
+        PrefixSharingError: From the model at its first batch: the shared and the plain pass differ, or the forward pass
+            bypasses the decoder.
     """
     model, decoder = _decoder(model)
     if hasattr(decoder, _ATTRIBUTE):
-        raise ValueError("model must not share prefixes yet, got one that does: call disable first")
+        raise ValueError("model must not share prefixes already, got one that does: call disable first")
     if (reason := why_not(model)) is not None:
         raise ValueError(reason)
     setattr(decoder, _ATTRIBUTE, _Sharing(model, decoder, min_shared, budget))
@@ -74,8 +74,8 @@ def disable(model: Any) -> None:
     """Undo `enable`.
 
     Raises:
-        TypeError: `model` is no model of transformers.
-        ValueError: It does not share prefixes.
+        TypeError: `model` is not a model of transformers.
+        ValueError: The model does not share prefixes.
     """
     _, decoder = _decoder(model)
     if not hasattr(decoder, _ATTRIBUTE):
@@ -85,7 +85,7 @@ def disable(model: Any) -> None:
 
 
 def saved_share(input_ids: Tensor, attention_mask: Tensor) -> float:
-    """The share of a batch's tokens, padding aside, that need not be computed if prefixes are shared.
+    """Return the fraction of a batch's tokens, without padding, that prefix sharing need not compute.
 
     Args:
         input_ids, attention_mask: The batch, padded on the right, shape (N, L).
@@ -99,18 +99,22 @@ def saved_share(input_ids: Tensor, attention_mask: Tensor) -> float:
 
 
 def is_enabled(model: Any) -> bool:
-    """Whether a model shares prefixes. TypeError: it is no model of transformers."""
+    """Return whether a model shares prefixes.
+
+    Raises:
+        TypeError: `model` is not a model of transformers.
+    """
     return hasattr(_decoder(model)[1], _ATTRIBUTE)
 
 
 def _budget(longest: int) -> int:
-    """How long a tree may be, by the tokens of the longest row."""
+    """Maximum length of a tree, given the length of the longest row."""
     return max(_BUDGET, 2 * longest)
 
 
 @contextlib.contextmanager
 def share_prefixes(model: Any, *, min_shared: int = _MIN_SHARED, budget: int | None = None) -> Iterator[None]:
-    """`enable` for the length of a `with` block."""
+    """Enable prefix sharing within a `with` block; see `enable`."""
     enable(model, min_shared=min_shared, budget=budget)
     try:
         yield
@@ -119,7 +123,7 @@ def share_prefixes(model: Any, *, min_shared: int = _MIN_SHARED, budget: int | N
 
 
 def _decoder(model: Any) -> tuple[Any, Any]:
-    """The model of transformers inside of what wraps it, and its part that makes hidden states."""
+    """Return the model of transformers without its wrappers, and its part that computes hidden states."""
     while (inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)) is not None:
         model = inner
     if hasattr(model, "get_base_model"):  # PEFT's
@@ -131,54 +135,54 @@ def _decoder(model: Any) -> tuple[Any, Any]:
 
 
 def why_not(model: Any, longest: int | None = None) -> str | None:
-    """Why prefixes of a model cannot be shared, or None.
+    """Return why a model does not support prefix sharing, or None if it does.
 
     Args:
         model: As for `enable`.
-        longest: The tokens of the longest row; None if that is not known.
+        longest: Length of the longest row in tokens; None if unknown.
 
     Raises:
-        TypeError: `model` is no model of transformers.
+        TypeError: `model` is not a model of transformers.
     """
     decoder = _decoder(model)[1]
     config = decoder.config.get_text_config()
     name = type(decoder).__name__
     if getattr(decoder, "_unsloth_fast_path", False):
         return (
-            f"model must compute as transformers does to share prefixes, got {name} with Unsloth's attention, which ignores "
+            f"model must use the attention of transformers to share prefixes, got {name} with Unsloth's attention, which ignores "
             "the mask in training: set pcrm_prefix_sharing=False, or load the model with transformers"
         )
     if config.is_encoder_decoder:
         return f"model must be a decoder to share prefixes, got {name}, which has an encoder"
     if getattr(decoder, "_is_stateful", False):
         return (
-            f"model must have attention alone to share prefixes, got {name}, whose layers carry a state from token to "
+            f"model must consist of attention layers to share prefixes, got {name}, whose layers carry a state from token to "
             "token: a state cannot branch"
         )
     attention = config._attn_implementation
     if attention not in _ATTENTIONS:
         return (
             f"the attention of the model must be one of {', '.join(_ATTENTIONS)} to share prefixes, got {attention}, "
-            "which takes no mask: load the model with attn_implementation='sdpa'"
+            "which accepts no mask: load the model with attn_implementation='sdpa'"
         )
     causal = [module.is_causal for module in decoder.modules() if hasattr(module, "is_causal")]
     if not causal or not all(causal) or not getattr(config, "is_causal", True):
-        return f"model must be causal to share prefixes, got {name}, in which a token sees later ones"
+        return f"model must be causal to share prefixes, got {name}, in which tokens attend to later ones"
     if kinds := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
         return (
-            f"layers must be of full or sliding attention to share prefixes, got {name} with {', '.join(sorted(kinds))}"
+            f"layers must use full or sliding attention to share prefixes, got {name} with {', '.join(sorted(kinds))}"
         )
     if getattr(config, "alibi", False):
-        return f"model must take positions to share prefixes, got {name} with ALiBi, whose distances count the tokens between"
+        return f"model must accept position ids to share prefixes, got {name} with ALiBi, whose distances count the tokens between"
     parameters = inspect.signature(decoder.forward).parameters
     for wanted in ("input_ids", "attention_mask", "position_ids"):
         if wanted not in parameters:
-            return f"model must take {wanted} to share prefixes, got {name}, which does not"
+            return f"model must accept {wanted} to share prefixes, got {name}, which does not"
     return None if longest is None else _beyond_window(config, longest)
 
 
 def _beyond_window(config: Any, longest: int) -> str | None:
-    """What is wrong with a row that is longer than the sliding window of a layer; a mask would switch the window off."""
+    """Return an error if a row exceeds a layer's sliding window, which an explicit mask would disable; else None."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if window is None or longest <= window or (kinds is not None and "sliding_attention" not in kinds):
@@ -189,16 +193,18 @@ def _beyond_window(config: Any, longest: int) -> str | None:
 
 
 class _Sharing:
-    """What `enable` puts on a decoder."""
+    """The hooks that `enable` installs on a decoder."""
 
     def __init__(self, model: Any, decoder: Any, min_shared: int, budget: int | None) -> None:
         self._min_shared = _check.integer("min_shared", min_shared, 1)
         self._budget = None if budget is None else _check.integer("budget", budget, 1)
         self._config = decoder.config.get_text_config()
         self._names = list(inspect.signature(decoder.forward).parameters)
-        self._gather: Tensor | None = None  # of the batch that is inside
-        self._first: tuple[dict[str, Any], dict[str, Any]] | None = None  # what the caller gave and what went in
-        self._checked: set[bool] = set()  # in training, in evaluation: a model may compute in another way there
+        self._gather: Tensor | None = None  # of the current batch
+        self._first: tuple[dict[str, Any], dict[str, Any]] | None = None  # the caller's arguments and the packed ones
+        self._checked: set[bool] = (
+            set()
+        )  # separately for training and evaluation, in which a model may compute differently
         self._called = False
         self._handles = [
             decoder.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -214,8 +220,8 @@ class _Sharing:
     def _was_called(self, model: Any, *_: Any) -> None:
         if not self._called:
             raise PrefixSharingError(
-                f"the decoder of {type(model).__name__} must be called to share prefixes, got a forward pass that goes "
-                "around it: this model cannot share prefixes"
+                f"the forward pass of {type(model).__name__} must call its decoder to share prefixes, got one that bypasses it: "
+                "this model does not support prefix sharing"
             )
         self._handles.pop().remove()
 
@@ -226,9 +232,11 @@ class _Sharing:
             return None  # generation
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         if ids is None:
-            raise ValueError("input_ids must be token ids to share prefixes, got None: embeddings cannot be compared")
+            raise ValueError("input_ids must be token ids to share prefixes, got None: embeddings are not supported")
         if given.get("output_attentions") or self._config.output_attentions:
-            raise ValueError("output_attentions must be False where prefixes are shared: there is no matrix of a row")
+            raise ValueError(
+                "output_attentions must be False with prefix sharing, which has no attention matrix per row, got True"
+            )
         packed = self._packed(ids, mask, given.get("position_ids"))
         checked = decoder.training in self._checked
         if checked and packed.ids.numel() >= ids.numel():
@@ -251,13 +259,13 @@ class _Sharing:
             raise ValueError(
                 f"attention_mask must have shape {(rows, width)} to share prefixes, got {tuple(mask.shape)}"
             )
-        # At once: on a device each look at a value would wait for it.
+        # All at once on the CPU: each access to a device's value would synchronize.
         real = torch.ones(rows, width, dtype=torch.bool) if mask is None else mask.bool().cpu()
         count = real.sum(1, keepdim=True)
-        pads = real.int().argmax(1, keepdim=True)  # before a row
-        places = torch.arange(width) - pads  # of each token in its row
+        pads = real.int().argmax(1, keepdim=True)  # number of pads before a row
+        places = torch.arange(width) - pads  # position of each token in its row
         if bool((real != ((places >= 0) & (places < count))).any()):
-            raise ValueError("attention_mask must have no padding inside of a row to share prefixes, got 1 0 1")
+            raise ValueError("attention_mask must have no padding inside a row to share prefixes, got 1 0 1")
         if positions is not None:
             if bool(((positions.cpu() != places) & real).any()):
                 raise ValueError("position_ids must count from 0 in each row to share prefixes, got others")
@@ -266,14 +274,14 @@ class _Sharing:
                 "attention_mask must be padded on the right to share prefixes without position_ids, got a 1 after a 0: "
                 "set tokenizer.padding_side = 'right'"
             )
-        lengths = count[:, 0].clamp(min=1)  # an empty row, of nothing but padding, is computed as its first pad
+        lengths = count[:, 0].clamp(min=1)  # a row of only padding is computed as its first pad
         longest = int(lengths.max())
         if (reason := _beyond_window(self._config, longest)) is not None:
             raise ValueError(reason)
         budget = _budget(longest) if self._budget is None else self._budget
         if not bool(pads.any()):
             return pack(ids, lengths, min_shared=self._min_shared, budget=budget)
-        # The plan is of rows that begin with their first token.
+        # The plan expects rows without padding on the left.
         ids = ids.gather(1, ((torch.arange(width) + pads) % width).to(ids.device))
         packed = pack(ids, lengths, min_shared=self._min_shared, budget=budget)
         return packed._replace(gather=packed.gather.gather(1, places.clamp(min=0).to(ids.device)))
@@ -282,12 +290,12 @@ class _Sharing:
         if self._gather is None:
             return None
         if isinstance(output, tuple):
-            raise ValueError("return_dict must be True where prefixes are shared, got False")
+            raise ValueError("return_dict must be True with prefix sharing, got False")
         gather, self._gather = self._gather, None
         output.last_hidden_state = _unpacked(output.last_hidden_state, gather)
         if output.get("hidden_states") is not None:
             output.hidden_states = tuple(_unpacked(x, gather) for x in output.hidden_states)
-        if output.get("router_logits") is not None:  # of each token, whatever row it is in
+        if output.get("router_logits") is not None:  # per token, regardless of rows
             output.router_logits = tuple(x[gather.flatten()] for x in output.router_logits)
         if self._first is not None:
             (given, inside), self._first = self._first, None
@@ -297,7 +305,7 @@ class _Sharing:
 
     @torch.no_grad()
     def _compare(self, decoder: Any, given: dict[str, Any], inside: dict[str, Any], gather: Tensor) -> None:
-        """Run the batch both ways without dropout, and raise where the results differ by more than rounding."""
+        """Compute the batch both ways without dropout; raise an error if the results differ by more than rounding."""
         with _without_dropout(decoder):
             plain = decoder.forward(**given | {"use_cache": False}).last_hidden_state
             shared = _unpacked(decoder.forward(**inside).last_hidden_state, gather)
@@ -306,21 +314,21 @@ class _Sharing:
         mask = given.get("attention_mask")
         if mask is not None:
             plain, shared = plain[mask.bool()], shared[mask.bool()]
-        finite = plain.isfinite().all(-1)  # a broken model is not for us to judge
+        finite = plain.isfinite().all(-1)  # ignore non-finite states, which the model itself produces
         plain, shared = plain[finite].double(), shared[finite].double()
         apart = max(((shared - plain).norm(dim=-1) / plain.norm(dim=-1)).tolist(), default=0.0)
         units = _UNITS if torch.finfo(dtype).bits >= 32 else _UNITS_OF_HALF
         most = units * torch.finfo(dtype).eps * self._config.num_hidden_layers**0.5
         if not apart <= most:
             raise PrefixSharingError(
-                f"the hidden states of {type(decoder).__name__} with shared prefixes must be those without, to rounding: at "
-                f"most {most:.1e} of a token's norm apart, got {apart:.1e}. This model cannot share prefixes: please report it"
+                f"the hidden states of {type(decoder).__name__} with and without shared prefixes must differ by at most {most:.1e} "
+                f"of a token's norm, got {apart:.1e}: this model does not support prefix sharing. Please report this"
             )
 
 
 @contextlib.contextmanager
 def _without_dropout(decoder: Any) -> Iterator[None]:
-    """Nothing is random and nothing is checkpointed; whether the model trains stays, as it may choose its attention by that."""
+    """Disable dropout and checkpointing, but keep the training mode, by which a model may choose its attention."""
     before = []
     for module in decoder.modules():
         for name, value in list(vars(module).items()):
@@ -340,7 +348,7 @@ def _unpacked(x: Tensor, gather: Tensor) -> Tensor:
 
 
 def _mask(ends: Tensor, attention: str, dtype: torch.dtype) -> Any:
-    """What attention takes for: q attends to k if and only if k <= q < ends[k]."""
+    """Return the attention mask in which q attends to k if and only if k <= q < ends[k]."""
     width = ends.shape[1]
     if attention == "flex_attention":
         from torch.nn.attention.flex_attention import create_block_mask

@@ -2,7 +2,7 @@
 
     swift rlhf --rlhf_type rm --loss_type pcrm --external_plugins $(python -m pcrm.swift) ...
 
-`plugin/pcrm_plugin.py` is the file that ms-swift imports. It puts `register.py` into ms-swift's `TrainerFactory`, which
-looks at the arguments (`arguments.py`, without ms-swift) and makes one of our trainers (`trainers.py`, with the priors of
-`data.py`) if they ask for the loss `pcrm`. All else stays ms-swift's.
+ms-swift imports the file `plugin/pcrm_plugin.py`. It hooks `register.py` into ms-swift's `TrainerFactory`, which then reads
+the arguments (`arguments.py`, without ms-swift). If they ask for the loss `pcrm`, it creates one of our trainers
+(`trainers.py`, with priors from `data.py`). Everything else stays ms-swift's.
 """

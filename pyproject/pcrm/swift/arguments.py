@@ -1,4 +1,4 @@
-"""What ms-swift's arguments and the environment say about the constraint. Needs no ms-swift."""
+"""Read the constraint from ms-swift's arguments and the environment. Does not require ms-swift."""
 
 from __future__ import annotations
 
@@ -17,30 +17,43 @@ TASKS: dict[str, Task] = {"rm": "reward", "dpo": "dpo"}  # by --rlhf_type
 
 
 @dataclass
-class _DPOArguments(ConstraintArguments):
+class _Arguments(ConstraintArguments):
+    _pcrm_encoder: ClassVar[str] = ENCODER
+
+
+@dataclass
+class _DPOArguments(_Arguments):
     _pcrm_task: ClassVar[Task] = "dpo"
 
 
 def from_environment(task: Task) -> ConstraintArguments:
-    """The settings that the environment names: ms-swift refuses flags that it does not know."""
-    arguments = _DPOArguments if task == "dpo" else ConstraintArguments
+    """Return the settings that the environment names. ms-swift rejects flags that it does not know.
+
+    Raises:
+        ValueError: An encoder is set without a file that asks for it.
+    """
+    if os.environ.get(ENCODER) and not os.environ.get(CONFIG):
+        raise ValueError(
+            f"{CONFIG} must be a pcrm.toml with prior = 'cosine' where {ENCODER} is set, got none: set it, or unset {ENCODER}"
+        )
+    arguments = _DPOArguments if task == "dpo" else _Arguments
     return arguments(pcrm_config=os.environ.get(CONFIG) or None, pcrm_prior_model=os.environ.get(ENCODER) or None)
 
 
 def prepare(args: Any) -> bool:
-    """Check ms-swift's arguments and take the settings that they share with `pcrm.toml`.
+    """Check ms-swift's arguments, and merge the settings that they share with `pcrm.toml`.
 
     Args:
-        args: The arguments of any training. Those of `TASKS` get the file's `center_rewards_coefficient`, `beta` and
-            `label_smoothing` where they leave these at their defaults.
+        args: The arguments of any training run. For the tasks in `TASKS`, `center_rewards_coefficient`, `beta` and
+            `label_smoothing` are set from the file if they still have their defaults.
 
     Returns:
-        Whether they ask for the loss `pcrm`.
+        Whether the arguments ask for the loss `pcrm`.
 
     Raises:
-        TypeError, ValueError: they ask for what does not work with it, contradict the file, or the environment has
-            settings of a loss that they do not ask for. The file has a wrong setting.
-        OSError: the file cannot be read.
+        TypeError, ValueError: An argument does not work with the loss or contradicts the file; the environment sets up
+            the loss without an argument that asks for it; or the file has a wrong setting.
+        OSError: The file cannot be read.
     """
     types = losses_of(args)
     if LOSS not in types:
@@ -61,7 +74,7 @@ def prepare(args: Any) -> bool:
     for name in ("packing", "padding_free"):
         if getattr(args, name):
             raise ValueError(
-                f"--{name} must be false with --loss_type {LOSS}, got true: it joins the responses of a batch"
+                f"--{name} must be false with --loss_type {LOSS}, got true: it concatenates the responses of a batch"
             )
     settings = from_environment(task).pcrm_settings()
     if task == "reward":
@@ -73,7 +86,7 @@ def prepare(args: Any) -> bool:
     if settings.label_smoothing and (others := smoothed_by_others(types)):
         raise ValueError(
             f"label_smoothing in {os.environ[CONFIG]} must be 0 with --loss_type {' '.join(types)}, got "
-            f"{settings.label_smoothing}: {' and '.join(others)} would take it too. Set --label_smoothing instead"
+            f"{settings.label_smoothing}: {' and '.join(others)} would use it too. Set --label_smoothing instead"
         )
     _take(args, "label_smoothing", settings.label_smoothing, 0)
     _take(args, "beta", settings.dpo_beta, 0.1)
@@ -84,7 +97,7 @@ def prepare(args: Any) -> bool:
 
 
 def losses_of(args: Any) -> list[str]:
-    """The loss types of ms-swift's arguments, which have None, one or a list of them."""
+    """The loss types in ms-swift's arguments, which contain None, one name or a list."""
     given = args.loss_type
     if given is None:
         return []
@@ -92,12 +105,12 @@ def losses_of(args: Any) -> list[str]:
 
 
 def smoothed_by_others(types: list[str]) -> list[str]:
-    """ms-swift's losses in a mix whose own parameter `label_smoothing` is."""
+    """The losses in a mix for which ms-swift's `label_smoothing` is a parameter of their own."""
     return [name for name in ("exo_pair", "robust") if name in types]
 
 
 def _take(args: Any, name: str, of_file: float, default: float | None) -> None:
-    """Let the file's setting be that of ms-swift's flag, unless both are set."""
+    """Set ms-swift's flag from the file, unless both are set."""
     value = getattr(args, name)
-    contradiction = f"--{name} must be {of_file} or left out, got {value}: {os.environ.get(CONFIG)} sets it too"
+    contradiction = f"--{name} must be {of_file}, as in {os.environ.get(CONFIG)}, or left out, got {value}"
     setattr(args, name, merged(value, of_file, default, contradiction))

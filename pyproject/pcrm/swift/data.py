@@ -24,13 +24,16 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def add_prior(dataset: Any, name: str, prior_column: PriorColumn) -> None:
-    """Check the column `prior` of a data set, or add one if the prior is of the texts.
+    """Check the column `prior` of a data set, or add one if the prior is computed from texts.
 
     Args:
-        dataset: What ms-swift's trainer gets. All but streaming data are a `LazyLLMDataset`, which tokenizes the rows
-            when they are read.
-        name: What it is called in messages, such as `train`.
-        prior_column: That of all data sets of a trainer, the training data first.
+        dataset: The data set of ms-swift's trainer. Except for streaming data it is a `LazyLLMDataset`, which tokenizes
+            rows when they are read.
+        name: Name of the data set in messages, such as `train`.
+        prior_column: Shared by all data sets of a trainer, the training data first.
+
+    Raises:
+        ValueError: Streaming data with a prior that is computed from texts; or as in `PriorColumn.add`.
     """
     kind = prior_column.settings.prior
     if kind in ("fixed", "random"):
@@ -38,9 +41,9 @@ def add_prior(dataset: Any, name: str, prior_column: PriorColumn) -> None:
     if not isinstance(dataset, LazyLLMDataset):
         if kind in ("lexical", "cosine"):
             raise ValueError(
-                f"--streaming must be false with the prior {kind!r}, got true: its texts are compared before training"
+                f"--streaming must be false with the prior {kind!r}, got true: this prior is computed before training"
             )
-        return  # looked at batch by batch
+        return  # checked batch by batch
     rows = dataset.dataset
     if "prior" in rows.column_names or kind not in ("lexical", "cosine"):
         prior_column.add(rows, name)
@@ -50,7 +53,7 @@ def add_prior(dataset: Any, name: str, prior_column: PriorColumn) -> None:
 
 
 def _texts(row: Mapping[str, Any]) -> dict[str, str]:
-    """The texts of a row: the prompt is the messages that its two conversations begin with in common."""
+    """The texts of a row. The prompt consists of the messages that both conversations start with."""
     inputs = TemplateInputs.from_dict(dict(row))
     chosen, rejected = inputs.chosen.messages, inputs.rejected.messages
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
@@ -60,11 +63,11 @@ def _texts(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 class PriorCollator:
-    """ms-swift's collator, whose batch has the key `prior`, one number for each pair, if the constraint needs them.
+    """Add the key `prior` to the batches of ms-swift's collator, one number per pair, if the constraint needs it.
 
     Args:
-        collator: ms-swift's.
-        settings: What the arguments say about the constraint.
+        collator: ms-swift's collator.
+        settings: The settings of the constraint.
     """
 
     def __init__(self, collator: Callable[[Any], Any], settings: Config) -> None:
@@ -74,18 +77,18 @@ class PriorCollator:
     def __call__(self, rows: Rows) -> Any:
         if any(row.get("margin") is not None for row in rows):
             raise ValueError(
-                "the data set has a column 'margin', which moves the margin that the constraint bounds: remove it, or "
-                """rename it with --columns '{"margin": "old_margin"}'"""
+                "the data set must not have a column 'margin', which would shift the margin that the constraint bounds, got "
+                """one: remove it, or rename it with --columns '{"margin": "old_margin"}'"""
             )
         prior = self.prior(rows)
-        # ms-swift would hand the model every column that it does not know.
+        # ms-swift would pass every column that it does not know to the model.
         batch = self.collator([{name: value for name, value in row.items() if name != "_extra_kwargs"} for row in rows])
         return batch if prior is None else {**batch, "prior": prior}
 
     def prior(self, rows: Rows) -> torch.Tensor | None:
-        """The prior of each row, as `pcrm.training.batch_prior.prior_of` gives it."""
+        """Return the prior of each row: see `pcrm.training.batch_prior.prior_of`."""
         ids = [[list(row[f"{side}_input_ids"]) for row in rows] for side in ("chosen", "rejected")]
-        return prior_of(self.settings, [_others(row) for row in rows], lambda _: (ids[0], ids[1]))
+        return prior_of(self.settings, [_others(row) for row in rows], lambda _: (ids[0], ids[1]), prefix="")
 
 
 def _others(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -101,7 +104,7 @@ def has_prior(dataset: Any) -> bool:
 
 
 def similarities(collator: PriorCollator, dataset: Any) -> np.ndarray:
-    """The priors of the training data that a constraint is fitted to: the column whole, or those of a sample of rows."""
+    """Return the priors to fit a constraint to: the whole column, or the priors of a sample of the training rows."""
     if not isinstance(dataset, LazyLLMDataset):
         return priors_of(dataset, collator.prior)
     if has_prior(dataset):

@@ -1,4 +1,4 @@
-"""Our trainers in ms-swift's `TrainerFactory`, for runs that ask for the loss `pcrm`."""
+"""Register our trainers in ms-swift's `TrainerFactory`, for runs that ask for the loss `pcrm`."""
 
 # ms-swift is in an environment of its own, not in that of the type checker.
 # pyright: reportMissingImports=false
@@ -15,19 +15,19 @@ from .arguments import LOSS, losses_of, prepare
 
 
 def register() -> None:
-    """Let ms-swift make our trainers where its arguments ask for the loss `pcrm`.
+    """Make ms-swift use our trainers if its arguments ask for the loss `pcrm`.
 
     Raises:
-        RuntimeError: this is a run of Megatron-SWIFT, whose trainers are others.
+        RuntimeError: This is a run of Megatron-SWIFT, which has different trainers.
     """
     if any(name.startswith("swift.megatron.") for name in sys.modules):
-        raise RuntimeError("the plugin of pcrm works with `swift rlhf`, not with `megatron rlhf`")
+        raise RuntimeError("the plugin of pcrm must be used with `swift rlhf`, got `megatron rlhf`")
     their_args, their_trainer = TrainerFactory.get_training_args, TrainerFactory.get_trainer_cls
 
     def get_training_args(args: Any) -> Any:
         # The last step of reading the arguments, before the model and the data are loaded.
         if prepare(args) and "prior" not in RowPreprocessor.standard_keys:
-            RowPreprocessor.standard_keys.append("prior")  # the columns that survive ms-swift's preprocessing
+            RowPreprocessor.standard_keys.append("prior")  # the columns that ms-swift's preprocessing keeps
         return their_args(args)
 
     def get_trainer_cls(args: Any) -> Any:

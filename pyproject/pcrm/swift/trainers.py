@@ -13,16 +13,16 @@ from swift.rlhf_trainers import DPOTrainer, RewardTrainer
 from ..settings import Task
 from ..training.prior_column import PriorColumn
 from ..training.trainer import ConstraintHooks
-from .arguments import LOSS, from_environment, losses_of, smoothed_by_others
+from .arguments import ENCODER, LOSS, from_environment, losses_of, smoothed_by_others
 from .data import PriorCollator, add_prior, has_prior, similarities
 
 Tensor = torch.Tensor
 
 
 class _Constrained(ConstraintHooks):
-    """Goes before a trainer of ms-swift in the bases of ours."""
+    """Mixin that precedes ms-swift's trainer in the bases of ours."""
 
-    setting_prefix = ""  # the names are those of pcrm.toml
+    setting_prefix = ""  # settings are named as in pcrm.toml
 
     task: ClassVar[Task]
     args: Any  # of a class of ms-swift
@@ -31,11 +31,11 @@ class _Constrained(ConstraintHooks):
     def __init__(self, *args: Any, template: Any, train_dataset: Any, eval_dataset: Any = None, **kwargs: Any) -> None:
         arguments = from_environment(self.task)
         self._begin(arguments.pcrm_settings())
-        # Rows then have the columns that ms-swift does not know, `prior` among them.
+        # Keeps the columns that ms-swift does not know, such as `prior`.
         template.remove_unused_columns = False
         computed = self.settings.prior in ("fixed", "random")
         name = self.settings.prior if computed or not has_prior(train_dataset) else "column"
-        column = PriorColumn(self.settings, arguments.pcrm_prior_model, asked=None)
+        column = PriorColumn(self.settings, arguments.pcrm_prior_model, asked=None, prefix="", encoder=ENCODER)
         add_prior(train_dataset, "train", column)
         if eval_dataset is not None:
             add_prior(eval_dataset, "eval", column)
@@ -65,7 +65,7 @@ class ConstrainedRewardTrainer(_Constrained, RewardTrainer):
             scores.append(outputs.logits)
             return outputs
 
-        # For its metrics. Its own loss is not used and costs no second pass.
+        # Called for its metrics. Its own loss is not used; there is no second forward pass.
         compute: Any = super().compute_loss
         _, outputs = compute(scored, inputs, return_outputs=True)
         chosen, rejected = scores[0].float().squeeze(-1).chunk(2)
@@ -82,11 +82,11 @@ class ConstrainedDPOTrainer(_Constrained, DPOTrainer):
     """
 
     task = "dpo"
-    _prior: Tensor | None = None  # of the batch that is inside
+    _prior: Tensor | None = None  # of the current batch
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # exo_pair sets the attribute of this name as it goes.
+        # exo_pair changes the attribute `label_smoothing` during training.
         self._smoothing = 0.0 if smoothed_by_others(losses_of(self.args)) else self.args.label_smoothing
 
     def get_batch_loss_metrics(self, model: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:

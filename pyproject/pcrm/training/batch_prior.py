@@ -1,4 +1,4 @@
-"""The prior of each pair in a batch: from the column `prior` of its rows, or computed from token ids."""
+"""The prior of each pair in a batch: read from the column `prior`, or computed from token ids."""
 
 from __future__ import annotations
 
@@ -15,36 +15,42 @@ Ids = Sequence[Sequence[int]]
 
 
 def prior_of(
-    settings: Config, rows: Sequence[Mapping[str, Any]], ids: Callable[[str], tuple[Ids, Ids]]
+    settings: Config,
+    rows: Sequence[Mapping[str, Any]],
+    ids: Callable[[str], tuple[Ids, Ids]],
+    prefix: str = "pcrm_",
 ) -> torch.Tensor | None:
-    """The prior of each pair, shape (B,), or None where the constraint needs none.
+    """Return the prior of each pair, shape (B,), or None if the constraint needs none.
 
     Args:
-        settings: Which prior it is. A column `prior` of the rows goes before the length ratio.
+        settings: Selects the prior. A column `prior` in the rows takes precedence over the length ratio.
         rows: The rows of the batch.
-        ids: Gives the token ids of the chosen and of the rejected responses that the loss sees: truncated, and
+        ids: Returns the token ids of the chosen and rejected responses as the loss sees them: truncated, and
             without padding. It is called with the name of the prior that needs them.
+        prefix: Prefix of the settings' names in messages.
 
     Raises:
-        ValueError: some rows have a prior and others none; a prior outside [0, 1]; a prior is needed that only a
-            column could have.
+        ValueError: Only some rows have a prior, a prior is outside [0, 1], or the rows lack a prior that only a column
+            can supply.
     """
     kind = settings.prior
     if kind == "fixed":
         return None
     if kind == "random":
-        assert isinstance(settings.constraint, Constraint)  # targets have no prior that is random
+        assert isinstance(settings.constraint, Constraint)  # targets exclude the prior 'random'
         return priors.random_uniform(*ids(kind), seed=settings.constraint.seed)
     if any("prior" in row for row in rows):
         return prior_tensor(_column(rows))
     if kind == "length_ratio":
         return priors.length_ratio(*ids(kind))
-    raise ValueError(f"the data set has no column 'prior', which pcrm_prior={kind!r} needs here")
+    raise ValueError(f"the data set must have a column 'prior' with {prefix}prior={kind!r}, got rows without it")
 
 
 def _column(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """The priors of the rows of a data set that has a column of them."""
-    for i, row in enumerate(rows):  # rows of an iterable data set may have keys of their own
+    """The column `prior` of a batch."""
+    for i, row in enumerate(rows):  # rows of an iterable data set may have different keys
         if "prior" not in row:
-            raise ValueError(f"row {i} of a batch has no 'prior', others of it have: give one to each row or to none")
+            raise ValueError(
+                f"row {i} of a batch must have a 'prior' like other rows of it, got none: give one to every row or to no row"
+            )
     return [row["prior"] for row in rows]

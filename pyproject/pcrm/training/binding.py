@@ -1,4 +1,4 @@
-"""Whether a constraint binds, as training goes on: a message for who would not read the metrics."""
+"""Warn during training if the constraint does not bind, or if most margins exceed their ceilings."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ import numpy as np
 from ..settings import Constraint
 from .metrics import Mode, PairSums
 
-# Margins are 0 in the beginning, and no constraint binds then. Half of the steps are three quarters of the way for a
-# learning rate that falls linearly to 0.
+# Margins start at 0, so no constraint binds at first. With a learning rate that falls linearly to 0, half of the steps
+# cover three quarters of the way.
 _SOON_ENOUGH = 0.5
-# If none of 300 pairs is over its target, the share of all pairs is below 1 % with 95 % confidence (the rule of three).
+# If none of 300 pairs is above its target, fewer than 1% of all pairs are, with 95% confidence (the rule of three).
 _ENOUGH_PAIRS = 300
-# Below both, the second term pulls less than a hundredth as hard as the first pushes, and no hundredth of the pairs is
-# where it wins. The share alone would not do: a target that nearly all margins approach from below holds them there.
+# If both numbers are below this, the second term of the loss pulls less than 1% as hard as the first pushes, and wins in
+# fewer than 1% of the pairs. The fraction of pairs is not enough: a target that margins approach from below does bind.
 _NEARLY_NONE = 0.01
 _MOST = 0.5
 
 
 class BindingCheck:
-    """Says once that the constraint does nothing, and once that most margins are over their ceilings.
+    """Warn once if the constraint has no effect, and once if most margins exceed their ceilings.
 
     Args:
-        constraint: The constraint, whose kind decides what to do.
-        prefix: What the messages put before a setting's name.
+        constraint: The constraint. Its kind decides which settings the message names.
+        prefix: Prefix of the settings' names in messages.
     """
 
     def __init__(self, constraint: Constraint, prefix: str = "pcrm_") -> None:
         self._constraint = constraint
         self._prefix = prefix
-        self._trained_on = PairSums()  # since it is soon enough
+        self._trained_on = PairSums()  # since half of the steps
         self._said: set[str] = set()
 
     def look(self, sums: PairSums, mode: Mode, progress: float) -> str | None:
-        """Return the message, if there is one to give and it was not given before.
+        """Return a message if there is a new one, else None.
 
         Args:
-            sums: Of the pairs of training since the last call, or of one whole evaluation.
-            mode: Which of both.
-            progress: The share of the training's steps that are done; 0 where nothing was trained.
+            sums: Sums over the training pairs since the last call, or over one whole evaluation.
+            mode: Whether `sums` are from training or from evaluation.
+            progress: Fraction of the training steps done so far; 0 if nothing was trained.
         """
         if progress < _SOON_ENOUGH:
             return None
@@ -54,16 +54,16 @@ class BindingCheck:
         return message
 
     def _judged(self, sums: PairSums, of: str) -> tuple[str, str | None]:
-        known = f"over {sums.bounded:,} {of} pairs, the mean margin is {sums.margin / sums.bounded:.3g} and"
+        known = f"over {sums.bounded:,} {of} pairs the mean margin is {sums.margin / sums.bounded:.3g} and"
         if sums.over_target < _NEARLY_NONE * sums.bounded and sums.relative_pull < _NEARLY_NONE:
             return "idle", (
-                f"the constraint is not binding: {known} {_range('target', sums, 0.5)}, so the model is trained as if without a "
-                f"constraint. {self._remedy('lower')}, or train longer"
+                f"the constraint is not binding: {known} {_range('target', sums, 0.5)}. The model trains as if "
+                f"unconstrained. {self._remedy('lower')}, or train longer"
             )
         if sums.over_ceiling > _MOST * sums.bounded:
             return "over", (
-                f"{sums.over_ceiling / sums.bounded:.0%} of the margins are over their ceilings: {known} "
-                f"{_range('ceiling', sums, 1.0)}, so the loss mostly pulls margins down. {self._remedy('higher')}"
+                f"{sums.over_ceiling / sums.bounded:.0%} of the margins exceed their ceilings: {known} "
+                f"{_range('ceiling', sums, 1.0)}. The loss mostly pulls margins down. {self._remedy('higher')}"
             )
         return "", None
 
@@ -77,4 +77,4 @@ class BindingCheck:
 
 def _range(name: str, sums: PairSums, factor: float) -> str:
     low, high = (f"{factor * q:.3g}" for q in np.quantile(sums.deltas.values, (0.1, 0.9)))
-    return f"the {name} is {low}" if low == high else f"{name}s are {low} to {high} (10th to 90th percentile)"
+    return f"the {name} is {low}" if low == high else f"the {name}s are {low} to {high} (10th to 90th percentile)"

@@ -1,4 +1,4 @@
-"""The metrics `pcrm/*` of every trainer: what the constraint does to the pairs since the last log."""
+"""The metrics `pcrm/*` of every trainer: how the constraint affects the pairs since the last log."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 Tensor = torch.Tensor
 Mode = Literal["train", "eval"]
 
-# Of so many values a quantile is exact. Of more it is that of so many, drawn at random: a median is then off
-# by 0.2 % of the ranks (one standard error).
+# Quantiles of up to this many values are exact. Beyond it they are those of a random sample of this size: a median is
+# then off by 0.2% of the ranks (one standard error).
 KEPT_VALUES = 2**16
 
 
 class Sample:
-    """Values for their quantiles in bounded memory: all of them, then a uniform sample (Vitter's algorithm R)."""
+    """Keep values for their quantiles in bounded memory: all of them, then a uniform sample (Vitter's algorithm R)."""
 
     def __init__(self) -> None:
         self.seen = 0
@@ -34,14 +34,14 @@ class Sample:
 
     @property
     def values(self) -> Floats:
-        """A copy of the values that are kept."""
+        """A copy of the kept values."""
         return np.array(self._values)
 
     def add(self, values: Floats) -> None:
         fill, rest = np.split(values, [KEPT_VALUES - len(self._values)])
         self._values.frombytes(fill.tobytes())
         if len(rest):
-            # Of its own, so that training draws the same numbers with and without metrics; and the same in all processes.
+            # A separate generator: training draws the same numbers with and without metrics, and so do all processes.
             draws = np.random.default_rng(self.seen).random(len(rest))
             slots = (draws * np.arange(self.seen + len(fill) + 1, self.seen + len(values) + 1)).astype(np.int64)
             kept = slots < KEPT_VALUES
@@ -51,18 +51,18 @@ class Sample:
 
 @dataclass
 class PairSums:
-    """Sums over pairs, which make the metrics of a period however its pairs come in batches.
+    """Sums over pairs, from which the metrics of a period follow, whatever the batches.
 
-    The loss of a pair with the margin m and the ceiling delta has the slope sigmoid(m - delta) - sigmoid(-m): its first
-    term pushes the margin up by sigmoid(-m), its second pulls it down by sigmoid(m - delta), which is 0 for an
-    infinite delta.
+    The loss of a pair with margin m and ceiling delta has the slope sigmoid(m - delta) - sigmoid(-m). Its first term
+    pushes the margin up by sigmoid(-m). Its second term pulls it down by sigmoid(m - delta), which is 0 for an infinite
+    delta.
     """
 
     pairs: int = 0
     over_ceiling: float = 0.0
     push: float = 0.0
     pull: float = 0.0
-    # Over the pairs with a finite delta: the others have no target to be off from.
+    # Over the pairs with a finite delta; the others have no target.
     bounded: int = 0
     margin: float = 0.0
     delta: float = 0.0
@@ -75,7 +75,7 @@ class PairSums:
         bounded = delta < math.inf
         m, d = margin[bounded], delta[bounded]
         self.pairs += len(margin)
-        # A margin that is not a number is over nothing and under nothing, and must show.
+        # A NaN margin compares as False, so it must be made visible.
         self.over_ceiling += math.nan if np.isnan(margin).any() else int((m > d).sum())
         self.push += float(_sigmoid(-margin).sum())
         self.pull += float(_sigmoid(m - d).sum())
@@ -87,7 +87,7 @@ class PairSums:
         self.deltas.add(d)
 
     def merge(self, other: PairSums) -> None:
-        """Add the pairs of other sums. Where these kept a sample of the ceilings, only the sample joins."""
+        """Add the pairs of other sums. If those kept only a sample of their ceilings, only the sample is added."""
         for f in dataclasses.fields(self):
             if f.name != "deltas":
                 setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
@@ -95,17 +95,17 @@ class PairSums:
 
     @property
     def relative_pull(self) -> float:
-        """The sum of the pulls over the sum of the pushes.
+        """The sum of the pulls divided by the sum of the pushes.
 
-        Not the mean of each pair's ratio: that grows as exp(m) once a margin is over its ceiling, so that a single pair
-        with a large margin decides it. The ratio of the sums weighs each pair as the gradient does.
+        The mean of the pairs' ratios would not do: a ratio grows as exp(m) above the ceiling, so a single pair with a large
+        margin would decide it. The ratio of the sums weights each pair as the gradient does.
         """
         if self.push:
             return self.pull / self.push
-        return math.inf if self.pull else 0.0  # the push of a margin over 709 is 0 in float64
+        return math.inf if self.pull else 0.0  # the push of a margin above 709 is 0 in float64
 
     def metrics(self) -> dict[str, float]:
-        """The metrics by name, without those that have no pair."""
+        """The metrics by name; those without any pair are left out."""
         if not self.pairs:
             return {}
         found = {"pcrm/violation": self.over_ceiling / self.pairs, "pcrm/pull": self.relative_pull}
@@ -123,7 +123,7 @@ class PairSums:
 
 
 def _sigmoid(x: Floats) -> Floats:
-    # With all digits also where it is small, which 1 - sigmoid(-x) would not have.
+    # Accurate for small values too, unlike 1 - sigmoid(-x).
     with np.errstate(over="ignore"):
         return 1 / (1 + np.exp(-x))
 
@@ -131,22 +131,22 @@ def _sigmoid(x: Floats) -> Floats:
 class Demonstrations(NamedTuple):
     """The negative log-likelihood of the chosen responses of a batch."""
 
-    nll: Tensor  # the sum over each pair's tokens, shape (B,)
-    tokens: Tensor  # how many there are, shape (B,)
+    nll: Tensor  # sum over the tokens of each pair, shape (B,)
+    tokens: Tensor  # number of those tokens, shape (B,)
 
 
 class ConstraintMetrics:
-    """Sums over the pairs since the last log, of training and of evaluation apart.
+    """Accumulate metrics over the pairs since the last log, separately for training and evaluation.
 
-    A mean is over the pairs, however these come in batches, accumulated steps and processes.
+    Each metric is a mean over pairs, whatever the batches, accumulation steps and processes.
 
     Args:
-        log_prior: Whether `pcrm/prior` is a similarity, and so a metric.
-        keep_margins: Whether the margins are kept, for their histogram.
+        log_prior: Whether the prior is a similarity, so that `pcrm/prior` is logged.
+        keep_margins: Whether to keep the margins for their histogram.
 
     Attributes:
-        sums: Of the pairs since the last `take_means`.
-        evaluation: The name of the last evaluation: `eval`, or `eval_NAME` of one of several sets.
+        sums: Sums over the pairs since the last `take_means`.
+        evaluation: Name of the last evaluation: `eval`, or `eval_NAME` if there are several sets.
     """
 
     def __init__(self, *, log_prior: bool = True, keep_margins: bool = False) -> None:
@@ -158,9 +158,9 @@ class ConstraintMetrics:
         self._margins: dict[Mode, list[Floats]] = {"train": [], "eval": []}
 
     def begin_evaluation(self, name: str = "eval") -> None:
-        """Start the evaluation of this name."""
+        """Start an evaluation of this name."""
         self.evaluation = name
-        # Drop what a `predict` left, which logs nothing.
+        # Drop what a `predict` left behind, since it logs nothing.
         self.take_means("eval")
         self._margins["eval"].clear()
 
@@ -204,7 +204,7 @@ class ConstraintMetrics:
         self._others[mode][name] = (before + float(total), so_far + float(count))
 
     def take_means(self, mode: Mode) -> dict[str, float]:
-        """Return the metrics by their names, and begin anew."""
+        """Return the metrics by name, and reset them."""
         others = {name: total / count for name, (total, count) in self._others[mode].items() if count}
         means = self.sums[mode].metrics() | others
         self.sums[mode] = PairSums()
@@ -212,7 +212,7 @@ class ConstraintMetrics:
         return means
 
     def take_margins(self, mode: Mode) -> Floats:
-        """Return the finite margins, shape (N,), and begin anew."""
+        """Return the finite margins, shape (N,), and reset them."""
         margins = np.concatenate([np.empty(0), *self._margins[mode]])
         self._margins[mode].clear()
         return margins[np.isfinite(margins)]

@@ -1,4 +1,4 @@
-"""The hooks of `transformers.Trainer` that the constraint needs, whoever's trainer it is."""
+"""The hooks of `transformers.Trainer` that the constraint needs, shared by all frameworks."""
 
 from __future__ import annotations
 
@@ -21,54 +21,54 @@ logger = logging.getLogger(__name__)
 
 
 class ConstraintHooks(Trainer):
-    """Goes before a trainer in the bases of one with the constrained loss.
+    """Mixin for trainers with the constrained loss; it precedes the framework's trainer in the bases.
 
-    Such a trainer calls `_begin` with the settings, `_fit` when the training data are there, and `_add_metrics` with
-    each batch. Its log then has the metrics `pcrm/*`, `pcrm.toml` lies beside each checkpoint and is read when
-    training goes on from there, and one message says if the constraint does not bind.
+    Such a trainer calls `_begin` with the settings, `_fit` once the training data are known, and `_add_metrics` with each
+    batch. Its log then contains the metrics `pcrm/*`. Each checkpoint contains `pcrm.toml`, which is read when training
+    resumes. One warning says if the constraint does not bind.
 
     Attributes:
-        constrained: Whether the loss is ours. All of the others below are there only if it is.
-        settings: What the arguments say about the constraint.
-        constraint: The constraint. Targets are fitted to the training data by `_fit`.
+        constrained: Whether the loss is ours. The other attributes exist only if it is.
+        settings: The settings of the constraint.
+        constraint: The constraint. `_fit` fits targets to the training data.
     """
 
-    setting_prefix: ClassVar[str] = "pcrm_"  # what messages put before a setting's name
-    keeps_fit: ClassVar[bool] = True  # whether a constraint that is fitted is logged and written
+    setting_prefix: ClassVar[str] = "pcrm_"  # prefix of the settings' names in messages
+    keeps_fit: ClassVar[bool] = True  # whether a fitted constraint is logged and written
     constrained: bool = True
     settings: Config
     constraint: Constraint
 
-    _prior_name: str  # in pcrm.toml
-    _fitted: bool = False  # whether the constraint was fitted here, and is kept beside the model
+    _prior_name: str  # as in pcrm.toml
+    _fitted: bool = False  # whether the constraint was fitted here and is saved with the model
     _constraint_metrics: ConstraintMetrics
     _binding_check: BindingCheck
-    # What transformers sets: a model is there by the time of a hook, gather's result is of the type of its argument.
+    # Set by transformers. The model exists when a hook runs, and gather returns the type of its argument.
     model: Any
     accelerator: Any
 
     def _begin(self, settings: Config, *, keep_margins: bool = False) -> None:
-        """Take the settings; before any batch.
+        """Set the settings, before any batch.
 
         Args:
-            settings: What the arguments say about the constraint.
+            settings: The settings of the constraint.
             keep_margins: As in `ConstraintMetrics`.
         """
         self._use(settings)
         self._constraint_metrics = ConstraintMetrics(log_prior=settings.prior != "random", keep_margins=keep_margins)
 
     def _fit(self, similarities: Callable[[], Any], prior: str) -> None:
-        """Make a constraint of targets; before any batch.
+        """Fit a constraint to targets, if the settings contain targets, before any batch.
 
         Args:
-            similarities: Gives the priors of the training data, shape (N,): `pcrm.training.fit`.
+            similarities: Returns the priors of the training data, shape (N,): see `pcrm.training.fit`.
             prior: The prior's name in `pcrm.toml`.
         """
         self._prior_name = prior
         self._fitted = isinstance(self.settings.constraint, Targets)
         if self._fitted:
             folder = self.args.output_dir if self.keeps_fit else None
-            self._use(fit.fit(self.settings, similarities(), prior, folder))
+            self._use(fit.fit(self.settings, similarities(), prior, folder, prefix=self.setting_prefix))
         self._binding_check = BindingCheck(self.constraint, self.setting_prefix)
 
     def _use(self, settings: Config) -> None:
@@ -87,20 +87,20 @@ class ConstraintHooks(Trainer):
         prior: torch.Tensor | None,
         demonstrations: Demonstrations | None = None,
     ) -> None:
-        # The last batch of an evaluation repeats pairs until all processes have equally many. Only
-        # accelerate can tell them. Training does train on its repeats.
+        # The last batch of an evaluation repeats pairs until all processes have the same number. Only accelerate knows
+        # which. Training does train on its repeated pairs.
         gather = self.accelerator.gather if self._current_mode == "train" else self.accelerator.gather_for_metrics
         self._constraint_metrics.add(self._current_mode, margin, delta, prior, demonstrations, gather=gather)
 
     def _reward_loss(
         self, chosen: torch.Tensor, rejected: torch.Tensor, prior: torch.Tensor | None, center: float
     ) -> torch.Tensor:
-        """The loss of a batch of scores, shape (B,) each, whose metrics are added.
+        """Return the loss of a batch of scores, and add its metrics.
 
         Args:
-            chosen, rejected: The scores.
-            prior: Of each pair, shape (B,).
-            center: As `center_rewards_coefficient` of `pcrm.functional.pcrm_loss`.
+            chosen, rejected: Scores, shape (B,).
+            prior: Prior of each pair, shape (B,).
+            center: `center_rewards_coefficient` of `pcrm.functional.pcrm_loss`.
         """
         delta, origin = delta_of(self.constraint, prior)
         self._add_metrics(chosen.detach() - rejected.detach(), delta, prior)
@@ -116,12 +116,12 @@ class ConstraintHooks(Trainer):
         beta: float,
         label_smoothing: float,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The losses of a batch of pairs and both implicit rewards, shape (B,) each; the metrics are added.
+        """Return the losses of a batch of pairs and both implicit rewards, shape (B,) each, and add the metrics.
 
         Args:
-            logps: Those of `pcrm.functional.pcrm_dpo_loss`, in their order.
-            prior: Of each pair, shape (B,).
-            beta, label_smoothing: As there.
+            logps: The log probabilities that `pcrm.functional.pcrm_dpo_loss` takes, in its order.
+            prior: Prior of each pair, shape (B,).
+            beta, label_smoothing: As in `pcrm.functional.pcrm_dpo_loss`.
         """
         delta, origin = delta_of(self.constraint, prior)
         losses, chosen, rejected = pcrm_dpo_loss(
@@ -131,15 +131,15 @@ class ConstraintHooks(Trainer):
         return losses, chosen, rejected
 
     def _with_means(self, logs: dict[str, float], mode: Mode, means: dict[str, float]) -> dict[str, float]:
-        """What is logged, with the metrics `pcrm/*`: the same dict, as transformers adds to it what its caller wants back."""
+        """Add the metrics `pcrm/*` to the logs: the same dict, because transformers returns it to its caller."""
         prefix = "" if mode == "train" else f"{self._constraint_metrics.evaluation}_"
         logs.update({f"{prefix}{name}": mean for name, mean in means.items()})
         return logs
 
-    # The hooks. Those of the trainer are next in line.
+    # The hooks. Each calls that of the next trainer in the bases.
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        # Not in `_save`: each process calls it, and none of them with FSDP's sharded state dicts.
+        # Not in `_save`: every process calls that, and none does with FSDP's sharded state dicts.
         if self.constrained and self._fitted and self.args.should_save:
             folder: Any = output_dir or self.args.output_dir
             Path(folder).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The prior of each pair in a batch: the collator puts it there, and the trainers take it out."""
+"""The collator that adds the prior of each pair to a batch."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..training.batch_prior import prior_of
 Batch = dict[str, Any]
 Examples = list[dict[str, Any]]
 
-# The column with a row's place in the training data, where a sampler asks for it.
+# Column with a row's index in the training data, if a sampler needs it.
 INDEX = "pcrm_index"
-# The column with what a pair's loss is multiplied with, where prompts are to count once.
+# Column with the weight of a pair's loss, if each prompt counts once.
 WEIGHT = "pcrm_weight"
 
 
 class PriorCollator:
-    """Another collator's batch with the key `prior`, one number for each pair.
+    """Add the key `prior` to another collator's batches, one number per pair.
 
-    The numbers are those of the data set's column `prior`, or are computed from the token ids:
-    `settings.prior` says which. A batch of a data set with the columns `INDEX` or `WEIGHT` has them too.
+    The numbers come from the data set's column `prior` or from the token ids, depending on `settings.prior`. If the data
+    set has the columns `INDEX` or `WEIGHT`, so do the batches.
     """
 
     def __init__(self, collator: Callable[[Examples], Batch], settings: Config) -> None:
@@ -38,8 +38,8 @@ class PriorCollator:
         kind = self.settings.prior
         if given and kind not in ("fixed", "random") and not any("prior" in e for e in examples):
             raise ValueError(
-                f"the data collator gives a 'prior' of its own, which pcrm_prior={kind!r} would replace: give the data "
-                "set a column 'prior'"
+                f"data_collator must not return a key 'prior', which pcrm_prior={kind!r} would replace, got one: add a column "
+                "'prior' to the data set instead"
             )
         prior = prior_of(self.settings, examples, lambda kind: _trained_ids(batch, kind))
         if prior is not None:
@@ -52,28 +52,28 @@ class PriorCollator:
 
 
 def _trained_ids(batch: Batch, kind: str) -> tuple[list[list[int]], list[list[int]]]:
-    """The token ids of both responses that the loss sees: truncated, and without padding."""
-    # DPO's batches mark the completions. A reward model scores prompt and response as one.
+    """The token ids of both responses as the loss sees them: truncated, and without padding."""
+    # DPO's batches mark the completions. A reward model scores the prompt together with the response.
     mask = batch.get("completion_mask", batch.get("attention_mask"))
     if mask is None or "input_ids" not in batch:
         raise ValueError(
-            f"pcrm_prior={kind!r} needs 'input_ids' and 'attention_mask' in each batch, and the data collator makes "
-            f"{', '.join(batch)}: give the data set a column 'prior', or set pcrm_prior='fixed'"
+            f"data_collator must return 'input_ids' and 'attention_mask' with pcrm_prior={kind!r}, got {', '.join(batch)}: "
+            "add a column 'prior' to the data set, or set pcrm_prior='fixed'"
         )
     rows = [ids[real].tolist() for ids, real in zip(batch["input_ids"], mask.bool(), strict=True)]
     return rows[: len(rows) // 2], rows[len(rows) // 2 :]
 
 
 def similarities(settings: Config, dataset: Any, collator: Any) -> np.ndarray:
-    """The priors of the training data that a constraint is fitted to.
+    """Return the priors to which a constraint is fitted.
 
-    A column `prior` is read whole. What is computed from token ids is that of 10,000 rows at most: evenly spaced
-    ones, of streaming data the first.
+    A column `prior` is read completely. Priors computed from token ids are those of at most 10,000 rows: evenly spaced
+    rows, or the first rows of streaming data.
 
     Args:
-        settings: What the arguments say about the constraint, whose prior is not "fixed".
-        dataset: The training data, as TRL prepared it.
-        collator: The trainer's collator, as TRL made it.
+        settings: The settings of the constraint. Their prior must not be "fixed".
+        dataset: The training data, as prepared by TRL.
+        collator: The trainer's collator, as created by TRL.
     """
     if "prior" in (dataset.column_names or ()) and hasattr(dataset, "num_rows"):
         return np.asarray(dataset["prior"][:], np.float64)
@@ -91,6 +91,6 @@ def _sampled(dataset: Any) -> Iterator[dict[str, Any]]:
 
 
 def _rows(dataset: Any, start: int, step: int) -> Examples:
-    """The next rows, read at once: one by one takes several times as long."""
+    """The next rows, read at once, which is several times faster than one by one."""
     columns = dataset[range(start, min(start + fit.BATCH * step, dataset.num_rows), step)]
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

@@ -6,15 +6,17 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NoReturn
 
 import torch
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.prior_record import check_recorded
-from ..data.sources import open_source
+from ..data.sources import Source, open_source, read_rows
 from ..training.arguments import hint
 from .configs import PCRMDPOConfig, PCRMRewardConfig
+from .data_check import check_columns
 from .dpo import PCRMDPOTrainer
 from .dry_run import DryRunDPOTrainer, DryRunRewardTrainer, Ended
 from .patch import replace_in_trl
@@ -22,13 +24,13 @@ from .reward import PCRMRewardTrainer
 
 
 def _is_saved(name: Any, *markers: str) -> bool:
-    """Whether it is a folder of `save_to_disk`, of one data set (state.json) or of several splits (dataset_dict.json)."""
+    """Whether `name` is a folder of `save_to_disk`: one data set (state.json) or several splits (dataset_dict.json)."""
     return isinstance(name, str) and any(os.path.isfile(os.path.join(name, marker)) for marker in markers)
 
 
 @contextlib.contextmanager
 def _saved_folders_load() -> Iterator[None]:
-    """Let `datasets.load_dataset`, by which TRL's scripts read, also take folders of `save_to_disk`."""
+    """Let `datasets.load_dataset`, which TRL's scripts call, also read folders of `save_to_disk`."""
     import datasets
 
     load: Any = datasets.load_dataset
@@ -42,7 +44,7 @@ def _saved_folders_load() -> Iterator[None]:
         if streaming:
             saved = datasets.IterableDatasetDict({name: part.to_iterable_dataset() for name, part in saved.items()})
         if split is not None and split not in saved:
-            raise ValueError(f"split must be one of those of {path}, {', '.join(saved)}, got {split!r}")
+            raise ValueError(f"split of {path} must be one of {', '.join(saved)}, got {split!r}")
         return saved if split is None else saved[split]
 
     datasets.load_dataset = load_dataset
@@ -52,28 +54,51 @@ def _saved_folders_load() -> Iterator[None]:
         datasets.load_dataset = load
 
 
-def _use_record(arguments: Any, name: str) -> None:
-    """Let the arguments know what prior the file's column is recorded as; refuse betas of another one."""
-    source = open_source(name)
+def _check_file(source: Source) -> None:
+    """Check the columns of a file or folder before anything is loaded. JSON lines have those of the first row."""
+    columns = source.columns
+    if columns is None:
+        columns = next((list(row) for _, row in read_rows(source.name)), [])
+    check_columns(columns, source.name)
+
+
+def _use_record(arguments: Any, source: Source) -> None:
+    """Tell the arguments which prior the column is recorded as; refuse the betas of another prior."""
     record = source.prior if source.columns is None or "prior" in source.columns else None
     if record is None:
         return
-    # Not the default's, which takes any column.
+    # Without any of these, the default takes any column.
     said = next(
         (f"--{n} {value}" for n in ("pcrm_config", "pcrm_prior", "pcrm_preset") if (value := getattr(arguments, n))),
         None,
     )
     if said is not None:
-        check_recorded(record, arguments.pcrm_settings().prior, said, name)
+        check_recorded(record, arguments.pcrm_settings().prior, said, source.name)
     arguments._pcrm_recorded = record["prior"]
 
 
-def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
-    """TRL's own command of that name, always with the constrained loss.
+def _unknown_flag(argv: Sequence[str], flags: set[str]) -> str | None:
+    """Return a message about the first flag that the parser does not know; it also takes unique beginnings of flags."""
+    for flag in (word.split("=")[0] for word in argv if word.startswith("--") and word != "--"):
+        if not any(known.startswith(flag) for known in flags):
+            return f"{flag} is not a flag of this command{hint(flag, flags)}"
+    return None
 
-    It takes all of its flags and its YAML file and those of the constraint. A data set may also be
+
+def _how_to_resume(output_dir: str) -> str:
+    """Return the end of the message about an interrupted run."""
+    checkpoint = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+    if checkpoint is None:
+        return " before the first checkpoint was saved (--save_steps). Run the same command to start again"
+    return f". To resume, run the same command with --resume_from_checkpoint {checkpoint}"
+
+
+def train(kind: Literal["reward", "dpo"], argv: list[str]) -> int:
+    """Run TRL's command of that name, always with the constrained loss; return the exit status.
+
+    It takes all of TRL's flags, its YAML file, and the flags of the constraint. A data set may also be
     a folder of `save_to_disk`, and `--dataset_name` a .jsonl, .jsonl.gz or .parquet file. With `--dry-run`
-    it prints what would be trained in the place of training it.
+    it prints what it would train, and trains nothing.
     """
     if kind == "reward":
         replace_in_trl(RewardConfig=PCRMRewardConfig, RewardTrainer=PCRMRewardTrainer)
@@ -85,54 +110,67 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> None:
         "--dry-run",
         "--dry_run",
         action="store_true",
-        help="Print what would be trained, with the first pair as the model reads it, and train nothing.",
+        help="Print what would be trained, including the first pair as the model reads it, and train nothing.",
     )
 
     def fail(message: object) -> NoReturn:
-        """argparse's own `error` prints all flags before the message, some hundreds of lines."""
-        print(f"{parser.prog}: error: {message}\n{parser.prog} --help lists the flags", file=sys.stderr)
+        """argparse's own `error` prints hundreds of lines of flags before the message."""
+        print(f"{parser.prog}: error: {message}\nRun {parser.prog} --help for the list of flags", file=sys.stderr)
         raise SystemExit(2)
 
     parser.error = fail
-    flags = {flag for action in parser._actions for flag in action.option_strings}
-    for flag in (word.split("=")[0] for word in argv if word.startswith("--pcrm")):
-        if flag not in flags:
-            fail(f"there is no flag {flag}{hint(flag, flags)}")
+    flags = {flag for action in parser._actions for flag in action.option_strings} | {"--config"}
+    if (message := _unknown_flag(argv, flags)) is not None:
+        fail(message)
     try:
         arguments = parser.parse_args_and_config(argv, fail_with_unknown_args=False)
     except (ValueError, OSError) as error:
         fail(error)
     *arguments, others = arguments
-    script_arguments, training_arguments, _, dataset_arguments = arguments
+    script_arguments, training_arguments, model_arguments, dataset_arguments = arguments
     if others.dry_run:
         replace_in_trl(RewardTrainer=DryRunRewardTrainer, DPOTrainer=DryRunDPOTrainer)
     name = script_arguments.dataset_name
+    if model_arguments.model_name_or_path is None:
+        fail("--model_name_or_path must be a checkpoint's folder or its name on the hub, got none")
+    if name is None and not dataset_arguments.datasets:
+        fail("--dataset_name must be a file, a folder or the name of a data set on the hub, got none")
     if name is not None and name.endswith((".jsonl", ".jsonl.gz", ".parquet")) and not os.path.isfile(name):
-        fail(f"there is no file {name}")
+        fail(f"--dataset_name must be an existing file, got {name}")
     is_file = name is not None and os.path.isfile(name)
     if name is not None and (is_file or _is_saved(name, "state.json")):
+        if is_file and os.path.getsize(name) == 0:
+            fail(f"{name} must have at least one row, got an empty file")
         try:
-            _use_record(training_arguments, name)
+            source = open_source(name)
+            if not dataset_arguments.datasets:
+                _check_file(source)
+            _use_record(training_arguments, source)
         except (ValueError, OSError) as error:
             fail(error)
-    # Both: TRL warns, and takes the mixture.
+    # With both, TRL warns and uses the mixture.
     if name is not None and (is_file or _is_saved(name, "state.json")) and not dataset_arguments.datasets:
         from trl.scripts.utils import DatasetConfig
 
-        if is_file and os.path.getsize(name) == 0:
-            fail(f"{name} holds no rows")
         if training_arguments.eval_strategy != "no" and dataset_arguments.test_split_size is None:
             fail(
-                f"--eval_strategy wants rows to evaluate on, which {name} has none of: --test_split_size 0.1 takes a "
-                "tenth of it for that"
+                f"--test_split_size must be set with --eval_strategy, because {name} is a single split, got none: add "
+                "--test_split_size 0.1 to hold out 10% of its rows"
             )
         reader = "parquet" if name.endswith(".parquet") else "json"
         source = DatasetConfig(path=reader, data_files=name) if is_file else DatasetConfig(path=name)
         dataset_arguments.datasets = [source]
         dataset_arguments.streaming = script_arguments.dataset_streaming
         script_arguments.dataset_name = None
-    with _saved_folders_load(), contextlib.suppress(Ended):
-        script.main(*arguments)
+    try:
+        with _saved_folders_load(), contextlib.suppress(Ended):
+            script.main(*arguments)
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            resume = "" if others.dry_run else _how_to_resume(training_arguments.output_dir)
+            print(f"{parser.prog}: interrupted{resume}", file=sys.stderr)
+        return 130
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # TRL's script leaves it to the end of the process, where its threads may still be running.
+        # TRL's script leaves this to the end of the process, when its threads may still be running.
         torch.distributed.destroy_process_group()
+    return 0

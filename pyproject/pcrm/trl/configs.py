@@ -1,4 +1,4 @@
-"""The trainers' configurations: TRL's own with the fields of the constraint."""
+"""The trainers' configurations: TRL's own plus the fields of the constraint."""
 
 from __future__ import annotations
 
@@ -19,80 +19,81 @@ from ..training.arguments import ConstraintArguments, merged
 class PCRMArguments(ConstraintArguments):
     __doc__ = f"""{(ConstraintArguments.__doc__ or "").rstrip()}
         pcrm_form:
-            `"pair"`, the default, for the loss of each pair's scores; `"token"` for that of the authors' code,
-            over the scores of all tokens, with a model whose module `score` gives them.
+            `"pair"` (default) computes the loss from the scores of each pair. `"token"` computes the loss of the
+            authors' code from the scores of all tokens; the model needs a module `score` that returns them.
         pcrm_sft_eta:
-            Weight eta of a demonstration term, the mean negative log-likelihood of the chosen
-            responses' tokens, which joins the loss: L + eta * NLL (docs/sft.md; arXiv 2405.16436
-            and 2406.06874). DPO gets TRL's loss `sft` with that weight; a reward model needs a
-            language-model head beside its score.
+            Weight eta of a demonstration term: the mean negative log-likelihood of the chosen responses' tokens is added
+            to the loss, L + eta * NLL (docs/sft.md; arXiv 2405.16436 and 2406.06874). DPO uses TRL's loss `sft` with
+            that weight. A reward model needs a language-model head next to its score.
         pcrm_priority_alpha:
-            Where it is greater than 0, pairs are drawn by |dL/dm| ** alpha of when they were last
-            seen, and weighted so that the gradient is that of the data: `pcrm.methods.prioritized.PrioritizedSampler`.
+            If greater than 0, pairs are drawn with probability proportional to |dL/dm| ** alpha as last seen, with
+            importance weights that keep the gradient unbiased: `pcrm.methods.prioritized.PrioritizedSampler`.
         pcrm_priority_epsilon:
-            The share of uniform draws; the weights are at most 1 / epsilon.
+            Fraction of uniform draws; the weights are at most 1 / epsilon.
         pcrm_priority_samples:
-            Draws in an epoch, after which the priorities are looked at anew; as many as there are
-            pairs where it is not said.
+            Draws per epoch, after which the priorities are updated. The default is the number of pairs.
         pcrm_prefix_sharing:
-            Whether what the rows of a batch begin with in common, such as the prompt of a pair, goes through the model
-            once: `pcrm.prefix_sharing`. The results are the same to rounding.
+            Whether to compute common beginnings of a batch's rows, such as the prompt of a pair, only once:
+            `pcrm.prefix_sharing`. The results are the same up to rounding.
         pcrm_ranking_weights:
-            `"prompt"`, so that each prompt counts once however many comparisons it has, or `"pair"`, so that each
-            comparison does. By default `"prompt"` for rankings, rows with `prompt`, `responses` and `ratings` or `ranks`, and
+            `"prompt"` counts each prompt once, however many comparisons it has; `"pair"` counts each comparison once.
+            The default is `"prompt"` for rankings (rows with `prompt`, `responses` and `ratings` or `ranks`) and
             `"pair"` for pairs.
         pcrm_group_by_prompt:
-            Whether all pairs of a prompt follow one another, and the prompts are shuffled, so that `pcrm_prefix_sharing`
-            computes each response once for the pairs of a batch. By default it is so for rankings and not for pairs.
+            Whether the pairs of a prompt follow each other, with the prompts shuffled, so that `pcrm_prefix_sharing`
+            computes each response once per batch. The default is True for rankings and False for pairs.
         pcrm_log_margins:
-            Whether each log writes to TensorBoard the histogram of the margins of all pairs since
-            the last one, chosen minus rejected, for DPO z: `pcrm/margins` in training,
-            `eval/pcrm/margins` in evaluation, `eval/NAME/pcrm/margins` where there are several
-            evaluation sets. Needs `report_to="tensorboard"`.
+            Whether each log writes a histogram of the margins (chosen minus rejected; z for DPO) of all pairs since the
+            last log to TensorBoard: `pcrm/margins` in training and `eval/pcrm/margins` in evaluation, or
+            `eval/NAME/pcrm/margins` if there are several evaluation sets. Requires `report_to="tensorboard"`.
     """
 
     pcrm_form: str | None = field(
         default=None,
         metadata={
-            "help": "'pair' (the default) for the loss of each pair's scores, 'token' for that of all tokens' scores."
+            "help": "'pair' (default): loss on the scores of each pair; 'token': loss on the scores of all tokens."
         },
     )
     pcrm_sft_eta: float = field(
-        default=0.0, metadata={"help": "Weight of the chosen responses' mean negative log-likelihood in the loss."}
+        default=0.0,
+        metadata={"help": "Weight of the chosen responses' mean negative log-likelihood in the loss (default: 0)."},
     )
     pcrm_priority_alpha: float = field(
-        default=0.0, metadata={"help": "Draw pairs by this power of their loss's slope, weighted; 0 for TRL's order."}
+        default=0.0,
+        metadata={
+            "help": "Draw pairs in proportion to this power of the slope of their loss, with importance weights; 0 keeps TRL's order."
+        },
     )
     pcrm_priority_epsilon: float = field(
-        default=0.1, metadata={"help": "The share of uniform draws with 'pcrm_priority_alpha'."}
+        default=0.1, metadata={"help": "Fraction of uniform draws with 'pcrm_priority_alpha'."}
     )
     pcrm_priority_samples: int | None = field(
-        default=None, metadata={"help": "Draws in an epoch with 'pcrm_priority_alpha': all pairs' number by default."}
+        default=None, metadata={"help": "Draws per epoch with 'pcrm_priority_alpha' (default: the number of pairs)."}
     )
     pcrm_prefix_sharing: bool = field(
         default=False,
-        metadata={"help": "Whether the prompt of a pair goes through the model once for both of its responses."},
+        metadata={"help": "Whether to compute the prompt of a pair once for both responses."},
     )
     pcrm_ranking_weights: str | None = field(
         default=None,
         metadata={
-            "help": "'prompt' lets each prompt count once (the default for rankings), 'pair' each comparison (the default for pairs)."
+            "help": "'prompt' counts each prompt once (default for rankings), 'pair' counts each comparison once (default for pairs)."
         },
     )
     pcrm_group_by_prompt: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether batches hold the pairs of a prompt together: by default for rankings, and not for pairs."
+            "help": "Whether the pairs of a prompt are put into the same batch (default: True for rankings, False for pairs)."
         },
     )
     pcrm_log_margins: bool = field(
         default=False,
-        metadata={"help": "Whether to write the histogram of the margins to TensorBoard, at each log."},
+        metadata={"help": "Whether to write a histogram of the margins to TensorBoard at each log."},
     )
 
     @property
     def pcrm_enabled(self) -> bool:
-        """Whether the loss is pcrm's: not in a configuration behind TRL's name that asks for none of this."""
+        """Whether the loss is pcrm's. It is not in a configuration behind TRL's name that sets no field `pcrm_*`."""
         return True
 
     def pcrm_settings(self) -> Config:
@@ -100,17 +101,18 @@ class PCRMArguments(ConstraintArguments):
         settings = self._resolved(self.pcrm_form)
         if self.pcrm_priority_alpha and settings.form == "token":
             raise ValueError(
-                f"pcrm_priority_alpha is {self.pcrm_priority_alpha}, but a pair has no one slope in the token form"
+                f"pcrm_priority_alpha must be 0 with pcrm_form='token', got {self.pcrm_priority_alpha}: a pair has no single "
+                "slope in the token form"
             )
         if self.pcrm_prefix_sharing and settings.form == "token":
             raise ValueError(
-                "pcrm_prefix_sharing must be False with pcrm_form='token', got True: the token form also reads the scores of "
-                "padding, which shared rows do not have"
+                "pcrm_prefix_sharing must be False with pcrm_form='token', got True: the token form reads the scores of padding "
+                "tokens too, which shared rows do not have"
             )
         return settings
 
     def _check_training(self) -> None:
-        """The fields that are not the constraint's."""
+        """Check the fields that do not define the constraint."""
         _check.at_least_0("pcrm_sft_eta", self.pcrm_sft_eta)
         if self.pcrm_ranking_weights is not None:
             _check.one_of("pcrm_ranking_weights", self.pcrm_ranking_weights, ("prompt", "pair"))
@@ -126,30 +128,29 @@ class PCRMArguments(ConstraintArguments):
         if self.pcrm_group_by_prompt or self.pcrm_ranking_weights == "prompt":
             raise ValueError(
                 f"pcrm_priority_alpha must be 0 with pcrm_group_by_prompt=True or pcrm_ranking_weights='prompt', got {alpha}: "
-                "each would draw and weight the pairs by itself"
+                "each draws and weights the pairs in its own way"
             )
-        # What the weights would not reach, and who else would draw.
+        # Losses that the weights would not reach, and another sampler.
         for name, allowed in (
             ("pcrm_sft_eta", 0.0),
             ("loss_type", ["pcrm"]),
             ("train_sampling_strategy", "random"),
         ):
             if (value := getattr(self, name, allowed)) != allowed:
-                raise ValueError(
-                    f"pcrm_priority_alpha is {alpha}, with which {name} must be {allowed!r}, not {value!r}"
-                )
+                raise ValueError(f"{name} must be {allowed!r} with pcrm_priority_alpha={alpha}, got {value!r}")
 
     def pcrm_constraint(self) -> Constraint:
         """The constraint of `pcrm_settings`.
 
         Raises:
-            ValueError: there are targets, which are fitted to data: a trainer's attribute `constraint` has the result.
+            ValueError: The settings contain targets, which must be fitted to data first. A trainer's attribute `constraint`
+                holds the result.
         """
         constraint = self.pcrm_settings().constraint
         if isinstance(constraint, Targets):
             raise ValueError(
-                f"the constraint must be fitted to the training data first, got {constraint}: take the attribute `constraint` "
-                "of the trainer"
+                f"the constraint must be fitted to the training data first, got {constraint}: use the trainer's attribute "
+                "`constraint`"
             )
         return constraint
 
@@ -159,26 +160,23 @@ class PCRMArguments(ConstraintArguments):
         report_to: Any = getattr(self, "report_to", None)
         if "tensorboard" not in report_to:
             raise ValueError(
-                f"pcrm_log_margins is True, which writes to TensorBoard, but report_to is {report_to}: "
-                "add 'tensorboard' to it"
+                f"report_to must contain 'tensorboard' with pcrm_log_margins=True, which writes histograms to it, got {report_to}"
             )
         if not is_tensorboard_available():
             raise ImportError(
-                "pcrm_log_margins is True, which writes to TensorBoard, and it is not installed: pip install tensorboard"
+                "tensorboard must be installed with pcrm_log_margins=True, got no such module: pip install tensorboard"
             )
 
     def _merged(self, name: str, of_file: float, default: float | None) -> None:
-        """Let the file's setting be that of TRL's field of this name, unless both are set."""
+        """Set TRL's field of this name from the file, unless both are set."""
         value = getattr(self, name)
-        contradiction = f"{name} is {value}, and {self.pcrm_config} says {of_file}"
+        contradiction = f"{name} must be {of_file}, as in {self.pcrm_config}, or left out, got {value}"
         setattr(self, name, merged(value, of_file, default, contradiction))
 
 
 @dataclass
 class PCRMRewardConfig(PCRMArguments, RewardConfig):
-    """`trl.RewardConfig` with the constraint's fields, which are refused at construction
-    where they make no constraint.
-    """
+    """`trl.RewardConfig` plus the fields of the constraint, which are validated at construction."""
 
     __doc__ = f"{__doc__}\n{PCRMArguments.__doc__}"
 
@@ -195,12 +193,13 @@ class PCRMRewardConfig(PCRMArguments, RewardConfig):
         self._keep_forward_from_liger()
         if settings.form == "token" and self.center_rewards_coefficient:
             raise ValueError(
-                f"center_rewards_coefficient is {self.center_rewards_coefficient}, which pcrm_form='token' does not use"
+                f"center_rewards_coefficient must be 0 with pcrm_form='token', which does not use it, got "
+                f"{self.center_rewards_coefficient}"
             )
         warn_of_smoothing(settings.label_smoothing, settings.constraint)
 
     def _keep_forward_from_liger(self) -> None:
-        """Leave out the part of Liger that gives the model a language model's forward pass, as TRL does for DPO."""
+        """Disable the part of Liger that replaces the forward pass with a language model's, as TRL does for DPO."""
         if not self.use_liger_kernel:
             return
         options: dict[str, Any] = dict(self.liger_kernel_config or {})
@@ -214,19 +213,18 @@ class PCRMRewardConfig(PCRMArguments, RewardConfig):
 
 @dataclass
 class PCRMDPOConfig(PCRMArguments, DPOConfig):
-    """`trl.DPOConfig` with the loss type `pcrm`, which is the default, and the constraint's
-    fields, which are refused at construction where they make no constraint.
+    """`trl.DPOConfig` with the loss type `pcrm` as default, plus the fields of the constraint, which are validated at
+    construction.
 
-    `pcrm` mixes with TRL's other losses by `loss_type` and `loss_weights`: `["pcrm", "sft"]` with
-    the weights `[1.0, eta]` is the SFT-regularized form, and `pcrm_sft_eta` writes that. `beta`,
-    `ld_alpha` and `f_divergence_type` are those of TRL.
+    Mix `pcrm` with TRL's other losses through `loss_type` and `loss_weights`: `["pcrm", "sft"]` with the weights
+    `[1.0, eta]` is the SFT-regularized form, and `pcrm_sft_eta` is a shorthand for it. `beta`, `ld_alpha` and
+    `f_divergence_type` are TRL's.
 
-    `label_smoothing` makes `pcrm` conservative DPO where delta is infinite, unlike TRL's
-    `sigmoid`, which ignores it. In a mix with `exo_pair` or `robust` it is theirs alone, and
-    `pcrm` ignores it.
+    With `label_smoothing` and an infinite delta, `pcrm` is conservative DPO, whereas TRL's `sigmoid` ignores
+    `label_smoothing`. In a mix with `exo_pair` or `robust`, only these use it, and `pcrm` ignores it.
 
-    `use_weighting` is refused, and so is `use_liger_kernel` where TRL's Liger path computes a
-    loss of its own (before trl 1.14).
+    `use_weighting` is an error, and so is `use_liger_kernel` before trl 1.14, where TRL's Liger path computes its own
+    loss.
     """
 
     __doc__ = f"{__doc__}\n{PCRMArguments.__doc__}"
@@ -234,9 +232,9 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
     loss_type: list[str] = field(
         default_factory=lambda: ["pcrm"],
         metadata={
-            "help": "Type of loss to use: 'pcrm', alone or with those of TRL: 'sigmoid', 'hinge', 'ipo', 'exo_pair', "
+            "help": "Type of loss to use: 'pcrm', alone or mixed with TRL's losses: 'sigmoid', 'hinge', 'ipo', 'exo_pair', "
             "'nca_pair', 'robust', 'bco_pair', 'sppo_hard', 'aot', 'aot_unpaired', 'apo_zero', 'apo_down', 'discopop', "
-            "'sft', 'sigmoid_norm'. Several are combined with the weights in 'loss_weights'."
+            "'sft', 'sigmoid_norm'. Several losses are combined with the weights in 'loss_weights'."
         },
     )
 
@@ -249,7 +247,7 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
         count = self.loss_type.count("pcrm")
         if count != 1:
             raise ValueError(
-                f"loss_type is {self.loss_type}, must have 'pcrm' once: for TRL's losses alone take its own DPOConfig"
+                f"loss_type must contain 'pcrm' exactly once, got {self.loss_type}: to use only TRL's losses, use trl.DPOConfig"
             )
         self._check_log_margins()
         settings = self.pcrm_settings()
@@ -257,26 +255,28 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
         if settings.label_smoothing and self._smoothed_by_trl():
             raise ValueError(
                 f"label_smoothing in {self.pcrm_config} must be 0 with loss_type {self.loss_type}, got "
-                f"{settings.label_smoothing}: {' and '.join(self._smoothed_by_trl())} would take it too. Set the field "
+                f"{settings.label_smoothing}: {' and '.join(self._smoothed_by_trl())} would use it too. Set the field "
                 "label_smoothing instead"
             )
         if settings.form == "token":
-            raise ValueError("pcrm_form is 'token', but DPO has no scores of tokens: set pcrm_form='pair'")
+            raise ValueError("pcrm_form must be 'pair' for DPO, which has no token scores, got 'token'")
         self._merged("label_smoothing", settings.label_smoothing, 0.0)
         self._merged("beta", settings.dpo_beta, 0.1)
         _check.label_smoothing(self.label_smoothing)
         _check.positive("beta", self.beta)
         if self.use_weighting:
-            raise ValueError("use_weighting is True, which weights TRL's losses inside of TRL and would miss pcrm's")
+            raise ValueError(
+                "use_weighting must be False with loss_type 'pcrm', got True: it weights only TRL's losses"
+            )
         if self.use_liger_kernel and hasattr(DPOTrainer, "_compute_loss_liger"):
             raise ValueError(
-                "use_liger_kernel is True, but with this version of TRL it computes a loss of its own in the place of "
-                "pcrm's: take trl 1.14 or newer, or leave it out"
+                "use_liger_kernel must be False with this version of TRL, where it replaces pcrm's loss, got True: upgrade to "
+                "trl 1.14 or newer, or leave it out"
             )
         warn_of_smoothing(self._pcrm_label_smoothing, settings.constraint)
 
     def _smoothed_by_trl(self) -> list[str]:
-        """TRL's losses in the mix whose own parameter `label_smoothing` is."""
+        """The losses in the mix for which TRL's `label_smoothing` is a parameter of their own."""
         return [name for name in ("exo_pair", "robust") if name in self.loss_type]
 
     @property
@@ -293,6 +293,6 @@ class PCRMDPOConfig(PCRMArguments, DPOConfig):
             self.loss_type, self.loss_weights = [*self.loss_type, "sft"], [*weights, self.pcrm_sft_eta]
         elif weights[self.loss_type.index("sft")] != self.pcrm_sft_eta:  # equal where a configuration is copied
             raise ValueError(
-                f"pcrm_sft_eta is {self.pcrm_sft_eta}, and loss_type is {self.loss_type} with the weights {weights}: "
-                "set the weight of 'sft' in one place"
+                f"pcrm_sft_eta must equal the weight of 'sft' in loss_weights, got {self.pcrm_sft_eta} with loss_type "
+                f"{self.loss_type} and the weights {weights}: set it in one place"
             )

@@ -1,4 +1,4 @@
-"""The DPO trainer: `PCRMDPOTrainer._compute_loss` adds pcrm's loss to those that TRL computes."""
+"""The DPO trainer: `PCRMDPOTrainer._compute_loss` adds pcrm's loss to the losses that TRL computes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .trainer import PAPER, ConstrainedTrainer
 
 
 class _Recorder(float):
-    """A beta that remembers what it is multiplied with."""
+    """A beta that records its factors in multiplications."""
 
     seen: list[Any]
 
@@ -34,15 +34,14 @@ class _Recorder(float):
 class PCRMDPOTrainer(ConstrainedTrainer, DPOTrainer):
     """`trl.DPOTrainer` with the prior-constrained loss, the loss type `pcrm`.
 
-    It is the loss of `pcrm.functional.pcrm_loss` of z = beta * (difference of the implicit
-    rewards before beta), the batch mean, as TRL computes that difference: with `ld_alpha` and
-    `f_divergence_type`, and from precomputed log probabilities where there are any. TRL's
-    other losses join it by `loss_type` and `loss_weights`. All of TRL's metrics stay, and
-    those of `PCRMRewardTrainer` join them, with z in the place of the margin.
+    The loss is the batch mean of `pcrm.functional.pcrm_loss` for z = beta * (difference of the unscaled implicit
+    rewards). TRL computes that difference, with `ld_alpha` and `f_divergence_type`, and from precomputed log
+    probabilities if there are any. `loss_type` and `loss_weights` mix in TRL's other losses. All of TRL's metrics are
+    logged, and also those of `PCRMRewardTrainer`, with z instead of the margin.
 
-    TRL computes the difference inside of one long method, so the trainer takes it from there:
-    TRL computes its loss `sigmoid` first, with weight 0, and what it multiplies beta with is
-    that difference. The first steps check it against what TRL computes its metrics from.
+    TRL computes the difference inside one long method, so the trainer intercepts it there: TRL computes its loss
+    `sigmoid` first, with weight 0, and multiplies beta by that difference. The first steps check it against the
+    values from which TRL computes its metrics.
     """
 
     _tag_names = ["trl", "dpo", "pcrm"]  # noqa: RUF012  (TRL's own form)
@@ -57,7 +56,7 @@ class PCRMDPOTrainer(ConstrainedTrainer, DPOTrainer):
             return
         if not hasattr(DPOTrainer, "_compute_loss"):
             raise RuntimeError(
-                f"trl {trl.__version__} computes its DPO loss in another way than pcrm knows: take trl>=1.0,<2"
+                f"trl must be >=1.0,<2, got {trl.__version__}, which computes its DPO loss in a way that pcrm does not support"
             )
         names, weights = list(args.loss_type), list(args.loss_weights or [1.0] * len(args.loss_type))
         self._weight = weights.pop(names.index("pcrm"))
@@ -67,7 +66,7 @@ class PCRMDPOTrainer(ConstrainedTrainer, DPOTrainer):
             super().__init__(model, ref_model, args, *rest, **kwargs)
         finally:
             args.loss_type, args.loss_weights = names, given
-        if getattr(self, "_is_vision_dataset", False):  # TRL prepares none of these
+        if getattr(self, "_is_vision_dataset", False):  # TRL does not prepare these
             self._check_vision(self.train_dataset)
         self._label_smoothing: float = args._pcrm_label_smoothing
         self._finish(args)
@@ -77,11 +76,12 @@ class PCRMDPOTrainer(ConstrainedTrainer, DPOTrainer):
         kind = self.settings.prior
         if kind != "fixed" and (kind == "random" or "prior" not in (dataset.column_names or list(next(iter(dataset))))):
             raise ValueError(
-                f"pcrm_prior={kind!r} is not there for data sets with images: give them a column 'prior', or set pcrm_prior='fixed'"
+                f"pcrm_prior must be 'fixed' or read from a column 'prior' for data sets with images, got {kind!r}: add a column "
+                "'prior', or set pcrm_prior='fixed'"
             )
 
     def _precompute_ref_logps(self, *arguments: Any) -> Any:
-        self._share_prefixes()  # from trl 1.9 on its constructor computes them
+        self._share_prefixes()  # since trl 1.9 the constructor computes them
         return super()._precompute_ref_logps(*arguments)
 
     def compute_ref_log_probs(self, *arguments: Any) -> Any:
@@ -120,18 +120,22 @@ class PCRMDPOTrainer(ConstrainedTrainer, DPOTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _check(self, seen: list[Any]) -> None:
-        """Refuse to go on where the first thing that beta was multiplied with is not the difference
-        of the last two, which TRL multiplies for its metrics: bit for bit, as they are the same tensors.
+        """Check that beta's first factor is the difference of its last two, which TRL multiplies for its metrics.
+
+        They must agree bit for bit, because they are computed from the same tensors.
+
+        Raises:
+            RuntimeError: They differ.
         """
         if self.f_divergence_type != "reverse_kl":
-            self._checked = True  # the metrics are of the rewards without it
+            self._checked = True  # the metrics use the rewards without the divergence
             return
         with torch.no_grad():
             difference = seen[-2] - seen[-1] if len(seen) >= 3 else None
             if difference is None or not torch.equal(seen[0], difference):
                 raise RuntimeError(
-                    f"trl {trl.__version__} computes its DPO loss in another order than pcrm knows, so that the "
-                    "difference of the rewards cannot be told: please report it"
+                    f"trl {trl.__version__} computes its DPO loss in an unknown order, so pcrm cannot find the difference of the "
+                    "rewards: please report this"
                 )
-            # Before the first update policy and reference are equal, and zeros tell nothing.
+            # Before the first update, policy and reference are equal and all differences are 0.
             self._checked = bool(difference.any())

@@ -1,4 +1,4 @@
-"""`pcrm reward --dry-run` and `pcrm dpo --dry-run`: what would be trained, as text, and no step of it."""
+"""`pcrm reward --dry-run` and `pcrm dpo --dry-run`: describe the training run without training."""
 
 from __future__ import annotations
 
@@ -25,47 +25,47 @@ from .reward import PCRMRewardTrainer
 from .trainer import ConstrainedTrainer, Prepared
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-# Batches whose repeated tokens are counted, as in training.
+# Batches in which repeated tokens are counted, as in training.
 _BATCHES = 4
-# Of a longer text so many characters are shown at each end.
+# Characters shown at each end of a long text.
 _SHOWN = 300
 _WIDTH = 110
 
 
 class Ended(Exception):
-    """The end of a dry run: TRL's scripts would go on and save the model."""
+    """Ends a dry run; TRL's scripts would otherwise go on and save the model."""
 
 
 class _DryRunTrainer(ConstrainedTrainer):
-    """Goes before a trainer of ours in the bases. It writes no file, and its `train` prints and ends the script."""
+    """Mixin that precedes our trainer in the bases. It writes no file; its `train` prints and ends the script."""
 
     keeps_fit: ClassVar[bool] = False
 
     def __init__(self, model: Any, args: Any, **rest: Any) -> None:
-        # The constructor of transformers makes the folder, and on the hub a repository.
+        # The constructor of transformers creates the folder, and a repository on the hub.
         kept = args.output_dir, args.push_to_hub
         with tempfile.TemporaryDirectory() as folder:
             args.output_dir, args.push_to_hub = folder, False
             try:
-                super().__init__(model, args=args, **rest)  # the DPO trainer's second is another one
+                super().__init__(model, args=args, **rest)  # the DPO trainer's second argument differs
             finally:
                 args.output_dir, args.push_to_hub = kept
 
     def train(self, resume_from_checkpoint: Any = None, **_: Any) -> Any:
         checkpoint = self._resumed(resume_from_checkpoint) if resume_from_checkpoint else None
-        text = describe(self, checkpoint)  # in each process: their data loaders speak with each other
+        text = describe(self, checkpoint)  # in every process: their data loaders communicate
         if self.is_world_process_zero():
             print(f"{text}\n\nNothing was trained (--dry-run)")
         raise Ended
 
     def _resumed(self, given: Any) -> str:
-        """Take the curve of the checkpoint that a run would resume from, and return its folder."""
+        """Use the curve of the checkpoint that a run would resume from, and return its folder."""
         output_dir: Any = self.args.output_dir
-        # True is the last one, as in transformers.
+        # True means the last checkpoint, as in transformers.
         last = get_last_checkpoint(output_dir) if given is True and os.path.isdir(output_dir) else None
         checkpoint = last if given is True else given
         if checkpoint is None or not os.path.isdir(checkpoint):
-            raise ValueError(f"resume_from_checkpoint must be the folder of a checkpoint, got {given!r}")
+            raise ValueError(f"resume_from_checkpoint must be a checkpoint's folder, got {given!r}")
         if self._fitted:
             self._use(fit.resumed(self.settings, checkpoint))
         return checkpoint
@@ -79,28 +79,28 @@ class DryRunDPOTrainer(_DryRunTrainer, PCRMDPOTrainer):
     __doc__ = _DryRunTrainer.__doc__
 
     def _precompute_ref_logps(self, dataset: Any, *arguments: Any) -> Any:
-        # A pass over all data. Iterable ones are refused.
+        # It would take a pass over all data. TRL rejects iterable data sets here.
         return super()._precompute_ref_logps(dataset, *arguments) if _size(dataset) is None else dataset
 
 
 def describe(trainer: ConstrainedTrainer, checkpoint: str | None = None) -> str:
-    """Describe what a trainer would train: data, constraint, loss, steps, model and the first pair that the model reads.
+    """Describe a training run: data, constraint, loss, steps, model, and the first pair as the model reads it.
 
     It draws the first batches of the training data, in every process.
 
     Args:
-        trainer: A trainer of ours that has not trained yet.
-        checkpoint: The folder of the checkpoint that it resumes from.
+        trainer: One of our trainers, before training.
+        checkpoint: Folder of the checkpoint to resume from, if any.
 
     Raises:
-        ValueError: The training data have no batch.
+        ValueError: The training data are empty.
     """
     loader = trainer.get_train_dataloader() if _size(trainer.train_dataset) != 0 else ()
     batches = list(itertools.islice(loader, _BATCHES))
     if not batches:
         raise ValueError(
             f"the train data set must have a batch of pairs after TRL prepared it, got {_size(trainer.train_dataset)} pairs: raise "
-            "max_length, or train on more"
+            "max_length, or use more data"
         )
     sections = {
         "Data": _data(trainer),
@@ -123,18 +123,20 @@ def _data(trainer: ConstrainedTrainer) -> Iterator[tuple[str, str]]:
     args: Any = trainer.args
     data: Any = trainer.train_dataset
     size = _size(data)
-    # TRL prepares no data sets with images.
+    # TRL does not prepare data sets with images.
     prepared = trainer.prepared or {"train": Prepared(size, size, size, ranked=False)}
     for name, counts in prepared.items():
         yield name, _counted(counts, args.max_length)
+    if (joint := prepared[next(iter(prepared))].joint) is not None:
+        yield "text", f"prompt + response, with nothing between them: {joint}"
     counted = "prompt" if WEIGHT in (data.column_names or ()) else "pair"
     yield "weights", f"each {counted} counts once"
     if trainer.sampler is not None:
-        order = "drawn by the slope of their loss (pcrm_priority_alpha)"
+        order = "drawn in proportion to the slope of their loss (pcrm_priority_alpha)"
     elif trainer._rankings.sampler is not None:
-        order = "the pairs of a prompt in one batch, prompts shuffled"
+        order = "pairs grouped by prompt, prompts shuffled"
     elif size is None:
-        order = "as they come"
+        order = "as in the data set"
     elif (strategy := getattr(args, "train_sampling_strategy", "random")) != "random":
         order = f"{strategy} (train_sampling_strategy)"
     else:
@@ -150,7 +152,7 @@ def _counted(counts: Prepared, max_length: int | None) -> str:
     if counts.ranked:
         text += f" with {counts.pairs:,} pairs"
     if counts.kept != counts.pairs:
-        text += f", of which TRL keeps {counts.kept:,}: {counts.pairs - counts.kept:,} are too long for max_length={max_length}"
+        text += f", {counts.kept:,} kept: TRL drops {counts.pairs - counts.kept:,} that exceed max_length={max_length}"
     return text
 
 
@@ -162,7 +164,7 @@ def _constraint(trainer: ConstrainedTrainer, checkpoint: str | None) -> Iterator
         source = "the column 'prior' of the data" + (f", recorded as {recorded}" if recorded else "")
     else:
         source = {
-            "length_ratio": "length_ratio, of the token ids of each batch",
+            "length_ratio": "length_ratio, computed from the token ids of each batch",
             "lexical": "lexical, computed from the texts",
             "cosine": f"cosine, computed from the texts with {args.pcrm_prior_model}",
             "fixed": "none (fixed)",
@@ -177,7 +179,7 @@ def _constraint(trainer: ConstrainedTrainer, checkpoint: str | None) -> Iterator
         return
     yield "curve", formula(c)
     yield "", _origin(trainer, checkpoint)
-    # Of a column all pairs, otherwise those that a fit looks at.
+    # All pairs of a column; otherwise the pairs that a fit uses.
     collator: Any = trainer.data_collator
     s = similarities(trainer.settings, trainer.train_dataset, collator.collator)
     at = np.quantile(s, _QUANTILES)
@@ -193,10 +195,12 @@ def _origin(trainer: ConstrainedTrainer, checkpoint: str | None) -> str:
     args: Any = trainer.args
     c = trainer.constraint
     if trainer._fitted and checkpoint is not None and os.path.isfile(os.path.join(checkpoint, fit.FILE)):
-        return f"from {checkpoint}, where the run resumes"
+        return f"from {checkpoint}, from which the run resumes"
     if trainer._fitted and c.floor is not None and c.cap is not None:
         path = Path(args.output_dir, fit.FILE)
-        return f"fitted to the training data for targets of {c.floor / 2:.4g} to {c.cap / 2:.4g}; a run writes it to {path}"
+        return (
+            f"fitted to the training data for targets {c.floor / 2:.4g} to {c.cap / 2:.4g}; the run writes it to {path}"
+        )
     if args.pcrm_config is not None:
         return f"from {args.pcrm_config}"
     return f"from the preset {args.pcrm_preset}" if args.pcrm_preset is not None else "from the settings"
@@ -222,7 +226,7 @@ def _loss(trainer: ConstrainedTrainer) -> Iterator[tuple[str, str]]:
 def _sharing(trainer: ConstrainedTrainer, batches: list[Any]) -> str:
     shares = [prefix_sharing.saved_share(b["input_ids"], b["attention_mask"]) for b in batches]
     where = f"the first {len(batches)} batches" if len(batches) > 1 else "the first batch"
-    share = f"{sum(shares) / len(shares):.0%} of the tokens in {where} repeat the beginning of another row"
+    share = f"{sum(shares) / len(shares):.0%} of the tokens in {where} repeat the start of another row"
     args: Any = trainer.args
     return f"on (pcrm_prefix_sharing=True): {share}" if args.pcrm_prefix_sharing else f"off: {share}"
 
@@ -238,7 +242,7 @@ def _steps(trainer: ConstrainedTrainer, loader: Any) -> Iterator[tuple[str, str]
         steps = args.max_steps
         epochs = f" (max_steps), {steps / by_epoch:.3g} epochs of {by_epoch:,}" if by_epoch else " (max_steps)"
     else:
-        assert by_epoch is not None  # transformers refuses an iterable data set without max_steps
+        assert by_epoch is not None  # transformers rejects an iterable data set without max_steps
         steps = math.ceil(args.num_train_epochs * by_epoch)
         epochs = f", {args.num_train_epochs:g} epochs of {by_epoch:,}"
     yield "steps", f"{steps:,}{epochs}"
@@ -278,7 +282,7 @@ def _sample(trainer: ConstrainedTrainer, batch: Any) -> Iterator[str]:
         ids = batch["input_ids"][row][batch["attention_mask"][row].bool()]
         tokens = f"{len(ids)} tokens"
         if "completion_mask" in batch:
-            tokens += f", {int(batch['completion_mask'][row].sum())} of them the response"
+            tokens += f", {int(batch['completion_mask'][row].sum())} in the response"
         yield f"  {name}, {tokens}:"
         text = tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         yield from (f"    {line}" for line in _shown(text))
@@ -288,5 +292,5 @@ def _shown(text: str) -> list[str]:
     if len(text) > 2 * _SHOWN:
         left_out = len(text) - 2 * _SHOWN
         text = f"{text[:_SHOWN]} [... {left_out:,} characters ...] {text[-_SHOWN:]}"
-    # A line feed is shown as \n, and so is what a terminal would obey.
+    # Line feeds and control characters are shown escaped.
     return textwrap.wrap(printable(text), _WIDTH, drop_whitespace=False, break_on_hyphens=False)

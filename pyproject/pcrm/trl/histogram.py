@@ -11,12 +11,12 @@ from ..training.metrics import ConstraintMetrics, Mode
 
 
 def tag(metrics: ConstraintMetrics, mode: Mode) -> str:
-    """What TensorBoard calls it: `pcrm/margins`, `eval/pcrm/margins` or `eval/NAME/pcrm/margins`."""
+    """The histogram's tag in TensorBoard: `pcrm/margins`, `eval/pcrm/margins` or `eval/NAME/pcrm/margins`."""
     return "pcrm/margins" if mode == "train" else f"{metrics.evaluation.replace('_', '/', 1)}/pcrm/margins"
 
 
 def write(metrics: ConstraintMetrics, mode: Mode, callbacks: Iterable[TrainerCallback], step: int) -> None:
-    """Write the histogram of the margins since the last one, in the main process, and begin anew."""
+    """Write a histogram of the margins since the last one, in the main process, and reset them."""
     margins = metrics.take_margins(mode)
     if not len(margins):
         return

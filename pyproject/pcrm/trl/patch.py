@@ -1,4 +1,4 @@
-"""Our trainers behind TRL's own names: `enable()` and `pcrm run`, for scripts that stay as they are."""
+"""Put our trainers behind TRL's own names: `enable()` and `pcrm run`, for unmodified scripts."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ class _EnabledDPOConfig(PCRMDPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.pcrm_enabled and (names := given(self)):
-            raise ValueError(f"{names[0]} is set, but loss_type is {self.loss_type}: add 'pcrm' to it")
+            raise ValueError(f"loss_type must contain 'pcrm' where {names[0]} is set, got {self.loss_type}")
 
 
 class _Enabled(ConstrainedTrainer):
-    # What tags, model card, citation and default output folder say: TRL's own until the constraint is asked for.
+    # Source of tags, model card, citation and default output folder; they are TRL's own unless the constraint is used.
     _ours: ClassVar[type[Any]]
 
     def _read(self, args: Any, model: Any) -> Any:
         if args is None or isinstance(args, self.config_class):
             args = super()._read(args, model)
         else:
-            self.constrained = False  # TRL's own, from before `enable`
+            self.constrained = False  # TRL's own configuration, from before `enable`
         if self.constrained:
             for name in ("_name", "_tag_names", "_paper"):
                 setattr(self, name, getattr(self._ours, name))
@@ -79,7 +79,7 @@ class _Parser(trl.TrlParser):
     __doc__ = trl.TrlParser.__doc__
 
     def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
-        # TRL ignores what it does not know, and a misspelt constraint would train another loss.
+        # TRL ignores unknown keys, and a misspelled key of the constraint would train a different loss.
         remaining = super().set_defaults_with_config(**kwargs)
         known = {action.dest for action in self._actions}
         ours = sorted(name for name in known if name.startswith("pcrm"))
@@ -88,12 +88,12 @@ class _Parser(trl.TrlParser):
                 near = hint(key, ours) or f": the keys are {', '.join(ours) or 'none here'}"
                 raise ValueError(f"{key} is not a key of this configuration{near}")
             if near := hint(key, known):
-                warnings.warn(f"{key} is not a key of this configuration, and TRL ignores it{near}", stacklevel=2)
+                warnings.warn(f"{key} is not a key of this configuration, so TRL ignores it{near}", stacklevel=2)
         return remaining
 
 
 def replace_in_trl(**behind: type) -> None:
-    """Put classes behind TRL's names, and our parser behind that of its scripts."""
+    """Put classes behind TRL's names, and our parser behind the parser of its scripts."""
     for module in (trl, trl.trainer):
         for name, ours in behind.items():
             setattr(module, name, ours)
@@ -103,10 +103,10 @@ def replace_in_trl(**behind: type) -> None:
 def enable() -> None:
     """Put pcrm's trainers and configurations behind TRL's names, in this process.
 
-    From then on `trl.DPOTrainer` trains with the constrained loss where its configuration says
-    `loss_type: [pcrm]`, and `trl.RewardTrainer` where its configuration sets a field `pcrm_*`.
-    Otherwise both do what they did, and `trl.TrlParser` refuses an unknown key `pcrm*` in a YAML
-    file. Call it before the script imports them by name; `pcrm run script.py` does that.
+    From then on, `trl.DPOTrainer` trains with the constrained loss if its configuration sets `loss_type: [pcrm]`, and
+    `trl.RewardTrainer` does if its configuration sets a field `pcrm_*`. Otherwise both behave as before. `trl.TrlParser`
+    also rejects unknown keys `pcrm*` in a YAML file. Call this function before the script imports the trainers by name;
+    `pcrm run script.py` does that.
     """
     replace_in_trl(
         RewardConfig=_EnabledRewardConfig,
@@ -114,7 +114,7 @@ def enable() -> None:
         DPOConfig=_EnabledDPOConfig,
         DPOTrainer=_EnabledDPOTrainer,
     )
-    # Where some scripts import them from. Not so the configurations: one that the script made before
-    # could not be pickled under a name that is another's, and TRL's own refuse what they do not know.
+    # Some scripts import the trainers from these modules. The configurations stay: pickling one that the script created
+    # before would fail, and TRL's own configurations reject unknown fields anyway.
     for module, ours in (("reward_trainer", _EnabledRewardTrainer), ("dpo_trainer", _EnabledDPOTrainer)):
         setattr(importlib.import_module(f"trl.trainer.{module}"), ours.__name__.removeprefix("_Enabled"), ours)

@@ -1,4 +1,4 @@
-"""The prioritized sampler in a trainer: rounds, weights, and its state in a checkpoint.
+"""Use the prioritized sampler in a trainer: rounds, weights, and the state in a checkpoint.
 
 The sampler itself is `pcrm.methods.prioritized.PrioritizedSampler`.
 """
@@ -22,29 +22,29 @@ _STATE_FILE = "pcrm_sampler.safetensors"
 
 
 class Rounds(Protocol):
-    """A sampler whose draws go by rounds."""
+    """A sampler that draws in rounds."""
 
     def set_round(self, number: int, /) -> None: ...
 
 
 class RoundsByEpoch(TrainerCallback):
-    """An epoch is a round of the sampler: loaders do not tell it to a sampler that they share out."""
+    """Start a round of the sampler at each epoch. Data loaders do not do so for a sampler that they shard."""
 
     def __init__(self, sampler: Rounds) -> None:
         self.sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.sampler.set_round(int(state.epoch or 0))  # in the middle of one where a run is resumed
+        self.sampler.set_round(int(state.epoch or 0))  # a resumed run may start within an epoch
 
 
 def sampler_of(dataset: Any, args: Any) -> PrioritizedSampler:
-    """Return a sampler of the rows of prepared training data, with the arguments `pcrm_priority_*`.
+    """Create a sampler of the rows of prepared training data from the arguments `pcrm_priority_*`.
 
     Raises:
-        ValueError: the data set is an iterable one.
+        ValueError: The data set is iterable.
     """
     if not hasattr(dataset, "num_rows"):
-        raise ValueError("pcrm_priority_alpha needs a data set whose rows can be drawn, not an iterable one")
+        raise ValueError(f"pcrm_priority_alpha must be 0 with an iterable data set, got {args.pcrm_priority_alpha}")
     return PrioritizedSampler(
         dataset.num_rows,
         alpha=args.pcrm_priority_alpha,
@@ -55,8 +55,8 @@ def sampler_of(dataset: Any, args: Any) -> PrioritizedSampler:
 
 
 def with_index(dataset: Any) -> Any:
-    """Return the data set with each row's place in the column `INDEX`."""
-    if INDEX in dataset.column_names:  # of another trainer, which may have had other rows
+    """Return the data set with each row's index in the column `INDEX`."""
+    if INDEX in dataset.column_names:  # added by another trainer, whose rows may differ
         dataset = dataset.remove_columns(INDEX)
     return dataset.add_column(INDEX, range(dataset.num_rows))
 
@@ -68,16 +68,16 @@ def weighted_mean(
     slopes: Tensor,
     gather: Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]],
 ) -> Tensor:
-    """Return the mean of the drawn pairs' losses with their weights, and tell the sampler the slopes.
+    """Return the weighted mean of the losses of the drawn pairs, and pass their slopes to the sampler.
 
     Args:
-        losses: The loss of each pair, shape (B,).
-        index: Which rows the pairs are, shape (B,).
+        losses: Loss of each pair, shape (B,).
+        index: Row index of each pair, shape (B,).
         slopes: dL/dm of each pair, shape (B,).
-        gather: What makes the values of all processes of those of this one.
+        gather: Collects the values of all processes.
 
     Raises:
-        ValueError: a slope is not finite.
+        ValueError: A slope is not finite.
     """
     rows, priorities = gather((index, slopes.abs()))
     for i in (~priorities.isfinite()).nonzero()[:1, 0].tolist():
@@ -91,22 +91,22 @@ def weighted_mean(
 
 
 def save_sampler(sampler: PrioritizedSampler, checkpoint: str) -> None:
-    """Write the sampler's state into the folder of a checkpoint."""
+    """Write the sampler's state to a checkpoint's folder."""
     state = sampler.state_dict()
     state["round"] = torch.tensor(state["round"])
     save_file(state, Path(checkpoint) / _STATE_FILE)
 
 
 def load_sampler(sampler: PrioritizedSampler, checkpoint: str) -> None:
-    """Set the sampler to the state in the folder of a checkpoint.
+    """Load the sampler's state from a checkpoint's folder.
 
     Raises:
-        ValueError: the checkpoint has none, or one of other data.
+        ValueError: The checkpoint has no state, or the state belongs to other data.
     """
     file = Path(checkpoint) / _STATE_FILE
     if not file.is_file():
         raise ValueError(
-            f"{checkpoint} must hold {_STATE_FILE} to be resumed with pcrm_priority_alpha, got a checkpoint "
+            f"{checkpoint} must contain {_STATE_FILE} to resume with pcrm_priority_alpha, got a checkpoint "
             "that was saved without it: resume with pcrm_priority_alpha=0, or start a new run from its weights"
         )
     state: dict[str, Any] = load_file(file)

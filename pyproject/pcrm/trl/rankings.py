@@ -1,11 +1,11 @@
-"""Rankings in a trainer: rows of several responses become pairs, with a weight each and in batches by prompt.
+"""Train on rankings: rows of several responses become weighted pairs, batched by prompt.
 
-Two columns join the data set. PROMPT tells which prompt a pair is of. WEIGHT is what its loss is multiplied with, so that
-each prompt counts once however many comparisons it has:
+Two columns are added to the data set. PROMPT identifies the prompt of a pair. WEIGHT multiplies the loss of a pair, so that
+each prompt counts once, however many comparisons it has:
 
     weight = pairs / (prompts * pairs of this prompt)
 
-whose mean over the pairs is 1. Without the column each pair counts once.
+Its mean over the pairs is 1. Without this column, each pair counts once.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ PROMPT = "pcrm_prompt"
 
 
 class PromptGroupedSampler(Sampler[int]):
-    """Batches of whole prompts: all pairs of a prompt one after another, and in one batch wherever they fit.
+    """Sample whole prompts: the pairs of a prompt follow each other, and share a batch wherever they fit.
 
-    The prompts come in an order that is drawn anew in each round. A batch begins with the next prompt, and those of the
-    following prompts join it that fill it best. Only if none fits is a prompt split between two batches. Every process
-    draws the same order. The pairs of a prompt stay in that of the data.
+    The prompts are shuffled anew in each round. A batch starts with the next prompt and is filled with those of the
+    following prompts that fit best. A prompt is split between two batches only if none fits. Every process draws the same
+    order. The pairs of a prompt keep the order of the data.
 
     Args:
-        prompts: Which prompt each pair is of, any integers, shape (n,).
-        batch_size: Pairs of a batch of one process.
-        seed: Of the draws.
+        prompts: The prompt of each pair, as arbitrary integers, shape (n,).
+        batch_size: Pairs per batch of one process.
+        seed: Seed of the shuffling.
     """
 
-    # Prompts that wait to fill a batch: enough to find one of most sizes, and few beside those of an epoch.
+    # Prompts that wait to fill a batch: enough to find most sizes, and few compared with an epoch.
     _WAITING = 64
 
     def __init__(self, prompts: np.ndarray, batch_size: int, seed: int) -> None:
         order = np.argsort(prompts, kind="stable")
         ends = np.flatnonzero(np.diff(prompts[order])) + 1
-        # By the first pair of each prompt, and not by the number that it happens to have.
+        # Sorted by the first pair of each prompt, because the prompts' numbers are arbitrary.
         self._pairs_of = sorted((pairs.tolist() for pairs in np.split(order, ends)), key=lambda pairs: pairs[0])
         self._size = len(prompts)
         self.batch_size, self.seed, self._round = batch_size, seed, 0
@@ -74,39 +74,39 @@ class PromptGroupedSampler(Sampler[int]):
             room = room or self.batch_size
 
     def set_round(self, number: int) -> None:
-        """Draw the order of this round next."""
+        """Set the round, which determines the next order."""
         self._round = number
 
 
 class Rankings:
-    """What `pcrm_ranking_weights` and `pcrm_group_by_prompt` do with the data sets of a trainer.
+    """Apply `pcrm_ranking_weights` and `pcrm_group_by_prompt` to the data sets of a trainer, the training data first.
 
     Attributes:
-        sampler: Of the training data, which come first, where its batches hold a prompt's pairs together.
+        sampler: The sampler of the training data, if it groups the pairs of a prompt.
     """
 
     sampler: PromptGroupedSampler | None = None
 
     def __init__(self, args: Any) -> None:
         self._args = args
-        # As it was given: the DPO trainer tells TRL's constructor another one.
+        # As given by the user: the DPO trainer changes it for TRL's constructor.
         self._losses: list[str] = list(getattr(args, "loss_type", ["pcrm"]))
-        self._trained = False  # whether the training data came
+        self._trained = False  # whether the training data were seen
 
     def as_pairs(self, dataset: Any, name: str) -> tuple[Any, bool]:
-        """Return the data set with its rankings as pairs, before TRL prepares it, and whether it had rankings.
+        """Convert rankings to pairs before TRL prepares the data set; return it and whether it had rankings.
 
         Args:
             dataset: A `datasets.Dataset` or `IterableDataset`.
-            name: What TRL calls it in messages, such as `train`.
+            name: TRL's name for it in messages, such as `train`.
 
         Raises:
-            ValueError: A row is no ranking, no row holds a comparison, or a setting does not go with the data.
+            ValueError: A row is not a ranking, no row contains a comparison, or a setting does not work with the data.
         """
         columns = dataset.column_names or list(next(iter(dataset)))
         if "responses" in columns:
             return self._compared(dataset, name, columns), True
-        # Prepared before, by another trainer: what its rankings became is in its columns.
+        # The data set may have been prepared by another trainer. Its columns tell.
         ranked = WEIGHT in columns
         if PROMPT not in columns and self._wants_prompts(ranked):
             if "prompt" not in columns:
@@ -118,26 +118,27 @@ class Rankings:
         return dataset, ranked
 
     def finish(self, dataset: Any, ranked: bool) -> Any:
-        """Return the data set that TRL prepared with the column WEIGHT, and make the sampler, where they are asked for.
+        """Add the column WEIGHT to the data set that TRL prepared, and create the sampler, if they are asked for.
 
         Args:
-            ranked: Whether it had rankings.
+            ranked: Whether the data set had rankings.
 
         Raises:
-            ValueError: The data set is an iterable one, or another setting does not go with the weights or the groups.
+            ValueError: The data set is iterable, or another setting does not work with the weights or the groups.
         """
         args, first, self._trained = self._args, not self._trained, True
         by_prompt, grouped = self._weighs_prompts(ranked), first and self._groups(ranked)
         if by_prompt:
             self._check_weights()
         if not hasattr(dataset, "num_rows"):
-            for wanted, name in (
-                (by_prompt, "pcrm_ranking_weights='pair'"),
-                (args.pcrm_group_by_prompt, "pcrm_group_by_prompt=False"),
+            for wanted, name, allowed, got in (
+                (by_prompt, "pcrm_ranking_weights", "'pair'", "'prompt'"),
+                (args.pcrm_group_by_prompt, "pcrm_group_by_prompt", "False", "True"),
             ):
                 if wanted:
                     raise ValueError(
-                        f"an iterable data set must be trained with {name}: how many pairs a prompt has is not known before"
+                        f"{name} must be {allowed} with an iterable data set, because the number of pairs per prompt is not known "
+                        f"in advance, got {got}"
                     )
             return dataset
         if WEIGHT in dataset.column_names:
@@ -156,8 +157,8 @@ class Rankings:
     def _compared(self, dataset: Any, name: str, columns: list[str]) -> Any:
         if taken := [column for column in ("prior", "margin") if column in columns]:
             raise ValueError(
-                f"the {name} data set must have no column {taken[0]!r} beside 'responses', as each comparison has one of its "
-                "own: write the pairs with `pcrm pairs` and add it to them"
+                f"the {name} data set must not have a column {taken[0]!r} with rankings ('responses'), because each comparison "
+                "needs its own value, got one: write the pairs with `pcrm pairs` and add the column to them"
             )
         dataset = _mapped(
             dataset,
@@ -168,7 +169,7 @@ class Rankings:
             fn_kwargs={"name": name},
         )
         if hasattr(dataset, "num_rows") and not dataset.num_rows:
-            raise ValueError(f"the {name} data set must have responses with different ratings, got ties only")
+            raise ValueError(f"the {name} data set must have responses with different ratings, got only ties")
         return dataset
 
     def _wants_prompts(self, ranked: bool) -> bool:
@@ -179,7 +180,7 @@ class Rankings:
 
     def _groups(self, ranked: bool) -> bool:
         asked = self._args.pcrm_group_by_prompt
-        # Another order that was asked for stays.
+        # An order that the user asked for is kept.
         return (ranked and not self._ordered_otherwise) if asked is None else asked
 
     @property
@@ -189,7 +190,7 @@ class Rankings:
         return bool(self._args.pcrm_priority_alpha) or strategy != "random"
 
     def _check_weights(self) -> None:
-        """Refuse what the weights would not reach."""
+        """Reject settings that the weights would not reach."""
         args = self._args
         for name, value, allowed in (
             ("pcrm_priority_alpha", args.pcrm_priority_alpha, 0.0),
@@ -198,13 +199,13 @@ class Rankings:
         ):
             if value != allowed:
                 raise ValueError(
-                    f"{name} must be {allowed!r} where each prompt counts once, got {value!r}: set pcrm_ranking_weights='pair'"
+                    f"{name} must be {allowed!r} if each prompt counts once, got {value!r}: set pcrm_ranking_weights='pair'"
                 )
 
 
 def _mapped(dataset: Any, function: Any, description: str, **options: Any) -> Any:
     described = {"desc": description} if hasattr(dataset, "num_rows") else {}
-    # The other processes find what the main one left, by its fingerprint.
+    # The other processes reuse the main one's result, by its fingerprint.
     with PartialState().main_process_first():
         return dataset.map(function, batched=True, **options, **described)
 
@@ -218,11 +219,11 @@ def _pairs_of(batch: Any, indices: list[int], *, name: str) -> dict[str, list[An
             compared = pairs(row)
         except RowError as error:
             raise ValueError(
-                f"the {name} data set, row {index}: {error.message}. `pcrm pairs --on-error skip` leaves such rows out"
+                f"the {name} data set, row {index}: {error.message}. To skip such rows, use `pcrm pairs --on-error skip`"
             ) from None
         prompt = _number_of(row["prompt"] if row.get("prompt") is not None else ["row", index])
         found += [pair | {PROMPT: prompt} for pair in compared]
-    # A batch of ties alone has no pair to take the names from, and needs all columns.
+    # A batch with only ties has no pair to take the names from, and needs all columns.
     names = dict.fromkeys(name for pair in found for name in pair) or [*columns, *ADDED, PROMPT]
     return {name: [pair.get(name) for pair in found] for name in names}
 
@@ -232,6 +233,6 @@ def _with_prompt(batch: Any) -> dict[str, list[int]]:
 
 
 def _number_of(prompt: Any) -> int:
-    """The same for equal prompts, in every process."""
+    """A number that is the same for equal prompts, in every process."""
     text = json.dumps(prompt, sort_keys=True).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)

@@ -1,4 +1,4 @@
-"""The reward trainer: `PCRMRewardTrainer.compute_loss` puts pcrm's loss in the place of TRL's."""
+"""The reward trainer: `PCRMRewardTrainer.compute_loss` replaces TRL's loss with pcrm's."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from .trainer import PAPER, ConstrainedTrainer
 class PCRMRewardTrainer(ConstrainedTrainer, RewardTrainer):
     """`trl.RewardTrainer` with the prior-constrained loss.
 
-    The loss is that of `pcrm.PCRMLoss`, the batch mean, with `center_rewards_coefficient`
-    as TRL has it, or with `pcrm_form="token"` that of `pcrm.functional.pcrm_token_loss` over the
-    scores of all tokens. All of TRL's metrics stay, and these join them, means over the pairs:
+    The loss is the batch mean of `pcrm.PCRMLoss`, with TRL's `center_rewards_coefficient`. With `pcrm_form="token"` it is
+    `pcrm.functional.pcrm_token_loss` on the scores of all tokens. All of TRL's metrics are logged, and also these means
+    over the pairs:
 
-        pcrm/prior          the similarity of the two responses
-        pcrm/delta          the ceiling of their margin
-        pcrm/target         delta / 2, the margin that the loss wants
+        pcrm/prior          similarity of the two responses
+        pcrm/delta          ceiling of the margin
+        pcrm/target         delta / 2, the margin where the loss is smallest
         pcrm/residual       margin - delta / 2
-        pcrm/over_target    share of the pairs whose margin is over delta / 2
-        pcrm/violation      share of the pairs whose margin is over delta
+        pcrm/over_target    fraction of pairs with a margin above delta / 2
+        pcrm/violation      fraction of pairs with a margin above delta
 
-    Beside them are `pcrm/delta_median` and `pcrm/target_median`, and `pcrm/pull`, which says how strong
-    the constraint is against the ranking: the sum of sigmoid(margin - delta) over the sum of
-    sigmoid(-margin). Pairs with an infinite delta have no target: they count for `pcrm/violation`,
-    `pcrm/pull` and `pcrm/prior` only. A run whose constraint does not bind says so, once.
+    `pcrm/delta_median` and `pcrm/target_median` are logged too, and `pcrm/pull`, the strength of the constraint relative to
+    the ranking: the sum of sigmoid(margin - delta) divided by the sum of sigmoid(-margin). Pairs with an infinite delta
+    have no target, so they count only for `pcrm/violation`, `pcrm/pull` and `pcrm/prior`. If the constraint does not
+    bind, a warning says so once.
 
-    `pcrm_sft_eta` adds eta times a demonstration term,
+    `pcrm_sft_eta` adds eta times a demonstration term, which is logged as `pcrm/nll`:
 
-        NLL = -(1 / T) sum over the batch's T tokens y_t of the chosen responses of log p(y_t | what precedes it)
+        NLL = -(1 / T) sum over the batch's T tokens y_t of the chosen responses of log p(y_t | preceding tokens)
 
-    logged as `pcrm/nll`, where p is the model's language-model head on the states that `score`
-    gets, and a response begins where the two of its pair first differ (docs/sft.md). That head is
-    the model's module `lm_head`, or its embeddings where its configuration ties them.
+    Here p is the model's language-model head applied to the hidden states that `score` reads, and a response starts where
+    the two responses of its pair first differ (docs/sft.md). The head is the model's module `lm_head`, or its embeddings
+    if its configuration ties them.
 
-    A data set's `margin` column works as in TRL where delta is infinite, and is refused otherwise:
-    the constraint bounds the margin that it would move.
+    A data set's column `margin` works as in TRL if delta is infinite. Otherwise it is an error, because it would shift the
+    margin that the constraint bounds.
     """
 
     _tag_names = ["trl", "reward-trainer", "pcrm"]  # noqa: RUF012  (TRL's own form)
@@ -86,7 +86,7 @@ class PCRMRewardTrainer(ConstrainedTrainer, RewardTrainer):
         if margin_column is not None:
             self._refuse_margin()
         with self._reading(inputs) as seen:
-            # TRL's own pass for its metrics; its loss is not used and costs no second forward.
+            # TRL's own pass, for its metrics. Its loss is not used; there is no second forward pass.
             result: Any = super().compute_loss(
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
@@ -97,8 +97,8 @@ class PCRMRewardTrainer(ConstrainedTrainer, RewardTrainer):
             assert seen.scores is not None
             losses = self._token_loss(seen.scores, inputs, delta, added.reduction, origin)
         else:
-            # Half of the column each way moves their difference by all of it, and their sum,
-            # which is centered, not at all.
+            # Shifting each score by half of the margin changes their difference by all of it, and leaves their sum, which
+            # is centered, unchanged.
             shift = 0.0 if margin_column is None else margin_column / 2
             losses = pcrm_loss(
                 chosen - shift,
@@ -111,14 +111,14 @@ class PCRMRewardTrainer(ConstrainedTrainer, RewardTrainer):
             )
 
         def slopes() -> torch.Tensor:
-            # The centering adds the same to both, which their difference does not see.
+            # The centering term adds the same to both, so it cancels in the difference.
             by_chosen, by_rejected = torch.autograd.grad(losses.sum(), (chosen, rejected), retain_graph=True)
             return (by_chosen - by_rejected) / 2
 
         loss = self._mean(losses, added, slopes)
         if seen.demonstrations is not None:
             by_pair, tokens = seen.demonstrations
-            # All pairs may have equal responses, and the mean of nothing is NaN.
+            # If all pairs have equal responses, there are no tokens: avoid NaN.
             loss = loss + self._eta * by_pair.sum() / tokens.sum().clamp(min=1)
         self._add_metrics(chosen.detach() - rejected.detach(), delta, added.prior, seen.demonstrations)
         return (loss, outputs) if return_outputs else loss
@@ -131,28 +131,30 @@ class PCRMRewardTrainer(ConstrainedTrainer, RewardTrainer):
         constraint = self.settings.constraint
         if isinstance(constraint, Targets) or constraint.delta(1.0) < math.inf or self.settings.form == "token":
             raise ValueError(
-                "the data set has a column 'margin', which moves the margin that the constraint bounds: "
+                "the data set must not have a column 'margin', which would shift the margin that the constraint bounds, got one: "
                 "remove it, or train with pcrm_prior='fixed', pcrm_delta=inf and pcrm_form='pair'"
             )
 
     def _check_token_form(self) -> None:
         if not modules_named(self.model, "score"):
             raise ValueError(
-                f"pcrm_form='token' needs a model whose module 'score' gives a score for each token; {type(self.model).__name__} has none"
+                f"model must have a module 'score' that scores each token with pcrm_form='token', got {type(self.model).__name__} "
+                "without one"
             )
         if self.is_fsdp_enabled:
-            # Its hooks sit on what the whole model returns, which the token loss does not use.
-            raise ValueError("pcrm_form='token' does not work under FSDP: set pcrm_form='pair'")
+            # FSDP's hooks are on the output of the whole model, which the token loss does not use.
+            raise ValueError("pcrm_form must be 'pair' with FSDP, got 'token'")
 
     def _check_demonstrations(self) -> None:
         if not modules_named(self.model, "score"):
             raise ValueError(
-                f"pcrm_sft_eta needs a model whose module 'score' gets the states of all tokens; {type(self.model).__name__} has none"
+                f"model must have a module 'score' that reads the states of all tokens with pcrm_sft_eta={self._eta}, got "
+                f"{type(self.model).__name__} without one"
             )
         language_model_head(self.model)
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-            # The head may hold a part of its weights there when it is called beside the model.
-            raise ValueError("pcrm_sft_eta does not work under FSDP or ZeRO-3 for reward models: set it to 0")
+            # The head may hold only a shard of its weights when it is called outside the model.
+            raise ValueError(f"pcrm_sft_eta must be 0 for reward models with FSDP or ZeRO-3, got {self._eta}")
 
     def _token_loss(
         self,
@@ -165,10 +167,10 @@ class PCRMRewardTrainer(ConstrainedTrainer, RewardTrainer):
         ids, scores = inputs["input_ids"], upcast(scores.squeeze(-1))
         if scores.shape != ids.shape:
             raise RuntimeError(
-                f"the module 'score' must give one score for each token, shape {tuple(ids.shape)}, got "
-                f"{tuple(scores.shape)}: pcrm_form='token' does not work with this model"
+                f"the module 'score' must return one score per token, shape {tuple(ids.shape)}, got {tuple(scores.shape)}: "
+                "pcrm_form='token' does not work with this model"
             )
-        # The masks, not the pad token: it also ends turns where it equals eos.
+        # Use the masks, not the pad token, which also ends turns if it equals eos.
         (chosen, rejected), (chosen_ids, rejected_ids) = scores.chunk(2), ids.chunk(2)
         chosen_mask, rejected_mask = inputs["attention_mask"].chunk(2)
         masks = {"chosen_mask": chosen_mask, "rejected_mask": rejected_mask}

@@ -1,7 +1,7 @@
-"""What a reward model's module `score` computes for every token, of which the model returns the last one's.
+"""Read what a reward model's module `score` computes for every token; the model returns only the last token's score.
 
-`pcrm_form="token"` needs the scores of all tokens, and `pcrm_sft_eta` the likelihood of the chosen
-responses under a language-model head on the same states.
+`pcrm_form="token"` needs the scores of all tokens. `pcrm_sft_eta` needs the likelihood of the chosen responses under a
+language-model head on the same hidden states.
 """
 
 from __future__ import annotations
@@ -22,23 +22,22 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass
 class Seen:
-    """What the module `score` computed in a forward pass, filled at its end."""
+    """The results of the module `score` in a forward pass, set at its end."""
 
     scores: Tensor | None = None  # of all tokens
     demonstrations: Demonstrations | None = None  # with a language-model head
 
 
 class TokenScores(torch.nn.Module):
-    """A reward model's `score` that also keeps the scores of all tokens and, with a
-    language-model head, the likelihood of the chosen responses.
+    """A reward model's `score` that also keeps the scores of all tokens and, with a language-model head, the likelihood of
+    the chosen responses.
 
-    It runs inside the model's forward pass: there the types are those of mixed precision, and DDP
-    sees which parameters are used.
+    It runs inside the model's forward pass, where mixed precision applies and DDP sees which parameters are used.
     """
 
     def __init__(self, head: Head | None) -> None:
         super().__init__()
-        # In tuples, so that the model's modules do not become this module's.
+        # In tuples, so that the model's modules are not registered as submodules.
         self._head = (head,)
         self._score: tuple[torch.nn.Module] | None = None
         self._clear()
@@ -46,16 +45,16 @@ class TokenScores(torch.nn.Module):
     def _clear(self) -> None:
         self._scores: Tensor | None = None
         self._nll: Tensor | None = None
-        # Of the chosen responses: which tokens are predicted, and their ids.
+        # For the chosen responses: which tokens are predicted, and their ids.
         self._inside: Tensor | None = None
         self._targets: Tensor | None = None
 
     @contextlib.contextmanager
     def reading(self, model: Any, inputs: dict[str, Any]) -> Iterator[Seen]:
-        """Take the place of the model's module `score`, and call it, in this block.
+        """Replace the model's module `score` within this block, and call it.
 
-        A hook would not do: torch.compile reuses a graph that it compiled without the hook, and the
-        hook is never called. The other module's type makes torch.compile compile anew.
+        A hook would not work: torch.compile reuses a graph that was compiled without it, and never calls it. A module of a
+        different type makes torch.compile recompile.
         """
         seen = Seen()
         name, score = modules_named(model, "score")[0]
@@ -69,8 +68,8 @@ class TokenScores(torch.nn.Module):
             self._end(seen)
         if seen.scores is None:
             raise RuntimeError(
-                f"the module {name!r} of {type(model).__name__} must compute the scores, got a forward pass that "
-                "does not call it: pcrm_form='token' and pcrm_sft_eta do not work with this model"
+                f"the forward pass of {type(model).__name__} must call its module {name!r}, got one that does not: "
+                "pcrm_form='token' and pcrm_sft_eta do not work with this model"
             )
 
     def _begin(self, score: torch.nn.Module, inputs: dict[str, Any]) -> None:
@@ -98,7 +97,7 @@ class TokenScores(torch.nn.Module):
         logits = upcast(head(states[: len(inside), :-1][inside]))
         by_token = F.cross_entropy(logits, targets[inside], reduction="none")
         self._nll = by_token.new_zeros(inside.shape).masked_scatter(inside, by_token).sum(1)
-        return scores + 0 * self._nll.sum()  # DDP takes what no output depends on for unused
+        return scores + 0 * self._nll.sum()  # DDP considers parameters unused if no output depends on them
 
 
 def modules_named(model: torch.nn.Module, last: str) -> list[tuple[str, torch.nn.Module]]:
@@ -107,28 +106,29 @@ def modules_named(model: torch.nn.Module, last: str) -> list[tuple[str, torch.nn
 
 
 def language_model_head(model: Any) -> Head:
-    """Return what makes logits of the model's last states.
+    """Return the function that maps the model's last hidden states to logits.
 
     Raises:
-        ValueError: the model has none, or one that does more than a linear map.
+        ValueError: The model has no language-model head, or its head is not a linear map.
     """
     config = model.config.get_text_config()
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier"):
         if (value := getattr(config, name, None)) not in (None, 1):
             raise ValueError(
-                f"pcrm_sft_eta needs logits that are linear in the last states; {type(model).__name__} has {name}={value}"
+                f"{name} of {type(model).__name__} must be unset or 1 with pcrm_sft_eta, which needs logits linear in the last "
+                f"hidden states, got {value}"
             )
     if heads := modules_named(model, "lm_head"):
         return heads[0][1]
     if not getattr(config, "tie_word_embeddings", False):
         raise ValueError(
-            f"pcrm_sft_eta needs a language-model head, and {type(model).__name__} has neither a module 'lm_head' nor "
-            "tied embeddings: set model.lm_head to that of the language model it comes from"
+            f"model must have a module 'lm_head' or tied embeddings with pcrm_sft_eta, got {type(model).__name__} with neither: "
+            "set model.lm_head to the head of the language model it was made from"
         )
     embeddings = model.get_input_embeddings()
     return lambda states: F.linear(states, embeddings.weight)
 
 
 def upcast(scores: Tensor) -> Tensor:
-    """The difference of two bfloat16 scores has few digits left."""
+    """Convert scores to float32 at least: the difference of two bfloat16 scores has few significant digits."""
     return scores if scores.dtype == torch.float64 else scores.float()
