@@ -134,14 +134,14 @@ func TestPlantedMistakes(t *testing.T) {
 			loss, grad := pcrm.PairLoss(m, delta, 0)
 			return loss + 1e-6, grad
 		}, nil},
-		{"one side steeper", "symmetry: gradient, and the opposite of the one at margin", func(m, delta float64) (float64, float64) {
+		{"one side steeper", "symmetry: gradient, compared with the negative of that at margin", func(m, delta float64) (float64, float64) {
 			loss, grad := pcrm.PairLoss(m, delta, 0)
 			if m > delta/2 {
 				grad += 1e-12
 			}
 			return loss, grad
 		}, nil},
-		{"one side larger", "symmetry: loss, and its mirror image at margin", func(m, delta float64) (float64, float64) {
+		{"one side larger", "symmetry: loss, compared with its mirror image at margin", func(m, delta float64) (float64, float64) {
 			loss, grad := pcrm.PairLoss(m, delta, 0)
 			if m > delta/2 {
 				loss += 5e-13
