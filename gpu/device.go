@@ -226,7 +226,7 @@ func (d *Device) addUp(stream uintptr, dtype Dtype, b Batch, blocks int64, scale
 // losses, and the gradient with respect to both scores. center is the coefficient c >= 0 of
 // centering.
 //
-// Errors: an [*pcrm.ArgumentError] for an argument out of range or a missing address; an [*Error]
+// Errors: a [*pcrm.ArgumentError] for an argument out of range or a missing address; an [*Error]
 // for a failed launch.
 func (d *Device) RewardLoss(stream uintptr, dtype Dtype, b Batch, center float64) error {
 	if err := b.validate(dtype); err != nil {

@@ -101,7 +101,7 @@ type piece struct {
 // model.safetensors, or with the files that its model.safetensors.index.json lists.
 // weights must be finite and not negative; nil means 1 for each. The caller must call Close.
 //
-// Errors: an [*pcrm.ArgumentError] for fewer than two folders, a wrong number of weights or
+// Errors: a *pcrm.ArgumentError for fewer than two folders, a wrong number of weights or
 // a weight out of range; an [*Error] for a file that is truncated, malformed or does not match
 // the index, and for a tensor that is missing, additional, or differs in dtype, shape or
 // integer values from the first checkpoint; an [*os.PathError].
@@ -399,7 +399,7 @@ func (a *Average) Create(folder string) error {
 
 // Next writes the next 16 MiB of the average, or the remainder, and returns the number of
 // bytes written. It returns 0 when everything is written and on the disk. It uses as many
-// threads as [pcrm.SetNumThreads] allows. After an error the average cannot be continued.
+// threads as pcrm.SetNumThreads allows. After an error the average cannot be continued.
 //
 // Errors: an [*Error] for a file that became shorter; an [*os.PathError].
 func (a *Average) Next() (int64, error) {

@@ -41,7 +41,7 @@ func Tensors(folder, name string) ([]Tensor, error) {
 // in float64 and rounds to nearest even, to the type of the tensor. All other bytes of the file
 // stay the same. If one of the tensors is invalid, nothing is written.
 //
-// Errors: an [*pcrm.ArgumentError] for a divisor that is not greater than 0 or is infinite; an
+// Errors: a *pcrm.ArgumentError for a divisor that is not greater than 0 or is infinite; an
 // [*Error] for a file that is truncated or malformed, a tensor that is missing or does not hold
 // floating-point numbers, or a quotient that is NaN or infinite; an [*os.PathError].
 func Divide(path string, names []string, divisor float64) error {

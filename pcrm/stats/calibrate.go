@@ -29,7 +29,7 @@ type CalibrateOptions struct {
 //
 //	dst_i = scores_i - alpha b(feature_i)
 //
-//	lowess    b is the curve of [Lowess] through all points (feature, score)
+//	lowess    b is the curve of Lowess through all points (feature, score)
 //	uniform   b is the mean of the scores whose feature is at most h from feature_i, where
 //	          h is the distance of the k-th nearest point, counting i itself, and k = frac n;
 //	          all points at distance h are included
@@ -43,7 +43,7 @@ type CalibrateOptions struct {
 // Special cases: if all features are equal, b is the mean of the scores for lowess and
 // uniform. The slices may be empty.
 //
-// Errors, each an [*pcrm.ArgumentError]: slices of different lengths; a number that is
+// Errors, each a *pcrm.ArgumentError: slices of different lengths; a number that is
 // not finite; an unknown method; an option out of range.
 func Calibrate(dst, scores, feature []float64, o CalibrateOptions) error {
 	if len(dst) != len(scores) {
@@ -119,13 +119,13 @@ func (s *smoother) average(dst []float64) {
 //
 //	accuracy_calibrated   fraction of calibrated margins greater than 0
 //	flip_rate             fraction of pairs whose two margins differ in sign (-1, 0 or 1)
-//	nll_calibrated        [NLL] of the calibrated margins
-//	brier_calibrated      [Brier] of the calibrated margins
-//	ece_calibrated        [CalibrationError] of the calibrated margins, with its own interval
+//	nll_calibrated        NLL of the calibrated margins
+//	brier_calibrated      Brier of the calibrated margins
+//	ece_calibrated        CalibrationError of the calibrated margins, with its own interval
 //
 // The other intervals resample pairs.
 //
-// Errors, each an [*pcrm.ArgumentError]: no margins; slices of different lengths; a number
+// Errors, each a *pcrm.ArgumentError: no margins; slices of different lengths; a number
 // that is not finite.
 func Calibrated(margins, calibrated []float64) ([]Estimate, error) {
 	if len(margins) == 0 {

@@ -13,7 +13,7 @@ import (
 // Quantiles writes the quantiles p of x to dst. They interpolate linearly between the two
 // order statistics around p(n-1), NumPy's default. x is not modified.
 //
-// Errors, each an [*pcrm.ArgumentError]: dst and p of different lengths; a p outside
+// Errors, each a *pcrm.ArgumentError: dst and p of different lengths; a p outside
 // [0, 1]; no elements in x; an element of x that is not finite.
 func Quantiles(dst, x, p []float64) error {
 	if len(dst) != len(p) {
@@ -54,8 +54,8 @@ func meanSD(x []float64) (mean, sd float64) {
 // the last are open on the right, and elements outside are not counted. The edges are
 // low + i (high-low)/len(dst).
 //
-// Errors, each an [*pcrm.ArgumentError]: no bins; bounds that are not finite or not
-// low < high; an element of x that is not finite.
+// Errors, each a *pcrm.ArgumentError: no bins; bounds that are not finite or do not
+// satisfy low < high; an element of x that is not finite.
 func Histogram(dst []int64, x []float64, low, high float64) error {
 	if len(dst) == 0 {
 		return argument.Errorf("dst", -1, "must have at least one bin, got none")

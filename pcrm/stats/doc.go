@@ -11,7 +11,7 @@
 //
 // # Special cases
 //
-// Numbers must be finite. A NaN or an infinity is an [*pcrm.ArgumentError] that names the
+// Numbers must be finite. A NaN or an infinity is a *pcrm.ArgumentError that names the
 // argument and the index. A statistic that is not defined is NaN, and the summaries omit it:
 //
 //	no numbers at all               every statistic

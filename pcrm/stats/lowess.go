@@ -37,7 +37,7 @@ type LowessOptions struct {
 // is the mean of the y at this x. Iterations stop once the median residual is at most 1e-7,
 // because the weights would then consist of rounding errors. The slices may be empty.
 //
-// Errors, each an [*pcrm.ArgumentError]: slices of different lengths; an element that is
+// Errors, each a *pcrm.ArgumentError: slices of different lengths; an element that is
 // not finite; an option out of range.
 func Lowess(dst, x, y []float64, o LowessOptions) error {
 	if len(dst) != len(x) {

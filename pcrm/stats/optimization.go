@@ -54,7 +54,7 @@ var pointKeys = []string{"kl", "proxy", "gold", "proxy_gain", "gold_gain"}
 //
 // Pool i has the points [offsets[i], offsets[i+1]) of scores and gold.
 //
-// Errors, each an [*pcrm.ArgumentError]: scores and gold of different lengths; offsets
+// Errors, each a *pcrm.ArgumentError: scores and gold of different lengths; offsets
 // that do not run from 0 to len(scores) in order; an empty pool; a score or gold value that
 // is not finite (scores[i][j] names element j of pool i); no counts; a count less than 1 or
 // greater than the largest pool.
@@ -127,7 +127,7 @@ func bestOfN(weights, scores []float64, order []int, n int) {
 // nothing overflows. The absolute error of kl is about 1e-16 (1 + log N), and kl is never
 // negative.
 //
-// Errors, each an [*pcrm.ArgumentError]: those of [BestOfN] for scores, gold and offsets; no
+// Errors, each a *pcrm.ArgumentError: those of [BestOfN] for scores, gold and offsets; no
 // coefficients; a coefficient that is negative or NaN.
 func SoftmaxPolicy(scores, gold []float64, offsets []int64, coefficients []float64) ([]Point, error) {
 	p, err := newPools(scores, gold, offsets)

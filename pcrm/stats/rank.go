@@ -12,7 +12,7 @@ import (
 // Special cases: the result is NaN for fewer than two points, and if all x or all y are
 // equal. -0 and 0 are equal.
 //
-// Errors, each an [*pcrm.ArgumentError]: slices of different lengths; an element that is
+// Errors, each a *pcrm.ArgumentError: slices of different lengths; an element that is
 // not finite.
 func Spearman(x, y []float64) (float64, error) {
 	if err := checkPaired("x", x, "y", y); err != nil {

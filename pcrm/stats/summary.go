@@ -28,9 +28,9 @@ var MarginQuantiles = []float64{0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99}
 //	accuracy_shorter_chosen          accuracy on pairs whose chosen response is shorter
 //	margin/mean, sd, quantiles/0.5   of m; the standard deviation divides by n
 //	margin/share_over_5, _10         fraction of m > 5 and of m > 10
-//	ece                              see [CalibrationError], which has its own interval
-//	ece_plugin                       see [ECE]; its interval is infinite
-//	nll, brier, temperature          see [NLL], [Brier], [Temperature]
+//	ece                              see CalibrationError, which has its own interval
+//	ece_plugin                       see ECE; its interval is infinite
+//	nll, brier, temperature          see NLL, Brier, Temperature
 //	spearman_margin_length_difference  Spearman's correlation of m with the length of chosen
 //	                                 minus the length of rejected
 //	residual/mean, sd                of m - delta/2
@@ -46,7 +46,7 @@ var MarginQuantiles = []float64{0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99}
 // difference, the difference of the lengths, and delta may be nil. Statistics that need them
 // are then omitted, and so are statistics that are NaN or infinite. Intervals resample pairs.
 //
-// Errors, each an [*pcrm.ArgumentError]: no margins; slices of different lengths; a number
+// Errors, each a *pcrm.ArgumentError: no margins; slices of different lengths; a number
 // that is not finite; a delta that is not greater than 0 (it may be +Inf).
 func Pairs(margins, difference, delta []float64) ([]Estimate, error) {
 	if len(margins) == 0 {
@@ -251,7 +251,7 @@ func (p *pairs) statistic() statistic {
 // prompts with fewer than two responses, with equal scores only, or with equal ratings only.
 // The means ignore these prompts. Intervals resample prompts.
 //
-// Errors, each an [*pcrm.ArgumentError]: slices of different lengths; offsets that do not
+// Errors, each a *pcrm.ArgumentError: slices of different lengths; offsets that do not
 // run from 0 to len(scores) in order; a number that is not finite.
 func Rankings(spearman, kendall, scores, ratings []float64, offsets []int64) ([]Estimate, error) {
 	if err := checkPaired("scores", scores, "ratings", ratings); err != nil {

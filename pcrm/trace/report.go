@@ -22,8 +22,8 @@ type Report struct {
 }
 
 // Row is the worst result over the files of one kind. The errors are in the units of the
-// table in the documentation of [Verify]. They are +Inf if only one of the recorded and the
-// recomputed value is finite.
+// table in the documentation of [Verify]. They are +Inf if the recorded or the recomputed value
+// is not finite and the two differ.
 type Row struct {
 	Form, Dtype, Backend             string
 	Files, Pairs                     int

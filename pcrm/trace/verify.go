@@ -93,7 +93,7 @@ import (
 // delta is not greater than 0; an element is outside its tolerance. Files whose names do not
 // end in .safetensors are ignored.
 //
-// Errors: an [*os.PathError] if the folder cannot be read; an [*pcrm.ArgumentError] if it does
+// Errors: an [*os.PathError] if the folder cannot be read; a [*pcrm.ArgumentError] if it does
 // not contain a trace.
 func Verify(dir string) (Report, error) {
 	var report Report
