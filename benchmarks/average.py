@@ -1,12 +1,12 @@
-"""How long `pcrm.methods.averaging.average` takes, in units of the time of copying its inputs.
+"""Benchmark `pcrm.methods.averaging.average` against copying its inputs.
 
     python benchmarks/average.py [--dtype bfloat16] [--models 2] [--megabytes 300] [--rounds 7]
 
-Checkpoints of one size are made up, read once so that the page cache has them, and then copied
-and averaged in turns: what else the machine does falls on both. Each is timed until the kernel
-has the bytes, and until the disk has them; averaging always waits for the disk, so in the first
-its wait is taken out. The third figure is processor time, which says what is left of the first on
-a machine whose processors are all taken: copying uses one, averaging all. The target is 1.5.
+Random checkpoints of one size are read once, so that they are in the page cache. Then they are copied
+and averaged in turns, so that other load on the machine affects both. The first ratio is the time until
+the kernel has the bytes, and the second the time until the disk has them. Averaging always waits for
+the disk; the first ratio excludes this wait. The third ratio is processor time, which matters on a busy
+machine: copying uses one processor, averaging all of them. The target for the first ratio is 1.5.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 
 
 def checkpoint(folder: Path, dtype: torch.dtype, size: int, seed: int) -> Path:
-    """A folder of a configuration and matrices of 1024 columns, the weights of a small network."""
+    """Write a folder with a configuration and the weights of a small network, matrices of 1024 columns."""
     folder.mkdir()
     generator = torch.Generator().manual_seed(seed)
     rows, tensors = 8192, {}
@@ -40,7 +40,7 @@ def checkpoint(folder: Path, dtype: torch.dtype, size: int, seed: int) -> Path:
 
 
 def copied(models: list[Path], out: Path) -> tuple[float, float]:
-    """When the kernel has the copies, and when the disk has them."""
+    """Copy the models. Return the times when the kernel has the copies and when the disk has them."""
     out.mkdir()
     targets = [shutil.copyfile(m / "model.safetensors", out / m.name) for m in models]
     kernel = time.perf_counter()
@@ -58,7 +58,7 @@ def averaged(models: list[Path], out: Path) -> tuple[float, float]:
 
 
 def measured(do: Callable[[list[Path], Path], tuple[float, float]], models: list[Path], out: Path) -> np.ndarray:
-    """Seconds to the kernel, to the disk, and of all processors."""
+    """Return the seconds until the kernel and the disk have the bytes, and the processor time."""
     begin, cpu = time.perf_counter(), time.process_time()
     kernel, disk = do(models, out)
     cpu = time.process_time() - cpu
@@ -69,15 +69,15 @@ def measured(do: Callable[[list[Path], Path], tuple[float, float]], models: list
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--dtype", nargs="+", default=["bfloat16", "float16", "float32"], help="default: all but float64"
+        "--dtype", nargs="+", default=["bfloat16", "float16", "float32"], help="dtypes (default: all except float64)"
     )
-    parser.add_argument("--models", type=int, nargs="+", default=[2, 3], help="how many (default: 2 and 3)")
-    parser.add_argument("--megabytes", type=int, default=300, help="of each (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
-    parser.add_argument("--folder", help="where the files are made and removed (default: that of temporary files)")
+    parser.add_argument("--models", type=int, nargs="+", default=[2, 3], help="numbers of models (default: 2 and 3)")
+    parser.add_argument("--megabytes", type=int, default=300, help="size of each model (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds (default: %(default)s)")
+    parser.add_argument("--folder", help="folder for temporary files (default: the system's)")
     args = parser.parse_args()
     print(f"{args.megabytes} MB each, {os.cpu_count()} processors; median of {args.rounds} rounds")
-    print("                   seconds until cached     averaging / copying, of the same round")
+    print("                   seconds until cached     averaging / copying, same round")
     print("dtype     models      copy   average          cached   on disk   processors")
     for dtype in args.dtype:
         for count in args.models:

@@ -1,9 +1,9 @@
-"""How long the curve of `pcrm calibrate` takes beside statsmodels', and the whole command for many pairs.
+"""Benchmark the curve of `pcrm calibrate` against statsmodels, and the whole command on many pairs.
 
     python benchmarks/calibrate.py [--lengths 20000] [--pairs 1000000]
 
-The curve is the lowess of as many points with distinct lengths, with two thirds of them in each fit, three
-robust iterations and no shortcut (delta = 0). The target is 0.6 of statsmodels' time. Pairs are made up, with
+The curve is the lowess of points with distinct lengths, with two thirds of the points in each fit, three robust
+iterations and no interpolation (delta = 0). The target is 0.6 of statsmodels' time. The pairs are random, with
 responses of 20 to 400 characters.
 """
 
@@ -30,8 +30,8 @@ from pcrm import backends
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, default=20_000, help="default: %(default)s")
-    parser.add_argument("--pairs", type=int, default=1_000_000, help="default: %(default)s")
+    parser.add_argument("--lengths", type=int, default=20_000, help="points of the curve (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=1_000_000, help="pairs for the command (default: %(default)s)")
     args = parser.parse_args()
     random = np.random.default_rng(0)
     curve(random, args.lengths)
@@ -47,15 +47,15 @@ def curve(random: np.random.Generator, n: int) -> None:
         backends.set_num_threads(threads)
         ours, got = timed(lambda: lowess(x, y))
         print(
-            f"pcrm, {threads} thread{'s' * (threads > 1):18}{ours:8.2f} s, {ours / theirs:.2f} of it; "
-            f"they differ by {np.abs(got - want).max():.0e} at most",
+            f"pcrm, {threads} thread{'s' * (threads > 1):18}{ours:8.2f} s, {ours / theirs:.2f} of that; "
+            f"largest difference {np.abs(got - want).max():.0e}",
             flush=True,
         )
     backends.set_num_threads(0)
 
 
 def timed(compute: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
-    """The median time of three."""
+    """Return the median time of three calls, and the result."""
     seconds, result = [], np.empty(0)
     for _ in range(3):
         begin = time.perf_counter()

@@ -1,11 +1,11 @@
-"""How often the interval of the calibration error holds the true error, and how far off the estimates are.
+"""Measure the coverage of the interval of the calibration error, and the bias of the estimates.
 
     python benchmarks/calibration.py [--draws 400]
 
-Models with a known calibration error (ECE): P(chosen is better) is sigmoid(k |margin|) with k <= 1 for a model
-that is too sure ("everywhere"), or the confidence less a constant in the sixth of the ten bins ("one bin"). Margins
-are normal with standard deviation 1.5. For each true error and number of pairs, prints the mean of the estimate
-and of the plug-in estimate, and the coverage of the 95% interval.
+The models have a known calibration error (ECE). P(chosen is better) is sigmoid(k |margin|) with k <= 1 for an
+overconfident model ("everywhere"), or the confidence minus a constant in the sixth of the ten bins ("one bin").
+Margins are normal with standard deviation 1.5. For each true error and number of pairs, the script prints the mean
+of the estimate and of the plug-in estimate, and the coverage of the 95% interval.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def one_bin(size: Floats, gap: float) -> Floats:
 
 
 def true_error(accuracy: Callable[[Floats, float], Floats], parameter: float) -> float:
-    """By integration over margins."""
+    """Return the true error, by integration over margins."""
     size = np.linspace(0, 6 * SPREAD, 100_001)[1:]
     weight = np.exp(-0.5 * (size / SPREAD) ** 2)
     confidence = 1 / (1 + np.exp(-size))
@@ -44,7 +44,7 @@ def true_error(accuracy: Callable[[Floats, float], Floats], parameter: float) ->
 
 
 def parameter_of(accuracy: Callable[[Floats, float], Floats], error: float) -> float:
-    """The parameter that gives a true error, by bisection."""
+    """Return the parameter that gives a true error, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -54,7 +54,7 @@ def parameter_of(accuracy: Callable[[Floats, float], Floats], error: float) -> f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=400, help="data sets for each line (default: %(default)s)")
+    parser.add_argument("--draws", type=int, default=400, help="data sets per row (default: %(default)s)")
     draws = parser.parse_args().draws
     print(
         "| errors | true ECE | pairs | mean `ece` | mean `ece_plugin` | coverage of `ece_ci` |\n|---|---|---|---|---|---|"
@@ -62,9 +62,9 @@ def main() -> None:
     for name, accuracy in (("everywhere", everywhere), ("one bin", one_bin)):
         for error in ERRORS:
             parameter = parameter_of(accuracy, error)
-            if true_error(accuracy, parameter) < error - 1e-6:  # a single bin cannot have as much
+            if true_error(accuracy, parameter) < error - 1e-6:  # a single bin cannot contribute this much
                 continue
-            if error == 0 and accuracy is one_bin:  # the calibrated model once more
+            if error == 0 and accuracy is one_bin:  # the calibrated model again
                 continue
             for n in PAIRS:
                 random = np.random.default_rng([n, round(1000 * error)])

@@ -1,4 +1,4 @@
-"""What each prior says about a data set, and what delta becomes: tables, and a picture.
+"""Compute the distributions of each prior and of delta on a data set, as tables and a figure.
 
     python benchmarks/distributions.py pairs.jsonl.gz --model path/to/encoder        # writes docs/priors.png
 
@@ -28,7 +28,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MARGINS = (1, 2, 4, 8)
 TARGETS = {"target_alike": 1.0, "target_unlike": 6.0}
 
-# The published settings of the priors that have any.
+# The published settings of priors, where there are any.
 PRESETS = {
     "length ratio": ["alpaca/length_ratio"],
     "lexical": [],
@@ -54,7 +54,7 @@ def priors(chosen: list[str], rejected: list[str], model: str) -> dict[str, np.n
 
 
 def tables(found: dict[str, np.ndarray]) -> str:
-    """Similarities and deltas at the quantiles, and the share of the pairs whose target a margin is over."""
+    """Return tables of the quantiles of similarities and deltas, and of the fraction of pairs whose target a margin exceeds."""
     deltas = [
         "| prior | | " + " | ".join(f"{q:.0%}" for q in QUANTILES) + " |",
         "|---|---|" + "---|" * len(QUANTILES),
@@ -98,9 +98,9 @@ def draw(path: Path, found: dict[str, np.ndarray], data: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="plain preferences, .jsonl, .jsonl.gz or .parquet")
-    parser.add_argument("--model", required=True, help="an encoder's folder")
-    parser.add_argument("--name", help="of the data in the picture (default: the file's)")
+    parser.add_argument("data", help="file of plain preferences (.jsonl, .jsonl.gz or .parquet)")
+    parser.add_argument("--model", required=True, help="folder of an encoder")
+    parser.add_argument("--name", help="name of the data in the figure (default: that of the file)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "priors.png")
     args = parser.parse_args()
     rows = read_preferences(args.data)

@@ -1,10 +1,10 @@
-"""Everything about the CUDA path that only a GPU can show: first that it is right, then how fast.
+"""Check the CUDA path on a GPU, then measure its speed.
 
     make gpu-check        # or: python benchmarks/gpu_check.py; writes docs/gpu-results.{md,csv}
 
-Needs an NVIDIA GPU and an installed pcrm with its extension, and no network. What a check
-needs and does not find (TRL, compute-sanitizer, the profiler's library) is named and left
-out. Exits with 1 where a check fails.
+Needs an NVIDIA GPU and an installed pcrm with its extension, but no network. If something that a check
+needs is missing (TRL, compute-sanitizer, the profiler's library), the check is skipped with the reason.
+The exit status is 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import torch
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here asks a hub
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no requests to the Hub
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
@@ -46,7 +46,7 @@ Tensor = torch.Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-# What we mean to reach: of eager's time up to so many pairs, of the bandwidth of a copy.
+# The targets: a fraction of eager's time up to this many pairs, and of the bandwidth of a copy.
 TARGET_OF_EAGER, TARGET_PAIRS = 0.35, 4096
 TARGET_OF_COPY = 0.7
 
@@ -55,7 +55,7 @@ TOKENS = ((16, 1024), (64, 4096))
 
 
 class NotHere(Exception):
-    """A check needs what this machine has not got."""
+    """This machine lacks something that a check needs."""
 
 
 class Result(NamedTuple):
@@ -64,8 +64,8 @@ class Result(NamedTuple):
     detail: str
 
 
-# The forms, as functions of leaves on a device. Numbers are drawn on the CPU, so that they
-# are the same there.
+# The forms, as functions of leaves on a device. Random numbers are drawn on the CPU, so that they
+# are the same on every device.
 
 
 def pair(device: torch.device, dtype: torch.dtype, n: int = 1000, seed: int = 0) -> tuple[list[Tensor], Callable]:
@@ -111,13 +111,13 @@ FORMS = {"pair": pair, "token": token, "dpo": dpo}
 
 
 def differentiated(leaves: list[Tensor], loss: Callable, reduction: str = "mean") -> list[Tensor]:
-    """The loss and its gradients, with gradients other than 1 coming in."""
+    """Return the loss and its gradients, for incoming gradients other than 1."""
     out = loss(*leaves, reduction=reduction)
     incoming = torch.linspace(0.5, 2, out.numel(), device=out.device, dtype=out.dtype).reshape(out.shape)
     return [out.detach(), *torch.autograd.grad(out, leaves, incoming)]
 
 
-# What can also be run on the CPU, for which the tests have a fake driver.
+# Checks that also run on the CPU, with the fake driver of the tests.
 
 
 def golden_vectors(device: torch.device) -> str:
@@ -128,7 +128,7 @@ def golden_vectors(device: torch.device) -> str:
 
 
 def against_go(device: torch.device) -> str:
-    """Each form, dtype and reduction against the Go core on the CPU, in float64, of the same numbers."""
+    """Each form, dtype and reduction against the Go core on the CPU, on the same numbers in float64."""
     worst = 0.0
     for name, make in FORMS.items():
         for dtype in DTYPES:
@@ -136,12 +136,12 @@ def against_go(device: torch.device) -> str:
                 got = differentiated(*make(device, dtype), reduction)
                 with pcrm.backends.use_backend("go"):
                     leaves, _ = make(torch.device("cpu"), dtype)
-                    # As many numbers again in float64, whose reduction and ids are the same.
+                    # The same numbers in float64, with the same reduction and ids.
                     exact = [x.detach().double().requires_grad_() for x in leaves]
                     want = differentiated(exact, _in_float64(make, dtype), reduction)
                 for what, a, b in zip(("loss", "gradient", "gradient"), got, want, strict=True):
-                    # Rounded once to what it is stored in, and computed in float32 or float64, whose
-                    # roundings are of numbers up to 30, in sums of a few of them.
+                    # Rounded once to the stored dtype, and computed in float32 or float64 from sums of
+                    # a few numbers of magnitude up to 30.
                     stored, computed = (torch.finfo(d) for d in (a.dtype, got[0].dtype))
                     scale = float(b.abs().max())
                     allowed = (stored.eps / 2 + 64 * computed.eps) * scale + stored.smallest_normal * stored.eps
@@ -154,7 +154,7 @@ def against_go(device: torch.device) -> str:
 
 
 def _in_float64(make: Callable, dtype: torch.dtype) -> Callable:
-    """The form's loss with its other inputs as that dtype rounds them, for scores in float64."""
+    """Return the form's loss for scores in float64, with the other inputs rounded to that dtype."""
     if make is not dpo:
         return make(torch.device("cpu"), torch.float64)[1]
     leaves, _ = dpo(torch.device("cpu"), dtype)
@@ -200,7 +200,7 @@ def views(device: torch.device) -> str:
 
 
 def traced(device: torch.device) -> str:
-    """What was computed, recorded and recomputed by Go (docs/verify.md)."""
+    """Results recorded in a trace and recomputed by Go (docs/verify.md)."""
     try:
         import safetensors  # noqa: F401
     except ImportError:
@@ -224,11 +224,11 @@ def _verified(folder: str) -> str:
 ANYWHERE = (golden_vectors, against_go, gradcheck, same_bits, views, traced)
 
 
-# What needs the device.
+# Checks that need a device.
 
 
 def no_synchronization(device: torch.device) -> str:
-    """Torch raises where something waits for the device."""
+    """Torch raises an error if anything waits for the device."""
     for make in FORMS.values():
         leaves, loss = make(device, torch.bfloat16)
         loss(*leaves).backward()
@@ -242,14 +242,14 @@ def no_synchronization(device: torch.device) -> str:
 
 
 def streams(device: torch.device) -> str:
-    """On a side stream, after work there that the default stream knows nothing of."""
+    """On a side stream, after other work on it that the default stream does not wait for."""
     for make in FORMS.values():
         leaves, loss = make(device, torch.float32)
         others, _ = make(device, torch.float32, seed=1)
         torch.cuda.synchronize()
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
-            torch.cuda._sleep(50_000_000)  # cycles: some tens of milliseconds
+            torch.cuda._sleep(50_000_000)  # cycles: a few tens of milliseconds
             with torch.no_grad():
                 for x, y in zip(leaves, others, strict=True):
                     x.copy_(y)
@@ -268,7 +268,7 @@ def threads(device: torch.device) -> str:
     def work() -> None:
         try:
             found.extend(differentiated(leaves, loss))
-        except BaseException as error:  # handed to the thread that asks
+        except BaseException as error:  # re-raised in the calling thread
             found.append(error)
 
     for _ in range(3):
@@ -283,7 +283,7 @@ def threads(device: torch.device) -> str:
 
 
 def graph_capture(device: torch.device) -> str:
-    """Forward and backward in a CUDA graph, replayed on other numbers."""
+    """Forward and backward in a CUDA graph, replayed with other numbers."""
     for make in FORMS.values():
         for dtype in (torch.float32, torch.bfloat16):
             leaves, loss = make(device, dtype)
@@ -346,7 +346,7 @@ def compiled(device: torch.device) -> str:
 
 def second_device(device: torch.device) -> str:
     if torch.cuda.device_count() < 2:
-        raise NotHere("there is one device")
+        raise NotHere("there is only one device")
     for make in FORMS.values():
         a, b = (differentiated(*make(torch.device("cuda", i), torch.float32)) for i in range(2))
         assert all(x.device.index == 1 and torch.equal(x.cpu(), y.cpu()) for x, y in zip(b, a, strict=True))
@@ -369,7 +369,7 @@ class _Ratios(torch.utils.data.Dataset):
 
 
 def _kernels(step: Callable[[], object]) -> list[str]:
-    """The names of the kernels that a step launches."""
+    """Return the names of the kernels that a step launches."""
     from torch.profiler import ProfilerActivity, profile
 
     step()
@@ -381,7 +381,7 @@ def _kernels(step: Callable[[], object]) -> list[str]:
 
 
 def launches(device: torch.device) -> str:
-    """One kernel forward, two where several blocks are added up; one backward."""
+    """One kernel for the forward pass, two if several blocks are added up; one for the backward pass."""
     found = {}
     for name, make, sizes in (
         ("pair", pair, (8,)),
@@ -400,14 +400,14 @@ def launches(device: torch.device) -> str:
         several = sizes != (8,) and name != "dpo"
         assert len(ours[0]) == (2 if several else 1) and len(ours[1]) == 1, (forward, backward)
         others = [k for k in forward if "pcrm_" not in k]
-        assert not others, f"forward launches {others} too"
+        assert not others, f"the forward pass also launches {others}"
     return "; ".join(f"{k}: {v}" for k, v in found.items())
 
 
 def sanitizer(device: torch.device) -> str:
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if tool is None:
-        raise NotHere("there is no compute-sanitizer")
+        raise NotHere("compute-sanitizer is not installed")
     for check in ("memcheck", "racecheck"):
         command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, str(Path(__file__)), "--workload"]
         try:
@@ -422,7 +422,7 @@ def sanitizer(device: torch.device) -> str:
 
 
 def workload(device: torch.device) -> None:
-    """What the sanitizer looks at: each kernel, in one block and in several."""
+    """The workload for the sanitizer: each kernel, with one block and with several."""
     for make, sizes in ((pair, ((33,), (5000,))), (dpo, ((33,), (5000,))), (token, ((3, 70), (300, 50), (2, 5000)))):
         for size in sizes:
             for dtype in DTYPES:
@@ -491,12 +491,12 @@ def pairs(n: int) -> dict[str, Callable[[], None]]:
 
 def tokens(rows: int, width: int) -> dict[str, Callable[[], None]]:
     contenders = losses.tokens(rows, width)
-    del contenders["loop"]  # it waits for the device at every row
+    del contenders["loop"]  # it synchronizes at every row
     return contenders
 
 
 def dpos(n: int) -> dict[str, Callable[[], None]]:
-    """DPO against what one would write, and against Liger's formula where Liger is installed."""
+    """DPO against hand-written code, and against Liger's formula if Liger is installed."""
     chosen, rejected = (torch.randn(n, requires_grad=True) for _ in range(2))
     reference_chosen, reference_rejected, delta = torch.randn(n), torch.randn(n), 1 + torch.rand(n)
     columns = (chosen, rejected, reference_chosen, reference_rejected)
@@ -524,12 +524,12 @@ def dpos(n: int) -> dict[str, Callable[[], None]]:
 
 
 def latencies(device: torch.device, sizes: dict[str, Callable[[], dict]], rounds: int, seconds: float) -> dict:
-    """Microseconds of forward and backward by size and contender, a figure a round."""
+    """Return the microseconds of forward and backward by size and contender, one value per round."""
     results = {}
     for size, make in sizes.items():
         print(f"{size} ...", file=sys.stderr, flush=True)
         torch._dynamo.reset()
-        with device:  # where the contenders' tensors are made
+        with device:  # create the contenders' tensors there
             contenders = make()
         for name in list(contenders):
             try:
@@ -546,7 +546,7 @@ def latencies(device: torch.device, sizes: dict[str, Callable[[], dict]], rounds
 def measure(
     contenders: dict[str, Callable], rounds: int, seconds: float, device: torch.device
 ) -> dict[str, list[float]]:
-    """As losses.measure, in turns, each of which waits for the device once, at its end."""
+    """Like losses.measure, but each turn synchronizes with the device once at its end."""
 
     def turn(step: Callable, count: int) -> float:
         begin = time.perf_counter()
@@ -570,11 +570,11 @@ def measure(
 def bandwidth(
     device: torch.device, rows: int, width: int, dtype: torch.dtype, batches: int = 16
 ) -> tuple[float, float, float]:
-    """GB/s of the token form's forward pass and of a copy of as many bytes, and their ratio.
+    """Return the GB/s of the token form's forward pass and of a copy of the same bytes, and their ratio.
 
-    The spans are whole rows, so that every score is read: two scores and two int64 ids a
-    position, and two gradients written. So many batches take turns that a cache does not
-    hold them, in a CUDA graph each, which leaves out what the host takes to launch.
+    The spans are whole rows, so every score is read. Each position reads two scores and two int64 ids and
+    writes two gradients. There are more batches than a cache can hold. A CUDA graph of all batches
+    excludes the launch overhead of the host.
     """
     graphs, kept = [], []
     size = rows * width * (2 * dtype.itemsize + 2 * 8 + 2 * 4)
@@ -621,7 +621,7 @@ def machine(device: torch.device) -> str:
 
 
 def write(out: Path, where: str, results: list[Result], times: dict, shares: dict) -> None:
-    """docs/gpu-results.md and its CSV."""
+    """Write docs/gpu-results.md and its CSV."""
     with (out / "gpu-results.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["size", "contender", "median_us", "p20_us", "p80_us", "machine"])
@@ -632,20 +632,21 @@ def write(out: Path, where: str, results: list[Result], times: dict, shares: dic
     lines = [
         "# The CUDA path on a GPU",
         "",
-        f"Made by `make gpu-check` on {where}.",
+        f"Measured by `make gpu-check` on {where}.",
         "",
-        "## Is it right",
+        "## Correctness",
         "",
-        "| check | | |",
+        "| check | result | details |",
         "|---|---|---|",
         *(f"| {r.name} | {r.status} | {r.detail.replace('|', '/')} |" for r in results),
         "",
-        "## How fast",
+        "## Speed",
         "",
-        "Forward and backward from Python, float32. Ratios are medians over turns in one interleaved run; below 1 is faster than",
-        f"the contender. The target is {TARGET_OF_EAGER} of eager's time up to {TARGET_PAIRS} pairs. Times are in [gpu-results.csv](gpu-results.csv).",
+        "Time of the forward and backward passes from Python, in float32, relative to other implementations. A ratio below 1 means",
+        "that pcrm is faster. Each ratio is a median over rounds of one interleaved run. The target is at most",
+        f"{TARGET_OF_EAGER} of eager's time up to {TARGET_PAIRS} pairs. The times are in [gpu-results.csv](gpu-results.csv).",
         "",
-        "| size | of eager | of torch.compile | of Liger | µs |",
+        "| size | vs torch eager | vs torch.compile | vs Liger | pcrm, µs |",
         "|---|---|---|---|---|",
     ]
     for size, contenders in times.items():
@@ -656,12 +657,12 @@ def write(out: Path, where: str, results: list[Result], times: dict, shares: dic
         lines.append(f"| {size} | {' | '.join(ratios)} | {statistics.median(contenders['pcrm']):.1f} |")
     lines += [
         "",
-        "Liger's fused losses include the language model's head; its column is the formula inside them, on log probabilities.",
-        "The eager token form is given its spans for free; ours finds them.",
+        "Liger's fused losses include the head of the language model. Its column is only the formula inside them, on log probabilities.",
+        "The eager token form receives its spans precomputed; pcrm finds them.",
         "",
-        f"The token form's forward pass alone, against a device copy of as many bytes (target {TARGET_OF_COPY} of its bandwidth):",
+        f"The bandwidth of the token form's forward pass, compared with a device copy of the same bytes (target: {TARGET_OF_COPY}):",
         "",
-        "| size | GB/s | a copy's GB/s | share |",
+        "| size | GB/s | GB/s of a copy | ratio |",
         "|---|---|---|---|",
         *(f"| {size} | {ours:.0f} | {copy:.0f} | {share:.2f} |" for size, (ours, copy, share) in shares.items()),
         "",
@@ -672,14 +673,16 @@ def write(out: Path, where: str, results: list[Result], times: dict, shares: dic
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20, help="turns of each contender (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.05, help="of one turn, about (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="default: docs")
-    parser.add_argument("--checks-only", action="store_true", help="no benchmark, and nothing is written")
-    parser.add_argument("--workload", action="store_true", help="for the sanitizer: run each kernel and no more")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds per contender (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=0.05, help="approximate seconds per round and contender (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="output folder (default: docs)")
+    parser.add_argument("--checks-only", action="store_true", help="run only the checks and write nothing")
+    parser.add_argument("--workload", action="store_true", help="run each kernel once, for the sanitizer")
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("this needs an NVIDIA GPU, and torch finds none")
+        sys.exit("this needs an NVIDIA GPU, but torch finds none")
     device = torch.device("cuda", 0)
     torch.manual_seed(0)
     pcrm.backends.set_backend("cuda")
@@ -689,10 +692,12 @@ def main() -> int:
     where = machine(device)
     print(where)
     try:
-        workload(device)  # the first use of each kernel: under auto, a wrong one would have torch pass the checks
+        workload(
+            device
+        )  # the first use of each kernel; with auto, torch would replace a wrong kernel and pass the checks
     except RuntimeError as error:
         sys.exit(f"FAILED   first use: {error}")
-    # auto: the checks compute with Go on the CPU too. That the kernels are there is known by now.
+    # auto, because the checks also compute with Go on the CPU. The kernels are known to be available by now.
     pcrm.backends.set_backend("auto")
     assert isinstance(choice.native_for_loss("x", torch.empty(1, device=device)), cuda.Device)
     results = run(CHECKS, device)

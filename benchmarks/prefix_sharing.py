@@ -1,12 +1,12 @@
-"""What shared prefixes save: tokens, CPU seconds and memory, in TRL's trainers and in scoring, on real preferences.
+"""Measure the savings of prefix sharing in TRL's trainers and in scoring: tokens, CPU seconds and memory.
 
     python benchmarks/prefix_sharing.py train_pairs.jsonl.gz train_ratings.jsonl [--kinds reward dpo rankings scoring] [--gguf FILE]
 
-A random Llama of six layers, or with --gguf the language model of that file, computes the same batches plainly and with
-shared prefixes, in turns. CPU seconds are those after the first batch, which goes through the model both ways, and the
-median of the rounds' ratios is printed. For rankings they are a comparison's: plainly in shuffled batches of pairs, shared
-in larger batches by prompt. `limit` is the share of tokens that is left: what the ratio would be if nothing but tokens
-cost time. Memory is the highest that a run added to a process of its own.
+A random Llama with six layers, or with --gguf the language model of that file, computes the same batches of real
+preferences with and without shared prefixes, in turns. CPU seconds exclude the first batch, which runs both ways. The
+printed ratio is the median over rounds. For rankings, the figures are per comparison: without sharing in shuffled batches
+of pairs, with sharing in larger batches by prompt. `limit` is the fraction of tokens that remains, which would be the time
+ratio if only tokens took time. Memory is the peak that a run adds to its own process.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ SIZE = {
     "max_position_embeddings": 2048,
 }
 KINDS = ("reward", "dpo", "rankings", "scoring")
-# Pairs of a step. Shared rankings may have more, as their tokens are few.
+# Pairs per step. Shared rankings may have more, because they have fewer tokens.
 BATCH, RANKINGS_BATCH = 8, 32
 
 Rows = list[dict[str, Any]]
-Models = Callable[[Any, int], tuple[Any, Any]]  # of a class and a seed: a model and its tokenizer
+Models = Callable[[Any, int], tuple[Any, Any]]  # (class, seed) -> (model, tokenizer)
 
 
 class Cost(NamedTuple):
-    """Of an item, a pair or a response."""
+    """The cost of one item, a pair or a response."""
 
     seconds: float
     tokens: float
@@ -59,7 +59,7 @@ class Cost(NamedTuple):
 
 
 class Clock(TrainerCallback):
-    """CPU seconds of all steps but the first."""
+    """CPU seconds of all steps except the first."""
 
     def on_step_end(self, args, state, control, **_):
         self.seconds = time.process_time() - self.start if state.global_step > 1 else 0.0
@@ -68,7 +68,7 @@ class Clock(TrainerCallback):
 
 
 class Memory:
-    """The highest memory of this process in a block, over that before it, in megabytes. Linux only."""
+    """Peak memory of this process in a block minus the memory before it, in megabytes. Linux only."""
 
     def __enter__(self) -> Memory:
         Path("/proc/self/clear_refs").write_text("5")
@@ -85,7 +85,7 @@ class Memory:
 
 
 def counted(model: Any) -> list[int]:
-    """How many tokens go through the model, with padding, in each pass from now on."""
+    """Return a list that records the number of tokens, with padding, of each later pass through the model."""
     tokens: list[int] = []
     model.base_model.layers[0].register_forward_pre_hook(
         lambda _, args, kwargs: tokens.append((args[0] if args else kwargs["hidden_states"]).shape[:2].numel()),
@@ -119,7 +119,7 @@ def train(kind: str, models: Models, data: Dataset, steps: int, batch: int, shar
         trainer = (PCRMRewardTrainer if reward else PCRMDPOTrainer)(
             model=model, args=args, train_dataset=data, processing_class=tokenizer, callbacks=[clock], **others
         )
-        trainer.remove_callback(PrinterCallback)  # the table is what this prints
+        trainer.remove_callback(PrinterCallback)  # print only the table
         trainer.train()
     pairs = (steps - 1) * batch
     loss = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
@@ -134,7 +134,7 @@ def score(models: Models, rankings: Rows, shared: bool) -> Cost:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         scorer = RewardModel(folder, prefix_sharing=shared)
-        scorer(prompts[:2], responses[:2])  # compared with the plain pass
+        scorer(prompts[:2], responses[:2])  # compares with the plain pass
         tokens = counted(scorer._model)
         with Memory() as memory:
             start = time.process_time()
@@ -164,25 +164,25 @@ def cost(kind: str, models: Models, rows: Rows, steps: int, shared: bool) -> Cos
 
 
 def in_a_process(*arguments: Any) -> Cost:
-    """`cost` where nothing else has been computed: memory that an earlier run left free would hide what this one takes."""
+    """`cost` in a fresh process, because memory freed by an earlier run would hide the memory that this run takes."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(cost, *arguments).result()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", help="a file of rows with prompt, chosen and rejected")
-    parser.add_argument("rankings", help="a file of rows with prompt, responses and ratings")
+    parser.add_argument("pairs", help="file of rows with prompt, chosen and rejected")
+    parser.add_argument("rankings", help="file of rows with prompt, responses and ratings")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--gguf", type=Path, help="a language model to take instead of the random one")
+    parser.add_argument("--gguf", type=Path, help="language model to use instead of the random one")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument(
-        "--prompts", type=int, default=12, help="rankings that are scored, and eight times as many train"
+        "--prompts", type=int, default=12, help="number of rankings to score; eight times as many are trained on"
     )
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     columns = ("prompt", "chosen", "rejected")
-    # One pair in twenty: those of a prompt follow one another in the file.
+    # Use every 20th pair, because pairs of the same prompt are adjacent in the file.
     rows = [row for _, row in islice(read_rows(args.pairs), 0, 20 * BATCH * args.steps, 20)]
     pairs = [{name: row[name] for name in columns} for row in rows]
     rankings = [row for _, row in islice(read_rows(args.rankings), 8 * args.prompts)]
@@ -198,7 +198,7 @@ def main() -> None:
             for _ in range(args.rounds)
         ]
         for plain, shared in rounds:
-            # Rankings go through in other batches.
+            # Rankings use different batches.
             if kind != "rankings" and abs(plain.result - shared.result) > 1e-3 * abs(plain.result):
                 raise RuntimeError(f"the results must be the same, got {plain.result} and {shared.result}")
         ratio = statistics.median(shared.seconds / plain.seconds for plain, shared in rounds)

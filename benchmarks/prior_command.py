@@ -1,11 +1,11 @@
-"""How long `pcrm prior --prior lexical` takes, against reading and writing the same lines as JSON.
+"""Benchmark `pcrm prior --prior lexical` against reading and writing the same lines as JSON.
 
     python benchmarks/prior_command.py FILE [--repeat 10] [--rounds 3]
 
-Both run as processes of their own on FILE, a .jsonl or .jsonl.gz of preferences, taken
-`--repeat` times, with one thread. The plain pass is json.loads and json.dumps of each line.
-What the command takes before its first row, which is torch's import above all, is measured on
-one row and given too: it counts less the longer the file.
+Both run in their own process with one thread, on FILE repeated `--repeat` times. FILE is a .jsonl or
+.jsonl.gz file of preferences. The plain pass is json.loads and json.dumps of each line. The start-up time
+of the command, mostly the import of torch, is measured on a single row and reported separately, because
+it matters less for longer files.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ sys.exit(main(["prior", sys.argv[1], "--out", sys.argv[2]]))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--repeat", type=int, default=10, help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="the median of these counts; default: %(default)s")
+    parser.add_argument("--repeat", type=int, default=10, help="repetitions of FILE (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds, of which the median is reported (default: %(default)s)"
+    )
     args = parser.parse_args()
     lines = gzip.decompress(args.file.read_bytes()) if args.file.suffix == ".gz" else args.file.read_bytes()
     with tempfile.TemporaryDirectory() as folder:
@@ -55,14 +57,14 @@ def main() -> None:
             subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
             return time.perf_counter() - begin
 
-        # In turns: what else the machine does falls on all of them.
+        # In turns, so that other load on the machine affects all of them.
         rounds = [[seconds(_PLAIN, source), seconds(_PRIOR, source), seconds(_PRIOR, one)] for _ in range(args.rounds)]
         plain, prior, start = map(statistics.median, zip(*rounds, strict=True))
         rows = sum(1 for line in source.open("rb") if json.loads(line))
     print(f"{rows:,} rows, {rows and len(lines) * args.repeat / rows:.0f} bytes each, median of {args.rounds}")
     print(f"json.loads, json.dumps   {plain:7.2f} s")
     print(f"pcrm prior               {prior:7.2f} s   {prior / plain:.2f} times as long")
-    print(f"  without its start      {prior - start:7.2f} s   {(prior - start) / plain:.2f} times as long")
+    print(f"  without start-up       {prior - start:7.2f} s   {(prior - start) / plain:.2f} times as long")
 
 
 if __name__ == "__main__":

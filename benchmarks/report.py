@@ -1,9 +1,9 @@
-"""How long `pcrm report` takes for a million pairs, all of it: start, reading, statistics, page.
+"""Benchmark `pcrm report` on a million pairs, from start to finished page.
 
     python benchmarks/report.py [--pairs 1000000]
 
-Pairs are made up, each with scores, a prior, a prompt and two responses of 20 to 400 characters; the
-second file has lengths and no texts. The target is 10 s on two cores.
+The pairs are random. Each has scores, a prior, a prompt and two responses of 20 to 400 characters. A second
+file has lengths instead of texts. The target is 10 s on two cores.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=1_000_000, help="default: %(default)s")
+    parser.add_argument("--pairs", type=int, default=1_000_000, help="number of pairs (default: %(default)s)")
     n = parser.parse_args().pairs
     random = np.random.default_rng(0)
     length = random.integers(20, 401, (2, n))

@@ -1,11 +1,10 @@
-"""A training step of the constrained reward trainer against the stock one, interleaved.
+"""Benchmark a training step of the constrained reward trainer against the stock trainer.
 
     python benchmarks/trl_overhead.py [--steps 60]
 
-One step is a batch from the loader, the loss, its gradient and the optimizer's update of a
-MiniLM encoder (22M parameters) with a reward head: 8 pairs of 64 tokens. Both trainers take
-their steps in turns, so that what else the machine does falls on both; the median of the
-ratios of neighboring steps is what counts.
+One step loads a batch of 8 pairs of 64 tokens and computes the loss, its gradient and the optimizer's
+update of a MiniLM encoder (22M parameters) with a reward head. The two trainers take steps in turns, so
+that other load on the machine affects both. The result is the median of the ratios of adjacent steps.
 """
 
 import argparse
@@ -29,7 +28,7 @@ PAIRS, TOKENS, PROMPT = 8, 64, 16
 
 
 def rows(count):
-    """Pre-tokenized pairs: a shared prompt, then responses of their own, the longer one of 64 tokens."""
+    """Return pre-tokenized pairs: a shared prompt with two different responses; the longer row has 64 tokens."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 20000, (count, 2, TOKENS), generator=generator)
     ids[:, 1, :PROMPT] = ids[:, 0, :PROMPT]
@@ -38,7 +37,7 @@ def rows(count):
 
 
 def stepper(trainer_class, config_class, data, out):
-    """A function that takes one training step."""
+    """Return a function that takes one training step."""
     model = AutoModelForSequenceClassification.from_pretrained(
         get_model_path(), num_labels=1, use_safetensors=True, trust_remote_code=False
     )
@@ -58,7 +57,7 @@ def stepper(trainer_class, config_class, data, out):
         processing_class=AutoTokenizer.from_pretrained(get_model_path(), trust_remote_code=False),
     )
     trainer.create_optimizer()
-    trainer.current_gradient_accumulation_steps = 1  # what train() would set
+    trainer.current_gradient_accumulation_steps = 1  # train() would set this
     loader = iter(trainer.get_train_dataloader())
     model.train()
 
@@ -72,7 +71,7 @@ def stepper(trainer_class, config_class, data, out):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=60, help="steps of each trainer (default: %(default)s)")
     steps = parser.parse_args().steps
     warm = 5
     transformers.logging.set_verbosity_error()

@@ -1,16 +1,17 @@
-// Package bridge is what Python may call: gopy turns its exported functions into
-// the private extension module pcrm._native._bridge. It holds no mathematics.
+// Package bridge contains the functions that Python may call. gopy turns the exported
+// functions into the private extension module pcrm._native._bridge. The package contains no
+// mathematics.
 //
-// Arrays arrive as addresses and lengths, because a gopy slice is a handle that is
-// filled one element at a time. Python owns the memory and keeps it alive during a
-// call; nothing here keeps an address. Every function
+// Arrays are passed as addresses and lengths, because a gopy slice is a handle that is
+// filled one element at a time. Python owns the memory and keeps it alive during a call.
+// This package keeps no addresses. Every function
 //
-//   - returns (value, error): gopy leaks the string of a bare error;
-//   - recovers: a Go panic would end the process;
-//   - prefixes its error with the Python exception that it stands for.
+//   - returns (value, error), because gopy leaks the string of a bare error;
+//   - recovers from panics, because a Go panic would end the process;
+//   - prefixes its error with the name of the corresponding Python exception.
 //
-// dtype is 4 for float32 and 8 for float64, the size of an element; for the functions whose
-// name begins with CUDA it is a gpu.Dtype.
+// dtype is the size of an element: 4 for float32 and 8 for float64. For functions whose name
+// begins with CUDA it is a gpu.Dtype.
 package bridge
 
 import (
@@ -35,8 +36,8 @@ const (
 	runtimeError = "RuntimeError: "
 )
 
-// convert gives an error its prefix, and makes one of a panic. It is deferred by
-// every exported function.
+// convert adds the prefix to an error, and turns a panic into an error. Every exported
+// function defers it.
 func convert(err *error) {
 	if p := recover(); p != nil {
 		*err = fmt.Errorf("%spcrm: internal error, please report it: %v", runtimeError, p)
@@ -46,7 +47,7 @@ func convert(err *error) {
 	if errors.As(*err, &argument) {
 		*err = errors.New(valueError + (*err).Error())
 	}
-	// Their texts may begin with anything.
+	// The texts of these errors may begin with anything.
 	_, unavailable := errors.AsType[*gpu.Unavailable](*err)
 	_, failed := errors.AsType[*gpu.Error](*err)
 	if unavailable || failed {
@@ -58,19 +59,18 @@ func badDtype(dtype int64) error {
 	return fmt.Errorf("%sdtype code must be 4 (float32) or 8 (float64), got %d", typeError, dtype)
 }
 
-// slice views n elements at an address; address 0 is the nil slice.
+// slice returns a view of n elements at an address. Address 0 gives the nil slice.
 func slice[T any](address uintptr, n int64) []T {
 	if address == 0 {
 		return nil
 	}
-	// The address is Python's memory, which Go's collector does not move: the
-	// detour keeps vet from taking it for a Go pointer that was hidden.
+	// The address points to Python's memory, which Go's garbage collector does not move. The
+	// indirection keeps vet from reporting a misused pointer.
 	return unsafe.Slice(*(**T)(unsafe.Pointer(&address)), n)
 }
 
-// RewardLoss calls pcrm.RewardLoss on n pairs. loss is one element for the
-// reductions mean (0) and sum (1), and n elements for none (2); gradChosen and
-// gradRejected may be 0.
+// RewardLoss calls pcrm.RewardLoss on n pairs. loss has one element for the reductions mean
+// (0) and sum (1), and n elements for none (2). gradChosen and gradRejected may be 0.
 func RewardLoss(dtype, n int64, loss, gradChosen, gradRejected, chosen, rejected, delta uintptr,
 	labelSmoothing, centerRewardsCoefficient float64, reduction int64, checkFinite bool) (ok bool, err error) {
 	defer convert(&err)
@@ -98,9 +98,9 @@ func rewardLoss[F pcrm.Float](n int64, loss, gradChosen, gradRejected, chosen, r
 	})
 }
 
-// TokenLoss calls pcrm.TokenLoss on rows of width tokens: the scores and the int64
-// token ids are rows*width elements, delta is rows. loss is one element, or rows for
-// none; gradChosen and gradRejected may be 0.
+// TokenLoss calls pcrm.TokenLoss on rows of width tokens. The scores and the int64 token ids
+// have rows*width elements, and delta has rows. loss has one element, or rows elements for
+// none. gradChosen and gradRejected may be 0.
 func TokenLoss(dtype, rows, width int64, loss, gradChosen, gradRejected, chosen, rejected, chosenIDs, rejectedIDs, delta uintptr,
 	padToken, reduction int64) (ok bool, err error) {
 	defer convert(&err)
@@ -125,7 +125,7 @@ func tokenLoss[F pcrm.Float](rows, width int64, loss, gradChosen, gradRejected, 
 	})
 }
 
-// DPOLoss calls pcrm.DPOLoss on n pairs. loss is one element, or n for none;
+// DPOLoss calls pcrm.DPOLoss on n pairs. loss has one element, or n elements for none.
 // gradChosen and gradRejected may be 0.
 func DPOLoss(dtype, n int64, loss, gradChosen, gradRejected, chosenRewards, rejectedRewards,
 	policyChosen, policyRejected, referenceChosen, referenceRejected, delta uintptr,
@@ -154,7 +154,7 @@ func dpoLoss[F pcrm.Float](n int64, loss, gradChosen, gradRejected, chosenReward
 	})
 }
 
-// store puts what a loss returns at an address: its value, or for none the n losses.
+// store writes the result of a loss to an address: its value or, for none, the n losses.
 func store[F pcrm.Float](loss uintptr, n int64, r pcrm.Reduction, compute func(losses []F) (float64, error)) error {
 	if r == pcrm.None {
 		_, err := compute(slice[F](loss, n))
@@ -167,8 +167,8 @@ func store[F pcrm.Float](loss uintptr, n int64, r pcrm.Reduction, compute func(l
 	return err
 }
 
-// Deltas calls pcrm.Deltas on n similarities. constraint is the address of the seven
-// float64 beta1, beta2, beta3, floor, cap, low, high.
+// Deltas calls pcrm.Deltas on n similarities. constraint is the address of seven float64:
+// beta1, beta2, beta3, floor, cap, low and high.
 func Deltas(dtype, n int64, dst, similarities, constraint uintptr) (ok bool, err error) {
 	defer convert(&err)
 	p := slice[float64](constraint, 7)
@@ -198,8 +198,8 @@ func WinProbabilities(dtype, n int64, dst, margins, deltas uintptr) (ok bool, er
 	return err == nil, err
 }
 
-// Fit calls pcrm.Fit on n float64 similarities and writes beta1, beta2, beta3,
-// floor and cap to the five float64 at dst.
+// Fit calls pcrm.Fit on n float64 similarities and writes beta1, beta2, beta3, floor and cap to
+// the five float64 at dst.
 func Fit(n int64, dst, similarities uintptr, targetAlike, targetUnlike, low, high float64) (ok bool, err error) {
 	defer convert(&err)
 	c, err := pcrm.Fit(slice[float64](similarities, n), targetAlike, targetUnlike, low, high)
@@ -209,10 +209,10 @@ func Fit(n int64, dst, similarities uintptr, targetAlike, targetUnlike, low, hig
 	return err == nil, err
 }
 
-// VerifyTrace calls trace.Verify and returns its report as a JSON object: ok, files,
-// pairs, rows (a list of objects of form, dtype, backend, files, pairs, loss_error,
+// VerifyTrace calls trace.Verify and returns its report as a JSON object with the keys ok,
+// files, pairs, rows (a list of objects with form, dtype, backend, files, pairs, loss_error,
 // gradient_error, loss_tolerance and gradient_tolerance; an infinite error is null),
-// failures (a list of strings), failed (how many there are) and text, the table.
+// failures (a list of strings), failed (the number of failures) and text (the table).
 func VerifyTrace(dir string) (report string, err error) {
 	defer convert(&err)
 	r, err := trace.Verify(dir)
@@ -242,7 +242,7 @@ func VerifyTrace(dir string) (report string, err error) {
 	return string(text), err
 }
 
-// finite is nil, JSON's null, for what JSON has no number for.
+// finite returns nil, which is null in JSON, for numbers that JSON cannot represent.
 func finite(x float64) *float64 {
 	if math.IsInf(x, 0) {
 		return nil
@@ -250,7 +250,7 @@ func finite(x float64) *float64 {
 	return &x
 }
 
-// fileError gives what the file system refused its prefix.
+// fileError adds the prefix to an error of the file system.
 func fileError(err error) error {
 	if _, refused := errors.AsType[*fs.PathError](err); refused {
 		return errors.New(osError + err.Error())
@@ -258,8 +258,8 @@ func fileError(err error) error {
 	return err
 }
 
-// LengthRatios calls prior.LengthRatios on n pairs of rows of int64 token ids and
-// writes float32. The offsets are n+1 int64 each; padToken -1 means no padding.
+// LengthRatios calls prior.LengthRatios on n pairs of rows of int64 token ids and writes
+// float32. The offsets have n+1 int64 each. A padToken of -1 means no padding.
 func LengthRatios(n int64, dst, chosen, chosenOffsets uintptr, chosenLen int64,
 	rejected, rejectedOffsets uintptr, rejectedLen, padToken int64) (ok bool, err error) {
 	defer convert(&err)
@@ -269,7 +269,7 @@ func LengthRatios(n int64, dst, chosen, chosenOffsets uintptr, chosenLen int64,
 	return err == nil, err
 }
 
-// RandomUniforms calls prior.RandomUniforms; its columns are those of LengthRatios.
+// RandomUniforms calls prior.RandomUniforms. The columns are as in LengthRatios.
 func RandomUniforms(n int64, dst uintptr, seed uint64, chosen, chosenOffsets uintptr, chosenLen int64,
 	rejected, rejectedOffsets uintptr, rejectedLen, padToken int64) (ok bool, err error) {
 	defer convert(&err)
@@ -279,8 +279,8 @@ func RandomUniforms(n int64, dst uintptr, seed uint64, chosen, chosenOffsets uin
 	return err == nil, err
 }
 
-// Cosines calls prior.Cosines on n pairs of rows of dim elements and writes float32,
-// for float64 rows float64. dtype is 2 for float16 too.
+// Cosines calls prior.Cosines on n pairs of rows of dim elements. It writes float64 for
+// float64 rows and float32 otherwise. dtype may also be 2, for float16.
 func Cosines(dtype, n, dim int64, dst, a, b uintptr, angular bool) (ok bool, err error) {
 	defer convert(&err)
 	switch dtype {
@@ -296,8 +296,8 @@ func Cosines(dtype, n, dim int64, dst, a, b uintptr, angular bool) (ok bool, err
 	return err == nil, err
 }
 
-// Lexicals calls prior.Lexicals on n pairs of UTF-8 texts and writes float32. The
-// offsets are n+1 int64 each.
+// Lexicals calls prior.Lexicals on n pairs of UTF-8 texts and writes float32. The offsets have
+// n+1 int64 each.
 func Lexicals(n int64, dst, chosen, chosenOffsets uintptr, chosenLen int64,
 	rejected, rejectedOffsets uintptr, rejectedLen int64, words bool) (ok bool, err error) {
 	defer convert(&err)
@@ -333,8 +333,8 @@ func NumThreads() (n int64, err error) {
 	return int64(pcrm.NumThreads()), nil
 }
 
-// CUDAProbe calls gpu.Probe and returns a JSON object: driver (a version) and devices (a list
-// of objects of name and capability).
+// CUDAProbe calls gpu.Probe and returns a JSON object with driver (a version) and devices (a
+// list of objects with name and capability).
 func CUDAProbe() (info string, err error) {
 	defer convert(&err)
 	found, err := gpu.Probe()
@@ -355,8 +355,8 @@ func PTXVersion() (version string, err error) {
 	return gpu.PTXVersion(), nil
 }
 
-// CUDAOpen calls gpu.Open, which loads the kernels on a device, and returns how many float64
-// the partials of a launch are.
+// CUDAOpen calls gpu.Open, which loads the kernels on a device. It returns the number of float64
+// in the partials of a launch.
 func CUDAOpen(device int64) (partials int64, err error) {
 	defer convert(&err)
 	_, err = gpu.Open(int(device))
@@ -374,7 +374,7 @@ func batch(rows int64, loss, gradChosen, gradRejected, partials, chosen uintptr,
 	}
 }
 
-// CUDARewardLoss calls gpu.Device.RewardLoss. Addresses are of the device's memory; delta is
+// CUDARewardLoss calls gpu.Device.RewardLoss. Addresses refer to device memory. delta is
 // contiguous.
 func CUDARewardLoss(device int64, stream uintptr, dtype, rows int64, loss, gradChosen, gradRejected, partials, chosen uintptr,
 	chosenStride int64, rejected uintptr, rejectedStride int64, delta uintptr,

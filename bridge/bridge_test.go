@@ -15,8 +15,8 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm"
 )
 
-// kept makes the arrays of the tests escape to the heap, which does not move: the
-// bridge is made for memory that Go does not own.
+// kept makes the arrays of the tests escape to the heap, where they do not move. The bridge is designed
+// for memory that Go does not own.
 var kept []any
 
 func address[T any](s []T) uintptr {
@@ -55,8 +55,7 @@ func TestWinProbabilities(t *testing.T) {
 	assert.ErrorContains(t, err, "TypeError: dtype code must be 4 (float32) or 8 (float64), got 2")
 }
 
-// Each kind of error carries the prefix of its Python exception, and a panic does
-// not leave the bridge.
+// Each kind of error has the prefix of its Python exception, and panics do not leave the bridge.
 func TestErrors(t *testing.T) {
 	_, err := RewardLoss(3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, false)
 	assert.EqualError(t, err, "TypeError: dtype code must be 4 (float32) or 8 (float64), got 3")
@@ -64,7 +63,7 @@ func TestErrors(t *testing.T) {
 	_, err = RewardLoss(8, 1, address(delta), 0, 0, address(delta), address(delta), address(delta), 0, 0, 0, false)
 	assert.EqualError(t, err, "ValueError: delta[0] must be greater than 0, got -1")
 	one := []float64{1}
-	ok, err := RewardLoss(8, 1, 0, 0, 0, address(one), address(one), address(one), 0, 0, 0, false) // no place for the loss
+	ok, err := RewardLoss(8, 1, 0, 0, 0, address(one), address(one), address(one), 0, 0, 0, false) // no memory for the loss
 	assert.False(t, ok)
 	assert.ErrorContains(t, err, "RuntimeError: pcrm: internal error, please report it: runtime error: index out of range")
 	err = fmt.Errorf("pcrm.toml:3: %w", &pcrm.ArgumentError{Argument: "delta", Index: -1, Reason: "is 0"})
@@ -78,8 +77,7 @@ func TestErrors(t *testing.T) {
 	assert.ErrorContains(t, err, "ValueError: chosen_ids must have 1 offsets for 0 rows, got 0")
 }
 
-// A report is JSON, whose numbers are finite; failures and folders that are none are
-// told apart.
+// A report is JSON with finite numbers. Failures are distinguished from invalid folders.
 func TestVerifyTrace(t *testing.T) {
 	const sample = "../pcrm/trace/testdata/trace"
 	type report struct {
@@ -126,7 +124,7 @@ func TestVerifyTrace(t *testing.T) {
 	assert.ErrorContains(t, err, "ValueError: trace folder ")
 }
 
-// Whatever this machine has of CUDA, each function returns an error with its prefix.
+// With or without CUDA on this machine, each function returns an error with its prefix.
 func TestCUDAErrors(t *testing.T) {
 	_, opened := CUDAOpen(-1)
 	_, reward := CUDARewardLoss(-1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0)

@@ -9,17 +9,17 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/checkpoint"
 )
 
-// averages are those that Python has open, by what it knows them by: it asks for one
-// step after another, so that between them it can be interrupted.
+// averages holds the averages that Python has open, by handle. Python requests one step at a
+// time, so that it can be interrupted between steps.
 var (
 	averages    = map[int64]*checkpoint.Average{}
-	averagesOf  int64 // how many there were
+	averagesOf  int64 // the number of averages so far, which is the last handle
 	averagesMux sync.Mutex
 )
 
-// AverageNew calls checkpoint.New. checkpoints is a JSON list of folders, weights so many
-// float64; -1 of them are nil. It returns a JSON object of handle, weights, tensors,
-// bytes and files (names).
+// AverageNew calls checkpoint.New. checkpoints is a JSON list of folders, and weights has n
+// float64; an n of -1 means nil. It returns a JSON object with handle, weights, tensors, bytes
+// and files (names).
 func AverageNew(checkpoints string, weights uintptr, n int64) (info string, err error) {
 	defer convert(&err)
 	var folders []string
@@ -64,8 +64,8 @@ func AverageNext(handle int64) (written int64, err error) {
 	return written, checkpointError(err)
 }
 
-// AverageClose calls checkpoint.Average.Close and returns a JSON object of not_finite and
-// first, what the average has found.
+// AverageClose calls checkpoint.Average.Close and returns a JSON object with the average's
+// not_finite and first.
 func AverageClose(handle int64) (found string, err error) {
 	defer convert(&err)
 	a, err := average(handle)
@@ -80,8 +80,8 @@ func AverageClose(handle int64) (found string, err error) {
 	return string(text), err
 }
 
-// CheckpointTensors calls checkpoint.Tensors and returns a JSON list of objects of file,
-// name, dtype and shape.
+// CheckpointTensors calls checkpoint.Tensors and returns a JSON list of objects with file, name,
+// dtype and shape.
 func CheckpointTensors(folder, name string) (tensors string, err error) {
 	defer convert(&err)
 	list, err := checkpoint.Tensors(folder, name)
@@ -92,7 +92,7 @@ func CheckpointTensors(folder, name string) (tensors string, err error) {
 	return string(text), err
 }
 
-// DivideTensors calls checkpoint.Divide; names is a JSON list.
+// DivideTensors calls checkpoint.Divide. names is a JSON list.
 func DivideTensors(path, names string, divisor float64) (ok bool, err error) {
 	defer convert(&err)
 	var list []string

@@ -2,8 +2,8 @@ package bridge
 
 import "github.com/pcrm-project/pcrm/pcrm/prefix"
 
-// PrefixArrange calls prefix.Plan.Arrange on rows of width int64 tokens, and writes the shape of
-// the packed batch to shape, two int64. order, shared and start are rows int64 each.
+// PrefixArrange calls prefix.Plan.Arrange on rows of width int64 tokens. It writes the shape of
+// the packed batch to the two int64 of shape. order, shared and start have rows int64 each.
 func PrefixArrange(rows, width int64, shape, order, shared, start, ids, lengths uintptr, minShared, budget int64) (ok bool, err error) {
 	defer convert(&err)
 	p := prefix.Plan{Order: slice[int64](order, rows), Shared: slice[int64](shared, rows), Start: slice[int64](start, rows)}
@@ -16,8 +16,8 @@ func PrefixArrange(rows, width int64, shape, order, shared, start, ids, lengths 
 	return err == nil, err
 }
 
-// PrefixPack calls prefix.Plan.Pack for what PrefixArrange made. packed, positions and ends are
-// packedRows*packedWidth int64 each, gather is rows*width.
+// PrefixPack calls prefix.Plan.Pack for a plan of PrefixArrange. packed, positions and ends have
+// packedRows*packedWidth int64 each, and gather has rows*width.
 func PrefixPack(rows, width, packedRows, packedWidth int64, packed, positions, ends, gather, order, shared, start, ids, lengths uintptr) (ok bool, err error) {
 	defer convert(&err)
 	p := prefix.Plan{

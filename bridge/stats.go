@@ -18,23 +18,23 @@ func KendallTauB(n int64, x, y uintptr) (tau float64, err error) {
 	return stats.KendallTauB(slice[float64](x, n), slice[float64](y, n))
 }
 
-// Quantiles calls stats.Quantiles on n float64; dst and p are of k float64.
+// Quantiles calls stats.Quantiles on n float64. dst and p have k float64 each.
 func Quantiles(n, k int64, dst, x, p uintptr) (ok bool, err error) {
 	defer convert(&err)
 	err = stats.Quantiles(slice[float64](dst, k), slice[float64](x, n), slice[float64](p, k))
 	return err == nil, err
 }
 
-// Histogram calls stats.Histogram on n float64; dst is of so many int64 as bins.
+// Histogram calls stats.Histogram on n float64. dst has bins int64.
 func Histogram(n, bins int64, dst, x uintptr, low, high float64) (ok bool, err error) {
 	defer convert(&err)
 	err = stats.Histogram(slice[int64](dst, bins), slice[float64](x, n), low, high)
 	return err == nil, err
 }
 
-// Reliability calls stats.Reliability on n float64, or where delta is not 0
-// stats.ReliabilityByLoss, and writes the counts, the confidences, the accuracies and the ends
-// of their intervals to the 50 float64 at dst.
+// Reliability calls stats.Reliability on n float64, or stats.ReliabilityByLoss if delta is not 0.
+// It writes the counts, the confidences, the accuracies and the ends of their intervals to the
+// 50 float64 at dst.
 func Reliability(n int64, dst, margins, delta uintptr) (ok bool, err error) {
 	defer convert(&err)
 	const k = stats.ReliabilityBins
@@ -49,8 +49,8 @@ func Reliability(n int64, dst, margins, delta uintptr) (ok bool, err error) {
 	return true, nil
 }
 
-// CalibrationError calls stats.CalibrationError on n float64 and writes the value and the
-// ends of its interval to the 3 float64 at dst.
+// CalibrationError calls stats.CalibrationError on n float64. It writes the value and the ends
+// of its interval to the three float64 at dst.
 func CalibrationError(n int64, dst, margins uintptr) (ok bool, err error) {
 	defer convert(&err)
 	d := slice[float64](dst, 3)
@@ -75,25 +75,24 @@ func Calibrate(n int64, dst, scores, feature uintptr, method string, alpha, frac
 	return err == nil, err
 }
 
-// Calibrated calls stats.Calibrated on n float64 margins. It returns what Pairs does.
+// Calibrated calls stats.Calibrated on n float64 margins. The result has the format of Pairs.
 func Calibrated(n int64, margins, calibrated uintptr) (estimates string, err error) {
 	defer convert(&err)
 	e, err := stats.Calibrated(slice[float64](margins, n), slice[float64](calibrated, n))
 	return estimated(e, err)
 }
 
-// Pairs calls stats.Pairs on n float64 and returns a JSON object of its estimates, each a
-// list of the value and the ends of its interval; an infinite end is null.
-// difference and delta may be 0.
+// Pairs calls stats.Pairs on n float64. It returns a JSON object with the estimates by key, each
+// a list of the value and the ends of its interval; an infinite end is null. difference and
+// delta may be 0.
 func Pairs(n int64, margins, difference, delta uintptr) (estimates string, err error) {
 	defer convert(&err)
 	e, err := stats.Pairs(slice[float64](margins, n), slice[float64](difference, n), slice[float64](delta, n))
 	return estimated(e, err)
 }
 
-// Rankings calls stats.Rankings on so many float64 points of so many prompts, of which
-// offsets are prompts+1 int64 and spearman and kendall prompts float64. It returns
-// what Pairs does.
+// Rankings calls stats.Rankings on the float64 points of several prompts. offsets has prompts+1
+// int64; spearman and kendall have prompts float64 each. The result has the format of Pairs.
 func Rankings(prompts, points int64, spearman, kendall, scores, ratings, offsets uintptr) (estimates string, err error) {
 	defer convert(&err)
 	e, err := stats.Rankings(slice[float64](spearman, prompts), slice[float64](kendall, prompts),
@@ -101,17 +100,17 @@ func Rankings(prompts, points int64, spearman, kendall, scores, ratings, offsets
 	return estimated(e, err)
 }
 
-// Lengths calls stats.Lengths on so many float64 points of so many units, of which
-// offsets are units+1 int64. It returns what Pairs does.
+// Lengths calls stats.Lengths on the float64 points of several units. offsets has units+1 int64.
+// The result has the format of Pairs.
 func Lengths(units, points int64, scores, lengths, offsets uintptr) (estimates string, err error) {
 	defer convert(&err)
 	e, err := stats.Lengths(slice[float64](scores, points), slice[float64](lengths, points), slice[int64](offsets, units+1))
 	return estimated(e, err)
 }
 
-// BestOfN calls stats.BestOfN on so many float64 points of so many pools, of which
-// offsets are pools+1 int64, and on k int64 counts. It returns a JSON list of what
-// Pairs does, with the number of pools beside each.
+// BestOfN calls stats.BestOfN on the float64 points of several pools and on k int64 counts.
+// offsets has pools+1 int64. It returns a JSON list of objects with pools, the number of pools,
+// and estimates in the format of Pairs.
 func BestOfN(pools, points, k int64, scores, gold, offsets, counts uintptr) (estimates string, err error) {
 	defer convert(&err)
 	p, err := stats.BestOfN(slice[float64](scores, points), slice[float64](gold, points),
@@ -119,7 +118,7 @@ func BestOfN(pools, points, k int64, scores, gold, offsets, counts uintptr) (est
 	return policies(p, err)
 }
 
-// SoftmaxPolicy calls stats.SoftmaxPolicy on what BestOfN takes, but k float64 coefficients.
+// SoftmaxPolicy calls stats.SoftmaxPolicy. The arguments are as in BestOfN, with k float64 coefficients.
 func SoftmaxPolicy(pools, points, k int64, scores, gold, offsets, coefficients uintptr) (estimates string, err error) {
 	defer convert(&err)
 	p, err := stats.SoftmaxPolicy(slice[float64](scores, points), slice[float64](gold, points),
@@ -127,7 +126,7 @@ func SoftmaxPolicy(pools, points, k int64, scores, gold, offsets, coefficients u
 	return policies(p, err)
 }
 
-// Reference calls stats.Reference on what BestOfN takes and returns what Pairs does.
+// Reference calls stats.Reference. The pools are as in BestOfN, and the result has the format of Pairs.
 func Reference(pools, points int64, scores, gold, offsets uintptr) (estimates string, err error) {
 	defer convert(&err)
 	e, err := stats.Reference(slice[float64](scores, points), slice[float64](gold, points), slice[int64](offsets, pools+1))

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Estimates are JSON: a value and two ends, null where one is infinite.
+// Estimates are JSON: a value and two ends, null if an end is infinite.
 func TestStatistics(t *testing.T) {
 	decode := func(text string, err error) (e map[string][]*float64) {
 		t.Helper()
@@ -16,7 +16,7 @@ func TestStatistics(t *testing.T) {
 		require.NoError(t, json.Unmarshal([]byte(text), &e))
 		return e
 	}
-	// A resample of three pairs often has a mean below 0, which no temperature serves.
+	// A resample of three pairs often has a mean below 0, for which no temperature is finite.
 	e := decode(Pairs(3, address([]float64{3, 1, -2}), 0, 0))
 	assert.Equal(t, 2./3, *e["accuracy"][0])
 	require.Len(t, e["temperature"], 3)
@@ -52,11 +52,11 @@ func TestStatistics(t *testing.T) {
 	assert.EqualError(t, err, `ValueError: method must be lowess, uniform or penalty, got "mean"`)
 	e = decode(Calibrated(2, address(score), address([]float64{-1, 1})))
 	assert.Equal(t, 0.5, *e["flip_rate"][0])
-	_, err = Reliability(1, 0, address(bins), 0) // no place for the bins
+	_, err = Reliability(1, 0, address(bins), 0) // no memory for the bins
 	assert.ErrorContains(t, err, "RuntimeError: pcrm: internal error")
 }
 
-// Policies are a JSON list, each with the pools that it is the mean of.
+// Policies are a JSON list. Each has the number of pools that it averages.
 func TestPolicies(t *testing.T) {
 	scores, gold, offsets := []float64{1, 2, 3, 5, 4}, []float64{10, 20, 60, 0, 2}, []int64{0, 3, 5}
 	type point struct {

@@ -1,18 +1,18 @@
 #!/bin/sh
-# Unpacks a CPython of Debian's testing suite, with its headers, into a folder:
+# Unpack a CPython of Debian's testing suite, with its headers, into a folder:
 #
 #     buildtools/debian_python.sh 3.14 build/python3.14
 #     build/python3.14/usr/bin/python3.14 --version
 #
-# It is for a Debian machine whose own suite lacks that version: apt gets a state of its own, and nothing else
-# of the machine changes. The interpreter needs the suite's newer C library, which is unpacked beside it and
-# which patchelf writes into the binary by its path: so the folder cannot be moved.
+# Use this on a Debian machine whose own suite lacks that version. apt gets a separate state, and nothing else
+# on the machine changes. The interpreter needs the suite's newer C library, which is unpacked beside it.
+# patchelf writes the path of that library into the binary, so the folder cannot be moved.
 set -eu
 version=$1 folder=$2
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' 2> /dev/null | head -n 1)
 if [ -z "$mirror" ] || [ ! -f $keyring ]; then
-    echo "no python$version here, and this is not Debian, whose packages have one: install it, as with 'uv python install $version'" >&2
+    echo "python$version is not on PATH, and this script can fetch it only on Debian: install it, for example with 'uv python install $version'" >&2
     exit 1
 fi
 rm -rf "$folder" "$folder.apt"
@@ -35,7 +35,7 @@ APT::Sandbox::User "";
 EOF
 export APT_CONFIG="$apt/apt.conf"
 apt-get update -qq
-# With an empty status these are all packages that they need, the C library among them.
+# With an empty status, apt downloads all dependencies, including the C library.
 apt-get install -qq --download-only --no-install-recommends "python$version" "libpython$version-dev" libstdc++6 > "$apt/install.log"
 mkdir "$folder"
 for package in "$apt"/archives/*.deb; do
@@ -43,10 +43,10 @@ for package in "$apt"/archives/*.deb; do
 done
 libraries=$(dirname "$(find "$folder/usr/lib" -name libc.so.6)")
 loader=$(find "$libraries" -maxdepth 1 -name 'ld-linux-*')
-# --add-needed: what extension modules need of these libraries must not come from the machine.
+# --add-needed: extension modules must not load these libraries from the machine.
 patchelf --set-interpreter "$loader" --force-rpath --set-rpath "$libraries" --add-needed libstdc++.so.6 \
     --add-needed libpthread.so.0 --add-needed libdl.so.2 --add-needed librt.so.1 "$folder/usr/bin/python$version"
-# Debian's pyconfig.h includes another by a path below /usr/include, which no compiler looks for here.
+# Debian's pyconfig.h includes another file by a path below /usr/include, where compilers do not look in this folder.
 cp "$folder/usr/include/$(basename "$libraries")/python$version/pyconfig.h" "$folder/usr/include/python$version/pyconfig.h"
 rm -rf "$apt"
 "$folder/usr/bin/python$version" --version

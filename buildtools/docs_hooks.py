@@ -1,9 +1,11 @@
-"""MkDocs' hook: links from docs/ to other files of the repository lead to the forge, and the tests' comments are left out.
+"""MkDocs hook: point links from docs/ to other files of the repository at the forge, and remove comments for tests.
 
-A page says `../examples/accelerate`, which works on the forge and in an editor; on the site there
-is no such file. One that does not exist in the repository is a warning, which `--strict` makes an error.
+A page links to `../examples/accelerate`. This works on the forge and in an editor, but the site has no
+such file. A link to a file that does not exist in the repository is a warning, which `--strict` turns
+into an error.
 
-`<!-- test: ... -->` and `<!-- notest: ... -->` before a block of code are for tests/project/test_docs.py.
+The comments `<!-- test: ... -->` and `<!-- notest: ... -->` before a code block are for
+tests/project/test_docs.py.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
     def forge(link: re.Match[str]) -> str:
         path = link[1]
         if not (_ROOT / path).exists():
-            _log.warning("%s links to %s, which the repository does not have", page.file.src_uri, path)
+            _log.warning("%s links to %s, which is not in the repository", page.file.src_uri, path)
         return f"]({config.extra['repository']}/{'tree' if (_ROOT / path).is_dir() else 'blob'}/main/{path}"
 
     return _LINK.sub(forge, _NOTE.sub("", markdown))

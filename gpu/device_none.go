@@ -2,7 +2,7 @@
 
 package gpu
 
-// Without cgo there is no way to the driver. See device.go for what these are.
+// Without cgo the driver cannot be called. See device.go for the documentation.
 
 type Device struct{}
 

@@ -23,15 +23,15 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/pcrmtest"
 )
 
-// The tests run in a child of this process, for which libcuda.so.1 is that of
-// testdata/fakecuda: its device memory is Go's, and it runs the code of kernels.cu.
+// The tests run in a child process, whose libcuda.so.1 is that of testdata/fakecuda. Its device memory is
+// Go's memory, and it runs the code of kernels.cu.
 const fakeVariable = "PCRM_TEST_FAKECUDA"
 
-var noFake string // why there is none
+var noFake string // why there is no fake driver
 
 func TestMain(m *testing.M) {
 	if os.Getenv(fakeVariable) != "" {
-		// The plain loop is what we compare with, not its SIMD kernels and their own errors.
+		// Compare with the plain loop, not with SIMD kernels, which have their own errors.
 		if err := pcrm.SetTier("scalar"); err != nil {
 			panic(err)
 		}
@@ -65,8 +65,8 @@ func buildFake(folder string, flags ...string) error {
 	return nil
 }
 
-// command is this test program once more, with the fake driver of that folder; an empty one
-// is for no fake driver.
+// command runs this test program again, with the fake driver of a folder, or without one if folder
+// is empty.
 func command(arguments []string, folder string, variables ...string) *exec.Cmd {
 	c := exec.Command(os.Args[0], arguments...)
 	c.Env = append(os.Environ(), append(variables, fakeVariable+"="+folder, "LD_LIBRARY_PATH="+folder)...)
@@ -90,7 +90,7 @@ func device(t testing.TB, index int) *Device {
 	d, err := Open(index)
 	require.NoError(t, err)
 	kept = nil
-	// Go runs a test anew when a file that it looked at has changed.
+	// Go reruns a test if a file that it read has changed.
 	for _, source := range []string{"kernels.cu", "kernels.h", "pcrm_math.h", "testdata/fakecuda/fakecuda.cpp"} {
 		_, err := os.Stat(source)
 		require.NoError(t, err)
@@ -98,7 +98,7 @@ func device(t testing.TB, index int) *Device {
 	return d
 }
 
-// calls returns what f asked of the driver, one call a line.
+// calls returns the calls of the driver that f makes, one per line.
 func calls(t *testing.T, f func()) []string {
 	log := filepath.Join(t.TempDir(), "log")
 	t.Setenv("FAKECUDA_LOG", log)
@@ -111,7 +111,7 @@ func calls(t *testing.T, f func()) []string {
 
 const guard = 12345.678
 
-// zone is how many guards lie at each side of device memory.
+// zone is the number of guards on each side of device memory.
 const zone = 16
 
 // memory is device memory between guards.
@@ -133,7 +133,7 @@ func (m memory[T]) intact() bool {
 	return true
 }
 
-// kept is what tests have taken the address of: an address alone would not keep it alive.
+// kept holds memory whose address tests use, because an address alone does not keep it alive.
 var kept []any
 
 func addressOf[T any](s []T) uintptr {
@@ -158,7 +158,7 @@ func dtypeOf[F pcrm.Float]() Dtype {
 	return Float64
 }
 
-// result is what a launch wrote.
+// result holds the outputs of a launch.
 type result struct {
 	losses, gradChosen, gradRejected, chosenRewards, rejectedRewards []float64
 }
@@ -171,7 +171,7 @@ func wide[F pcrm.Float](x []F) []float64 {
 	return y
 }
 
-// run gives a launch guarded memory for n scores in so many rows, and returns what it wrote.
+// run launches with guarded memory for n scores in the given number of rows, and returns the outputs.
 func run[F pcrm.Float](t testing.TB, rows, n int, r pcrm.Reduction, launch func(b Batch, chosenRewards, rejectedRewards uintptr) error) result {
 	t.Helper()
 	losses := allocate(1, F(guard))
@@ -197,7 +197,7 @@ func reward[F pcrm.Float](t testing.TB, d *Device, chosen, rejected, delta []F, 
 	})
 }
 
-// The loss by the properties that define it and by golden vectors, in both precisions.
+// The loss against the properties that define it and against golden vectors, in both precisions.
 func TestProperties(t *testing.T) {
 	d := device(t, 0)
 	batch := func(single bool) pcrmtest.Batch {
@@ -232,9 +232,9 @@ func TestProperties(t *testing.T) {
 	}
 }
 
-// precision is eps, the error of one rounding. What separates the device from Go's float64,
-// for the same numbers, is under 10 roundings: the margin and m-delta have one each, exp and
-// log1p up to 2 ulp on a GPU, sums and products half of one. So a loss L may differ by
+// precision holds eps, the error of one rounding. For the same numbers, the device differs from Go's
+// float64 by fewer than 10 roundings: one each for the margin and m-delta, up to 2 ulp for exp and log1p
+// on a GPU, and half an ulp for sums and products. So a loss L may differ by
 // 10 eps (1 + |m| + |m-delta| + |L|), and a gradient, a difference of numbers up to 1, by 10 eps.
 func precision[F pcrm.Float]() float64 {
 	if unsafe.Sizeof(F(0)) == 4 {
@@ -246,7 +246,7 @@ func precision[F pcrm.Float]() float64 {
 // checkPair compares the loss and gradient of one pair with pcrm.PairLoss.
 func checkPair[F pcrm.Float](t testing.TB, chosen, rejected, delta F, smoothing, center, loss, byChosen, byRejected float64) {
 	t.Helper()
-	// The margin as the device has it, rounded to its type.
+	// The margin as computed on the device, rounded to its type.
 	w, l, m, eps := float64(chosen), float64(rejected), float64(chosen-rejected), precision[F]()
 	wantLoss, g := pcrm.PairLoss(m, float64(delta), smoothing)
 	pull := 0.0
@@ -260,8 +260,8 @@ func checkPair[F pcrm.Float](t testing.TB, chosen, rejected, delta F, smoothing,
 	}
 	say := fmt.Sprintf("chosen %v, rejected %v, delta %v, smoothing %v, center %v", chosen, rejected, delta, smoothing, center)
 	same(t, wantLoss, loss, 10*eps*(1+math.Abs(m)+over+math.Abs(wantLoss)), "loss: "+say, float64(maxOf[F]()))
-	// m-delta is rounded by at most eps |m-delta|, and |x| exp(-|x|) <= 1/e bounds what a
-	// sigmoid makes of that.
+	// The rounding error of m-delta is at most eps |m-delta|, and |x| exp(-|x|) <= 1/e bounds its
+	// effect on a sigmoid.
 	tolerance := 11*eps + 3*eps*math.Abs(pull)
 	same(t, g+pull, byChosen, tolerance, "gradient by chosen: "+say, float64(maxOf[F]()))
 	same(t, pull-g, byRejected, tolerance, "gradient by rejected: "+say, float64(maxOf[F]()))
@@ -274,8 +274,8 @@ func maxOf[F pcrm.Float]() float64 {
 	return math.MaxFloat64
 }
 
-// same wants NaN for NaN, infinity for infinity and for what lies beyond the type, and
-// numbers within the tolerance.
+// same checks that NaN matches NaN, that infinity matches infinity and values beyond the type, and that
+// other numbers are within the tolerance.
 func same(t testing.TB, want, got, tolerance float64, say string, most float64) {
 	t.Helper()
 	switch {
@@ -334,7 +334,7 @@ func constraints(r *rand.Rand, n int) []float64 {
 	return x
 }
 
-// Every number of blocks and of threads in the last one, with each reduction.
+// Every number of blocks, and of threads in the last block, with each reduction.
 func testSizes[F pcrm.Float](t *testing.T) {
 	d := device(t, 0)
 	r := rand.New(rand.NewPCG(1, 2))
@@ -349,7 +349,7 @@ func testSizes[F pcrm.Float](t *testing.T) {
 		eps := precision[F]()
 		for reduction, scale := range map[pcrm.Reduction]float64{pcrm.Mean: 1 / float64(n), pcrm.Sum: 1} {
 			got := reward(t, d, chosen, rejected, delta, 0.1, 0.01, reduction)
-			// Each loss was rounded when it was written, their sum is once; n roundings in float64.
+			// Each loss is rounded when written, the sum is rounded once, and there are n roundings in float64.
 			assert.InEpsilon(t, total*scale, got.losses[0], 2*eps+float64(n)*0x1p-53, "n %d", n)
 			for i := range n {
 				assert.InDelta(t, each.gradChosen[i]*scale, got.gradChosen[i], 2*eps*scale*math.Abs(each.gradChosen[i]), "n %d, %d", n, i)
@@ -384,7 +384,7 @@ func testDPO[F pcrm.Float](t *testing.T) {
 			b.Chosen, b.Rejected, b.Delta, b.LabelSmoothing = strided(columns[0]), strided(columns[1]), strided(delta), smoothing
 			return d.DPOLoss(0, dtypeOf[F](), b, strided(columns[2]), strided(columns[3]), chosenRewards, rejectedRewards, beta)
 		})
-		// Go's own in float64, of the same numbers.
+		// Go's results in float64 for the same numbers.
 		var exact [5][]float64
 		for i := range exact {
 			exact[i] = make([]float64, n)
@@ -394,8 +394,8 @@ func testDPO[F pcrm.Float](t *testing.T) {
 		require.NoError(t, err)
 		eps := precision[F]()
 		for i := range n {
-			// The difference of differences is rounded three times, beta and the product once:
-			// an error of the argument, by which the loss changes at most as much.
+			// The difference of differences is rounded three times, beta and the product once. This is
+			// an error of the argument, and the loss changes by at most as much.
 			argument := 4 * eps * (math.Abs(exact[3][i]) + math.Abs(exact[4][i]))
 			m := exact[3][i] - exact[4][i]
 			assert.InDelta(t, exact[0][i], got.losses[i], argument+10*eps*(1+2*math.Abs(m)+math.Abs(exact[0][i])+finiteOr0(delta[i])), "loss %d", i)
@@ -414,14 +414,14 @@ func finiteOr0[F pcrm.Float](x F) float64 {
 	return float64(x)
 }
 
-// tokenRows are rows of ids of all kinds: a common prompt, which may have the pad's id in
-// it, a first difference anywhere, responses of any length, rows without a difference.
+// tokenRows returns rows of ids of all kinds: with a common prompt that may contain the padding id, a
+// first difference anywhere, responses of any length, and without a difference.
 func tokenRows(r *rand.Rand, rows, width int) (chosen, rejected []int64) {
 	for range rows {
 		w, l := make([]int64, width), make([]int64, width)
 		prompt := r.IntN(width + 1)
 		for i := range width {
-			w[i] = int64(r.IntN(6)) // 0 is the pad
+			w[i] = int64(r.IntN(6)) // 0 is the padding id
 			if l[i] = w[i]; i >= prompt {
 				l[i] = int64(r.IntN(6))
 			}
@@ -449,7 +449,7 @@ func testToken[F pcrm.Float](t *testing.T) {
 		for _, short := range []bool{false, true} {
 			ids, otherIDs := tokenRows(r, rows, width)
 			chosen, rejected, delta := to[F](randoms(r, rows*width, 3)), to[F](randoms(r, rows*width, 3)), to[F](constraints(r, rows))
-			for i := range rows { // what is outside the span is not looked at
+			for i := range rows { // values outside the span are ignored
 				start, end := pcrm.Span(ids[i*width:(i+1)*width], otherIDs[i*width:(i+1)*width], 0)
 				for j := range width {
 					if j < start || j >= end {
@@ -461,7 +461,7 @@ func testToken[F pcrm.Float](t *testing.T) {
 				ChosenIDs:   IDs{addressOf(ids), 8, int64(width), 1},
 				RejectedIDs: IDs{addressOf(otherIDs), 8, int64(width), 1}}
 			narrow := make([]int32, len(ids))
-			if short { // one of the two as int32
+			if short { // one of the two has int32
 				for i, id := range ids {
 					narrow[i] = int32(id)
 				}
@@ -480,7 +480,7 @@ func testToken[F pcrm.Float](t *testing.T) {
 			require.NoError(t, err)
 			eps := precision[F]()
 			for i := range rows {
-				// Margins are at most 30 here and so is delta: see precision.
+				// Margins and delta are at most 30 here; see precision.
 				assert.InDelta(t, losses[i], got.losses[i], 10*eps*(1+80+losses[i]), "shape %v, row %d", shape, i)
 			}
 			for i := range gradChosen {
@@ -497,7 +497,7 @@ func testToken[F pcrm.Float](t *testing.T) {
 	}
 }
 
-// The ends of the two responses lie far apart, and neither has a pad after it.
+// The ends of the two responses are far apart, and neither is followed by padding.
 func TestFarEnds(t *testing.T) {
 	d := device(t, 0)
 	const width = 9000
@@ -519,7 +519,7 @@ func TestFarEnds(t *testing.T) {
 	}
 }
 
-// Inputs as a view of something larger, transposed, or one number for all.
+// Inputs that are a view of a larger array, transposed, or one number for all rows.
 func TestStrides(t *testing.T) {
 	d := device(t, 0)
 	r := rand.New(rand.NewPCG(7, 8))
@@ -555,7 +555,7 @@ func TestStrides(t *testing.T) {
 	}
 	compute := func(tok Tokens) result {
 		return run[float64](t, rows, rows*width, pcrm.Mean, func(b Batch, _, _ uintptr) error {
-			// A score a row for rejected: its step is 0.
+			// One score per row for rejected: its step is 0.
 			b.Chosen, b.Rejected, b.Delta = Strided{addressOf(chosen), int64(width)}, Strided{addressOf(rejected), 1}, Strided{addressOf(delta), 0}
 			return d.TokenLoss(0, Float64, b, tok)
 		})
@@ -564,7 +564,7 @@ func TestStrides(t *testing.T) {
 	assert.Equal(t, compute(tokens(ids, otherIDs, int64(width), 1)), compute(tokens(byColumn, otherByColumn, 1, int64(rows))))
 }
 
-// The 16-bit types: every value that can be read, and what is written against float64.
+// The 16-bit types: reading every value, and writing compared with float64.
 func TestHalfTypes(t *testing.T) {
 	d := device(t, 0)
 	const n = 1 << 16
@@ -575,7 +575,7 @@ func TestHalfTypes(t *testing.T) {
 	zeros, delta := make([]uint16, n), slices.Repeat([]float32{1}, n)
 	for _, half := range []struct {
 		dtype                Dtype
-		fraction, bias, most int // bits of the fraction, of the exponent its bias and its most
+		fraction, bias, most int // the bits of the fraction, and the bias and maximum of the exponent
 	}{{BFloat16, 7, 127, 255}, {Float16, 10, 15, 31}} {
 		value := func(b uint16) float64 {
 			exponent, fraction := int(b)>>half.fraction&half.most, float64(int(b)&(1<<half.fraction-1))/float64(int(1)<<half.fraction)
@@ -592,7 +592,7 @@ func TestHalfTypes(t *testing.T) {
 			}
 			return v * float64(1-2*int(b>>15))
 		}
-		// With beta 1 and no reference the implicit rewards are what was read.
+		// With beta 1 and a reference of 0, the implicit rewards are the values that were read.
 		read := run[float32](t, n, n, pcrm.None, func(b Batch, chosenRewards, rejectedRewards uintptr) error {
 			b.Chosen, b.Rejected, b.Delta = strided(bits), strided(zeros), strided(delta)
 			return d.DPOLoss(0, half.dtype, b, strided(zeros), strided(zeros), chosenRewards, rejectedRewards, 1)
@@ -601,11 +601,11 @@ func TestHalfTypes(t *testing.T) {
 			want := value(uint16(i))
 			require.True(t, x == want || x != x && want != want, "dtype %v, bits %#x: read %v, want %v", half.dtype, i, x, want)
 		}
-		// Written: each value, what lies half way to the next and just beside it.
+		// Write each value, the number halfway to the next value, and its neighbors.
 		var numbers []float32
 		for i := range uint16(1<<15 - 1) {
 			a, b := value(i), value(i+1)
-			if b-b != 0 { // above the largest, as if the next were finite
+			if b-b != 0 { // above the largest, as if the next value were finite
 				b = math.Ldexp(1, half.most-half.bias)
 			}
 			if a-a != 0 {
@@ -631,10 +631,10 @@ func TestHalfTypes(t *testing.T) {
 				require.True(t, got != got, "dtype %v: wrote %v for NaN", half.dtype, got)
 				continue
 			}
-			// The nearest, ties to even: no neighbour is nearer, and none as near is even.
+			// Round to nearest, ties to even: no neighbor is nearer, and no equally near one is even.
 			distance := func(b uint16) float64 {
 				v := value(b)
-				if math.IsInf(v, 0) { // rounds as if its number were 2^max
+				if math.IsInf(v, 0) { // rounded as if its value were 2^max
 					v = math.Copysign(math.Ldexp(1, half.most-half.bias), v)
 				}
 				return math.Abs(v - float64(x))
@@ -656,7 +656,7 @@ func TestHalfTypes(t *testing.T) {
 	}
 }
 
-// A batch of 16-bit scores is that of the same numbers in float32, with a gradient in float32.
+// A batch of 16-bit scores gives the results of the same numbers in float32, with a gradient in float32.
 func TestHalfBatches(t *testing.T) {
 	d := device(t, 0)
 	r := rand.New(rand.NewPCG(9, 10))
@@ -717,7 +717,7 @@ func TestScale(t *testing.T) {
 	}
 }
 
-// No gradients are wanted: none are written.
+// Without destinations, no gradients are written.
 func TestNoGradient(t *testing.T) {
 	d := device(t, 0)
 	chosen, rejected, delta := []float64{1, 2}, []float64{0, 3}, []float64{4.5, 4.5}
@@ -731,7 +731,7 @@ func TestNoGradient(t *testing.T) {
 	assert.Equal(t, []float64{guard, guard, guard, guard}, append(got.gradChosen, got.gradRejected...))
 }
 
-// What a launch asks of the driver: its own context, the caller's stream, one kernel or two.
+// The driver calls of a launch: its own context, the caller's stream, one kernel or two.
 func TestLaunches(t *testing.T) {
 	d := device(t, 1)
 	launch := func(n int, reduction pcrm.Reduction) []string {
@@ -758,7 +758,7 @@ func TestLaunches(t *testing.T) {
 
 func first(a, _ int64) int64 { return a }
 
-// Opening: once a device, all kernels at once, and nothing of it before the first call.
+// Each device is opened once, with all kernels at once, and not before the first call.
 func TestOpen(t *testing.T) {
 	if noFake != "" {
 		t.Skip(noFake)
@@ -795,7 +795,7 @@ func TestOpen(t *testing.T) {
 	assert.EqualError(t, err, "device must be the index of one of the 2 devices, got -1")
 }
 
-// Every way in which there can be no device, each in a process of its own.
+// All reasons for a missing device, each in its own process.
 func TestErrors(t *testing.T) {
 	if noFake != "" {
 		t.Skip(noFake)
@@ -854,7 +854,7 @@ func TestErrors(t *testing.T) {
 			}
 			assert.Regexp(t, "^"+s.want, string(found[1]))
 			assert.Equal(t, !s.probe, strings.Contains(string(out), "PROBE <nil>"), "%s", out)
-			// Whatever failed, the context that was current is so again.
+			// After any failure the previous context is current again.
 			text, _ := os.ReadFile(log)
 			if name != "push" {
 				assert.Equal(t, strings.Count(string(text), "cuCtxPushCurrent"), strings.Count(string(text), "cuCtxPopCurrent"), "%s", text)

@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* The ABI of libcuda.so.1, in our own words: no header of CUDA's is needed to build. Each
- * entry is a function's name in the library, and what it takes. */
+/* The ABI of libcuda.so.1, declared here so that the build needs no CUDA header. Each entry is
+ * the name of a function in the library with its parameters. */
 #define FUNCTIONS(X)                                                                                             \
     X(cuInit, (unsigned flags))                                                                                  \
     X(cuDriverGetVersion, (int *version))                                                                        \
@@ -37,7 +37,7 @@ static struct {
 #define KERNEL_NAME(form, type, storage, compute) "pcrm_" #form "_" #type,
 static const char *const kernel_names[] = {PCRM_KERNELS(KERNEL_NAME)};
 
-/* Return the code of a call that fails, and its name. */
+/* If a call fails, return its code and set *call to its name. */
 #define TRY(function, ...)                       \
     do {                                         \
         *call = #function;                       \
@@ -88,8 +88,8 @@ static int load_module(const char *ptx, CUfunction *kernels, char *log, int size
     int options[] = {JIT_ERROR_LOG_BUFFER, JIT_ERROR_LOG_SIZE};
     void *values[] = {log, (void *)(size_t)size};
     TRY(cuModuleLoadDataEx, &module, ptx, 2, options, values);
-    /* All of them now: with lazy loading a function is loaded when it is first asked for,
-     * which must not be while a graph is captured. */
+    /* Get all functions now. With lazy loading, a function is loaded when it is first requested,
+     * and this must not happen while a graph is captured. */
     for (int i = 0; i < PCRM_KERNEL_COUNT; i++) TRY(cuModuleGetFunction, &kernels[i], module, kernel_names[i]);
     return 0;
 }
@@ -103,7 +103,7 @@ int pcrm_driver_load(int device, const char *ptx, CUcontext *context, CUfunction
     TRY(cuCtxPushCurrent_v2, *context);
     const int failed = load_module(ptx, kernels, log, size, call);
     if (failed) {
-        cuda.cuCtxPopCurrent_v2(&ignored); /* *call names what came first */
+        cuda.cuCtxPopCurrent_v2(&ignored); /* *call keeps the name of the first failure */
         return failed;
     }
     TRY(cuCtxPopCurrent_v2, &ignored);

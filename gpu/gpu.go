@@ -1,25 +1,25 @@
 // Package gpu computes the losses of package pcrm on CUDA devices: the same formulas, with
 // loss and gradient in one launch on the caller's stream.
 //
-// It needs no toolkit, neither to build nor to run. The kernels are PTX, which is embedded
-// and which the driver compiles when a device is first opened; libcuda.so.1 is looked for at
-// the first [Open] or [Probe] and never before, so that a process that has only imported this
-// package may fork. A machine without it gets an [*Unavailable] error, as does a build
-// without cgo or for another system than Linux.
+// Neither building nor running needs a CUDA toolkit. The kernels are embedded as PTX, which the
+// driver compiles when a device is first opened. libcuda.so.1 is loaded at the first [Open] or
+// [Probe] and never before, so a process that has only imported this package may fork. Without
+// the library, functions return an [*Unavailable] error, as they do in a build without cgo or
+// for a system other than Linux.
 //
-// All memory is the caller's and is named by its address on the device. A call queues its
-// work on a stream of the device's primary context, which is the one that torch and CUDA's
-// runtime use, and returns: it waits for nothing, allocates nothing and leaves the calling
-// thread's current context as it was. So it may be captured in a CUDA graph, if the device
-// was opened before.
+// All memory belongs to the caller and is passed by its address on the device. A call queues
+// its work on a stream of the device's primary context, the one that torch and the CUDA runtime
+// use, and returns. It does not wait, does not allocate, and restores the calling thread's
+// current context. A call may therefore be captured in a CUDA graph, if the device was opened
+// before.
 //
 // # Rounding
 //
-// float32, bfloat16 and float16 are computed in float32, float64 in float64. The losses of a
-// batch are added in float64 in an order that depends on its shape alone, so that a result
-// has the same bits at each call. Values of delta and of the scores are not looked at, which
-// would stall the device: a delta that is not greater than 0 is no error here. NaN and
-// infinite scores give what pcrm.PairLoss says.
+// float32, bfloat16 and float16 are computed in float32, and float64 in float64. The losses of
+// a batch are added in float64 in an order that depends only on its shape, so repeated calls
+// give the same bits. The values of delta and of the scores are not checked, because this would
+// stall the device: a delta that is not greater than 0 is not an error here. NaN and infinite
+// scores give the results that pcrm.PairLoss documents.
 package gpu
 
 import (
@@ -34,20 +34,20 @@ import (
 //go:embed kernels.ptx
 var ptx string
 
-// leastVersion is the CUDA version of the first driver that takes PTX 8.1: 12.1, driver 530.
+// leastVersion is the CUDA version of the first driver that accepts PTX 8.1: 12.1, driver 530.
 const leastVersion = 12010
 
-// leastCapability is the compute capability that the PTX is for, 7.0.
+// leastCapability is the compute capability for which the PTX is compiled, 7.0.
 const leastCapability = 70
 
-// PTXVersion returns the version of PTX of the embedded kernels, "8.1".
+// PTXVersion returns the PTX version of the embedded kernels, "8.1".
 func PTXVersion() string {
 	_, rest, _ := strings.Cut(ptx, "\n.version ")
 	version, _, _ := strings.Cut(rest, "\n")
 	return version
 }
 
-// Dtype is how scores and log probabilities lie in memory.
+// Dtype is the type of scores and log probabilities in memory.
 type Dtype int
 
 const (
@@ -57,18 +57,19 @@ const (
 	Float16
 )
 
-// Partials is how many float64 the memory at [Batch.Partials] must have room for: the most
-// blocks that a launch has. They fill any device, and one more block can add them up.
+// Partials is the number of float64 for which the memory at [Batch.Partials] must have room. It
+// is the greatest number of blocks of a launch, which is enough to fill any device; one more
+// block can add up their sums.
 const Partials = 1024
 
-// Strided is an input of one element a row: element i lies Stride*i elements after the
-// address. A stride of 0 gives all rows the same.
+// Strided is an input with one element per row. Element i is Stride*i elements after the
+// address. With a stride of 0, all rows share one element.
 type Strided struct {
 	Address uintptr
 	Stride  int64
 }
 
-// Batch is what all forms of the loss have in common. The types of the elements are:
+// Batch holds the arguments that all forms of the loss share. The types of the elements are:
 //
 //	Chosen, Rejected        the Dtype
 //	Delta, Loss, Grad*      float64 for Float64, else float32
@@ -79,12 +80,12 @@ type Batch struct {
 	// Loss is one element for [pcrm.Mean] and [pcrm.Sum], and Rows for [pcrm.None].
 	Loss uintptr
 
-	// GradChosen and GradRejected get the gradient, contiguous, in the shape of the scores;
-	// both may be 0 where none is wanted.
+	// GradChosen and GradRejected receive the gradient, contiguous, in the shape of the scores.
+	// Both may be 0 if no gradient is needed.
 	GradChosen, GradRejected uintptr
 
-	// Partials has room for [Partials] elements, for what a launch of several blocks must
-	// leave for the second. Not needed for [pcrm.None].
+	// Partials has room for [Partials] elements, in which a launch of several blocks leaves its
+	// sums for a second launch. It is not needed for [pcrm.None].
 	Partials uintptr
 
 	Chosen, Rejected, Delta Strided
@@ -93,10 +94,10 @@ type Batch struct {
 	LabelSmoothing float64 // in [0, 0.5)
 }
 
-// Tokens is what the token form has beside [Batch], whose Chosen and Rejected then have a
-// stride from row to row. Steps go from position to position.
+// Tokens holds the arguments of the token form in addition to [Batch], whose Chosen and Rejected
+// then have a stride from row to row. Steps go from position to position.
 type Tokens struct {
-	Width                    int64 // positions of a row, at least 1 and less than 2^31
+	Width                    int64 // positions per row, at least 1 and less than 2^31
 	ChosenStep, RejectedStep int64
 	ChosenIDs, RejectedIDs   IDs
 	PadToken                 int64
@@ -108,12 +109,12 @@ type IDs struct {
 	Size, Stride, Step int64
 }
 
-// Unavailable is the error of a machine that cannot run the kernels, with the reason.
+// Unavailable is the error on a machine that cannot run the kernels. It gives the reason.
 type Unavailable struct{ Reason string }
 
 func (e *Unavailable) Error() string { return e.Reason }
 
-// Error is a call of CUDA's driver that failed, with CUDA's own name and text.
+// Error is a failed call of the CUDA driver, with CUDA's own error name and text.
 type Error struct {
 	Call, Name, Text string
 	Code             int

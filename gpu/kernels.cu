@@ -1,8 +1,8 @@
-// The losses on the device. `make ptx` compiles this to kernels.ptx; the tests also compile
-// it for the host, with threads that take turns (testdata/fakecuda).
+// The losses on the device. `make ptx` compiles this file to kernels.ptx. The tests also compile
+// it for the host, where threads run in turn (testdata/fakecuda).
 //
-// A launch reads the scores once and writes loss and gradient. Sums are made in float64, in
-// an order that depends on the batch alone.
+// A launch reads the scores once and writes the loss and the gradient. Sums are computed in
+// float64, in an order that depends only on the batch.
 
 #include "kernels.h"
 #include "pcrm_math.h"
@@ -14,8 +14,8 @@ __device__ T *at(pcrm_address address) {
     return (T *)address;
 }
 
-// The sum over the block of what its threads bring, for all of them. Called by all, and the
-// block is whole warps.
+// Returns to all threads the sum of x over the block. All threads must call it, and the block must
+// consist of whole warps.
 __device__ double block_sum(double x) {
     __shared__ double sums[32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
@@ -24,11 +24,11 @@ __device__ double block_sum(double x) {
     __syncthreads();
     x = lane < warps ? sums[lane] : 0;
     for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
-    __syncthreads();  // the next call writes sums again
+    __syncthreads();  // the next call overwrites sums
     return x;
 }
 
-// What becomes of the sum of a block's losses.
+// Writes the sum of a block's losses.
 template <typename C>
 __device__ void finish(const pcrm_common &a, double sum) {
     if (!a.sum || threadIdx.x != 0) return;
@@ -39,8 +39,8 @@ __device__ void finish(const pcrm_common &a, double sum) {
     }
 }
 
-// The rows of all forms but the token form, PCRM_ITEMS a thread: load(k, row) for all of them,
-// then use(k, row), which returns the loss.
+// Processes the rows of all forms other than the token form, PCRM_ITEMS per thread at a time. Calls
+// load(k, row) for all of them, then use(k, row), which returns the loss.
 template <typename C, typename Load, typename Use>
 __device__ void each_row(const pcrm_common &a, Load load, Use use) {
     const pcrm_int tile = (pcrm_int)blockDim.x * PCRM_ITEMS;
@@ -127,8 +127,8 @@ struct two {
     int first, second;
 };
 
-// The first positions in [from, to) where bit 0 and where bit 1 of found(position) is set;
-// `to` where none is. Called by the whole block.
+// Returns the first positions in [from, to) where bit 0 and bit 1 of found(position) are set, or
+// `to` if there is none. The whole block must call it.
 template <typename Found>
 __device__ two first_of_two(int from, int to, Found found) {
     __shared__ int least[2];
@@ -137,7 +137,7 @@ __device__ two first_of_two(int from, int to, Found found) {
          base += (int)blockDim.x * PCRM_ITEMS) {
         int bits[PCRM_ITEMS];
 #pragma unroll
-        for (int k = 0; k < PCRM_ITEMS; k++) {  // a load at the last position, where it is one too many
+        for (int k = 0; k < PCRM_ITEMS; k++) {  // beyond the end, load the last position instead
             const pcrm_int t = base + (pcrm_int)k * blockDim.x + threadIdx.x;
             bits[k] = found(t < to ? (int)t : to - 1);
         }
@@ -152,7 +152,7 @@ __device__ two first_of_two(int from, int to, Found found) {
         __syncthreads();
         if (result.first == to) result.first = least[0];
         if (result.second == to) result.second = least[1];
-        __syncthreads();  // the next turn writes least again
+        __syncthreads();  // the next iteration overwrites least
     }
     return result;
 }
@@ -161,7 +161,7 @@ __device__ long long id_at(pcrm_address ids, pcrm_int size, pcrm_int offset) {
     return size == 8 ? at<const long long>(ids)[offset] : at<const int>(ids)[offset];
 }
 
-// A block a row.
+// Each block processes one row at a time.
 template <typename S, typename C>
 __device__ void token(const pcrm_token_args &args) {
     const pcrm_common &a = args.common;
@@ -232,7 +232,7 @@ __device__ void sum(const pcrm_sum_args &args) {
 template <typename S, typename C>
 __device__ void scale(const pcrm_scale_args &args) {
     const pcrm_int step = (pcrm_int)gridDim.x * blockDim.x;
-    // chosen may be grad_chosen, and the same of the other: an element is read before it is written.
+    // chosen may be grad_chosen, and rejected grad_rejected: each element is read before it is written.
     for (pcrm_int i = (pcrm_int)blockIdx.x * blockDim.x + threadIdx.x; i < args.count; i += step) {
         const pcrm_int row = args.incoming_stride == 0 ? 0 : i / args.width;
         const C factor = at<C>(args.incoming)[row * args.incoming_stride];

@@ -1,25 +1,25 @@
-/* What the kernels take: C that the kernels, their launcher and the tests' driver share.
+/* The arguments of the kernels, in C that the kernels, their launcher and the tests' driver share.
  *
- * Addresses are of the device's memory; 0 is none. Strides count elements. Scores, log
- * probabilities and token ids may lie with any stride; what is written is contiguous. */
+ * Addresses refer to device memory; 0 means none. Strides count elements. Scores, log
+ * probabilities and token ids may have any stride. Outputs are contiguous. */
 #ifndef PCRM_KERNELS_H
 #define PCRM_KERNELS_H
 
 typedef unsigned long long pcrm_address;
 typedef long long pcrm_int;
 
-/* How scores lie in memory: in the order of gpu.Dtype, of CUDA_CODES in Python and of the
+/* The types of scores in memory, in the order of gpu.Dtype, of CUDA_CODES in Python and of the
  * kernels of each form in PCRM_KERNELS. */
 enum { PCRM_FLOAT32, PCRM_FLOAT64, PCRM_BFLOAT16, PCRM_FLOAT16 };
 
-/* Threads of a block at most. Each does PCRM_ITEMS elements in turn, whose loads are under
- * way at once. */
+/* The maximum number of threads per block. Each thread processes PCRM_ITEMS elements at a time,
+ * whose loads overlap. */
 #define PCRM_THREADS 1024
 #define PCRM_ITEMS 4
 
-/* What all forms have. In them `scale` multiplies the gradients and the total. Where
- * `sum` is 0, loss is an element a row; else it is one element, which a launch of one block
- * writes itself, while those of more leave their sums in `partials` for pcrm_sum. */
+/* The arguments of all forms. `scale` multiplies the gradients and the total. If `sum` is 0, loss
+ * has one element per row. Otherwise it is a single element. A launch of one block writes it
+ * directly; the blocks of a larger launch leave their sums in `partials` for pcrm_sum. */
 typedef struct {
     pcrm_int rows, sum;
     pcrm_address loss, grad_chosen, grad_rejected, partials;
@@ -55,14 +55,14 @@ typedef struct {
     double scale;
 } pcrm_sum_args;
 
-/* gradient * incoming, for both gradients. An incoming element serves `width` elements. */
+/* gradient * incoming, for both gradients. Each incoming element applies to `width` elements. */
 typedef struct {
     pcrm_int count, width;
     pcrm_address chosen, rejected, grad_chosen, grad_rejected, incoming;
     pcrm_int incoming_stride;
 } pcrm_scale_args;
 
-/* Each kernel: its name, its arguments, how the scores lie in memory, what computes. */
+/* Each kernel: its form, its dtype, the type of scores in memory, the computing type. */
 #define PCRM_KERNELS(X)                                     \
     X(pair, float32, float, float)                          \
     X(pair, float64, double, double)                        \

@@ -1,7 +1,7 @@
-/* The mathematics of one element, for the device and, in the tests, for the host: package
- * pcrm documents it (PairLoss, RewardLoss, DPOLoss), and this is that code for C++.
+/* The mathematics of one element, for the device and, in the tests, for the host. This is the C++
+ * version of the functions that package pcrm documents (PairLoss, RewardLoss, DPOLoss).
  *
- * Everything is a template over the type T that it is computed in, float or double.
+ * All functions are templates over the computing type T, float or double.
  */
 #ifndef PCRM_MATH_H
 #define PCRM_MATH_H
@@ -10,7 +10,7 @@
 
 #ifdef __CUDACC_RTC__
 #define PCRM_HD __host__ __device__ inline
-#define PCRM_CALL __noinline__ /* long, as float64's are: once is enough */
+#define PCRM_CALL __noinline__ /* the float64 versions are long, so they are not inlined */
 #else
 #include <math.h>
 #include <string.h>
@@ -42,7 +42,7 @@ struct pcrm_pair {
     T loss, grad;
 };
 
-/* The loss of one pair and its derivative by the margin:
+/* The loss of one pair and its derivative with respect to the margin:
  *
  *   finite delta:  L = softplus(-m) + softplus(m-delta) + e*delta
  *                  g = sigmoid(m-delta) - sigmoid(-m)
@@ -54,10 +54,10 @@ template <typename T>
 PCRM_HD pcrm_pair<T> pcrm_pair_loss(T margin, T delta, T smoothing) {
     const T one = 1;
     const bool constrained = !(delta > 0 && delta - delta != 0); /* inf - inf is NaN, which differs from 0 */
-    const T over = margin - delta;                               /* how far the margin is over its ceiling */
+    const T over = margin - delta;                               /* how far the margin exceeds its ceiling */
     /* With u = exp(-|x|), softplus(x) = max(x, 0) + log1p(u) and sigmoid(-|x|) = u/(1+u):
-     * no overflow, and both tails keep their relative precision. Where delta is infinite the
-     * second term has v = 0, and what else it has is left out. */
+     * nothing overflows, and both tails keep their relative precision. If delta is infinite,
+     * the second term has v = 0, and its other parts are omitted. */
     const T u = pcrm_exp(-pcrm_abs(margin)), v = constrained ? pcrm_exp(-pcrm_abs(over)) : 0;
     pcrm_pair<T> r = {pcrm_log1p(u) + pcrm_log1p(v), -(margin > 0 ? u : one) / (one + u)};
     if (constrained) {
@@ -67,7 +67,7 @@ PCRM_HD pcrm_pair<T> pcrm_pair_loss(T margin, T delta, T smoothing) {
         if (!(margin > 0)) r.loss -= margin;
     } else {
         r.grad += smoothing;
-        /* The two linear parts apart, as inf - inf would be NaN. */
+        /* Separate branches for the two linear parts: inf - inf would be NaN. */
         if (!(margin > 0)) {
             r.loss -= (one - smoothing) * margin;
         } else if (smoothing != 0) {
@@ -77,7 +77,7 @@ PCRM_HD pcrm_pair<T> pcrm_pair_loss(T margin, T delta, T smoothing) {
     return r;
 }
 
-/* The pair loss of two scores with its gradient by both, and c (w + l)^2 for centering. */
+/* The pair loss of two scores with c (w + l)^2 for centering, and its gradient with respect to both. */
 template <typename T>
 struct pcrm_scored {
     T loss, by_chosen, by_rejected;
@@ -96,7 +96,7 @@ PCRM_HD pcrm_scored<T> pcrm_reward_loss(T chosen, T rejected, T delta, T smoothi
     return r;
 }
 
-/* The pair loss of the implicit rewards, which it returns too. */
+/* The pair loss of the implicit rewards, with its gradient and the rewards. */
 template <typename T>
 struct pcrm_implicit {
     T loss, by_chosen, by_rejected, chosen_reward, rejected_reward;
@@ -111,8 +111,8 @@ PCRM_HD pcrm_implicit<T> pcrm_dpo_loss(T chosen, T rejected, T reference_chosen,
     return r;
 }
 
-/* How scores lie in memory. The two 16-bit types are converted with integers: no header of
- * CUDA's is needed, and the host does what the device does. */
+/* The types of scores in memory. The two 16-bit types are converted with integer operations. This
+ * needs no CUDA header, and the host computes the same as the device. */
 struct pcrm_bfloat16 {
     unsigned short bits;
 };
@@ -125,8 +125,8 @@ PCRM_HD double pcrm_load(double x) { return x; }
 PCRM_HD float pcrm_load(pcrm_bfloat16 x) { return pcrm_of_bits((unsigned)x.bits << 16); }
 
 PCRM_HD float pcrm_load(pcrm_float16 x) {
-    /* The exponent and the 10 bits under it, moved to their place in a float32, are the
-     * number times 2^(15-127); infinity and NaN have all exponent bits set in both. */
+    /* Moved to their places in a float32, the exponent and the 10 bits of the fraction give the
+     * number times 2^(15-127). Infinity and NaN have all exponent bits set in both formats. */
     const unsigned sign = (x.bits & 0x8000u) << 16, rest = (x.bits & 0x7fffu) << 13;
     const float scaled = pcrm_of_bits(rest) * 0x1p112f;
     return pcrm_of_bits(sign | (rest >= 0x0f800000u ? rest | 0x7f800000u : pcrm_bits(scaled)));
@@ -137,7 +137,7 @@ PCRM_HD void pcrm_store(double *to, double x) { *to = x; }
 
 PCRM_HD void pcrm_store(pcrm_bfloat16 *to, float x) {
     const unsigned bits = pcrm_bits(x);
-    /* To nearest, ties to even: 0x7fff is half a unit less one, and an odd unit adds that one. */
+    /* Round to nearest, ties to even: 0x7fff is one less than half a unit, and an odd unit adds 1. */
     to->bits = x != x ? (unsigned short)(bits >> 16 | 0x40) : (unsigned short)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
 }
 
@@ -147,10 +147,10 @@ PCRM_HD void pcrm_store(pcrm_float16 *to, float x) {
     if (size > 0x7f800000u) {
         rest = 0x7e00; /* NaN */
     } else if (size >= 0x477ff000u) {
-        rest = 0x7c00; /* 65520, half way to 65536, and all above round to infinity */
+        rest = 0x7c00; /* 65520, halfway to 65536, and everything above round to infinity */
     } else if (size < 0x38800000u) {
-        /* Under 2^-14 float16 has units of 2^-24, which are those of a float32 in [0.5, 1):
-         * the addition rounds. */
+        /* Below 2^-14 the unit of float16 is 2^-24, as for a float32 in [0.5, 1), so the
+         * addition rounds correctly. */
         rest = (unsigned short)(pcrm_bits(pcrm_of_bits(size) + 0.5f) - 0x3f000000u);
     } else {
         rest = (unsigned short)((size - 0x38000000u + 0xfffu + (size >> 13 & 1)) >> 13);

@@ -7,8 +7,8 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm"
 )
 
-// The kernels on one thread: a copy of the same bytes (three arrays read, two
-// written) is what the memory allows.
+// The kernels on one thread. A copy of the same bytes (three arrays read, two written) is the
+// limit that memory sets.
 func BenchmarkRewardLoss(b *testing.B) {
 	pcrm.SetNumThreads(1)
 	defer pcrm.SetNumThreads(0)
@@ -34,8 +34,8 @@ func benchmarkReward[F pcrm.Float](b *testing.B, n, size int) {
 	b.Run("copy", func(b *testing.B) { perPair(b, n, 5*size, func() { copy(dst, src) }) })
 }
 
-// The token form at the size of a training step, 16 rows of 1024 tokens that differ
-// from the first quarter on, and the part of it that finds the spans.
+// The token form at the size of a training step, 16 rows of 1024 tokens that differ after the
+// first quarter, and only the search for the spans.
 func BenchmarkTokenLoss(b *testing.B) {
 	rows, width := 16, 1024
 	n := rows * width

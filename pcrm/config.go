@@ -108,7 +108,8 @@ func LoadConfigFor(task Task, path string) (Config, error) {
 //
 // Errors: a document over 16 KiB; malformed TOML; an unknown key; a value of the wrong type or
 // out of range; settings that [Settings.Resolve] rejects or that the form does not use. Each
-// error wraps an [*ArgumentError] and begins with name, the name of the file, and the line.
+// error wraps an [*ArgumentError] and begins with name, usually the path of the file, and the
+// line number.
 func ParseConfig(task Task, name string, data []byte) (Config, error) {
 	if len(data) > maxConfig {
 		line := 1 + bytes.Count(data[:maxConfig], []byte("\n"))

@@ -66,7 +66,7 @@ func TestParseConfig(t *testing.T) {
 func TestParseConfigErrors(t *testing.T) {
 	const constraintKeys = ": the keys of [constraint] are prior, preset, beta1, beta2, beta3, floor, cap, delta, low, high, seed, target_alike, target_unlike, win_alike, win_unlike"
 	for document, message := range map[string]string{
-		// What is no TOML, or not of these tables.
+		// Malformed TOML and unknown keys.
 		"[constraint\n":                         "1: TOML is malformed: expected ']' to close table name",
 		"\n[constraint]\nbeta1 = 1\nbeta1 = 2":  "4: beta1 cannot be read: key beta1 is already defined",
 		"[constraint]\n# betas\nbeta4 = 1":      "3: constraint.beta4 is not a key" + constraintKeys,
@@ -141,7 +141,7 @@ func TestLoadConfig(t *testing.T) {
 	assert.EqualError(t, err, path+":2: dpo.beta must be finite and greater than 0, got -1")
 }
 
-// Of a pipe with no writer, or with one that is silent, nobody waits for what comes.
+// Opening a pipe without a writer, or with a silent one, does not block.
 func TestLoadConfigOfNoFile(t *testing.T) {
 	folder := t.TempDir()
 	pipe := filepath.Join(folder, "pipe")
@@ -160,8 +160,8 @@ func TestLoadConfigOfNoFile(t *testing.T) {
 	}
 }
 
-// What nobody writes by hand is refused before go-toml takes its time, and no more of it is
-// read than that.
+// A document that is too long is rejected before go-toml parses it, and only the allowed size is
+// read.
 func TestLargeConfig(t *testing.T) {
 	const most = 16 << 10
 	line := "# a comment\n"
@@ -188,8 +188,8 @@ func TestLargeConfig(t *testing.T) {
 	}
 }
 
-// A configuration or an error with a line: never a panic, never a constraint that
-// no loss would take.
+// The result is a valid configuration or an error with a line, but never a panic or an invalid
+// constraint.
 func FuzzParseConfig(f *testing.F) {
 	for _, document := range []string{
 		"",

@@ -8,7 +8,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/numeric"
 )
 
-// Float is the type of scores, similarities and deltas.
+// Float is the type constraint of scores, similarities and deltas.
 type Float interface{ float32 | float64 }
 
 // Constraint maps the prior similarity s of two responses to the ceiling delta

@@ -117,7 +117,7 @@ func TestFitIsMidwayAtTheMedian(t *testing.T) {
 	for s, want := range map[float64]float64{0.1: 3, 0.3: 2, 0.9: 1} {
 		assert.InDelta(t, want, c.Target(s), 1e-14)
 	}
-	// Pairs that are tied at an end have its target, whatever the curve: they do not move the median.
+	// Pairs tied at an end get its target whatever the curve is, so they do not affect the median.
 	tied, err := pcrm.Fit([]float64{0.1, 0.1, 0.1, 0.1, 0.1, 0.3, 0.9}, 1, 3, 0, 1)
 	require.NoError(t, err)
 	assert.Equal(t, c, tied)
@@ -141,8 +141,8 @@ func TestFitWhereNoCurveIsMidway(t *testing.T) {
 	}
 }
 
-// At the least spread that is allowed, wherever it lies, rounding moves the targets by
-// 2^-52/1e-6 of them: 2.2e-10.
+// At the least allowed spread, wherever it lies, rounding moves the targets by a relative
+// 2^-52/1e-6 = 2.2e-10.
 func TestFitOfCloseSimilarities(t *testing.T) {
 	for _, s := range []float64{0, 0.001, 0.5, 1 - 1.01e-6} {
 		c, err := pcrm.Fit([]float64{s, s + 1.01e-6}, 1, 3, 0, 1)

@@ -10,10 +10,11 @@
 //	dL/dm = sigmoid(m - delta) - sigmoid(-m)
 //
 // so dL/dr_w = dL/dm and dL/dr_l = -dL/dm. The first term pushes the scores
-// apart, and the second keeps the margin below delta. L is convex and symmetric
-// about its minimum, the target m* = delta/2. The minimum, 2 softplus(-delta/2),
-// is not zero, so do not compare the value with a Bradley-Terry loss. With
-// delta = +Inf the second term vanishes and L is the Bradley-Terry loss.
+// apart. The second pulls them together, the more the closer the margin is to
+// delta. L is convex and symmetric about its minimum, the target m* = delta/2.
+// The minimum, 2 softplus(-delta/2), is not zero, so do not compare the value
+// with a Bradley-Terry loss. With delta = +Inf the second term vanishes and L is
+// the Bradley-Terry loss.
 //
 // The constraint comes from the prior similarity s in [0, 1] of the two
 // responses. No gradient flows through it:
@@ -39,8 +40,8 @@
 // Label smoothing by e swaps the two responses with weight e. For a finite delta the
 // smoothed loss is L(m) + e*delta, because softplus(m) - softplus(-m) = m, so its
 // gradient does not depend on e. With delta = +Inf it is
-// (1-e) softplus(-m) + e softplus(m), whose gradient does. The smoothed loss of a
-// large delta therefore does not converge to that of delta = +Inf.
+// (1-e) softplus(-m) + e softplus(m), whose gradient does depend on e. As delta grows,
+// the smoothed loss therefore does not converge to that of delta = +Inf.
 //
 // # Rounding and aliasing
 //
@@ -49,8 +50,8 @@
 // loop if the processor has these instructions (see [Tier]; the build tag purego leaves
 // the kernels out). The kernels differ from the loop by at most
 //
-//	float64  2e-14 of a loss; 5e-15 of a gradient's terms, which are up to 1
-//	float32  1.1e-6 of a loss; 2e-6 of a gradient whose delta is at least 0.34
+//	float64  2e-14 of the loss; 5e-15 of the terms of the gradient, which are at most 1
+//	float32  1.1e-6 of the loss; 2e-6 of the gradient if delta is at least 0.34
 //
 // plus 2^-1021 and 2^-125, because they replace exp(-|x|) below the smallest normal
 // number by 0. float32 scores may have any value, because the rounding error of the

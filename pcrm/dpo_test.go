@@ -13,7 +13,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm"
 )
 
-// logps are policy chosen, policy rejected, reference chosen, reference rejected.
+// logps returns policy chosen, policy rejected, reference chosen and reference rejected.
 func logps(n int) (x [4][]float64, delta []float64) {
 	r := rand.New(rand.NewPCG(uint64(n), 9))
 	for range n {
@@ -25,7 +25,7 @@ func logps(n int) (x [4][]float64, delta []float64) {
 	return
 }
 
-// The documented loop, on both sides of a block, on every tier.
+// The documented loop, for sizes around a block, on every tier.
 func TestDPOLossIsTheDocumentedLoop(t *testing.T) {
 	for _, tier := range tiers() {
 		forceTier(t, tier)
@@ -83,7 +83,7 @@ func TestDPOLossGradient(t *testing.T) {
 	assert.InDeltaSlice(t, numeric, slices.Concat(gradChosen, gradRejected), 1e-9)
 }
 
-// A policy that is its reference has the margin 0, and delta = +Inf is plain DPO.
+// A policy equal to its reference has a margin of 0, and delta = +Inf is plain DPO.
 func TestDPOLossInvariants(t *testing.T) {
 	x, _ := logps(3)
 	free := []float64{inf, inf, inf}

@@ -23,7 +23,7 @@ func ExampleConstraint() {
 	// delta must be greater than 0 on all of [0, 1], got -10.009990009990009 at similarity 1: a ceiling of 0 or less would reward ties and reversals
 }
 
-// The same margin says more where its target is nearer.
+// The same margin means a higher probability if its target is closer.
 func ExampleWinProbability() {
 	for _, delta := range []float64{3, 4, 8, math.Inf(1)} {
 		fmt.Printf("%.3f ", pcrm.WinProbability(1, delta))

@@ -7,7 +7,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm"
 )
 
-// At the target delta/2 the loss is least; without a constraint it falls for ever.
+// The loss is smallest at the target delta/2. Without a constraint it decreases forever.
 func ExamplePairLoss() {
 	for _, delta := range []float64{4, math.Inf(1)} {
 		for _, margin := range []float64{1, 2, 3} {
@@ -24,8 +24,8 @@ func ExamplePairLoss() {
 	// delta +Inf, margin 3: loss 0.049, slope -0.047
 }
 
-// The first margin is over its target delta/2 = 2, the second under, and the third
-// pair has no constraint.
+// The first margin is above its target delta/2 = 2 and the second below. The third pair has no
+// constraint.
 func ExampleRewardLoss() {
 	chosen := []float32{3, 1, 1}
 	rejected := []float32{0, 0, 0}
@@ -41,7 +41,7 @@ func ExampleRewardLoss() {
 	// delta[1] must be greater than 0, got -1
 }
 
-// One pair of rows, 0 being the pad token: the gradient is 0 outside the span.
+// One pair of rows, with pad token 0. The gradient is 0 outside the span.
 func ExampleTokenLoss() {
 	chosenIDs, rejectedIDs := []int64{5, 8, 9, 7, 0}, []int64{5, 8, 3, 0, 0}
 	chosen, rejected := []float64{0, 0, 1, 2, 0}, []float64{0, 0, 0, 0, 0}

@@ -88,7 +88,7 @@ var (
 func TestGoldenDelta(t *testing.T) {
 	for _, c := range readGolden(t).Cases.Delta {
 		got := pcrm.Constraint{Beta1: c.Beta1, Beta2: c.Beta2, Beta3: c.Beta3}.Delta(c.Similarity)
-		// beta1/(s+beta2) and beta3 cancel: the error is that of the larger one.
+		// beta1/(s+beta2) and beta3 cancel, so the error is that of the larger one.
 		closeTo(t, c.Delta, got, 0, 1e-15*(math.Abs(c.Beta3)+math.Abs(c.Delta)))
 	}
 }
@@ -102,10 +102,10 @@ func TestGoldenPair(t *testing.T) {
 			delta = *c.Delta
 		}
 		loss, grad := pcrm.PairLoss(c.Margin, delta, c.LabelSmoothing)
-		// Where the least subnormal number is next, so is its rounding: arm64's math.Exp makes it 0.
+		// Near the least subnormal number the rounding error is as large: arm64's math.Exp returns 0.
 		closeTo(t, c.Loss, loss, 1e-12, math.SmallestNonzeroFloat64, "%+v", c)
-		// The gradient is a difference of two numbers up to 1: near its zero it has
-		// their rounding, 2 ulp of 1, and no relative precision.
+		// The gradient is a difference of two numbers up to 1. Near its zero it has their
+		// rounding error, 2 ulp of 1, and no relative precision.
 		closeTo(t, c.Grad, grad, 1e-12, 4.5e-16, "%+v", c)
 	}
 }
@@ -124,7 +124,7 @@ func TestGoldenWinProbability(t *testing.T) {
 	}
 }
 
-// Every tier, in both precisions.
+// Every tier in both precisions.
 func TestGoldenBatches(t *testing.T) {
 	for _, tier := range tiers() {
 		t.Run(tier, func(t *testing.T) {
@@ -146,7 +146,7 @@ func goldenTokenBatch[F pcrm.Float](t *testing.T, tolerance float64) {
 		rows, width := len(c.Delta), len(c.ChosenIDs[0])
 		gradChosen, gradRejected := make([]F, rows*width), make([]F, rows*width)
 		for i := range gradChosen {
-			gradChosen[i], gradRejected[i] = 7, 7 // what lies outside the span is overwritten
+			gradChosen[i], gradRejected[i] = 7, 7 // values outside the span are overwritten
 		}
 		loss, err := pcrm.TokenLoss(nil, gradChosen, gradRejected,
 			to[F](slices.Concat(c.ChosenRewards...)), to[F](slices.Concat(c.RejectedRewards...)),

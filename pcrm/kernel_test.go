@@ -12,9 +12,9 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/tier"
 )
 
-// bounds are what a SIMD kernel may err against the reference in float64, derived
-// operation by operation with eps = 2^-24 (2^-53), the error of one rounding, and
-// the errors of the polynomials, exp and log (see internal/asmgen).
+// bounds are the largest errors of a SIMD kernel against the reference in float64. They are
+// derived operation by operation from eps = 2^-24 (2^-53), the error of one rounding, and the
+// errors of the polynomials, exp and log (see internal/asmgen).
 //
 //	u, v   range reduction 1/4, last steps of the polynomial 1/3, 2^n 1, low part 1:
 //	       3 eps + exp; and in float32 |x|/22 eps of ln 2, the same for both: ln2
@@ -28,12 +28,12 @@ import (
 //	       scale: 2: 27 eps + 7 exp + ln2.
 //	       Outside of [0, delta] 1-uv >= min(1, delta)/1.6 has 7 eps + 2 exp + 2 ln2.
 //
-// In float32 that is 1.1e-6 of a loss and, with delta >= 0.34, 2e-6 of a gradient.
+// In float32 this is 1.1e-6 of a loss and, for delta >= 0.34, 2e-6 of a gradient.
 //
-// Underflow: u and v are 0 under 2^-126 (2^-1022), which loses as much.
+// Underflow: u and v are 0 below 2^-126 (2^-1022), which adds an error of that size.
 //
-// float64 does not carry the low parts, but neither does the reference, which has
-// the same m and over: there only v-u has an error that is absolute, 2*3 eps.
+// float64 does not carry the low parts, but neither does the reference, which has the same m
+// and over. Only v-u then has an absolute error, 2*3 eps.
 type bounds struct{ eps, exp, log, ln2, least float64 }
 
 func boundsOf[F Float]() bounds {
@@ -56,22 +56,22 @@ func (b bounds) grad(g, pull, delta float64, s settings) float64 {
 	if math.IsInf(delta, 1) { // g = e - sigmoid(-m): each part is at most |g|+e
 		free = s.smoothing
 	}
-	absolute := 0x1p-52 // the reference's own: a difference of two numbers up to 1
+	absolute := 0x1p-52 // the error of the reference itself, a difference of two numbers up to 1
 	if b.ln2 == 0 {     // float64
 		absolute += 2 * (3*b.eps + b.exp)
 	}
 	return (relative*(math.Abs(g)+2*free)+absolute+6*b.eps*math.Abs(pull))*s.scale + b.least
 }
 
-// extremes are the scores and deltas at which something changes: 0, where exp
-// underflows in float32 (88, 104) and in float64 (745), overflow, denormals.
+// extremes are scores and deltas at which behavior changes: 0, underflow of exp in float32
+// (88, 104) and in float64 (745), overflow, denormals.
 var extremes = []float64{0, 1e-30, -1e-30, 88, -88, 87.3, -87.4, 104, -104, 745, -745, 1e4, -1e4, 1e30, -1e30,
 	1e-40, -1e-40, 0.17, 16777216, -16777217, 1, 2, 3e38, -3e38, math.Inf(1), math.Inf(-1), math.NaN()}
 
-// guard is what surrounds every destination: a kernel that writes outside changes it.
+// guard surrounds every destination. A kernel that writes outside changes it.
 const guard = 12345.678
 
-// guarded returns n elements at an odd offset between guards, and a check of these.
+// guarded returns n elements at an odd offset between guards, and a function that checks the guards.
 func guarded[F Float](n, offset int) (s []F, intact func() bool) {
 	const zone = 16
 	all := make([]F, zone+offset+n+zone)
@@ -97,8 +97,8 @@ func simdTiers() []tier.Tier {
 	return t
 }
 
-// checkBlock runs one tier and compares it with the reference in float64. It
-// reports whether the kernel took the block itself.
+// checkBlock runs one tier and compares it with the reference in float64. It reports whether
+// the kernel processed the block itself.
 func checkBlock[F Float](t testing.TB, tr tier.Tier, chosen, rejected, delta []F, s settings, offset int, wantLosses, wantGrads bool) (took bool) {
 	n := len(chosen)
 	losses, lossesIntact := guarded[F](n, offset)
@@ -126,12 +126,12 @@ func checkBlock[F Float](t testing.TB, tr tier.Tier, chosen, rejected, delta []F
 	exact := make([]float64, n)
 	want, ok := scalarBlock(exact, nil, nil, c64, r64, d64, s)
 	if sum-sum != 0 {
-		// Handing back is always right; it must not happen to ordinary numbers.
+		// Leaving a block to the loop is always correct, but must not happen for ordinary numbers.
 		return false
 	}
 	require.True(t, ok && want-want == 0, "%v took a block whose sum is %v (ok %v)", tr, want, ok)
 	total := 0.0
-	margin := func(i int) float64 { // the reference's rounding of m and over
+	margin := func(i int) float64 { // as the reference rounds m and over
 		d := d64[min(i, len(d64)-1)]
 		if math.IsInf(d, 1) {
 			d = 0
@@ -197,8 +197,8 @@ func everyLength[F Float](t *testing.T) {
 	}
 }
 
-// Every extreme score against every other and every delta, one at a time in a row of
-// ordinary pairs; and the float32 kernel must take all that float32 can hold.
+// Every combination of extreme scores and deltas, one at a time among ordinary pairs. The float32
+// kernel must process everything that float32 can represent.
 func TestTiersOnExtremes(t *testing.T) {
 	t.Run("float32", onExtremes[float32])
 	t.Run("float64", onExtremes[float64])
@@ -216,7 +216,7 @@ func onExtremes[F Float](t *testing.T) {
 						if ordinary && !took {
 							t.Fatalf("%v gave back %v %v %v", tr, w, l, d)
 						}
-						// Whoever takes it, the switch gives the reference's verdict and kind.
+						// Whether the kernel or the loop computes it, the result agrees with the reference in ok and kind.
 						sum, ok := rewardBlock(nil, nil, nil, chosen, rejected, delta, s)
 						want, wantOK := scalarBlock(nil, nil, nil, chosen, rejected, delta, s)
 						require.Equal(t, wantOK, ok)
@@ -228,8 +228,8 @@ func onExtremes[F Float](t *testing.T) {
 	}
 }
 
-// The gradient near its zero, where it is a difference, and the loss far out, where
-// the rounding of the margin would be its error, if it were not carried.
+// The gradient near its zero, where it is a difference, and the loss far out, where the rounding
+// error of the margin would dominate if it were not carried along.
 func TestFloat32KeepsItsPrecision(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
 	for _, tr := range simdTiers() {
@@ -267,9 +267,9 @@ func FuzzTiers(f *testing.F) {
 			t.Skip()
 		}
 		if m := w - l; float64(m) > 3e38 && math.IsInf(float64(d), 1) {
-			t.Skip() // the one margin, MaxFloat32, that looks as if it were at its ceiling
+			t.Skip() // the only margin, MaxFloat32, that appears to be at its ceiling
 		}
-		// Neighbours that differ from the fuzzed pair, so that lanes cannot be mixed up.
+		// Neighbors that differ from the fuzzed pair, so that mixed-up lanes are detected.
 		size := int(n)%67 + 1
 		chosen, rejected, delta := make([]float32, size), make([]float32, size), make([]float32, size)
 		for i := range size {

@@ -14,7 +14,7 @@ import (
 
 var inf = math.Inf(1)
 
-// The gradient against central differences, whose step of 1e-5 has an error of
+// The gradient against central differences. Their step of 1e-5 gives an error of
 // about 1e-10 (h^2 L”'/6) plus 1e-16/1e-5 of rounding times the loss.
 func TestPairLossGradient(t *testing.T) {
 	for _, delta := range []float64{1e-3, 0.5, 4.5, 30, 1000, inf} {
@@ -52,7 +52,7 @@ func TestPairLossProperties(t *testing.T) {
 	}
 }
 
-// The values that PairLoss's documentation lists.
+// The values listed in the documentation of PairLoss.
 func TestPairLossSpecialCases(t *testing.T) {
 	nan := math.NaN()
 	for _, c := range []struct{ m, delta, e, loss, grad float64 }{
@@ -93,8 +93,8 @@ func batch(n int) (chosen, rejected, delta []float64) {
 	return
 }
 
-// The whole batch against finite differences of its own value, finite and infinite
-// deltas mixed.
+// The gradient of a whole batch, with finite and infinite deltas, against finite differences of
+// its loss.
 func TestRewardLossGradient(t *testing.T) {
 	for _, reduction := range []pcrm.Reduction{pcrm.Mean, pcrm.Sum} {
 		o := pcrm.RewardOptions{Reduction: reduction, LabelSmoothing: 0.1, CenterRewardsCoefficient: 0.01}
@@ -112,7 +112,7 @@ func TestRewardLossGradient(t *testing.T) {
 	}
 }
 
-// The documented loop, literally, over sizes on both sides of a block.
+// The documented loop, literally, for sizes around a block.
 func TestRewardLossIsTheDocumentedLoop(t *testing.T) {
 	t.Run("float64", func(t *testing.T) { documentedLoop[float64](t, 1e-13) })
 	t.Run("float32", func(t *testing.T) { documentedLoop[float32](t, 1e-6) })

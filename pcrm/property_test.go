@@ -18,7 +18,7 @@ type pairs struct{ chosen, rejected, delta []float64 }
 func (pairs) Generate(r *rand.Rand, size int) reflect.Value {
 	var p pairs
 	for range 1 + r.Intn(10*size) {
-		// Eighths: sums and differences of such scores are exact.
+		// Sums and differences of multiples of 1/8 are exact.
 		p.chosen = append(p.chosen, float64(r.Intn(200)-100)/8)
 		p.rejected = append(p.rejected, float64(r.Intn(200)-100)/8)
 		p.delta = append(p.delta, []float64{inf, 0.5 + 20*r.Float64()}[r.Intn(2)])
@@ -44,8 +44,8 @@ func (p pairs) reward(t *testing.T, o pcrm.RewardOptions) (loss float64, losses,
 	return
 }
 
-// Only the margin matters: a constant added to all scores changes nothing, and what
-// one score gains the other loses.
+// Only the margin matters: adding a constant to all scores changes nothing, and the two gradients
+// are opposite.
 func TestLossIsOfTheMargin(t *testing.T) {
 	forEachTier(t, func(p pairs) bool {
 		loss, _, gradChosen, gradRejected := p.reward(t, pcrm.RewardOptions{})
@@ -59,8 +59,8 @@ func TestLossIsOfTheMargin(t *testing.T) {
 	})
 }
 
-// A pair's loss does not depend on its neighbours or its place, so a batch is the
-// sum of its parts and the mean is that sum over n.
+// A pair's loss does not depend on its neighbors or its position, so the loss of a batch is the sum
+// of its parts, and the mean is that sum divided by n.
 func TestBatchIsItsParts(t *testing.T) {
 	forEachTier(t, func(p pairs) bool {
 		o := pcrm.RewardOptions{Reduction: pcrm.Sum, LabelSmoothing: 0.1, CenterRewardsCoefficient: 0.01}
@@ -80,8 +80,8 @@ func TestBatchIsItsParts(t *testing.T) {
 	})
 }
 
-// The three forms are one loss: DPO with beta 1 and a reference of 0, and tokens in
-// rows of one position, are the reward loss.
+// The three forms are the same loss: DPO with beta 1 and a reference of 0, and the token form with
+// rows of one position, equal the reward loss.
 func TestFormsAgree(t *testing.T) {
 	forEachTier(t, func(p pairs) bool {
 		n := len(p.chosen)

@@ -15,16 +15,16 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm"
 )
 
-// settingsCase is one row of testdata/settings.json, which tests/settings/test_settings.py reads too:
-// every door that takes settings gives these constraints and refuses what these rows refuse.
+// settingsCase is one row of testdata/settings.json. tests/settings/test_settings.py reads the file too.
+// All interfaces that take settings must give these constraints and errors.
 type settingsCase struct {
 	Name       string
 	Task       string
 	Given      map[string]any
 	Prior      string
 	Constraint map[string]any
-	Targets    map[string]float64 // in the place of Constraint
-	Error      []string           // words of the message, the name of the setting first
+	Targets    map[string]float64 // instead of Constraint
+	Error      []string           // parts of the message, beginning with the name of the setting
 }
 
 func settingsCases(t *testing.T) []settingsCase {
@@ -47,7 +47,7 @@ func (c settingsCase) task() pcrm.Task {
 	return pcrm.RewardTask
 }
 
-// toml writes the given settings as a file. JSON spells inf and nan as texts.
+// toml writes the settings as a file. JSON has inf and nan as strings.
 func (c settingsCase) toml() string {
 	text := "[constraint]\n"
 	for key, value := range c.Given {
@@ -117,7 +117,7 @@ func TestSettingsInGo(t *testing.T) {
 			"delta": &s.Delta, "low": &s.Low, "high": &s.High,
 			"target_alike": &s.TargetAlike, "target_unlike": &s.TargetUnlike, "win_alike": &s.WinAlike, "win_unlike": &s.WinUnlike,
 		}
-		typed := true // Go's types refuse the other rows at compile time
+		typed := true // Go's types rule out the other rows at compile time
 		for key, value := range c.Given {
 			text := fmt.Sprint(value)
 			if to, ok := texts[key]; ok {
@@ -162,7 +162,7 @@ func TestSettingsInGo(t *testing.T) {
 	assert.Greater(t, checked, 55)
 }
 
-// A Constraint that is written as such obeys the same bounds.
+// A Constraint written directly obeys the same bounds.
 func TestSettingsAndConstraintsAgree(t *testing.T) {
 	for _, c := range settingsCases(t) {
 		if len(c.Error) == 0 && c.Targets == nil {

@@ -30,7 +30,7 @@ func TestSetTier(t *testing.T) {
 	assert.Equal(t, all[len(all)-1], pcrm.Tier(), "an error changes nothing")
 }
 
-// The variable is read when the package starts, so each name takes a process of its own.
+// The variable is read when the package starts, so each name needs its own process.
 func TestUnknownTierIsReported(t *testing.T) {
 	if os.Getenv("PCRM_TEST_TIER") != "" {
 		fmt.Println("tier:", pcrm.Tier())
@@ -39,7 +39,7 @@ func TestUnknownTierIsReported(t *testing.T) {
 	all := tiers()
 	start := func(name string) string {
 		command := []string{os.Args[0], "-test.run=^TestUnknownTierIsReported$"}
-		if emulator := os.Getenv("PCRM_TEST_EMULATOR"); emulator != "" { // of another processor's instructions
+		if emulator := os.Getenv("PCRM_TEST_EMULATOR"); emulator != "" { // for another processor's instructions
 			command = append([]string{emulator}, command...)
 		}
 		c := exec.Command(command[0], command[1:]...)
@@ -62,8 +62,8 @@ func TestUnknownTierIsReported(t *testing.T) {
 	}
 }
 
-// The same bits from any number of threads, for sizes on both sides of where threads
-// begin; errors too name the same element.
+// Any number of threads gives the same bits, for sizes around the one from which threads are used.
+// Errors name the same element too.
 func TestThreadsChangeNothing(t *testing.T) {
 	defer pcrm.SetNumThreads(0)
 	for _, tier := range tiers() {
@@ -160,8 +160,8 @@ func allocatesNothing[F pcrm.Float](t *testing.T, n int) {
 		},
 	} {
 		require.NoError(t, f())
-		// It counts the whole process, in which the runtime may allocate now and then: an
-		// allocation of ours would be there in every one of five counts.
+		// The count covers the whole process, in which the runtime may allocate occasionally. An
+		// allocation of ours would appear in all five counts.
 		least := 1.0
 		for i := 0; i < 5 && least > 0; i++ {
 			least = min(least, testing.AllocsPerRun(10, func() { _ = f() }))

@@ -22,11 +22,11 @@ func TestSpan(t *testing.T) {
 		{[]int64{1, 2, 0, 0}, []int64{1, 2, 0, 0}, 0, 3, 4}, // equal rows: the last position
 		{[]int64{1, 2}, []int64{1, 2}, pcrm.NoPad, 1, 2},
 		{[]int64{1, 2, 0, 0}, []int64{1, 2, 5, 0}, 0, 2, 3}, // one is the start of the other
-		{[]int64{0, 0, 2, 3}, []int64{0, 0, 4, 0}, 0, 2, 4}, // a pad id in the prompt ends nothing
+		{[]int64{0, 0, 2, 3}, []int64{0, 0, 4, 0}, 0, 2, 4}, // a pad id in the prompt does not end a response
 		{[]int64{1, 2, 3, 0}, []int64{1, 9, 0, 0}, pcrm.NoPad, 1, 4},
 		{[]int64{1, 2}, []int64{1, 2, 3, 4}, pcrm.NoPad, 2, 4}, // rows of unequal length
 		{[]int64{1, 2}, []int64{1, 2, 3, 0}, 0, 2, 3},
-		{[]int64{1, 2}, []int64{1, 2, 0, 0}, 0, 3, 4}, // equal but for padding
+		{[]int64{1, 2}, []int64{1, 2, 0, 0}, 0, 3, 4}, // equal except for padding
 		{[]int64{1, 2}, []int64{1, 2, 0, 5}, 0, 3, 4},
 		{[]int64{1}, nil, 0, 0, 1},
 		{nil, nil, 0, 0, 0},
@@ -41,7 +41,7 @@ func TestSpan(t *testing.T) {
 	}
 }
 
-// naiveSpan is the definition, one position at a time, on rows padded to one width.
+// naiveSpan implements the definition, one position at a time, on rows padded to the same width.
 func naiveSpan(chosen, rejected []int64, pad int64) (int, int) {
 	width := max(len(chosen), len(rejected))
 	at := func(ids []int64, i int) int64 {
@@ -92,8 +92,8 @@ func FuzzSpan(f *testing.F) {
 	})
 }
 
-// tokenBatch has rows of every kind: equal, a prefix of each other, unlike from the
-// start, with and without padding.
+// tokenBatch returns rows of every kind: equal, one a prefix of the other, different from the start,
+// with and without padding.
 func tokenBatch(rows, width int) (chosen, rejected []float64, chosenIDs, rejectedIDs []int64, delta []float64) {
 	r := rand.New(rand.NewPCG(uint64(rows), uint64(width)))
 	for i := range rows {
@@ -160,7 +160,7 @@ func tokenLoop[F pcrm.Float](t *testing.T, tolerance float64) {
 					} else {
 						mean += (loss + 0.02*(w+l)*(w+l)) / length
 					}
-					// Of the terms of a gradient none is greater than 1 + |pull|.
+					// No term of a gradient is greater than 1 + |pull|.
 					allowed := tolerance * scale / length * (1 + math.Abs(pull))
 					if math.Abs((pull+g)*scale/length-float64(gradChosen[row+k])) > allowed ||
 						math.Abs((pull-g)*scale/length-float64(gradRejected[row+k])) > allowed {
@@ -191,7 +191,7 @@ func TestTokenLossGradient(t *testing.T) {
 	assert.InDeltaSlice(t, numeric, append(gradChosen, gradRejected...), 1e-8)
 }
 
-// What lies outside the span is not looked at, and a NaN inside is the row's own.
+// Values outside the span are ignored, and a NaN inside affects only its row.
 func TestTokenLossNaN(t *testing.T) {
 	nan := math.NaN()
 	ids, other := []int64{1, 2, 3, 0, 1, 2, 0, 0}, []int64{1, 4, 0, 0, 1, 3, 0, 0}
@@ -237,8 +237,8 @@ func TestTokenLossErrors(t *testing.T) {
 	}
 }
 
-// Any bytes as token ids, any scores: no panic, zeros outside the span, and a loss
-// that is the mean of the rows' losses.
+// Arbitrary token ids and scores give no panic, zeros outside the span, and a loss that is the mean of
+// the rows' losses.
 func FuzzTokenLoss(f *testing.F) {
 	f.Add([]byte{1, 2, 3, 0, 1, 9, 0, 0}, uint8(1), float32(1), float32(4))
 	f.Add([]byte{1, 2, 3, 0, 1, 9, 0, 0, 5, 5, 5, 5, 5, 5, 5, 5}, uint8(2), float32(-200), float32(math.Inf(1)))

@@ -22,8 +22,8 @@ import (
 //
 // The expected loss is strictly convex. Its derivative is at most 0 at -delta/2, where A is
 // 0, and at least 0 at delta/2, where B is 0. So each P in [0, 1] has exactly one optimum,
-// and it lies between these two margins. WinProbability returns 1 for a margin of delta/2 or
-// more, and 0 for one of -delta/2 or less: no P has its optimum there, and these are nearest.
+// and it lies between these two margins. A margin beyond delta/2 or -delta/2 is optimal for no
+// P; WinProbability then returns the nearest P, which is 1 or 0.
 //
 // The odds are those of sigmoid(m) times a factor that is greater than 1 for m > 0:
 //
@@ -45,7 +45,7 @@ import (
 //	WinProbability(m, +Inf)      = sigmoid(m)
 //	WinProbability(0, delta)     = 0.5
 //	WinProbability(±Inf, delta)  = 1, 0
-//	WinProbability(-m, delta)    = 1 - WinProbability(m, delta), exactly for m > 0
+//	WinProbability(m, delta)     = 1 - WinProbability(-m, delta), to the last bit for m > 0
 //	WinProbability(NaN, delta)   = NaN
 //	WinProbability(m, delta)     = NaN   for a delta that is NaN, 0 or less
 func WinProbability(margin, delta float64) float64 { return numeric.WinProbability(margin, delta) }

@@ -12,14 +12,14 @@ import (
 
 var winDeltas = []float64{1e-9, 0.01, 1, 2, 4, 6, 12, 40, 700, inf}
 
-// slope is the derivative of the expected loss p L(m) + (1-p) L(-m) by m.
+// slope returns the derivative of the expected loss p L(m) + (1-p) L(-m) with respect to m.
 func slope(p, m, delta float64) float64 {
 	_, right := pcrm.PairLoss(m, delta, 0)
 	_, wrong := pcrm.PairLoss(-m, delta, 0)
 	return p*right - (1-p)*wrong
 }
 
-// Where bisection finds the optimum of the expected loss, the win probability is that of the loss.
+// At the optimum of the expected loss, found by bisection, the win probability is that of the loss.
 func TestWinProbabilityIsThatOfTheOptimum(t *testing.T) {
 	for _, delta := range winDeltas[1:] {
 		for _, p := range []float64{1e-4, 0.03, 0.25, 0.5, 0.6, 0.75, 0.9, 0.99} {
@@ -39,7 +39,7 @@ func TestWinProbabilityIsThatOfTheOptimum(t *testing.T) {
 	}
 }
 
-// Beyond a target every expected loss falls towards it: the nearest P is 1, or 0.
+// Beyond a target, every expected loss decreases towards it, so the nearest P is 1 or 0.
 func TestWinProbabilityBeyondTheTargets(t *testing.T) {
 	for _, delta := range winDeltas[:7] {
 		for _, m := range []float64{delta / 2, delta, 3 * delta, 1000, 1e308, inf} {

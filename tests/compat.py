@@ -1,7 +1,7 @@
-"""Runs the invariants of TRL's trainers against several versions of TRL: `make compat`.
+"""Run the tests of the trainers with several versions of TRL: `make compat`.
 
-Each version is installed on its own, without what it depends on, and put before the installed
-one. Writes docs/compat.md.
+Each version is installed into its own folder, without its dependencies, and takes precedence over the
+installed one. Writes docs/compat.md.
 """
 
 import argparse
@@ -26,22 +26,26 @@ PAGE = """\
 
 ## TRL
 
-`make compat` runs `tests/trl/test_trl_invariants.py` (whole training runs: unconstrained is stock, Go and torch, gradient
-accumulation, resume, evaluation), `tests/trl/test_trl_modes.py` (DPO's options, LoRA, bfloat16, the token form and more) and
-`tests/trl/test_trl_metrics.py` (the metrics, in one process and in two) against each of these. Not tested in CI: versions between the oldest and the newest. The last run, with {with_}:
+`make compat` runs three test files with each of these versions: `tests/trl/test_trl_invariants.py` (whole training runs: unconstrained
+runs match the stock trainer, Go matches torch, gradient accumulation, resuming, evaluation), `tests/trl/test_trl_modes.py` (DPO's
+options, LoRA, bfloat16, the token form and more) and `tests/trl/test_trl_metrics.py` (the metrics, with one and with two processes).
+Not tested in CI: versions between the oldest and the newest. The last run used
+{with_}:
 
 | TRL | passed | failed | skipped |
 |---|---|---|---|
 {rows}
 
-Two of them ask what the version can do: Liger has a DPO loss of its own before 1.14, where it is refused, and before 1.9
-`evaluate()` takes no unprepared data, ours or stock.
+Two tests depend on what the version supports. Before 1.14, Liger uses a DPO loss of its own, which is rejected. Before 1.9,
+`evaluate()` accepts only prepared data, in our trainers as in the stock ones.
 """
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=ROOT / ".compat", help="where the versions are installed")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / ".compat", help="folder for the installed versions (default: %(default)s)"
+    )
     parser.add_argument("versions", nargs="*", default=VERSIONS)
     args = parser.parse_args()
     rows, failed = [], False

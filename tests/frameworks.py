@@ -1,7 +1,7 @@
-"""The table of what `make test-frameworks` ran: which versions, and how many tests passed.
+"""Print a table of the results of `make test-frameworks`: versions, and how many tests passed.
 
-make test-frameworks            # ends with this
-python tests/frameworks.py --write      # and writes it into docs/compat.md
+make test-frameworks            # ends with this table
+python tests/frameworks.py --write      # also writes the table to docs/compat.md
 """
 
 import argparse
@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "compat.md"
 HEADING = "## Other frameworks\n"
-# By the room of its tests: its name, and that of its package.
+# The name of each framework and of its package, by the folder of its tests.
 FRAMEWORKS = {
     "llamafactory": ("LLaMA-Factory", "llamafactory"),
     "axolotl": ("Axolotl", "axolotl"),
@@ -25,7 +25,7 @@ WITH = ("trl", "transformers", "torch")
 
 
 def versions(python, names):
-    """The versions of packages as that Python finds them: its own go before those of .venv."""
+    """Return the versions of packages as that Python finds them. Its own packages precede those of .venv."""
     code = "import sys, importlib.metadata as m; print(*(m.version(name) for name in sys.argv[1:]))"
     return subprocess.run(
         [python, "-c", code, *names], check=True, capture_output=True, text=True, timeout=60
@@ -33,11 +33,11 @@ def versions(python, names):
 
 
 def row(room):
-    """The row of a framework, and whether all of its tests passed."""
+    """Return the row of a framework, and whether all of its tests passed."""
     name, package = FRAMEWORKS[room]
     results = ROOT / "build" / "frameworks" / f"{room}.xml"
     if not results.is_file():
-        raise SystemExit(f"{results.relative_to(ROOT)} is not there: run make test-{room} first")
+        raise SystemExit(f"{results.relative_to(ROOT)} is missing: run make test-{room} first")
     suite = ElementTree.parse(results).getroot()[0]
     total, failures, errors, skipped = (int(suite.get(k, 0)) for k in ("tests", "failures", "errors", "skipped"))
     found = versions(ROOT / f".venv-{room}" / "bin" / "python", (package, *WITH))
@@ -47,7 +47,7 @@ def row(room):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write the table into docs/compat.md")
+    parser.add_argument("--write", action="store_true", help="write the table to docs/compat.md")
     args = parser.parse_args()
     rows, passed = zip(*map(row, FRAMEWORKS), strict=True)
     table = "\n".join(
@@ -56,8 +56,8 @@ def main() -> int:
     print(table)
     if args.write and all(passed):
         text = (
-            f"{HEADING}\n`make test-frameworks` runs the command lines of each of these on the CPU. `python tests/frameworks.py --write` "
-            f"wrote this table of its last run, with Python {platform.python_version()}:\n\n{table}\n"
+            f"{HEADING}\n`make test-frameworks` runs the commands of each of these frameworks on the CPU. `python tests/frameworks.py "
+            f"--write` wrote this table of\nthe last run, with Python {platform.python_version()}:\n\n{table}\n"
         )
         PAGE.write_text(PAGE.read_text().partition(HEADING)[0].rstrip("\n") + "\n\n" + text)
     return int(not all(passed))

@@ -150,7 +150,7 @@ def check_pure(env: Environment, cwd: Path) -> str:
     found = env.run("pcrm", "doctor", cwd=cwd)
     if "torch on cpu, float64: ok" not in found or "go on cpu" in found:
         sys.exit(f"the pure wheel does not compute with torch alone:\n{found}")
-    reason = "pcrm's pure-Python wheel is installed, which has none. To build it: pip install "
+    reason = "the installed wheel is pcrm's pure-Python wheel, which does not contain it. To build it: pip install "
     for said, wanted in (
         (env.run("python", "-c", ASKS_FOR_GO, cwd=cwd), "backend 'go' is not available: "),
         (

@@ -1,5 +1,5 @@
-// Package checkpoint averages the weights of checkpoints, the folders of safetensors
-// files that transformers writes, and divides some of them by a number.
+// Package checkpoint averages the weights of checkpoints and divides tensors of a checkpoint
+// by a number. A checkpoint is a folder of safetensors files, as transformers writes it.
 package checkpoint
 
 import (
@@ -22,7 +22,7 @@ import (
 
 // Error reports a checkpoint that cannot be read, averaged or divided.
 type Error struct {
-	Path   string // the file, or the folder where none is to blame
+	Path   string // the file, or the folder if no single file is at fault
 	Reason string
 }
 
@@ -31,10 +31,10 @@ func (e *Error) Error() string { return e.Path + ": " + e.Reason }
 func bad(path, format string, args ...any) error { return &Error{path, fmt.Sprintf(format, args...)} }
 
 const (
-	// pieceElements of each checkpoint are read at once: calls cost little beside them,
-	// and those of a few checkpoints fit into a processor's second cache.
+	// pieceElements elements of each checkpoint are read at once. This makes the cost of calls
+	// negligible, and the pieces of a few checkpoints fit into a second-level cache.
 	pieceElements = 1 << 15
-	// stepBytes of the average are written by a [Average.Next]: some milliseconds.
+	// stepBytes bytes of the average are written by each [Average.Next], in a few milliseconds.
 	stepBytes = 16 << 20
 )
 
@@ -43,30 +43,31 @@ const (
 //
 //	theta = sum_i w_i theta_i / sum_i w_i
 //
-// in float64, the sum in the order of the checkpoints and every operation rounded by
-// itself, and the quotient rounded once, to nearest even, into the type that theta_i
-// has. Weights of 1, and a division at the end, keep the sum of a few numbers of like size
-// exact, so that a mean in the middle of two numbers is seen to lie there; thirds for
-// weights would put it to one side. The mean of M equal numbers is that number, bit by
-// bit, but for a NaN, of which only its kind stays.
+// computed in float64. The sum runs in the order of the checkpoints, and every operation is
+// rounded on its own. The quotient is rounded once, to nearest even, to the type of theta_i.
+// Weights of 1 with a final division keep the sum of a few numbers of similar magnitude exact,
+// so a mean exactly halfway between two numbers is recognized as such; weights of 1/3, say,
+// would move it to one side. The mean of M equal numbers is that number bit for bit, except
+// that a NaN may change its payload.
 //
-// Its files have the names and headers of the first checkpoint's; the others may be cut
-// into files in another way. Tensors of integers and booleans must be equal in all and
-// are copied. NaNs and infinities are averaged as any number.
+// The files of the average have the names and headers of the first checkpoint's files. The
+// other checkpoints may be split into files differently. Tensors of integers and booleans must
+// be equal in all checkpoints and are copied. NaNs and infinities are averaged like other
+// numbers.
 type Average struct {
 	Weights   []float64 // w_i / sum_i w_i
 	Bytes     int64     // of the average's weights
 	Tensors   int
-	NotFinite int64  // numbers of the average so far that are NaN or infinite
-	First     string // the tensor of the first of these
+	NotFinite int64  // the count of numbers of the average so far that are NaN or infinite
+	First     string // the tensor with the first such number
 
-	scaled  []float64 // the weights and below their sum, times a power of two
+	scaled  []float64 // the weights times a power of two; sum is their sum
 	sum     float64
 	models  []*model
 	out     []*os.File // for each file of the first model
-	file    int        // where Next goes on: the file,
+	file    int        // where Next continues: the file,
 	entry   int        // the tensor in it
-	at      int64      // and the byte of that
+	at      int64      // and the byte in the tensor
 	buffers sync.Pool
 }
 
@@ -75,7 +76,7 @@ type model struct {
 	folder string
 	shards []*shard // in the order of their names
 	byName map[string]tensor
-	index  []byte // nil where there is one shard and no index
+	index  []byte // nil for a single shard without an index
 }
 
 type shard struct {
@@ -89,7 +90,7 @@ type tensor struct {
 	safetensors.Entry
 }
 
-// piece is a part of a tensor of the average: bytes [at, at+n) of it.
+// piece is the part [at, at+n), in bytes, of a tensor of the average.
 type piece struct {
 	file  int
 	entry safetensors.Entry
@@ -97,13 +98,13 @@ type piece struct {
 }
 
 // New opens checkpoints and checks that they can be averaged. Each is a folder with a
-// model.safetensors, or else the files that its model.safetensors.index.json names.
-// weights are finite and not negative; nil is 1 for each. Close what it returns.
+// model.safetensors, or with the files that its model.safetensors.index.json lists.
+// weights must be finite and not negative; nil means 1 for each. The caller must call Close.
 //
-// Errors: an [*pcrm.ArgumentError] for fewer than two folders, another number of weights
-// or one out of its range; an [*Error] for a file that is truncated, hostile or not what
-// the index says, and for a tensor that is missing or one too many, or has another dtype
-// or shape, or other integers, than in the first checkpoint; an [*os.PathError].
+// Errors: a *pcrm.ArgumentError for fewer than two folders, a wrong number of weights or
+// a weight out of range; an [*Error] for a file that is truncated, malformed or does not match
+// the index, and for a tensor that is missing, additional, or differs in dtype, shape or
+// integer values from the first checkpoint; an [*os.PathError].
 func New(folders []string, weights []float64) (a *Average, err error) {
 	a = &Average{}
 	defer func() {
@@ -163,8 +164,8 @@ func (a *Average) setWeights(weights []float64, n int) error {
 	if total == 0 || math.IsInf(total, 1) {
 		return argument.Errorf("weights", -1, "must have a finite sum greater than 0, got %v", total)
 	}
-	// With a sum in [1/2, 1) no product and no sum can overflow. A power of two changes
-	// no digit of the quotient.
+	// With a sum in [1/2, 1), no product and no sum can overflow. Scaling by a power of two
+	// does not change the digits of the quotient.
 	_, exponent := math.Frexp(total)
 	for _, w := range weights {
 		a.Weights = append(a.Weights, w/total)
@@ -174,7 +175,7 @@ func (a *Average) setWeights(weights []float64, n int) error {
 	return nil
 }
 
-// open reads the headers of the file with this name, or of those that its index names.
+// open reads the headers of the file with this name, or of the files that its index lists.
 func (m *model) open(name string) error {
 	info, err := os.Stat(m.folder)
 	if err != nil {
@@ -183,7 +184,7 @@ func (m *model) open(name string) error {
 	if !info.IsDir() {
 		return bad(m.folder, "must be the folder of a checkpoint, got a %v", describe(info.Mode()))
 	}
-	// transformers looks for them in this order.
+	// This is the order in which transformers looks for files.
 	single := filepath.Join(m.folder, name)
 	index := single + indexSuffix
 	_, err = os.Stat(single)
@@ -262,7 +263,7 @@ func describe(mode os.FileMode) string {
 	return "special file"
 }
 
-// readIndex reads no more than a header may have.
+// readIndex reads an index, up to the size limit of a header.
 func readIndex(path string) ([]byte, error) {
 	file, _, err := regular.Open(path)
 	if err != nil {
@@ -336,7 +337,7 @@ func (t tensor) readAt(dst []byte, at int64) error {
 	return err
 }
 
-// mustBeEqual compares what a mean makes no sense of.
+// mustBeEqual compares tensors of integers and booleans, which cannot be averaged.
 func (a *Average) mustBeEqual(e safetensors.Entry) error {
 	first := a.models[0].byName[e.Name]
 	size := int64(safetensors.Size(e.Dtype))
@@ -362,7 +363,7 @@ func (a *Average) mustBeEqual(e safetensors.Entry) error {
 	return nil
 }
 
-// Files are the names of the files that Create makes.
+// Files returns the names of the files that Create makes.
 func (a *Average) Files() []string {
 	var names []string
 	for _, s := range a.models[0].shards {
@@ -374,8 +375,9 @@ func (a *Average) Files() []string {
 	return names
 }
 
-// Create makes the files of the average in a folder, which hold no numbers yet.
-// Errors: an [*os.PathError], as for a file that is there.
+// Create creates the files of the average in a folder, without their numbers.
+//
+// Errors: an [*os.PathError], for example if a file already exists.
 func (a *Average) Create(folder string) error {
 	if a.models[0].index != nil {
 		if err := os.WriteFile(filepath.Join(folder, Index), a.models[0].index, 0o666); err != nil {
@@ -395,9 +397,9 @@ func (a *Average) Create(folder string) error {
 	return nil
 }
 
-// Next writes the next 16 MiB of the average, or what is left, and returns how many
-// bytes it wrote: 0 once all is done and on the disk. It takes as many threads as
-// [pcrm.SetNumThreads] allows. After an error there is no going on.
+// Next writes the next 16 MiB of the average, or the remainder, and returns the number of
+// bytes written. It returns 0 when everything is written and on the disk. It uses as many
+// threads as pcrm.SetNumThreads allows. After an error the average cannot be continued.
 //
 // Errors: an [*Error] for a file that became shorter; an [*os.PathError].
 func (a *Average) Next() (int64, error) {
@@ -440,7 +442,7 @@ func (a *Average) Next() (int64, error) {
 	return total, nil
 }
 
-// finish brings the files to the disk.
+// finish flushes the files to the disk.
 func (a *Average) finish() error {
 	for _, file := range a.out {
 		if err := errors.Join(file.Sync(), file.Close()); err != nil {
@@ -451,14 +453,14 @@ func (a *Average) finish() error {
 	return nil
 }
 
-// buffers are what a thread needs for a piece, whatever the size of a tensor.
+// buffers hold the memory of a thread for one piece. Its size does not depend on the tensor.
 type buffers struct {
 	in   [][]byte // of each checkpoint
 	out  []byte
 	sums [block]float64
 }
 
-// write averages a piece and returns how many of its numbers are not finite.
+// write averages a piece and returns the number of its numbers that are not finite.
 func (a *Average) write(p piece) (notFinite int64, err error) {
 	b, _ := a.buffers.Get().(*buffers)
 	if b == nil {
@@ -485,7 +487,7 @@ func (a *Average) write(p piece) (notFinite int64, err error) {
 	return notFinite, err
 }
 
-// Close closes all files, those of an average that is not done among them.
+// Close closes all files, including those of an unfinished average.
 func (a *Average) Close() {
 	for _, m := range a.models {
 		m.close()

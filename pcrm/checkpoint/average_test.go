@@ -20,13 +20,13 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/safetensors"
 )
 
-// tensors are a file's, in their order.
+// tensors holds the tensors of a file in order.
 type tensors []struct {
 	name, dtype string
 	data        []byte
 }
 
-// file is a safetensors file of flat tensors.
+// file returns a safetensors file of flat tensors.
 func (list tensors) file() []byte {
 	var header, data []byte
 	for _, x := range list {
@@ -41,7 +41,7 @@ func (list tensors) file() []byte {
 
 func float32s(x ...float64) []byte { return formats[1].encode(x...) }
 
-// folder has files by their names.
+// folder creates a folder with the given files.
 func folder(t testing.TB, files map[string][]byte) string {
 	dir := t.TempDir()
 	for name, data := range files {
@@ -57,7 +57,7 @@ func index(files map[string]string) []byte {
 
 func single(list tensors) map[string][]byte { return map[string][]byte{Single: list.file()} }
 
-// run averages into a folder and returns its files.
+// run averages checkpoints into a folder and returns its files.
 func run(t *testing.T, weights []float64, folders ...string) (*Average, map[string][]byte) {
 	a, err := New(folders, weights)
 	require.NoError(t, err)
@@ -80,8 +80,8 @@ func run(t *testing.T, weights []float64, folders ...string) (*Average, map[stri
 	return a, files
 }
 
-// Files are cut as the first checkpoint's are, whatever the others look like; integers
-// are copied; what is not finite is counted.
+// The average is split into files like the first checkpoint, however the others are split.
+// Integers are copied. Numbers that are not finite are counted.
 func TestAverage(t *testing.T) {
 	many := make([]float64, 3*pieceElements+7)
 	for i := range many {
@@ -112,7 +112,7 @@ func TestAverage(t *testing.T) {
 	assert.Equal(t, second[Index], files[Index])
 	assert.Equal(t, tensors{{"empty", "F32", nil}, {"a", "F32", float32s(many...)}}.file(), files["y.safetensors"])
 
-	a, files = run(t, []float64{1e300, 3e300}, one, one) // the sum of the products overflows, that of the weights does not
+	a, files = run(t, []float64{1e300, 3e300}, one, one) // the sum of the products overflows, but not that of the weights
 	assert.Equal(t, []float64{0.25, 0.75}, a.Weights)
 	data, err := os.ReadFile(filepath.Join(one, Single))
 	require.NoError(t, err)
@@ -135,7 +135,7 @@ func TestRefusals(t *testing.T) {
 	}
 	for _, c := range []struct {
 		files map[string][]byte
-		want  string // what follows the folder; FIRST is the first one
+		want  string // the message after the folder; FIRST stands for the first folder
 	}{
 		{nil, ": must contain model.safetensors or model.safetensors.index.json: other kinds"},
 		{map[string][]byte{Single: file[:len(file)-1]}, `/model.safetensors: tensor "i": data_offsets must end within the 19 bytes of data, got 20: is the file truncated?`},
@@ -174,7 +174,7 @@ func TestRefusals(t *testing.T) {
 		second := folder(t, c.files)
 		a, err := New([]string{first, second}, nil)
 		if c.want == "" {
-			require.NoError(t, err) // model.safetensors is not there, the index names one file of two
+			require.NoError(t, err) // there is no model.safetensors, and the index lists one of two files
 			a.Close()
 			continue
 		}
@@ -218,7 +218,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// A file that becomes shorter after it was checked.
+// A file becomes shorter after it was checked.
 func TestCutOff(t *testing.T) {
 	list := tensors{{"a", "F32", float32s(make([]float64, 100)...)}}
 	first, second := folder(t, single(list)), folder(t, single(list))
@@ -243,7 +243,7 @@ func TestCreate(t *testing.T) {
 	assert.Equal(t, list.file(), data)
 }
 
-// Whatever a checkpoint holds, it is refused or averaged to what its header says.
+// A checkpoint with any content is rejected, or averaged in accordance with its header.
 func FuzzNew(f *testing.F) {
 	good := tensors{{"a", "BF16", []byte("12345678")}, {"i", "U8", []byte{1, 2}}}
 	f.Add(good.file(), []byte(nil))

@@ -10,7 +10,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/safetensors"
 )
 
-// Tensor is what a checkpoint says of one of its tensors.
+// Tensor describes a tensor of a checkpoint.
 type Tensor struct {
 	File  string `json:"file"` // its name in the folder
 	Name  string `json:"name"`
@@ -18,11 +18,10 @@ type Tensor struct {
 	Shape []int  `json:"shape"`
 }
 
-// Tensors lists the tensors of a checkpoint, file by file, in the order of their data. They
-// are those of the file with this name, such as [Single], or else of the files that
-// NAME.index.json names.
+// Tensors lists the tensors of a checkpoint, file by file, in the order of their data. It reads
+// the file with this name, such as [Single], or otherwise the files that NAME.index.json lists.
 //
-// Errors are those of [New] for one checkpoint.
+// Errors: those of [New] for one checkpoint.
 func Tensors(folder, name string) ([]Tensor, error) {
 	m := &model{folder: folder, byName: map[string]tensor{}}
 	defer m.close()
@@ -38,14 +37,13 @@ func Tensors(folder, name string) ([]Tensor, error) {
 	return list, nil
 }
 
-// Divide divides the numbers of some tensors of a safetensors file by a number greater than
-// 0, where they are: in float64, and rounded to nearest even into the type that they have.
-// All other bytes of the file stay. Nothing is written where one of the tensors is refused.
+// Divide divides the numbers of the named tensors of a safetensors file in place. It computes
+// in float64 and rounds to nearest even, to the type of the tensor. All other bytes of the file
+// stay the same. If one of the tensors is invalid, nothing is written.
 //
-// Errors: an [*pcrm.ArgumentError] for a divisor that is not greater than 0 or infinite; an
-// [*Error] for a file that is truncated or hostile, a tensor that is missing or not of
-// floating-point numbers, a number that is NaN or infinite once it is divided; an
-// [*os.PathError].
+// Errors: a *pcrm.ArgumentError for a divisor that is not greater than 0 or is infinite; an
+// [*Error] for a file that is truncated or malformed, a tensor that is missing or does not hold
+// floating-point numbers, or a quotient that is NaN or infinite; an [*os.PathError].
 func Divide(path string, names []string, divisor float64) error {
 	if err := argument.Positive("divisor", -1, divisor); err != nil {
 		return err
@@ -89,7 +87,7 @@ func Divide(path string, names []string, divisor float64) error {
 	return out.Close()
 }
 
-// divided returns the bytes of a tensor whose numbers are divided.
+// divided returns the bytes of the divided tensor.
 func (t tensor) divided(divisor float64) ([]byte, error) {
 	if !isFloat(t.Dtype) {
 		return nil, bad(t.path, "tensor %q: must be F64, F32, F16 or BF16, got %s", t.Name, t.Dtype)

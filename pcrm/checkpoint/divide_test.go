@@ -23,7 +23,7 @@ func TestTensors(t *testing.T) {
 		list, err := Tensors(dir, name)
 		require.NoError(t, err)
 		assert.ElementsMatch(t, want, list)
-		// transformers takes the one file where it is there.
+		// transformers prefers the single file if there is one.
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), a.file(), 0o600))
 		list, err = Tensors(dir, name)
 		require.NoError(t, err)
@@ -34,7 +34,7 @@ func TestTensors(t *testing.T) {
 	}
 }
 
-// Every quotient is rounded as the definition of its type says, and all else stays.
+// Every quotient is rounded as its type defines, and all other bytes stay the same.
 func TestDivide(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for _, f := range formats {

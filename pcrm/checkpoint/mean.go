@@ -9,13 +9,13 @@ import (
 
 var order = binary.LittleEndian
 
-// block is how many numbers are summed up at once: their sums stay in a processor's
-// first cache.
+// block is the number of elements that are summed at a time, so that their sums stay in a
+// first-level cache.
 const block = 2048
 
-// mean writes sum_i weights[i] in[i] / total to dst, the sum in this order and every
-// operation rounded, and returns how many of the results are NaN or infinite. sums is
-// room for a block.
+// mean writes sum_i weights[i] in[i] / total to dst, summing in this order and rounding every
+// operation. It returns the number of results that are NaN or infinite. sums is scratch memory
+// for a block.
 func mean(dst []byte, in [][]byte, dtype string, weights []float64, total float64, sums []float64) (notFinite int64) {
 	size := safetensors.Size(dtype)
 	for at := 0; at < len(dst); at += block * size {
@@ -36,9 +36,9 @@ func mean(dst []byte, in [][]byte, dtype string, weights []float64, total float6
 	return notFinite
 }
 
-// restore sees to it that the mean of equal float64 is that number; it could be a place
-// off. The narrower types have it by their rounding, as a float64 errs by less than half
-// of their last place.
+// restore ensures that the mean of equal float64 numbers is that number; it could be off by one
+// unit in the last place. For narrower types rounding ensures this, because the float64 error is
+// less than half of their last place.
 func restore(dst []byte, at int, in [][]byte) {
 next:
 	for i := 0; i < len(dst); i += 8 {
@@ -52,7 +52,7 @@ next:
 	}
 }
 
-// scale sets sums to weight times the numbers of data.
+// scale sets sums to weight times the numbers in data.
 func scale(sums []float64, data []byte, dtype string, weight float64) {
 	n := scaleSIMD(sums, data, dtype, weight)
 	sums = sums[n:]
@@ -62,19 +62,19 @@ func scale(sums []float64, data []byte, dtype string, weight float64) {
 	}
 }
 
-// accumulate adds weight times the numbers of data to sums, both operations rounded.
+// accumulate adds weight times the numbers in data to sums. Both operations are rounded.
 func accumulate(sums []float64, data []byte, dtype string, weight float64) {
 	n := accumulateSIMD(sums, data, dtype, weight)
 	var x [block]float64
 	sums = sums[n:]
 	safetensors.Float64s(x[:len(sums)], data[n*safetensors.Size(dtype):], dtype)
 	for i, v := range x[:len(sums)] {
-		sums[i] += float64(weight * v) // the conversion keeps a compiler from rounding but once
+		sums[i] += float64(weight * v) // the conversion prevents a fused multiply-add
 	}
 }
 
-// quotient writes sums divided by total, which it changes, to dst, rounded once to
-// nearest even, and returns how many of the results are NaN or infinite.
+// quotient writes sums divided by total to dst, rounded once to nearest even, and returns the
+// number of results that are NaN or infinite. It overwrites sums.
 func quotient(dst []byte, sums []float64, dtype string, total float64) (notFinite int64) {
 	n := quotientSIMD(dst, sums, dtype, total)
 	sums, dst = sums[n:], dst[n*safetensors.Size(dtype):]
@@ -112,9 +112,9 @@ func encode(data []byte, x []float64, dtype string) {
 	}
 }
 
-// odd returns the bits of x as a float32 rounded to odd: cut off, and the last bit set
-// where that lost something. What is rounded from there to nearest, with two bits less
-// or more, is rounded as if from x; rounding to nearest twice is not.
+// odd returns the bits of x as a float32 rounded to odd: truncated, with the last bit set if
+// the truncation is inexact. Rounding this to nearest, to at least two bits less, gives the same
+// result as rounding x directly. Rounding to nearest twice does not.
 func odd(x float64) uint32 {
 	f := float32(x)
 	y, b := float64(f), math.Float32bits(f)
@@ -127,8 +127,8 @@ func odd(x float64) uint32 {
 	return b
 }
 
-// bfloat16 rounds to nearest even. A NaN that came from a bfloat16 has zeros where the
-// carry would begin.
+// bfloat16 rounds to nearest even. The low bits of a NaN that came from a bfloat16 are zero, so
+// rounding does not carry into its payload.
 func bfloat16(x float64) uint16 {
 	b := odd(x)
 	return uint16((b + 0x7fff + b>>16&1) >> 16)
@@ -144,7 +144,7 @@ func float16(x float64) uint16 {
 		return sign | 0x7e00
 	case b >= 0x47800000: // 2^16 and more
 		return sign | 0x7c00
-	case b < 0x38800000: // under 2^-14, where the last place is 2^-24: as that of 0.5 in float32
+	case b < 0x38800000: // below 2^-14 the last place is 2^-24, as for 0.5 in float32
 		return sign | uint16(math.Float32bits(math.Float32frombits(b)+0.5)-math.Float32bits(0.5))
 	}
 	b -= (127 - 15) << 23

@@ -12,7 +12,7 @@ import (
 
 //go:generate go -C ../internal/asmgen run ./average -out ../../checkpoint/kernel_amd64.s -stubs ../../checkpoint/stubs_amd64.go -pkg checkpoint
 
-// simd is how many of n numbers the kernels take.
+// simd returns how many of n numbers the kernels process.
 func simd(n int) int {
 	if tier.Current() == tier.Scalar || !cpu.X86.HasF16C {
 		return 0
@@ -20,7 +20,7 @@ func simd(n int) int {
 	return n &^ 7
 }
 
-// scaleSIMD does the first numbers and returns how many.
+// scaleSIMD processes the first numbers and returns how many.
 func scaleSIMD(sums []float64, data []byte, dtype string, weight float64) int {
 	n := simd(len(sums))
 	if n == 0 {
@@ -40,7 +40,7 @@ func scaleSIMD(sums []float64, data []byte, dtype string, weight float64) int {
 	return n
 }
 
-// accumulateSIMD does the first numbers and returns how many.
+// accumulateSIMD processes the first numbers and returns how many.
 func accumulateSIMD(sums []float64, data []byte, dtype string, weight float64) int {
 	n := simd(len(sums))
 	if n == 0 {
@@ -60,8 +60,8 @@ func accumulateSIMD(sums []float64, data []byte, dtype string, weight float64) i
 	return n
 }
 
-// quotientSIMD does the first numbers and returns how many: none where one of the
-// results is not finite, which the plain loop has to look at.
+// quotientSIMD processes the first numbers and returns how many. It returns 0 if one of the
+// results is not finite; the plain loop then handles all of them.
 func quotientSIMD(dst []byte, sums []float64, dtype string, total float64) int {
 	n := simd(len(sums))
 	if n == 0 {

@@ -14,7 +14,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/safetensors"
 )
 
-// format is what IEEE 754 says of a type: digits of its numbers and its least exponent.
+// format describes an IEEE 754 type: the number of digits and the least exponent.
 type format struct {
 	dtype          string
 	digits, least  int
@@ -29,8 +29,8 @@ var formats = []format{
 	{"F16", 11, -14, 65504, 16, 0x7c00},
 }
 
-// nearest is x in a format, of which RoundToEven counts the last places: they are powers
-// of two, so that nothing else rounds.
+// nearest rounds x to a format, with RoundToEven in units of the last place. These units are
+// powers of two, so nothing else rounds.
 func (f format) nearest(x float64) float64 {
 	if x == 0 || x-x != 0 || f.digits == 53 {
 		return x
@@ -56,8 +56,8 @@ func (f format) decode(data []byte) []float64 {
 	return x
 }
 
-// any returns a number of the format: any bits, finite ones of like sizes, or ties and
-// their neighbors between two.
+// any returns a number of the format: random bits, a signed zero, or a finite number of
+// moderate size.
 func (f format) any(random *rand.Rand) float64 {
 	bits := random.Uint64() >> (64 - f.bits)
 	var data [8]byte
@@ -72,7 +72,7 @@ func (f format) any(random *rand.Rand) float64 {
 	}
 }
 
-// tier is the name of the plain loops and of each kernel that there is.
+// tiers runs a test with the plain loops and with the kernels.
 func tiers(t testing.TB, test func(t testing.TB, tier string)) {
 	before := pcrm.Tier()
 	defer func() { require.NoError(t, pcrm.SetTier(before)) }()
@@ -86,8 +86,8 @@ func same(a, b float64) bool {
 	return math.Float64bits(a) == math.Float64bits(b) || a != a && b != b
 }
 
-// Rounding is to the nearest, of two as near to the even one, at every step of the
-// narrow types and a unit of float64 to both sides of it.
+// Rounding is to nearest, ties to even, at every number of the narrow types, at the ties
+// between them and one float64 unit to both sides.
 func TestRounding(t *testing.T) {
 	tiers(t, func(t testing.TB, tier string) {
 		for _, f := range formats {
@@ -119,15 +119,15 @@ func TestRounding(t *testing.T) {
 	})
 }
 
-// The kernels divide without a division: sums whose quotients lie at a tie or next to it
-// show the last bit of them.
+// The kernels divide without a division instruction. Quotients at or next to a tie reveal
+// errors in the last bit.
 func TestQuotient(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	tiers(t, func(t testing.TB, tier string) {
 		for _, f := range formats[1:] {
 			for range 300 {
 				total := 0.5 + random.Float64()/2
-				if random.IntN(3) == 0 { // what weights of 1 give
+				if random.IntN(3) == 0 { // the sum that weights of 1 give
 					n := float64(1 + random.IntN(20))
 					_, exponent := math.Frexp(n)
 					total = math.Ldexp(n, -exponent)
@@ -154,7 +154,7 @@ func TestQuotient(t *testing.T) {
 	})
 }
 
-// Any numbers, of any count, against the formula; nothing else is written.
+// Arbitrary numbers of arbitrary count against the formula. Nothing else is written.
 func TestMean(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))
 	tiers(t, func(t testing.TB, tier string) {
@@ -214,7 +214,7 @@ func TestMean(t *testing.T) {
 	})
 }
 
-// The mean of a number with itself is that number, for every one of the 16-bit types.
+// The mean of a number with itself is that number, for all numbers of the 16-bit types.
 func TestIdentity(t *testing.T) {
 	tiers(t, func(t testing.TB, tier string) {
 		for _, f := range formats {
@@ -222,7 +222,7 @@ func TestIdentity(t *testing.T) {
 			for i := range uint64(1) << 16 {
 				bits := i << (f.bits - 16)
 				if bits<<(64-f.bits)<<1>>1 > f.infinity<<(64-f.bits) {
-					bits = i // no NaN
+					bits = i // not a NaN
 				}
 				var word [8]byte
 				order.PutUint64(word[:], bits)

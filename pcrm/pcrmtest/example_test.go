@@ -7,13 +7,13 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/pcrmtest"
 )
 
-// printer stands in for the *testing.T of a test.
+// printer replaces the *testing.T of a test.
 type printer struct{}
 
 func (printer) Helper()                           {}
 func (printer) Fatalf(format string, args ...any) { fmt.Printf(format+"\n", args...) }
 
-// A loss that was written from the formula is right until a score runs away:
+// A loss written directly from the formula is correct until scores become large. In a test:
 //
 //	func TestLoss(t *testing.T) { pcrmtest.Check(t, loss) }
 func ExampleCheck() {

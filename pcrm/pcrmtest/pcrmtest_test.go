@@ -17,7 +17,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm"
 )
 
-// recorder is a test that notes its failures and, unlike a real one, goes on.
+// recorder is a TB that records failures and, unlike a real test, continues.
 type recorder struct{ failures []string }
 
 func (*recorder) Helper() {}
@@ -73,7 +73,7 @@ func TestOurs(t *testing.T) {
 func softplus(x float64) float64 { return math.Max(x, 0) + math.Log1p(math.Exp(-math.Abs(x))) }
 func sigmoid(x float64) float64  { return math.Exp(-softplus(-x)) }
 
-// Each planted mistake is caught by the property that names it.
+// Each planted mistake is caught by the corresponding property.
 func TestPlantedMistakes(t *testing.T) {
 	const e = 0.1
 	for _, c := range []struct {
@@ -134,14 +134,14 @@ func TestPlantedMistakes(t *testing.T) {
 			loss, grad := pcrm.PairLoss(m, delta, 0)
 			return loss + 1e-6, grad
 		}, nil},
-		{"one side steeper", "symmetry: gradient, and the opposite of the one at margin", func(m, delta float64) (float64, float64) {
+		{"one side steeper", "symmetry: gradient, compared with the negative of that at margin", func(m, delta float64) (float64, float64) {
 			loss, grad := pcrm.PairLoss(m, delta, 0)
 			if m > delta/2 {
 				grad += 1e-12
 			}
 			return loss, grad
 		}, nil},
-		{"one side larger", "symmetry: loss, and its mirror image at margin", func(m, delta float64) (float64, float64) {
+		{"one side larger", "symmetry: loss, compared with its mirror image at margin", func(m, delta float64) (float64, float64) {
 			loss, grad := pcrm.PairLoss(m, delta, 0)
 			if m > delta/2 {
 				loss += 5e-13
@@ -166,7 +166,7 @@ func TestPlantedMistakes(t *testing.T) {
 		{"another curve with the same ends", "formula: loss at margin", func(m, delta float64) (float64, float64) {
 			loss, grad := pcrm.PairLoss(m, delta, 0)
 			if x := m - delta/2; math.Abs(x) < 5 {
-				loss += 3e-12 * x * x * math.Exp(-x*x) // still convex, symmetric and of that floor
+				loss += 3e-12 * x * x * math.Exp(-x*x) // still convex, symmetric and with the same minimum
 			}
 			return loss, grad
 		}, nil},
@@ -285,7 +285,7 @@ func TestOptions(t *testing.T) {
 
 var update = flag.Bool("update", false, "write golden.json from tests/golden/vectors.json")
 
-// There is one source of golden vectors: what is embedded is made of it.
+// The embedded golden vectors are derived from their only source, tests/golden.
 func TestGoldenIsOfTheOneSource(t *testing.T) {
 	data, err := os.ReadFile("../../tests/golden/vectors.json")
 	require.NoError(t, err)

@@ -6,11 +6,11 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/prefix"
 )
 
-// Two responses to one prompt, the tokens 11, 12 and 13, which go through the model once.
+// Two responses to one prompt. The prompt, tokens 11, 12 and 13, is computed once.
 func Example() {
 	ids := []int64{
 		11, 12, 13, 21, 22,
-		11, 12, 13, 31, 0, // padded by 0
+		11, 12, 13, 31, 0, // padded with 0
 	}
 	lengths := []int64{5, 4}
 	var plan prefix.Plan

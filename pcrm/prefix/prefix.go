@@ -64,7 +64,7 @@ type tree struct{ begin, tokens int64 }
 // ids holds len(lengths) rows of width tokens, padded on the right. Row i has lengths[i] tokens,
 // from 1 to width.
 //
-// Errors, each an [*pcrm.ArgumentError]: a length out of range; an ids slice of the wrong size;
+// Errors, each a *pcrm.ArgumentError: a length out of range; an ids slice of the wrong size;
 // a negative option.
 func (p *Plan) Arrange(ids []int64, width int, lengths []int64, o Options) error {
 	if err := check(ids, width, lengths, o); err != nil {
@@ -230,7 +230,7 @@ func (p *Plan) place() {
 //	gather     len(ids)     the index in packed of each token of the batch; for padding, that of
 //	                        the last token of its row
 //
-// Errors, each an [*pcrm.ArgumentError]: a destination of another size; rows of other lengths
+// Errors, each a *pcrm.ArgumentError: a destination of another size; rows of other lengths
 // than those of the plan; the errors of Arrange for ids and lengths.
 func (p *Plan) Pack(packed, positions, ends, gather, ids []int64, width int, lengths []int64) error {
 	if err := check(ids, width, lengths, Options{}); err != nil {

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// made is a batch with its plan, packed.
+// made is a packed batch with its plan.
 type made struct {
 	Plan
 	ids, lengths                    []int64
@@ -25,7 +25,7 @@ func pack(t testing.TB, rows [][]int64, o Options) made {
 	for i, row := range rows {
 		copy(m.ids[i*width:], row)
 		for k := len(row); k < width; k++ {
-			m.ids[i*width+k] = 7 // a pad that is a token too
+			m.ids[i*width+k] = 7 // a padding id that is also a token
 		}
 		m.lengths[i] = int64(len(row))
 	}
@@ -37,7 +37,7 @@ func pack(t testing.TB, rows [][]int64, o Options) made {
 	return m
 }
 
-// sees lists what a token attends to, by the rule in the package's documentation.
+// sees lists the tokens to which a token attends, by the rule in the package documentation.
 func (m made) sees(q int64) (tokens []int64) {
 	row, column := q/int64(m.Width), q%int64(m.Width)
 	for k := range int64(m.Width) {
@@ -48,7 +48,7 @@ func (m made) sees(q int64) (tokens []int64) {
 	return tokens
 }
 
-// computed is how many tokens of the packed batch are some row's.
+// computed returns the number of tokens of the packed batch that belong to a row.
 func (m made) computed() int {
 	found := map[int64]bool{}
 	for _, at := range m.gather {
@@ -57,8 +57,8 @@ func (m made) computed() int {
 	return len(found)
 }
 
-// check holds a packed batch to its rows: unpacked it is they, and each token attends to those of its
-// row up to itself and to no other.
+// check compares a packed batch with its rows. Unpacking gives the rows, and each token attends exactly to
+// the tokens of its row up to itself.
 func (m made) check(t testing.TB, rows [][]int64) {
 	for r, row := range rows {
 		path := m.gather[r*m.width:][:m.width]
@@ -84,7 +84,7 @@ func (m made) check(t testing.TB, rows [][]int64) {
 	}
 }
 
-// distinct is how many different beginnings the rows have: the least that can be computed.
+// distinct returns the number of different prefixes of the rows, the least number of tokens to compute.
 func distinct(rows [][]int64) int {
 	found := map[string]bool{}
 	for _, row := range rows {
@@ -97,7 +97,7 @@ func distinct(rows [][]int64) int {
 	return len(found)
 }
 
-// random makes rows that share beginnings with each other, at any depth.
+// random returns rows that share prefixes of any length.
 func random(g *rand.Rand) [][]int64 {
 	rows := make([][]int64, 1+g.IntN(12))
 	for i := range rows {
@@ -174,8 +174,8 @@ func TestWhatShares(t *testing.T) {
 	})
 }
 
-// Sixty-four responses of 500 tokens to a prompt of 300: the tree would have 32,300 tokens, and its mask
-// a billion entries.
+// 64 responses of 500 tokens to a prompt of 300 tokens. A single tree would have 32,300 tokens, and its
+// mask a billion entries.
 func TestARankingIsCut(t *testing.T) {
 	rows := make([][]int64, 64)
 	for r := range rows {
@@ -188,7 +188,7 @@ func TestARankingIsCut(t *testing.T) {
 		}
 	}
 	m := pack(t, rows, Options{MinShared: 16, Budget: 2048})
-	require.Equal(t, [2]int{22, 1800}, [2]int{m.Rows, m.Width}) // three responses a tree
+	require.Equal(t, [2]int{22, 1800}, [2]int{m.Rows, m.Width}) // three responses per tree
 }
 
 func TestErrors(t *testing.T) {

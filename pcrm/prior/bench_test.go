@@ -11,8 +11,8 @@ func reportPairs(b *testing.B, perOp int) {
 	b.ReportMetric(float64(perOp)*float64(b.N)/b.Elapsed().Seconds(), "pairs/s")
 }
 
-// Responses of about 145 characters, the mean of the TL;DR summaries, half of them
-// shared with the other one.
+// Responses of about 145 characters, the mean of the TL;DR summaries. A pair shares half of its
+// text.
 func BenchmarkLexicals(b *testing.B) {
 	const rows = 2000
 	words := strings.Fields(strings.Join(texts(2000), " "))

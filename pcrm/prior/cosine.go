@@ -15,7 +15,7 @@ type Float16 uint16
 // Float64 converts exactly. A NaN stays a NaN with an unspecified payload.
 func (h Float16) Float64() float64 { return half.Float64(uint16(h)) }
 
-// Element is the type of the elements of an embedding.
+// Element is the type constraint of the elements of an embedding.
 type Element interface{ float32 | float64 | Float16 }
 
 // Cosine returns the cosine of two embeddings,
@@ -24,7 +24,7 @@ type Element interface{ float32 | float64 | Float16 }
 //
 // computed in float64 and clamped to [-1, 1]. Equal embeddings give exactly 1.
 //
-// Errors, each an [*pcrm.ArgumentError]: embeddings that are empty or of different
+// Errors, each a *pcrm.ArgumentError: embeddings that are empty or of different
 // lengths; a zero vector, which has no direction; a NaN or infinite element.
 func Cosine[E Element](a, b []E) (float64, error) {
 	if err := checkEmbeddings(1, len(a), len(a), len(b)); err != nil {
@@ -48,7 +48,7 @@ func Cosine[E Element](a, b []E) (float64, error) {
 // in the same direction have s = 1. Rows at a right angle or more have s = 0.5 in the
 // angular form and 0 in the other.
 //
-// Errors, each an [*pcrm.ArgumentError]: dim < 1; a or b without exactly len(dst)*dim
+// Errors, each a *pcrm.ArgumentError: dim < 1; a or b without exactly len(dst)*dim
 // elements; a row that is all zero or contains a NaN or an infinity (the message names the
 // first such row). After an error the contents of dst are undefined.
 func Cosines[F Float, E Element](dst []F, a, b []E, dim int, angular bool) error {

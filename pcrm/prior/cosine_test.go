@@ -14,7 +14,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/prior"
 )
 
-// half is the reference conversion: the value by its definition in IEEE 754.
+// half is the reference conversion, by the definition in IEEE 754.
 func half(h uint16) float64 {
 	sign, exponent, fraction := 1-2*float64(h>>15), int(h>>10&31), float64(h&0x3ff)
 	switch exponent {
@@ -45,8 +45,8 @@ func TestGoldenCosine(t *testing.T) {
 	t.Run("float32", func(t *testing.T) { goldenCosine[float32](t) })
 }
 
-// Both precisions have the same inputs and the same float64 arithmetic: 33 products
-// and as many sums err by less than 1e-14 of the largest possible cosine.
+// Both precisions have the same inputs and the same float64 arithmetic. The error of 33 products and
+// sums is less than 1e-14 of the largest possible cosine.
 func goldenCosine[F prior.Float](t *testing.T) {
 	for i, c := range readGolden(t).Cases.Cosine {
 		got, err := prior.Cosine(testkit.Convert[F](c.A), testkit.Convert[F](c.B))
@@ -54,7 +54,7 @@ func goldenCosine[F prior.Float](t *testing.T) {
 		testkit.CloseTo(t, c.Cosine, got, 0, 1e-14, "case %d", i)
 		dst := make([]float64, 1)
 		require.NoError(t, prior.Cosines(dst, testkit.Convert[F](c.A), testkit.Convert[F](c.B), len(c.A), true))
-		// acos' is 1/sin: the error of the cosine grows near 1, but 1 itself is exact.
+		// The derivative of acos is -1/sin, so errors of the cosine grow near 1, but 1 itself is exact.
 		testkit.CloseTo(t, c.Angular, dst[0], 0, 1e-14/math.Max(1e-7, math.Sqrt(1-c.Cosine*c.Cosine)), "case %d", i)
 		require.NoError(t, prior.Cosines(dst, testkit.Convert[F](c.A), testkit.Convert[F](c.B), len(c.A), false))
 		testkit.CloseTo(t, math.Max(0, c.Cosine), dst[0], 0, 1e-14, "case %d", i)
@@ -96,7 +96,7 @@ func TestCosineProperties(t *testing.T) {
 	}
 }
 
-// Squares of such elements overflow, underflow to zero or lose their digits.
+// Squares of such elements overflow, underflow to zero or lose precision.
 func TestCosineExtremeElements(t *testing.T) {
 	for _, big := range []float64{1e-320, math.SmallestNonzeroFloat64, 1e-200, 1e-160, 1, 1e100, 1e160, 1e200, math.MaxFloat64} {
 		for _, other := range []float64{1e-320, 1e-200, 1, 1e200, math.MaxFloat64} {
@@ -141,8 +141,8 @@ func TestCosinesErrors(t *testing.T) {
 	assert.EqualError(t, prior.Cosines(dst[:1], nan16, nan16, 1, true), "a[0] must be finite, got a NaN or infinite element")
 }
 
-// A batch large enough for several goroutines has the bits of each row alone, and
-// names the first bad row however the work was split.
+// A batch large enough for several goroutines gives the same bits as each row alone, and the error
+// names the first invalid row however the work is divided.
 func TestCosinesOfManyRows(t *testing.T) {
 	t.Run("float32", func(t *testing.T) { cosinesOfManyRows(t, func(v float64) float32 { return float32(v) }) })
 	t.Run("float64", func(t *testing.T) { cosinesOfManyRows(t, func(v float64) float64 { return v }) })
@@ -179,7 +179,7 @@ func TestCosineAllocatesNothing(t *testing.T) {
 		a[i] = float32(i + 1)
 	}
 	assert.Zero(t, testing.AllocsPerRun(100, func() { _, _ = prior.Cosine(a, a) }))
-	// What the goroutines share, whatever the number of rows.
+	// The allocations that the goroutines share, whatever the number of rows.
 	dst := make([]float32, 1)
 	one := testing.AllocsPerRun(100, func() { _ = prior.Cosines(dst, a, a, 384, true) })
 	dst = make([]float32, 384)
@@ -188,7 +188,7 @@ func TestCosineAllocatesNothing(t *testing.T) {
 	assert.LessOrEqual(t, many, one)
 }
 
-// Cosines against float16 by its definition and the plain loop, on any bits.
+// Cosines of arbitrary bits against the definition of float16 and the plain loop.
 func FuzzCosinesFloat16(f *testing.F) {
 	f.Add([]byte{0, 0x3c, 0, 0x3c}, []byte{0, 0x3c, 0, 0xbc})
 	f.Add([]byte{1, 0, 0, 0}, []byte{0xff, 0x7b, 0, 0})

@@ -16,10 +16,10 @@ package prior
 
 import "github.com/pcrm-project/pcrm/pcrm/internal/ids"
 
-// Float is the type of similarities.
+// Float is the type constraint of similarities.
 type Float interface{ float32 | float64 }
 
-// Int is the type of token ids and of the offsets of ragged columns.
+// Int is the type constraint of token ids and of the offsets of ragged columns.
 type Int interface{ int | int32 | int64 }
 
 // NoPad is the pad token id to use for responses without padding. No tokenizer has

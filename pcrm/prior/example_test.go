@@ -14,7 +14,7 @@ func ExampleLengthRatio() {
 }
 
 func ExampleLengthRatios() {
-	// Two pairs as an Arrow list column has them.
+	// Two pairs in the layout of an Arrow list column.
 	chosen, rejected := []int32{1, 2, 3, 7, 8}, []int32{1, 9, 7, 8}
 	s := make([]float32, 2)
 	err := prior.LengthRatios(s, chosen, []int32{0, 3, 5}, rejected, []int32{0, 2, 4}, prior.NoPad)

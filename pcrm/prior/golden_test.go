@@ -11,7 +11,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/prior"
 )
 
-// golden holds the priors' cases of tests/golden, which mpmath computed with 60 digits.
+// golden holds the cases for priors in tests/golden, which mpmath computed with 60 digits.
 type golden struct {
 	Cases struct {
 		LengthRatio []struct {
@@ -45,7 +45,7 @@ func TestGoldenLengthRatio(t *testing.T) {
 	for i, c := range g.Cases.LengthRatio {
 		assert.Equal(t, c.Ratio, prior.LengthRatio(c.ChosenIDs, c.RejectedIDs, prior.NoPad), "case %d", i)
 	}
-	// The span cases are the same responses in padded rows: the ratio must not change.
+	// The span cases have the same responses in padded rows. The ratio must not change.
 	for i, c := range g.Cases.Span {
 		assert.Equal(t, g.Cases.LengthRatio[i].Ratio, prior.LengthRatio(c.ChosenIDs, c.RejectedIDs, c.PadTokenID), "padded case %d", i)
 	}

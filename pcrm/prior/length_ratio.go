@@ -57,7 +57,7 @@ func responseLength[I Int](row []I, padToken I) int {
 // Arrow list array (int32) or large list array (int64). A padded matrix has the
 // offsets 0, width, 2*width, ...
 //
-// Errors, each an [*pcrm.ArgumentError]: offsets whose length is not len(dst)+1, that
+// Errors, each a *pcrm.ArgumentError: offsets whose length is not len(dst)+1, that
 // decrease, or that are outside the values.
 func LengthRatios[F Float, I, O Int](dst []F, chosen []I, chosenOffsets []O, rejected []I, rejectedOffsets []O, padToken I) error {
 	return eachPair(dst, chosen, chosenOffsets, rejected, rejectedOffsets, func(c, r []I) float64 {

@@ -22,10 +22,10 @@ func TestLengthRatio(t *testing.T) {
 		{[]int64{1, 2, 3, 0}, []int64{1, 9, 0, 0}, 0, 0.5},
 		{[]int64{1, 2, 3, 0}, []int64{1, 9}, 0, 0.5}, // rows of different widths
 		{[]int64{1, 2}, []int64{1, 2}, prior.NoPad, 1},
-		{[]int64{1, 2, 0}, []int64{1, 2, 0}, 0, 1}, // the authors' script says 0
+		{[]int64{1, 2, 0}, []int64{1, 2, 0}, 0, 1}, // the authors' script gives 0
 		{nil, nil, prior.NoPad, 1},
 		{[]int64{1, 2}, []int64{1}, prior.NoPad, 0},
-		{[]int64{1, 0, 2, 0}, []int64{1, 0, 3, 4}, 0, 0.5}, // a pad id in the prompt ends nothing
+		{[]int64{1, 0, 2, 0}, []int64{1, 0, 3, 4}, 0, 0.5}, // a pad id in the prompt does not end a response
 		{[]int64{1, 2, 0}, []int64{1, 3, 0}, prior.NoPad, 1},
 	} {
 		assert.Equal(t, c.want, prior.LengthRatio(c.chosen, c.rejected, c.pad), "%v", c)
@@ -70,7 +70,7 @@ func plainLengthRatio(chosen, rejected []int64, pad int64) float64 {
 	return float64(min(a, b)) / float64(max(a, b))
 }
 
-// Divergence at every place around the blocks that are compared at a time.
+// A first difference at every position around the blocks of the comparison.
 func TestLengthRatioOfLongPrefixes(t *testing.T) {
 	for length := range 100 {
 		for k := range length {
@@ -78,7 +78,7 @@ func TestLengthRatioOfLongPrefixes(t *testing.T) {
 			for i := range chosen {
 				chosen[i], rejected[i] = int64(i%7), int64(i%7)
 			}
-			chosen[k] = 1 << 40 // differs in the upper half of an id only
+			chosen[k] = 1 << 40 // differs only in the upper half of an id
 			for _, pad := range []int64{prior.NoPad, 3} {
 				require.Equal(t, plainLengthRatio(chosen, rejected, pad), prior.LengthRatio(chosen, rejected, pad), "%d of %d", k, length)
 			}
@@ -112,7 +112,7 @@ func int64s[I prior.Int](ids []I) (out []int64) {
 	return out
 }
 
-// raggedIDs makes pairs with a common start of up to 150 ids.
+// raggedIDs returns pairs with a common start of up to 150 ids.
 func raggedIDs[I, O prior.Int](rows int) (chosen []I, chosenOffsets []O, rejected []I, rejectedOffsets []O) {
 	r := rand.New(rand.NewPCG(9, 10))
 	chosenOffsets, rejectedOffsets = []O{0}, []O{0}
@@ -132,8 +132,8 @@ func raggedIDs[I, O prior.Int](rows int) (chosen []I, chosenOffsets []O, rejecte
 	return chosen, chosenOffsets, rejected, rejectedOffsets
 }
 
-// Whatever the offsets, an error or the plain result: never a panic, nor a value
-// from outside of a row. RandomUniforms takes the same columns.
+// Arbitrary offsets give an error or the plain result, but never a panic or a value from outside a
+// row. RandomUniforms takes the same columns.
 func FuzzLengthRatios(f *testing.F) {
 	offsets := func(o ...int32) (data []byte) {
 		for _, v := range o {

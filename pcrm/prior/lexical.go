@@ -61,7 +61,7 @@ func (o *LexicalOptions) resolve() error {
 // except for hash collisions. Counts are integers, so the result is the same on every
 // platform, up to the Unicode version of the lower-case table.
 //
-// Errors, each an [*pcrm.ArgumentError]: options that do not satisfy 1 <= MinN <= MaxN.
+// Errors, each a *pcrm.ArgumentError: options that do not satisfy 1 <= MinN <= MaxN.
 func Lexical(a, b string, o LexicalOptions) (float64, error) {
 	if err := o.resolve(); err != nil {
 		return 0, err
@@ -76,7 +76,7 @@ func Lexical(a, b string, o LexicalOptions) (float64, error) {
 // once. Text i of a ragged column is values[offsets[i]:offsets[i+1]], the layout of
 // an Arrow string array (int32) or large string array (int64).
 //
-// Errors, each an [*pcrm.ArgumentError]: those of [Lexical]; offsets whose length is not
+// Errors, each a *pcrm.ArgumentError: those of [Lexical]; offsets whose length is not
 // len(dst)+1, that decrease, or that are outside the values.
 func Lexicals[F Float, O Int](dst []F, chosen []byte, chosenOffsets []O, rejected []byte, rejectedOffsets []O, o LexicalOptions) error {
 	if err := o.resolve(); err != nil {

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Not by way of Lexical, whose pool forgets on purpose under the race detector.
+// This does not use Lexical, because its pool drops items on purpose under the race detector.
 func TestLexicalScratchIsReused(t *testing.T) {
 	long := strings.Repeat("prior constraints é ", 30)
 	var x lexical
@@ -23,7 +23,7 @@ func TestLexicalScratchIsReused(t *testing.T) {
 	}
 }
 
-// What a larger comparison left in the table must not be seen by a smaller one.
+// A smaller comparison must not see entries that a larger one left in the table.
 func TestLexicalScratchIsClean(t *testing.T) {
 	o := LexicalOptions{MinN: 1, MaxN: 5}
 	var x lexical

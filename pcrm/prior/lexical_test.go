@@ -15,8 +15,8 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/prior"
 )
 
-// naiveGrams counts n-grams as Lexical's documentation defines them, in a map that
-// knows them by their text.
+// naiveGrams counts n-grams as defined in the documentation of Lexical, in a map keyed by their
+// text.
 func naiveGrams(text string, o prior.LexicalOptions) map[string]int {
 	if o.MinN == 0 {
 		o.MinN, o.MaxN = 3, 5
@@ -85,12 +85,12 @@ func TestLexical(t *testing.T) {
 		{"The cat", "the cat", words, 1},
 		{"ÀÉÎ Ωμέγα ДОМ", "àéî ωΜΈΓΑ дом", prior.LexicalOptions{}, 1},
 		{"猫が好き", "猫が好き", prior.LexicalOptions{}, 1},
-		{"\xff", "\ufffd", prior.LexicalOptions{}, 1}, // bytes that are no UTF-8
+		{"\xff", "\ufffd", prior.LexicalOptions{}, 1}, // bytes that are not UTF-8
 		{"abc", "xyz", prior.LexicalOptions{}, 0},
-		{"a", "b", prior.LexicalOptions{MinN: 9, MaxN: 9}, 0}, // shorter than n: a whole text is an n-gram
+		{"a", "b", prior.LexicalOptions{MinN: 9, MaxN: 9}, 0}, // shorter than n: the whole text is an n-gram
 		{"a", "A", prior.LexicalOptions{MinN: 9, MaxN: 9}, 1},
 		{"ab", "ab ab", prior.LexicalOptions{Words: true, MinN: 3, MaxN: 3}, 0},
-		// " a " and " a b " by characters: 2 spaces and an a, 3 spaces, an a and a b.
+		// " a " and " a b " by characters: 2 spaces and an a; 3 spaces, an a and a b.
 		{"a", "a b", one, 7 / math.Sqrt(5*11)},
 		// Words a, b, "a b" against a, c, "a c".
 		{"a b", "a c", words, 1.0 / 3},
@@ -135,8 +135,8 @@ func TestLexicalErrors(t *testing.T) {
 	}
 }
 
-// texts makes n responses of some words of a small vocabulary in several scripts,
-// so that pairs share much.
+// texts returns n responses of words from a small vocabulary in several scripts, so that pairs
+// share many words.
 func texts(n int) (all []string) {
 	r := rand.New(rand.NewPCG(7, 8))
 	vocabulary := strings.Fields("I moved into a new apartment with my fiancé, he refuses to wash his clothes; should ask him leave? " +
@@ -160,8 +160,8 @@ func column[O prior.Int](texts []string) (values []byte, offsets []O) {
 	return values, offsets
 }
 
-// A column large enough for several goroutines, whose tables grow and shrink, has
-// the bits of the naive count row by row.
+// A column large enough for several goroutines, whose tables grow and shrink, gives the same bits as
+// the naive count of each row.
 func TestLexicalsOfManyRows(t *testing.T) {
 	t.Run("int32", lexicalsOfManyRows[int32])
 	t.Run("int64", lexicalsOfManyRows[int64])
@@ -194,8 +194,8 @@ func TestLexicalProperties(t *testing.T) {
 	}
 }
 
-// The value itself, so that another hash, table or normalisation is noticed on any
-// platform: it has to be the same everywhere.
+// The value itself, which must be the same on every platform, so that a change of the hash, the table
+// or the normalization is detected.
 func TestLexicalIsPinned(t *testing.T) {
 	s := lexical(t, "Fiancé and I got infected; room mate refuses to get treated.", "My room mate REFUSES to treat his own clothes.", prior.LexicalOptions{})
 	assert.Equal(t, 0.42861624874036724, s)
@@ -208,7 +208,7 @@ func FuzzLexical(f *testing.F) {
 	f.Add("İstanbul ΣΑΣ", "i̇stanbul σας", false, 1, 9)
 	f.Add("a\u0085b\u2028c", "\u3000", true, 4, 4)
 	f.Fuzz(func(t *testing.T, a, b string, words bool, low, high int) {
-		if len(a)+len(b) > 1000 { // n-grams of every length are quadratic
+		if len(a)+len(b) > 1000 { // the number of n-grams of all lengths is quadratic
 			return
 		}
 		o := prior.LexicalOptions{Words: words, MinN: low, MaxN: high}

@@ -11,10 +11,9 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/tier"
 )
 
-// The kernel at every length about its step and at every alignment. What lies around
-// its rows is NaN, which a sum that took it would show. The products of float32 are
-// exact in float64, so that each order of n additions errs by less than n roundings of
-// the sum of the absolute values.
+// The kernel at every length around its step and at every alignment. The rows are surrounded by NaN,
+// which would show in the sum. Products of float32 are exact in float64, so the error of n additions in
+// any order is less than n roundings of the sum of the absolute values.
 func TestProductsTiers(t *testing.T) {
 	if tier.Best() == tier.Scalar {
 		t.Skip("this processor has no SIMD tier")

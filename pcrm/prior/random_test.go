@@ -12,7 +12,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/prior"
 )
 
-// These came of the Python lines in RandomUniform's documentation.
+// Computed by the Python lines in the documentation of RandomUniform.
 func TestRandomUniformVectors(t *testing.T) {
 	for _, c := range []struct {
 		seed             uint64
@@ -45,7 +45,7 @@ func TestRandomUniformProperties(t *testing.T) {
 	assert.NotEqual(t, u, prior.RandomUniform(1, ids[:2], []int64{7, 5}, prior.NoPad), "ids that moved from one response to the other")
 }
 
-// 64 bins of 40,000 pairs that differ in one small id each. Chi squared with 63
+// 64 bins of 40,000 pairs that differ only in one small id. Chi squared with 63
 // degrees of freedom is below 124 with probability 1 - 6e-6.
 func TestRandomUniformIsUniform(t *testing.T) {
 	var bins [64]float64

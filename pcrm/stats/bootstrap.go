@@ -9,45 +9,44 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/parallel"
 )
 
-// A statistic computes numbers from a resample, the indices of units, into dst. It may
-// use memory of its own from call to call.
+// A statistic computes numbers from a resample, given as the indices of units, and writes them
+// to dst. It may keep memory between calls.
 type statistic func(dst []float64, units []int32)
 
-// bootstrapPoints is how many points a resample has at most. It is what lets a
-// report on a million pairs take seconds.
+// bootstrapPoints is the greatest number of points of a resample. With this limit, a report
+// on a million pairs takes seconds.
 const bootstrapPoints = 5_000
 
-// Resampling of a bootstrap.
+// Parameters of the bootstrap.
 const (
-	// Level is the share of the time that an interval holds the true value.
+	// Level is the confidence level of all intervals.
 	Level = 0.95
-	// resamples make the ends of a 95% interval certain to about 3% of its width.
+	// With this many resamples, the ends of a 95% interval vary by about 3% of its width.
 	resamples = 1000
-	seed      = 0x7063726d // any number; a report on the same rows is the same report
+	seed      = 0x7063726d // arbitrary; the same rows always give the same report
 )
 
-// bootstrap returns the percentile intervals of statistics whose values on the whole
-// sample are given. n units are drawn with replacement, each of points/n points.
+// bootstrap returns the percentile intervals of statistics, given their values on the whole
+// sample. It draws n units with replacement; each unit has points/n points on average.
 //
-// Above [bootstrapPoints] only m < n units are drawn, and the deviations from the
-// value made smaller by sqrt(m/n), as that of statistics that converge with the
-// square root of n is (the m out of n bootstrap of Bickel, Götze and van Zwet,
-// Statistica Sinica 7, 1997).
+// Above [bootstrapPoints] it draws only m < n units and scales the deviations from the value
+// by sqrt(m/n), which is right for statistics that converge with the square root of n (the m
+// out of n bootstrap of Bickel, Götze and van Zwet, Statistica Sinica 7, 1997).
 //
-// A resample where a statistic is NaN does not count for it; where all are, the ends
-// are infinite.
+// Resamples in which a statistic is NaN are ignored for that statistic. If it is NaN in all of
+// them, the interval is infinite.
 func bootstrap(values []float64, n, points int, newStatistic func() statistic) (low, high []float64) {
 	low, high = make([]float64, len(values)), make([]float64, len(values))
 	m := n
 	if points > bootstrapPoints {
 		m = max(1, min(n, int(float64(bootstrapPoints)/float64(points)*float64(n))))
 	}
-	draws := make([]float64, resamples*len(values)) // statistic by statistic
+	draws := make([]float64, resamples*len(values)) // ordered by statistic
 	parallel.Rows(resamples, resamples/16, func(from, to int) {
 		compute := newStatistic()
 		units, numbers := make([]int32, m), make([]float64, len(values))
 		for b := from; b < to; b++ {
-			// A generator each, so that the draws do not depend on the threads.
+			// A generator per resample, so that the draws do not depend on the number of threads.
 			random := rand.New(rand.NewPCG(seed, uint64(b)))
 			for i := range units {
 				units[i] = int32(random.Uint32N(uint32(n)))

@@ -15,36 +15,36 @@ const (
 
 // CalibrateOptions are the settings of [Calibrate].
 type CalibrateOptions struct {
-	// Method says what b is: [MethodLowess], [MethodUniform] or [MethodPenalty].
+	// Method selects b: [MethodLowess], [MethodUniform] or [MethodPenalty].
 	Method string
-	// Alpha is the share of b that is removed; for a penalty, what one unit of the
-	// feature costs.
+	// Alpha is the fraction of b that is subtracted. For a penalty, it is the cost of one
+	// unit of the feature.
 	Alpha float64
-	// Lowess has the settings of the curve; Frac is that of the uniform window, too.
+	// Lowess holds the settings of the curve. Frac also applies to the uniform window.
 	Lowess LowessOptions
 }
 
-// Calibrate writes to dst the scores less what the feature of each response, such as
-// its length, lets one expect:
+// Calibrate subtracts from the scores the part that a feature of each response, such as its
+// length, predicts, and writes the result to dst:
 //
 //	dst_i = scores_i - alpha b(feature_i)
 //
-//	lowess    b is the curve of [Lowess] through all (feature, score)
-//	uniform   b is the mean of the scores whose feature is at most h from feature_i, h
-//	          the distance of the k-th nearest, itself counted: k = frac n or, where
-//	          others are as far as that, more
+//	lowess    b is the curve of Lowess through all points (feature, score)
+//	uniform   b is the mean of the scores whose feature is at most h from feature_i, where
+//	          h is the distance of the k-th nearest point, counting i itself, and k = frac n;
+//	          all points at distance h are included
 //	penalty   b(f) = f
 //
-// k is rounded down and is at least 2, where there are as many. dst may be scores.
+// k is rounded down and is at least 2 if there are 2 points. dst may be scores.
 // (Huang, Qiu, Wang, Ponti and Titov, Post-hoc Reward Calibration, arXiv 2409.17407.
-// Their uniform average is over a window of one width for all; here, as in the curve,
-// it is over as many points for all, so that no response is alone in its window.)
+// Their uniform average uses a window of constant width. Here, as in the curve, each
+// window has the same number of points, so no response is alone in its window.)
 //
-// Special cases: where all features are the same, b is the mean of the scores for
-// lowess and uniform. No responses are allowed.
+// Special cases: if all features are equal, b is the mean of the scores for lowess and
+// uniform. The slices may be empty.
 //
-// Errors, each an [*pcrm.ArgumentError]: slices of different lengths, a number that is
-// not finite, an unknown method, options out of their range.
+// Errors, each a *pcrm.ArgumentError: slices of different lengths; a number that is
+// not finite; an unknown method; an option out of range.
 func Calibrate(dst, scores, feature []float64, o CalibrateOptions) error {
 	if len(dst) != len(scores) {
 		return argument.Errorf("dst", -1, "must have %d elements, like scores, got %d", len(scores), len(dst))
@@ -66,7 +66,7 @@ func Calibrate(dst, scores, feature []float64, o CalibrateOptions) error {
 			return nil
 		}
 		if o.Method == MethodUniform {
-			o.Lowess.Delta = 0 // a window for each
+			o.Lowess.Delta = 0 // a window for each point
 		}
 		s := newSmoother(feature, scores, o.Lowess)
 		if o.Method == MethodLowess {
@@ -84,12 +84,12 @@ func Calibrate(dst, scores, feature []float64, o CalibrateOptions) error {
 	return nil
 }
 
-// average writes the mean of the y in the window of each point, which has all the
+// average writes the mean of y in the window of each point. A window contains either all
 // points of a group or none.
 func (s *smoother) average(dst []float64) {
 	s.sum()
-	// Sums from the first group on; of y less their mean, so that their digits are those
-	// of the differences that are taken.
+	// Prefix sums over the groups, of y minus its mean, so that their differences keep
+	// full precision.
 	n := float64(len(s.y))
 	mean := 0.0
 	for _, wy := range s.wy {
@@ -102,8 +102,8 @@ func (s *smoother) average(dst []float64) {
 	for _, v := range s.fits {
 		x := s.x[v.group]
 		from, to := int(s.group[v.left]), int(s.group[v.right-1])+1
-		// The next one on the right may be just as far as the farthest, which then is on the
-		// left: a window moves on only to what is nearer.
+		// The next group on the right may be exactly as far as the farthest group in the
+		// window, which is then on the left: windows move only towards nearer groups.
 		if to < len(s.x) && s.x[to]-x <= v.radius {
 			to++
 		}
@@ -115,16 +115,18 @@ func (s *smoother) average(dst []float64) {
 	}
 }
 
-// Calibrated compares the margins of n pairs with those after a calibration:
+// Calibrated compares the margins of n pairs with their margins after a calibration:
 //
-//	accuracy_calibrated   share of calibrated margins greater than 0
-//	flip_rate             share of pairs whose two margins differ in sign, 0 being one
-//	nll_calibrated        [NLL] of the calibrated margins
-//	brier_calibrated      [Brier] of them
-//	ece_calibrated        [CalibrationError] of them, which has its own interval
+//	accuracy_calibrated   fraction of calibrated margins greater than 0
+//	flip_rate             fraction of pairs whose two margins differ in sign (-1, 0 or 1)
+//	nll_calibrated        NLL of the calibrated margins
+//	brier_calibrated      Brier of the calibrated margins
+//	ece_calibrated        CalibrationError of the calibrated margins, with its own interval
 //
-// Intervals resample pairs. Errors, each an [*pcrm.ArgumentError]: no margins, slices of
-// different lengths, a number that is not finite.
+// The other intervals resample pairs.
+//
+// Errors, each a *pcrm.ArgumentError: no margins; slices of different lengths; a number
+// that is not finite.
 func Calibrated(margins, calibrated []float64) ([]Estimate, error) {
 	if len(margins) == 0 {
 		return nil, argument.Errorf("margins", -1, "must have at least one number, got none")

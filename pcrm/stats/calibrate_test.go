@@ -11,11 +11,11 @@ import (
 	"gonum.org/v1/gonum/stat"
 )
 
-// The window by its definition: the scores of all that are as near as the k-th nearest.
+// The window by its definition: all scores at most as far as the k-th nearest.
 func TestCalibrateUniform(t *testing.T) {
 	r := rand.New(rand.NewPCG(21, 22))
 	for _, n := range []int{1, 2, 3, 40, 300} {
-		for _, values := range []int{1, 2, 7, 1 << 30} { // many ties, and hardly any
+		for _, values := range []int{1, 2, 7, 1 << 30} { // from many ties to hardly any
 			for _, frac := range []float64{0.01, 0.3, 2. / 3, 1} {
 				scores, feature := make([]float64, n), make([]float64, n)
 				for i := range scores {
@@ -42,7 +42,7 @@ func TestCalibrateUniform(t *testing.T) {
 				dst := make([]float64, n)
 				o := CalibrateOptions{Method: MethodUniform, Alpha: 0.5, Lowess: LowessOptions{Frac: frac, Delta: 1e9}}
 				require.NoError(t, Calibrate(dst, scores, feature, o))
-				// Each side sums up to n scores of 1e3, with a rounding of 2^-53 each.
+				// Each side adds up to n scores of 1e3, with a rounding error of 2^-53 each.
 				assert.InDeltaSlice(t, want, dst, 1e3*float64(n)*0x1p-52, "n %d, values %d, frac %g", n, values, frac)
 			}
 		}
@@ -86,7 +86,7 @@ func TestCalibrated(t *testing.T) {
 	assert.Equal(t, Estimate{"ece_calibrated", ece, low, high}, e["ece_calibrated"])
 	assert.Len(t, e, 5)
 
-	// The interval of a share of n pairs has 1.96 sqrt(p (1-p) / n) on each side.
+	// The half-width of the interval of a fraction of n pairs is 1.96 sqrt(p (1-p) / n).
 	r := rand.New(rand.NewPCG(25, 26))
 	margins, calibrated = make([]float64, 2000), make([]float64, 2000)
 	for i := range margins {
@@ -96,7 +96,7 @@ func TestCalibrated(t *testing.T) {
 	flips := e["flip_rate"]
 	assert.InDelta(t, 0.5, flips.Value, 0.05)
 	assert.InEpsilon(t, 1.96*0.5/math.Sqrt(2000), flips.High-flips.Value, 0.2)
-	// And that of a mean 1.96 of its standard errors.
+	// The half-width for a mean is 1.96 standard errors.
 	for key, f := range map[string]func(float64) float64{"nll_calibrated": nll, "brier_calibrated": brier} {
 		x := make([]float64, len(calibrated))
 		for i, m := range calibrated {

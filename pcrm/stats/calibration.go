@@ -8,7 +8,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/numeric"
 )
 
-// Accuracy is the share of the margins that are greater than 0; NaN for none.
+// Accuracy returns the fraction of margins that are greater than 0, or NaN if there are none.
 func Accuracy(margins []float64) float64 {
 	n := 0
 	for _, m := range margins {
@@ -19,8 +19,8 @@ func Accuracy(margins []float64) float64 {
 	return float64(n) / float64(len(margins))
 }
 
-// Brier is the mean of (P - 1)^2 with P = numeric.Sigmoid(m): 0.25 for margins of 0, 0 for
-// large ones, 1 for large ones on the wrong side. NaN for no margins.
+// Brier returns the mean of (P - 1)^2 with P = sigmoid(m). A margin of 0 contributes 0.25, a
+// large positive margin 0, and a large negative margin 1. Brier of no margins is NaN.
 func Brier(margins []float64) float64 {
 	sum := 0.0
 	for _, m := range margins {
@@ -30,12 +30,12 @@ func Brier(margins []float64) float64 {
 }
 
 func brier(m float64) float64 {
-	q := numeric.Sigmoid(-m) // 1 - P, without its cancellation
+	q := numeric.Sigmoid(-m) // 1 - P, without cancellation
 	return q * q
 }
 
-// NLL is the mean of -log P with P = numeric.Sigmoid(m), in nats: log 2 for margins of 0, 0 for
-// large ones, and as large as they are on the wrong side. NaN for no margins.
+// NLL returns the mean of -log P with P = sigmoid(m), in nats. A margin of 0 contributes log 2,
+// a large positive margin 0, and a large negative margin about -m. NLL of no margins is NaN.
 func NLL(margins []float64) float64 {
 	sum := 0.0
 	for _, m := range margins {
@@ -44,24 +44,24 @@ func NLL(margins []float64) float64 {
 	return sum / float64(len(margins))
 }
 
-// nll is log(1 + exp(-m)), without overflow.
+// nll returns log(1 + exp(-m)) without overflow.
 func nll(m float64) float64 {
 	return max(-m, 0) + math.Log1p(math.Exp(-math.Abs(m)))
 }
 
-// ReliabilityBins is how many equal parts [0.5, 1] is cut into.
+// ReliabilityBins is the number of equal bins of [0.5, 1].
 const ReliabilityBins = 10
 
-// A Bin is one part of a reliability diagram.
+// A Bin is one bin of a reliability diagram.
 type Bin struct {
 	Count      int
 	Confidence float64 // the mean of max(P, 1-P)
-	Accuracy   float64 // the share of pairs whose margin is greater than 0
+	Accuracy   float64 // the fraction of pairs whose margin is greater than 0
 	Low, High  float64 // Wilson's 95% interval of the accuracy
 }
 
-// Reliability sorts margins by confidence max(P, 1-P) into [ReliabilityBins] equal
-// bins of [0.5, 1]; each but the last is open on the right. The numbers of a bin
+// Reliability groups margins by the confidence max(P, 1-P) into [ReliabilityBins] equal
+// bins of [0.5, 1]. All bins except the last are open on the right. The numbers of a bin
 // without pairs are NaN.
 func Reliability(margins []float64) [ReliabilityBins]Bin {
 	var sums binSums
@@ -72,9 +72,9 @@ func Reliability(margins []float64) [ReliabilityBins]Bin {
 	return sums.bins()
 }
 
-// ReliabilityByLoss is [Reliability] with the P of pcrm.WinProbability, as the constrained loss
-// reads a margin beside its delta, in the place of sigmoid(m). The two slices
-// are of one length.
+// ReliabilityByLoss is [Reliability] with pcrm.WinProbability(m, delta), the probability that
+// the constrained loss assigns to a margin, instead of sigmoid(m). The two slices must have the
+// same length.
 func ReliabilityByLoss(margins, delta []float64) [ReliabilityBins]Bin {
 	var sums binSums
 	for i, m := range margins {
@@ -84,13 +84,13 @@ func ReliabilityByLoss(margins, delta []float64) [ReliabilityBins]Bin {
 	return sums.bins()
 }
 
-// ECE is the expected calibration error of a reliability diagram,
+// ECE returns the expected calibration error of a reliability diagram,
 //
 //	sum over the bins of |accuracy - confidence| count / n
 //
-// in [0, 1]; NaN for no pairs. It is the plug-in estimate, biased upward by the noise of
-// each bin's accuracy: by about 0.4/sqrt(n/10) for a calibrated model where all bins hold
-// equally many pairs. [CalibrationError] corrects this.
+// in [0, 1], or NaN if there are no pairs. This is the plug-in estimate, which the noise of each
+// bin's accuracy biases upward: by about 0.4/sqrt(n/10) for a calibrated model if all bins hold
+// the same number of pairs. [CalibrationError] corrects this bias.
 func ECE(bins [ReliabilityBins]Bin) float64 {
 	total, gap := 0, 0.0
 	for _, b := range bins {
@@ -129,7 +129,7 @@ func (s *binSums) bins() (bins [ReliabilityBins]Bin) {
 	return bins
 }
 
-// wilson is the 95% interval of a share of n.
+// wilson returns Wilson's 95% interval of a fraction of n.
 func wilson(share, n float64) (low, high float64) {
 	z := math.Sqrt2 * math.Erfinv(Level)
 	center := (share + z*z/(2*n)) / (1 + z*z/n)
@@ -137,29 +137,29 @@ func wilson(share, n float64) (low, high float64) {
 	return max(center-half, 0), min(center+half, 1)
 }
 
-// Temperature is the T > 0 that makes the mean of -log sigmoid(m/T) least: dividing
-// all scores by it calibrates their margins as well as one number can. Above 1 the
-// scores are too far apart, below 1 too close together.
+// Temperature returns the T > 0 that minimizes the mean of -log sigmoid(m/T). Dividing all
+// scores by T calibrates the margins as well as a single number can. T > 1 means that the
+// scores are too far apart, T < 1 that they are too close together.
 //
-// In a = 1/T this is a convex function, whose derivative -mean(m sigmoid(-a m)) has
+// The mean is a convex function of a = 1/T, and its derivative -mean(m sigmoid(-a m)) has
 // one zero.
 //
 // Special cases:
 //
 //	Temperature(no margins)                  = NaN
 //	Temperature(margins whose mean is <= 0)  = +Inf
-//	Temperature(margins that are all >= 0)   = 0, if one is greater
+//	Temperature(margins that are all >= 0)   = 0, if at least one is greater than 0
 func Temperature(margins []float64) float64 {
 	return 1 / inverseTemperature(margins, firstGuess(margins))
 }
 
-// firstGuess is an a of the size of 1/T, whatever the size of the margins: from it a search by
-// halving and doubling alone would find T.
+// firstGuess returns a value of the magnitude of 1/T, whatever the magnitude of the margins.
+// Even a search that only halves and doubles would find T from it.
 func firstGuess(margins []float64) float64 {
 	return 1 / max(floats.Norm(margins, math.Inf(1)), 0x1p-1022)
 }
 
-// inverseTemperature is 1/T, found from a guess greater than 0.
+// inverseTemperature returns 1/T, starting from a guess greater than 0.
 func inverseTemperature(margins []float64, guess float64) float64 {
 	if len(margins) == 0 {
 		return math.NaN()
@@ -170,10 +170,10 @@ func inverseTemperature(margins []float64, guess float64) float64 {
 	if floats.Min(margins) >= 0 {
 		return math.Inf(1)
 	}
-	// Newton's method between a low with a negative and a high with a positive
-	// derivative; where it leaves them, or has no high yet, halving and doubling.
+	// Newton's method between a low with a negative derivative and a high with a positive
+	// one. If a step leaves this interval, bisect it, or double if there is no high yet.
 	low, high, a := 0.0, math.Inf(1), guess
-	for range 200 { // 64 halvings are as many as float64 tells apart; Newton needs some six
+	for range 200 { // 64 bisections exhaust float64; Newton's method needs about six steps
 		var first, second float64
 		for _, m := range margins {
 			s := numeric.Sigmoid(-a * m)

@@ -10,11 +10,11 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/numeric"
 )
 
-// Quantiles writes the quantiles p of x to dst. They interpolate linearly between
-// the two order statistics around p(n-1), NumPy's default. x is left as it is.
+// Quantiles writes the quantiles p of x to dst. They interpolate linearly between the two
+// order statistics around p(n-1), NumPy's default. x is not modified.
 //
-// Errors, each an [*pcrm.ArgumentError]: dst and p of different lengths, a p outside
-// [0, 1], an element of x that is not finite, no elements.
+// Errors, each a *pcrm.ArgumentError: dst and p of different lengths; a p outside
+// [0, 1]; no elements in x; an element of x that is not finite.
 func Quantiles(dst, x, p []float64) error {
 	if len(dst) != len(p) {
 		return argument.Errorf("dst", -1, "must have %d elements, like p, got %d", len(p), len(dst))
@@ -38,8 +38,8 @@ func Quantiles(dst, x, p []float64) error {
 	return nil
 }
 
-// meanSD returns the mean and the standard deviation, which divides by the number of
-// elements. gonum's stat, which has both, brings its linear algebra into the extension.
+// meanSD returns the mean and the standard deviation, with the number of elements as divisor.
+// gonum's stat has both, but would pull its linear algebra into the extension.
 func meanSD(x []float64) (mean, sd float64) {
 	n := float64(len(x))
 	mean = floats.Sum(x) / n
@@ -50,12 +50,12 @@ func meanSD(x []float64) (mean, sd float64) {
 	return mean, math.Sqrt(sum / n)
 }
 
-// Histogram counts the elements of x in len(dst) equal bins of [low, high]: each but
-// the last is open on the right, and what lies outside is not counted. The edges are
+// Histogram counts the elements of x in len(dst) equal bins of [low, high]. All bins except
+// the last are open on the right, and elements outside are not counted. The edges are
 // low + i (high-low)/len(dst).
 //
-// Errors, each an [*pcrm.ArgumentError]: no bins; low and high that are not finite
-// with low < high; an element of x that is not finite.
+// Errors, each a *pcrm.ArgumentError: no bins; bounds that are not finite or do not
+// satisfy low < high; an element of x that is not finite.
 func Histogram(dst []int64, x []float64, low, high float64) error {
 	if len(dst) == 0 {
 		return argument.Errorf("dst", -1, "must have at least one bin, got none")
@@ -74,7 +74,7 @@ func Histogram(dst []int64, x []float64, low, high float64) error {
 			continue
 		}
 		i := min(int((v-low)/width), last)
-		// The quotient may round over an edge.
+		// Rounding may move the quotient across an edge.
 		if v < low+float64(i)*width {
 			i--
 		} else if i < last && v >= low+float64(i+1)*width {

@@ -1,29 +1,27 @@
-// Package stats says what a reward model's scores are like: how often they are
-// right, how large their margins are, how well calibrated, and how they rank
-// responses beside people's ratings and beside plain length; and what a policy gets
-// that is optimized against them. It also takes out of them what length alone lets one
-// expect. `pcrm report`, `pcrm optimize` and `pcrm calibrate` are made of it; it is pure
-// Go.
+// Package stats computes statistics of a reward model's scores: accuracy, the size of the
+// margins, calibration, and the rank correlation with human ratings and with plain length.
+// It estimates the reward of a policy that is optimized against the scores, and it removes
+// length bias from scores. `pcrm report`, `pcrm optimize` and `pcrm calibrate` use this
+// package. It is pure Go.
 //
-// A margin is m = chosen score - rejected score, and P = sigmoid(m) the probability
-// that the model gives to the choice that was made. The pairs are unordered: which
-// of the two responses a row names first carries no information, so P is never
-// compared with a label 0. Calibration then looks at the confidence max(P, 1-P), in
-// [0.5, 1].
+// A margin is m = chosen score - rejected score. P = sigmoid(m) is the probability that the
+// model assigns to the observed choice. The pairs are unordered: which of the two responses a
+// row names first carries no information, so P is never compared with a label of 0.
+// Calibration therefore uses the confidence max(P, 1-P), in [0.5, 1].
 //
 // # Special cases
 //
-// Numbers must be finite: a NaN or an infinity is an [*pcrm.ArgumentError] that names
-// the argument and the index. A statistic that the numbers do not define is NaN, and
-// the summaries leave it out:
+// Numbers must be finite. A NaN or an infinity is a *pcrm.ArgumentError that names the
+// argument and the index. A statistic that is not defined is NaN, and the summaries omit it:
 //
-//	no numbers at all              every statistic
-//	fewer than 2 points            rank correlations
-//	x or y the same throughout     rank correlations
-//	no pair with a longer chosen   AccuracyLonger; likewise AccuracyShorter
-//	an infinite delta              residuals
-//	a response in each pool        the standard deviations of Reference
+//	no numbers at all               every statistic
+//	fewer than 2 points             rank correlations
+//	all x or all y equal            rank correlations
+//	no pair with a longer chosen    accuracy_longer_chosen; likewise accuracy_shorter_chosen
+//	an infinite delta               residuals
+//	one response in every pool      the standard deviations of Reference
 //
-// Ties: a margin of 0 is not a correct choice. Equal numbers have the mean of their
-// ranks in Spearman's correlation, and tau-b counts them out of both pairs' sides.
+// Ties: a margin of 0 is not a correct choice. In Spearman's correlation, equal numbers get
+// the mean of their ranks. Kendall's tau-b leaves tied pairs out of both factors of its
+// denominator.
 package stats

@@ -2,27 +2,26 @@ package stats
 
 import "math"
 
-// CalibrationError estimates the expected calibration error of the model, of which
-// [ECE] is the value on n pairs, with the ends of its 95% interval. All are in [0, 1];
-// NaN for no pairs.
+// CalibrationError estimates the true expected calibration error of the model, with a 95%
+// interval, from a sample on which [ECE] is the observed value. All results are in [0, 1], or
+// NaN if there are no pairs.
 //
 // ECE is biased upward, because the noise of each bin's accuracy counts as a gap. A
-// bootstrap adds that noise a second time, so its intervals miss the true value. The
-// estimate and the interval here invert a test instead. For gaps d_b between accuracy
-// and confidence, whose weighted sum of sizes is the true error, the distribution of
-// ECE is that of
+// bootstrap adds that noise a second time, so its intervals miss the true value. This
+// estimate and its interval invert a test instead. Let d_b be the true gaps between accuracy
+// and confidence. The true error is the weighted sum of |d_b|, and ECE is distributed as
 //
 //	sum over the bins of n_b/n |d_b + z_b|,  z_b normal with variance p_b (1 - p_b) / n_b
 //
-// with p_b the accuracy. The value is the true error whose median ECE is the observed
-// one: 0 where even a calibrated model's is larger. The ends are the true errors that
-// make the observed ECE a quantile of 97.5% and of 2.5%.
+// with p_b the accuracy. The estimate is the true error for which the median of ECE is the
+// observed value. It is 0 if the median is larger even for a calibrated model. The ends of
+// the interval are the true errors for which the observed ECE is the 97.5% and the 2.5%
+// quantile.
 //
-// An error says nothing about the gaps that add up to it. They are taken in proportion
-// to the observed ones for the value. For the low end only gaps over two standard errors
-// count, as then the other bins add the most noise; for the high end all gaps are one
-// standard error larger, as then noise adds the least. docs/report.md has the coverage
-// in a simulation.
+// A true error does not determine the individual gaps. For the estimate they are proportional
+// to the observed gaps. For the low end only gaps above two standard errors count, because the
+// other bins then add the most noise. For the high end all gaps are one standard error larger,
+// because noise then adds the least. docs/report.md gives the coverage in a simulation.
 func CalibrationError(bins [ReliabilityBins]Bin) (value, low, high float64) {
 	observed := ECE(bins)
 	if math.IsNaN(observed) {
@@ -40,7 +39,7 @@ func CalibrationError(bins [ReliabilityBins]Bin) (value, low, high float64) {
 	return value, min(low, value), max(high, value)
 }
 
-// gap is what a bin says of the true difference between its accuracy and confidence.
+// gap is the observed difference between a bin's accuracy and confidence.
 type gap struct {
 	weight, count, confidence float64
 	observed, se              float64
@@ -48,8 +47,8 @@ type gap struct {
 
 type gaps []gap
 
-// newGaps leaves out bins without pairs. Accuracies are those of one more right and one
-// more wrong pair, so that a bin whose pairs are all right still has a standard error.
+// newGaps omits bins without pairs. It computes accuracies with one more correct and one more
+// wrong pair, so that a bin with only correct pairs still has a standard error.
 func newGaps(bins [ReliabilityBins]Bin) gaps {
 	total := 0
 	for _, b := range bins {
@@ -68,8 +67,8 @@ func newGaps(bins [ReliabilityBins]Bin) gaps {
 	return g
 }
 
-// invert finds the true error, with gaps in proportion to a shape of the observed ones,
-// at which a quantile of ECE is the observed value.
+// invert returns the true error for which a quantile of ECE is the observed value. The gaps
+// are proportional to the shape of the observed ones.
 func (g gaps) invert(observed, level float64, shape func(gap, se float64) float64) float64 {
 	direction := make([]float64, len(g))
 	largest, clearest := 0.0, 0
@@ -80,7 +79,7 @@ func (g gaps) invert(observed, level float64, shape func(gap, se float64) float6
 			clearest = i
 		}
 	}
-	if largest == 0 { // the gap that is seen best stands for them
+	if largest == 0 { // use only the most significant gap
 		direction[clearest], largest = math.Copysign(1, g[clearest].observed), 1
 	}
 	for i := range direction {
@@ -95,7 +94,7 @@ func (g gaps) invert(observed, level float64, shape func(gap, se float64) float6
 		return 0
 	}
 	from, to := 0.0, 1.0
-	for range 40 { // where no scale is enough, accuracies are 0 or 1 in all bins by then
+	for range 40 { // by then, if no scale is enough, all bins have an accuracy of 0 or 1
 		if !within(to) {
 			break
 		}
@@ -112,8 +111,8 @@ func (g gaps) invert(observed, level float64, shape func(gap, se float64) float6
 	return total
 }
 
-// at is the true error where the gaps are scale times a direction, and ECE's quantile of
-// normal score z there: by the first three moments (Cornish and Fisher).
+// at returns the true error for gaps of scale times a direction, and the corresponding quantile
+// of ECE with normal score z, computed from the first three moments (Cornish and Fisher).
 func (g gaps) at(scale float64, direction []float64, z float64) (total, quantile float64) {
 	var mean, variance, third float64
 	for i, b := range g {

@@ -11,7 +11,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/numeric"
 )
 
-// What a model's accuracy is at a confidence; the shapes are those of benchmarks/calibration.py.
+// The accuracy of a model at a confidence. The shapes are those of benchmarks/calibration.py.
 var miscalibrated = map[string]func(confidence, size float64) float64{
 	"too sure": func(c, size float64) float64 {
 		return numeric.Sigmoid((1 - size) * math.Log(c/(1-c)))
@@ -30,9 +30,9 @@ var miscalibrated = map[string]func(confidence, size float64) float64{
 	},
 }
 
-// An interval of 95% that is approximate holds the true value at least 90% of the time,
-// whatever the gaps that add up to it. A coverage of 95% gives less than that in one of
-// 500 times of 200 draws; the draws are seeded.
+// The approximate 95% interval contains the true value at least 90% of the time, whatever the
+// individual gaps are. With a true coverage of 95%, 200 draws fall below 90% in one of 500 cases. The
+// draws are seeded.
 func TestCalibrationErrorCovers(t *testing.T) {
 	const draws = 200
 	for name, accuracy := range miscalibrated {
@@ -71,7 +71,7 @@ func TestCalibrationErrorCovers(t *testing.T) {
 	}
 }
 
-// Where the plug-in estimate is all bias, the corrected one is not.
+// The corrected estimate is unbiased where the plug-in estimate consists of bias only.
 func TestCalibrationErrorIsLessBiasedThanThePlugIn(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	var plugIn, corrected float64
@@ -104,8 +104,8 @@ func TestCalibrationErrorOfFewPairs(t *testing.T) {
 		assert.True(t, 0 <= low && low <= value && value <= high && high <= 1, "%s: %v, %v to %v", name, value, low, high)
 		assert.Greater(t, high, 0.15, "%s: so few pairs show little", name)
 	}
-	// Twenty of twenty are right at a confidence of 1. An accuracy of .89 makes that one of ten
-	// times, one of .83 one of forty.
+	// Twenty of twenty are right at a confidence of 1. With an accuracy of .89 this happens one in ten
+	// times, with .83 one in forty.
 	sure := make([]float64, 20)
 	for i := range sure {
 		sure[i] = 800
@@ -113,7 +113,7 @@ func TestCalibrationErrorOfFewPairs(t *testing.T) {
 	value, low, high := CalibrationError(Reliability(sure))
 	assert.InDeltaSlice(t, []float64{0, 0}, []float64{value, low}, 1e-12)
 	assert.True(t, 0.11 < high && high < 0.17, "%v", high)
-	// A million pairs leave no doubt: two thirds are right at 3/4.
+	// With a million pairs the error is certain: two thirds are right at a confidence of 3/4.
 	many := make([]float64, 999_999)
 	for i := range many {
 		many[i] = math.Copysign(log3, float64(i%3)-0.5)

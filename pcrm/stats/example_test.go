@@ -6,7 +6,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/stats"
 )
 
-// What `pcrm report` says of the margins of pairs, each with its 95% interval.
+// Statistics of the margins of pairs, as in `pcrm report`, each with its 95% interval.
 func ExamplePairs() {
 	margins := []float64{2.5, 0.5, -0.5, 1.5}
 	found, err := stats.Pairs(margins, nil, []float64{2, 2, 2, 2})
@@ -23,7 +23,7 @@ func ExamplePairs() {
 	// violation_rate 0.25, from 0.00 to 0.75
 }
 
-// The best of n of a pool of four responses, whose scores are a proxy of what is wanted.
+// Best of n from a pool of four responses. The scores are the proxy reward, gold is the true reward.
 func ExampleBestOfN() {
 	scores, gold := []float64{0, 1, 2, 3}, []float64{0, 2, 1, 1}
 	points, err := stats.BestOfN(scores, gold, []int64{0, 4}, []int64{1, 2, 4})

@@ -10,37 +10,35 @@ import (
 
 // LowessOptions are the settings of [Lowess].
 type LowessOptions struct {
-	// Frac is the share of the points that a local line is fitted to, in [0, 1]; at
-	// least two points are taken. 0 means 2/3.
+	// Frac is the fraction of the points to which each local line is fitted, in [0, 1]. At
+	// least two points are used. 0 means 2/3.
 	Frac float64
-	// Iterations is how often the fit is repeated with weights that hold outliers
-	// down. 0 is plain least squares; 3 is usual.
+	// Iterations is the number of times that the fit is repeated with weights that reduce the
+	// influence of outliers. 0 is plain least squares; 3 is common.
 	Iterations int
-	// Delta is a distance in x within which fits are interpolated linearly and not
-	// computed. 0 computes all; a hundredth of the range of x is nearly as good.
+	// Delta is a distance in x within which fits are interpolated linearly instead of computed.
+	// 0 computes all fits. A hundredth of the range of x is nearly as accurate.
 	Delta float64
 }
 
-// Lowess writes to dst a smooth curve through the points (x, y), at each x: the value
-// there of a line that is fitted to the nearest points by least squares with the
-// weights
+// Lowess computes a smooth curve through the points (x, y) and writes its value at each x to
+// dst. The value is that of a line fitted to the nearest points by least squares with weights
 //
 //	(1 - (|x_j - x_i|/h)^3)^3 (1 - (r_j/(6 median|r|))^2)^2
 //
-// where h is the distance to the farthest of the neighbors and r the residuals of
-// the iteration before; a factor whose bracket is negative is 0. dst may be y.
+// where h is the distance to the farthest neighbor and r the residuals of the previous
+// iteration. A factor with a negative base is 0. dst may be y.
 // (W. S. Cleveland, Journal of the American Statistical Association 74, 1979.)
 //
-// The points may be in any order. Points with equal x are summed up before the fits,
-// so that the time is that of the distinct x, squared where Delta is 0.
+// The points may be in any order. Points with equal x are combined before the fits, so the
+// time depends on the number of distinct x. It is quadratic in this number if Delta is 0.
 //
-// Special cases: where fewer than two neighbors have weight, or all have the same x,
-// the curve is the mean of the y at this x. Iterations end early once the median
-// residual is at most 1e-7, where the weights would be made of rounding errors. No
-// points are allowed.
+// Special cases: if fewer than two neighbors have weight, or all have the same x, the curve
+// is the mean of the y at this x. Iterations stop once the median residual is at most 1e-7,
+// because the weights would then consist of rounding errors. The slices may be empty.
 //
-// Errors, each an [*pcrm.ArgumentError]: slices of different lengths, an element that
-// is not finite, options out of their range.
+// Errors, each a *pcrm.ArgumentError: slices of different lengths; an element that is
+// not finite; an option out of range.
 func Lowess(dst, x, y []float64, o LowessOptions) error {
 	if len(dst) != len(x) {
 		return argument.Errorf("dst", -1, "must have %d elements, like x, got %d", len(x), len(dst))
@@ -70,7 +68,7 @@ func (o LowessOptions) check() error {
 	return nil
 }
 
-// smoother has the points in the order of x, those with equal x as one group.
+// smoother holds the points sorted by x. Points with equal x form a group.
 type smoother struct {
 	order  []uint32  // the caller's index of each point
 	y      []float64 // of each point
@@ -80,9 +78,9 @@ type smoother struct {
 
 	x         []float64 // of each group
 	w, wy     []float64 // of each group: the sums of weight and of weight*y
-	positive  []int     // of each group: how many points have weight
+	positive  []int     // of each group: the number of points with weight
 	fit       []float64 // of each group
-	fits      []window  // the groups that a line is fitted at
+	fits      []window  // the groups at which a line is fitted
 	residuals []float64 // scratch
 }
 
@@ -103,7 +101,7 @@ func newSmoother(x, y []float64, o LowessOptions) *smoother {
 	groups := int(slices.Max(code)) + 1
 	s.x, s.fit = make([]float64, groups), make([]float64, groups)
 	s.w, s.wy, s.positive = make([]float64, groups), make([]float64, groups), make([]int, groups)
-	// A counting sort: the codes are the numbers of the groups.
+	// A counting sort; the codes are the indices of the groups.
 	s.start = make([]int, groups+1)
 	for _, g := range code {
 		s.start[g+1]++
@@ -121,13 +119,13 @@ func newSmoother(x, y []float64, o LowessOptions) *smoother {
 	return s
 }
 
-// plan finds the groups to fit at and their windows, which depend on x alone.
+// plan determines the groups at which to fit and their windows, which depend only on x.
 func (s *smoother) plan(o LowessOptions) {
 	n := len(s.y)
 	if o.Frac == 0 {
 		o.Frac = 2. / 3
 	}
-	// A product that is an integer but for rounding counts as one.
+	// The small term corrects products that are an integer except for rounding.
 	k := max(min(int(o.Frac*float64(n)+1e-10), n), min(2, n))
 	last := len(s.x) - 1
 	left, right := 0, k
@@ -141,8 +139,8 @@ func (s *smoother) plan(o LowessOptions) {
 		if g == last {
 			return
 		}
-		// The next fit is at the farthest group within Delta, or at the one after this. Where
-		// all that are left lie within, the last but one point has a fit too.
+		// The next fit is at the farthest group within Delta, or at the next group. If all
+		// remaining groups lie within Delta, the group of the last but one point gets a fit too.
 		next := g + 1
 		for next <= last && s.x[next] <= x+o.Delta {
 			next++
@@ -188,12 +186,12 @@ func (s *smoother) sum() {
 	}
 }
 
-// line fits a line to a window and returns its value at the window's group. With d
-// the distances in x from there, and w the weights, the sums are
+// line fits a line to a window and returns its value at the window's group. With d the
+// distances in x from that group and w the weights, it computes the sums of
 //
 //	w, w d, w d^2, w y, w d y
 //
-// of which the middle ones lose no digits that matter, as d is 0 where w is greatest.
+// The sums with d lose no significant digits, because d is 0 where w is greatest.
 func (s *smoother) line(v window) float64 {
 	var sw, sd, sdd, sy, sdy float64
 	points := 0
@@ -207,7 +205,7 @@ func (s *smoother) line(v window) float64 {
 	}
 	x, inverse := s.x[v.group], 1/v.radius
 	from, to := int(s.group[v.left]), int(s.group[v.right-1])+1
-	// The groups at the ends may lie in the window in part; only a nearer one has weight.
+	// The window may contain only part of the first and the last group. Only the nearer of them has weight.
 	inner, outer := from, to
 	if v.left > s.start[from] {
 		inner++
@@ -242,13 +240,13 @@ func (s *smoother) line(v window) float64 {
 	mean := sd / sw
 	variance := sdd/sw - mean*mean
 	level := sy / sw
-	if variance <= 1e-15*v.radius*v.radius { // all the weight is at one x
+	if variance <= 1e-15*v.radius*v.radius { // all the weight is at a single x
 		return level
 	}
 	return level - mean*(sdy/sw-mean*level)/variance
 }
 
-// negligible is a weight that counts as none when points with weight are counted.
+// negligible is the largest weight that counts as no weight.
 const negligible = 1e-12
 
 // part adds the points [left, right) of a group.
@@ -271,7 +269,7 @@ func (s *smoother) part(g, left, right int, v window, add func(d, tricube, w, wy
 	add(d, t, w, wy)
 }
 
-// mean is that of a group's y, whatever their weights.
+// mean returns the unweighted mean of a group's y.
 func (s *smoother) mean(g int) float64 {
 	sum := 0.0
 	for _, y := range s.y[s.start[g]:s.start[g+1]] {
@@ -291,7 +289,7 @@ func (s *smoother) interpolate() {
 	}
 }
 
-// reweigh sets the weights by the residuals; false where these are rounding errors.
+// reweigh computes the weights from the residuals. It returns false if these are rounding errors.
 func (s *smoother) reweigh() bool {
 	for i, y := range s.y {
 		s.weight[i] = math.Abs(y - s.fit[s.group[i]])

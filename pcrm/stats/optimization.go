@@ -10,56 +10,54 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/argument"
 )
 
-// A Point is what a policy that was optimized against a proxy gets on average over
-// pools: pool i is a sample of responses of a reference policy to prompt i, each with
-// the score that the proxy gives it and the gold value that nobody optimized. The
-// estimates are
+// A Point describes a policy that is optimized against a proxy reward, averaged over pools.
+// Pool i is a sample of responses of a reference policy to prompt i. Each response has the
+// score of the proxy and a gold value, which is not optimized. The estimates are
 //
-//	kl           of the policy to the reference, in nats
-//	proxy, gold  the expected values of a response of the policy
-//	proxy_gain   proxy less the mean of the pool, which is what the reference gets
-//	gold_gain    the same of gold
+//	kl           KL divergence of the policy from the reference, in nats
+//	proxy, gold  expected values of a response of the policy
+//	proxy_gain   proxy minus the mean of the pool, which is the value of the reference
+//	gold_gain    gold minus the mean of the pool
 //
-// with intervals that resample pools. Where the proxy's gain grows and the gold one
-// does not, the policy gets better only by the proxy's own account.
+// with intervals that resample pools. If proxy_gain grows and gold_gain does not, the policy
+// improves only in the view of the proxy.
 type Point struct {
-	Pools     int // how many pools it is the mean of
+	Pools     int // the number of pools that it averages
 	Estimates []Estimate
 }
 
 // pointKeys are in the order of the columns that average takes.
 var pointKeys = []string{"kl", "proxy", "gold", "proxy_gain", "gold_gain"}
 
-// BestOfN is the policy that draws n responses and keeps the one that the proxy scores
-// highest, for each n of counts.
+// BestOfN describes, for each n of counts, the policy that draws n responses and keeps the
+// one with the highest proxy score.
 //
-// Of a pool of N responses its expected values are exact, over all subsets of n drawn
-// without replacement: the response of rank i, from 1 for the lowest score, is the best
-// of C(i-1, n-1) of the C(N, n) subsets, so that
+// For a pool of N responses, the expected values are exact over all subsets of n responses
+// drawn without replacement. The response of rank i, where rank 1 is the lowest score, is the
+// best of C(i-1, n-1) of the C(N, n) subsets, so
 //
 //	proxy = sum over i of C(i-1, n-1) / C(N, n) * scores[i]
 //
-// and likewise gold. It is the unbiased estimator of what best of n gets of the policy
-// that the pool is a sample of (Nakano et al., WebGPT, arXiv 2112.09332; Gao et al.,
-// arXiv 2210.10760). Equal scores share equally: the best of a subset is any of them
-// with the same probability.
+// and likewise for gold. This is the unbiased estimator of best of n for the policy that
+// the pool samples (Nakano et al., WebGPT, arXiv 2112.09332; Gao et al., arXiv 2210.10760).
+// Responses with equal scores are equally likely to be kept.
 //
 //	kl = log n - (n-1)/n
 //
-// is the analytic value. It holds for a policy whose scores have no ties and is an
-// upper bound of what best of n has in general (Beirami et al., arXiv 2401.01879).
+// is the analytic value. It is exact for a policy whose scores have no ties, and an upper
+// bound in general (Beirami et al., arXiv 2401.01879).
 //
-// Special cases: n = 1 is the reference, with a kl of 0. A pool of fewer than n
-// responses has no best of n and does not count at this n: where pools differ in size,
-// points then are means of different pools, but their gains always compare a policy
-// with the reference on the same ones.
+// Special cases: n = 1 is the reference, with a kl of 0. A pool of fewer than n responses
+// has no best of n and is left out for this n. If pools differ in size, points may thus
+// average different pools, but the gains always compare a policy with the reference on the
+// same pools.
 //
 // Pool i has the points [offsets[i], offsets[i+1]) of scores and gold.
 //
-// Errors, each an [*pcrm.ArgumentError]: scores and gold of different lengths, offsets
-// that are not 0 to len(scores) in order, a pool that is empty, a score that is not
-// finite, which scores[i][j] names by its pool and its place there, and likewise gold;
-// no counts, a count less than 1 or greater than the largest pool.
+// Errors, each a *pcrm.ArgumentError: scores and gold of different lengths; offsets
+// that do not run from 0 to len(scores) in order; an empty pool; a score or gold value that
+// is not finite (scores[i][j] names element j of pool i); no counts; a count less than 1 or
+// greater than the largest pool.
 func BestOfN(scores, gold []float64, offsets, counts []int64) ([]Point, error) {
 	p, err := newPools(scores, gold, offsets)
 	if err != nil {
@@ -86,12 +84,12 @@ func BestOfN(scores, gold []float64, offsets, counts []int64) ([]Point, error) {
 	}, func(k, i int) bool { return p.size(i) >= int(counts[k]) }), nil
 }
 
-// bestOfN writes the probability of each response to be the best of n. order sorts the
+// bestOfN writes the probability that each response is the best of n. order sorts the
 // scores.
 func bestOfN(weights, scores []float64, order []int, n int) {
 	size := len(scores)
-	// From the highest rank down, C(i-2, n-1) / C(i-1, n-1) = (i-n) / (i-1): no factor
-	// exceeds 1, so that nothing overflows however large the binomials are.
+	// From the highest rank down, C(i-2, n-1) / C(i-1, n-1) = (i-n) / (i-1). No factor
+	// exceeds 1, so nothing overflows however large the binomials are.
 	weight := float64(n) / float64(size)
 	for i := size; i > 0; {
 		j, sum := i, 0.0
@@ -108,27 +106,29 @@ func bestOfN(weights, scores []float64, order []int, n int) {
 	}
 }
 
-// SoftmaxPolicy is the optimum of reinforcement learning with a penalty on the KL
-// divergence, among the policies on a pool: of all p it has the highest
+// SoftmaxPolicy describes the optimum of reinforcement learning with a KL penalty, among all
+// policies on a pool. For each b of coefficients, the weight of the penalty, it is the p that
+// maximizes
 //
 //	E_p[score] - b KL(p || uniform)
 //
-// for each b of coefficients, the weight of the penalty. With N responses
+// With N responses,
 //
 //	p(y) = exp(score(y) / b) / sum over y' of exp(score(y') / b)
 //	kl   = sum over y of p(y) log(N p(y))
 //
-// and proxy and gold are its expected values, exact on the pool. The uniform
-// distribution on the pool stands for the reference policy, so kl is at most log N; the
-// scale of the scores matters, and doubling them is halving b.
+// and proxy and gold are the expected values under p, exact on the pool. The uniform
+// distribution on the pool represents the reference policy, so kl is at most log N. The
+// scale of the scores matters: doubling the scores has the same effect as halving b.
 //
-// Special cases: b = 0 is the limit, the highest score's response, or each of the equal
-// ones in equal shares, with a kl of log(N / their number). b = +Inf is the reference,
-// with a kl of 0. Scores are shifted by their maximum, so that none overflows. kl is
-// right to about 1e-16 (1 + log N) in absolute terms, and never below 0.
+// Special cases: b = 0 is the limit, which picks the response with the highest score, or
+// each of several such responses with equal probability, and has a kl of log(N / their
+// number). b = +Inf is the reference, with a kl of 0. Scores are shifted by their maximum, so
+// nothing overflows. The absolute error of kl is about 1e-16 (1 + log N), and kl is never
+// negative.
 //
-// Errors are those of [BestOfN] for scores, gold and offsets; and no coefficients, one
-// that is negative or NaN.
+// Errors, each a *pcrm.ArgumentError: those of [BestOfN] for scores, gold and offsets; no
+// coefficients; a coefficient that is negative or NaN.
 func SoftmaxPolicy(scores, gold []float64, offsets []int64, coefficients []float64) ([]Point, error) {
 	p, err := newPools(scores, gold, offsets)
 	if err != nil {
@@ -147,13 +147,13 @@ func SoftmaxPolicy(scores, gold []float64, offsets []int64, coefficients []float
 	}, func(int, int) bool { return true }), nil
 }
 
-// softmax writes the probabilities of the policy and returns its KL divergence to the
-// uniform one.
+// softmax writes the probabilities of the policy and returns its KL divergence from the
+// uniform distribution.
 func softmax(weights, scores []float64, b float64) (kl float64) {
 	highest := floats.Max(scores)
 	logit := func(score float64) float64 {
 		if score == highest {
-			return 0 // for b = 0, too
+			return 0 // also for b = 0
 		}
 		return (score - highest) / b
 	}
@@ -171,16 +171,18 @@ func softmax(weights, scores []float64, b float64) (kl float64) {
 	return max(0, kl-math.Log(total/float64(len(scores))))
 }
 
-// Reference describes the policy that pools are samples of:
+// Reference describes the policy that the pools sample:
 //
-//	proxy/mean, gold/mean  means over pools of the pool's mean
-//	proxy/sd, gold/sd      of the values within a pool: the root of the sum over all pools of
-//	                       (value - mean of its pool)^2, divided by the number of values less
-//	                       that of pools
+//	proxy/mean, gold/mean  mean over pools of the pool's mean
+//	proxy/sd, gold/sd      standard deviation within pools: the square root of the sum over all
+//	                       values of (value - mean of its pool)^2, divided by the number of
+//	                       values minus the number of pools
 //
-// The standard deviation leaves out what differs between prompts: an offset of a prompt
-// is nothing that a policy could gain. It is not defined where all pools have a single
-// response. Intervals resample pools. Errors are those of [BestOfN].
+// The standard deviation excludes the variance between prompts, because a policy cannot
+// exploit it. It is not defined if all pools have a single response. Intervals resample
+// pools.
+//
+// Errors: those of [BestOfN] for scores, gold and offsets.
 func Reference(scores, gold []float64, offsets []int64) ([]Estimate, error) {
 	p, err := newPools(scores, gold, offsets)
 	if err != nil {
@@ -216,7 +218,7 @@ func Reference(scores, gold []float64, offsets []int64) ([]Estimate, error) {
 	return estimates(keys, values, low, high), nil
 }
 
-// pools are the scores and gold values of prompts.
+// pools holds the scores and gold values of prompts.
 type pools struct {
 	allScores, allGold []float64
 	offsets            []int64
@@ -251,12 +253,11 @@ func (p *pools) size(i int) int         { return int(p.offsets[i+1] - p.offsets[
 func (p *pools) scores(i int) []float64 { return p.allScores[p.offsets[i]:p.offsets[i+1]] }
 func (p *pools) gold(i int) []float64   { return p.allGold[p.offsets[i]:p.offsets[i+1]] }
 
-// points averages policies over pools: weigh writes the probabilities that policy k
-// gives the responses of pool i, and returns its KL divergence; has says whether pool i
-// has a policy k.
+// points averages policies over pools. weigh writes the probabilities of the responses of pool i
+// under policy k and returns the KL divergence. has reports whether policy k exists for pool i.
 func (p *pools) points(policies int, weigh func(k, i int, weights []float64) float64, has func(k, i int) bool) []Point {
 	width := len(pointKeys)
-	ofPool := make([]float64, p.len()*width) // of one policy, pool by pool
+	ofPool := make([]float64, p.len()*width) // the values of one policy, pool by pool
 	weights := make([]float64, p.largest)
 	points := make([]Point, policies)
 	for k := range points {

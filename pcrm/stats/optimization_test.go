@@ -11,7 +11,7 @@ import (
 	"gonum.org/v1/gonum/stat/combin"
 )
 
-// atPoint is one estimate of one point.
+// atPoint returns one estimate of a point.
 func atPoint(t *testing.T, p Point, key string) Estimate {
 	t.Helper()
 	for _, e := range p.Estimates {
@@ -23,7 +23,7 @@ func atPoint(t *testing.T, p Point, key string) Estimate {
 	return Estimate{}
 }
 
-// somePools are of 1 to 9 responses, with ties where values are few.
+// somePools returns pools of 1 to 9 responses, with ties if there are few distinct values.
 func somePools(r *rand.Rand, pools, values int) (scores, gold []float64, offsets []int64) {
 	offsets = []int64{0}
 	for range pools {
@@ -36,7 +36,7 @@ func somePools(r *rand.Rand, pools, values int) (scores, gold []float64, offsets
 	return scores, gold, offsets
 }
 
-// Against the definition: all subsets, the best of each, all of the best where they tie.
+// Against the definition: the best response of every subset, or all of them if several tie.
 func TestBestOfNAgainstAllSubsets(t *testing.T) {
 	r := rand.New(rand.NewPCG(21, 22))
 	for _, values := range []int{2, 5, 1 << 40} {
@@ -73,7 +73,7 @@ func TestBestOfNAgainstAllSubsets(t *testing.T) {
 			points, err := BestOfN(scores, gold, offsets, []int64{1, int64(n)})
 			require.NoError(t, err)
 			assert.Equal(t, int(pools), points[1].Pools)
-			// A binomial of up to 9 is exact; sums are of a dozen terms of about 1.
+			// Binomials up to 9 are exact. The sums have a dozen terms of about 1.
 			assert.InDelta(t, proxy/pools, atPoint(t, points[1], "proxy").Value, 1e-13*math.Max(1, float64(values)))
 			assert.InDelta(t, golden/pools, atPoint(t, points[1], "gold").Value, 1e-13)
 			assert.InDelta(t, (golden-referenceGold)/pools, atPoint(t, points[1], "gold_gain").Value, 1e-13)
@@ -83,8 +83,8 @@ func TestBestOfNAgainstAllSubsets(t *testing.T) {
 	}
 }
 
-// Where the binomials are far out of range: of a large pool of the numbers 1 to N the
-// best of n is (N+1) n / (n+1) on average.
+// Binomials far out of range: for a pool of the numbers 1 to N, the best of n is
+// (N+1) n / (n+1) on average.
 func TestBestOfNLarge(t *testing.T) {
 	const size = 100_000
 	scores := make([]float64, size)
@@ -95,7 +95,7 @@ func TestBestOfNLarge(t *testing.T) {
 	points, err := BestOfN(scores, scores, []int64{0, size}, counts)
 	require.NoError(t, err)
 	for k, n := range counts {
-		// Each of 1e5 products rounds by 1.1e-16 of the weight.
+		// Each of 1e5 products has a rounding error of 1.1e-16 of the weight.
 		assert.InEpsilon(t, (size+1)*float64(n)/float64(n+1), atPoint(t, points[k], "proxy").Value, 2e-11)
 	}
 	assert.Equal(t, 0., atPoint(t, points[0], "kl").Value)
@@ -112,7 +112,7 @@ func TestBestOfNTies(t *testing.T) {
 	}
 }
 
-// What is drawn by rank has the mean that drawing gives.
+// The exact expectation agrees with the mean of actual draws.
 func TestBestOfNIsUnbiased(t *testing.T) {
 	r := rand.New(rand.NewPCG(23, 24))
 	const pools, size, n = 20_000, 6, 4
@@ -127,15 +127,15 @@ func TestBestOfNIsUnbiased(t *testing.T) {
 	}
 	points, err := BestOfN(scores, gold, offsets, []int64{n})
 	require.NoError(t, err)
-	// The expected maximum of four standard normal numbers, and four standard errors: of it,
-	// whose deviation is 0.7, and with another 1 of its own for gold.
+	// The expected maximum of four standard normal numbers, with a tolerance of four standard errors.
+	// Its standard deviation is 0.7; gold adds independent noise of 1.
 	const expected = 1.0293753730
 	assert.InDelta(t, expected, atPoint(t, points[0], "proxy").Value, 4*0.75/math.Sqrt(pools))
 	assert.InDelta(t, expected, atPoint(t, points[0], "gold").Value, 4*1.2/math.Sqrt(pools))
 }
 
-// The policy is the optimum of what it is said to be: no other one has more, and its
-// numbers are the sums of its definition.
+// The policy maximizes the documented objective: no other policy has a higher value, and its numbers
+// are the sums in its definition.
 func TestSoftmaxPolicyIsTheOptimum(t *testing.T) {
 	r := rand.New(rand.NewPCG(25, 26))
 	for range 50 {
@@ -187,14 +187,14 @@ func TestSoftmaxPolicyLimits(t *testing.T) {
 	}
 	assert.Equal(t, 27., atPoint(t, points[3], "gold").Value)
 	assert.Equal(t, 0., atPoint(t, points[3], "kl").Value)
-	// Whatever the coefficient, a pool of one response is where it was.
+	// A pool with one response does not change for any coefficient.
 	points, err = SoftmaxPolicy([]float64{7}, []float64{9}, []int64{0, 1}, []float64{0, 0.3, inf})
 	require.NoError(t, err)
 	for _, p := range points {
 		assert.Equal(t, 7., atPoint(t, p, "proxy").Value)
 		assert.Equal(t, 0., atPoint(t, p, "kl").Value)
 	}
-	// Close to the reference rounding does not make the divergence negative.
+	// Close to the reference, rounding does not make the divergence negative.
 	points, err = SoftmaxPolicy([]float64{0.1, 0.3, 0.7}, gold[:3], []int64{0, 3}, []float64{1e7, 1e8, 1e9, 1e17})
 	require.NoError(t, err)
 	for _, p := range points {
@@ -203,7 +203,7 @@ func TestSoftmaxPolicyLimits(t *testing.T) {
 	}
 }
 
-// The gain is free of what differs between prompts, and so is its interval.
+// The gain and its interval do not depend on differences between prompts.
 func TestGainsOfPools(t *testing.T) {
 	r := rand.New(rand.NewPCG(27, 28))
 	var scores []float64
@@ -219,7 +219,7 @@ func TestGainsOfPools(t *testing.T) {
 	require.NoError(t, err)
 	gain := atPoint(t, points[0], "proxy_gain")
 	for _, v := range []float64{gain.Value, gain.Low, gain.High} {
-		// (1 + 2 * 2 + 3 * 3) / 6 - 3/2; numbers of a few thousand have 12 digits behind the point.
+		// (1 + 2 * 2 + 3 * 3) / 6 - 3/2; numbers of a few thousand have 12 decimal places.
 		assert.InDelta(t, 5./6, v, 1e-11)
 	}
 	e := byKey(t)(Reference(scores, scores, offsets))
@@ -231,7 +231,7 @@ func TestReference(t *testing.T) {
 	e := byKey(t)(Reference(scores, gold, []int64{0, 2, 5, 6}))
 	assert.InDelta(t, (2+12+7)/3., e["proxy/mean"].Value, 1e-15)
 	assert.InDelta(t, (0+1+5)/3., e["gold/mean"].Value, 1e-15)
-	// Squares of 2 + 8 and of 0 + 6, of 6 values in 3 pools.
+	// Sums of squares 2 + 8 and 0 + 6, for 6 values in 3 pools.
 	assert.InDelta(t, math.Sqrt(10./3), e["proxy/sd"].Value, 1e-15)
 	assert.InDelta(t, math.Sqrt(6./3), e["gold/sd"].Value, 1e-15)
 	for _, estimate := range e {

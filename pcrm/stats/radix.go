@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// keyed is an index, or whatever goes along, with what it is sorted by.
+// keyed is an index, or another payload, with its sort key.
 type keyed struct {
 	key uint64
 	at  uint32
@@ -14,16 +14,16 @@ type keyed struct {
 const (
 	digitBits = 11 // 2048 counters stay in the fastest cache
 	digits    = 1 << digitBits
-	// Below this, counting costs more than comparing.
+	// Below this length, counting costs more than comparing.
 	radixFrom = 512
 )
 
-// sortKeyed sorts s by key and keeps the order of equal ones. tmp is as long and may be
+// sortKeyed sorts s by key and keeps the order of equal keys. tmp has the same length and is
 // overwritten.
 //
-// It goes digit by digit from the lowest (the radix sort of H. H. Seward, 1954), three
-// to ten times faster than comparisons on what the statistics sort; digits that are
-// the same throughout, which codes and round numbers have many of, cost nothing.
+// It sorts digit by digit from the lowest (the radix sort of H. H. Seward, 1954), which for the
+// statistics is three to ten times faster than sorting by comparisons. Digits that are the same
+// in all keys, of which codes and round numbers have many, are skipped.
 func sortKeyed(s, tmp []keyed) {
 	if len(s) < radixFrom {
 		slices.SortStableFunc(s, func(a, b keyed) int { return cmp.Compare(a.key, b.key) })
@@ -62,9 +62,9 @@ func sortKeyed(s, tmp []keyed) {
 	}
 }
 
-// middle returns the k-th smallest element of x, from 0, and puts x into another order
-// in which no element before k is greater and none behind is less (C. A. R. Hoare,
-// Communications of the ACM 4, 1961).
+// middle returns the k-th smallest element of x, counting from 0. It reorders x so that no
+// element before k is greater and no element after k is less (C. A. R. Hoare, Communications
+// of the ACM 4, 1961).
 func middle(x []float64, k int) float64 {
 	low, high := 0, len(x)-1
 	for low < high {
@@ -96,7 +96,7 @@ func middle(x []float64, k int) float64 {
 	return x[k]
 }
 
-// median is that of x, which it puts into another order.
+// median returns the median of x. It reorders x.
 func median(x []float64) float64 {
 	k := len(x) / 2
 	upper := middle(x, k)

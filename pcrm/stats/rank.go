@@ -6,14 +6,14 @@ import (
 	"gonum.org/v1/gonum/floats"
 )
 
-// Spearman is the rank correlation of x and y: Pearson's correlation of their ranks,
-// where equal numbers have the mean of theirs. In O(n log n).
+// Spearman returns the rank correlation of x and y: Pearson's correlation of their ranks,
+// where equal numbers get the mean of their ranks. It takes time O(n log n).
 //
-// Special cases: NaN for fewer than two points and where x or y is the same
-// throughout. -0 and 0 are equal.
+// Special cases: the result is NaN for fewer than two points, and if all x or all y are
+// equal. -0 and 0 are equal.
 //
-// Errors, each an [*pcrm.ArgumentError]: different lengths, an element that is not
-// finite.
+// Errors, each a *pcrm.ArgumentError: slices of different lengths; an element that is
+// not finite.
 func Spearman(x, y []float64) (float64, error) {
 	if err := checkPaired("x", x, "y", y); err != nil {
 		return 0, err
@@ -22,13 +22,13 @@ func Spearman(x, y []float64) (float64, error) {
 	return r.spearman(codes(x), codes(y)), nil
 }
 
-// KendallTauB is Kendall's tau-b of x and y,
+// KendallTauB returns Kendall's tau-b of x and y,
 //
 //	(C - D) / sqrt((N - X) (N - Y))
 //
-// with N = n(n-1)/2 pairs of points, of which C have x and y in the same order and D
-// in opposite ones, X are equal in x and Y in y. In O(n log n), by counting the swaps of a
-// merge sort (W. R. Knight, Journal of the American Statistical Association 61, 1966).
+// Of the N = n(n-1)/2 pairs of points, C have x and y in the same order and D in opposite
+// order; X are equal in x and Y are equal in y. It takes time O(n log n), by counting the swaps
+// of a merge sort (W. R. Knight, Journal of the American Statistical Association 61, 1966).
 //
 // Special cases and errors are those of [Spearman].
 func KendallTauB(x, y []float64) (float64, error) {
@@ -39,8 +39,8 @@ func KendallTauB(x, y []float64) (float64, error) {
 	return r.kendall(codes(x), codes(y)), nil
 }
 
-// codes numbers the distinct values of x in their order, from 0: ranks need no more
-// of them, and integers sort faster.
+// codes replaces each value of x by the index of the value among the sorted distinct values.
+// Ranks depend only on these codes, and integers sort faster.
 func codes(x []float64) []uint32 {
 	dst := make([]uint32, len(x))
 	order, tmp := make([]keyed, len(x)), make([]keyed, len(x))
@@ -58,7 +58,7 @@ func codes(x []float64) []uint32 {
 	return dst
 }
 
-// orderedBits are integers in the order of the numbers, equal where these are.
+// orderedBits maps numbers to integers in the same order. Equal numbers map to equal integers.
 func orderedBits(v float64) uint64 {
 	b := math.Float64bits(v + 0) // -0 + 0 is 0
 	if b>>63 == 1 {
@@ -67,8 +67,7 @@ func orderedBits(v float64) uint64 {
 	return b | 1<<63
 }
 
-// ranker holds what the correlations need beside their arguments, so that a thousand
-// of them allocate once.
+// ranker holds the memory for the correlations, so that a thousand of them allocate only once.
 type ranker struct {
 	keys, tmp []keyed
 	x, y      []float64
@@ -81,11 +80,11 @@ func (r *ranker) spearman(x, y []uint32) float64 {
 	}
 	r.x = r.ranks(r.x, x)
 	r.y = r.ranks(r.y, y)
-	// Centered ranks are half integers: equal throughout, they are exactly 0.
+	// Centered ranks are multiples of 1/2. If all are equal, they are exactly 0.
 	return clampCorrelation(floats.Dot(r.x, r.y) / math.Sqrt(floats.Dot(r.x, r.x)*floats.Dot(r.y, r.y)))
 }
 
-// ranks writes the ranks of codes, less their mean, to dst, which it makes longer where it must.
+// ranks writes the ranks of codes minus their mean to dst, which it grows if necessary.
 func (r *ranker) ranks(dst []float64, code []uint32) []float64 {
 	dst = resize(dst, len(code))
 	keys := r.sorted(code)
@@ -94,7 +93,7 @@ func (r *ranker) ranks(dst []float64, code []uint32) []float64 {
 		for j < len(keys) && keys[j].key == keys[i].key {
 			j++
 		}
-		mean := float64(i+j-len(keys)) / 2 // of the ranks i+1 ... j, less that of all
+		mean := float64(i+j-len(keys)) / 2 // of the ranks i+1 ... j, minus the overall mean
 		for _, k := range keys[i:j] {
 			dst[k.at] = mean
 		}
@@ -141,7 +140,7 @@ func (r *ranker) kendall(x, y []uint32) float64 {
 		}
 		tiedX, tiedBoth = tiedX+runX, tiedBoth+runBoth
 	}
-	// Within equal x the y are in order, so that these count no swaps.
+	// Among equal x the y are in order, so these points add no swaps.
 	discordant := countSwaps(r.ys, r.tmpYs)
 	var tiedY int64
 	for i, run := 1, int64(0); i < n; i++ {
@@ -160,9 +159,9 @@ func (r *ranker) kendall(x, y []uint32) float64 {
 	return clampCorrelation(float64(concordant-discordant) / (math.Sqrt(float64(all-tiedX)) * math.Sqrt(float64(all-tiedY))))
 }
 
-// countSwaps sorts y and returns how many pairs were in the wrong order. tmp is as long.
+// countSwaps sorts y and returns the number of pairs that were in the wrong order. tmp has the same length.
 func countSwaps(y, tmp []uint32) (swaps int64) {
-	// Runs this short are sorted by insertion, which needs no copies.
+	// Short runs are sorted by insertion, which needs no copies.
 	const run = 16
 	for i := 0; i < len(y); i += run {
 		part := y[i:min(i+run, len(y))]
@@ -197,12 +196,12 @@ func countSwaps(y, tmp []uint32) (swaps int64) {
 	return swaps
 }
 
-// clampCorrelation takes off what rounding put beyond 1. NaN stays.
+// clampCorrelation removes rounding errors beyond 1. NaN stays NaN.
 func clampCorrelation(r float64) float64 {
 	return max(-1, min(1, r))
 }
 
-// resize returns a slice of n elements, s itself where it has the room.
+// resize returns a slice of n elements, reusing s if its capacity suffices.
 func resize[T any](s []T, n int) []T {
 	if cap(s) < n {
 		return make([]T, n)

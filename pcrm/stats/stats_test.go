@@ -16,7 +16,7 @@ import (
 
 var nan, inf = math.NaN(), math.Inf(1)
 
-// same takes two NaNs for equal.
+// same treats two NaNs as equal.
 func same(t *testing.T, want, got, tolerance float64, name string) {
 	t.Helper()
 	if math.IsNaN(want) {
@@ -112,7 +112,7 @@ func TestHistogram(t *testing.T) {
 	// Edges belong to the bin on their right, the last one to the last bin.
 	require.NoError(t, Histogram(counts, []float64{-1, 0, 0.25, 0.4999, 0.5, 1, 1.0001}, 0, 1))
 	assert.Equal(t, []int64{1, 2, 1, 1}, counts)
-	// Divisions that round over an edge put nothing into the neighbor.
+	// Divisions that round across an edge do not move a value to the next bin.
 	for _, c := range []struct {
 		bins      int
 		low, high float64
@@ -160,8 +160,8 @@ func TestRankCorrelations(t *testing.T) {
 	}
 }
 
-// Both against their definitions, over every pair of points, for lengths on both sides
-// of the places where the sorts change their method.
+// Both against their definitions over every pair of points, for lengths around those at which the sorts
+// change their method.
 func TestRankCorrelationsAgainstDefinition(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	for _, n := range []int{2, 15, 16, 17, 33, 100, radixFrom - 1, radixFrom, 2000} {
@@ -254,7 +254,7 @@ func TestLowess(t *testing.T) {
 		x[i] = float64(r.IntN(90))
 		y[i] = 3*x[i] - 50
 	}
-	// A line is its own smooth, ties or not, with and without Delta.
+	// Smoothing a line gives the line, with and without ties and Delta.
 	for _, delta := range []float64{0, 4} {
 		require.NoError(t, Lowess(dst, x, y, LowessOptions{Iterations: 2, Delta: delta}))
 		assert.InDeltaSlice(t, y, dst, 1e-9)
@@ -280,7 +280,7 @@ func TestLowess(t *testing.T) {
 	assert.InDeltaSlice(t, dst, swapped, 1e-9)
 }
 
-// What statsmodels 0.15 gives for ties, an outlier and a window of six points.
+// The results of statsmodels 0.15 for ties, an outlier and a window of six points.
 func TestLowessAgainstStatsmodels(t *testing.T) {
 	x, y := []float64{0, 1, 1, 2, 4, 5, 7, 8, 8, 9}, []float64{1, 3, 2, 5, 4, 7, 20, 6, 9, 8}
 	dst := make([]float64, len(x))
@@ -295,7 +295,7 @@ func TestLowessAgainstStatsmodels(t *testing.T) {
 	}
 }
 
-// Where there is no line to fit, the curve is the mean.
+// If no line can be fitted, the curve is the mean.
 func TestLowessDegenerate(t *testing.T) {
 	for _, c := range []struct{ x, y, want []float64 }{
 		{nil, nil, nil},
@@ -323,7 +323,7 @@ func TestLowessErrors(t *testing.T) {
 	}
 }
 
-// byKey takes what a summary returns.
+// byKey returns the estimates of a summary by key.
 func byKey(t *testing.T) func([]Estimate, error) map[string]Estimate {
 	return func(estimates []Estimate, err error) map[string]Estimate {
 		t.Helper()
@@ -358,7 +358,7 @@ func TestPairs(t *testing.T) {
 	s, _ := Spearman(margins, []float64{1, -1, 0, 3})
 	assert.InDelta(t, s, e["spearman_margin_length_difference"].Value, 1e-15)
 
-	// What is not there, or not defined, is left out.
+	// Statistics that lack their inputs or are not defined are omitted.
 	e = byKey(t)(Pairs([]float64{-1, -2}, nil, []float64{inf, 1}))
 	for _, key := range []string{"accuracy_longer_chosen", "spearman_margin_length_difference", "residual/mean", "temperature"} {
 		assert.NotContains(t, e, key)
@@ -380,7 +380,7 @@ func TestPairs(t *testing.T) {
 	}
 }
 
-// byDefinition is pcrm.WinProbability as its documentation defines it.
+// byDefinition computes pcrm.WinProbability by the definition in its documentation.
 func byDefinition(m, delta float64) float64 {
 	a := numeric.Sigmoid(m) - numeric.Sigmoid(-m-delta)
 	return a / (a + numeric.Sigmoid(-m) - numeric.Sigmoid(m-delta))
@@ -404,23 +404,23 @@ func TestPairsByLoss(t *testing.T) {
 	assert.Equal(t, 1.0, bins[9].Confidence)
 	assert.InDelta(t, p[1], bins[5].Confidence, 1e-15)
 
-	// What the loss rules out is of an infinite NLL, which is left out.
+	// Margins that the loss rules out have an infinite NLL, which is omitted.
 	e = byKey(t)(Pairs([]float64{2, -2, 1, -1.9}, nil, []float64{4, 4, 4, 4}))
 	assert.NotContains(t, e, "nll_by_loss")
 	assert.Equal(t, 0.25, e["ruled_out_by_loss"].Value)
 	assert.Contains(t, e, "brier_by_loss")
-	// sigmoid(-50) rounds 1 - P, and is ruled out by nothing.
+	// sigmoid(-50) is lost when 1 - P is rounded, but the loss does not rule it out.
 	e = byKey(t)(Pairs([]float64{2, -50}, nil, []float64{4, 1000}))
 	assert.Equal(t, 0.0, e["ruled_out_by_loss"].Value)
 	assert.InDelta(t, 25, e["nll_by_loss"].Value, 1e-12)
-	// Without a finite delta it is what sigmoid says.
+	// Without a finite delta, the probability is sigmoid(m).
 	e = byKey(t)(Pairs([]float64{2, -2}, nil, []float64{inf, inf}))
 	for _, key := range []string{"nll_by_loss", "brier_by_loss", "ece_by_loss", "ruled_out_by_loss"} {
 		assert.NotContains(t, e, key)
 	}
 }
 
-// A model at the optimum of its loss is calibrated as the loss reads it, and unsure by sigmoid.
+// A model at the optimum of its loss is calibrated by WinProbability and underconfident by sigmoid.
 func TestAModelAtItsOptimum(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	margins, delta := make([]float64, 1500), make([]float64, 1500)
@@ -440,7 +440,7 @@ func TestAModelAtItsOptimum(t *testing.T) {
 }
 
 func TestRankings(t *testing.T) {
-	// The second prompt has equal scores, the third one response: neither has a correlation.
+	// The second prompt has equal scores and the third a single response. Neither has a correlation.
 	scores, ratings := []float64{1, 2, 3, 5, 5, 9}, []float64{1, 3, 2, 1, 2, 0}
 	spearman, kendall := make([]float64, 3), make([]float64, 3)
 	e := byKey(t)(Rankings(spearman, kendall, scores, ratings, []int64{0, 3, 5, 6}))
@@ -464,8 +464,8 @@ func TestRankings(t *testing.T) {
 	assert.EqualError(t, err, "lengths must have 6 elements, like scores, got 5")
 }
 
-// A mean's interval is as wide as the normal one, with all units and with some; the
-// tolerance is four standard errors of a quantile of 1000 draws, of about 8% each.
+// The interval of a mean is as wide as the normal interval, whether all units or only some are drawn.
+// The tolerance is four standard errors, about 8% each, of a quantile of 1000 draws.
 func TestBootstrapWidth(t *testing.T) {
 	r := rand.New(rand.NewPCG(11, 12))
 	for _, n := range []int{400, 4 * bootstrapPoints} {
@@ -480,7 +480,7 @@ func TestBootstrapWidth(t *testing.T) {
 	}
 }
 
-// Units are drawn whole: prompts that are copies of each other tell nothing new.
+// Units are drawn as a whole: prompts that are copies of each other add no information.
 func TestBootstrapDrawsUnits(t *testing.T) {
 	r := rand.New(rand.NewPCG(13, 14))
 	var scores, lengths []float64

@@ -9,42 +9,45 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/numeric"
 )
 
-// An Estimate is a number of a report with its 95% interval, which is the bootstrap's
-// unless its documentation says otherwise.
+// An Estimate is a number with its 95% interval. The interval is from the bootstrap unless
+// documented otherwise.
 type Estimate struct {
-	// Key is its name in summary.json; a slash goes into an object: "margin/mean".
+	// Key is the name in summary.json. A slash separates nested objects: "margin/mean".
 	Key       string
 	Value     float64
-	Low, High float64 // may be infinite; both are where nothing is known of the error
+	Low, High float64 // may be infinite; both are if the error is unknown
 }
 
-// MarginQuantiles are those of a report.
+// MarginQuantiles are the quantiles of the margins that [Pairs] returns.
 var MarginQuantiles = []float64{0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99}
 
 // Pairs describes the margins of a model on n pairs:
 //
-//	accuracy                         share of m > 0
-//	accuracy_longer_chosen           the same of the pairs whose chosen response is longer
-//	accuracy_shorter_chosen          ... whose chosen response is shorter
+//	accuracy                         fraction of m > 0
+//	accuracy_longer_chosen           accuracy on pairs whose chosen response is longer
+//	accuracy_shorter_chosen          accuracy on pairs whose chosen response is shorter
 //	margin/mean, sd, quantiles/0.5   of m; the standard deviation divides by n
-//	margin/share_over_5, _10         share of m > 5 and of m > 10
-//	ece                              see [CalibrationError], which has its own interval
-//	ece_plugin                       see [ECE]; its interval is infinite
-//	nll, brier, temperature          see [NLL], [Brier], [Temperature]
-//	spearman_margin_length_difference  of m with the length of chosen less that of rejected
+//	margin/share_over_5, _10         fraction of m > 5 and of m > 10
+//	ece                              see CalibrationError, which has its own interval
+//	ece_plugin                       see ECE; its interval is infinite
+//	nll, brier, temperature          see NLL, Brier, Temperature
+//	spearman_margin_length_difference  Spearman's correlation of m with the length of chosen
+//	                                 minus the length of rejected
 //	residual/mean, sd                of m - delta/2
-//	violation_rate                   share of m > delta
-//	nll_by_loss, brier_by_loss, ece_by_loss  nll, brier and ece with the P of pcrm.WinProbability,
-//	                                 as the loss with this delta reads m, for that of sigmoid(m)
-//	ruled_out_by_loss                share of m <= -delta/2, whose P is 0 and whose NLL is infinite
+//	violation_rate                   fraction of m > delta
+//	nll_by_loss, brier_by_loss, ece_by_loss  nll, brier and ece with pcrm.WinProbability(m, delta),
+//	                                 the probability under the loss, instead of sigmoid(m)
+//	ruled_out_by_loss                fraction of m <= -delta/2, for which this probability is 0
+//	                                 and the NLL infinite
 //
-// Where all deltas are infinite, sigmoid(m) is what the loss reads, and the last four are left out.
+// If all deltas are infinite, the probability under the loss is sigmoid(m), and the last four
+// are omitted.
 //
-// difference, the difference of the lengths, and delta may be nil: what needs them is
-// left out, and so is what is NaN or infinite. Intervals resample pairs.
+// difference, the difference of the lengths, and delta may be nil. Statistics that need them
+// are then omitted, and so are statistics that are NaN or infinite. Intervals resample pairs.
 //
-// Errors, each an [*pcrm.ArgumentError]: no margins, slices of different lengths, a
-// number that is not finite (delta may be +Inf).
+// Errors, each a *pcrm.ArgumentError: no margins; slices of different lengths; a number
+// that is not finite; a delta that is not greater than 0 (it may be +Inf).
 func Pairs(margins, difference, delta []float64) ([]Estimate, error) {
 	if len(margins) == 0 {
 		return nil, argument.Errorf("margins", -1, "must have at least one number, got none")
@@ -84,12 +87,12 @@ func Pairs(margins, difference, delta []float64) ([]Estimate, error) {
 	return found, nil
 }
 
-// pairKeys are in the order in which statistic puts them; quantiles and the correlation follow.
+// pairKeys are in the order in which statistic writes them. Quantiles and the correlation follow.
 var pairKeys = []string{"accuracy", "accuracy_longer_chosen", "accuracy_shorter_chosen",
 	"margin/mean", "margin/sd", "margin/share_over_5", "margin/share_over_10", "nll", "brier", "temperature",
 	"residual/mean", "residual/sd", "violation_rate", "nll_by_loss", "brier_by_loss", "ruled_out_by_loss"}
 
-// estimates leaves out what is not defined.
+// estimates omits values that are NaN or infinite.
 func estimates(keys []string, values, low, high []float64) []Estimate {
 	var e []Estimate
 	for i, v := range values {
@@ -100,8 +103,8 @@ func estimates(keys []string, values, low, high []float64) []Estimate {
 	return e
 }
 
-// pair is all that resamples need of one pair, side by side: they read pairs at random
-// places, and what is farther apart than a cache line is waited for once more.
+// pair holds all data of one pair that resamples need. Resamples read pairs in random order, so
+// the data of a pair is contiguous to save cache misses.
 type pair struct {
 	margin, residual, nll, brier float64
 	nllByLoss, brierByLoss       float64
@@ -115,7 +118,7 @@ type pairs struct {
 	pairs                                []pair
 	hasDifference, hasDelta, hasResidual bool
 	isConstrained                        bool    // a delta is finite
-	inverseTemperature                   float64 // where the search for a resample's begins
+	inverseTemperature                   float64 // the initial guess for resamples
 }
 
 func newPairs(margins, difference, delta []float64) *pairs {
@@ -145,7 +148,7 @@ func newPairs(margins, difference, delta []float64) *pairs {
 	for i, d := range delta {
 		p.pairs[i].residual = margins[i] - d/2
 		p.pairs[i].over = margins[i] > d
-		against := numeric.WinProbability(-margins[i], d) // 1 - P, without its cancellation
+		against := numeric.WinProbability(-margins[i], d) // 1 - P, without cancellation
 		p.pairs[i].nllByLoss, p.pairs[i].brierByLoss = numeric.WinNLL(margins[i], d), against*against
 		p.pairs[i].ruledOut = math.IsInf(p.pairs[i].nllByLoss, 1)
 	}
@@ -236,20 +239,20 @@ func (p *pairs) statistic() statistic {
 	}
 }
 
-// Rankings describes how scores rank the responses of each prompt beside their
-// ratings. Prompt i has the points [offsets[i], offsets[i+1]) of scores and ratings.
+// Rankings compares how scores and ratings rank the responses of each prompt. Prompt i has the
+// points [offsets[i], offsets[i+1]) of scores and ratings.
 //
 //	spearman_rating               mean over prompts of Spearman's correlation
 //	kendall_tau_b_rating          mean over prompts of Kendall's tau-b
 //	pooled_spearman_rating        Spearman's correlation of all points at once
 //	pooled_kendall_tau_b_rating   Kendall's tau-b of all points at once
 //
-// The correlations of each prompt go to spearman and kendall, NaN where it has none:
-// fewer than two responses, equal scores, or equal ratings throughout. These prompts
-// do not count in the means. Intervals resample prompts.
+// The correlations of each prompt are written to spearman and kendall. They are NaN for
+// prompts with fewer than two responses, with equal scores only, or with equal ratings only.
+// The means ignore these prompts. Intervals resample prompts.
 //
-// Errors, each an [*pcrm.ArgumentError]: slices of different lengths, offsets that are
-// not 0 to len(scores) in order, a number that is not finite.
+// Errors, each a *pcrm.ArgumentError: slices of different lengths; offsets that do not
+// run from 0 to len(scores) in order; a number that is not finite.
 func Rankings(spearman, kendall, scores, ratings []float64, offsets []int64) ([]Estimate, error) {
 	if err := checkPaired("scores", scores, "ratings", ratings); err != nil {
 		return nil, err
@@ -282,12 +285,14 @@ func Rankings(spearman, kendall, scores, ratings []float64, offsets []int64) ([]
 	return estimates(keys, values, low, high), nil
 }
 
-// Lengths describes how scores go with the lengths of responses:
+// Lengths describes the relation between scores and the lengths of the responses:
 //
 //	spearman_score_length   Spearman's correlation of all points
 //
-// Unit i, a pair or a prompt, has the points [offsets[i], offsets[i+1]); intervals
-// resample units. Errors are those of [Rankings].
+// Unit i, a pair or a prompt, has the points [offsets[i], offsets[i+1]). Intervals resample
+// units.
+//
+// Errors: those of [Rankings].
 func Lengths(scores, lengths []float64, offsets []int64) ([]Estimate, error) {
 	if err := checkPaired("scores", scores, "lengths", lengths); err != nil {
 		return nil, err
@@ -307,7 +312,7 @@ func Lengths(scores, lengths []float64, offsets []int64) ([]Estimate, error) {
 	return estimates([]string{"spearman_score_length"}, values, low, high), nil
 }
 
-// onSample computes statistics on the whole sample and their intervals.
+// onSample computes statistics on the whole sample, with their intervals.
 func onSample(count, n, points int, newStatistic func() statistic) (values, low, high []float64) {
 	values = make([]float64, count)
 	all := make([]int32, n)
@@ -326,7 +331,7 @@ func checkOffsets(offsets []int64, n int) error {
 	return nil
 }
 
-// meanDefined is the mean of the elements that are not NaN.
+// meanDefined returns the mean of the elements that are not NaN.
 func meanDefined(x []float64, units []int32) float64 {
 	sum, n := 0.0, 0
 	for _, i := range units {
@@ -338,7 +343,7 @@ func meanDefined(x []float64, units []int32) float64 {
 	return sum / float64(n)
 }
 
-// pooled is the points of some units together.
+// pooled holds the combined points of several units.
 type pooled struct {
 	ranker
 	allX, allY []uint32

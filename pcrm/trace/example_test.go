@@ -6,7 +6,7 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/trace"
 )
 
-// A test that pins a training run: whatever computed its losses, they were right.
+// Check a recorded training run, whatever backend computed its losses.
 func ExampleVerify() {
 	report, err := trace.Verify("testdata/trace")
 	if err != nil {

@@ -7,22 +7,23 @@ import (
 	"text/tabwriter"
 )
 
-// Report is what [Verify] found.
+// Report is the result of [Verify].
 type Report struct {
-	Files int   // that were looked at, good and bad
-	Runs  int   // that wrote them: a process writes one run in each trace
-	Ranks int   // of these runs
-	Pairs int   // whose loss and gradient were recomputed
-	Rows  []Row // one for each form, dtype and backend, in this order
+	Files int   // the number of files that were read, valid or not
+	Runs  int   // the number of runs that wrote them; a process writes one run per trace
+	Ranks int   // the number of distinct ranks of these runs
+	Pairs int   // the number of pairs whose loss and gradient were recomputed
+	Rows  []Row // one for each form, dtype and backend, sorted in this order
 
-	// Failures name file, tensor and index of what is not as it should be, with both
-	// values: the first 20 of the Failed that there are.
+	// Failures describes the first 20 failures. Each names the file, tensor and index, with
+	// the recorded and the recomputed value. Failed is the total number of failures.
 	Failures []string
 	Failed   int
 }
 
-// Row is the worst of the files of one kind. The errors are in the units of
-// [Verify]'s table, and +Inf where recorded and recomputed value differ in kind.
+// Row is the worst result over the files of one kind. The errors are in the units of the
+// table in the documentation of [Verify]. They are +Inf if the recorded or the recomputed value
+// is not finite and the two differ.
 type Row struct {
 	Form, Dtype, Backend             string
 	Files, Pairs                     int
@@ -30,13 +31,13 @@ type Row struct {
 	LossTolerance, GradientTolerance float64
 }
 
-// maxFailures keeps a report readable where everything is wrong.
+// maxFailures limits the length of a report.
 const maxFailures = 20
 
-// OK reports whether all that was recorded could be confirmed.
+// OK reports whether everything that was recorded has been confirmed.
 func (r Report) OK() bool { return r.Failed == 0 && r.Files > 0 }
 
-// String is the report as a table, the failures below it.
+// String returns the report as a table, followed by the failures.
 func (r Report) String() string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -69,7 +70,7 @@ func (r *Report) fail(format string, args ...any) {
 	}
 }
 
-// row finds or makes the row of a kind.
+// row returns the row of a kind, adding it if necessary.
 func (r *Report) row(form, dtype, backend string) *Row {
 	i := slices.IndexFunc(r.Rows, func(row Row) bool {
 		return row.Form == form && row.Dtype == dtype && row.Backend == backend

@@ -20,39 +20,40 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/internal/safetensors"
 )
 
-// Verify recomputes what a training run recorded, with the loop over [pcrm.PairLoss]
-// in float64, whatever computed it then.
+// Verify recomputes the losses and gradients that a training run recorded, whatever backend
+// the run used. It uses the loop over [pcrm.PairLoss] in float64.
 //
-// A trace is a folder of files rank%05d-run%s-step%08d.safetensors, each one call of a loss.
-// A run is what one process writes in one trace. Its name, 12 random hexadecimal digits, is in
-// the file's name and in the metadata, so that no process writes over the files of another, and
-// a file under the name of another one is a failure. The metadata, all of it strings, is
+// A trace is a folder of files named rank%05d-run%s-step%08d.safetensors. Each file records one
+// call of a loss. A run consists of the files that one process writes to one trace. Its name, 12
+// random hexadecimal digits, is part of the file name and of the metadata, so processes do not
+// overwrite each other's files, and a renamed file is a failure. The metadata, all strings, is
 //
 //	pcrm_trace                   "2"
 //	form                         "pair", "token" or "dpo"
 //	backend, versions            free text; versions may be missing
-//	dtype                        of the scores: "float32", "float64", "bfloat16", "float16"
+//	dtype                        of the scores: "float32", "float64", "bfloat16" or "float16"
 //	reduction                    "mean", "sum" or "none"
-//	label_smoothing, center_rewards_coefficient    numbers; dpo may leave out the latter
+//	label_smoothing, center_rewards_coefficient    numbers; dpo may omit the latter
 //	beta                         dpo only
 //	pad_token_id                 token only; -1 is pcrm.NoPad
-//	rank, run, step              as in the name
-//	constraint                   may be missing; a JSON object of beta1, beta2, beta3, floor,
-//	                             cap, low, high and seed, null or missing for none, "inf"
+//	rank, run, step              as in the file name
+//	constraint                   optional; a JSON object of beta1, beta2, beta3, floor, cap,
+//	                             low, high and seed; values may be null, missing or "inf"
 //
-// and their tensors, with B pairs, in the dtype of the scores (D) or in the one that
-// computes (C), which is float64 for float64 and float32 for all others,
+// The tensors, for B pairs, have the dtype of the scores (D) or the computing dtype (C), which
+// is float64 for float64 and float32 for all others:
 //
 //	pair   chosen_rewards, rejected_rewards (B) D
 //	token  chosen_rewards, rejected_rewards (B, L) D; chosen_ids, rejected_ids (B, L) int64
 //	dpo    policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-//	       reference_rejected_logps (B) D; chosen_rewards, rejected_rewards (B) C, the implicit ones
-//	all    delta (B) C; loss C, () or for "none" (B); grad_chosen, grad_rejected C, of the
-//	       shape of the scores, the gradient of the reduced loss by them; prior (B), float32
-//	       or float64, may be missing
+//	       reference_rejected_logps (B) D; chosen_rewards, rejected_rewards (B) C, the implicit
+//	       rewards
+//	all    delta (B) C; loss C, of shape () or, for "none", (B); grad_chosen, grad_rejected C, in
+//	       the shape of the scores, the gradient of the reduced loss with respect to them;
+//	       prior (B), float32 or float64, optional
 //
-// Where there is a constraint, delta must be its delta of prior; only a fixed one needs
-// no prior.
+// If there is a constraint, delta must be its delta of prior. Only a fixed constraint needs no
+// prior.
 //
 // # Tolerances
 //
@@ -62,39 +63,42 @@ import (
 //	float64    1e-12  2e-14  2^-53  float64
 //	others     2e-6   2e-6   2^-24  float32
 //
-// S is what the arithmetic can be held to. With m the margin, c the centering and k the
-// gradient's factor (1/B for the mean, 1/length for a token of a span, beta for dpo),
+// S is the scale of the rounding errors. With m the margin, c the centering coefficient and k
+// the factor of the gradient (1/B for the mean, 1/length for a token of a span, beta for dpo),
 //
-//	loss      S = L + 6u/r M (sigmoid(-m) + sigmoid(m-delta)), reduced as the loss is
+//	loss      S = L + 6u/r M (sigmoid(-m) + sigmoid(m-delta)), reduced like the loss
 //	gradient  S = k (1 + 6u/g M (sigmoid'(m) + sigmoid'(m-delta)) + 2 c |r_w + r_l|)
 //	rewards   S = their absolute value
 //
-// The first part of each S is the rounding of the exponentials, the logarithms and the
-// sum over the pairs. In float32 both tolerances are 17 units in the last place, where
-// the kernels of package pcrm need 10; in float64, g is twice the kernels' 5e-15 for
-// each of the two terms, and r leaves room to add thousands of pairs one by one.
-// The second part is the margin's rounding: a backend computes it in its own precision,
-// and perhaps delta - m too, and so moves m by at most 6 roundings of M, which is |m|, and
-// for dpo beta (|log-ratio_w| + |log-ratio_l|); the derivative carries this on. For pairs
-// there are 2 such roundings; for dpo 5: of the ratios, their difference, beta and the
-// product, and delta - m. Outside a span a gradient is exactly 0. A NaN or an infinity must be recorded
-// where one is recomputed, and nowhere else. delta may be off by 8 units in the last
-// place of |beta1/(prior+beta2)| + |beta3|, or |low| + |high|.
+// The first part of each S covers the rounding of the exponentials, the logarithms and the
+// sum over the pairs. In float32 both tolerances are 17 units in the last place; the kernels
+// of package pcrm need 10. In float64, g is twice the kernels' 5e-15 for each of the two
+// terms, and r leaves room for adding thousands of pairs one by one.
 //
-// A score far out on a flat part of its loss has no influence there, so that its
-// corruption cannot be seen.
+// The second part covers the rounding of the margin. A backend computes m, and perhaps
+// delta - m, in its own precision, which moves m by at most 6 roundings of M. M is |m| and,
+// for dpo, beta (|log-ratio_w| + |log-ratio_l|). The derivative propagates this error. There
+// are 2 such roundings for pairs, and 5 for dpo: of the ratios, their difference, beta, the
+// product, and delta - m.
 //
-// What is wrong in a file is in [Report.Failures]: a file that cannot be read or is
-// truncated, a missing tensor or one too many, a wrong dtype or shape, unknown or
-// missing settings, a delta that is not greater than 0, and each element beyond its
-// tolerance. Names of the folder that do not end in .safetensors are not looked at.
+// Outside a span a gradient must be exactly 0. A NaN or an infinity must be recorded where
+// one is recomputed, and nowhere else. delta may be off by 8 units in the last place of
+// |beta1/(prior+beta2)| + |beta3|, or of |low| + |high|.
 //
-// Errors: a folder that cannot be read, an [*os.PathError]; one without a trace, an
-// [*pcrm.ArgumentError].
+// A score far out on a flat part of its loss has no influence on the results, so a corruption
+// of such a score cannot be detected.
+//
+// [Report.Failures] lists what is wrong with a file: it cannot be read or is truncated; a
+// tensor is missing, unknown, or of a wrong dtype or shape; settings are unknown or missing; a
+// delta is not greater than 0; an element is outside its tolerance. Files whose names do not
+// end in .safetensors are ignored.
+//
+// Errors: an [*os.PathError] if the folder cannot be read; a [*pcrm.ArgumentError] if it does
+// not contain a trace.
 func Verify(dir string) (Report, error) {
 	var report Report
 	runs := map[run]bool{}
-	names, err := os.ReadDir(dir) // in the order of the names
+	names, err := os.ReadDir(dir) // sorted by name
 	if err != nil {
 		return report, err
 	}
@@ -120,7 +124,7 @@ func Verify(dir string) (Report, error) {
 	return report, nil
 }
 
-// The dtypes of scores, their names in a file and which computes.
+// The dtypes of scores: their names in a file, and the dtypes in which they are computed.
 var (
 	stored    = map[string]string{"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 	computing = map[string]string{"float64": "F64", "float32": "F32", "bfloat16": "F32", "float16": "F32"}
@@ -133,15 +137,15 @@ var tolerances = map[string]tolerance{
 	"F32": {2e-6, 2e-6, 0x1p-24},
 }
 
-// formScores are the tensors of scores that a form has; those of the token form have
-// rows.
+// formScores lists the score tensors of each form. Those of the token form have rows of
+// tokens.
 var formScores = map[string][]string{
 	"pair":  {"chosen_rewards", "rejected_rewards"},
 	"token": {"chosen_rewards", "rejected_rewards"},
 	"dpo":   {"policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps"},
 }
 
-// run is what one process wrote in one trace.
+// run identifies the files that one process wrote to one trace.
 type run struct {
 	rank int64
 	name string
@@ -193,7 +197,7 @@ func verifyFile(report *Report, runs map[run]bool, dir, name string) (err error)
 	return nil
 }
 
-// text is an entry of the metadata.
+// text returns an entry of the metadata.
 func (r *record) text(key string) (string, error) {
 	s, ok := r.Metadata[key]
 	if !ok {
@@ -276,7 +280,7 @@ func (r *record) settings() (err error) {
 	return nil
 }
 
-// take removes a tensor from those that are left, and checks what it is.
+// take removes a tensor from the remaining ones and checks its dtype and shape.
 func (r *record) take(name string, shape []int, dtypes ...string) (safetensors.Tensor, error) {
 	t, ok := r.Tensors[name]
 	delete(r.Tensors, name)
@@ -291,7 +295,7 @@ func (r *record) take(name string, shape []int, dtypes ...string) (safetensors.T
 	return t, nil
 }
 
-// tensors reads all but prior.
+// tensors reads all tensors except prior.
 func (r *record) tensors() error {
 	names, dimensions := formScores[r.form], 1
 	if r.form == "token" {
@@ -333,7 +337,7 @@ func (r *record) tensors() error {
 	return err
 }
 
-// floats reads tensors of one dtype and shape.
+// floats reads tensors that share a dtype and a shape.
 func (r *record) floats(dtype string, shape []int, names []string, dst ...*[]float64) error {
 	for i, name := range names {
 		t, err := r.take(name, shape, dtype)
@@ -359,7 +363,7 @@ func int64s(t safetensors.Tensor) []int64 {
 	return dst
 }
 
-// jsonNumber is a number of a constraint: null is none, and JSON has no infinity.
+// jsonNumber is a number of a constraint. null means none; "inf" stands for infinity, which JSON lacks.
 type jsonNumber float64
 
 func (x *jsonNumber) UnmarshalJSON(data []byte) error {
@@ -373,7 +377,7 @@ func (x *jsonNumber) UnmarshalJSON(data []byte) error {
 	return json.Unmarshal(data, (*float64)(x))
 }
 
-// constraint is that of the metadata, nil where there is none.
+// constraint returns the constraint of the metadata, or nil if there is none.
 func (r *record) constraint() (*pcrm.Constraint, error) {
 	text, ok := r.Metadata["constraint"]
 	if !ok {
@@ -400,7 +404,7 @@ func (r *record) constraint() (*pcrm.Constraint, error) {
 	return k, nil
 }
 
-// checkDelta compares delta with the constraint's, and sees that no tensor is left.
+// checkDelta compares delta with that of the constraint and checks that no tensor is left.
 func (r *record) checkDelta() error {
 	for i, d := range r.delta {
 		if err := argument.Positive("delta", i, d); err != nil {
@@ -437,7 +441,7 @@ func (r *record) checkDelta() error {
 		if !c.IsRandom() {
 			scale = math.Abs(c.Beta1/(s+c.Beta2)) + math.Abs(c.Beta3)
 		}
-		if notFinite(scale) { // a curve that a cap keeps finite at s = 0
+		if notFinite(scale) { // a curve that only its cap keeps finite at s = 0
 			scale = want
 		}
 		r.compare("delta", i, r.delta[i], want, scale, 8*unit, nil)
@@ -445,7 +449,7 @@ func (r *record) checkDelta() error {
 	return nil
 }
 
-// recompute compares loss, gradients and rewards with what they should be.
+// recompute compares loss, gradients and rewards with the recomputed values.
 func (r *record) recompute() {
 	var total, totalScale float64
 	reduce := 1.0
@@ -494,7 +498,7 @@ func (r *record) recompute() {
 	}
 }
 
-// expected is a pair's loss and gradient before reduction, and the S of each.
+// expected holds a pair's loss and gradient before reduction, with the S of each.
 type expected struct{ loss, lossScale, gradChosen, gradRejected, gradScale float64 }
 
 // expect recomputes the pair of scores at an index.
@@ -508,17 +512,17 @@ func (r *record) expect(at int, delta float64) (p expected) {
 		margin = beta * (w - l)
 		rounding = beta * (math.Abs(w) + math.Abs(l))
 	}
-	if notFinite(rounding) { // what is infinite was not rounded
+	if notFinite(rounding) { // infinite values have no rounding error
 		rounding = 0
 	}
 	loss, grad := pcrm.PairLoss(margin, delta, r.options.LabelSmoothing)
 	under, over := numeric.Sigmoid(-margin), numeric.Sigmoid(margin-delta)
 	if math.IsInf(delta, 1) {
-		// inf - inf would be NaN; here the smoothing's softplus(m) is the second term.
+		// inf - inf would be NaN. The second term is the softplus(m) of label smoothing.
 		over = r.options.LabelSmoothing * (1 - under)
 	}
 	p.loss = loss
-	// Exponentials of less than the smallest normal number may have been taken for 0.
+	// Exponentials below the smallest normal number may have been replaced by 0.
 	p.lossScale = loss + 6*r.unit/r.tolerance.loss*rounding*(under+over) + 0x1p-100
 	p.gradChosen, p.gradRejected = beta*grad, -beta*grad
 	p.gradScale = beta * (1 + 6*r.unit/r.gradient*rounding*(under*(1-under)+over*(1-over)))
@@ -532,10 +536,10 @@ func (r *record) expect(at int, delta float64) (p expected) {
 	return p
 }
 
-// compare notes by how many S, its scale, a recorded value is off.
+// compare records the error of a recorded value in units of its scale S.
 func (r *record) compare(tensor string, i int, got, want, scale, tolerance float64, worst *float64) {
 	if single := float64(float32(want)); r.compute == "F32" && notFinite(single) {
-		want = single // what overflows there was recorded so
+		want = single // it overflowed when it was recorded
 	}
 	if got == want || math.IsNaN(got) && math.IsNaN(want) {
 		return

@@ -24,21 +24,20 @@ import (
 	"github.com/pcrm-project/pcrm/pcrm/trace"
 )
 
-// tracedTensor is a tensor of a trace to be written; its values are exact in its dtype.
+// tracedTensor is a tensor to write to a trace. Its values are exact in its dtype.
 type tracedTensor struct {
 	dtype  string
 	shape  []int
 	values []float64
 }
 
-// traced is a file of a trace to be written.
+// traced is a trace file to write.
 type traced struct {
 	metadata map[string]string
 	tensors  map[string]*tracedTensor
 }
 
-// bytes is a small safetensors writer: a header, and the tensors in the order of their
-// names.
+// bytes is a small safetensors writer. It writes a header and the tensors in the order of their names.
 func (f traced) bytes() []byte {
 	var data []byte
 	header := map[string]any{"__metadata__": f.metadata}
@@ -68,7 +67,7 @@ func (f traced) bytes() []byte {
 	return slices.Concat(order.AppendUint64(nil, uint64(len(text))), text, data)
 }
 
-// halfBits encodes a number that float16 has, but no subnormal.
+// halfBits encodes a number that float16 can represent, except subnormals.
 func halfBits(v float64) uint16 {
 	sign := uint16(math.Float64bits(v) >> 48 & 0x8000)
 	if v == 0 {
@@ -101,8 +100,8 @@ var inf = math.Inf(1)
 
 var traceConstraint = pcrm.Constraint{Beta1: 10, Beta2: 0.001, Beta3: -5, Cap: 40}
 
-// traceOf records what our own loss computes in C for random scores of eighths, which
-// every dtype has; every fifth pair is unconstrained where there is no constraint.
+// traceOf records the results of our own loss in the computing type C. The scores are random multiples
+// of 1/8, which every dtype can represent. Without a constraint, every fifth pair is unconstrained.
 func traceOf[C pcrm.Float](form, dtype, reduction string, e, center float64, constrained bool, step int) traced {
 	n, width := 9, 1
 	r := rand.New(rand.NewPCG(uint64(step), 3))
@@ -204,7 +203,7 @@ func traceOf[C pcrm.Float](form, dtype, reduction string, e, center float64, con
 	return f
 }
 
-// traceFor is traceOf in the dtype that computes.
+// traceFor is traceOf in the computing dtype.
 func traceFor(form, dtype, reduction string, e, center float64, constrained bool, step int) traced {
 	if dtype == "float64" {
 		return traceOf[float64](form, dtype, reduction, e, center, constrained, step)
@@ -212,7 +211,7 @@ func traceFor(form, dtype, reduction string, e, center float64, constrained bool
 	return traceOf[float32](form, dtype, reduction, e, center, constrained, step)
 }
 
-// What our own losses compute, in every form, dtype and reduction, is confirmed.
+// The results of our own losses, in every form, dtype and reduction, are confirmed.
 func TestVerify(t *testing.T) {
 	forEachTier(t, func(t *testing.T) {
 		dir, step := t.TempDir(), 0
@@ -255,7 +254,7 @@ func forEachTier(t *testing.T, test func(*testing.T)) {
 	}
 }
 
-// One element of any tensor that is not as it was recorded is found and named.
+// A change of a single element of any tensor is detected and named.
 func TestVerifyCorruptedElement(t *testing.T) {
 	for _, form := range []string{"pair", "token", "dpo"} {
 		for _, dtype := range []string{"float64", "bfloat16"} {
@@ -263,7 +262,7 @@ func TestVerifyCorruptedElement(t *testing.T) {
 			for name, tensor := range good.tensors {
 				i := 0
 				if form == "token" && len(tensor.shape) == 2 {
-					// A token of the first pair's span; its ids and those of the other differ there.
+					// A token in the span of the first pair, where the ids of the two rows differ.
 					i, _ = pcrm.Span(ints(good.tensors["chosen_ids"].values[:7]), ints(good.tensors["rejected_ids"].values[:7]), 0)
 				}
 				was := tensor.values[i]
@@ -289,7 +288,7 @@ func TestVerifyCorruptedElement(t *testing.T) {
 			assert.True(t, good.verify(t).OK())
 		}
 	}
-	// The smallest change that can be told from rounding.
+	// The smallest change that differs from rounding.
 	f := traceFor("pair", "float64", "mean", 0, 0, false, 1)
 	f.tensors["grad_chosen"].values[3] *= 1 + 1e-11
 	report := f.verify(t)
@@ -313,11 +312,11 @@ func TestVerifyOutsideTheSpan(t *testing.T) {
 	require.Equal(t, 1, report.Failed)
 	assert.Contains(t, report.Failures[0], "grad_chosen[0]: got 1.0000000031710769e-30, want 0 (tolerance 0)")
 	f.tensors["grad_chosen"].values[0] = 0
-	f.tensors["chosen_rewards"].values[0] = math.NaN() // not looked at
+	f.tensors["chosen_rewards"].values[0] = math.NaN() // ignored
 	assert.True(t, f.verify(t).OK())
 }
 
-// Every file that is not what it should be fails by its name, and for its own reason.
+// Every invalid file is reported by name, with its own reason.
 func TestVerifyBadFiles(t *testing.T) {
 	for _, c := range []struct {
 		form, want string
@@ -377,8 +376,8 @@ func TestVerifyBadFiles(t *testing.T) {
 	}
 }
 
-// Two processes of one rank: the files of both are verified, and the report says so. The file of
-// one under the name of the other is not taken for it.
+// Two processes with the same rank: the files of both are verified, and the report mentions them. A file
+// of one process under the name of the other is a failure.
 func TestVerifyTellsRunsApart(t *testing.T) {
 	dir := t.TempDir()
 	first, second := traceFor("pair", "float32", "mean", 0, 0, true, 7), traceFor("pair", "float32", "mean", 0, 0, true, 7)
@@ -419,7 +418,7 @@ func TestVerifyTruncated(t *testing.T) {
 	}
 }
 
-// Whichever byte of a file is not as it was written, there is a report and no panic.
+// A change of any byte of a file gives a report and no panic.
 func TestVerifyAnyByte(t *testing.T) {
 	dir := t.TempDir()
 	for _, form := range []string{"pair", "token", "dpo"} {
@@ -450,7 +449,7 @@ func TestVerifyFolders(t *testing.T) {
 	var argument *pcrm.ArgumentError
 	assert.ErrorAs(t, err, &argument)
 	assert.False(t, report.OK())
-	// Another name is no reason to leave a file out; gaps between steps are none either.
+	// Files with other names are not left out, and gaps between steps are allowed.
 	f := traceFor("pair", "float32", "mean", 0, 0, true, 7)
 	f.write(t, dir)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "model.safetensors"), f.bytes(), 0o600))
@@ -459,7 +458,7 @@ func TestVerifyFolders(t *testing.T) {
 	assert.Equal(t, []string{"model.safetensors: metadata rank 0, run 0123456789ab and step 7 belong to a file named rank00000-run0123456789ab-step00000007.safetensors: was the file renamed or replaced?"}, report.Failures)
 }
 
-// NaN and infinite scores are recorded as they are, and so is what becomes of them.
+// NaN and infinite scores are recorded as they are, and so are their results.
 func TestVerifySpecialValues(t *testing.T) {
 	for _, dtype := range []string{"float32", "float64"} {
 		for _, special := range []float64{math.NaN(), inf, -inf} {
@@ -486,7 +485,7 @@ func TestVerifySpecialValues(t *testing.T) {
 			assert.GreaterOrEqual(t, f.verify(t).Failed, 1)
 		}
 	}
-	// What overflows in the dtype that computed was recorded as an infinity.
+	// A value that overflows in the computing dtype is recorded as an infinity.
 	f := traceFor("pair", "float32", "none", 0, 0, false, 3)
 	for name, v := range map[string]float64{"chosen_rewards": -3e38, "rejected_rewards": 3e38, "delta": 4, "loss": inf, "grad_chosen": -1, "grad_rejected": 1} {
 		f.tensors[name].values[0] = v
@@ -495,8 +494,8 @@ func TestVerifySpecialValues(t *testing.T) {
 	assert.True(t, report.OK(), "%v", report)
 }
 
-// A backend in float32 that rounds the margin and then the headroom, of scores that are
-// large, stays within the tolerance; one that forgets its digits does not.
+// A backend in float32 that rounds the margin and then the headroom of large scores stays within the
+// tolerance. A backend that loses more digits does not.
 func TestVerifyRoundingOfABackend(t *testing.T) {
 	softplus := func(x float32) float32 {
 		return max(x, 0) + float32(math.Log1p(math.Exp(-math.Abs(float64(x)))))
@@ -536,7 +535,7 @@ func TestVerifyRoundingOfABackend(t *testing.T) {
 	}
 }
 
-// The constraint is checked in each of its kinds, in the precision of its prior.
+// Constraints of every kind are checked, in the precision of the prior.
 func TestVerifyConstraints(t *testing.T) {
 	f := traceFor("pair", "float64", "mean", 0, 0, false, 4)
 	const n = 9
@@ -575,7 +574,7 @@ func TestVerifyConstraints(t *testing.T) {
 	f.tensors["prior"] = nil
 	assert.Contains(t, set(random, constant(4), nil).Failures[0], "tensor prior is missing")
 
-	// delta of a float32 prior is as exact as float32 is.
+	// The delta of a float32 prior is as exact as float32.
 	u.dtype = "F32"
 	curve := func(i int) float64 { return traceConstraint.Delta(u.values[i]) }
 	text := `{"beta1":10,"beta2":0.001,"beta3":-5,"cap":40}`
@@ -586,7 +585,7 @@ func TestVerifyConstraints(t *testing.T) {
 	assert.True(t, set(`{"beta1":10,"cap":40}`, func(i int) float64 { return min(10/u.values[i], 40) }, u).OK(), "infinite but for the cap")
 }
 
-// A report stays readable where everything is wrong.
+// A report stays short even if everything is wrong.
 func TestVerifyManyFailures(t *testing.T) {
 	dir := t.TempDir()
 	for step := range 3 {
@@ -603,8 +602,7 @@ func TestVerifyManyFailures(t *testing.T) {
 
 var update = flag.Bool("update", false, "write testdata/trace")
 
-// The trace of the example, which pins the format: what was recorded once stays
-// readable.
+// The trace of the example pins the format, so that old traces stay readable.
 func TestVerifySample(t *testing.T) {
 	if *update {
 		require.NoError(t, os.MkdirAll("testdata/trace", 0o755))
@@ -624,8 +622,8 @@ func TestVerifySample(t *testing.T) {
 	assert.True(t, bytes.Contains(data, []byte(`"pcrm_trace":"2"`)))
 }
 
-// A good file with one setting, one shape and some bytes changed: a report that names the
-// file, never a panic, and never confirmed where a number is beyond its tolerance.
+// A valid file with one setting, one shape and some bytes changed gives a report that names the file. It
+// never causes a panic, and is never confirmed if a number is outside its tolerance.
 func FuzzVerify(f *testing.F) {
 	f.Add(uint8(0), "beta", "0.2", uint8(0), int64(9), uint16(0), []byte{0, 0, 0x80, 0x7f})
 	f.Add(uint8(1), "reduction", "none", uint8(3), int64(0), uint16(40), []byte{0xff, 0xff, 0xff, 0xff})

@@ -68,7 +68,7 @@ def test_the_compiler_of_this_machine_does_not_serve_another(monkeypatch):
     monkeypatch.delenv("PCRM_TOOLCHAIN", raising=False)
     monkeypatch.setenv("_PYTHON_HOST_PLATFORM", "linux-riscv64")
     assert pcrm_build._machine() == "riscv64"
-    with pytest.raises(RuntimeError, match=r"gcc compiles for .*: PCRM_TOOLCHAIN=pypi is for riscv64"):
+    with pytest.raises(RuntimeError, match=r"gcc compiles for .*: set PCRM_TOOLCHAIN=pypi to compile for riscv64"):
         pcrm_build._cc(pcrm_build._machine())
 
 
@@ -80,12 +80,12 @@ OURS = "pcrm._native._bridge"
     [
         ("manylinux_2_28_x86_64", OURS, 0, None),
         ("manylinux2014_x86_64.manylinux_2_17_x86_64", OURS, 0, None),
-        ("manylinux_2_31_x86_64", OURS, 0, "is not for manylinux_2_28 or older"),
-        ("manylinux_2_17_x86_64.manylinux_2_31_x86_64", OURS, 0, "is not for manylinux_2_28 or older"),
-        ("linux_x86_64", OURS, 0, "is not for manylinux_2_28 or older"),
-        ("manylinux_2_28_x86_64", OURS, 6 * 2**20, "should have less than 6291456"),
+        ("manylinux_2_31_x86_64", OURS, 0, "must be for manylinux_2_28 or older"),
+        ("manylinux_2_17_x86_64.manylinux_2_31_x86_64", OURS, 0, "must be for manylinux_2_28 or older"),
+        ("linux_x86_64", OURS, 0, "must be for manylinux_2_28 or older"),
+        ("manylinux_2_28_x86_64", OURS, 6 * 2**20, "must have fewer than 6291456 bytes, got"),
         # torch's own module, whose one function is in a library beside it.
-        ("manylinux_2_28_x86_64", "torch._C", 0, "needs initModule, of neither Python nor glibc"),
+        ("manylinux_2_28_x86_64", "torch._C", 0, "needs initModule, which neither Python nor glibc provides"),
     ],
 )
 def test_wheels_that_are_not_uploaded(tmp_path, tags, extension, padding, wrong):
@@ -103,8 +103,8 @@ def test_wheels_that_are_not_uploaded(tmp_path, tags, extension, padding, wrong)
     ("files", "wrong"),
     [
         (pcrm_wheels.BESIDE_THE_EXTENSION, None),
-        (pcrm_wheels.BESIDE_THE_EXTENSION[1:], "lacks pcrm/_native/build_info.json"),
-        ((*pcrm_wheels.BESIDE_THE_EXTENSION, "_bridge.so"), "is not pure: it has pcrm/_native/_bridge.so"),
+        (pcrm_wheels.BESIDE_THE_EXTENSION[1:], "must contain pcrm/_native/build_info.json"),
+        ((*pcrm_wheels.BESIDE_THE_EXTENSION, "_bridge.so"), "must be pure, but contains pcrm/_native/_bridge.so"),
     ],
 )
 def test_pure_wheels_that_are_not_uploaded(tmp_path, files, wrong):
@@ -118,10 +118,10 @@ def test_pure_wheels_that_are_not_uploaded(tmp_path, files, wrong):
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (None, "does not run"),
-        (["x", "pypy", [3, 11], False, True], "is not CPython 3.11 or newer with the GIL"),
-        (["x", "cpython", [3, 10], False, True], "is not CPython 3.11 or newer with the GIL"),
-        (["x", "cpython", [3, 14], True, True], "is not CPython 3.11 or newer with the GIL"),
+        (None, "cannot be run"),
+        (["x", "pypy", [3, 11], False, True], "must be CPython 3.11 or newer with the GIL"),
+        (["x", "cpython", [3, 10], False, True], "must be CPython 3.11 or newer with the GIL"),
+        (["x", "cpython", [3, 14], True, True], "must be CPython 3.11 or newer with the GIL"),
         (["x", "cpython", [3, 11], False, False], "has no Python.h"),
     ],
 )
@@ -140,7 +140,7 @@ def test_the_version_stands_in_one_place():
 def test_refuses_another_gopy(tmp_path):
     generated = tmp_path / "bridge.go"
     generated.write_text("package main\n")
-    with pytest.raises(RuntimeError, match="another form than gopy"):
+    with pytest.raises(RuntimeError, match="must have the format of gopy"):
         pcrm_build._own_flags(generated)
 
 
@@ -156,7 +156,7 @@ def test_puts_what_gopy_generates_in_order(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ({"PCRM_NATIVE": "0"}, "PCRM_NATIVE=0 was set when it was installed"),
+        ({"PCRM_NATIVE": "0"}, "pcrm was installed with PCRM_NATIVE=0"),
         ({"PATH": "/nowhere"}, "building it failed: "),
     ],
 )

@@ -177,7 +177,7 @@ def test_what_the_site_is_made_of(caplog):
     assert not caplog.records
     with caplog.at_level(logging.WARNING, logger="mkdocs"):
         on_page_markdown("[d](../nowhere.md)", page=page, config=config)
-    assert "page.md links to nowhere.md, which the repository does not have" in caplog.text
+    assert "page.md links to nowhere.md, which is not in the repository" in caplog.text
 
 
 def test_what_is_called_public_is_there():

@@ -1,21 +1,21 @@
-// A libcuda.so.1 for machines without one. It has the functions that ../../driver.c looks
-// for, its devices' memory is the host's, and a launch runs the very code of kernels.cu: the
-// threads of a block are fibers that take turns, from one barrier to the next.
+// A libcuda.so.1 for machines without one. It provides the functions that ../../driver.c looks
+// up. Device memory is host memory, and a launch runs the code of kernels.cu itself: the
+// threads of a block are fibers that run in turn from one barrier to the next.
 //
 //     c++ -shared -fPIC -o libcuda.so.1 fakecuda.cpp
 //
 // Environment variables:
 //
-//     FAKECUDA_LOG         a file that gets a line a call
+//     FAKECUDA_LOG         a file that receives one line per call
 //     FAKECUDA_FAIL        NAME:CODE, a function that fails with that code
-//     FAKECUDA_WRONG       KERNEL:RESULT, a kernel whose loss, grad_chosen or grad_rejected comes
-//                          out 1% too large
-//     FAKECUDA_VERSION     of CUDA; 12010 unless set
-//     FAKECUDA_DEVICES     how many devices there are; 2 unless set
-//     FAKECUDA_CAPABILITY  of the devices; 90 unless set
+//     FAKECUDA_WRONG       KERNEL:RESULT, a kernel whose loss, grad_chosen or grad_rejected is 1%
+//                          too large
+//     FAKECUDA_VERSION     the CUDA version (default: 12010)
+//     FAKECUDA_DEVICES     the number of devices (default: 2)
+//     FAKECUDA_CAPABILITY  their compute capability (default: 90)
 //
-// Build it without _FORTIFY_SOURCE, whose longjmp takes a jump to another stack for an attack.
-// FAKECUDA_NO_LAUNCH, defined, leaves out cuLaunchKernel, as a very old library might.
+// Build it without _FORTIFY_SOURCE, whose longjmp treats a jump to another stack as an attack.
+// Defining FAKECUDA_NO_LAUNCH leaves out cuLaunchKernel, as in a very old library.
 
 #include <cstdio>
 #include <cstdlib>
@@ -32,8 +32,8 @@ struct index3 {
 };
 index3 threadIdx, blockIdx, blockDim, gridDim;
 
-// A thread of a block: a stack of its own, and where it stopped. Blocks use the same ones
-// again, and jumps spare the system calls of swapcontext.
+// A thread of a block: its own stack, and the place where it stopped. Blocks reuse the threads, and
+// jumps avoid the system calls of swapcontext.
 struct fiber {
     jmp_buf at;
     bool started, done;
@@ -97,10 +97,10 @@ void start(fiber &f) {
 
 void run_block(unsigned threads) {
     for (unsigned i = 0; i < threads; i++) fibers[i].done = false;
-    // volatile: they live across jumps.
+    // volatile, because they are used across jumps.
     for (volatile unsigned turn = 0, left = threads; left > 0; turn = turn + 1) {
         for (volatile unsigned i = 0; i < threads; i = i + 1) {
-            // In the opposite order every other turn: what depends on it is a race.
+            // Reverse the order every other time, so that races show.
             threadIdx.x = turn % 2 ? threads - 1 - i : i;
             fiber *volatile now = &fibers[threadIdx.x];
             if (_setjmp(scheduler) == 0) {
@@ -143,7 +143,7 @@ int setting(const char *name, int fallback) {
     return value ? atoi(value) : fallback;
 }
 
-// A call: its line in the log, and the code that it is to fail with.
+// A call: its line in the log, and the code with which it must fail.
 template <typename... T>
 int called(const char *name, const char *format, T... values) {
     if (const char *path = getenv("FAKECUDA_LOG")) {
@@ -163,8 +163,8 @@ void enlarge(pcrm_address results, long long count) {
     for (long long i = 0; i < count; i++) ((T *)results)[i] *= 1.01;
 }
 
-// Spoil a result of a kernel, if it is the one that is to be wrong. All but scale and sum begin
-// with what they have in common.
+// Corrupt a result of a kernel if FAKECUDA_WRONG selects it. The arguments of all kernels except scale
+// and sum begin with the common ones.
 void spoil(const char *name, const void *args) {
     const char *wrong = getenv("FAKECUDA_WRONG");
     const size_t length = strlen(name);
@@ -190,7 +190,7 @@ void spoil(const char *name, const void *args) {
 
 thread_local std::vector<void *> contexts;
 std::mutex device;
-char context_of[8];  // the primary contexts are the addresses of its elements
+char context_of[8];  // the addresses of its elements serve as primary contexts
 const char *image;
 
 }  // namespace

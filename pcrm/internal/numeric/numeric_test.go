@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-// WinNLL is -log WinProbability, which pcrm's tests hold against its definition.
+// WinNLL is -log WinProbability. The tests of package pcrm compare WinProbability with its definition.
 func TestWinNLL(t *testing.T) {
 	for _, delta := range []float64{1e-300, 1e-9, 0.5, 4, 40, 1e6, math.Inf(1)} {
 		for _, share := range []float64{0, 1e-12, 0.1, 0.5, 0.9, 0.999999} {
@@ -24,7 +24,7 @@ func TestWinNLL(t *testing.T) {
 	}
 	assert.Equal(t, 0.0, WinNLL(2, 4))
 	assert.Equal(t, math.Inf(1), WinNLL(-2, 4))
-	// Where the probability is under the least number.
+	// Where the probability underflows.
 	assert.Equal(t, 1000.0, WinNLL(-1000, 1e6))
 	assert.Equal(t, 1000.0, WinNLL(-1000, math.Inf(1)))
 }

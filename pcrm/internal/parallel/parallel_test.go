@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-// processors sets how many goroutines Rows uses, for the length of a test.
+// processors sets the number of goroutines of Rows for the duration of a test.
 func processors(t testing.TB, n int) {
 	old := runtime.GOMAXPROCS(n)
 	t.Cleanup(func() { runtime.GOMAXPROCS(old) })
@@ -34,8 +34,7 @@ func TestRowsCoversEachRowOnce(t *testing.T) {
 	}
 }
 
-// A panic in a goroutine that nobody recovers ends the process: it has to come out
-// where the caller can.
+// An unrecovered panic in a goroutine ends the process, so it must be passed on to the caller.
 func TestRowsPanicReachesTheCaller(t *testing.T) {
 	processors(t, 4)
 	assert.PanicsWithValue(t, "row 70", func() {
@@ -60,7 +59,7 @@ func TestFirstRowIsTheLowest(t *testing.T) {
 	assert.Equal(t, 0, f.Row())
 }
 
-// A job runs again when its last helper has left, each time with all of its blocks.
+// A job can run again after its last helper has left. Each run processes all blocks.
 func TestJobIsReused(t *testing.T) {
 	const blocks = 50
 	var seen [blocks]atomic.Int32
@@ -78,7 +77,7 @@ func TestJobIsReused(t *testing.T) {
 	assert.Zero(t, testing.AllocsPerRun(20, func() { j.Run(blocks, 1) }))
 }
 
-// After a panic in a helper the job is as good as before.
+// After a panic in a helper, the job can be reused.
 func TestJobPanicReachesTheCaller(t *testing.T) {
 	bad := true
 	free := make(chan *Job, 1)

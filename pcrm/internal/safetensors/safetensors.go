@@ -1,13 +1,13 @@
-// Package safetensors reads files of the safetensors format, strictly:
+// Package safetensors reads files in the safetensors format, strictly:
 //
 //	8 bytes   n, the length of the header, little endian
-//	n bytes   a JSON object, spaces after it allowed:
+//	n bytes   a JSON object, optionally followed by spaces:
 //	          "__metadata__": {string: string, ...}, optional
 //	          NAME: {"dtype": string, "shape": [sizes], "data_offsets": [begin, end]}
-//	the rest  the tensors, row-major and little endian, end to end from its first byte to its last
+//	the rest  the tensors, row-major and little endian, without gaps
 //
-// Nothing is allocated for a length that the file only claims: what is returned are
-// views of the bytes that are there, or where they lie.
+// A length that a file only claims causes no allocation. The results are views of bytes that
+// exist, or their positions.
 package safetensors
 
 import (
@@ -32,49 +32,51 @@ import (
 )
 
 const (
-	maxHeader = 100 << 20 // the limit of the format's own reader
+	maxHeader = 100 << 20 // the limit of the reference implementation
 	maxFile   = 4 << 30   // a sparse file may have any size
 )
 
-// dtypes are the element types that can be read and their sizes. Those of quantized
-// weights, which are nothing without their scales, are not among them.
+// dtypes maps the supported element types to their sizes. Types of quantized weights, which are
+// meaningless without their scales, are not supported.
 var dtypes = map[string]uint64{"F64": 8, "F32": 4, "F16": 2, "BF16": 2,
 	"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
 
-// Size is the number of bytes of an element, 0 for a dtype that cannot be read.
+// Size returns the number of bytes of an element, or 0 for a dtype that is not supported.
 func Size(dtype string) int { return int(dtypes[dtype]) }
 
-// File is what a file holds.
+// File is the content of a file.
 type File struct {
 	Metadata map[string]string
 	Tensors  map[string]Tensor
 }
 
-// Tensor is an array of little-endian elements; no dimensions are a scalar.
+// Tensor is an array of little-endian elements. A scalar has no dimensions.
 type Tensor struct {
 	Dtype string // "F64", "F32", "F16", "BF16", "I64", "I32", ... "U8" or "BOOL"
 	Shape []int
 	Data  []byte
 }
 
-// Header is what a file says of its tensors.
+// Header describes the tensors of a file.
 type Header struct {
 	Raw      []byte // the file up to its data
 	Metadata map[string]string
 	Entries  []Entry // in the order of their data
 }
 
-// Entry is where a tensor lies: the bytes [Begin, End) of the file.
+// Entry describes a tensor in the bytes [Begin, End) of a file.
 type Entry struct {
 	Name, Dtype string
 	Shape       []int
 	Begin, End  int64
 }
 
-// Len is the number of elements.
+// Len returns the number of elements.
 func (t Tensor) Len() int { return len(t.Data) / int(dtypes[t.Dtype]) }
 
-// Read parses a file. Errors: an [*os.PathError], a file over 4 GiB, and those of [Parse].
+// Read parses a file.
+//
+// Errors: an [*os.PathError]; a file over 4 GiB; those of [Parse].
 func Read(path string) (*File, error) {
 	file, size, err := regular.Open(path)
 	if err != nil {
@@ -91,8 +93,9 @@ func Read(path string) (*File, error) {
 	return Parse(data)
 }
 
-// Parse reads the bytes of a file, which the tensors go on using. Errors: those of
-// [ReadHeader].
+// Parse parses the bytes of a file. The tensors are views of data.
+//
+// Errors: those of [ReadHeader].
 func Parse(data []byte) (*File, error) {
 	h, err := ReadHeader(bytes.NewReader(data), int64(len(data)))
 	if err != nil {
@@ -105,12 +108,12 @@ func Parse(data []byte) (*File, error) {
 	return f, nil
 }
 
-// ReadHeader reads what a file of size bytes says of its tensors, and nothing else of it.
+// ReadHeader reads only the header of a file of size bytes.
 //
-// Errors: a header that is cut off, over 100 MiB, no UTF-8 or no JSON of the form above;
-// a name, or a key of an entry or of the metadata, that is there twice; an unknown key or
-// dtype; a size that is not a plain number or whose bytes are not those of the offsets;
-// offsets that overlap, leave a gap or do not end where the file ends; what r fails with.
+// Errors: a header that is truncated, over 100 MiB, not UTF-8 or not JSON of the form above;
+// a repeated name, or a repeated key of an entry or of the metadata; an unknown key or dtype;
+// a size that is not a plain number, or a shape that does not match the offsets; offsets that
+// overlap, leave a gap or do not end at the end of the file; the errors of r.
 func ReadHeader(r io.ReaderAt, size int64) (*Header, error) {
 	if size < 8 {
 		return nil, fmt.Errorf("must have at least 8 bytes, the header's length, got %d", size)
@@ -147,7 +150,7 @@ func ReadHeader(r io.ReaderAt, size int64) (*Header, error) {
 	}); err != nil {
 		return nil, fmt.Errorf("header: %w", err)
 	}
-	// An empty tensor goes before the one that begins where it does.
+	// An empty tensor comes before a tensor that begins at the same offset.
 	slices.SortFunc(h.Entries, func(a, b Entry) int {
 		return cmp.Or(cmp.Compare(a.Begin, b.Begin), cmp.Compare(a.End, b.End))
 	})
@@ -169,11 +172,11 @@ func ReadHeader(r io.ReaderAt, size int64) (*Header, error) {
 	return h, nil
 }
 
-// ParseIndex reads the index of a checkpoint in several files, its weight_map: which
-// file each tensor is in. Whatever else the index says is not looked at.
+// ParseIndex reads the index of a checkpoint with several files. It returns the weight_map,
+// which names the file of each tensor, and ignores everything else in the index.
 //
-// Errors: no JSON object in UTF-8; a weight_map that is missing, there twice, empty, or
-// has a name twice; a file that is not the plain name of a .safetensors file.
+// Errors: data that is not a JSON object in UTF-8; a weight_map that is missing, repeated or
+// empty, or that repeats a name; a file that is not the plain name of a .safetensors file.
 func ParseIndex(data []byte) (map[string]string, error) {
 	if !isObject(data) {
 		return nil, errors.New("must be a JSON object in UTF-8")
@@ -194,7 +197,7 @@ func ParseIndex(data []byte) (map[string]string, error) {
 		return nil, errors.New("must have a non-empty weight_map")
 	}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
-		// A name with a folder in it could be of any file of the machine.
+		// A name with a folder could refer to any file on the machine.
 		if file := files[name]; filepath.Base(file) != file || !strings.HasSuffix(file, ".safetensors") {
 			return nil, fmt.Errorf("tensor %q: must be in a .safetensors file in the folder of the index, got %q", name, file)
 		}
@@ -202,7 +205,7 @@ func ParseIndex(data []byte) (map[string]string, error) {
 	return files, nil
 }
 
-// isObject reports whether the walker can walk it.
+// isObject reports whether data is a JSON object that the walker can read.
 func isObject(data []byte) bool {
 	return utf8.Valid(data) && json.Valid(data) && bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("{"))
 }
@@ -213,11 +216,11 @@ func newWalker(data []byte) walker {
 	return w
 }
 
-// walker reads JSON that is known to be valid, token by token: decoding into structs
-// would take null for 0 and the last of two equal keys.
+// walker reads valid JSON token by token. Decoding into structs would read null as 0 and would
+// keep the last of two equal keys.
 type walker struct{ *json.Decoder }
 
-// object calls member for each key of the object that comes next.
+// object calls member for each key of the next object.
 func (w walker) object(member func(key string) error) error {
 	if err := w.open('{'); err != nil {
 		return err
@@ -285,7 +288,7 @@ func (w walker) metadata() (map[string]string, error) {
 	})
 }
 
-// entry leaves the offsets as they are: from where the data begins.
+// entry reads an entry. Its offsets are still relative to the start of the data.
 func (w walker) entry() (e Entry, err error) {
 	var offsets, shape []uint64
 	given := 0
@@ -329,8 +332,8 @@ func (w walker) entry() (e Entry, err error) {
 	return e, nil
 }
 
-// Float64s converts the first numbers of data, exactly, to as many as dst has room for. Data
-// of another type than F64, F32, BF16 or F16 leaves dst as it is.
+// Float64s exactly converts the first len(dst) numbers of data. If dtype is not F64, F32, BF16 or
+// F16, dst stays unchanged.
 func Float64s(dst []float64, data []byte, dtype string) {
 	order := binary.LittleEndian
 	switch dtype {

@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// file is a header and the data behind it.
+// file returns a file with a header followed by data.
 func file(header, data string) []byte {
 	return append(append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...), data...)
 }
@@ -105,7 +105,7 @@ func TestRead(t *testing.T) {
 	require.NoError(t, os.WriteFile(path, file("{}", ""), 0o600))
 	_, err = Read(path)
 	require.NoError(t, err)
-	// A sparse file has any size and no contents.
+	// A sparse file can have any size without contents.
 	require.NoError(t, os.Truncate(path, maxFile+1))
 	_, err = Read(path)
 	assert.EqualError(t, err, "must have at most 4294967296 bytes, got 4294967297")
@@ -118,7 +118,7 @@ func TestReadHeader(t *testing.T) {
 	n := int64(len(data) - 10)
 	assert.Equal(t, data[:n], h.Raw)
 	assert.Equal(t, []Entry{{"a", "U8", []int{2}, n, n + 2}, {"b", "F32", []int{1, 2}, n + 2, n + 10}}, h.Entries)
-	// A file that is shorter than it was.
+	// The file has become shorter.
 	for _, size := range []int{4, 20} {
 		_, err = ReadHeader(bytes.NewReader(data[:size]), int64(len(data)))
 		assert.ErrorIs(t, err, io.EOF)
@@ -151,7 +151,7 @@ func TestParseIndex(t *testing.T) {
 	}
 }
 
-// Whatever an index names lies beside it.
+// All files that an index lists are in the folder of the index.
 func FuzzParseIndex(f *testing.F) {
 	f.Add([]byte(`{"metadata":{},"weight_map":{"a":"1.safetensors"}}`))
 	f.Add([]byte(`{"weight_map":{"a":"../1.safetensors"},"x":[[]]}`))
@@ -168,7 +168,7 @@ func FuzzParseIndex(f *testing.F) {
 	})
 }
 
-// Whatever is read fits what the file has.
+// The parsed tensors fit the data of the file.
 func FuzzParse(f *testing.F) {
 	f.Add(file(`{"__metadata__":{"a":"b"},"a":{"dtype":"F16","shape":[2,1],"data_offsets":[0,4]}}`, "1234"))
 	f.Add(file(`{"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F64","shape":[0],"data_offsets":[4,4]}} `, "1234"))

@@ -1,5 +1,6 @@
-// Command average writes the assembly of package checkpoint: for each type of numbers,
-// a loop that adds them to sums and one that makes them of sums, eight at a time.
+// Command average writes the assembly of package checkpoint. For each type of numbers it
+// writes a loop that adds them to sums, and a loop that converts sums to them, eight at a
+// time.
 package main
 
 import (
@@ -13,7 +14,7 @@ import (
 const (
 	lanes = 8
 
-	// Predicates of VCMPPD; the second is of second operand > first in Intel's order.
+	// Predicates of VCMPPD. The second is "second operand > first" in Intel's order.
 	notEqual, greater = operand.U8(4), operand.U8(0x1e)
 	nearestEven       = operand.U8(0)
 )
@@ -66,7 +67,7 @@ func broadcast(name string) reg.VecVirtual {
 	return v
 }
 
-// next ends the loop over eight numbers each.
+// next ends the loop, which processes eight numbers at a time.
 func next(n, sums, data reg.Register, size int) {
 	ADDQ(operand.Imm(8*lanes), sums)
 	ADDQ(operand.Imm(uint64(size*lanes)), data)
@@ -168,12 +169,12 @@ func quotient(dtype string) {
 	RET()
 }
 
-// divide is a division without its latency. With y the rounded 1/b and q the rounded a y,
-// q - (b q - a) y is a/b correctly rounded: one multiplication and two fused operations
+// divide divides without the latency of a division. With y the rounded 1/b and q the rounded
+// a y, q - (b q - a) y is the correctly rounded a/b. This takes one multiplication and two fused operations
 // (Brisebarre, Muller and Raina, "Accelerating correctly rounded floating-point division
-// when the divisor is known in advance", 2004, of Markstein's theorem). In this form -0
-// stays -0. Where the remainder could underflow, under 2^-900, the types narrower than
-// float64 have 0 in any case. A power of two, which has no fraction, needs no second step.
+// when the divisor is known in advance", 2004, on Markstein's theorem). In this form -0
+// stays -0. Below 2^-900, where the remainder could underflow, the types narrower than
+// float64 are 0 anyway. A power of two, which has no fraction, needs no second step.
 func divide(a, fraction reg.Register, b, y, low, high reg.VecVirtual) {
 	for i, q := range []reg.VecVirtual{low, high} {
 		VMULPD(operand.Mem{Base: a, Disp: 32 * i}, y, q)
@@ -189,7 +190,7 @@ func divide(a, fraction reg.Register, b, y, low, high reg.VecVirtual) {
 	Label("divided")
 }
 
-// exponents sets special where all bits of an exponent are set, those that mask has.
+// exponents sets special if all bits of an exponent, which mask selects, are set.
 func exponents(words, special reg.Register, mask operand.Mem) {
 	t := XMM()
 	VPAND(mask, words, t)
@@ -233,7 +234,7 @@ func odd(low, high reg.VecVirtual) reg.VecVirtual {
 	return bits
 }
 
-// halves makes masks of 32 bits of two vectors of masks of 64.
+// halves converts two vectors of 64-bit masks to 32-bit masks.
 func halves(masks [2]reg.VecVirtual) reg.VecVirtual {
 	v := YMM()
 	VSHUFPS(operand.U8(0b10_00_10_00), masks[1], masks[0], v) // low 0, 1, high 0, 1, low 2, 3, high 2, 3
@@ -243,7 +244,7 @@ func halves(masks [2]reg.VecVirtual) reg.VecVirtual {
 
 var constants = map[string]operand.Mem{}
 
-// constant is a vector of eight times value.
+// constant returns a vector of eight copies of value.
 func constant(name string, value uint32) operand.Mem {
 	return constant64(name, uint64(value)<<32|uint64(value))
 }

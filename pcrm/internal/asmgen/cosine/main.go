@@ -7,9 +7,9 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// ahead is how many bytes before their use a row's elements are asked for: the
-// processor's own prefetcher stops at the end of a page, which is two or three rows
-// of an embedding away.
+// ahead is the distance in bytes at which a row's elements are prefetched. The processor's
+// own prefetcher stops at the end of a page, which is only two or three rows of an embedding
+// away.
 const ahead = 2048
 
 func main() {
@@ -18,8 +18,8 @@ func main() {
 	Generate()
 }
 
-// products is AVX2 only: memory is slower than it already. Four sums of each kind,
-// as an addition takes four cycles and two begin in each.
+// products uses only AVX2, because memory is already slower than that. It keeps four sums of
+// each kind, because an addition takes four cycles and two begin in each cycle.
 func products() {
 	TEXT("productsAVX2", NOSPLIT, "func(a, b *float32, n int) (ab, aa, bb float64)")
 	Doc("productsAVX2 is, added up in another order:",

@@ -7,8 +7,8 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// ahead is how many bytes before their use the ids are asked for: the processor's own
-// prefetcher stops at the end of a page.
+// ahead is the distance in bytes at which ids are prefetched. The processor's own prefetcher
+// stops at the end of a page.
 const ahead = 2048
 
 func main() {
@@ -18,9 +18,9 @@ func main() {
 	Generate()
 }
 
-// firstDifference and firstEqual are AVX2 only: at two loads a cycle they are as
-// fast as the cache already. firstDifference asks for elements ahead, those of the
-// next rows of a column.
+// firstDifference and firstEqual use only AVX2, which at two loads per cycle is already as fast
+// as the cache. firstDifference prefetches elements ahead, which are those of the next rows of
+// a column.
 func firstDifference() {
 	TEXT("firstDifferenceAVX2", NOSPLIT, "func(a, b *int64, n int) int")
 	Doc("firstDifferenceAVX2 is:",
@@ -72,8 +72,8 @@ func firstEqual() {
 	}, true)
 }
 
-// scan returns the first index at which equality is as wanted: eight elements a
-// turn, then one at a time from the turn that has it.
+// scan returns the first index at which equality is as wanted. It compares eight elements per
+// iteration, then single elements within the iteration that contains the index.
 func scan(compare func(at operand.Mem, equal reg.VecVirtual), one func(index reg.Register, found operand.LabelRef), wanted bool) {
 	n, i, mask := Load(Param("n"), GP64()), GP64(), GP32()
 	XORQ(i, i)

@@ -1,7 +1,7 @@
 // Command loss writes the assembly of package pcrm.
 //
-// Each kernel is one instance of the same program for a register width (AVX2: 32
-// bytes, AVX-512: 64) and a precision; where they differ, the comment says why.
+// Each kernel is an instance of the same program for a register width (AVX2: 32 bytes,
+// AVX-512: 64 bytes) and a precision. Comments explain where instances differ.
 package main
 
 import (
@@ -25,8 +25,8 @@ func main() {
 }
 
 // Near-minimax polynomials (Chebyshev interpolation at 50 digits, then rounded),
-// highest power first. The error is the largest of the whole function, relative,
-// before the rounding of its evaluation.
+// highest power first. The given errors are the largest relative errors of the whole function,
+// without the rounding errors of its evaluation.
 var (
 	// q in exp(r) = 1 + r + r^2 q(r), |r| <= ln(2)/2: 1.1e-8 and 1.2e-15.
 	exp32 = []float64{0.0013926213141530752, 0.008363203145563602, 0.041666556149721146, 0.16666576266288757, 0.5}
@@ -41,18 +41,18 @@ var (
 		0.2222218273397362, 0.2857142922370583, 0.39999999995785424, 0.6666666666667116, 2}
 )
 
-// kernel is the state of one instance while its body is written.
+// kernel is the state of one instance while its body is being written.
 type kernel struct {
 	wide, double bool
 
-	tail operand.Op // the mask of the elements that exist, nil for a full vector
+	tail operand.Op // the mask of the existing elements; nil for a full vector
 
-	lane  int    // which of the vectors of one turn of the loop
-	pause func() // lets the other vector have its next instruction, where there is one
+	lane  int    // the index of the vector within one iteration of the loop
+	pause func() // switches to the next instruction of the other vector, if there is one
 }
 
-// interleave writes the same code for several vectors, an instruction of each in
-// turn: a processor that looks some hundred instructions ahead finds work in both.
+// interleave writes the same code for several vectors, alternating their instructions. A
+// processor that looks a few hundred instructions ahead then finds work in all of them.
 func (k *kernel) interleave(lanes int, write func(k *kernel)) {
 	var next []func() (struct{}, bool)
 	for lane := range lanes {
@@ -91,8 +91,7 @@ func (k *kernel) vec() reg.VecVirtual {
 	return YMM()
 }
 
-// constant is a table of equal elements: AVX2 reads all of it, AVX-512 broadcasts
-// the first.
+// constant is a table of equal elements. AVX2 reads all of them; AVX-512 broadcasts the first.
 type constant struct{ operand.Mem }
 
 var constants = map[string]constant{}
@@ -161,7 +160,7 @@ func (k *kernel) do(name string, args ...operand.Op) {
 	k.pause()
 }
 
-// new appends an operation whose result is a new register.
+// new appends an operation that writes to a new register.
 func (k *kernel) new(name string, args ...operand.Op) reg.VecVirtual {
 	dst := k.vec()
 	k.do(name, append(args, dst)...)
@@ -191,7 +190,7 @@ func (k *kernel) scalar(name string) operand.Mem {
 	return b.Addr
 }
 
-// read loads a vector; elements past the end read as 0.
+// read loads a vector. Elements past the end are 0.
 func (k *kernel) read(m operand.Mem) reg.VecVirtual {
 	dst := k.vec()
 	switch {
@@ -229,7 +228,7 @@ func (k *kernel) write(v reg.VecVirtual, m operand.Mem) {
 // sign returns the mask of the elements whose sign bit is set.
 func (k *kernel) sign(v reg.VecVirtual) operand.Op {
 	if !k.wide {
-		return v // VBLENDV looks at sign bits
+		return v // VBLENDV uses the sign bits
 	}
 	mask := K()
 	if k.double {
@@ -257,7 +256,7 @@ func (k *kernel) compare(predicate operand.U8, c operand.Op, v reg.VecVirtual) o
 	return mask
 }
 
-// choose returns yes where the mask is set, else no, which it overwrites.
+// choose returns yes where the mask is set and no elsewhere. It overwrites no.
 func (k *kernel) choose(mask operand.Op, yes, no reg.VecVirtual) reg.VecVirtual {
 	switch {
 	case k.wide && k.double:
@@ -273,8 +272,8 @@ func (k *kernel) choose(mask operand.Op, yes, no reg.VecVirtual) reg.VecVirtual 
 	return no
 }
 
-// polynomial is Horner's rule with fused operations, of the even and the odd powers
-// apart: half the latency for one more multiplication, square, which callers need.
+// polynomial is Horner's rule with fused operations, separately for the even and the odd powers.
+// This halves the latency for one more multiplication, the square, which callers need anyway.
 func (k *kernel) polynomial(name string, x, square reg.VecVirtual, single, double []float64) reg.VecVirtual {
 	coefficients := single
 	if k.double {
@@ -294,9 +293,9 @@ func (k *kernel) polynomial(name string, x, square reg.VecVirtual, single, doubl
 	return halves[1]
 }
 
-// exponential returns exp(-|x|), 0 where it is under about 2^-126 (2^-1022).
+// exponential returns exp(-|x|), or 0 where this is below about 2^-126 (2^-1022).
 func (k *kernel) exponential(x reg.VecVirtual) reg.VecVirtual {
-	// With the bound n below is -127 (-1023), whose power of two is made as 0.
+	// With this bound, the n below is at least -127 (-1023), whose power of two becomes 0.
 	bound, shift, bias := 88.0, 23, 127.0
 	if k.double {
 		bound, shift, bias = 709, 52, 1023
@@ -308,8 +307,8 @@ func (k *kernel) exponential(x reg.VecVirtual) reg.VecVirtual {
 		x = k.new("OR", k.constant("signBit", math.Copysign(0, -1)), x)
 		k.do("MAX", k.constant("expLeast", -bound), x, x)
 	}
-	// Adding 1.5*2^shift leaves round(x/ln2) in the low bits of the sum; bias with it
-	// makes those bits the exponent of 2^n, which is 0 for the least n.
+	// Adding 1.5*2^shift leaves round(x/ln2) in the low bits of the sum. Including the bias turns
+	// these bits into the exponent of 2^n, which is 0 for the least n.
 	magic := k.constant("expMagic", 1.5*math.Ldexp(1, shift)+bias)
 	t := k.load(magic)
 	k.do("FMADD231", k.constant("log2e", math.Log2E), x, t)
@@ -317,7 +316,7 @@ func (k *kernel) exponential(x reg.VecVirtual) reg.VecVirtual {
 	if k.double { // n*ln2 in two parts, the first exact: 32 bits
 		k.do("FMADD231", k.constant("minusLn2", -6.93147180369123816490e-01), n, x)
 		k.do("FMADD231", k.constant("minusLn2low", -1.90821492927058770002e-10), n, x)
-	} else { // float32(ln2) is 1.9e-9 too large: 4 eps at n = 127, under 1 for scores of today
+	} else { // float32(ln2) is 1.9e-9 too large: 4 eps at n = 127, below 1 eps for typical scores
 		k.do("FMADD231", k.constant("minusLn2", -math.Ln2), n, x)
 	}
 	k.do("SHL", operand.U8(shift), t, t)
@@ -334,10 +333,10 @@ func (k *kernel) expm1(r reg.VecVirtual) reg.VecVirtual {
 	return q
 }
 
-// twoSub returns a-b and, exactly, the rounding error of it (Knuth).
+// twoSub returns a-b and its exact rounding error (Knuth).
 func (k *kernel) twoSub(a, b reg.VecVirtual) (hi, lo reg.VecVirtual) {
 	hi = k.new("SUB", b, a)
-	bb := k.new("SUB", a, hi) // -b as it was seen
+	bb := k.new("SUB", a, hi) // -b as used in the rounded result
 	aa := k.new("SUB", bb, hi)
 	lo = k.new("SUB", aa, a)
 	k.do("ADD", b, bb, bb)
@@ -345,8 +344,8 @@ func (k *kernel) twoSub(a, b reg.VecVirtual) (hi, lo reg.VecVirtual) {
 	return hi, lo
 }
 
-// flip returns v with its sign changed where that of by is set, or where it is not.
-// It overwrites v on AVX-512, where three operands are one instruction.
+// flip returns v with its sign changed where the sign of by is set, or where it is not set. It
+// overwrites v on AVX-512, where one instruction combines three operands.
 func (k *kernel) flip(v, by reg.VecVirtual, set bool) reg.VecVirtual {
 	signBit := k.constant("signBit", math.Copysign(0, -1))
 	if k.wide {
@@ -422,7 +421,7 @@ func (k *kernel) reward() {
 		k.do("XOR", few, few, few)
 		JMP(operand.LabelRef(label))
 	}
-	if k.wide { // AVX2 has not the registers
+	if k.wide { // AVX2 does not have enough registers
 		turn("twice", "once", 2)
 	}
 	turn("once", "tail", 1)
@@ -471,10 +470,10 @@ func (k *kernel) reward() {
 	k.tail = nil
 }
 
-// zero is loaded because avo takes a register that is cleared by XOR for an input.
+// zero is loaded, because avo treats a register that is cleared by XOR as an input.
 func (k *kernel) zero() reg.VecVirtual { return k.load(k.constant("zero", 0)) }
 
-// setTail makes the mask of the last n elements.
+// setTail computes the mask of the last n elements.
 func (k *kernel) setTail(n reg.Register) {
 	if k.wide {
 		bit, mask := GP64(), K()
@@ -486,7 +485,7 @@ func (k *kernel) setTail(n reg.Register) {
 		k.tail = mask
 		return
 	}
-	// A window that slides over as many ones and then zeros as a vector has bits.
+	// A window that slides over a vector of ones followed by a vector of zeros.
 	name := fmt.Sprintf("tailMask%d", 8*k.elem())
 	table, ok := constants[name]
 	if !ok {
@@ -530,12 +529,12 @@ func (k *kernel) body(label string, pointer map[string]reg.Register, at reg.Regi
 			m.Index, m.Scale = pointer["step"], 1
 		}
 		d := k.read(m)
-		if k.tail != nil { // an element that does not exist is no bad delta
+		if k.tail != nil { // an element that does not exist is not an invalid delta
 			d = k.choose(k.tail, d, k.load(one))
 		}
 		return d
 	}
-	// jumpOver surrounds code with a jump, once for all vectors of a turn.
+	// jumpOver surrounds code with a jump, once for all vectors of an iteration.
 	jumpOver := func(label string, jump, code func()) {
 		if k.lane == 0 {
 			jump()
@@ -547,7 +546,7 @@ func (k *kernel) body(label string, pointer map[string]reg.Register, at reg.Regi
 		}
 		k.pause()
 	}
-	// ifSet is for code that a scalar argument of 0 makes needless.
+	// ifSet is for code that is unnecessary if a scalar argument is 0.
 	ifSet := func(argument, label string, code func()) {
 		jumpOver(label, func() {
 			if single {
@@ -565,12 +564,12 @@ func (k *kernel) body(label string, pointer map[string]reg.Register, at reg.Regi
 		}, code)
 	}
 
-	// m and over carry their rounding errors in float32, because exp makes an absolute
-	// error a relative one and because g is a difference near its zero.
+	// In float32, m and over carry their rounding errors, because exp turns an absolute error
+	// into a relative one, and because g is a difference near its zero.
 	var m, mLow, over, overLow reg.VecVirtual
 	d := readDelta()
-	k.do("MIN", least, d, least) // the first operand wins over a NaN, which the sum shows
-	// +Inf would make NaN of the error, and of so large a delta v is 0 anyway.
+	k.do("MIN", least, d, least) // the first operand wins over a NaN, which shows in the sum
+	// +Inf would make the error NaN, and for such a large delta v is 0 anyway.
 	huge := math.MaxFloat64
 	if single {
 		huge = math.MaxFloat32
@@ -582,7 +581,7 @@ func (k *kernel) body(label string, pointer map[string]reg.Register, at reg.Regi
 		var high reg.VecVirtual
 		high, overLow = k.twoSub(m, d)
 		k.do("ADD", mLow, overLow, overLow)
-		// When m is large and near delta, mLow is not small beside high: renormalize.
+		// If m is large and near delta, mLow is not small compared with high: renormalize.
 		over = k.new("ADD", overLow, high)
 		k.do("SUB", high, over, high)
 		k.do("SUB", high, overLow, overLow)
@@ -591,7 +590,7 @@ func (k *kernel) body(label string, pointer map[string]reg.Register, at reg.Regi
 		over = k.new("SUB", d, m)
 	}
 	h := m
-	if single { // 2m - delta, before the low parts are used up
+	if single { // 2m - delta, before the low parts are overwritten
 		h = k.new("ADD", over, m)
 		k.do("ADD", mLow, h, h)
 		k.do("ADD", overLow, h, h)
@@ -620,7 +619,7 @@ func (k *kernel) body(label string, pointer map[string]reg.Register, at reg.Regi
 	k.do("MAX", loss, k.zero(), loss)
 	k.do("FMADD231", p, z, loss)
 
-	ifSet("smoothing", "smoothed"+label, func() { // e*delta, or e*m where there is no delta
+	ifSet("smoothing", "smoothed"+label, func() { // e*delta, or e*m without a finite delta
 		d := readDelta()
 		d = k.choose(k.compare(equal, infinity, d), m, d)
 		k.do("FMADD231", k.load(k.scalar("smoothing")), d, loss)
@@ -684,7 +683,7 @@ func (k *kernel) absolute(x reg.VecVirtual) reg.VecVirtual {
 	return s
 }
 
-// flush adds few, the sums of at most 9 losses, to acc, which is float64 for both
+// flush adds few, which holds sums of at most 9 losses, to acc, which is float64 for both
 // precisions.
 func (k *kernel) flush(few, acc reg.VecVirtual) {
 	if k.double {
