@@ -30,7 +30,11 @@ GROWTH = 22 * 2 * (16 << 20)
 READERS = ("rows", "report", "fit", "to jsonl", "to parquet", "check")
 OK = None  # is read as it is
 # What takes seconds for its size is not read by all of them.
-ONLY = {"jsonl: many objects": ("rows", "report"), "parquet: large rows": ("rows", "report")}
+ONLY = {
+    "jsonl: many objects": ("rows", "report"),
+    "json: many objects": ("rows", "report"),
+    "parquet: large rows": ("rows", "report"),
+}
 GOOD = {"chosen": "a b", "rejected": "c", "chosen_score": 1.5, "rejected_score": 2.5, "s": 0.5}
 
 
@@ -140,6 +144,33 @@ GZIPPED = {
     "no gzip": (line(), r"x\.jsonl\.gz, after line 0: Not a gzipped file"),
     "damaged": (packed(os.urandom(5000))[:60] + b"\xff" * 99, r"x\.jsonl\.gz, after line 0: "),
     "wrong checksum": (packed(line())[:-8] + bytes(8), r"x\.jsonl\.gz, after line \d: CRC check failed"),
+}
+
+
+# Contents of x.json and of x.csv.
+ARRAYS = {
+    "good": (b"[" + line() + b"," + line() + b"]", OK),
+    "spaces": (b"[" + line() + b" \n" * (20 << 20) + b"]", OK),
+    "truncated": (b"[" + line(), r"x\.json, row 1: must have ',' or '\]' next"),
+    "binary": (
+        b"[" + bytes(range(256)),
+        r"x\.json, row 0: must be JSON: Expecting value|x\.json, row 0: must be UTF-8",
+    ),
+    "invalid UTF-8": (b"[" + line() + b', {"chosen": "\xff"}]', r"x\.json, row 1: must be UTF-8, got the byte 0xff"),
+    "nested a million": (b"[" * 10**6, r"x\.json, row 0: must be JSON: maximum recursion depth"),
+    "long element": (
+        b"[" + line() + b', {"x": "' + b"a" * (40 << 20),
+        r"x\.json, row 1: must be a JSON value of at most",
+    ),
+    "many objects": (b'[{"x": [' + b"[]," * (2 << 20) + b"1]}]", {"report": "must have the keys chosen_score"}),
+}
+CSVS = {
+    "good": (b"chosen,rejected,chosen_score,rejected_score,s\na b,c,1.5,2.5,0.5\n", OK),
+    "empty": (b"", r"x\.csv: Empty CSV file"),
+    "binary": (bytes(range(256)) * 99, r"x\.csv: "),
+    "NULs": (b"chosen,rejected\n" + b"\0" * 99, r"x\.csv: CSV parse error: Row #2: Expected 2 columns, got 1"),
+    "an open quote": (b'chosen,rejected\n"' + b"a,1\n" * (10 << 20), r"x\.csv: a row must have at most 16777216 bytes"),
+    "a long row of short cells": (b"a" + b",a" * (10 << 20) + b"\n", r"x\.csv: "),
 }
 
 
@@ -273,7 +304,7 @@ def folders():
 
 def expected():
     """For each case its reader's messages, by (case, reader)."""
-    kinds = {"jsonl": LINES, "gz": GZIPPED, "parquet": tables(), "folder": folders()}
+    kinds = {"jsonl": LINES, "gz": GZIPPED, "json": ARRAYS, "csv": CSVS, "parquet": tables(), "folder": folders()}
     return {
         (f"{kind}: {name}", reader): said.get(reader) if isinstance(said, dict) else said
         for kind, cases in kinds.items()
@@ -466,6 +497,10 @@ def child():
     for name, (content, _) in GZIPPED.items():
         Path("x.jsonl.gz").write_bytes(content)
         read_all(f"gz: {name}", Path("x.jsonl.gz"))
+    for kind, cases in (("json", ARRAYS), ("csv", CSVS)):
+        for name, (content, _) in cases.items():
+            Path(f"x.{kind}").write_bytes(content)
+            read_all(f"{kind}: {name}", Path(f"x.{kind}"))
     for name, (write, _) in tables().items():
         write(Path("x.parquet"))
         read_all(f"parquet: {name}", Path("x.parquet"))

@@ -111,13 +111,15 @@ def test_json_lines_may_be_called_json(tmp_path):
         (b'[{"a": 1} {"a": 2}]', "row 1: must have ',' or ']' next, as in a JSON array, got '{'"),
         (b'[{"a": 1},]', "row 1: must be JSON: Expecting value"),
         (b'[{"a": 1}]]', "row 1: must have nothing after the JSON array, got more text"),
-        (b'[{"a": \xff}]', "row 0: must be JSON: 'utf-8' codec can't decode byte 0xff"),
+        (b'[{"a": \xff}]', "row 0: must be UTF-8, got the byte 0xff"),
+        (b'[{"a": 1}, {"a": "\xff"}]', "row 1: must be UTF-8, got the byte 0xff"),
+        ('[{"a": 1}, {"a": "ü'.encode()[:-1], "row 1: must be UTF-8, got the byte 0xc3"),
         (b'[{"a": 1}, 2]', "row 1: must be a JSON object with keys, got 2"),
         (b"[" * 100_000, "row 0: must be JSON: maximum recursion depth exceeded"),
         (b'[{"a": "' + b"x" * (16 << 20) + b'"}]', "row 0: must be a JSON value of at most 16777216 bytes"),
         (b'[{"a": "' + b"x" * (20 << 20), "row 0: must be a JSON value of at most 16777216 bytes"),
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_arrays_that_are_not_json_are_named_with_the_row(tmp_path, text, message):
     (tmp_path / "in.json").write_bytes(text)

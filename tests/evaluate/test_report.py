@@ -503,9 +503,15 @@ def test_all_pairs_are_drawn(tmp_path):
             {"chosen_score": 1.0, "rejected_score": 1.0, "prior": 0.5, "delta": float("inf")},
             "delta must be finite, got inf",
         ),
-        ({"chosen_score": 1.0, "rejected_score": 1.0, "prior": 0.5, "chosen_length": 3}, "has no rejected_length"),
-        ({"chosen_score": 1.0, "rejected_score": 1.0}, "has no prior, "),
-        ({"scores": [1.0], "score": 2.0}, "got those of a ranking and a score"),
+        (
+            {"chosen_score": 1.0, "rejected_score": 1.0, "prior": 0.5, "chosen_length": 3},
+            "must have a key 'rejected_length', got ",
+        ),
+        ({"chosen_score": 1.0, "rejected_score": 1.0}, "must have a prior as "),
+        (
+            {"scores": [1.0], "score": 2.0},
+            "must have the keys chosen_score and rejected_score, or scores and ratings, or score, got those of a ranking and a score",
+        ),
         ({"scores": [1.0, 2.0], "ratings": [1]}, "ratings must have 2 elements like scores, got 1"),
         ({"scores": [1.0, None], "ratings": [1, 2]}, "scores[1] must be a number, got None"),
         ({"scores": 3, "ratings": [1, 2]}, "scores must be a list of numbers, got 3"),
@@ -514,7 +520,7 @@ def test_all_pairs_are_drawn(tmp_path):
         ({"score": 1.0, "response": 5}, "response must be a text or a list of messages, got 5"),
         (
             {"text": "?"},
-            "has neither chosen_score and rejected_score, nor scores and ratings, nor score; its keys are text",
+            "must have the keys chosen_score and rejected_score, or scores and ratings, or score, got text",
         ),
     ],
 )

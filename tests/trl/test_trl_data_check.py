@@ -53,8 +53,8 @@ def test_trainers_say_what_is_wrong(kind, form, tiny, tiny_policy, pairs, tmp_pa
     want = {
         "rows with an empty response: 1 of 10 (row 7: chosen)",
         "rows with identical responses: 1 of 10 (row 6)",
-        "pairs that are also there in the other order: 2 of 10 (row 8: as row 0)",
-        "rows that are there more than once: 1 of 10 (row 9: as row 1)",
+        "pairs that also occur in the opposite order: 2 of 10 (row 8: same pair as row 0)",
+        "rows that occur more than once: 1 of 10 (row 9: same pair as row 1)",
     }
     assert found == want
 

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         "--max-length",
         type=int,
         metavar="N",
-        help="maximal tokens of prompt and response in training; requires --tokenizer",
+        help="maximum tokens of prompt and response in training; requires --tokenizer",
     )
     parser.add_argument(
         "--prior",

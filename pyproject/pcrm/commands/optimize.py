@@ -93,7 +93,7 @@ def run(argv: list[str], processes: Processes) -> int:
         "--batch-size", type=int, default=32, help="responses per pass, for all models (default: %(default)s)"
     )
     models.add_argument(
-        "--max-length", type=int, help="maximal tokens of prompt and response (default: the limit of the model)"
+        "--max-length", type=int, help="maximum tokens of prompt and response (default: the limit of the model)"
     )
     models.add_argument(
         "--no-prefix-sharing",
@@ -104,7 +104,7 @@ def run(argv: list[str], processes: Processes) -> int:
     policy.add_argument("--policy", metavar="MODEL", help="causal language model to sample from")
     policy.add_argument("--samples", type=int, default=16, help="responses per prompt (default: %(default)s)")
     policy.add_argument(
-        "--max-new-tokens", type=int, default=128, help="maximal tokens of a response (default: %(default)s)"
+        "--max-new-tokens", type=int, default=128, help="maximum tokens of a response (default: %(default)s)"
     )
     policy.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (default: %(default)s)")
     policy.add_argument("--seed", type=int, default=0, help="seed of sampling and RL (default: %(default)s)")

@@ -65,7 +65,7 @@ def run(argv: list[str], processes: Processes) -> int:
     parser.add_argument(
         "--max-length",
         type=int,
-        help="maximal tokens of prompt and response; a longer row is a bad row. Values above the default only work for "
+        help="maximum tokens of prompt and response; a longer row is a bad row. Values above the default only work for "
         "models with relative, rotary or scaled positions (default: the limit of model and tokenizer)",
     )
     parser.add_argument(

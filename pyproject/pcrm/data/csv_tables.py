@@ -9,6 +9,8 @@ import importlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from .._printable import printable
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -84,7 +86,7 @@ def _texts(path: str) -> Iterator[Any]:
     except (pa.ArrowException, UnicodeDecodeError) as error:
         if "straddl" in str(error):  # Arrow's message says to raise the block size
             raise ValueError(f"a row must have at most {_BLOCK} bytes. Is a quote missing?") from None
-        raise ValueError(f"{error}"[:_MESSAGE]) from None
+        raise ValueError(printable(str(error)[:_MESSAGE])[:_MESSAGE]) from None
 
 
 def _numbers(column: Any, kind: pa.DataType) -> Any:

@@ -100,6 +100,7 @@ class _Parts:
         self._file = file
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._text, self._at, self._ended = "", 0, False
+        self._bad_byte: int | None = None  # what follows the text, if it is not UTF-8
 
     def next_character(self) -> str:
         """The next character after white space, "" at the end."""
@@ -142,13 +143,17 @@ class _Parts:
         return line
 
     def _read_more(self) -> None:
+        if self._bad_byte is not None:
+            raise ValueError(f"must be UTF-8, got the byte 0x{self._bad_byte:02x}")
         rest = self._text[self._at :]
         part = self._file.read(max(_PART, len(rest)))
         self._ended = not part
         try:
-            self._text, self._at = rest + self._decode(part, self._ended), 0
-        except UnicodeDecodeError as error:
-            raise ValueError(f"must be JSON: {error}") from None
+            more = self._decode(part, self._ended)
+        except UnicodeDecodeError as error:  # an element before the byte may be good
+            more = error.object[: error.start].decode("utf-8" if self._text else "utf-8-sig")
+            self._bad_byte, self._ended = error.object[error.start], False
+        self._text, self._at = rest + more, 0
 
 
 def _after_space(text: str, at: int) -> int:

@@ -143,7 +143,7 @@ def check(
         source: Pairs or rankings.
         other: Data that must not share prompts with `source`, such as evaluation data.
         tokenizer: A `transformers` tokenizer, to count tokens. Without it, lengths are in characters.
-        max_length: The maximal number of tokens of a prompt with its response in training.
+        max_length: The maximum number of tokens of a prompt with its response in training.
         prior: One of `PRIORS`. By default `column` if the rows have a column `prior`, else `lexical`.
         model: A trained reward model that judges the labels of up to `SCORED_PAIRS` pairs.
 

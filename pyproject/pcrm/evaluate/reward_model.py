@@ -46,7 +46,7 @@ class RewardModel:
         batch_size: Sequences per forward pass. Sequences of similar length are batched together.
         prefix_sharing: Whether the common beginnings of the sequences of a pass go through the model only once
             (`pcrm.prefix_sharing`), if the model allows it. The scores are the same to rounding.
-        max_length: Maximal tokens of a sequence. By default the limit of the model and its tokenizer. Models with relative,
+        max_length: Maximum tokens of a sequence. By default the limit of the model and its tokenizer. Models with relative,
             rotary or scaled positions accept more; models with a table of positions do not.
 
     Raises:

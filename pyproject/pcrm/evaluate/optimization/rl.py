@@ -44,7 +44,7 @@ class Settings:
         prompts: Prompts per step.
         generations: Responses per prompt.
         batch_size: Responses per pass, a divisor of prompts * generations. None means all of them.
-        max_new_tokens: Maximal tokens of a response.
+        max_new_tokens: Maximum tokens of a response.
         temperature: Sampling temperature.
         beta: Weight of the KL divergence from the initial policy, in the reward (RLOO) or the loss (GRPO).
         learning_rate: Constant learning rate of AdamW.

@@ -33,7 +33,7 @@ class Policy:
 
     Args:
         model: The folder of the checkpoint or its name on the hub.
-        max_new_tokens: Maximal tokens of a response.
+        max_new_tokens: Maximum tokens of a response.
         temperature: Sampling temperature, greater than 0.
         batch_size: Responses that are sampled at once. The samples depend on it.
         device: A torch device. By default the GPU if there is one, else the CPU.
