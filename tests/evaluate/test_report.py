@@ -212,7 +212,7 @@ def test_statistics_refuse_what_is_not_finite():
         (lambda: statistics.lowess(bad, x), r"^x\[1\] must be finite, got NaN"),
         (lambda: statistics.lowess(x, x, frac=2), r"^frac must be in \[0, 1\], got 2"),
         (lambda: statistics.pairs(bad), r"^margins\[1\] must be finite, got NaN"),
-        (lambda: statistics.pairs(x, x[:2]), r"^arrays have 3 and 2 elements"),
+        (lambda: statistics.pairs(x, x[:2]), r"^arrays must have the same length, got 3 and 2"),
         (lambda: statistics.pairs(np.empty(0)), r"^margins must have at least one number, got none"),
         (lambda: statistics.rankings(x, x, np.array([0, 2])), r"^offsets must run from 0 to 3"),
     ):

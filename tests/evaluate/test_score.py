@@ -471,7 +471,7 @@ def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=1)
     ).save_pretrained(tmp_path / "wordless")
     for name, message in (
-        ("wordless", "wordless: has no tokenizer"),
+        ("wordless", "wordless: the checkpoint must have a tokenizer"),
         ("two", "two: score.weight must have the shape (1, 16) of a reward model with 1 label, got (2, 16)"),
         ("headless", "headless: must be a trained reward model, got no weights for score.weight"),
         ("nowhere", "nowhere"),

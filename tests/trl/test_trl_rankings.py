@@ -273,7 +273,7 @@ def test_streamed_rankings(make, rankings):
         ),
         ({"ratings": [1, 2], "prior": 0.5}, "the train data set must not have a column 'prior' with rankings"),
         ({"ratings": [1, 2], "margin": 0.5}, "the train data set must not have a column 'margin' with rankings"),
-        ({"ratings": [1, 2], "chosen": "x"}, "the train data set, row 0: a ranking must have no column 'chosen'"),
+        ({"ratings": [1, 2], "chosen": "x"}, "the train data set, row 0: a ranking must not have a column 'chosen'"),
     ],
 )
 def test_data_that_are_refused(make, changed, message):
