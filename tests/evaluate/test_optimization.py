@@ -86,18 +86,18 @@ def test_reference_and_defaults():
 @pytest.mark.parametrize(
     ("scores", "gold", "at", "message"),
     [
-        ([], [], [1], "pools_scores is empty, must have at least one pool"),
-        ([[1], [2]], [[1]], [1], "pools_gold has 1 pools, pools_scores has 2"),
-        ([[1], [2, 3]], [[1], [2]], [1], "gold[1] has 1 elements, scores[1] has 2"),
-        ([[1], []], [[1], []], [1], "scores[1] is empty, must be at least one number"),
-        ([[1], [2, float("nan")]], [[1], [2, 3]], [1], "scores[1][1] is NaN, must be finite"),
-        ([[1], [2, 3]], [[float("-inf")], [2, 3]], [1], "gold[0][0] is -Inf, must be finite"),
-        ([[1], ["2"]], [[1], [2]], [1], "scores[1] is ['2'], must be a list of numbers"),
-        ([[[1]]], [[1]], [1], "scores[0] is [[1]], must be a list of numbers"),
-        ([[1, None]], [[1, 2]], [1], "scores[0] is [1, None], must be a list of numbers"),
-        ([[1, 2]], [[1, 2]], [1, 3], "counts[1] is 3, must be at least 1 and at most 2, the responses of the largest pool"),
-        ([[1, 2]], [[1, 2]], [0.5], "counts is [0.5], must be a list of integers"),
-        ([[1, 2]], [[1, 2]], [], "counts are empty, must be at least one number"),
+        ([], [], [1], "pools_scores must have at least one pool, got none"),
+        ([[1], [2]], [[1]], [1], "pools_gold must have 2 pools like pools_scores, got 1"),
+        ([[1], [2, 3]], [[1], [2]], [1], "gold[1] must have 2 elements like scores[1], got 1"),
+        ([[1], []], [[1], []], [1], "scores[1] must have at least one number, got none"),
+        ([[1], [2, float("nan")]], [[1], [2, 3]], [1], "scores[1][1] must be finite, got NaN"),
+        ([[1], [2, 3]], [[float("-inf")], [2, 3]], [1], "gold[0][0] must be finite, got -Inf"),
+        ([[1], ["2"]], [[1], [2]], [1], "scores[1] must be a list of numbers, got ['2']"),
+        ([[[1]]], [[1]], [1], "scores[0] must be a list of numbers, got [[1]]"),
+        ([[1, None]], [[1, 2]], [1], "scores[0] must be a list of numbers, got [1, None]"),
+        ([[1, 2]], [[1, 2]], [1, 3], "counts[1] must be from 1 to 2, the size of the largest pool, got 3"),
+        ([[1, 2]], [[1, 2]], [0.5], "counts must be a list of integers, got [0.5]"),
+        ([[1, 2]], [[1, 2]], [], "counts must have at least one number, got none"),
     ],
 )  # fmt: skip
 def test_bad_pools(scores, gold, at, message):
@@ -106,7 +106,7 @@ def test_bad_pools(scores, gold, at, message):
 
 
 def test_bad_coefficients():
-    with pytest.raises(ValueError, match=re.escape("coefficients[1] is -0.5, must be at least 0")):
+    with pytest.raises(ValueError, match=re.escape("coefficients[1] must be at least 0, got -0.5")):
         softmax_policy([[1]], [[1]], [1, -0.5])
 
 

@@ -138,13 +138,13 @@ def test_scores_are_the_trainers_with_an_adapter(tmp_path, tiny_policy, capsys):
     headless = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
     headless.save_pretrained(str(tmp_path / "headless"))
     AutoTokenizer.from_pretrained(tiny_policy).save_pretrained(tmp_path / "headless")
-    message = f"{tmp_path / 'headless'}: is not a trained reward model: it has no weights for score.weight"
+    message = f"{tmp_path / 'headless'}: must be a trained reward model, got no weights for score.weight"
     assert message in fails(capsys, tmp_path / "headless", tmp_path / "in.jsonl", "--out", tmp_path / "out2.jsonl")
     model = AutoModelForSequenceClassification.from_pretrained(tiny_policy, num_labels=2, dtype=torch.float32)
     get_peft_model(model, lora).save_pretrained(str(tmp_path / "two"))
     AutoTokenizer.from_pretrained(tiny_policy).save_pretrained(tmp_path / "two")
     error = fails(capsys, tmp_path / "two", tmp_path / "in.jsonl", "--out", tmp_path / "out2.jsonl")
-    assert f"{tmp_path / 'two'}: does not fit its base model {tiny_policy} with 1 label: " in error
+    assert f"{tmp_path / 'two'}: the adapter must fit its base model {tiny_policy} with 1 label: " in error
     assert "torch.Size([2, 16])" in error
 
 
@@ -306,39 +306,39 @@ def test_tables(tmp_path, tiny, kind):
 GOOD = {"prompt": "one", "chosen": " two", "rejected": " three"}
 RANKING = {"prompt": "one", "responses": [" two", " three"]}
 BAD = [
-    (GOOD, {"prompt": "one", "chosen": "a"}, "has no rejected, its keys are prompt, chosen"),
-    (GOOD, RANKING, "has no chosen, its keys are prompt, responses"),
-    (GOOD, GOOD | {"rejected": None}, "rejected is None, must be a text or a list of messages"),
-    (GOOD, GOOD | {"prompt": 3}, "prompt is 3, must be a text or a list of messages"),
-    (GOOD, GOOD | {"prompt": [USER]}, "prompt is a list of messages, chosen is a text"),
-    (GOOD, GOOD | {"chosen": [USER]}, "chosen is a list of messages, rejected is a text"),
+    (GOOD, {"prompt": "one", "chosen": "a"}, "must have a key 'rejected', got prompt, chosen"),
+    (GOOD, RANKING, "must have a key 'chosen', got prompt, responses"),
+    (GOOD, GOOD | {"rejected": None}, "rejected must be a text or a list of messages, got None"),
+    (GOOD, GOOD | {"prompt": 3}, "prompt must be a text or a list of messages, got 3"),
+    (GOOD, GOOD | {"prompt": [USER]}, "chosen must be a list of messages as prompt is, got a text"),
+    (GOOD, GOOD | {"chosen": [USER]}, "rejected must be a list of messages as chosen is, got a text"),
     (
         GOOD,
         GOOD | {"chosen": [ANSWER], "rejected": [ANSWER]},
-        "prompt is a text, chosen begins with an answer and not with the prompt's message",
+        "chosen must begin with the messages of the prompt where prompt is a text, got an assistant's message first",
     ),
-    (GOOD, GOOD | {"chosen": "\ud800"}, "chosen with its prompt is no valid Unicode: "),
-    (GOOD, GOOD | {"chosen": " two" * 3000}, "chosen has "),
+    (GOOD, GOOD | {"chosen": "\ud800"}, "chosen with its prompt must be valid Unicode: "),
+    (GOOD, GOOD | {"chosen": " two" * 3000}, "chosen with its prompt must have at most "),
     (
         GOOD,
         {"prompt": [USER], "chosen": [ANSWER], "rejected": [{"role": "nobody"}]},
-        "rejected: the chat template fails: nobody",
+        "rejected must fit the chat template, which fails: nobody",
     ),
     (
         GOOD,
         {"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER], "tools": "["},
-        "chosen: the chat template fails: ",
+        "chosen must fit the chat template, which fails: ",
     ),
-    (GOOD, [1], "is [1], must be an object with keys"),
-    (RANKING, RANKING | {"responses": "two"}, "responses is 'two', must be a list of texts or lists of messages"),
-    (RANKING, RANKING | {"responses": []}, "responses is [], must be a list of texts or lists of messages"),
-    (RANKING, RANKING | {"responses": ["a", 5]}, "responses[1] is 5, must be a text or a list of messages"),
+    (GOOD, [1], "must be a JSON object with keys, got [1]"),
+    (RANKING, RANKING | {"responses": "two"}, "responses must be a list of texts or lists of messages, got 'two'"),
+    (RANKING, RANKING | {"responses": []}, "responses must be a list of texts or lists of messages, got []"),
+    (RANKING, RANKING | {"responses": ["a", 5]}, "responses[1] must be a text or a list of messages, got 5"),
     (
         RANKING,
         RANKING | {"responses": [[ANSWER], ["b"]]},
-        "responses[1][0] is 'b', must be a message with role and content",
+        "responses[1][0] must be a message with role and content, got 'b'",
     ),
-    ({"response": "a"}, {"text": "a"}, "has no response, its keys are text"),
+    ({"response": "a"}, {"text": "a"}, "must have a key 'response', got text"),
 ]
 
 
@@ -363,7 +363,7 @@ def test_scores_that_are_not_finite(tmp_path, tiny, capsys):
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "model")
     source, out = write(tmp_path / "in.jsonl", [GOOD, GOOD | {"rejected": "~"}, GOOD]), tmp_path / "out.jsonl"
-    message = f"{source}, line 2: rejected gets the score nan of {tmp_path / 'model'}"
+    message = f"{source}, line 2: the score of rejected by {tmp_path / 'model'} must be finite, got nan"
     assert message in fails(capsys, tmp_path / "model", source, "--out", out)
     assert main(["score", str(tmp_path / "model"), str(source), "--out", str(out), "--on-error", "skip"]) == 0
     assert len(read(out)) == 2 and "nan" not in out.read_text()
@@ -372,14 +372,17 @@ def test_scores_that_are_not_finite(tmp_path, tiny, capsys):
 def test_a_bad_row_first(tmp_path, tiny, capsys):
     """What the rows are is what the first good one is."""
     source, out = write(tmp_path / "in.jsonl", [{"a": 1}, RANKING]), tmp_path / "out.jsonl"
-    message = f"{source}, line 1: has no responses, its keys are a"
+    message = f"{source}, line 1: must have a key 'responses', got a"
     assert message in fails(capsys, tiny, source, "--out", out)
     for rows, words in (
-        ([], ""),
-        ([{"a": 1}], " with chosen and rejected, responses or response; of the first, line 1, its keys are a"),
+        ([], "holds no rows"),
+        (
+            [{"a": 1}],
+            "must have rows with chosen and rejected, responses or response. The first, line 1, has the keys a",
+        ),
     ):
         write(source, rows)
-        assert f"{source}: holds no rows{words}\n" in fails(capsys, tiny, source, "--out", out)
+        assert f"{source}: {words}\n" in fails(capsys, tiny, source, "--out", out)
 
 
 def test_lengths(tmp_path, tiny, capsys):
@@ -393,7 +396,7 @@ def test_lengths(tmp_path, tiny, capsys):
     first = next(i for i, both in enumerate(lengths) if max(both) > limit)
     n = next(x for x in lengths[first] if x > limit)
     assert f"line {first + 1}: " in (error := fails(capsys, tiny, source, *options))
-    assert f" has {n} tokens with its prompt, more than {limit}" in error
+    assert f" with its prompt must have at most {limit} tokens, got {n}" in error
     assert main(["score", str(tiny), str(source), *map(str, options), "--on-error", "skip"]) == 0
     assert [row["chosen"] for row in read(out)] == [row["chosen"] for row in fit]
 
@@ -435,7 +438,9 @@ def test_a_row_at_the_limit_of_positions(tmp_path, tiny, capsys, kind, settings,
     got = score(tmp_path / "model", rows, tmp_path, "--on-error", "skip")
     assert [row["response"] for row in got] == [rows[0]["response"]]
     skipped = [s["error"] for s in read(tmp_path / "out.jsonl.skipped.jsonl")]
-    assert skipped == [f"response has {n} tokens with its prompt, more than {made_for}" for n in (made_for + 1, 100)]
+    assert skipped == [
+        f"response with its prompt must have at most {made_for} tokens, got {n}" for n in (made_for + 1, 100)
+    ]
     if most is None:
         got = score(tmp_path / "model", rows, tmp_path, "--max-length", "100")
         with torch.no_grad():
@@ -467,37 +472,37 @@ def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
     ).save_pretrained(tmp_path / "wordless")
     for name, message in (
         ("wordless", "wordless: the checkpoint must have a tokenizer"),
-        ("two", "two: score.weight has shape (2, 16), that of a reward model with 1 label has shape (1, 16)"),
-        ("headless", "headless: is not a trained reward model: it has no weights for score.weight"),
+        ("two", "two: score.weight must have the shape (1, 16) of a reward model with 1 label, got (2, 16)"),
+        ("headless", "headless: must be a trained reward model, got no weights for score.weight"),
         ("nowhere", "nowhere"),
     ):
         assert message in fails(capsys, tmp_path / name, source, "--out", out)
     for options, message in (
         (["--batch-size", "0"], "batch_size must be in [1, 2**63), got 0"),
         (["--max-length", "0"], "max_length must be in [1, 2**63), got 0"),
-        (["--device", "abacus"], "device is 'abacus': "),
-        (["--device", "meta"], "device is 'meta', on which nothing can be computed"),
-        (["--device", "meta:0", "--dtype", "bfloat16"], "device is 'meta:0', on which nothing can be computed"),
+        (["--device", "abacus"], "device must be a torch device of this machine, got 'abacus': "),
+        (["--device", "meta"], "device must be able to compute, got 'meta'"),
+        (["--device", "meta:0", "--dtype", "bfloat16"], "device must be able to compute, got 'meta:0'"),
     ):
         assert message in fails(capsys, tiny, source, "--out", out, *options)
     chat = write(tmp_path / "chat.jsonl", [{"response": [USER]}])
-    message = f"response is a list of messages, and the tokenizer of {tmp_path / 'mute'} has no chat template. Save a"
+    message = f"response must be a text because the tokenizer of {tmp_path / 'mute'} has no chat template, got a list of messages. Save a"
     assert message in fails(capsys, tmp_path / "mute", chat, "--out", out, "--on-error", "skip")
     for name, row in (("rejected_score", GOOD), ("scores", RANKING), ("score", {"response": "a"})):
         write(source, [row | {name: 1.0}])
-        assert f"{source}, line 1: has a column '{name}' already" in fails(
+        assert f"{source}, line 1: must not have a column '{name}', because" in fails(
             capsys, tiny, source, "--out", out, "--on-error", "skip"
         )
         table = tmp_path / "in.parquet"
         Dataset.from_list([row | {name: 1.0}]).to_parquet(str(table))
-        assert f"{table}: has a column '{name}' already" in fails(capsys, tiny, table, "--out", out)
+        assert f"{table}: must not have a column '{name}', because" in fails(capsys, tiny, table, "--out", out)
     Dataset.from_list([{"text": "a"}]).to_parquet(str(table))
-    assert f"{table}: has no columns chosen and rejected, responses or response; its columns are text" in fails(
+    assert f"{table}: must have the columns chosen and rejected, responses or response, got text" in fails(
         capsys, tiny, table, "--out", out
     )
     with pytest.raises(SystemExit, match="2"):
         main(["score", str(tiny), str(source), "--out", str(source)])
-    assert "--out is DATA" in capsys.readouterr().err
+    assert "--out must be another file than DATA" in capsys.readouterr().err
 
 
 # Small shards: all else is the command as it is installed.
@@ -514,7 +519,7 @@ def test_kill_and_go_on(tmp_path, tiny, capsys):
     run_killed(*command[2:], out, at=("os.rename", r"\.parts/\d+-\d+-\d+\.jsonl$", 8))
     kept = {p: p.stat().st_mtime_ns for p in parts.glob("*-*.jsonl")}
     assert len(kept) == 7
-    assert 'was begun with another --dtype: it was "float32", now it is "bfloat16"' in fails(
+    assert '--dtype must be "float32" to resume ' in fails(
         capsys, tiny, source, "--on-error", "skip", "--out", out, "--dtype", "bfloat16"
     )
     assert {p: p.stat().st_mtime_ns for p in parts.glob("*-*.jsonl")} == kept

@@ -211,7 +211,7 @@ def test_what_goes_on_counts_all_pairs(tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(ResumableOutput, "write", interrupted)
         assert calibrate(source, out, "--fit-on", fit_on) == 130
-    assert f"goes on from {out}.parts" in capsys.readouterr().err
+    assert f"resume from {out}.parts" in capsys.readouterr().err
     # Not with another temperature.
     other = write(tmp_path / "other.jsonl", pair_rows(200, seed=3))
     assert "the temperature" in fails(capsys, source, out, "--fit-on", other)
@@ -238,8 +238,8 @@ def test_report_shows_both(tmp_path):
         assert got[f"{key}_calibrated"] < got[key]
     assert got["flip_rate"] == 0
     page = (tmp_path / "report" / "report.html").read_text()
-    assert page.count("… of calibrated scores") == 2 and "… ECE of calibrated scores" in page
-    assert "Dashed: by calibrated scores." in page
+    assert page.count("… of calibrated scores") == 4
+    assert "Dashed: calibrated scores." in page
 
 
 # What is refused.
@@ -255,15 +255,15 @@ def test_no_temperature_is_best(tmp_path, capsys):
     for bad, message in (
         (
             rows(1, 2, 0),
-            "margins of both signs are needed to fit a temperature, got 3 pairs and none with a margin less than 0",
+            "margins must have both signs to fit a temperature, got 3 pairs without a negative margin",
         ),
         (rows(1, -3), "the mean margin must be greater than 0 to fit a temperature, got -1 over 2 pairs"),
         (rows(1, -1), "the mean margin must be greater than 0 to fit a temperature, got 0 over 2 pairs"),
         (rows(0, 0), "the mean margin must be greater than 0 to fit a temperature, got 0 over 2 pairs"),
-        (tied, "must have two responses to a prompt that are rated differently, got none"),
+        (tied, "must have two responses to a prompt with different ratings, got none"),
         ([], "holds no rows"),
-        ([{"score": 1.0}], "holds no rows with chosen_score and rejected_score, or scores and ratings"),
-        ([{"scores": [1.0, 2.0]}], "holds no rows with chosen_score and rejected_score, or scores and ratings"),
+        ([{"score": 1.0}], "must have rows with chosen_score and rejected_score, or scores and ratings"),
+        ([{"scores": [1.0, 2.0]}], "must have rows with chosen_score and rejected_score, or scores and ratings"),
     ):
         write(fit_on, bad)
         assert f"{fit_on}: {message}" in fails(capsys, source, tmp_path / "out.jsonl", "--fit-on", fit_on)
@@ -273,13 +273,13 @@ def test_no_temperature_is_best(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("good", "row", "message"),
     [
-        (pair_rows, {"chosen_score": float("nan"), "rejected_score": 1}, "chosen_score is nan, must be finite"),
-        (pair_rows, {"chosen_score": 1, "rejected_score": float("inf")}, "rejected_score is inf, must be finite"),
-        (pair_rows, {"chosen_score": 1}, "has no rejected_score, its keys are chosen_score"),
-        (ranking_rows, {"scores": [1, float("nan")], "ratings": [1, 2]}, "scores[1] is nan, must be finite"),
-        (ranking_rows, {"scores": [1, 2], "ratings": [1, float("inf")]}, "ratings[1] is inf, must be finite"),
-        (ranking_rows, {"scores": [1, 2], "ratings": [1]}, "ratings has 1 elements, scores has 2"),
-        (ranking_rows, {"scores": [], "ratings": []}, "scores are empty"),
+        (pair_rows, {"chosen_score": float("nan"), "rejected_score": 1}, "chosen_score must be finite, got nan"),
+        (pair_rows, {"chosen_score": 1, "rejected_score": float("inf")}, "rejected_score must be finite, got inf"),
+        (pair_rows, {"chosen_score": 1}, "must have a key 'rejected_score', got chosen_score"),
+        (ranking_rows, {"scores": [1, float("nan")], "ratings": [1, 2]}, "scores[1] must be finite, got nan"),
+        (ranking_rows, {"scores": [1, 2], "ratings": [1, float("inf")]}, "ratings[1] must be finite, got inf"),
+        (ranking_rows, {"scores": [1, 2], "ratings": [1]}, "ratings must have 2 elements like scores, got 1"),
+        (ranking_rows, {"scores": [], "ratings": []}, "scores must be a non-empty list, got []"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, capsys, good, row, message):
@@ -299,27 +299,27 @@ def test_other_bad_rows(tmp_path, capsys):
     rows, out = pair_rows(30, scale=1e-5), tmp_path / "out.jsonl"
     fit_on = write(tmp_path / "held-out.jsonl", rows)
     unrated = write(tmp_path / "unrated.jsonl", [{"scores": [1, 2], "ratings": [1, 2]}, {"scores": [1, 2]}])
-    assert "line 2: has no ratings, its keys are scores" in fails(capsys, fit_on, out, "--fit-on", unrated)
+    assert "line 2: must have a key 'ratings', got scores" in fails(capsys, fit_on, out, "--fit-on", unrated)
     large = write(tmp_path / "large.jsonl", [*rows, {"chosen_score": 1e306, "rejected_score": 1}])
     message = "large.jsonl, line 31: a score divided by the temperature must be finite, got 1e+306 / "
     assert message in fails(capsys, large, out, "--fit-on", fit_on)
     again = write(tmp_path / "again.jsonl", [r | {"calibrated_chosen_score": 1.0} for r in rows])
-    assert "has a column 'calibrated_chosen_score' already" in fails(capsys, again, out, "--fit-on", fit_on)
+    assert "must not have a column 'calibrated_chosen_score', because" in fails(capsys, again, out, "--fit-on", fit_on)
     assert "none.jsonl: no such file" in fails(capsys, fit_on, out, "--fit-on", tmp_path / "none.jsonl")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--method temperature needs --fit-on: held-out pairs"),
-        (["--fit-on", "IN", "--model", "x"], "--model and --save go together"),
-        (["--fit-on", "IN", "--save", "x"], "--model and --save go together"),
-        (["--fit-on", "OUT"], "--out is --fit-on"),
-        (["--fit-on", "IN", "--feature", "characters"], "--feature is not for --method temperature"),
-        (["--fit-on", "IN", "--alpha", "0.5"], "--alpha is not for --method temperature"),
-        (["--fit-on", "IN", "--method", "lowess"], "--fit-on is not for --method lowess"),
-        (["--method", "penalty", "--model", "x"], "--model is not for --method penalty"),
-        (["--method", "uniform", "--fit-split", "x"], "--fit-split is not for --method uniform"),
+        ([], "--method temperature requires --fit-on FILE with held-out pairs"),
+        (["--fit-on", "IN", "--model", "x"], "--model and --save must be given together"),
+        (["--fit-on", "IN", "--save", "x"], "--model and --save must be given together"),
+        (["--fit-on", "OUT"], "--out must be another file than --fit-on"),
+        (["--fit-on", "IN", "--feature", "characters"], "--feature does not work with --method temperature"),
+        (["--fit-on", "IN", "--alpha", "0.5"], "--alpha does not work with --method temperature"),
+        (["--fit-on", "IN", "--method", "lowess"], "--fit-on does not work with --method lowess"),
+        (["--method", "penalty", "--model", "x"], "--model does not work with --method penalty"),
+        (["--method", "uniform", "--fit-split", "x"], "--fit-split does not work with --method uniform"),
     ],
 )
 def test_bad_arguments(tmp_path, capsys, arguments, message):
@@ -481,12 +481,12 @@ def test_heads_that_cannot_be_divided(tmp_path, capsys, tiny, tiny_policy):
     save_file(weights | {"classifier.weight": torch.zeros(1, 16)}, two / "model.safetensors")
     assert "got both score.weight and classifier.weight" in refused(two)
     save_file(weights | {"score.weight": torch.zeros(2, 16)}, two / "model.safetensors")
-    assert f"{two / 'model.safetensors'}: score.weight must have shape [1, n], that of a reward model" in refused(two)
+    assert f"{two / 'model.safetensors'}: score.weight must have the shape [1, n] of a reward model" in refused(two)
     (two / "model.safetensors").write_bytes(b"\x10" * 40)
-    assert f"{two / 'model.safetensors'}: header has" in refused(two)
-    assert "no such folder. To copy a model of the hub, download it first" in refused("some/model")
+    assert f"{two / 'model.safetensors'}: header must have" in refused(two)
+    assert "no such folder. To copy a model from the hub, download it first" in refused("some/model")
     (two / "model.safetensors").unlink()
-    assert f"{two}: has neither model.safetensors nor" in refused(two)
+    assert f"{two}: must contain model.safetensors or" in refused(two)
     (there := tmp_path / "there").mkdir()
     (there / "x").touch()
     assert f"{there}: already exists" in refused(tiny, there)

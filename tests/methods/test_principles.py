@@ -272,7 +272,7 @@ def test_score_refuses(tmp_path, tiny, capsys):
     write(source, [{"chosen": "a b", "rejected": "a c", "principles": ["Be kind."]}])
     assert f"{source}, line 1: prompt is missing" in fails()
     write(source, [PAIR | {"principles": ["Be kind."], "scores_by_principle": []}])
-    assert f"{source}, line 1: must not have a column 'scores_by_principle'" in fails()
+    assert f"{source}, line 1: must not have a column 'scores_by_principle', because" in fails()
     with pytest.raises(SystemExit, match="2"):
         main([*command[:5], "--principle-template", "x"])
     assert "--principle-template requires --principles" in capsys.readouterr().err
@@ -292,9 +292,7 @@ def test_going_on_needs_the_same_principles(tmp_path, tiny, capsys):
     assert f"{source}, line 601: must have a key 'rejected'" in fails('["Be kind."]')  # after a shard
     template.write_text("{prompt}{principles}")
     assert "--principles must be " in fails('["Be fair."]')
-    assert "--principle-template must be " in fails(
-        '["Be kind."]', "--principle-template", str(template)
-    )
+    assert "--principle-template must be " in fails('["Be kind."]', "--principle-template", str(template))
     assert f"{source}, line 601: must have a key 'rejected'" in fails('["Be kind."]')
 
 

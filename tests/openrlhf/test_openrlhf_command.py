@@ -14,12 +14,12 @@ from pcrm import cli
     [
         ([], "the following arguments are required: command"),
         (["train_ppo_ray"], "invalid choice: 'train_ppo_ray'"),
-        (["train_rm", "--pcrm.beta4", "1"], "there is no flag --pcrm.beta4"),
-        (["train_rm", "--pcrm_beta1=1"], "there is no flag --pcrm_beta1"),
-        (["train_rm", "--pcrm.beta", "1"], "there is no flag --pcrm.beta"),
+        (["train_rm", "--pcrm.beta4", "1"], "--pcrm.beta4 is not a flag of this command: did you mean --pcrm.beta1?"),
+        (["train_rm", "--pcrm_beta1=1"], "--pcrm_beta1 is not a flag of this command: did you mean --pcrm.beta1?"),
+        (["train_rm", "--pcrm.beta", "1"], "--pcrm.beta is not a flag of this command"),
         (["train_rm", "--pcrm.beta1", "much"], "--pcrm.beta1: invalid float value: 'much'"),
-        (["train_rm", "--model.loss_type", "logexp"], "--model.loss_type is 'logexp', must be 'sigmoid': of anything"),
-        (["train_rm", "--model.loss_type=Sigmoid"], "--model.loss_type is 'Sigmoid', must be 'sigmoid'"),
+        (["train_rm", "--model.loss_type", "logexp"], "--model.loss_type must be 'sigmoid', got 'logexp', for which"),
+        (["train_rm", "--model.loss_type=Sigmoid"], "--model.loss_type must be 'sigmoid', got 'Sigmoid'"),
         (["train_rm", "--pcrm.prior", "length"], "--pcrm.prior must be one of length_ratio, "),
         (["train_rm", "--pcrm.preset", "alpaca/length"], "preset must be one of "),
         (
@@ -29,7 +29,10 @@ from pcrm import cli
         (["train_dpo", "--pcrm.prior", "fixed"], "--pcrm.delta is missing"),
         (["train_rm", "--pcrm.prior", "column", "--pcrm.beta3", "1"], "--pcrm.beta1 is missing"),
         (["train_rm", "--pcrm.prior", "fixed", "--pcrm.delta", "-1"], "delta must be greater than 0, got -1"),
-        (["train_rm", "--pcrm.prior", "fixed", "--pcrm.delta", "4", "--pcrm.cap", "5"], "--pcrm.cap must not be set, got 5.0"),
+        (
+            ["train_rm", "--pcrm.prior", "fixed", "--pcrm.delta", "4", "--pcrm.cap", "5"],
+            "--pcrm.cap must not be set, got 5.0",
+        ),
         (["train_rm", "--pcrm.prior", "cosine", "--pcrm.preset", "alpaca/fixed"], "got 'alpaca/fixed', which is for"),
         (["train_dpo", "--pcrm.prior", "random", "--pcrm.low", "2"], "--pcrm.high is missing"),
         (["train_rm", "--pcrm.prior", "random", "--pcrm.low", "4", "--pcrm.high", "2"], "at least low, which is 4"),
@@ -44,15 +47,15 @@ from pcrm import cli
         (["train_rm", "--pcrm.config", "nowhere.toml"], "nowhere.toml"),
         (
             ["train_rm", "--pcrm.prefix_sharing"],
-            "--pcrm.prefix_sharing requires --ds.attn_implementation sdpa or eager, got flash_attention_2, OpenRLHF's",
+            "--ds.attn_implementation must be sdpa or eager with --pcrm.prefix_sharing, got OpenRLHF's default, flash_att",
         ),
         (
             ["train_dpo", "--pcrm.prefix_sharing", "--ds.attn=kernels-community/vllm-flash-attn3"],
-            "--pcrm.prefix_sharing requires --ds.attn_implementation sdpa or eager, got kernels-community/vllm-flash",
+            "--ds.attn_implementation must be sdpa or eager with --pcrm.prefix_sharing, got kernels-community/vllm-flash",
         ),
         (
             ["train_rm", "--pcrm.prefix_sharing", "--attn_implementation", "sdpa", "--packing_samples"],
-            "--pcrm.prefix_sharing requires samples that are not packed, got --ds.packing_samples, which ring attention",
+            "--ds.packing_samples (which ring attention requires) must not be set with --pcrm.prefix_sharing",
         ),
     ],
 )
@@ -66,7 +69,7 @@ def test_refused(argv, message, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[loss]\nform = "token"\n', "has the form 'token', must be 'pair'"),
+        ('[loss]\nform = "token"\n', "must be 'pair', because OpenRLHF scores responses and not tokens, got 'token'"),
         ("[constraint]\nbeta4 = 1.0\n", "beta4"),
     ],
 )

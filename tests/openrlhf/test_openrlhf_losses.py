@@ -75,15 +75,23 @@ def test_pairwise_takes_whole_numbers_for_what_they_are(backend):
 @pytest.mark.parametrize(
     ("margin", "error", "message"),
     [
-        (None, ValueError, r"margin is missing: .*--model\.margin_loss_enable .*column 'margin'"),
+        (
+            None,
+            ValueError,
+            r"margin must be the prior of each pair, got None: .*--model\.margin_loss_enable .*column 'margin'",
+        ),
         (torch.tensor([0.5, 1.5]), ValueError, r"margin\[1\] must be in \[0, 1\], got 1\.5: .*column 'margin'"),
         (torch.tensor([-0.1, 0.5]), ValueError, r"margin\[0\] must be in \[0, 1\], got -0\.1"),
         (torch.tensor([0.5, math.nan]), ValueError, r"margin\[1\] must be in \[0, 1\], got nan"),
         (torch.tensor([1, 3]), ValueError, r"margin\[1\] must be in \[0, 1\], got 3: .* whole numbers such as ratings"),
-        (torch.tensor([[0.5], [0.5]]), ValueError, r"margin has shape \(2, 1\), chosen_reward has \(2,\)"),
-        (torch.tensor(0.5), ValueError, r"margin has shape \(\), chosen_reward has \(2,\)"),
-        (torch.tensor([True, False]), TypeError, r"margin is torch\.bool"),
-        ([0.5, 0.5], TypeError, "margin is list"),
+        (
+            torch.tensor([[0.5], [0.5]]),
+            ValueError,
+            r"margin must have the shape of chosen_reward, \(2,\), got \(2, 1\)",
+        ),
+        (torch.tensor(0.5), ValueError, r"margin must have the shape of chosen_reward, \(2,\), got \(\)"),
+        (torch.tensor([True, False]), TypeError, r"margin must be a tensor of numbers in \[0, 1\], got torch\.bool"),
+        ([0.5, 0.5], TypeError, r"margin must be a tensor of numbers in \[0, 1\], got list"),
     ],
 )
 def test_pairwise_refuses(margin, error, message):
@@ -115,7 +123,9 @@ def test_pairwise_refuses_the_zeros_of_a_missing_column(batch, dtype):
     before = (64 - 1) // batch  # so many batches have fewer than 64 pairs
     for _ in range(before):
         loss_fn(chosen, rejected, margin)
-    with pytest.raises(ValueError, match=rf"margin is 0 for all of the first {(before + 1) * batch} pairs.*column"):
+    with pytest.raises(
+        ValueError, match=rf"margin must not be 0 for all pairs, got 0 for the first {(before + 1) * batch}\..*column"
+    ):
         loss_fn(chosen, rejected, margin)
 
 
@@ -166,20 +176,20 @@ def test_dpo_is_the_formula(backend):
 
 def test_dpo_takes_a_prior_once():
     loss_fn = PCRMDPOLoss(CURVE)
-    with pytest.raises(ValueError, match=r"prior is missing: set it before each call.*PCRMDPOTrainer"):
+    with pytest.raises(ValueError, match=r"prior must be set before each call.*got None.*PCRMDPOTrainer"):
         loss_fn(*logps())
     loss_fn.prior = torch.rand(7)
     loss_fn(*logps())
-    with pytest.raises(ValueError, match="prior is missing"):
+    with pytest.raises(ValueError, match="prior must be set before each call"):
         loss_fn(*logps())
 
 
 def test_dpo_refuses():
-    with pytest.raises(ValueError, match=r"ipo is True: .*leave --model\.ipo_enable away"):
+    with pytest.raises(ValueError, match=r"ipo must be False.* got True: remove --model\.ipo_enable"):
         PCRMDPOLoss(CURVE, 0.1, 0.0, True)
     loss_fn = PCRMDPOLoss(CURVE)
     loss_fn.prior = torch.tensor(0.5)
-    with pytest.raises(ValueError, match=r"prior has shape \(\), policy_chosen_logps has \(7,\)"):
+    with pytest.raises(ValueError, match=r"prior must have the shape of policy_chosen_logps, \(7,\), got \(\)"):
         loss_fn(*logps())
     loss_fn.prior = torch.full((7,), 1.5)
     with pytest.raises(ValueError, match=r"1\.5"):

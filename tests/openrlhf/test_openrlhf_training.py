@@ -423,11 +423,16 @@ def test_shared_prefixes(train, command, processes, zero):
 @pytest.mark.parametrize(
     ("command", "data", "flags", "message"),
     [
-        ("train_rm", "plain.jsonl", ("--pcrm.prior=column", *CONSTRAINED), "the data set has no column 'prior', which"),
+        (
+            "train_rm",
+            "plain.jsonl",
+            ("--pcrm.prior=column", *CONSTRAINED),
+            "the data set must have a column 'prior' with the prior 'column'",
+        ),
         ("train_dpo", "wrong.jsonl", (), "prior[7] must be in [0, 1], got 1.5"),
-        ("train_rm", "plain.jsonl", ("--model.margin_loss_enable",), "--model.margin_loss_enable moves"),
-        ("train_rm", "plain.jsonl", ("--model.loss_t=logexp",), "the loss type must be 'sigmoid'"),
-        ("train_dpo", "plain.jsonl", ("--model.ipo_enable",), "ipo is True"),
+        ("train_rm", "plain.jsonl", ("--model.margin_loss_enable",), "--model.margin_loss_enable must not be set"),
+        ("train_rm", "plain.jsonl", ("--model.loss_t=logexp",), "--model.loss_type must be 'sigmoid', got LogExpLoss"),
+        ("train_dpo", "plain.jsonl", ("--model.ipo_enable",), "ipo must be False"),
     ],
 )
 def test_refused_before_the_first_step(train, command, data, flags, message):

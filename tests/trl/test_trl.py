@@ -141,7 +141,9 @@ def test_rows_of_a_batch_without_a_prior_are_refused(train, rows, lacking):
             yield {k: r[k] for k in ("prompt", "chosen", "rejected")} | ({} if i == lacking else {"prior": 0.5})
 
     trainer = train(data=IterableDataset.from_generator(generate), go=False, pcrm_beta1=10.0)
-    with pytest.raises(ValueError, match=f"row {lacking} of a batch has no 'prior', others of it have"):
+    with pytest.raises(
+        ValueError, match=f"row {lacking} of a batch must have a 'prior' like other rows of it, got none"
+    ):
         trainer.train()
 
 
@@ -152,7 +154,9 @@ def test_a_prior_of_the_collator_is_not_replaced_in_silence(train, plain):
             return super().torch_call(examples) | {"prior": torch.full((len(examples),), 0.5)}
 
     own = {"data_collator": Own(pad_token_id=0)}
-    with pytest.raises(ValueError, match="gives a 'prior' of its own, which pcrm_prior='length_ratio' would replace"):
+    with pytest.raises(
+        ValueError, match="data_collator must not return a key 'prior', which pcrm_prior='length_ratio' would replace"
+    ):
         train(data=plain, trainer=own, pcrm_beta1=10.0)
     column = plain.add_column("prior", [0.25] * len(plain))
     assert steps(train(data=column, max_steps=1, trainer=own, pcrm_beta1=10.0))[0]["pcrm/prior"] == 0.25
@@ -166,7 +170,7 @@ def test_margin_column(train, plain):
     stock = train(stock=True, data=data, center_rewards_coefficient=0.01)
     ours = train(data=data, center_rewards_coefficient=0.01, **UNCONSTRAINED)
     assert distance(ours, stock) < 5e-6
-    with pytest.raises(ValueError, match="column 'margin', which moves the margin that the constraint bounds"):
+    with pytest.raises(ValueError, match="column 'margin', which would shift the margin that the constraint bounds"):
         train(data=data)
     with pytest.raises(ValueError, match=r"column 'margin'.*pcrm_delta=inf and pcrm_form='pair'"):
         train(data=data, pcrm_form="token", **UNCONSTRAINED)
@@ -253,5 +257,5 @@ def test_config(tmp_path):
         30, 0.001, -25, cap=50
     )
     assert config(pcrm_prior="fixed", pcrm_preset="tldr/fixed").pcrm_constraint() == pcrm.Constraint.fixed(5)
-    with pytest.raises(TypeError, match="args is a RewardConfig, must be a PCRMRewardConfig"):
+    with pytest.raises(TypeError, match="args must be a PCRMRewardConfig, got a RewardConfig"):
         PCRMRewardTrainer("model", RewardConfig(output_dir=str(tmp_path), bf16=False))

@@ -1,6 +1,7 @@
 """`pcrm reward`, `pcrm dpo` and `pcrm run`: TRL's command lines with our loss, in one process and in two."""
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -10,6 +11,7 @@ import trl
 import yaml
 from datasets import DatasetDict, load_from_disk
 from helpers.documents import blocks
+from helpers.files import write
 from helpers.project import ROOT
 from helpers.trainers import FORMATS, SETTINGS, TWO_PROCESSES, launch
 from safetensors.torch import load_file
@@ -156,7 +158,8 @@ def test_a_file_is_split_for_evaluation(config, data, capsys):
     with pytest.raises(SystemExit):
         cli.main(command)
     error = capsys.readouterr().err
-    assert f"--eval_strategy wants rows to evaluate on, which {data} has none of: --test_split_size 0.1" in error
+    assert f"--test_split_size must be set with --eval_strategy, because {data} is a single split, got none" in error
+    assert "--test_split_size 0.1 to hold out 10% of its rows" in error
     assert cli.main([*command, "--test_split_size", "0.25"]) == 0
     log = json.loads((out / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
     assert sum("eval_loss" in entry for entry in log) == 2
@@ -195,7 +198,7 @@ def test_run_a_module_and_a_script_with_arguments(tmp_path, monkeypatch, capsys)
     ]
     with pytest.raises(SystemExit, match="2"):
         cli.main(["run", "nowhere.py"])
-    assert "there is no file 'nowhere.py'" in capsys.readouterr().err
+    assert "SCRIPT must be an existing file, got 'nowhere.py'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -208,8 +211,19 @@ def test_run_a_module_and_a_script_with_arguments(tmp_path, monkeypatch, capsys)
             [],
         ),
         ("pcrm_delta must not be set, got 4.0: pcrm_prior='length_ratio' does not use it", {}, ["--pcrm_delta", "4"]),
-        ("there is no flag --pcrm_bta1: did you mean --pcrm_beta1?", {}, ["--pcrm_bta1", "4"]),
-        ("there is no file nope.jsonl.gz", {"datasets": None}, ["--dataset_name", "nope.jsonl.gz"]),
+        ("--pcrm_bta1 is not a flag of this command: did you mean --pcrm_beta1?", {}, ["--pcrm_bta1", "4"]),
+        ("--dataset_nmae is not a flag of this command: did you mean --dataset_name?", {}, ["--dataset_nmae=x"]),
+        (
+            "--dataset_name must be an existing file, got nope.jsonl.gz",
+            {"datasets": None},
+            ["--dataset_name", "nope.jsonl.gz"],
+        ),
+        (
+            "--dataset_name must be a file, a folder or the name of a data set on the hub, got none",
+            {"datasets": None},
+            [],
+        ),
+        ("--model_name_or_path must be a checkpoint's folder", {"model_name_or_path": None}, []),
         ("No such file or directory: 'nope.toml'", {"pcrm_config": "nope.toml"}, []),
     ],
 )
@@ -232,7 +246,95 @@ def test_an_empty_file(config, tmp_path, capsys):
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(SystemExit, match="2"):
         cli.main(["reward", "--config", file, "--dataset_name", str(tmp_path / "empty.jsonl")])
-    assert "empty.jsonl holds no rows" in capsys.readouterr().err
+    assert "empty.jsonl must have at least one row, got an empty file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ""])
+def test_a_file_with_other_columns(config, tmp_path, capsys, suffix):
+    """Found before anything is loaded."""
+    path = write(tmp_path / f"named{suffix}", [{"question": "Why?", "better": "So.", "worse": "No."}])
+    file, _ = config("reward", "columns", datasets=None, model_name_or_path="nowhere")
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["reward", "--config", file, "--dataset_name", str(path)])
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 2 and f"{path} must have the columns chosen and rejected" in error[0]
+    assert "got question, better, worse: rename its columns" in error[0]
+
+
+def renamed(file):
+    """The rows of a file of pairs with other names, and as messages."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    names = {"prompt": "question", "chosen": "better", "rejected": "worse"}
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    return (
+        [{names[k]: v for k, v in row.items()} for row in rows],
+        [{k: [{"role": roles[k], "content": v}] for k, v in row.items()} for row in rows],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["reward", "dpo"])
+def test_data_and_tokenizers_that_trl_cannot_prepare_are_a_line(
+    config, data, tmp_path, capsys, kind, tiny, tiny_policy
+):
+    named, messages = renamed(data)
+    folder = {"reward": tiny, "dpo": tiny_policy}[kind]
+    without = {}
+    for what in ("template", "eos"):
+        without[what] = shutil.copytree(folder, tmp_path / f"without_{what}")
+    (without["template"] / "chat_template.jinja").unlink()
+    settings = without["eos"] / "tokenizer_config.json"
+    settings.write_text(json.dumps({k: v for k, v in json.loads(settings.read_text()).items() if k != "eos_token"}))
+    option = "got none: set " if kind == "reward" else "got none: "
+    for rows, model, wanted in (
+        (named, folder, "the train data set must have the columns chosen and rejected"),
+        (
+            messages,
+            without["template"],
+            "the tokenizer must have a chat template, because the train data set holds messages",
+        ),
+        (
+            data,
+            without["eos"],
+            "the tokenizer must have an eos_token, which TRL appends to the plain texts of the train",
+        ),
+    ):
+        path = data if rows is data else write(tmp_path / "rows.jsonl", rows)
+        source = [{"path": "json", "data_files": str(path)}]
+        file, _ = config(kind, "bad", datasets=source, model_name_or_path=str(model), pcrm_preset="alpaca/length_ratio")
+        assert cli.main([kind, "--config", file]) == 1
+        error = capsys.readouterr().err
+        assert "Traceback" not in error and error.splitlines()[-1].startswith(f"pcrm {kind}: {wanted}")
+        assert option in error or rows is named
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_how_to_resume(config, monkeypatch, capsys):
+    """Before the first checkpoint, and after one, from which it then resumes."""
+    file, out = config("reward", "interrupted", save_steps=2)
+    step = pcrm.trl.PCRMRewardTrainer.training_step
+
+    def interrupted_at(last):
+        def training_step(self, *args, **kwargs):
+            if self.state.global_step == last:
+                raise KeyboardInterrupt
+            return step(self, *args, **kwargs)
+
+        monkeypatch.setattr(pcrm.trl.PCRMRewardTrainer, "training_step", training_step)
+        status = cli.main(["reward", "--config", file])
+        return status, capsys.readouterr().err.splitlines()[-1]
+
+    assert interrupted_at(1) == (
+        130,
+        "pcrm reward: interrupted before the first checkpoint was saved (--save_steps). Run the same command to start again",
+    )
+    flags = ["--resume_from_checkpoint", str(out / "checkpoint-2")]
+    message = f"pcrm reward: interrupted. To resume, run the same command with {' '.join(flags)}"
+    assert interrupted_at(3) == (130, message)
+    monkeypatch.setattr(pcrm.trl.PCRMRewardTrainer, "training_step", step)
+    assert cli.main(["reward", "--config", file, *flags]) == 0
+    assert len(history(out)) == 6
 
 
 def test_errors_of_ours_are_a_line_and_others_have_their_traceback(config, capsys):
@@ -270,7 +372,7 @@ def test_enabled_classes(tmp_path, tiny, rows, monkeypatch):
         assert not trainer.constrained and "PriorCollator" not in type(trainer.data_collator).__name__
     asked = trl.RewardConfig(**options, pcrm_preset="alpaca/length_ratio")
     assert trl.RewardTrainer(str(tiny), asked, train_dataset=data).constrained
-    with pytest.raises(ValueError, match=r"pcrm_beta1 is set, but loss_type is \['sigmoid'\]: add 'pcrm' to it"):
+    with pytest.raises(ValueError, match=r"loss_type must contain 'pcrm' where pcrm_beta1 is set, got \['sigmoid'\]"):
         trl.DPOConfig(**options, pcrm_beta1=1.0)
 
 

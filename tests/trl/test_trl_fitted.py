@@ -85,7 +85,7 @@ def test_a_resumed_run_keeps_its_constraint(kind, folder, tmp_path, rows, caplog
     assert resumed.constraint != begun.constraint
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert resumed.constraint == resumed.settings.constraint == begun.constraint
-    assert "checkpoint-3/pcrm.toml, with which the run began" in caplog.text
+    assert "checkpoint-3/pcrm.toml, which the run started with" in caplog.text
 
 
 def test_of_a_column_it_takes_all_rows(kind, folder, tmp_path, rows, monkeypatch):
@@ -134,7 +134,8 @@ def test_what_cannot_be_fitted(kind, folder, tmp_path, rows):
 def test_targets_bound_the_margin_that_a_column_would_move(tiny, tmp_path, rows):
     data = FORMATS["plain"](rows).add_column("margin", [0.5] * len(rows))
     with pytest.raises(
-        ValueError, match="the data set has a column 'margin', which moves the margin that the constraint"
+        ValueError,
+        match="the data set must not have a column 'margin', which would shift the margin that the constraint",
     ):
         build("reward", tiny, tmp_path, data, **TARGETS)
 
@@ -158,8 +159,8 @@ def test_a_column_beside_another_prior_is_refused(kind, folder, tmp_path, rows, 
     with pytest.raises(ValueError) as caught:
         build(kind, folder, tmp_path, data, **options)
     assert str(caught.value) == (
-        f"the train data set has a column 'prior', and {asked} asks for the prior '{prior}': set pcrm_prior='column' to use the "
-        "column, or remove it to compute that prior"
+        f"the train data set must not have a column 'prior' with {asked}, which computes the prior '{prior}', got one: set "
+        "pcrm_prior='column' to use the column, or remove it"
     )
 
 

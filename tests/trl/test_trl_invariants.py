@@ -124,13 +124,13 @@ def test_prior_column_wins_and_is_checked(run, kind, rows):
         run(bad)
     with pytest.raises(ValueError, match=r"prior\[3\] must be in \[0, 1\], got 1.5"):  # at its batch
         run(bad.to_iterable_dataset(), **betas)
-    with pytest.raises(ValueError, match="the train data set has no column 'prior', which pcrm_prior='column' needs"):
+    with pytest.raises(ValueError, match="the train data set must have a column 'prior' with pcrm_prior='column', got"):
         run(data, **column)
     for train, held_out, words in (
-        (withit, data, "no column 'prior', the train data set has one"),
-        (data, withit, "a column"),
+        (withit, data, "must have a column 'prior', because the train data set has one, got none"),
+        (data, withit, "must not have a column 'prior', because the train data set has none, got one"),
     ):
-        with pytest.raises(ValueError, match=f"the eval data set has {words}"):
+        with pytest.raises(ValueError, match=f"the eval data set {words}"):
             run(train, eval_data=held_out.select(range(4)))
 
 
