@@ -153,7 +153,7 @@ def test_scaling_happens_before_rounding(fake_device):
 
 def test_loading_while_a_graph_is_captured(no_devices, log, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with pytest.raises(RuntimeError, match=r"not loaded on cuda:0 yet, .* call the loss once before"):
+    with pytest.raises(RuntimeError, match=r"not loaded on cuda:0, .*: call the loss once before the capture"):
         choice.native_for_loss("x", on("cuda:0"))
     assert not log()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)

@@ -272,7 +272,7 @@ def test_score_refuses(tmp_path, tiny, capsys):
     write(source, [{"chosen": "a b", "rejected": "a c", "principles": ["Be kind."]}])
     assert f"{source}, line 1: prompt is missing" in fails()
     write(source, [PAIR | {"principles": ["Be kind."], "scores_by_principle": []}])
-    assert f"{source}, line 1: must not have a column 'scores_by_principle'" in fails()
+    assert f"{source}, line 1: must not have a column 'scores_by_principle', because" in fails()
     with pytest.raises(SystemExit, match="2"):
         main([*command[:5], "--principle-template", "x"])
     assert "--principle-template requires --principles" in capsys.readouterr().err

@@ -506,7 +506,7 @@ def test_what_cannot_be_drawn_or_weighted_is_refused(trainer_of, tmp_path, rows)
     with pytest.raises(ValueError, match=r"pcrm_priority_alpha must be 0 with an iterable data set, got 1.0"):
         trainer_of("reward", data=streamed, pcrm_priority_alpha=1.0)
     trainer = trainer_of("dpo", pcrm_priority_alpha=1.0)
-    trainer.sampler = None  # as where TRL prepares no data, which are those with images
+    trainer.sampler = None  # as if TRL prepared no data, which is the case for images
     with pytest.raises(ValueError, match=r"pcrm_priority_alpha must be 0 for data sets with images, got 1.0"):
         trainer._finish(trainer.args)
 

@@ -263,7 +263,9 @@ def test_spawned_workers():
     """Workers unpickle the function, load the native library, and raise errors that name the row."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.map(partial(annotate, prior="lexical"), [KINDS["implicit"]])[0] == annotate(KINDS["implicit"])
-        with pytest.raises(preferences.RowError, match="row 1: chosen is 5") as caught:
+        with pytest.raises(
+            preferences.RowError, match="row 1: chosen must be a text or a list of messages, got 5"
+        ) as caught:
             pool.map(annotate, [{"chosen": ["a", 5], "rejected": ["a", "b"]}])
         assert caught.value.row == 1
 
