@@ -335,7 +335,9 @@ def test_a_window_that_is_shorter_than_a_row():
 def test_a_model_that_goes_around_its_decoder():
     model = make(transformers.OPTForCausalLM, ffn_dim=64, word_embed_proj_dim=32)
     enable(model)
-    with pytest.raises(RuntimeError, match=r"^the forward pass of OPTForCausalLM must call its decoder to share prefixes"):
+    with pytest.raises(
+        RuntimeError, match=r"^the forward pass of OPTForCausalLM must call its decoder to share prefixes"
+    ):
         model(**batch())
 
 

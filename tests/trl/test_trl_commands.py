@@ -1,5 +1,6 @@
 """`pcrm reward`, `pcrm dpo` and `pcrm run`: TRL's command lines with our loss, in one process and in two."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -126,6 +127,37 @@ def test_a_file_by_name_is_read_as_trl_reads_a_data_set(config, data, tmp_path):
     endless, _ = config("reward", "streamed", datasets=None, max_steps=-1)
     with pytest.raises(ValueError, match="max_steps"):  # what has no length needs
         cli.main(["reward", "--config", endless, "--dataset_name", str(path), "--dataset_streaming", "true"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_csv_files_and_json_arrays_are_read_by_name(config, data, tmp_path, suffix):
+    """Texts that look like numbers stay texts."""
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[0] |= {"chosen": "7", "rejected": ""}
+    path = tmp_path / f"pairs{suffix}"
+    if suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    for streaming in ("false", "true"):
+        file, out = config("reward", f"named-{streaming}", datasets=None, save_steps=6)
+        arguments = ["reward", "--config", file, "--dataset_name", str(path), "--dataset_streaming", streaming]
+        assert cli.main(arguments) == 0
+        assert len(history(out)) == 6
+
+
+@pytest.mark.parametrize("kind", ["reward", "dpo"])
+def test_help_begins_with_what_it_does_and_ends_with_examples(kind, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([kind, "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: pcrm {kind} [--config FILE] [FLAGS ...]\n\nTrain ")
+    assert "--dry-run" in text and text.index("\nexamples:\n") > text.index("--pcrm_prior")
+    assert f"pcrm {kind} --config {kind}.yaml --dry-run\n" in text
 
 
 @pytest.mark.slow
