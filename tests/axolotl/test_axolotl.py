@@ -61,7 +61,7 @@ class Run(NamedTuple):
     folder: Path
 
     def steps(self) -> list[dict[str, float]]:
-        """What was logged of each step of training."""
+        """The log of each training step."""
         return [entry for entry in self._history() if "loss" in entry]
 
     def evaluations(self) -> list[dict[str, float]]:
@@ -72,13 +72,13 @@ class Run(NamedTuple):
         return json.loads((self.folder / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())["log_history"]
 
     def trace(self) -> list[dict[str, torch.Tensor]]:
-        """What each step computed."""
+        """The trace of each step."""
         return [load_file(path) for path in sorted((self.folder / "trace").glob("rank00000-*"))]
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, rows):
-    """A folder with a tiny language model and the preferences that the page names."""
+    """A folder with a tiny language model and the preferences that the page uses."""
     from helpers.models import make_tiny
     from transformers import LlamaForCausalLM
 
@@ -154,7 +154,7 @@ BETAS = {"beta1": 1.1, "beta2": 0.001, "beta3": 0.9}
 
 
 def fitted(run: Run) -> dict[str, float]:
-    """The constraint that the trainer fitted and kept."""
+    """The constraint that the trainer fitted and saved."""
     assert (run.folder / f"checkpoint-{STEPS}" / "pcrm.toml").is_file()
     return tomllib.loads((run.folder / "pcrm.toml").read_text())["constraint"]
 

@@ -1,4 +1,4 @@
-"""Which configurations train with pcrm, and which are refused: Axolotl is not needed."""
+"""Which configurations train with pcrm, and which are errors, without Axolotl."""
 
 import pytest
 from pcrm.axolotl import keys
@@ -78,7 +78,7 @@ def test_others_are_left_alone():
 
 
 def test_the_schema_has_every_field():
-    """And leaves the defaults to the trainers' arguments."""
+    """The defaults are those of the trainers' arguments."""
     fields = {name for name in PCRMDPOConfig.__dataclass_fields__ if name.startswith("pcrm_")}
     assert set(FIELDS) == set(PCRMKeys.model_fields) == fields
     assert set(PCRMKeys().model_dump().values()) == {None}

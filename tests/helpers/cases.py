@@ -1,4 +1,4 @@
-"""Batches for the tests of the losses, and how their results are compared."""
+"""Batches for the tests of the losses, and comparisons of their results."""
 
 import contextlib
 import math
@@ -55,6 +55,6 @@ def logps(n=6, seed=0, dtype=torch.float64):
 
 
 def refused(backend, error, message):
-    """`pytest.raises`, but on a device, whose memory is not looked at, for the values of delta."""
+    """`pytest.raises`, except for values of delta on a device, which are not checked."""
     unseen = backend == "cuda" and "delta\\[" in message
     return contextlib.nullcontext() if unseen else pytest.raises(error, match=message)

@@ -1,4 +1,4 @@
-"""What the documentation prints."""
+"""Read code blocks from the documentation."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Files of rows in every format that the commands take, for the tests."""
+"""Files of rows in every format that the commands accept."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ SUFFIXES = [".jsonl", ".jsonl.gz", ".parquet", ""]
 
 
 def write(path, rows):
-    """Write the rows in the format of the path's ending, a folder of `datasets` if it has none; return the path."""
+    """Write the rows in the format of the path's suffix, or as a folder of `datasets` without one; return the path."""
     if path.name.endswith(".parquet"):
         pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=33)
     elif path.name.endswith(".gz"):

@@ -15,13 +15,13 @@ Tensor = torch.Tensor
 
 
 def eager_pairs(chosen: Tensor, rejected: Tensor, delta: Tensor) -> Tensor:
-    """The pair loss as one would write it."""
+    """A straightforward implementation of the pair loss."""
     margin = chosen - rejected
     return (-logsigmoid(margin) - logsigmoid(delta - margin)).mean()
 
 
 def eager_tokens(chosen: Tensor, rejected: Tensor, delta: Tensor, inside: Tensor, length: Tensor) -> Tensor:
-    """The token form, vectorized, with its spans for free: a mask (B, L) and their lengths (B,)."""
+    """The token form, vectorized, with given spans: a mask (B, L) and their lengths (B,)."""
     margin = chosen - rejected
     loss = -logsigmoid(margin) - logsigmoid(delta[:, None] - margin)
     return ((loss * inside).sum(1) / length).mean()
@@ -30,7 +30,7 @@ def eager_tokens(chosen: Tensor, rejected: Tensor, delta: Tensor, inside: Tensor
 def loop_tokens(
     chosen: Tensor, rejected: Tensor, chosen_ids: Tensor, rejected_ids: Tensor, delta: Tensor, pad_token_id: int
 ) -> Tensor:
-    """The token form a pair at a time, as training scripts that find the spans in Python do."""
+    """The token form pair by pair, like training scripts that find the spans in Python."""
     loss = chosen.new_zeros(())
     for i in range(len(chosen)):
         a, b = chosen_ids[i], rejected_ids[i]
@@ -52,7 +52,7 @@ def loop_tokens(
 def eager_dpo(
     chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, delta: Tensor, beta: float
 ) -> Tensor:
-    """The DPO form as one would write it."""
+    """A straightforward implementation of the DPO form."""
     z = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))
     return (-logsigmoid(z) - logsigmoid(delta - z)).mean()
 
@@ -85,7 +85,7 @@ def _spaced(text: str) -> str:
 
 
 def hashing_vectorizer() -> Any:
-    """scikit-learn's hashed counts of the n-grams that `pcrm.priors.lexical` takes, each of length 1."""
+    """scikit-learn's hashed counts of the n-grams that `pcrm.priors.lexical` uses, normalized to length 1."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     return HashingVectorizer(analyzer="char", ngram_range=(3, 5), preprocessor=_spaced, alternate_sign=False)

@@ -1,4 +1,4 @@
-"""Processes that are really killed, at a moment that is the same in every run."""
+"""Kill processes at a moment that is the same in every run."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def kill_at(event, pattern, count=1):
 
 
 def run_killed(code, *argv, at, **environment):
-    """Run code in a new Python that is killed at this moment, the arguments of `kill_at`."""
+    """Run code in a new Python process that is killed at a moment given by the arguments of `kill_at`."""
     path = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-c", f"from helpers.killed import kill_at; kill_at(*{at!r})\n{code}", *map(str, argv)],

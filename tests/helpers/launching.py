@@ -1,4 +1,4 @@
-"""How the tests start OpenRLHF and DeepSpeed on a CPU."""
+"""Start OpenRLHF and DeepSpeed on a CPU."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ BIN = Path(sys.executable).parent
 
 
 def cpu_environment(cache, trace):
-    """The environment of a process of theirs, with the hub's cache and the recorded steps in these folders."""
+    """The environment of such a process, with these folders for the hub's cache and the recorded steps."""
     return {name: value for name, value in os.environ.items() if name != "PCRM_BACKEND"} | {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # of ninja
         "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(CPU)])),

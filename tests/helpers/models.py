@@ -1,4 +1,4 @@
-"""Tiny models, made on the spot."""
+"""Create tiny models."""
 
 import json
 
@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 
 def make_tiny(folder, rows, model_class, tokenizer=None, **options):
-    """Save a tiny random model and its tokenizer, trained on the rows, in a folder; return that."""
+    """Save a tiny random model, and a tokenizer trained on the rows, in a folder; return the folder."""
     from pcrm.demo.model import make_tokenizer
 
     tokenizer = tokenizer or make_tokenizer(r["prompt"] + r["chosen"] + r["rejected"] for r in rows)

@@ -13,7 +13,7 @@ from helpers.project import ROOT
 
 
 def python(code, **environment):
-    """Run code in a new Python, with these variables besides the environment's."""
+    """Run code in a new Python process, with additional environment variables."""
     return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -25,7 +25,7 @@ def python(code, **environment):
 
 
 def compute(_=None):
-    """Compute a loss, a delta and a prior in whichever process this runs, and say which backend served."""
+    """Compute a loss, a delta and a prior in the current process, and return the backend that was used."""
     chosen = torch.tensor([1.0, 2.0], requires_grad=True)
     prior = pcrm.priors.length_ratio([[1, 2, 3], [1]], [[1, 9], [1]])
     delta = pcrm.Constraint.preset("alpaca/length_ratio").delta(prior)

@@ -1,4 +1,4 @@
-"""Trainers whose parameters are spread over two processes, on a CPU.
+"""Train models whose parameters are sharded over two processes, on a CPU.
 
 Processes and imports take longer than the training, so one launch trains several models one after another: `Runs`
 starts it, and `main` runs in each process.
@@ -39,9 +39,9 @@ class Case:
         name: The folder of its results.
         kind: "reward" or "dpo".
         options: Fields of the trainer's configuration. Batch sizes are those of all processes together.
-        lora: Whether an adapter is trained in the place of the weights.
-        resume: The checkpoint to go on from, such as "fitted/checkpoint-2".
-        state_dict: How FSDP writes checkpoints, "FULL_STATE_DICT" or "SHARDED_STATE_DICT". The model at the end is whole.
+        lora: Whether an adapter is trained instead of the weights.
+        resume: The checkpoint to resume from, such as "fitted/checkpoint-2".
+        state_dict: How FSDP writes checkpoints, "FULL_STATE_DICT" or "SHARDED_STATE_DICT". The final model is always complete.
     """
 
     name: str
@@ -78,7 +78,7 @@ TOKEN = Case("token", options=LEARN | {"pcrm_form": "token"})
 
 
 def make_workplace(folder: Path) -> Path:
-    """Put the models `reward` and `dpo` and the preferences `rows.jsonl` into a folder; return that."""
+    """Write the models `reward` and `dpo` and the preferences `rows.jsonl` to a folder; return the folder."""
     rows = generate(64, seed=0)
     for row in rows:
         row["prompt"] *= 3  # some fifty tokens, so that shared prefixes are worth while
@@ -182,7 +182,7 @@ class Alone:
 
 
 def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """The greatest difference of two models' weights."""
+    """The largest difference between two models' weights."""
     assert a.keys() == b.keys()
     return max((a[name].float() - b[name].float()).abs().max().item() for name in a)
 
@@ -211,7 +211,7 @@ def assert_bfloat16(runs: Runs, alone: Alone, case: Case, tolerance: float = 1e-
 
 
 def assert_written_once(runs: Runs) -> None:
-    """The main process alone writes each `pcrm.toml`, also beside checkpoints in parts; without a fit there is none."""
+    """Only the main process writes each `pcrm.toml`, also for sharded checkpoints; without a fit there is none."""
     folders = ("", "checkpoint-2/", "checkpoint-4/", "model/")
     written, *others = [found["written"] for found in runs.found["fitted"]]
     assert written == sorted(f"fitted/{folder}pcrm.toml" for folder in folders) and others == [[]]
@@ -229,14 +229,14 @@ def _assert_same_log(found: list[Any], expected: list[Any], tolerance: float, na
 
 
 def _pretend_gpus() -> None:
-    """Let accelerate take the processes for those of two GPUs: on a CPU it ignores FSDP, and refuses bfloat16."""
+    """Make accelerate treat the processes as two GPUs: on a CPU it ignores FSDP and rejects bfloat16."""
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
     training_args.is_torch_bf16_gpu_available = lambda: True
 
 
 def _held(parameter: torch.Tensor) -> int:
-    """How many of a parameter's elements this process holds."""
+    """The number of a parameter's elements that this process holds."""
     if hasattr(parameter, "ds_tensor"):  # DeepSpeed's
         return parameter.ds_tensor.numel()
     return (parameter.to_local() if hasattr(parameter, "to_local") else parameter).numel()

@@ -1,4 +1,4 @@
-"""The experiments on SmolLM2 with little of everything."""
+"""Run the experiments on SmolLM2 at a small scale."""
 
 import sys
 
@@ -36,6 +36,6 @@ def make_small():
 
 
 def main(name):
-    """Run one of the commands, small."""
+    """Run one of the commands at a small scale."""
     sys.path.insert(0, str(EXPERIMENT))
     next(module for module in make_small() if module.__name__ == name).main()

@@ -1,11 +1,11 @@
-"""Posts of the generated world, as the files that the experiments read."""
+"""Generated posts, in the files that the experiments read."""
 
 import gzip
 import json
 
 
 def write_tldr(folder, posts=10):
-    """Write train and test posts, so many each, with rated summaries and their pairs."""
+    """Write this many train and test posts, with rated summaries and their pairs."""
     from pcrm.demo.world import generate
 
     rows = generate(100, seed=0)

@@ -1,4 +1,4 @@
-"""Short runs of TRL's trainers and ours on the tiny models, for the tests."""
+"""Short runs of TRL's trainers and ours on the tiny models."""
 
 import atexit
 import contextlib
@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 
 def _end_group():
-    """In the scripts of several processes: gloo's threads now and then abort an interpreter that takes itself apart."""
+    """End the process group in scripts with several processes: gloo's threads sometimes abort an interpreter at exit."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     # An exception that ended the script is there by now, and its exit status stays.
@@ -53,7 +53,7 @@ def load(kind, folder):
 
 
 def joint(folder):
-    """A reward model with the head of the language model in the folder beside its score."""
+    """A reward model that also has the head of the language model in the folder."""
     model = load("reward", folder)
     model.lm_head = load("dpo", folder).lm_head
     return model
@@ -76,7 +76,7 @@ TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_nod
 
 
 def launch(*command, timeout=300, **environment):
-    """Run Python with these arguments, on the CPU; return its output, or show it where it fails.
+    """Run Python with these arguments on the CPU; return its output, or show it if it fails.
 
     Args:
         timeout: In seconds.
@@ -108,13 +108,13 @@ def steps(trainer):
 
 
 def logged(trainer):
-    """What a log says of the batches since the last one."""
+    """The log of the batches since the last log."""
     trainer.log({})
     return trainer.state.log_history[-1]
 
 
 def distance(a, b):
-    """The greatest difference of two trainers' parameters."""
+    """The largest difference between two trainers' parameters."""
     ours, theirs = (dict(t.model.named_parameters()) for t in (a, b))
     assert ours.keys() == theirs.keys()
     return max((ours[k].detach() - theirs[k].detach()).abs().max().item() for k in theirs)
@@ -137,7 +137,7 @@ def plain(rows):
 
 
 def implicit(rows):
-    """Rows without a prompt of their own: both responses begin with it."""
+    """Rows without a separate prompt: both responses start with it."""
     return Dataset.from_list([{k: r["prompt"] + r[k] for k in ("chosen", "rejected")} for r in rows])
 
 

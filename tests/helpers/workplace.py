@@ -1,4 +1,4 @@
-"""A folder in which the recipes run as they are: tiny stand-ins lie under the very names of their models and data."""
+"""A folder in which the recipes run unmodified: tiny models and data have the names that the recipes use."""
 
 import json
 import os
@@ -113,7 +113,7 @@ def run_script(script, folder, *arguments, **commands):
 
 
 def recorded(script, folder, *arguments):
-    """What a recipe for OpenRLHF hands to its launcher, deepspeed or python: the arguments."""
+    """The arguments that a recipe for OpenRLHF passes to its launcher, deepspeed or python."""
     record = "printf '%s\\0' \"$@\""
     return run_script(script, folder, *arguments, deepspeed=record, python=record).split("\0")[:-1]
 

@@ -1,4 +1,4 @@
-"""What in a configuration asks for the constraint, and what is refused; LLaMA-Factory is not needed for it."""
+"""Which configurations ask for the constraint, and which are errors, without LLaMA-Factory."""
 
 import pytest
 from pcrm.llamafactory.keys import NAMES, check_environment, check_names, is_constrained

@@ -189,7 +189,7 @@ def runs(material):
 
 
 def of_the_page(folder, name, page):
-    """A configuration as the page prints it, with a tiny model and data, on the CPU."""
+    """A configuration of the page, with a tiny model and data, on the CPU."""
     import yaml
 
     small = {key: COMMON[key] for key in ("max_steps", "use_cpu", "bf16", "report_to", "preprocessing_num_workers")}
@@ -207,7 +207,7 @@ def of_the_page(folder, name, page):
 
 
 class Run:
-    """What a run left."""
+    """The results of a run."""
 
     def __init__(self, folder: Path, name: str) -> None:
         error = folder / f"{name}-error"
@@ -227,7 +227,7 @@ class Run:
         return [load_file(path) for path in sorted(folder.glob(f"rank{rank:05d}-*"))]
 
     def steps(self) -> list[dict[str, torch.Tensor]]:
-        """What was traced in each step, in the order of the data, in float64."""
+        """The trace of each step, in the order of the data, in float64."""
         parts = self.traces()
         each = len(parts) // STEPS
         return [
@@ -270,7 +270,7 @@ def length_ratios(folder, rows):
 
 
 def priors_of(name, folder, rows):
-    """What the prior of each row must be, in the order of the data."""
+    """The expected prior of each row, in the order of the data."""
     texts = [row["chosen"] for row in rows], [row["rejected"] for row in rows]
     if "lexical" in name or "single" in name or "two" in name or "stream" in name:
         return pcrm.priors.of_texts(*texts, prior="lexical")
@@ -312,7 +312,7 @@ def test_what_does_not_ask_trains_stock_and_says_so(runs):
 
 @pytest.mark.parametrize("name", ["rm-lexical", "rm-single", "rm-cosine", "rm-column", "dpo-length", "dpo-stream"])
 def test_the_logged_loss_is_ours(runs, material, name, capsys):
-    """By the formula in float64, with priors and a constraint that are found here."""
+    """The loss equals the formula in float64, with priors and a constraint that are computed here."""
     folder, rows = material
     run = Run(folder, name)
     s = priors_of(name, folder, rows)

@@ -1,4 +1,4 @@
-"""What `pcrm openrlhf` refuses before OpenRLHF is imported."""
+"""Errors of `pcrm openrlhf` before OpenRLHF is imported."""
 
 import importlib.util
 

@@ -12,7 +12,7 @@ from pcrm import Constraint
 
 
 class Board:
-    """What is written in the place of TensorBoard's, and of W&B's."""
+    """A stand-in for the writers of TensorBoard and W&B."""
 
     def __init__(self):
         self.scalars = {}
@@ -64,7 +64,7 @@ MARGINS = (0.5, 4.0, -1.0)
 
 @pytest.mark.parametrize("wandb", [False, True])
 def test_each_log_has_the_pairs_since_the_last(wandb, caplog, monkeypatch):
-    """Each of them twice, as by two processes with the same pairs."""
+    """Each value twice, as from two processes with the same pairs."""
     monkeypatch.setattr("pcrm.training.binding._ENOUGH_PAIRS", 4)
     batches = [(torch.tensor([m + 1]), torch.tensor([1.0]), torch.tensor([0.5])) for m in MARGINS]
     trainer = Ours(PCRMPairWiseLoss(Constraint(1.0, 0.0, 1.0)), batches, wandb)  # targets of 1.5

@@ -14,7 +14,7 @@ BATCH, STEPS = 4, 6
 
 
 class Strategy:
-    """What a trainer asks of OpenRLHF's strategy, which knows no float32, by torch alone."""
+    """The methods of OpenRLHF's strategy that a trainer uses, in plain torch, because the strategy has no float32."""
 
     accumulated_gradient = 1
     ring_attn_group = None
@@ -64,7 +64,7 @@ class Strategy:
 
 @pytest.fixture
 def models(tiny, monkeypatch):
-    """A function from a command to what it trains, in float32, and its reference."""
+    """A function from a command to the model that it trains, in float32, and its reference."""
     monkeypatch.syspath_prepend(CPU)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     from openrlhf.models import Actor, get_llm_for_sequence_regression

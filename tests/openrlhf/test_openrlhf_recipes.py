@@ -50,7 +50,7 @@ def workplace(tmp_path_factory):
 
 
 def by_openrlhf(name, argv, monkeypatch):
-    """The arguments by the parser and the checks of OpenRLHF's command line, which stand under its `__main__`."""
+    """The arguments as OpenRLHF's command line parses and checks them, which happens only under `__main__`."""
     source = Path(importlib.util.find_spec(f"openrlhf.cli.{name}").origin)
     (main,) = [node for node in ast.parse(source.read_text()).body if isinstance(node, ast.If)]
     found = []
@@ -125,7 +125,7 @@ def verified(folder, pairs, capsys):
     ],
 )
 def test_one_step(workplace, recipe, model, capsys):
-    """Everything is the recipe's but how long, where to, and what stands for CUDA and FlashAttention."""
+    """Everything comes from the recipe except length, output, and the stand-ins for CUDA and FlashAttention."""
     module, *argv = recorded(recipe, workplace, *filter(None, [model]))[1:]
     batch = int(argv[argv.index("--train.batch_size") + 1])
     folder = workplace / "out" / f"{recipe.stem}-{Path(model or '').name}"

@@ -44,7 +44,7 @@ each_size = pytest.mark.parametrize(("processes", "zero"), SIZES)
 
 
 class Job(NamedTuple):
-    """A run of a command line: OpenRLHF's own where `flags` is None, else ours with these flags."""
+    """A run of a command: OpenRLHF's own if `flags` is None, else ours with these flags."""
 
     command: str
     processes: int
@@ -63,7 +63,7 @@ class Result:
 
     @property
     def losses(self) -> list[float]:
-        """What OpenRLHF logged: a loss a step, the mean over the processes."""
+        """The losses that OpenRLHF logged, one per step, means over the processes."""
         return self.logged("train/loss")
 
     def logged(self, name: str) -> list[float]:
@@ -107,7 +107,7 @@ def material(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def train(material, request):
-    """A function that runs a job, once however often it is asked for, and returns its result."""
+    """A function that runs a job once, even if called repeatedly, and returns its result."""
     done: dict[Job, Result] = {}
 
     def run(job: Job) -> Result:
@@ -315,7 +315,7 @@ def test_targets_are_fitted_to_the_training_data(train, command, processes):
 
 @pytest.mark.parametrize("prior", ["length_ratio", "random"])
 def test_the_prior_of_dpo_is_that_of_the_tokens_that_train(prior, monkeypatch):
-    """Not of the prompt's, whose last token may differ where it merged with the response."""
+    """The prompt does not count. Its last token may differ where it merges with the response."""
     monkeypatch.syspath_prepend(str(CPU))
     from pcrm.openrlhf.training import PCRMRewardDataset
 

@@ -1,4 +1,4 @@
-"""The packed batch: against its definition, by Go and by Python."""
+"""The packed batch, computed by Go and by Python, against its definition."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ tokens = st.lists(st.integers(0, 2), min_size=1, max_size=8)
 
 @st.composite
 def batches(draw):
-    """Rows that begin alike, at any depth."""
+    """Rows with common prefixes, at any depth."""
     rows = [draw(tokens)]
     for _ in range(draw(st.integers(0, 8))):
         of = draw(st.sampled_from(rows))
@@ -28,7 +28,7 @@ def padded(rows, pad=0):
 
 
 def sees(packed):
-    """By place in the flattened batch, the places that the rule lets a token attend to."""
+    """For each index in the flattened batch, the indices that the rule lets a token attend to."""
     rows, width = packed.ids.shape
     return {
         r * width + q: [r * width + k for k in range(q + 1) if q < packed.ends[r, k]]

@@ -1,4 +1,4 @@
-"""Shared prefixes: the same hidden states, losses, gradients and training as without."""
+"""Prefix sharing: the same hidden states, losses, gradients and training as without it."""
 
 import copy
 import functools
@@ -47,7 +47,7 @@ def batch():
 
 
 def shifted(inputs, pads):
-    """A batch with this many of each row's pads before it, and the position ids that OpenRLHF gives it."""
+    """A batch with this many of each row's pads on the left, and OpenRLHF's position ids."""
     shifted = {name: torch.stack([row.roll(n) for row, n in zip(x, pads, strict=True)]) for name, x in inputs.items()}
     real = shifted["attention_mask"]
     return shifted | {"position_ids": (real.cumsum(1) - 1).masked_fill(real == 0, 1)}

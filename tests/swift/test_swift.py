@@ -68,7 +68,7 @@ class Result(NamedTuple):
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
-    """A folder with a tiny language model and preferences, one file for each kind of columns."""
+    """A folder with a tiny language model and a file of preferences for each set of columns."""
     from helpers.models import make_tiny
     from pcrm.demo.world import generate
     from transformers import LlamaForCausalLM
@@ -194,7 +194,7 @@ def test_the_plugin_alone_changes_nothing(train):
 
 
 def test_the_loss_of_a_reward_model_is_the_formula(train):
-    """Scores of bfloat16 are computed with in float32; the centering is the file's."""
+    """The loss of bfloat16 scores is computed in float32, with the centering from the file."""
     flags = ("--eval_strategy", "no", "--torch_dtype", "bfloat16", "--bf16", "true")
     result = train("rm", *FULL, *OURS, *flags, config=f"{BINDING}[loss]\ncenter_rewards_coefficient = 0.01\n")
     beta1, beta2, beta3 = BETAS
@@ -225,7 +225,7 @@ def test_the_loss_of_dpo_is_the_formula_with_the_column(train):
 
 
 def test_targets_are_fitted_kept_and_resumed(train, material, caplog):
-    """The run also says that its constraint does not bind, and picks the best checkpoint by a metric of ms-swift's."""
+    """The run also warns that its constraint does not bind, and selects the best checkpoint by a metric of ms-swift."""
     flags = ["--save_strategy", "steps", "--save_steps", "3", "--metric_for_best_model", "rewards/margins"]
     flags += ["--val_dataset", str(material / "many.jsonl"), "--per_device_eval_batch_size", "50"]
     targets = "[constraint]\ntarget_alike = 10.0\ntarget_unlike = 30.0\n"  # no margin will be there soon
@@ -323,7 +323,7 @@ def test_megatron_is_refused(monkeypatch):
 
 
 def test_the_prior_of_token_ids():
-    """Of what is truncated, and without the prompt; a column goes before it."""
+    """Computed after truncation and without the prompt; a column takes precedence."""
     from pcrm.settings import Config
     from pcrm.swift.data import PriorCollator
 
@@ -336,7 +336,7 @@ def test_the_prior_of_token_ids():
 
 
 def test_the_settings_of_the_page(train, material, monkeypatch):
-    """The file of arguments, which names the file of settings and a copy of the plugin."""
+    """The argument file, which names the settings file and a copy of the plugin."""
     from swift.cli.main import parse_yaml_args
 
     (toml,), (arguments,) = blocks("docs/ms-swift.md", "toml"), blocks("docs/ms-swift.md", "yaml")
@@ -356,7 +356,7 @@ def test_the_settings_of_the_page(train, material, monkeypatch):
 
 
 def test_the_page_as_printed_with_two_processes(train, material, tmp_path):
-    """Each logs what one process does with as many pairs."""
+    """Each logs the same as one process with the same number of pairs."""
     (printed, *_) = blocks("docs/ms-swift.md", "")
     folder = tmp_path / "page"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""What the arguments of ms-swift ask for, without ms-swift."""
+"""Read the constraint from ms-swift's arguments, without ms-swift."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ BINDING = "[constraint]\nbeta1 = 1.1\nbeta2 = 0.001\nbeta3 = 0.9\n"
 
 
 def arguments(kind="rm", loss="pcrm", **others):
-    """As ms-swift has them when its trainers are made."""
+    """Arguments as ms-swift has them when it creates its trainers."""
     defaults = {"center_rewards_coefficient": None, "beta": 0.1, "label_smoothing": 0}
     defaults |= {"packing": False, "padding_free": False}
     return SimpleNamespace(rlhf_type=kind, loss_type=loss, **defaults | others)
@@ -20,7 +20,7 @@ def arguments(kind="rm", loss="pcrm", **others):
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """A function that makes the file that PCRM_CONFIG names."""
+    """A function that writes the file that PCRM_CONFIG names."""
 
     def make(text):
         path = tmp_path / "pcrm.toml"
@@ -106,7 +106,7 @@ def test_the_file_sets_what_the_flags_leave(config):
 
 @pytest.mark.slow
 def test_the_path_of_the_plugin_is_printed():
-    """With nothing else in its folder: ms-swift puts that first on `sys.path`."""
+    """The plugin must be alone in its folder, because ms-swift puts the folder first on `sys.path`."""
     printed = subprocess.run([sys.executable, "-m", "pcrm.swift"], capture_output=True, text=True, check=True).stdout
     path = Path(printed.strip())
     assert path.name == "pcrm_plugin.py"

@@ -1,4 +1,4 @@
-"""FSDP: two processes that share the parameters train what one process trains.
+"""FSDP: two processes with sharded parameters train the same model as one process.
 
 accelerate shards nothing on a CPU, so the processes pretend to have GPUs: helpers/sharded.py.
 """
@@ -55,7 +55,7 @@ def runs(name, tmp_path_factory):
 
 @pytest.mark.parametrize("case", EXACT, ids=lambda case: case.name)
 def test_as_one_process(runs, alone, name, case):
-    """docs/distributed.md shows how a model is saved whole where checkpoints are in parts."""
+    """docs/distributed.md shows how to save a complete model if checkpoints are sharded."""
     # PEFT 0.21 looks for modules by names that FSDP1 changes, and saves an adapter without weights.
     assert_as_one_process(runs, alone, case_for(name, case), saved=not (case.lora and name == "fsdp1"))
 
@@ -69,7 +69,7 @@ def test_bfloat16(runs, alone, name, case):
 
 @pytest.mark.parametrize("case", [*EXACT, *BFLOAT16], ids=lambda case: case.name)
 def test_the_model_is_sharded(runs, name, case):
-    """Without the pretense accelerate trains with DDP, and says nothing."""
+    """On a CPU, accelerate would silently train with DDP."""
     for found in runs.found[case.name]:
         assert {"fsdp1": "FullyShardedDataParallel", "fsdp": "FSDPModule"}[name] in found["wrapper"]
         assert 0.45 < found["held"] / found["parameters"] < 0.55

@@ -1,5 +1,6 @@
 """`pcrm reward`, `pcrm dpo` and `pcrm run`: TRL's command lines with our loss, in one process and in two."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_accelerate_launch(config, rows, tmp_path):
 
 @pytest.mark.slow
 def test_a_file_by_name_is_read_as_trl_reads_a_data_set(config, data, tmp_path):
-    """A mixture in the configuration comes before it, and it can be streamed."""
+    """A mixture in the configuration takes precedence, and the file can be streamed."""
     path = tmp_path / "prior.jsonl"
     lines = [json.loads(line) | {"prior": 0.5} for line in data.read_text().splitlines()]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -129,9 +130,40 @@ def test_a_file_by_name_is_read_as_trl_reads_a_data_set(config, data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_csv_files_and_json_arrays_are_read_by_name(config, data, tmp_path, suffix):
+    """Texts that look like numbers stay texts."""
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[0] |= {"chosen": "7", "rejected": ""}
+    path = tmp_path / f"pairs{suffix}"
+    if suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    for streaming in ("false", "true"):
+        file, out = config("reward", f"named-{streaming}", datasets=None, save_steps=6)
+        arguments = ["reward", "--config", file, "--dataset_name", str(path), "--dataset_streaming", streaming]
+        assert cli.main(arguments) == 0
+        assert len(history(out)) == 6
+
+
+@pytest.mark.parametrize("kind", ["reward", "dpo"])
+def test_help_begins_with_what_it_does_and_ends_with_examples(kind, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([kind, "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: pcrm {kind} [--config FILE] [FLAGS ...]\n\nTrain ")
+    assert "--dry-run" in text and text.index("\nexamples:\n") > text.index("--pcrm_prior")
+    assert f"pcrm {kind} --config {kind}.yaml --dry-run\n" in text
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [False, True], ids=["one data set", "splits"])
 def test_a_folder_of_save_to_disk_is_read_by_name(config, data, tmp_path, parts):
-    """As `pcrm prior --out FOLDER` writes it; by `datasets` in a YAML file too."""
+    """As `pcrm prior --out FOLDER` writes it; `datasets` in a YAML file works too."""
     folder = tmp_path / "annotated"
     assert cli.main(["prior", str(data), "--out", str(folder)]) == 0
     prior = load_from_disk(str(folder))["prior"][:]
@@ -251,7 +283,7 @@ def test_an_empty_file(config, tmp_path, capsys):
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ""])
 def test_a_file_with_other_columns(config, tmp_path, capsys, suffix):
-    """Found before anything is loaded."""
+    """The error comes before anything is loaded."""
     path = write(tmp_path / f"named{suffix}", [{"question": "Why?", "better": "So.", "worse": "No."}])
     file, _ = config("reward", "columns", datasets=None, model_name_or_path="nowhere")
     capsys.readouterr()
@@ -263,7 +295,7 @@ def test_a_file_with_other_columns(config, tmp_path, capsys, suffix):
 
 
 def renamed(file):
-    """The rows of a file of pairs with other names, and as messages."""
+    """The rows of a file of pairs with other column names, and as messages."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     names = {"prompt": "question", "chosen": "better", "rejected": "worse"}
     roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
@@ -354,7 +386,7 @@ def test_a_key_that_is_nearly_one_of_trl(config):
 
 
 def test_enabled_classes(tmp_path, tiny, rows, monkeypatch):
-    """What asks for nothing gets nothing, and half a request is refused."""
+    """A configuration without our fields trains TRL's loss, and an incomplete one is an error."""
     from pcrm.trl import enable
     from trl import RewardConfig
 
@@ -418,7 +450,7 @@ def test_runs_that_ask_for_nothing_keep_trls_names(tmp_path, tiny, tiny_policy, 
 
 
 def test_trainers_imported_from_their_own_modules_are_enabled_too():
-    """TRL's own reward trainer would take our configuration and train its own loss."""
+    """TRL's own reward trainer would accept our configuration and train its own loss."""
     from pcrm.trl import enable
 
     enable()

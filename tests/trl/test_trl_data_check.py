@@ -1,4 +1,4 @@
-"""What the trainers say of their training data before they train, and what TRL does with long pairs."""
+"""The warnings of the trainers about their training data, and how TRL treats long pairs."""
 
 import logging
 
@@ -31,7 +31,7 @@ def said(caplog):
 
 @pytest.fixture(scope="module")
 def pairs(rows):
-    """Pairs of texts that differ in all that they have."""
+    """Pairs with distinct prompts."""
     return list({row["prompt"]: row for row in rows}.values())
 
 

@@ -1,4 +1,4 @@
-"""`--dry-run` of `pcrm reward` and `pcrm dpo`: it says what a run does, and does nothing."""
+"""`--dry-run` of `pcrm reward` and `pcrm dpo` describes a run without training."""
 
 import itertools
 import json
@@ -48,7 +48,7 @@ def rankings(rows):
 
 @pytest.fixture
 def dry(kind, folder, tmp_path, monkeypatch):
-    """A function that runs the command on rows, which gives its exit status; all is in the present folder."""
+    """A function that runs the command on rows in the current folder and returns its exit status."""
     monkeypatch.chdir(tmp_path)
 
     def run(data, *flags, **options):
@@ -61,7 +61,7 @@ def dry(kind, folder, tmp_path, monkeypatch):
 
 
 def entry(text, label):
-    """What follows a label."""
+    """The text that follows a label."""
     (found,) = re.findall(rf"^  {re.escape(label)} +(.*)$", text, flags=re.M)
     return found
 
@@ -71,7 +71,7 @@ class _First(Exception):
 
 
 def first_batch(trainer):
-    """The ids and the mask of the first batch that is trained on, and how many steps there would be."""
+    """The ids and the mask of the first training batch, and the number of steps."""
 
     def compute_loss(model, inputs, *_, **__):
         raise _First(inputs["input_ids"], inputs["attention_mask"])
@@ -184,7 +184,7 @@ def test_long_texts_are_cut_and_what_a_terminal_obeys_is_escaped():
 
 
 def test_the_command_writes_nothing(kind, dry, rows, tmp_path, capsys, caplog):
-    """Not even a folder, nor a repository on the hub; and the curve is that of `Constraint.fit`."""
+    """No folder and no repository on the hub are created, and the curve is that of `Constraint.fit`."""
     s = [i / 64 for i in range(64)]
     data = [{k: r[k] for k in ("prompt", "chosen", "rejected")} | {"prior": v} for r, v in zip(rows, s, strict=True)]
     assert dry(data, "--dry-run", pcrm_prefix_sharing=True, push_to_hub=True, hub_model_id="nobody/nothing") == 0

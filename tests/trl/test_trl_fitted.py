@@ -1,4 +1,4 @@
-"""Targets in a trainer's arguments: the constraint that they become, where it is kept, and who uses it."""
+"""Targets in a trainer's arguments: the fitted constraint, where it is stored, and who uses it."""
 
 import json
 
@@ -77,7 +77,7 @@ def test_training_is_that_of_the_file(kind, folder, tmp_path, rows):
 
 @pytest.mark.slow
 def test_a_resumed_run_keeps_its_constraint(kind, folder, tmp_path, rows, caplog):
-    """Though the data set has grown since then."""
+    """Even though the data set has grown since then."""
     options = {"save_strategy": "steps", "save_steps": 3, **TARGETS}
     begun = build(kind, folder, tmp_path, FORMATS["plain"](rows[:32]), **options)
     begun.train()
@@ -182,7 +182,7 @@ def test_a_column_that_nothing_contradicts_is_used(tiny, tmp_path, rows):
 
 @pytest.fixture
 def recorded(tmp_path, rows, monkeypatch):
-    """A file of preferences whose column `prior` is recorded as the lexical one."""
+    """A file of preferences whose column `prior` is recorded as lexical."""
     monkeypatch.chdir(tmp_path)
     kept = [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in rows]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
@@ -240,7 +240,7 @@ open(f"{sys.argv[3]}/{rank}.json", "w").write(trainer.constraint.recorded)
 
 @pytest.mark.slow
 def test_all_processes_agree(tiny, tmp_path):
-    """Even where each has other data: the constraint is the main one's."""
+    """Even if each process has different data, the constraint is the main process's."""
     from helpers.project import ROOT
 
     (tmp_path / "two.py").write_text(_TWO)

@@ -1,4 +1,4 @@
-"""The metrics that join TRL's: means over the pairs, however these come in batches, accumulation and processes."""
+"""The metrics added to TRL's: means over pairs, whatever the batches, accumulation and processes."""
 
 import json
 import logging
@@ -115,7 +115,7 @@ def test_a_prediction_is_in_no_evaluation(tiny, rows, tmp_path):
 
 @pytest.mark.slow
 def test_scores_that_are_not_numbers_are_seen(tiny, rows, tmp_path):
-    """A diverged model is over no ceiling and under none. What does not depend on scores stays."""
+    """A diverged model has NaN metrics, except for those that do not depend on scores."""
     diverged = load("reward", tiny)
     with torch.no_grad():
         diverged.score.weight.fill_(math.nan)

@@ -1,4 +1,4 @@
-"""The modes in which people run TRL's trainers, with our loss in them."""
+"""The modes in which people run TRL's trainers, with our loss."""
 
 import math
 import warnings
@@ -423,7 +423,7 @@ def test_model_card(dpo, tmp_path):
 
 
 def test_another_order_of_evaluation_is_told(dpo, monkeypatch):
-    """What the trainer takes from TRL is checked against what TRL makes its metrics of."""
+    """The trainer checks the value that it takes from TRL against TRL's metrics."""
     trainer = dpo(go=False, **BINDING, learning_rate=1.0)
     from pcrm.trl.dpo import _Recorder
 

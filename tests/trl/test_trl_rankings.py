@@ -39,7 +39,7 @@ def as_rankings(rows):
 
 
 def by_hand(rankings):
-    """The comparisons of rankings, and how many their prompt has."""
+    """The comparisons of rankings, and the number of comparisons of their prompts."""
     rows, counts = [], []
     for ranking in rankings:
         found = []
@@ -99,7 +99,7 @@ def test_each_prompt_counts_once(make, rankings):
     assert sum(1 / n for n in counts) == pytest.approx(len(rankings))
 
     def weighted_sum(data, weights):
-        """By a loop over the pairs, each in a batch of its own without its weight."""
+        """Computed by a loop over the pairs, each in its own batch without its weight."""
         total = torch.tensor(0.0)
         for row, weight in zip(data, weights, strict=True):
             batch = trainer.data_collator([row | {"pcrm_weight": 1.0}])

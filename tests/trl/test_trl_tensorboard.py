@@ -81,7 +81,7 @@ def margins(kind, folder, rows, beta=0.1):
 
 
 def histograms(out):
-    """By tag, each with its step; of the single file in the folder."""
+    """The histograms by tag, each with its step, from the single file in the folder."""
     (file,) = out.rglob("events.out.tfevents.*")
     events = EventAccumulator(str(file), size_guidance={"histograms": 0, "scalars": 0}).Reload()
     tags = sorted(events.Tags()["histograms"], reverse=True)  # that of training first
@@ -102,7 +102,7 @@ def is_of(histogram, margins):
 
 
 def test_histograms_are_those_of_the_margins(kind, make, rows, request, tmp_path):
-    """A log's histogram has the pairs since the last one: here a whole epoch of 8, then half of one."""
+    """A histogram covers the pairs since the last log: here a whole epoch of 8 pairs, then half an epoch."""
     folder = request.getfixturevalue("tiny" if kind == "reward" else "tiny_policy")
     plain = FORMATS["plain"](rows)
     trainer = make(
@@ -130,7 +130,7 @@ def test_histograms_are_those_of_the_margins(kind, make, rows, request, tmp_path
 
 
 def test_they_move_with_training(kind, make, rows, tmp_path):
-    """Their means are those that TRL logs, and gradient accumulation's parts are all in them."""
+    """The means match TRL's log, and all parts of gradient accumulation are included."""
     trainer = make(FORMATS["plain"](rows), gradient_accumulation_steps=2, max_steps=4, learning_rate=1.0, **LOGGED)
     trainer.train()
     (logged,) = histograms(tmp_path / "out").values()

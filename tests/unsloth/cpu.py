@@ -11,7 +11,7 @@ import os
 
 
 def as_with_a_gpu():
-    """Import Unsloth with what it does to TRL on a GPU; `fast_model` then gives its models."""
+    """Import Unsloth so that it patches TRL as on a GPU; `fast_model` then returns its models."""
     os.environ |= {"TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1", "UNSLOTH_ALLOW_CPU": "1"}
     import unsloth  # noqa: F401
     from unsloth.models import rl
@@ -25,7 +25,7 @@ def as_with_a_gpu():
 
 
 def fast_model(folder, **options):
-    """A model of Unsloth's own loader with LoRA, on the CPU; what it would ask a device is made up."""
+    """A model from Unsloth's own loader with LoRA, on the CPU, with made-up properties of a device."""
     import torch
     from unsloth import FastLanguageModel
     from unsloth.models import llama

@@ -1,4 +1,4 @@
-"""Which scripts `pcrm run` imports Unsloth for; needs no Unsloth."""
+"""For which scripts `pcrm run` imports Unsloth; Unsloth is not needed."""
 
 import pytest
 from pcrm.commands import run

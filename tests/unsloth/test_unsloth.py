@@ -28,7 +28,7 @@ def folders(tmp_path_factory, rows):
 
 
 def python(folder, *arguments, path=()):
-    """Run Python in a folder, where Unsloth writes the trainers that it generates, and return what it wrote."""
+    """Run Python in a folder, where Unsloth writes the trainers that it generates, and return the output."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT / "pyproject", ROOT / "tests"]))}
     done = subprocess.run(
         [sys.executable, *map(str, arguments)], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
@@ -39,7 +39,7 @@ def python(folder, *arguments, path=()):
 
 @pytest.fixture(scope="module")
 def runs(folders, tmp_path_factory):
-    """What `runs.py` found, by the way in which Unsloth gets in."""
+    """The results of `runs.py`, by the way in which Unsloth is imported."""
     found = {}
 
     def run(way):
@@ -53,7 +53,7 @@ def runs(folders, tmp_path_factory):
 
 
 def assert_same(ours, theirs, within=1e-5):
-    """The same losses and gradients at each step. 1e-5 is what rounding in float32 makes of six steps."""
+    """The same losses and gradients at each step. Rounding in float32 causes differences of 1e-5 in six steps."""
     assert len(ours) == len(theirs) >= 2
     for a, b in zip(ours, theirs, strict=True):
         for name in ("loss", "grad_norm"):
@@ -149,7 +149,7 @@ sys.meta_path.insert(0, Recorder)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ligers_kernels(runs, kind):
-    """Liger's kernel of positions, run by Triton's interpreter: the same training to rounding."""
+    """Training with Liger's kernel for positions, in Triton's interpreter, is the same up to rounding."""
     assert_same(runs("liger")[kind]["with"], runs("liger")[kind]["without"], within=1e-4)
 
 

@@ -1,6 +1,6 @@
 """The plugin that Axolotl loads. It runs for every user of Axolotl who has pcrm installed, so it must stay light."""
 
-# Axolotl is in an environment of its own, not in that of the type checker.
+# Axolotl is not installed where the type checker runs.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations

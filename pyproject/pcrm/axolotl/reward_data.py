@@ -3,7 +3,7 @@
 `pcrm.trl` reads the column, and computes the priors `lexical` and `cosine` from the texts.
 """
 
-# Axolotl is in an environment of its own, not in that of the type checker.
+# Axolotl is not installed where the type checker runs.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Axolotl's trainers with pcrm's loss."""
 
-# Axolotl is in an environment of its own, not in that of the type checker.
+# Axolotl is not installed where the type checker runs.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations

@@ -11,9 +11,14 @@ loss, set `pref_loss: pcrm` or any of the keys below in the configuration. All o
 LLaMA-Factory's own; `pcrm llamafactory train --help` lists them.
 """
 
-_LAUNCHERS = """\
-one machine:       pcrm llamafactory train config.yaml [key=value ...]
-torchrun:          torchrun --nproc_per_node 8 -m pcrm.llamafactory train config.yaml
+_EXAMPLES = """\
+examples:
+  pcrm llamafactory train reward.yaml
+  pcrm llamafactory train dpo.yaml pref_loss=pcrm pcrm_prior=lexical
+
+launchers:
+  one machine:  pcrm llamafactory train config.yaml [key=value ...]
+  torchrun:     torchrun --nproc_per_node 8 -m pcrm.llamafactory train config.yaml
 As with llamafactory-cli, several GPUs or FORCE_TORCHRUN=1 start torchrun.
 """
 
@@ -25,7 +30,7 @@ def main(argv: list[str]) -> int:
         prog="pcrm llamafactory",
         usage="pcrm llamafactory train config.yaml [key=value ...]",
         description=_ABOUT,
-        epilog=_LAUNCHERS,
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

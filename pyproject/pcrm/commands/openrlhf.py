@@ -14,10 +14,15 @@ Run OpenRLHF's command of that name with the prior-constrained loss. All flags e
 OpenRLHF's own; `python -m openrlhf.cli.train_rm --help` lists them.
 """
 
-_LAUNCHERS = """\
-one process:  pcrm openrlhf train_rm ...
-DeepSpeed:    deepspeed --module pcrm.openrlhf train_rm ...
-torchrun:     torchrun --nproc_per_node 8 -m pcrm.openrlhf train_rm ...
+_EXAMPLES = """\
+examples:
+  pcrm openrlhf train_rm --model.model_name_or_path BASE --data.dataset pairs.jsonl --data.prompt_key prompt
+  pcrm openrlhf train_dpo --pcrm.config pcrm.toml --pcrm.prefix_sharing --ds.attn_implementation sdpa ...
+
+launchers:
+  one process:  pcrm openrlhf train_rm ...
+  DeepSpeed:    deepspeed --module pcrm.openrlhf train_rm ...
+  torchrun:     torchrun --nproc_per_node 8 -m pcrm.openrlhf train_rm ...
 """
 
 # If any of these is set, a launcher has started the processes of a job.
@@ -35,8 +40,9 @@ _LAUNCHED = (
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="pcrm openrlhf",
+        usage="pcrm openrlhf {train_rm,train_dpo} [--pcrm.NAME VALUE ...] [FLAGS OF OPENRLHF ...]",
         description=_ABOUT,
-        epilog=_LAUNCHERS,
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

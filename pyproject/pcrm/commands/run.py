@@ -9,14 +9,25 @@ import runpy
 import sys
 from pathlib import Path
 
+_ABOUT = """\
+Run a script that uses TRL, without changing it. The DPO trainer uses the constrained loss if its
+configuration sets `loss_type: [pcrm]`, and the reward trainer does if its configuration sets a field
+`pcrm_*`. Otherwise both train as TRL does.
+"""
+_EXAMPLES = """\
+examples:
+  pcrm run train.py --config dpo.yaml
+  pcrm run -m trl.scripts.reward --config reward.yaml
+"""
+
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="pcrm run",
         usage="pcrm run [-m] SCRIPT [ARGUMENTS ...]",
-        description="Run an unmodified script that uses TRL. The DPO trainer uses the constrained loss if its configuration "
-        "sets `loss_type: [pcrm]`, and the reward trainer does if its configuration sets a field `pcrm_*`. Otherwise both "
-        "train as TRL does.",
+        description=_ABOUT,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-m", action="store_true", help="treat SCRIPT as a module name")
     parser.add_argument("script", metavar="SCRIPT", help="the script, or with -m the module")

@@ -1,6 +1,6 @@
 """The prior of each pair in LLaMA-Factory's data: replacements for its loader, processor and collator."""
 
-# LLaMA-Factory is in an environment of its own, not in that of the type checker.
+# LLaMA-Factory is not installed where the type checker runs.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Install our replacements in LLaMA-Factory, and run its command line."""
 
-# LLaMA-Factory is in an environment of its own, not in that of the type checker.
+# LLaMA-Factory is not installed where the type checker runs.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """LLaMA-Factory's trainers with the constrained loss."""
 
-# LLaMA-Factory is in an environment of its own, not in that of the type checker.
+# LLaMA-Factory is not installed where the type checker runs.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The replacements for OpenRLHF's data set and trainers. Requires OpenRLHF."""
 
-# OpenRLHF is in an environment of its own, not in that of the type checker.
+# OpenRLHF is not installed where the type checker runs.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Register our trainers in ms-swift's `TrainerFactory`, for runs that ask for the loss `pcrm`."""
 
-# ms-swift is in an environment of its own, not in that of the type checker.
+# ms-swift is not installed where the type checker runs.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations

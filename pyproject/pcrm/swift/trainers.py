@@ -1,6 +1,6 @@
 """ms-swift's trainers with the constrained loss."""
 
-# ms-swift is in an environment of its own, not in that of the type checker.
+# ms-swift is not installed where the type checker runs.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations

@@ -177,12 +177,12 @@ class ConstraintMetrics:
         """Add the pairs of a batch.
 
         Args:
-            mode: Whether the batch trains.
+            mode: Whether the batch is from training or from evaluation.
             margin: Chosen minus rejected, shape (B,).
-            delta: The ceilings, shape (B,), or one number for all.
-            prior: The similarities, shape (B,).
-            demonstrations: Of the demonstration term.
-            gather: What makes the rows of all processes, shape (N, columns), of those of this one.
+            delta: Ceilings, shape (B,), or one number for all pairs.
+            prior: Similarities, shape (B,).
+            demonstrations: Values of the demonstration term, if it is used.
+            gather: Collects rows, shape (n, columns), from all processes.
         """
         with torch.no_grad():
             columns = [margin, torch.as_tensor(delta, dtype=margin.dtype, device=margin.device).expand_as(margin)]

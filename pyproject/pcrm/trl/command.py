@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import os
@@ -22,6 +23,27 @@ from .dry_run import DryRunDPOTrainer, DryRunRewardTrainer, Ended
 from .patch import replace_in_trl
 from .reward import PCRMRewardTrainer
 
+# The endings of files that `--dataset_name` accepts.
+_FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+
+_ABOUT = """\
+Train {what} with the prior-constrained loss. Accepts all flags of `trl {kind}`, and those of the constraint, --pcrm_*.
+With --config, the flags may be in a YAML file; flags on the command line override it.
+
+--dataset_name is a .jsonl, .jsonl.gz, .json, .csv or .parquet file, a folder of `save_to_disk`, or a data set on the hub.
+Rows have the columns chosen and rejected, and prompt unless both begin with it; or prompt, responses and ratings (rankings).
+"""
+_EXAMPLES = """\
+examples:
+  pcrm {kind} --model_name_or_path Qwen/Qwen3-0.6B --dataset_name pairs.jsonl --output_dir out --pcrm_prior lexical
+  pcrm {kind} --config {kind}.yaml --dry-run
+  accelerate launch -m pcrm {kind} --config {kind}.yaml
+"""
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """TRL's formatter, which shows defaults, but keeps the line breaks of the description and the examples."""
+
 
 def _is_saved(name: Any, *markers: str) -> bool:
     """Whether `name` is a folder of `save_to_disk`: one data set (state.json) or several splits (dataset_dict.json)."""
@@ -29,16 +51,19 @@ def _is_saved(name: Any, *markers: str) -> bool:
 
 
 @contextlib.contextmanager
-def _saved_folders_load() -> Iterator[None]:
-    """Let `datasets.load_dataset`, which TRL's scripts call, also read folders of `save_to_disk`."""
+def _more_formats_load() -> Iterator[None]:
+    """Let `datasets.load_dataset`, which TRL's scripts call, also read CSV files, as pcrm does, and folders of `save_to_disk`."""
     import datasets
 
     load: Any = datasets.load_dataset
 
     def load_dataset(path: Any, *args: Any, split: Any = None, streaming: bool = False, **options: Any) -> Any:
-        if not _is_saved(path, "state.json", "dataset_dict.json"):
+        if isinstance(path, str) and path.endswith(".csv") and os.path.isfile(path):
+            saved: Any = datasets.Dataset.from_list([row for _, row in read_rows(path)])
+        elif _is_saved(path, "state.json", "dataset_dict.json"):
+            saved = datasets.load_from_disk(path)
+        else:
             return load(path, *args, split=split, streaming=streaming, **options)
-        saved: Any = datasets.load_from_disk(path)
         if isinstance(saved, datasets.Dataset):
             saved = datasets.DatasetDict({"train": saved})
         if streaming:
@@ -97,7 +122,7 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> int:
     """Run TRL's command of that name, always with the constrained loss; return the exit status.
 
     It takes all of TRL's flags, its YAML file, and the flags of the constraint. A data set may also be
-    a folder of `save_to_disk`, and `--dataset_name` a .jsonl, .jsonl.gz or .parquet file. With `--dry-run`
+    a folder of `save_to_disk`, and `--dataset_name` may be a file. With `--dry-run`
     it prints what it would train, and trains nothing.
     """
     if kind == "reward":
@@ -106,6 +131,10 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> int:
         replace_in_trl(DPOConfig=PCRMDPOConfig, DPOTrainer=PCRMDPOTrainer)
     script = importlib.import_module(f"trl.scripts.{kind}")
     parser = script.make_parser(prog=f"pcrm {kind}")
+    parser.usage = f"pcrm {kind} [--config FILE] [FLAGS ...]"
+    parser.description = _ABOUT.format(kind=kind, what="a reward model" if kind == "reward" else "a policy with DPO")
+    parser.epilog = _EXAMPLES.format(kind=kind)
+    parser.formatter_class = _HelpFormatter
     parser.add_argument(
         "--dry-run",
         "--dry_run",
@@ -135,7 +164,7 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> int:
         fail("--model_name_or_path must be a checkpoint's folder or its name on the hub, got none")
     if name is None and not dataset_arguments.datasets:
         fail("--dataset_name must be a file, a folder or the name of a data set on the hub, got none")
-    if name is not None and name.endswith((".jsonl", ".jsonl.gz", ".parquet")) and not os.path.isfile(name):
+    if name is not None and name.endswith(_FILES) and not os.path.isfile(name):
         fail(f"--dataset_name must be an existing file, got {name}")
     is_file = name is not None and os.path.isfile(name)
     if name is not None and (is_file or _is_saved(name, "state.json")):
@@ -157,13 +186,15 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> int:
                 f"--test_split_size must be set with --eval_strategy, because {name} is a single split, got none: add "
                 "--test_split_size 0.1 to hold out 10% of its rows"
             )
-        reader = "parquet" if name.endswith(".parquet") else "json"
-        source = DatasetConfig(path=reader, data_files=name) if is_file else DatasetConfig(path=name)
-        dataset_arguments.datasets = [source]
+        if is_file and not name.endswith(".csv"):
+            reader = "parquet" if name.endswith(".parquet") else "json"
+            dataset_arguments.datasets = [DatasetConfig(path=reader, data_files=name)]
+        else:
+            dataset_arguments.datasets = [DatasetConfig(path=name)]
         dataset_arguments.streaming = script_arguments.dataset_streaming
         script_arguments.dataset_name = None
     try:
-        with _saved_folders_load(), contextlib.suppress(Ended):
+        with _more_formats_load(), contextlib.suppress(Ended):
             script.main(*arguments)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
