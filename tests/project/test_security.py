@@ -155,7 +155,7 @@ def test_weights_that_are_pickles_are_refused(tmp_path, tiny, monkeypatch):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (adapter / name).write_bytes((Path(tiny) / name).read_bytes())
     (adapter / "adapter_model.bin").write_bytes(content)
-    with pytest.raises(ValueError, match=r"adapter: has no adapter_model\.safetensors"):
+    with pytest.raises(ValueError, match=r"adapter: must have weights in adapter_model\.safetensors, got none"):
         RewardModel(adapter)
     assert not marker.exists()
     pickle.loads(content)
@@ -286,7 +286,7 @@ def test_an_adapter_names_no_module(tmp_path, tiny, monkeypatch):
     settings = {"peft_type": "LORA", "base_model_name_or_path": str(tiny), "target_modules": ["q_proj"]}
     settings |= {"megatron_config": {"a": 1}, "megatron_core": "evil"}
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="adapter: has a megatron_config, which names code to import"):
+    with pytest.raises(ValueError, match="adapter: must not have a megatron_config, which names code to import"):
         RewardModel(adapter)
     assert not (tmp_path / "imported").exists()
 
