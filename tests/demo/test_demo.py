@@ -122,14 +122,14 @@ def test_real_preferences(tmp_path, real_pairs):
     [
         ("missing.jsonl", None, "missing.jsonl: no such file"),
         ("bad.csv", b"a,b", "bad.csv: must end in .jsonl, .jsonl.gz or .parquet"),
-        ("bad.jsonl", b'{"chosen": "a", "rejected": "b"}\n{"chosen": \n', "bad.jsonl, line 2: must be JSON"),
-        ("latin.jsonl", b'{"chosen": "\xe9", "rejected": "b"}\n', "latin.jsonl, line 1: must be JSON"),
+        ("bad.jsonl", b'{"chosen": "a", "rejected": "b"}\n{"chosen": \n', "bad.jsonl, line 2: is not JSON"),
+        ("latin.jsonl", b'{"chosen": "\xe9", "rejected": "b"}\n', "latin.jsonl, line 1: is not JSON"),
         (
             "keys.jsonl",
             b'\n{"chosen": "a", "reject": "b"}\n',
             "keys.jsonl, line 2: has no rejected, its keys are chosen, reject",
         ),
-        ("list.jsonl", b"[1]\n", "list.jsonl, line 1: must be a JSON object with keys, got [1]"),
+        ("list.jsonl", b"[1]\n", "list.jsonl, line 1: is [1], must be an object"),
         (
             "type.jsonl",
             b'{"chosen": "a", "rejected": 3}\n',
