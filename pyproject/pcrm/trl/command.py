@@ -113,7 +113,7 @@ def _unknown_flag(argv: Sequence[str], flags: set[str]) -> str | None:
 def _how_to_resume(output_dir: str) -> str:
     """Return the end of the message about an interrupted run."""
     # The trainer's state is written last: without it, saving was interrupted.
-    complete = [path.parent for path in Path(output_dir).glob("checkpoint-*/trainer_state.json")]
+    complete = [path.parent for path in Path(output_dir).glob("checkpoint-[0-9]*/trainer_state.json")]
     checkpoint = max(complete, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), default=None)
     if checkpoint is None:
         return " before the first checkpoint was saved (--save_steps). Run the same command to start again"
