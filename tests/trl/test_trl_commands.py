@@ -363,6 +363,7 @@ def test_an_interrupted_run_says_how_to_resume(config, monkeypatch, capsys):
     )
     flags = ["--resume_from_checkpoint", str(out / "checkpoint-2")]
     message = f"pcrm reward: interrupted. To resume, run the same command with {' '.join(flags)}"
+    (out / "checkpoint-4").mkdir(parents=True)  # as if it was interrupted while saving
     assert interrupted_at(3) == (130, message)
     monkeypatch.setattr(pcrm.trl.PCRMRewardTrainer, "training_step", step)
     assert cli.main(["reward", "--config", file, *flags]) == 0

@@ -8,10 +8,10 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.prior_record import check_recorded
 from ..data.sources import Source, open_source, read_rows
@@ -112,7 +112,9 @@ def _unknown_flag(argv: Sequence[str], flags: set[str]) -> str | None:
 
 def _how_to_resume(output_dir: str) -> str:
     """Return the end of the message about an interrupted run."""
-    checkpoint = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+    # The trainer's state is written last: without it, saving was interrupted.
+    complete = [path.parent for path in Path(output_dir).glob("checkpoint-[0-9]*/trainer_state.json")]
+    checkpoint = max(complete, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), default=None)
     if checkpoint is None:
         return " before the first checkpoint was saved (--save_steps). Run the same command to start again"
     return f". To resume, run the same command with --resume_from_checkpoint {checkpoint}"
@@ -144,7 +146,7 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> int:
 
     def fail(message: object) -> NoReturn:
         """argparse's own `error` prints hundreds of lines of flags before the message."""
-        print(f"{parser.prog}: error: {message}\nRun {parser.prog} --help for the list of flags", file=sys.stderr)
+        print(f"{parser.prog}: error: {message}\nSee {parser.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 
     parser.error = fail
