@@ -315,9 +315,10 @@ def half_width(by_seed: Floats, resampled: Floats, posts: int) -> Floats:
     n = len(by_seed)
     of_posts = resampled.var(0, ddof=1)
     of_seeds = by_seed.var(0, ddof=1) / n if n > 1 else np.full(by_seed.shape[1], np.nan)
-    with np.errstate(invalid="ignore"):  # where nothing varies
+    with np.errstate(invalid="ignore"):  # where nothing varies, as the accuracies of two readings with the same order
         degrees = (of_posts + of_seeds) ** 2 / (of_seeds**2 / (n - 1) + of_posts**2 / (posts - 1))
-    return student.ppf(0.975, degrees) * np.sqrt(of_posts + of_seeds)
+    variance = of_posts + of_seeds
+    return np.where(variance == 0, 0.0, student.ppf(0.975, degrees) * np.sqrt(variance))
 
 
 def differences(

@@ -272,6 +272,16 @@ def test_interval_of_differences_covers(data):
     assert covered >= 190 - 4 * 3.1
 
 
+def test_interval_of_no_difference():
+    """Two readings with the same order have the same accuracy, in every seed and resample."""
+    import control
+
+    by_seed = np.array([[0.0, 0.1], [0.0, 0.2], [0.0, 0.4]])
+    half = control.half_width(by_seed, np.array([[0.0, 0.1], [0.0, 0.3]]), posts=40)
+    assert half[0] == 0 and half[1] > 0
+    assert np.isnan(control.half_width(by_seed[:1], by_seed, posts=40)).all(), "one seed tells nothing of seeds"
+
+
 @pytest.mark.slow
 def test_the_control(data, tmp_path):
     """Its command: killed or not, each run is kept; readings and their differences are in the table and in the file."""
