@@ -658,7 +658,7 @@ def write(out: Path, where: str, results: list[Result], times: dict, shares: dic
     lines += [
         "",
         "Liger's fused losses include the head of the language model. Its column is only the formula inside them, on log probabilities.",
-        "The eager token form receives its spans precomputed; pcrm finds them.",
+        "The eager token form gets precomputed spans, while pcrm finds them.",
         "",
         f"The bandwidth of the token form's forward pass, compared with a device copy of the same bytes (target: {TARGET_OF_COPY}):",
         "",

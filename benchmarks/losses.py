@@ -196,7 +196,7 @@ def write(results: dict[str, dict[str, list[float]]], alone: dict[str, list[floa
         f"(target: {TARGET_OF_COPY}).",
         "",
         *([f"The target against torch eager is not yet reached for {', '.join(missed)}.", ""] if missed else []),
-        "The eager token form receives its spans precomputed; pcrm and the loop compute them. The times in microseconds hold for",
+        "The eager token form gets precomputed spans, while pcrm and the loop compute them. The times in microseconds hold for",
         "this machine and this run only. [benchmarks.csv](benchmarks.csv) has them with their quantiles. Not tested in CI.",
         "",
         "![Time by size](benchmarks.png)",

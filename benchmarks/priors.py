@@ -141,8 +141,8 @@ def against_others(args: argparse.Namespace) -> list[str]:
     lines = [
         "# Benchmarks of the priors",
         "",
-        "Time of the priors relative to other implementations of the same numbers (up to hashing). A ratio below 1 means that pcrm is",
-        "faster. Each ratio is a median over rounds of one interleaved run. Measured by",
+        "Time of the priors relative to other implementations that compute the same numbers (except for hash collisions). A ratio below 1",
+        "means that pcrm is faster. Each ratio is a median over rounds of one interleaved run. Measured by",
         "",
         "<!-- notest: takes minutes on a quiet machine, and asserts nothing -->",
         "```",
@@ -168,9 +168,9 @@ def against_others(args: argparse.Namespace) -> list[str]:
         )
     lines += [
         "",
-        "The NumPy loop slices each pair from the same columns; `datasets.map` calls it for each row. HashingVectorizer uses the",
+        "The NumPy loop slices each pair from the same columns, and `datasets.map` calls that loop for each row. HashingVectorizer uses the",
         "n-grams of `pcrm.priors.lexical` and 2^20 buckets. `pcrm prior` adds the lexical prior to 100,000 lines of JSON with prompts;",
-        "it is compared with only reading and writing these lines. The einsum version takes three passes: a·b, a·a and b·b.",
+        "it is compared with only reading and writing these lines. The einsum version makes three passes: a·b, a·a and b·b.",
         "Not tested in CI.",
         "",
     ]
@@ -207,7 +207,7 @@ def speeds(rounds: int) -> list[str]:
         SPEEDS,
         "",
         f"CPU time of one thread, relative to the lexical prior in the same round. The responses have {tokens:.0f} tokens on average. Each round",
-        f"computes each prior on {len(rows):,} pairs, and on {FEW} for the transformer. Encoders use no cache. Measured by",
+        f"computes each prior on {len(rows):,} pairs, and on {FEW} for the transformer. The embedding cache is off. Measured by",
         "",
         "<!-- notest: takes a minute, and asserts nothing -->",
         "```",
@@ -225,7 +225,7 @@ def speeds(rounds: int) -> list[str]:
     return [
         *lines,
         "",
-        "The length ratio of texts spends its time in the tokenizer; the trainers already have the ids. The static encoder is",
+        "The length ratio of texts spends its time in the tokenizer; in the trainers, the texts are already token ids. The static encoder is",
         "sentence-transformers' `StaticEmbedding` with 256 dimensions. The transformer is all-MiniLM-L6-v2 with 22M parameters.",
         "Not tested in CI.",
         "",

@@ -20,7 +20,7 @@ type Float interface{ float32 | float64 }
 // monotone in s, so a constraint is valid if and only if delta is positive at both
 // ends, which [Constraint.Validate] checks.
 //
-// A random constraint (see [Random]) has Low and High instead. In place of s it takes
+// A random constraint (see [Random]) has Low and High instead. Its argument is not s but
 // a number u in [0, 1), which prior.RandomUniform derives from the pair and Seed:
 //
 //	delta(u) = low + (high-low)*u
@@ -51,7 +51,7 @@ func Random(low, high float64, seed uint64) Constraint {
 	return Constraint{Low: low, High: high, Seed: seed}
 }
 
-// IsRandom reports whether Delta takes a prior.RandomUniform instead of a similarity.
+// IsRandom reports whether Delta expects a prior.RandomUniform instead of a similarity.
 func (c Constraint) IsRandom() bool { return c.Low != 0 || c.High != 0 }
 
 // Delta returns delta(s) for one similarity, or delta(u) for one random number. NaN

@@ -22,7 +22,7 @@
 //	delta(s) = beta1/(s+beta2) + beta3, clipped to [floor, cap]
 //
 // Similar responses (s near 1) get a small ceiling, dissimilar ones a large one.
-// [Constraint] documents the curve, and package prior the similarities. Its
+// [Constraint] documents the curve. Package prior computes the similarities; its
 // LengthRatio needs only token ids.
 //
 // [RewardLoss] computes the loss and gradient of a batch. [TokenLoss] is the form of
@@ -53,8 +53,8 @@
 //	float64  2e-14 of the loss; 5e-15 of the terms of the gradient, which are at most 1
 //	float32  1.1e-6 of the loss; 2e-6 of the gradient if delta is at least 0.34
 //
-// plus 2^-1021 and 2^-125, because they replace exp(-|x|) below the smallest normal
-// number by 0. float32 scores may have any value, because the rounding error of the
+// plus 2^-1021 for float64 and 2^-125 for float32, because the kernels replace
+// exp(-|x|) by 0 where it is below the smallest normal number. float32 scores may have any value, because the rounding error of the
 // margin is carried along. A block with a NaN, an infinite score or an overflow is
 // left to the loop, so special values are those of [PairLoss] everywhere. [DPOLoss]
 // computes in float64 for both types.

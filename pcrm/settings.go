@@ -68,13 +68,13 @@ const defaultBeta2 = 0.001
 //  3. A given value is used. A missing value comes from the preset. Without a preset, it comes
 //     from the published setting for the task and the prior ("alpaca/<prior>" for reward
 //     models, "dpo/<prior>" for DPO). Without a preset and without any value of a curve, the
-//     default is targets: 1 for alike and 3 for unlike pairs.
+//     default is targets: 1 for similar and 3 for dissimilar pairs.
 //  4. A value without a published setting must be given: beta1 and beta3 for a curve of
 //     "lexical" or "column", delta for "fixed", low and high for "random". The defaults of
 //     the others are 0.001 for beta2, no floor, no cap, and 0 for seed.
 //  5. A value that the prior does not use is an error.
-//  6. Targets are given as a margin or a win probability for alike pairs and one for unlike
-//     pairs. They specify a curve that is fitted to the training data. Both sides must be
+//  6. Targets are given as a margin or a win probability for similar pairs and one for
+//     dissimilar pairs. They specify a curve that is fitted to the training data. Both sides must be
 //     given, without a preset or a value of a curve. Resolve returns an error for targets;
 //     [Settings.Targets] reads them.
 //

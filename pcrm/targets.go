@@ -21,7 +21,7 @@ func (t Targets) Validate() error {
 	return nil
 }
 
-// side holds the setting for alike or for unlike pairs: a margin or a win probability.
+// side holds the setting for similar or for dissimilar pairs: a margin or a win probability.
 type side struct {
 	name        string
 	target, win *float64
@@ -106,7 +106,7 @@ func (s Settings) Targets() (prior string, t *Targets, err error) {
 	}
 	t = &Targets{margins[0], margins[1]}
 	if s.WinUnlike != nil && t.Alike > 0 && t.Unlike <= t.Alike {
-		return "", nil, argErr("win_unlike", -1, "must be a margin greater than that of alike pairs (%v), got %v, a margin of %v",
+		return "", nil, argErr("win_unlike", -1, "must be a margin greater than that of similar pairs (%v), got %v, a margin of %v",
 			t.Alike, *s.WinUnlike, t.Unlike)
 	}
 	if err := t.Validate(); err != nil {

@@ -36,8 +36,8 @@ Not tested in CI: versions between the oldest and the newest. The last run used
 |---|---|---|---|
 {rows}
 
-Two tests depend on what the version supports. Before 1.14, Liger uses a DPO loss of its own, which is rejected. Before 1.9,
-`evaluate()` accepts only prepared data, in our trainers as in the stock ones.
+Two tests check a different behavior in older versions. Before 1.14, Liger uses a DPO loss of its own, which pcrm rejects. Before 1.9,
+`evaluate()` accepts only prepared data, both in our trainers and in the stock ones.
 """
 
 

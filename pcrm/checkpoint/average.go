@@ -58,7 +58,7 @@ type Average struct {
 	Weights   []float64 // w_i / sum_i w_i
 	Bytes     int64     // of the average's weights
 	Tensors   int
-	NotFinite int64  // the count of numbers of the average so far that are NaN or infinite
+	NotFinite int64  // how many numbers written so far are NaN or infinite
 	First     string // the tensor with the first such number
 
 	scaled  []float64 // the weights times a power of two; sum is their sum

@@ -32,8 +32,8 @@ type Options struct {
 	MinShared int
 
 	// Budget is the greatest number of tokens in a tree; 0 means no limit. When it is exceeded, a
-	// new tree begins, which repeats the tokens that its rows share with earlier rows. A longer row
-	// gets a tree of its own, or shares one with rows that add no token.
+	// new tree begins, which repeats the tokens that its rows share with earlier rows. A row longer
+	// than the budget gets a tree of its own, or shares one with rows that add no token.
 	Budget int
 }
 

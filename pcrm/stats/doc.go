@@ -1,6 +1,6 @@
 // Package stats computes statistics of a reward model's scores: accuracy, the size of the
-// margins, calibration, and the rank correlation with human ratings and with plain length.
-// It estimates the reward of a policy that is optimized against the scores, and it removes
+// margins, calibration, and the rank correlation with human ratings and with the length of the
+// responses. It estimates the reward of a policy that is optimized against the scores, and it removes
 // length bias from scores. `pcrm report`, `pcrm optimize` and `pcrm calibrate` use this
 // package. It is pure Go.
 //
@@ -22,6 +22,6 @@
 //	one response in every pool      the standard deviations of Reference
 //
 // Ties: a margin of 0 is not a correct choice. In Spearman's correlation, equal numbers get
-// the mean of their ranks. Kendall's tau-b leaves tied pairs out of both factors of its
-// denominator.
+// the mean of their ranks. In the denominator of Kendall's tau-b, one factor leaves
+// out the pairs that are tied in x, the other those tied in y.
 package stats

@@ -174,9 +174,9 @@ func softmax(weights, scores []float64, b float64) (kl float64) {
 // Reference describes the policy that the pools sample:
 //
 //	proxy/mean, gold/mean  mean over pools of the pool's mean
-//	proxy/sd, gold/sd      standard deviation within pools: the square root of the sum over all
-//	                       values of (value - mean of its pool)^2, divided by the number of
-//	                       values minus the number of pools
+//	proxy/sd, gold/sd      standard deviation within pools; its square is the sum over all values
+//	                       of (value - mean of its pool)^2, divided by the number of values
+//	                       minus the number of pools
 //
 // The standard deviation excludes the variance between prompts, because a policy cannot
 // exploit it. It is not defined if all pools have a single response. Intervals resample

@@ -21,7 +21,7 @@ type Report struct {
 	Failed   int
 }
 
-// Row is the worst result over the files of one kind. The errors are in the units of the
+// Row holds the largest errors over the files with one form, dtype and backend. The errors are in the units of the
 // table in the documentation of [Verify]. They are +Inf if the recorded or the recomputed value
 // is not finite and the two differ.
 type Row struct {

@@ -20,7 +20,7 @@ _NO_VALUE = (ValueError, OverflowError, KeyError)
 
 
 def rows_of(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any] | RowError]:
-    """Each row of an Arrow table, with JSON texts decoded, or what is wrong with the row."""
+    """Return each row of an Arrow table with JSON texts decoded, or what is wrong with the row."""
     try:
         rows: list[Any] = table.to_pylist()
     except _NO_VALUE as error:
@@ -38,7 +38,7 @@ def rows_of(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any] | RowError]
 
 
 def taken(table: pa.Table, indices: list[int]) -> pa.Table:
-    """The rows of an Arrow table with these indices, in the order of the indices, which may repeat."""
+    """Take rows of an Arrow table by index, in the order of the indices. Indices may repeat."""
     import pyarrow as pa
 
     # Arrow cannot `take` from views or from types that contain them, but it can slice and concatenate them.

@@ -44,9 +44,9 @@ class _AnyBatch:
         raise NotImplementedError
 
     def table(self, schema: pa.Schema) -> pa.Table | None:
-        """Only these columns, with these types, null where a row lacks one. Much faster than `rows`.
+        """A table of only these columns, with these types, and null where a row lacks a column. Much faster than `rows`.
 
-        None if some row is bad or does not fit the types: `rows` says which.
+        None if some row is bad or does not fit the types; `rows` then says which row.
         """
         raise NotImplementedError
 
@@ -76,7 +76,7 @@ class LineBatch(_AnyBatch):
         self.end += len(lines)
 
     def replaced(self, lines: list[bytes], rows: list[int]) -> LineBatch:
-        """A batch with other lines in place of these. `rows` has the index of the row that each was made from."""
+        """Return a batch with new lines in place of these. `rows[i]` is the index of the row that line i was made from."""
         batch = LineBatch(self.name, self.start, self.unit)
         batch.end, batch.lines, batch.numbers = self.end, lines, [self.numbers[i] for i in rows]
         return batch
@@ -126,7 +126,7 @@ class TableBatch(_AnyBatch):
         self.numbers: Sequence[int] = range(start, self.end)
 
     def replaced(self, table: pa.Table, rows: list[int]) -> TableBatch:
-        """A batch with the rows of a table in place of these. `rows` has the index of the row that each was made from."""
+        """Return a batch with the rows of a table in place of these. `rows[i]` is the index of the row that row i was made from."""
         batch = TableBatch(self.name, self.start, table)
         batch.end, batch.numbers = self.end, [self.numbers[i] for i in rows]
         return batch

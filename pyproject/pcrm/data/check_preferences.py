@@ -284,7 +284,7 @@ class Survey:
         return len(self.numbers)
 
     def add(self, row: dict[str, Any] | RowError, number: int) -> Preference | None:
-        """Take the next row, and return it parsed, or None if it cannot be used."""
+        """Add the next row, and return it parsed, or None if it cannot be used."""
         self.rows += 1
         try:
             if isinstance(row, RowError):

@@ -48,7 +48,7 @@ def check_recorded(record: dict[str, Any] | None, prior: str, said: str, where: 
     Args:
         record: The record of the column, or None without one.
         prior: The prior that the betas are for. "column" and priors without a similarity always pass.
-        said: The source of the betas for messages, such as `--preset alpaca/cosine`.
+        said: What set the betas, for messages, such as `--preset alpaca/cosine`.
         where: The data, for messages.
 
     Raises:

@@ -206,14 +206,16 @@ def _taken(name: str) -> str:
 
 
 def kind_of_rows(source: Source, kinds: Iterable[tuple[str, ...]], wanted: str) -> tuple[str, ...]:
-    """The kind of the rows: the first kind whose columns a table has, or the kind of the first line that has one.
+    """Return the kind of the rows.
+
+    For a table, this is the first kind whose columns it has; for lines, the kind of the first line that has one.
 
     Args:
         kinds: For each kind, the columns that its rows must have.
-        wanted: The kinds in words, for the error.
+        wanted: A description of the kinds, for the error.
 
     Raises:
-        ValueError: The rows are of no kind, or there are no rows.
+        ValueError: The rows are of none of the kinds, or there are no rows.
     """
 
     def kind_of(columns: Any) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""Files of rows, read in order. Memory holds one batch at a time, whatever the size of the file.
+"""Files of rows, read in order. Only one batch is in memory at a time, however large the file is.
 
     .jsonl, .jsonl.gz    one object per line; blank lines are ignored
     .json                an array of objects, or the same as .jsonl
@@ -8,7 +8,7 @@
     anything else        the name of a data set on the hub, which is streamed
 
 A UTF-8 byte order mark at the start of a file is ignored. Errors name the file with the line, or with the row, counted
-from 0, where a file has no lines.
+from 0, if the file has no lines.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Source:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """A fingerprint of the data. A resumed run compares it."""
+        """A fingerprint of the data, by which a resumed run notices changed data."""
         raise NotImplementedError
 
     @property

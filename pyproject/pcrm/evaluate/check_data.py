@@ -2,7 +2,8 @@
 
 `check` reads the rows once. `data.check_preferences` finds the problems of rows. This module measures: lengths, shared
 beginnings, the prior and the effect of targets, how a reward model judges the labels, and the overlap of two files. A row
-takes about 200 bytes of memory, whatever its texts. A ranking is measured by its first best and first worst response.
+takes about 200 bytes of memory, however long its texts are. For a ranking, its first best and its first worst response
+are measured.
 """
 
 from __future__ import annotations
@@ -215,7 +216,7 @@ def _read(source: Source, survey: Survey, use: Callable[[list[Preference]], None
 
 
 def _surveyed(batch: Batch, survey: Survey) -> list[Preference]:
-    """The good rows of a batch, after the survey has taken all of its rows."""
+    """Add all rows of a batch to the survey, and return the good ones."""
     survey.name, survey.unit = batch.name, batch.unit
     found = batch.rows(COLUMNS)
     if len(found) < len(batch) or any(isinstance(row, dict) and not row.keys() & _TEXTS for row in found[:1]):
@@ -274,7 +275,7 @@ class _Measures:
         self._rows = 0
 
     def add(self, found: list[Preference], survey: Survey) -> None:
-        """Take the next good rows, after the survey has taken them."""
+        """Measure the next good rows, which are already in the survey."""
         if not found:
             return
         if self.kind is None:
@@ -587,7 +588,10 @@ def _quantiles(x: Any) -> dict[str, float]:
 
 
 def repeated_tokens(s: Survey, sizes: _Sizes) -> Finding:
-    """What prefix sharing saves. A lower bound, because it also shares beginnings of only some responses to a prompt."""
+    """Measure a lower bound of what prefix sharing saves.
+
+    Prefix sharing also shares beginnings that only some of the responses to a prompt have.
+    """
     shortest = _MIN_SHARED * (1 if sizes.unit == "tokens" else _CHARACTERS)
     total = int(sizes.whole.sum())
     responses = np.bincount(sizes.of, minlength=len(sizes.row))

@@ -102,7 +102,7 @@ class RewardModel:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """A fingerprint of the model. A resumed run compares it."""
+        """A fingerprint of the model, by which a resumed run notices a changed model."""
         names = {self.name, getattr(self._model.base_model, "name_or_path", self.name)}
         return {name: identity_of(name, self._model.config) for name in sorted(names)}
 

@@ -113,7 +113,7 @@ def write_divided(head: ScoreHead, out: str | os.PathLike[str], divisor: float) 
     Raises:
         OSError: A file cannot be read or written.
         ValueError: `out` is not empty, or another process writes it; a tensor of the head does not hold floating-point
-            numbers, or a result is not finite; the divisor is out of range. Then nothing is written.
+            numbers, or a result is not finite; the divisor is out of range. Nothing has been written.
         RuntimeError: The native library is not available.
     """
     library = native.library()

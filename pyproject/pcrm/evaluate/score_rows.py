@@ -174,7 +174,7 @@ _Scores = dict[str | None, np.ndarray]
 def _by_prompt(rows: dict[int, Row], kind: Kind, count: int, prompt_once: bool) -> list[dict[int, Row]]:
     """Split the rows into `count` parts that take about the same time. Rows with the same prompt are in the same part.
 
-    There they share the prompt, and equal texts are computed once. Without a prompt, rows whose responses begin alike are
+    A prompt and equal texts are then computed once. Without a prompt, rows whose responses begin alike are
     in the same part or in neighboring parts.
 
     Args:
@@ -203,7 +203,7 @@ def _by_prompt(rows: dict[int, Row], kind: Kind, count: int, prompt_once: bool) 
 def _scores_of_share(
     models: dict[str, RewardModel], share: _Share, progress: Callable[[float], object] | None = None
 ) -> dict[int, _Scores | RowError]:
-    """The scores of each row, or its error. Unless bad rows are skipped, the first error may be the only result."""
+    """Return the scores of each row, or its error. Unless bad rows are skipped, the result may be only the first error."""
     model, found = models[share.model], dict[int, Any]()
     encoded: dict[int, _Encoded] = {}
     for i, row in share.rows.items():

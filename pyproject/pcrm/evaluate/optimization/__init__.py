@@ -57,7 +57,7 @@ class Curve:
 class Reference:
     """The results of the reference policy. Shape (3,) each: a value and the ends of its 95% interval.
 
-    Standard deviations are within a pool, NaN if no pool has two responses.
+    Standard deviations are within pools; they are NaN if no pool has two responses.
     """
 
     proxy_mean: Floats
@@ -69,7 +69,8 @@ class Reference:
 def best_of_n(pools_scores: Pools, pools_gold: Pools, counts: Sequence[int] | None = None) -> Curve:
     """Results of best of n: draw n responses and keep the one with the highest proxy score.
 
-    Expected values are over all subsets of each pool, an unbiased estimate. kl = log n - (n - 1)/n.
+    Expected values are exact over all subsets of n responses of a pool, and unbiased for the policy.
+    kl = log n - (n - 1)/n.
 
     Args:
         pools_scores: For each prompt, the scores of its responses: at least one, finite.
@@ -95,7 +96,8 @@ def best_of_n(pools_scores: Pools, pools_gold: Pools, counts: Sequence[int] | No
 def softmax_policy(pools_scores: Pools, pools_gold: Pools, coefficients: Sequence[float] = COEFFICIENTS) -> Curve:
     """Results of the optimum of RL with a KL penalty of weight b, among the policies on a pool.
 
-    The optimum is proportional to exp(score / b) over the uniform reference. Expected values and KL divergence are exact.
+    For the uniform reference on the pool, the optimum is proportional to exp(score / b). Expected values and KL divergence
+    are exact.
 
     Args:
         pools_scores, pools_gold: As in `best_of_n`.
@@ -110,7 +112,7 @@ def softmax_policy(pools_scores: Pools, pools_gold: Pools, coefficients: Sequenc
 
 
 def reference(pools_scores: Pools, pools_gold: Pools) -> Reference:
-    """Results of the reference policy, which the pools are samples of. Arguments and errors are as in `best_of_n`."""
+    """Results of the reference policy, from which the pools were sampled. Arguments and errors are as in `best_of_n`."""
     found = statistics.reference(*_flat(pools_scores, pools_gold))
     return Reference(*(_triple(found, key) for key in ("proxy/mean", "proxy/sd", "gold/mean", "gold/sd")))
 
