@@ -277,7 +277,7 @@ def test_bad_batches(model):
         reward_function(model)(prompts=["one", "two"], completions=[" two"])
     with pytest.raises(
         ValueError,
-        match=r"completion 1 of the batch: completions\[1\] with its prompt must have at most \d+ tokens, got \d+",
+        match=r"completion 1 of the batch: completions\[1\] with its prompt must have at most 2048 tokens, got \d+",
     ):
         reward_function(model)(prompts=["a", "a"], completions=[" two", " two" * 3000])
 
