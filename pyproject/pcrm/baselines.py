@@ -1,10 +1,9 @@
 """Losses of other papers, for comparison. `pcrm.functional` exports them too.
 
-They take the same shapes, dtypes, devices and reductions as `pcrm_loss` and `pcrm_dpo_loss`,
-so you can switch losses by changing one word. Torch computes them under every backend, so
-second derivatives work too. In a graph of `torch.compile` the values of margins, gaps, offsets
-and lengths are not checked. Each loss is a function of a pair's margin and one extra number per
-pair; docs/baselines.md lists them in a table. Plain Bradley-Terry is `pcrm_loss` with
+They accept the same shapes, dtypes, devices and reductions as `pcrm_loss` and `pcrm_dpo_loss`.
+Torch computes them under every backend, so second derivatives work too. In a graph of
+`torch.compile` the values of margins, gaps, offsets and lengths are not checked. Each loss is a
+function of a pair's margin and one extra number per pair; docs/baselines.md lists them in a table. Plain Bradley-Terry is `pcrm_loss` with
 delta = inf. Plain DPO is `pcrm_dpo_loss` with delta = inf, and `cdpo_loss` adds label smoothing.
 Centering (arXiv 2312.09244) is the option `center_rewards_coefficient` of `pcrm_loss`.
 `pcrm.trace` does not record these losses.
@@ -35,8 +34,8 @@ def llama2_margin_loss(
 
         L = -log sigmoid(chosen - rejected - margin)
 
-    A larger margin pushes the scores further apart. Llama 2 uses margins up to 1 or up to 3,
-    depending on how clear the preference is. With margin 0 this is the Bradley-Terry loss.
+    A larger margin pushes the scores further apart. Llama 2 gives clearer preferences larger
+    margins, up to 1 in one variant and up to 3 in another. With margin 0 this is the Bradley-Terry loss.
     Source: arXiv 2307.09288, equation 2. TRL reads the margin from the column `margin`.
 
     Args:
@@ -65,8 +64,8 @@ def l2_reward_loss(
         L = -log sigmoid(chosen - rejected) + coefficient * (chosen**2 + rejected**2)
 
     The penalty limits the scale of the scores, and with it the margins. It comes from no
-    particular paper: it is weight decay on the outputs. Compared with centering, it also
-    penalizes the margin, since
+    particular paper: it is weight decay on the outputs. Unlike centering, it also penalizes the
+    margin, since
     `chosen**2 + rejected**2 = ((chosen + rejected)**2 + (chosen - rejected)**2) / 2`.
 
     Args:
@@ -99,7 +98,7 @@ def ipo_loss(
         L = (h - 1 / (2 beta))**2
 
     TRL's `loss_type: ipo` uses log probabilities per token (the sum divided by the response's
-    length), which TRL says the paper's experiments used. This function takes either kind, but
+    length), which TRL says the paper's experiments used. This function accepts either kind, but
     beta has a different scale for each. Source: arXiv 2310.12036, equation 17, where beta is
     called tau.
 
@@ -156,8 +155,8 @@ def rpo_distance_loss(
         reduction: "mean", "sum" or "none".
 
     Returns:
-        As `pcrm_dpo_loss`. Where z is close to x, a divergence has the rounding error of numbers
-        up to 1 and may be negative by that much.
+        As `pcrm_dpo_loss`. Where z is close to x, rounding can make a divergence slightly
+        negative, by about the rounding error of a number near 1.
 
     Raises:
         TypeError, ValueError: As in `pcrm_dpo_loss`. Also if `distance` is unknown, `eta` is not
@@ -182,12 +181,12 @@ def odpo_loss(
     beta: float = 0.1,
     reduction: Reduction = "mean",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """DPO loss with an offset (ODPO), which asks for implicit rewards that differ by more than the offset.
+    """DPO loss with an offset (ODPO), which pushes the implicit rewards apart by more than the offset.
 
         L = -log sigmoid(z - offset)
 
     with z as in `pcrm_dpo_loss`. With offset 0 this is the DPO loss. Source: arXiv 2402.10571,
-    where the offset is alpha times the logarithm of the difference of two scores.
+    where the offset is alpha times the logarithm of the difference between the scores of both responses.
 
     Args:
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:

@@ -1,11 +1,11 @@
 """The losses as functions of tensors: pcrm's own, and those of `pcrm.baselines` for comparison.
 
-The forward pass computes both the loss and its gradient; the backward pass only scales that
+The forward pass computes both the loss and its gradient; the backward pass only multiplies that
 gradient by the incoming one. `pcrm.backends` selects the implementation. All implementations
 agree to rounding. On a CUDA device the work is queued on the current stream, and a CUDA graph
-can capture it after one call outside the graph, which loads the kernels. torch computes
-wherever it must trace the computation: torch.func's transforms, forward-mode differentiation
-and torch.jit.trace.
+can capture it after one call outside the graph, which loads the kernels. The torch
+implementation is always used where torch must trace the computation: in torch.func's transforms,
+forward-mode differentiation and torch.jit.trace.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def pcrm_loss(
         chosen_rewards: Scores of the chosen responses, shape (B,), float32, float64,
             bfloat16 or float16.
         rejected_rewards: Scores of the rejected responses, with the same shape, dtype and device.
-        delta: The constraint of each pair, shape (B,), or one number for all pairs. Greater
+        delta: The ceiling of each pair's margin, shape (B,), or one number for all pairs. Greater
             than 0, in units of the score; +inf leaves a pair unconstrained. No gradient flows
             through it.
-        label_smoothing: Weight e of the swapped pair, in [0, 0.5). With a finite delta it
+        label_smoothing: Weight e of the pair with its labels swapped, in [0, 0.5). With a finite delta it
             adds the constant e * delta and does not change the gradient. With delta = +inf the
             loss is -(1-e) log sigmoid(m) - e log sigmoid(-m).
         center_rewards_coefficient: Coefficient c, at least 0. Adds c * (chosen + rejected)**2
@@ -100,7 +100,7 @@ def pcrm_token_loss(
     Applies the pair loss of `pcrm_loss` at each position of a span, takes the mean over the
     span, then reduces over the pairs. The span begins at the first position where the two rows
     of token ids differ and ends with the longer response. Two equal rows are compared at their
-    last position. Positions where the shorter response is padded count, as in the released code.
+    last position. Positions where the shorter response is padded count too, as in the released code.
 
     The attention masks say where each response ends. Without masks, a response ends at the
     first `pad_token_id` at or after the first difference. That is wrong if the pad token
@@ -116,7 +116,7 @@ def pcrm_token_loss(
         rejected_ids: The same for the rejected rows.
         delta: The constraint of each pair, shape (B,), or one number for all pairs, as in
             `pcrm_loss`.
-        pad_token_id: The id of the padding, at least 0. Required without masks, ignored with them.
+        pad_token_id: The id of the pad token, at least 0. Required without masks, ignored with them.
         chosen_mask: 1 or True at the tokens of the chosen row, 0 or False at its padding, shape
             (B, L): a tokenizer's `attention_mask`. Pass both masks or neither. With masks, the
             ids must be less than 2**31 - 1.

@@ -1,4 +1,4 @@
-"""The losses as torch modules: each holds a constraint and its settings and takes the prior of each pair."""
+"""The losses as torch modules: each holds a constraint and its settings; a call needs the prior of each pair."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PCRMLoss(torch.nn.Module):
     Computes `pcrm.functional.pcrm_loss` with delta = constraint.delta(prior).
 
     Args:
-        constraint: Maps the prior of a pair to the ceiling of its margin.
+        constraint: Maps the prior (similarity) of a pair to delta, the ceiling of its margin.
         label_smoothing, center_rewards_coefficient, reduction, check_finite: As in
             `pcrm.functional.pcrm_loss`.
 
@@ -63,7 +63,7 @@ class PCRMLoss(torch.nn.Module):
 
         Args:
             similarities: The priors of all training pairs, not of one batch. As in `Constraint.fit`.
-            target_alike, target_unlike: The target margins of alike and of unlike pairs, as in `Constraint.fit`.
+            target_alike, target_unlike: The target margins of similar and of dissimilar pairs, as in `Constraint.fit`.
             settings: The other arguments of `PCRMLoss`.
 
         Raises:
@@ -99,7 +99,7 @@ class PCRMDPOLoss(torch.nn.Module):
     Computes `pcrm.functional.pcrm_dpo_loss` with delta = constraint.delta(prior).
 
     Args:
-        constraint: Maps the prior of a pair to the ceiling of its implicit-reward margin.
+        constraint: Maps the prior (similarity) of a pair to delta, the ceiling of its implicit-reward margin.
         beta, label_smoothing, reduction: As in `pcrm.functional.pcrm_dpo_loss`.
 
     Raises:
@@ -130,7 +130,7 @@ class PCRMDPOLoss(torch.nn.Module):
 
         Args:
             similarities: The priors of all training pairs, not of one batch. As in `Constraint.fit`.
-            target_alike, target_unlike: The target margins of alike and of unlike pairs, as in `Constraint.fit`.
+            target_alike, target_unlike: The target margins of similar and of dissimilar pairs, as in `Constraint.fit`.
             settings: The other arguments of `PCRMDPOLoss`.
 
         Raises:

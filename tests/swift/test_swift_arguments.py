@@ -48,7 +48,11 @@ def test_other_losses_are_left_alone(config, loss):
         ),
         (arguments("kto"), None, "--rlhf_type must be rm or dpo with --loss_type pcrm, got kto"),
         (SimpleNamespace(loss_type="pcrm"), None, "--rlhf_type must be rm or dpo with --loss_type pcrm, got None"),
-        (arguments("dpo", ["pcrm", "sft", "pcrm"]), None, "--loss_type must have pcrm once, got pcrm sft pcrm"),
+        (
+            arguments("dpo", ["pcrm", "sft", "pcrm"]),
+            None,
+            "--loss_type must contain pcrm exactly once, got pcrm sft pcrm",
+        ),
         (
             arguments("dpo", packing=True, padding_free=True),
             None,

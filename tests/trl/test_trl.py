@@ -142,7 +142,7 @@ def test_rows_of_a_batch_without_a_prior_are_refused(train, rows, lacking):
 
     trainer = train(data=IterableDataset.from_generator(generate), go=False, pcrm_beta1=10.0)
     with pytest.raises(
-        ValueError, match=f"row {lacking} of a batch must have a 'prior' like other rows of it, got none"
+        ValueError, match=f"row {lacking} of a batch must have a 'prior', because other rows have one, got none"
     ):
         trainer.train()
 

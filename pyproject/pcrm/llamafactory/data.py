@@ -89,7 +89,7 @@ class PriorLoader:
 
 
 def _texts(row: Mapping[str, Any]) -> dict[str, str]:
-    """Both responses of an aligned row. LLaMA-Factory later drops rows without two, so their prior does not matter."""
+    """Both responses of an aligned row. LLaMA-Factory later drops rows that lack one, so their prior does not matter."""
     responses = row["_response"] if len(row["_response"]) > 1 else [{"content": "none"}] * 2
     # Without the key `prompt`, the common beginning of both would be taken for the prompt.
     return {"prompt": "", "chosen": responses[0]["content"], "rejected": responses[1]["content"]}

@@ -50,8 +50,8 @@ class PCRMPairWiseLoss(torch.nn.Module):
         Args:
             chosen_reward, reject_reward: Scores, shape (B,). bfloat16 and float16 scores, OpenRLHF's default, are
                 subtracted in float32.
-            margin: Prior similarities in [0, 1], shape (B,). OpenRLHF passes a column of whole numbers as integers.
-                They are used as they are: 0 and 1 are priors, a rating such as 3 is not.
+            margin: Prior similarities in [0, 1], shape (B,). OpenRLHF passes a column of whole numbers as integers,
+                which are accepted if they are 0 or 1; a rating such as 3 is an error.
 
         Returns:
             A scalar: float64 for float64 scores, else float32.

@@ -35,7 +35,7 @@ class PCRMRewardDataset(RewardDataset):
         dataset: A `datasets.Dataset` of preferences.
         prior: "random" draws the numbers of a random constraint. Any other prior is read from the column `prior` if the
             data set has one. Without the column, "length_ratio" is computed from the token ids used in training, with
-            OpenRLHF's end-of-text token and truncation; other priors are an error, because `pcrm prior` computes them.
+            OpenRLHF's end-of-text token and truncation; other priors are an error: add the column with `pcrm prior`.
         seed: Seed of "random".
         computed: Whether the length ratio was explicitly requested, so that a column `prior` is an error.
         args, kwargs: As in `RewardDataset`.
@@ -125,7 +125,7 @@ class PCRMRewardModelTrainer(LogsConstraint, RewardModelTrainer):
         args, kwargs: As in `RewardModelTrainer`.
 
     Raises:
-        ValueError: OpenRLHF's flags ask for another loss or for its own margin, or its flags or its model do not work
+        ValueError: OpenRLHF's flags ask for another loss or for OpenRLHF's margin, or the flags or the model do not work
             with prefix sharing.
     """
 
@@ -139,8 +139,8 @@ class PCRMRewardModelTrainer(LogsConstraint, RewardModelTrainer):
             )
         if self.margin_loss:
             raise ValueError(
-                "--model.margin_loss_enable must not be set, because it shifts the margin that the constraint bounds, got it: "
-                "remove it; the prior needs no flag here"
+                "--model.margin_loss_enable must not be set, because it shifts the margin that the constraint bounds, got "
+                "the flag: remove it. The prior needs no flag here"
             )
         if prefix_sharing:
             _share_prefixes(self.strategy, self.packing_samples, self.model)

@@ -1,4 +1,4 @@
-"""Prior similarities of two responses: numbers s in [0, 1], where 1 means alike.
+"""Prior similarities of two responses: numbers s in [0, 1], where 1 means most similar.
 
 A prior depends on token ids or texts but not on the model. It can be computed once per data
 set, or in the collator. `annotate` computes it for a batch of rows in any worker process.

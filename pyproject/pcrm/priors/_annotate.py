@@ -56,8 +56,8 @@ def annotate(
         with_prompt: Whether to compare prompt + response, as the authors do, instead of the
             responses alone.
         angular: See `cosine`.
-        encoder: `pooling`, `device`, `batch_size`, `max_length` and `cache` of the `Encoder`, if
-            `model` is a path or a name.
+        encoder: Further arguments of `Encoder`, if `model` is a path or a name: `pooling`, `device`,
+            `batch_size`, `max_length` and `cache`.
 
     Returns:
         A batch of the same kind with the new column. The input batch is not changed. The column is
@@ -159,5 +159,5 @@ def prior_tensor(column: Iterable[Any]) -> torch.Tensor:
 
 
 def _unpacked(column: Any) -> Any:
-    """Convert a column of ids, such as a NumPy array of arrays, to what `length_ratio` takes."""
+    """Convert a column of ids, such as a NumPy array of arrays, to what `length_ratio` accepts."""
     return column if isinstance(column, torch.Tensor) else list(column)

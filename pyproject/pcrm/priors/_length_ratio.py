@@ -15,14 +15,14 @@ def length_ratio(chosen_ids: Ids, rejected_ids: Ids, *, pad_token_id: int | None
         s = min(a, b) / max(a, b)
 
     a and b count the tokens from the first difference on, so both rows may begin with the same
-    prompt. s is 1 if both counts are 0: identical responses are alike. Source: arXiv 2404.00978,
+    prompt. s is 1 if both counts are 0: the responses are identical. Source: arXiv 2404.00978,
     section 3.2.1.
 
     Args:
         chosen_ids: Token ids of the chosen responses: a sequence of B sequences, an Arrow column of
             lists (read without a copy), or an integer tensor of shape (B, L), padded on the right.
         rejected_ids: The same for the rejected responses. L may differ.
-        pad_token_id: The id of the padding, at least 0. A response ends at its first occurrence at
+        pad_token_id: The id of the pad token, at least 0. A response ends at its first occurrence at
             or after the first difference. None if nothing is padded: every id counts. If the pad
             token also occurs inside responses (for example, pad equal to eos), pass unpadded
             sequences and None.

@@ -48,8 +48,8 @@ class Encoder:
             batched together.
         max_length: Maximum number of tokens of a text, including special tokens. Longer texts are
             truncated. The default is the length that the checkpoint was made for; a static encoder
-            reads whole texts. A model with relative, rotary or scaled positions accepts more; a
-            model with a table of positions does not.
+            reads whole texts. A model with relative, rotary or scaled positions accepts a larger
+            maximum; a model with a table of positions does not.
         cache: Where to keep embeddings: a folder, True for the default folder, or False for no
             cache.
 
@@ -111,8 +111,8 @@ class Encoder:
 
     @cached_property
     def identity(self) -> str:
-        """A SHA-256 of everything the embeddings depend on: the checkpoint's files, or its commit on the
-        hub, the pooling and the maximum length.
+        """A SHA-256 of everything the embeddings depend on: the checkpoint's files (or its commit on the
+        hub), the pooling and the maximum length.
         """
         content = self._body.commit or content_hash(Path(self.model))
         return hashlib.sha256(json.dumps([content, self.pooling, self.max_length]).encode()).hexdigest()

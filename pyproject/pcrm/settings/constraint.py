@@ -37,13 +37,14 @@ class Constraint:
         delta(s) = beta1 / (s + beta2) + beta3, clipped to [floor, cap]
 
     s in [0, 1] is the prior similarity of the two responses. delta, in units of the score, is
-    the ceiling of their margin, and delta / 2 is the target margin. Alike responses get a small
-    ceiling, unlike responses a large one. Source: arXiv 2404.00978, section 3.2.
+    the ceiling of their margin, and delta / 2 is the target margin. Similar responses get a
+    low ceiling, dissimilar responses a high one. Source: arXiv 2404.00978, section 3.2.
 
     Args:
         beta1: Scale of the curve, finite.
         beta2: Offset of the similarity, finite and at least 0.
-        beta3: Offset of delta; +inf leaves every pair unconstrained.
+        beta3: Offset of delta; +inf leaves all pairs unconstrained.
+
         floor: The smallest delta, greater than 0, or None for no floor.
         cap: The largest delta, greater than 0, or None for no cap.
         low, high, seed: Parameters of a random constraint. Use `Constraint.random` to set them.
@@ -145,7 +146,7 @@ class Constraint:
 
             delta(u) = low + (high - low) * u
 
-        u in [0, 1) takes the place of the similarity. `pcrm.priors.random_uniform` computes it
+        u in [0, 1) is used instead of the similarity. `pcrm.priors.random_uniform` computes it
         from the seed and the token ids of both responses, so a pair has the same delta in every
         epoch, batch and process.
 
@@ -207,18 +208,20 @@ class Constraint:
 
         floor = 2 target_alike and cap = 2 target_unlike keep delta positive and bounded outside
         the quantiles. If s_mid is at or above the middle of the quantiles, the curve is nearly a
-        straight line and its target at s_mid is below midway. To give targets as win
-        probabilities, use `target_alike=pcrm.margin_of(0.7)`.
+        straight line, and the target at s_mid is below the midpoint of both targets. To give targets
+        as win probabilities, use `target_alike=pcrm.margin_of(0.7)`.
 
-        Warns if most pairs get almost the same target, within 10% of the range of either end.
+        Warns if the target of the median pair is close to one of the two targets: within 10% of
+        their difference. The prior then hardly distinguishes the pairs.
 
         Args:
             similarities: The priors of the training pairs, in [0, 1]: a one-dimensional sequence,
                 array or tensor.
-            target_alike: The target margin of alike pairs, greater than 0, in units of the score.
-            target_unlike: The target margin of unlike pairs, finite and greater than `target_alike`.
-            quantiles: The quantiles of the similarities that count as unlike and as alike,
-                interpolated linearly between elements.
+            target_alike: The target margin of similar pairs, greater than 0, in units of the score.
+            target_unlike: The target margin of dissimilar pairs, finite and greater than
+                `target_alike`.
+            quantiles: The quantiles of the similarities at which pairs get `target_unlike` and
+                `target_alike`, interpolated linearly between elements.
 
         Returns:
             The fitted constraint.
@@ -228,7 +231,7 @@ class Constraint:
                 masked and missing values are rejected).
             ValueError: There are no similarities; one is outside [0, 1] (the message names its
                 index); targets or quantiles are out of order; or the similarities at the two
-                quantiles are less than 1e-6 apart, so that no curve can have two targets there.
+                quantiles are less than 1e-6 apart, so that no curve can meet both targets.
         """
         s = vector(similarities)
         try:
@@ -275,7 +278,7 @@ class Constraint:
 
     @property
     def is_random(self) -> bool:
-        """Whether `delta` takes the numbers of `pcrm.priors.random_uniform` instead of similarities."""
+        """Whether `delta` expects the numbers of `pcrm.priors.random_uniform` instead of similarities."""
         return self.low is not None or self.high is not None
 
     @overload

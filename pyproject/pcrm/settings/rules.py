@@ -5,18 +5,18 @@ tests both with the same cases. They exist in Python too because they must work 
 library.
 
 1. The prior is the given one, else the preset's, else `length_ratio`.
-2. A preset must be for that prior. Only `column` may borrow a curve from another prior, because
+2. A preset must be for that prior. Only `column` may use a curve of another prior, because
    you know what the column holds.
 3. A given value is used. A missing value comes from the preset or, without a preset, from the published
    setting for the task and the prior (`alpaca/<prior>` for reward models, `dpo/<prior>` for DPO).
-   If there is neither a preset nor any value of a curve, the default is target margins: 1 for alike
-   and 3 for unlike pairs.
+   If there is neither a preset nor any value of a curve, the default is target margins: 1 for
+   similar and 3 for dissimilar pairs.
 4. A value without a published setting must be given: `beta1` and `beta3` for a curve of `lexical`
    and `column`, `delta` for `fixed`, `low` and `high` for `random`. The other defaults are `beta2` 0.001,
    no `floor`, no `cap` and `seed` 0.
 5. A value that the prior does not use is an error.
 6. Targets stand for a curve that is fitted to the training data. They are a margin or a win probability
-   for alike pairs and one for unlike pairs. Both sides must be given, without a preset or a value of a curve.
+   for similar pairs and one for dissimilar pairs. Both sides must be given, without a preset or a value of a curve.
 """
 
 from __future__ import annotations

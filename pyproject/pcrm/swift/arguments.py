@@ -70,7 +70,7 @@ def prepare(args: Any) -> bool:
             f"--rlhf_type must be rm or dpo with --loss_type {LOSS}, got {getattr(args, 'rlhf_type', None)}"
         )
     if types.count(LOSS) > 1:
-        raise ValueError(f"--loss_type must have {LOSS} once, got {' '.join(types)}")
+        raise ValueError(f"--loss_type must contain {LOSS} exactly once, got {' '.join(types)}")
     for name in ("packing", "padding_free"):
         if getattr(args, name):
             raise ValueError(

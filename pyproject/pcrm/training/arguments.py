@@ -13,45 +13,46 @@ from ..settings import COMPUTED_PRIORS, SETTINGS, Config, Task, settings_of
 
 @dataclass
 class ConstraintArguments:
-    """Configure the constraint of a trainer, delta(s) = beta1 / (s + beta2) + beta3: the similarity s and the betas.
+    """The fields of a trainer's constraint, delta(s) = beta1 / (s + beta2) + beta3: the similarity s and the curve.
 
     Parameters:
         pcrm_prior:
             Similarity of the two responses of a pair. The default is the preset's prior, or `"length_ratio"` without
-            a preset. `"length_ratio"` compares token counts, in the collator. `"cosine"` compares embeddings by
-            `pcrm_prior_model`, and `"lexical"` compares n-grams; both are computed before training. `"column"` reads
-            the data set's column `prior`, numbers in [0, 1]. `"fixed"` uses one delta for all pairs, `"random"` draws
-            one for each pair. If this is not set and the data set has a column `prior`, that column is used.
-            Prefer `"lexical"` or `"cosine"` if your data are texts: `"length_ratio"` needs nothing, but models
+            a preset. `"length_ratio"` compares token counts and is computed in the collator. `"cosine"` compares
+            embeddings by `pcrm_prior_model`, and `"lexical"` compares n-grams; both are computed before training.
+            `"column"` reads the data set's column `prior`, numbers in [0, 1]. `"fixed"` uses one delta for all pairs,
+            `"random"` draws one for each pair. If this is not set and the data set has a column `prior`, that column is used.
+            Prefer `"lexical"` or `"cosine"` if your data are texts: `"length_ratio"` needs no setup, but models
             trained with it favor long responses more.
             A column `prior` together with `"length_ratio"`, `"cosine"` or `"lexical"` is an error, unless `pcrm prior`
             recorded that the column holds this prior and `pcrm reward` or `pcrm dpo` read the file.
         pcrm_prior_model:
-            Encoder for `"cosine"`: a checkpoint of sentence-transformers, transformers or model2vec. Static encoders
-            are the fast ones.
+            Encoder for `"cosine"`: a checkpoint of sentence-transformers, transformers or model2vec. Static
+            encoders are the fastest.
         pcrm_preset:
             A published setting, such as `"alpaca/length_ratio"`.
         pcrm_beta1, pcrm_beta2, pcrm_beta3:
-            The betas. Each given value overrides the preset's. Without a preset, missing values come from
-            `"alpaca/<prior>"` for reward models and `"dpo/<prior>"` for DPO. `"lexical"` and `"column"` have no
-            published betas, so give both beta1 and beta3.
+            The betas of the curve. Each value that you set overrides the preset's. Without a preset, missing values
+            come from `"alpaca/<prior>"` for reward models and `"dpo/<prior>"` for DPO. `"lexical"` and `"column"`
+            have no published betas, so give both beta1 and beta3.
         pcrm_floor, pcrm_cap:
             Smallest and largest delta.
         pcrm_target_alike, pcrm_target_unlike:
-            Target margins for similar and for dissimilar pairs, instead of betas, floor and cap. The default is 1 and
-            3 if there is no preset and no value of a curve. The trainer fits a curve to the training data with
+            Target margins for similar and for dissimilar pairs, instead of betas, floor and cap. The defaults are 1
+            and 3 if neither a preset nor betas, floor or cap are set. The trainer fits a curve to the training data with
             `pcrm.Constraint.fit`, logs it, and writes it to `pcrm.toml` in the output folder.
         pcrm_win_alike, pcrm_win_unlike:
             The same targets as win probabilities: 0.73 is a margin of 1.
         pcrm_delta:
-            Delta of the prior `"fixed"`; `inf` trains the stock loss.
+            Delta for the prior `"fixed"`; `inf` trains the loss without a constraint.
         pcrm_low, pcrm_high:
             Bounds of delta for the prior `"random"`.
         pcrm_seed:
-            Seed of the prior `"random"`, 0 by default. A delta depends only on this seed and the pair's token ids,
-            so the trainer's own `seed` does not change it.
+            Seed for the prior `"random"`, 0 by default. A pair's delta depends only on this seed and the pair's
+            token ids, so the trainer's own `seed` does not change it.
         pcrm_config:
-            A TOML file with all of these settings, as `pcrm fit` writes it and `pcrm.settings.load_config` reads it.
+            A TOML file with all of these settings, as written by `pcrm fit` or by a training run. See
+            `pcrm.settings.load_config` for the format.
     """
 
     pcrm_prior: str | None = field(
@@ -65,7 +66,7 @@ class ConstraintArguments:
     pcrm_prior_model: str | None = field(
         default=None,
         metadata={
-            "help": "Encoder for pcrm_prior='cosine': path or name of a checkpoint. Static encoders are the fast ones."
+            "help": "Encoder for pcrm_prior='cosine': path or name of a checkpoint. Static encoders are the fastest."
         },
     )
     pcrm_preset: str | None = field(
@@ -93,11 +94,11 @@ class ConstraintArguments:
         default=None, metadata={"help": "'pcrm_target_unlike' as a win probability, such as 0.95."}
     )
     pcrm_delta: float | None = field(
-        default=None, metadata={"help": "Delta of pcrm_prior='fixed'; inf trains the stock loss."}
+        default=None, metadata={"help": "Delta for pcrm_prior='fixed'; inf trains the loss without a constraint."}
     )
-    pcrm_low: float | None = field(default=None, metadata={"help": "Smallest delta of pcrm_prior='random'."})
-    pcrm_high: float | None = field(default=None, metadata={"help": "Largest delta of pcrm_prior='random'."})
-    pcrm_seed: int | None = field(default=None, metadata={"help": "Seed of pcrm_prior='random' (default: 0)."})
+    pcrm_low: float | None = field(default=None, metadata={"help": "Smallest delta for pcrm_prior='random'."})
+    pcrm_high: float | None = field(default=None, metadata={"help": "Largest delta for pcrm_prior='random'."})
+    pcrm_seed: int | None = field(default=None, metadata={"help": "Seed for pcrm_prior='random' (default: 0)."})
     pcrm_config: str | None = field(
         default=None, metadata={"help": "TOML file with the settings of the constraint, as written by 'pcrm fit'."}
     )

@@ -51,6 +51,6 @@ def _column(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
     for i, row in enumerate(rows):  # rows of an iterable data set may have different keys
         if "prior" not in row:
             raise ValueError(
-                f"row {i} of a batch must have a 'prior' like other rows of it, got none: give one to every row or to no row"
+                f"row {i} of a batch must have a 'prior', because other rows have one, got none: give one to every row or to no row"
             )
     return [row["prior"] for row in rows]

@@ -51,7 +51,7 @@ class Sample:
 
 @dataclass
 class PairSums:
-    """Sums over pairs, from which the metrics of a period follow, whatever the batches.
+    """Sums over pairs, from which the metrics of a period are computed, regardless of the batches.
 
     The loss of a pair with margin m and ceiling delta has the slope sigmoid(m - delta) - sigmoid(-m). Its first term
     pushes the margin up by sigmoid(-m). Its second term pulls it down by sigmoid(m - delta), which is 0 for an infinite
@@ -138,7 +138,7 @@ class Demonstrations(NamedTuple):
 class ConstraintMetrics:
     """Accumulate metrics over the pairs since the last log, separately for training and evaluation.
 
-    Each metric is a mean over pairs, whatever the batches, accumulation steps and processes.
+    Each metric is a mean over pairs, regardless of batches, accumulation steps and processes.
 
     Args:
         log_prior: Whether the prior is a similarity, so that `pcrm/prior` is logged.

@@ -25,7 +25,7 @@ class ConstraintHooks(Trainer):
 
     Such a trainer calls `_begin` with the settings, `_fit` once the training data are known, and `_add_metrics` with each
     batch. Its log then contains the metrics `pcrm/*`. Each checkpoint contains `pcrm.toml`, which is read when training
-    resumes. One warning says if the constraint does not bind.
+    resumes. A warning appears once if the constraint does not bind.
 
     Attributes:
         constrained: Whether the loss is ours. The other attributes exist only if it is.
@@ -119,7 +119,7 @@ class ConstraintHooks(Trainer):
         """Return the losses of a batch of pairs and both implicit rewards, shape (B,) each, and add the metrics.
 
         Args:
-            logps: The log probabilities that `pcrm.functional.pcrm_dpo_loss` takes, in its order.
+            logps: The log probabilities that `pcrm.functional.pcrm_dpo_loss` expects, in the same order.
             prior: Prior of each pair, shape (B,).
             beta, label_smoothing: As in `pcrm.functional.pcrm_dpo_loss`.
         """

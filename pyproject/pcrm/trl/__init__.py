@@ -3,8 +3,8 @@
     from pcrm.trl import PCRMRewardConfig, PCRMRewardTrainer     # instead of RewardConfig, RewardTrainer
     from pcrm.trl import PCRMDPOConfig, PCRMDPOTrainer           # instead of DPOConfig, DPOTrainer
 
-Everything else in your script stays the same. To change nothing at all, use `enable()` or `pcrm run script.py`: they put
-these classes behind TRL's own names.
+Everything else in your script stays the same. To leave the script unmodified, use `enable()` or `pcrm run script.py`:
+they put these classes behind TRL's own names.
 
 How the integration works:
 

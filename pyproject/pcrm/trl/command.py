@@ -88,11 +88,11 @@ def _check_file(source: Source) -> None:
 
 
 def _use_record(arguments: Any, source: Source) -> None:
-    """Tell the arguments which prior the column is recorded as; refuse the betas of another prior."""
+    """Tell the arguments which prior the column is recorded as; reject the betas of another prior."""
     record = source.prior if source.columns is None or "prior" in source.columns else None
     if record is None:
         return
-    # Without any of these, the default takes any column.
+    # Without any of these, the default accepts any column.
     said = next(
         (f"--{n} {value}" for n in ("pcrm_config", "pcrm_prior", "pcrm_preset") if (value := getattr(arguments, n))),
         None,
@@ -103,7 +103,7 @@ def _use_record(arguments: Any, source: Source) -> None:
 
 
 def _unknown_flag(argv: Sequence[str], flags: set[str]) -> str | None:
-    """Return a message about the first flag that the parser does not know; it also takes unique beginnings of flags."""
+    """Return a message about the first unknown flag. The parser also accepts unique beginnings of flags."""
     for flag in (word.split("=")[0] for word in argv if word.startswith("--") and word != "--"):
         if not any(known.startswith(flag) for known in flags):
             return f"{flag} is not a flag of this command{hint(flag, flags)}"
@@ -123,8 +123,8 @@ def _how_to_resume(output_dir: str) -> str:
 def train(kind: Literal["reward", "dpo"], argv: list[str]) -> int:
     """Run TRL's command of that name, always with the constrained loss; return the exit status.
 
-    It takes all of TRL's flags, its YAML file, and the flags of the constraint. A data set may also be
-    a folder of `save_to_disk`, and `--dataset_name` may be a file. With `--dry-run`
+    It accepts all of TRL's flags, its YAML file, and the flags of the constraint. A data set may also be
+    a folder written by `save_to_disk`, and `--dataset_name` may be a file. With `--dry-run`
     it prints what it would train, and trains nothing.
     """
     if kind == "reward":

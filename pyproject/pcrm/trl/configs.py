@@ -26,12 +26,12 @@ class PCRMArguments(ConstraintArguments):
             to the loss, L + eta * NLL (docs/sft.md; arXiv 2405.16436 and 2406.06874). DPO uses TRL's loss `sft` with
             that weight. A reward model needs a language-model head next to its score.
         pcrm_priority_alpha:
-            If greater than 0, pairs are drawn with probability proportional to |dL/dm| ** alpha as last seen, with
+            If greater than 0, pairs are drawn with probability proportional to |dL/dm| ** alpha, as last computed, with
             importance weights that keep the gradient unbiased: `pcrm.methods.prioritized.PrioritizedSampler`.
         pcrm_priority_epsilon:
             Fraction of uniform draws; the weights are at most 1 / epsilon.
         pcrm_priority_samples:
-            Draws per epoch, after which the priorities are updated. The default is the number of pairs.
+            Number of draws per epoch; the priorities are updated after each epoch. The default is the number of pairs.
         pcrm_prefix_sharing:
             Whether to compute common beginnings of a batch's rows, such as the prompt of a pair, only once:
             `pcrm.prefix_sharing`. The results are the same up to rounding.
@@ -40,8 +40,8 @@ class PCRMArguments(ConstraintArguments):
             The default is `"prompt"` for rankings (rows with `prompt`, `responses` and `ratings` or `ranks`) and
             `"pair"` for pairs.
         pcrm_group_by_prompt:
-            Whether the pairs of a prompt follow each other, with the prompts shuffled, so that `pcrm_prefix_sharing`
-            computes each response once per batch. The default is True for rankings and False for pairs.
+            Whether the pairs of a prompt are put into the same batch if they fit, with the prompts shuffled, so that
+            `pcrm_prefix_sharing` computes each response once per batch. The default is True for rankings and False for pairs.
         pcrm_log_margins:
             Whether each log writes a histogram of the margins (chosen minus rejected; z for DPO) of all pairs since the
             last log to TensorBoard: `pcrm/margins` in training and `eval/pcrm/margins` in evaluation, or
@@ -61,7 +61,7 @@ class PCRMArguments(ConstraintArguments):
     pcrm_priority_alpha: float = field(
         default=0.0,
         metadata={
-            "help": "Draw pairs in proportion to this power of the slope of their loss, with importance weights; 0 keeps TRL's order."
+            "help": "Draw pairs in proportion to this power of the slope of their loss, with importance weights (default: 0, TRL's order)."
         },
     )
     pcrm_priority_epsilon: float = field(
@@ -93,7 +93,7 @@ class PCRMArguments(ConstraintArguments):
 
     @property
     def pcrm_enabled(self) -> bool:
-        """Whether the loss is pcrm's. It is not in a configuration behind TRL's name that sets no field `pcrm_*`."""
+        """Whether the loss is pcrm's. False only if `enable` put the class behind TRL's name and no constraint is asked for."""
         return True
 
     def pcrm_settings(self) -> Config:

@@ -37,7 +37,7 @@ class PCRMRewardTrainer(ConstrainedTrainer, RewardTrainer):
     `pcrm/delta_median` and `pcrm/target_median` are logged too, and `pcrm/pull`, the strength of the constraint relative to
     the ranking: the sum of sigmoid(margin - delta) divided by the sum of sigmoid(-margin). Pairs with an infinite delta
     have no target, so they count only for `pcrm/violation`, `pcrm/pull` and `pcrm/prior`. If the constraint does not
-    bind, a warning says so once.
+    bind, the trainer warns about it once.
 
     `pcrm_sft_eta` adds eta times a demonstration term, which is logged as `pcrm/nll`:
 
