@@ -288,7 +288,7 @@ def test_interrupted(tmp_path, tiny, capsys, monkeypatch):
     write(tmp_path / "pairs.jsonl", some(60))
     out = tmp_path / "out"
     assert cli.main(["compare", str(tmp_path / "pairs.jsonl"), "--model", str(tiny), "--out", str(out)]) == 130
-    assert capsys.readouterr().err == f"\npcrm compare: interrupted; the same command continues from {out}\n"
+    assert capsys.readouterr().err == f"\npcrm compare: interrupted; give the same command again to resume from {out}\n"
 
 
 def test_split_by_prompt():

@@ -275,7 +275,10 @@ def test_bad_batches(model):
         function(**two, refs=None)
     with pytest.raises(ValueError, match=r"^completions must have as many rows as prompts, 2, got 1$"):
         reward_function(model)(prompts=["one", "two"], completions=[" two"])
-    with pytest.raises(ValueError, match=r"completion 1 of the batch: completions\[1\] with its prompt must have at most 2048 tokens, got \d+"):
+    with pytest.raises(
+        ValueError,
+        match=r"completion 1 of the batch: completions\[1\] with its prompt must have at most 2048 tokens, got \d+",
+    ):
         reward_function(model)(prompts=["a", "a"], completions=[" two", " two" * 3000])
 
 

@@ -359,7 +359,7 @@ def test_an_interrupted_run_says_how_to_resume(config, monkeypatch, capsys):
 
     assert interrupted_at(1) == (
         130,
-        "pcrm reward: interrupted before the first checkpoint was saved (--save_steps). Run the same command to start again",
+        "pcrm reward: interrupted before the first checkpoint was saved (--save_steps). To start again, run the same command",
     )
     flags = ["--resume_from_checkpoint", str(out / "checkpoint-2")]
     message = f"pcrm reward: interrupted. To resume, run the same command with {' '.join(flags)}"

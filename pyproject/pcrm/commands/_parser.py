@@ -1,4 +1,4 @@
-"""The parser of a command: help that ends with examples, and errors that name the flag that was meant."""
+"""The parser of the commands: help that ends with examples, and errors that suggest the flag you meant."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ from typing import NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose help keeps the lines of its description and ends with examples.
+    """An argument parser whose help keeps the line breaks of its description and ends with examples.
 
     Args:
         prog: The command, as `pcrm compare`.
         description: What it does.
         examples: Command lines.
+        usage: The usage line, if not argparse's own.
+        allow_abbrev: Whether the user may abbreviate flags.
     """
 
-    def __init__(self, prog: str, description: str, *examples: str) -> None:
+    def __init__(
+        self, prog: str, description: str, *examples: str, usage: str | None = None, allow_abbrev: bool = True
+    ) -> None:
         super().__init__(
             prog=prog,
+            usage=usage,
             description=description,
             epilog="\n  ".join(["examples:", *examples]) + "\n",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=allow_abbrev,
         )
 
     def error(self, message: str) -> NoReturn:
-        """End with the message, the flag that a misspelled one is near, and no usage of many lines."""
+        """Exit with the message, and suggest a flag for a misspelled one. Print no usage, which has many lines."""
         wrong = message.removeprefix("unrecognized arguments: ")
         near: list[str] = []
         if wrong != message:

@@ -28,7 +28,7 @@ class ConstraintArguments:
             recorded that the column holds this prior and `pcrm reward` or `pcrm dpo` read the file.
         pcrm_prior_model:
             Encoder for `"cosine"`: a checkpoint of sentence-transformers, transformers or model2vec. Static encoders
-            are the fast ones.
+            are the fastest.
         pcrm_preset:
             A published setting, such as `"alpaca/length_ratio"`.
         pcrm_beta1, pcrm_beta2, pcrm_beta3:
@@ -65,7 +65,7 @@ class ConstraintArguments:
     pcrm_prior_model: str | None = field(
         default=None,
         metadata={
-            "help": "Encoder for pcrm_prior='cosine': path or name of a checkpoint. Static encoders are the fast ones."
+            "help": "Encoder for pcrm_prior='cosine': path or name of a checkpoint. Static encoders are the fastest."
         },
     )
     pcrm_preset: str | None = field(

@@ -29,15 +29,15 @@ _FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 _ABOUT = """\
 Train {what} with the prior-constrained loss. Accepts all flags of `trl {kind}`, and those of the constraint, --pcrm_*.
 With --config, the flags may be in a YAML file; flags on the command line override it.
+For several GPUs, run: accelerate launch -m pcrm {kind} --config {kind}.yaml
 
 --dataset_name is a .jsonl, .jsonl.gz, .json, .csv or .parquet file, a folder of `save_to_disk`, or a data set on the hub.
 Rows have the columns chosen and rejected, and prompt unless both begin with it; or prompt, responses and ratings (rankings).
 """
 _EXAMPLES = """\
 examples:
-  pcrm {kind} --model_name_or_path Qwen/Qwen3-0.6B --dataset_name pairs.jsonl --output_dir out --pcrm_prior lexical
+  pcrm {kind} --model_name_or_path Qwen/Qwen3-0.6B --dataset_name pairs.jsonl --pcrm_prior lexical
   pcrm {kind} --config {kind}.yaml --dry-run
-  accelerate launch -m pcrm {kind} --config {kind}.yaml
 """
 
 
@@ -103,7 +103,7 @@ def _use_record(arguments: Any, source: Source) -> None:
 
 
 def _unknown_flag(argv: Sequence[str], flags: set[str]) -> str | None:
-    """Return a message about the first flag that the parser does not know; it also takes unique beginnings of flags."""
+    """Return a message about the first flag that the parser does not know; the parser also accepts unique prefixes."""
     for flag in (word.split("=")[0] for word in argv if word.startswith("--") and word != "--"):
         if not any(known.startswith(flag) for known in flags):
             return f"{flag} is not a flag of this command{hint(flag, flags)}"
@@ -114,16 +114,16 @@ def _how_to_resume(output_dir: str) -> str:
     """Return the end of the message about an interrupted run."""
     checkpoint = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
     if checkpoint is None:
-        return " before the first checkpoint was saved (--save_steps). Run the same command to start again"
+        return " before the first checkpoint was saved (--save_steps). To start again, run the same command"
     return f". To resume, run the same command with --resume_from_checkpoint {checkpoint}"
 
 
 def train(kind: Literal["reward", "dpo"], argv: list[str]) -> int:
-    """Run TRL's command of that name, always with the constrained loss; return the exit status.
+    """Run TRL's command of that name with the constrained loss, and return the exit status.
 
-    It takes all of TRL's flags, its YAML file, and the flags of the constraint. A data set may also be
-    a folder of `save_to_disk`, and `--dataset_name` may be a file. With `--dry-run`
-    it prints what it would train, and trains nothing.
+    The command accepts all of TRL's flags, its YAML file, and the flags of the constraint. A data set may also be a
+    folder of `save_to_disk`, and `--dataset_name` may be a file. With `--dry-run` the command prints what it would
+    train, and trains nothing.
     """
     if kind == "reward":
         replace_in_trl(RewardConfig=PCRMRewardConfig, RewardTrainer=PCRMRewardTrainer)
@@ -202,6 +202,6 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> int:
             print(f"{parser.prog}: interrupted{resume}", file=sys.stderr)
         return 130
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # TRL's script leaves this to the end of the process, when its threads may still be running.
+        # TRL's script does not do this. At the end of the process, threads of the group may still be running.
         torch.distributed.destroy_process_group()
     return 0
