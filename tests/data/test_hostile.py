@@ -113,14 +113,14 @@ LINES = {
         | {"fit": "must have a column 's'"}
         | dict.fromkeys(
             ("to jsonl", "to parquet"),
-            r"has no chosen, its keys are '\\x1b\[2J\\x07' \(to leave out bad rows, add --on",
+            r"must have a key 'chosen', got '\\x1b\[2J\\x07'\. To leave out bad rows, add --on",
         ),
     ),
     "many keys": (
         json.dumps({f"key{i}": i for i in range(50_000)}).encode(),
         dict.fromkeys(("report", "check"), "key19 and 49980 more")
         | {"fit": "must have a column 's'"}
-        | dict.fromkeys(("to jsonl", "to parquet"), "has no chosen, .* key19 and 49980 more"),
+        | dict.fromkeys(("to jsonl", "to parquet"), "must have a key 'chosen', got .* key19 and 49980 more"),
     ),
     "long line": (
         line() + b'{"chosen": "' + b"a" * (16 << 20) + b'"}',

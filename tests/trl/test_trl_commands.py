@@ -270,7 +270,7 @@ def test_bad_arguments_end_before_anything_is_loaded(config, capsys, message, op
 def test_a_configuration_that_is_not_there(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["reward", "--config", "nope.yaml"])
-    assert "pcrm reward: error: [Errno 2] No such file or directory: 'nope.yaml'" in capsys.readouterr().err
+    assert "pcrm reward: error: nope.yaml: no such file or directory" in capsys.readouterr().err
 
 
 def test_an_empty_file(config, tmp_path, capsys):

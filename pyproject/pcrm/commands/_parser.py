@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 from typing import NoReturn
 
 
@@ -29,6 +30,18 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=allow_abbrev,
         )
+
+    def check_counts(self, args: argparse.Namespace, *names: str) -> None:
+        """Exit with an error if one of these attributes is less than 1. None passes."""
+        for name in names:
+            value = getattr(args, name)
+            if value is not None and value < 1:
+                self.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+    def check_folder(self, flag: str, path: str | os.PathLike[str]) -> None:
+        """Exit with an error if the path of an output folder is a file."""
+        if os.path.isfile(path):
+            self.error(f"{flag} must be a folder, got the file {os.fspath(path)}")
 
     def error(self, message: str) -> NoReturn:
         """Exit with the message, and suggest a flag for a misspelled one. Print no usage, which has many lines."""

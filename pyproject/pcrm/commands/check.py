@@ -61,8 +61,7 @@ def main(argv: list[str]) -> int:
         parser.error("--prior length_ratio requires --tokenizer")
     if args.other_split is not None and args.other is None:
         parser.error("--other-split requires OTHER")
-    if args.max_length is not None and args.max_length < 1:
-        parser.error(f"--max-length must be at least 1, got {args.max_length}")
+    parser.check_counts(args, "max_length")
 
     from ..data.sources import open_source
     from ..evaluate.check_data import check

@@ -75,6 +75,7 @@ def main(argv: list[str]) -> int:
     group.add_argument("--cpu", action="store_true", help="train on the CPU even if there is a GPU")
     settings = vars(parser.parse_args(argv))
     out: Path = settings.pop("out")
+    parser.check_folder("--out", out)
 
     from .._engine.native import library
 

@@ -60,10 +60,11 @@ def main(argv: list[str]) -> int:
         unit = "MARGIN" if name.startswith("target") else "N" if kind is int else "X"
         parser.add_argument(f"--{name}", metavar=unit, type=kind, default=default, help=text + note)
     settings = vars(parser.parse_args(argv))
+    out: Path = settings.pop("out")
+    parser.check_folder("--out", out)
     print("loading torch and TRL", flush=True)
     from ..demo import run
 
-    out = settings.pop("out")
     try:
         run.run(run.Settings(**settings), out)
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -93,7 +94,10 @@ def main(argv: list[str]) -> int:
             raise FileExistsError(f"{path}: already exists. Add --force to replace it")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"{path.parent}: no such folder")
-    import matplotlib  # noqa: F401  (fail before reading a large file)
+    from matplotlib.backend_bases import FigureCanvasBase  # fail before reading a large file
+
+    if plot.suffix[1:].lower() not in (endings := FigureCanvasBase.get_supported_filetypes()):
+        raise ValueError(f"--plot must end in one of .{', .'.join(sorted(endings))}, got {plot}")
 
     source = open_source(args.data, args.split)
     prior = _prior(source, args.column, args.prior)
@@ -101,9 +105,12 @@ def main(argv: list[str]) -> int:
     low, high = args.quantiles
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        constraint = Constraint.fit(
-            s, target_alike=args.target_alike, target_unlike=args.target_unlike, quantiles=(low, high)
-        )
+        try:
+            constraint = Constraint.fit(
+                s, target_alike=args.target_alike, target_unlike=args.target_unlike, quantiles=(low, high)
+            )
+        except ValueError as error:
+            raise ValueError(re.sub(r"\btarget_(alike|unlike)\b", r"--target-\1", str(error))) from None
     at = np.quantile(s, (high, low))
     pairs = f"{len(s):,} pairs of {args.data!r}, column {args.column!r}"
     goals = [
@@ -123,8 +130,8 @@ def main(argv: list[str]) -> int:
 def _win(text: str) -> float:
     try:
         return margin_of(float(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number in (0.5, 1), got {text!r}") from None
 
 
 def _prior(source: Source, column: str, asked: str | None) -> str:

@@ -6,6 +6,7 @@ import argparse
 import itertools
 import os
 
+from .._printable import text_of
 from ..settings import PRIORS, SETTINGS, settings_of
 from ..training.arguments import hint
 from ._parser import Parser
@@ -106,7 +107,7 @@ def main(argv: list[str]) -> int:
                 f"form in {given.config} must be 'pair', because OpenRLHF scores responses and not tokens, got {settings.form!r}"
             )
     except (TypeError, ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(text_of(error))
     if dpo and given.config is not None:
         # These replace OpenRLHF's defaults. A user's flag comes later and wins.
         rest = [f"--model.beta={settings.dpo_beta}", f"--model.label_smoothing={settings.label_smoothing}", *rest]
@@ -135,8 +136,8 @@ def _no_sharing(argv: list[str]) -> str | None:
     given, _ = parser.parse_known_args(argv)
     if given.packing:
         return (
-            "--ds.packing_samples (which ring attention requires) must not be set with --pcrm.prefix_sharing, got it: packed "
-            "samples need FlashAttention, which accepts no mask"
+            "--ds.packing_samples (which ring attention requires) must not be set with --pcrm.prefix_sharing: packed samples "
+            "need FlashAttention, which accepts no mask"
         )
     if given.attention is None or "flash" in given.attention:
         got = given.attention or "OpenRLHF's default, flash_attention_2"

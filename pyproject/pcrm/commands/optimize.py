@@ -136,7 +136,10 @@ def run(argv: list[str], processes: Processes) -> int:
     )
     rl.add_argument("--learning-rate", metavar="X", type=float, help="constant learning rate of AdamW (default: TRL's)")
     args = parser.parse_args(argv)
-
+    parser.check_folder("--out", args.out)
+    parser.check_counts(
+        args, "batch_size", "max_length", "samples", "max_new_tokens", "steps", "prompts", "generations"
+    )
     if args.policy and not args.proxy:
         parser.error("--policy requires --proxy")
     if args.rl and not args.policy:

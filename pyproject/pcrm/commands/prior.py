@@ -69,6 +69,7 @@ def main(argv: list[str]) -> int:
     )
     _rows.add_arguments(parser)
     args = parser.parse_args(argv)
+    parser.check_counts(args, "batch_size")
     if (args.prior == "cosine") != (args.model is not None):
         parser.error("--prior cosine requires --model (only cosine uses it)")
     if (args.prior == "length_ratio") != (args.tokenizer is not None):

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         "--split", default="train", help="split to read, if the data set has splits (default: %(default)s)"
     )
     args = parser.parse_args(argv)
-
+    parser.check_folder("--out", args.out)
     from .._engine.native import library
 
     library()  # statistics need it: fails before the files are read

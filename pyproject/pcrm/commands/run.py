@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib.util
 import os
 import runpy
 import sys
@@ -39,6 +40,12 @@ def main(argv: list[str]) -> int:
     sys.argv = [args.script, *args.arguments]
     if args.m:
         sys.path.insert(0, os.getcwd())
+        try:
+            found = importlib.util.find_spec(args.script)
+        except (ImportError, ValueError):  # the package of the module does not exist, or the name has no parts
+            found = None
+        if found is None:
+            parser.error(f"SCRIPT must be a module that Python can find, got {args.script!r}")
         runpy.run_module(args.script, run_name="__main__", alter_sys=True)
     else:
         sys.path.insert(0, os.path.dirname(os.path.abspath(args.script)))

@@ -91,6 +91,7 @@ def run(argv: list[str], processes: Processes) -> int:
     )
     _rows.add_arguments(parser)
     args = parser.parse_args(argv)
+    parser.check_counts(args, "batch_size", "max_length")
     if args.principle_template and not args.principles:
         parser.error("--principle-template requires --principles")
 

@@ -46,7 +46,7 @@ class Split:
 
 
 def read_pairs(name: str, split: str = "train") -> list[Row]:
-    """Read the preference pairs of a file, a folder or a data set of the hub.
+    """Read the preference pairs of a file, a folder or a data set on the hub.
 
     Args:
         name: See `pcrm.data.sources`.

@@ -139,7 +139,7 @@ class PCRMRewardModelTrainer(LogsConstraint, RewardModelTrainer):
             )
         if self.margin_loss:
             raise ValueError(
-                "--model.margin_loss_enable must not be set, because it shifts the margin that the constraint bounds, got it: "
+                "--model.margin_loss_enable must not be set, because it shifts the margin that the constraint bounds: "
                 "remove it; the prior needs no flag here"
             )
         if prefix_sharing:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NoReturn
 
 import torch
+import yaml
 from transformers.trainer_utils import get_last_checkpoint
 
+from .._printable import text_of
 from ..data.prior_record import check_recorded
 from ..data.sources import Source, open_source, read_rows
 from ..training.arguments import hint
@@ -63,7 +66,10 @@ def _more_formats_load() -> Iterator[None]:
         elif _is_saved(path, "state.json", "dataset_dict.json"):
             saved = datasets.load_from_disk(path)
         else:
-            return load(path, *args, split=split, streaming=streaming, **options)
+            try:
+                return load(path, *args, split=split, streaming=streaming, **options)
+            except FileNotFoundError as error:  # also raised for a name that is not on the hub
+                raise FileNotFoundError(f"data set {path} cannot be loaded: {error}") from None
         if isinstance(saved, datasets.Dataset):
             saved = datasets.DatasetDict({"train": saved})
         if streaming:
@@ -85,6 +91,22 @@ def _check_file(source: Source) -> None:
     if columns is None:
         columns = next((list(row) for _, row in read_rows(source.name)), [])
     check_columns(columns, source.name)
+
+
+def _unusable(model: str) -> str | None:
+    """Return why a local folder is not a checkpoint, or None. Names on the hub are not checked."""
+    if not os.path.isdir(model):
+        return None
+    file = os.path.join(model, "config.json")
+    if not os.path.isfile(file):
+        adapter = os.path.isfile(os.path.join(model, "adapter_config.json"))
+        return None if adapter else f"the folder {model} without config.json"
+    try:
+        with open(file, encoding="utf-8") as opened:
+            json.load(opened)
+    except ValueError as error:
+        return f"{model}, whose config.json is not JSON: {error}"
+    return None
 
 
 def _use_record(arguments: Any, source: Source) -> None:
@@ -153,8 +175,10 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> int:
         fail(message)
     try:
         arguments = parser.parse_args_and_config(argv, fail_with_unknown_args=False)
+    except yaml.YAMLError as error:
+        fail(f"--config must be a YAML file: {' '.join(str(error).split())}")
     except (ValueError, OSError) as error:
-        fail(error)
+        fail(f"{error} Add --use_cpu true" if "assign use_cpu" in str(error) else text_of(error))
     *arguments, others = arguments
     script_arguments, training_arguments, model_arguments, dataset_arguments = arguments
     if others.dry_run:
@@ -176,7 +200,9 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> int:
                 _check_file(source)
             _use_record(training_arguments, source)
         except (ValueError, OSError) as error:
-            fail(error)
+            fail(text_of(error))
+    if (message := _unusable(model_arguments.model_name_or_path)) is not None:
+        fail(f"--model_name_or_path must be a checkpoint's folder or its name on the hub, got {message}")
     # With both, TRL warns and uses the mixture.
     if name is not None and (is_file or _is_saved(name, "state.json")) and not dataset_arguments.datasets:
         from trl.scripts.utils import DatasetConfig
