@@ -103,7 +103,7 @@ def test_an_adapter(tmp_path, tiny, capsys):
 @pytest.mark.slow
 @pytest.mark.usefixtures("trl_as_it_was")
 def test_an_encoder_whose_tokenizer_has_no_eos(tmp_path, rows, capsys):
-    """As BERT's: its sep_token ends texts. The head alone is missing from its weights, and nothing is said of that."""
+    """As BERT's: its sep_token ends texts. Only the head is missing from its weights, which is not reported."""
     from transformers import BertModel, PreTrainedTokenizerFast
 
     made = make_tokenizer(r["prompt"] + r["chosen"] for r in rows)

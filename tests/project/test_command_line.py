@@ -61,6 +61,9 @@ def test_help_ends_with_two_examples(capsys, command):
         ("fit x --targt-alike 1", "one of the arguments --target-alike --win-alike is required"),
         ("average x --out y --wieghts 2", "unrecognized arguments: --wieghts 2. Did you mean --weights?"),
         ("run", "the following arguments are required: SCRIPT, ARGUMENTS"),
+        ("score x y --out z --batch-size 0", "--batch-size must be at least 1, got 0"),
+        ("prior x --out z --batch-size -3", "--batch-size must be at least 1, got -3"),
+        ("optimize x --out z --samples 0", "--samples must be at least 1, got 0"),
         ("demo --pairs many", "argument --pairs: invalid int value: 'many'"),
     ],
 )
@@ -69,3 +72,44 @@ def test_a_misspelled_flag(capsys, arguments, said):
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments.split())
     assert capsys.readouterr().err == f"pcrm {command}: error: {said}\nSee pcrm {command} --help\n"
+
+
+@pytest.mark.parametrize("command", ["report x", "optimize x", "compare x --model y", "demo"])
+def test_an_output_folder_that_is_a_file(capsys, tmp_path, command):
+    file = tmp_path / "file"
+    file.write_text("x")
+    name, *rest = command.split()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([name, *rest, "--out", str(file)])
+    assert f"pcrm {name}: error: --out must be a folder, got the file {file}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("check", "{}/x.jsonl"), "{}/x.jsonl: must be a file, got a folder"),
+        (("check", ""), "the name of a data set must not be empty, got ''"),
+        (("average", "{}/x", "{}/y", "--out", "{}/z"), "{}/x/config.json: no such file or directory"),
+        (
+            ("fit", "{}/x", "--target-alike", "1", "--target-unlike", "3", "--out", "{}/f.toml", "--plot", "{}/f.xyz"),
+            "--plot must end in one of .",
+        ),
+    ],
+)
+def test_bad_input_ends_in_one_line(capsys, tmp_path, arguments, said):
+    (tmp_path / "x.jsonl").mkdir()
+    command, *rest = (argument.format(tmp_path) for argument in arguments)
+    assert cli.main([command, *rest]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"pcrm {command}: {said.format(tmp_path)}") and error.count("\n") == 1
+
+
+def test_an_interrupted_command_ends_in_one_line(capsys, monkeypatch):
+    from pcrm.commands import check
+
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "main", interrupted)
+    assert cli.main(["check", "x"]) == 130
+    assert capsys.readouterr().err == "pcrm check: interrupted\n"

@@ -146,7 +146,7 @@ def test_another_column(tmp_path):
             "similarities must differ by at least 1e-06 between the quantiles 0.05 and 0.95, got 0.5 and 0.5",
         ),
         (None, targets(0), "--target-alike must be greater than 0, got 0"),
-        (None, targets(2, 1), "target_unlike must be finite and greater than target_alike, which is 2, got 1"),
+        (None, targets(2, 1), "--target-unlike must be finite and greater than --target-alike, which is 2, got 1"),
         (None, (*targets(), "--quantiles", 0.9, 0.1), "quantiles must satisfy 0 <= low < high <= 1, got (0.9, 0.1)"),
         (None, (*targets(), "--plot", "nowhere/x.png"), "nowhere: no such folder"),
     ],

@@ -151,7 +151,7 @@ def split_pairs(rows: list[Row], test: list[Row] | None, seed: int, most: int | 
 
 
 def write_pairs(path: Path, rows: list[Row]) -> None:
-    """Write rows as JSON lines, unless the file holds them already: scoring that continues wants the same file."""
+    """Write rows as JSON lines, unless the file already contains them, because resumed scoring needs an unchanged file."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ import torch
 import yaml
 from transformers.trainer_utils import get_last_checkpoint
 
+from .._pretrained import loading
 from .._printable import text_of
 from ..data.prior_record import check_recorded
 from ..data.sources import Source, open_source, read_rows
@@ -28,6 +29,9 @@ from .reward import PCRMRewardTrainer
 
 # The endings of files that `--dataset_name` accepts.
 _FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+
+# The modules of transformers that find a checkpoint and read its configuration.
+_LOADERS = ("transformers.utils.hub", "transformers.configuration_utils", "transformers.models.auto.configuration_auto")
 
 _ABOUT = """\
 Train {what} with the prior-constrained loss. Accepts all flags of `trl {kind}`, and those of the constraint, --pcrm_*.
@@ -68,8 +72,8 @@ def _more_formats_load() -> Iterator[None]:
         else:
             try:
                 return load(path, *args, split=split, streaming=streaming, **options)
-            except FileNotFoundError as error:  # also raised for a name that is not on the hub
-                raise FileNotFoundError(f"data set {path} cannot be loaded: {error}") from None
+            except (FileNotFoundError, ConnectionError) as error:  # a name that is not on the hub, or no connection
+                raise OSError(f"data set {path} cannot be loaded: {error}") from None
         if isinstance(saved, datasets.Dataset):
             saved = datasets.DatasetDict({"train": saved})
         if streaming:
@@ -107,6 +111,14 @@ def _unusable(model: str) -> str | None:
     except ValueError as error:
         return f"{model}, whose config.json is not JSON: {error}"
     return None
+
+
+def _is_of_loading(error: BaseException) -> bool:
+    """Whether transformers raised the error because it did not find a checkpoint or did not know its kind."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and at.tb_frame.f_globals.get("__name__") in _LOADERS
 
 
 def _use_record(arguments: Any, source: Source) -> None:
@@ -227,6 +239,11 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> int:
             resume = "" if others.dry_run else _how_to_resume(training_arguments.output_dir)
             print(f"{parser.prog}: interrupted{resume}", file=sys.stderr)
         return 130
+    except (OSError, ValueError) as error:
+        if not _is_of_loading(error):
+            raise
+        with loading(model_arguments.model_name_or_path, "the model"):
+            raise
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # TRL's script does not do this. At the end of the process, threads of the group may still be running.
         torch.distributed.destroy_process_group()
