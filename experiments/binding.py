@@ -1,12 +1,12 @@
-"""Does the constraint bind for who changes two lines of a script? Each prior on TL;DR and on generated pairs.
+"""Does the constraint bind if you change only two lines of a script? Each prior on TL;DR and on generated pairs.
 
     python experiments/binding.py DATA --model ENCODER
 
-trains small models from scratch through TRL: reward models on TL;DR and in the world of `pcrm demo`, and policies by DPO
-in that world. For each task once with TRL's own trainer, and once with pcrm's for each prior, with `pcrm_prior` and nothing
-else of pcrm set. DATA is a folder with tldr_{train,test}_pairs.jsonl.gz, ENCODER the folder or name of a text encoder, for
-the cosine. A run is a row of binding.csv, and all rows are printed as a table. Killed, the same command goes on; a row that
-is deleted is measured again. All of it takes about 20 minutes of one core.
+trains small models from scratch with TRL: reward models on TL;DR and on the pairs of `pcrm demo`, and policies with DPO on
+the pairs of `pcrm demo`. Each task is trained once with TRL's own trainer, and once per prior with pcrm's trainer, with only
+`pcrm_prior` set. DATA is a folder with tldr_{train,test}_pairs.jsonl.gz. ENCODER is the folder or hub name of a text encoder
+for the cosine prior. Each run is a row of binding.csv, and all rows are printed as a table. To resume an interrupted run, give
+the same command again. To repeat a measurement, delete its row. All runs together take about 20 minutes on one core.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is trained, apart from the prior.
+    """A training task, without the prior.
 
     Attributes:
-        train, held_out: The pairs, with no prompt in both.
-        epochs, learning_rate: As a script of anybody's would set them.
-        policy: Whether it is DPO.
+        train, held_out: The pairs. No prompt is in both.
+        epochs, learning_rate: Typical values for a training script.
+        policy: Whether the task is DPO.
     """
 
     train: list[Row]
@@ -73,7 +73,7 @@ class Task:
 
 
 def tldr(folder: Path, pairs: int, epochs: int, learning_rate: float) -> Task:
-    """Pairs of TL;DR, each post cut to its beginning."""
+    """Pairs of TL;DR, with each post truncated."""
     read = {}
     for split, size in (("train", pairs), ("test", HELD_OUT)):
         rows = data.read_preferences(folder / f"tldr_{split}_pairs.jsonl.gz")
@@ -85,7 +85,7 @@ def tldr(folder: Path, pairs: int, epochs: int, learning_rate: float) -> Task:
 
 
 def demo(pairs: int, epochs: int, learning_rate: float, *, policy: bool = False) -> Task:
-    """Pairs of the world of `pcrm demo`."""
+    """Generated pairs, as in `pcrm demo`."""
     rows = [
         {k: row[k] for k in ("prompt", "chosen", "rejected")} for row in world.generate(pairs + 2 * HELD_OUT, seed=0)
     ]
@@ -105,7 +105,7 @@ def messages_of_pcrm() -> Iterator[list[str]]:
 
 
 def arguments(task: Task, scratch: str) -> dict[str, Any]:
-    """What a script gives to a trainer of TRL, with ours or without."""
+    """The training arguments of a TRL script, with or without pcrm."""
     return {
         "output_dir": scratch,
         "num_train_epochs": task.epochs,
@@ -123,9 +123,9 @@ def arguments(task: Task, scratch: str) -> dict[str, Any]:
 
 @functools.cache
 def start(task: Task) -> tuple[Any, Any]:
-    """The tokenizer of a task, and the model that each of its runs starts from.
+    """The tokenizer of a task, and the initial model of its runs.
 
-    For DPO that is a small Llama that answers as the chosen responses do: an epoch of TRL's SFTTrainer.
+    For DPO it is a small Llama trained for an epoch on the chosen responses with TRL's SFTTrainer.
     """
     tokenizer = make_tokenizer(text for row in task.train for text in row.values())
     if not task.policy:
@@ -138,14 +138,14 @@ def start(task: Task) -> tuple[Any, Any]:
         trainer = SFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    # TRL gives the model a forward that is bound to it, and that copies of it would call.
+    # TRL binds a forward method to the model; copies of the model would call it on the original.
     weights, model = model.state_dict(), LlamaForCausalLM(model.config)
     model.load_state_dict(weights)
     return tokenizer, model
 
 
 def run(task: Task, prior: str | None, encoder: str) -> Row:
-    """Train one model, with TRL's own trainer where `prior` is None, and return what binding.csv says of it."""
+    """Train one model, with TRL's own trainer if `prior` is None, and return its row of binding.csv."""
     tokenizer, model = copy.deepcopy(start(task))
     reference = copy.deepcopy(model) if task.policy else None
     trainer_class, config_class = (DPOTrainer, DPOConfig) if task.policy else (RewardTrainer, RewardConfig)
@@ -198,7 +198,7 @@ def _rewards(pairs: Dataset, model: Any, reference: Any, pad: int) -> dict[str, 
 
 @torch.inference_mode()
 def _log_probabilities(model: Any, rows: list[tuple[list[int], list[int]]]) -> NDArray[np.float64]:
-    """Of each response after its prompt. One row at a time, so that nothing is padded."""
+    """Log probability of each response given its prompt. One row at a time, so that nothing is padded."""
     model.eval()
     found = []
     for prompt, response in rows:
@@ -209,7 +209,7 @@ def _log_probabilities(model: Any, rows: list[tuple[list[int], list[int]]]) -> N
 
 
 def kept(file: Path) -> list[Row]:
-    """The rows that are there."""
+    """The rows measured so far."""
     if not file.exists():
         return []
     with file.open(newline="") as lines:
@@ -217,7 +217,7 @@ def kept(file: Path) -> list[Row]:
 
 
 def keep(rows: list[Row], file: Path) -> None:
-    """Write all rows, at once."""
+    """Write all rows, atomically."""
     partial = file.with_suffix(".partial")
     with partial.open("w", newline="") as lines:
         writer = csv.DictWriter(lines, COLUMNS, restval="", lineterminator="\n")
@@ -227,7 +227,7 @@ def keep(rows: list[Row], file: Path) -> None:
 
 
 def table(rows: list[Row]) -> list[str]:
-    """The rows as Markdown."""
+    """Format the rows as Markdown."""
     heads = ("task", "`pcrm_prior`", "accuracy", "margins, sd", "targets", "`pcrm/over_target`", "`pcrm/violation`")
     lines = ["| " + " | ".join((*heads, "`pcrm/pull`", "`pcrm/residual`", "warned")) + " |", "|---" * 10 + "|"]
     for row in rows:

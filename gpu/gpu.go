@@ -57,9 +57,9 @@ const (
 	Float16
 )
 
-// Partials is the number of float64 for which the memory at [Batch.Partials] must have room. It
-// is the greatest number of blocks of a launch, which is enough to fill any device; one more
-// block can add up their sums.
+// Partials is the number of float64 that the memory at [Batch.Partials] must hold. It is the
+// maximum number of blocks of a launch, which is enough to fill any device; one more block can
+// add up their sums.
 const Partials = 1024
 
 // Strided is an input with one element per row. Element i is Stride*i elements after the
@@ -84,8 +84,8 @@ type Batch struct {
 	// Both may be 0 if no gradient is needed.
 	GradChosen, GradRejected uintptr
 
-	// Partials has room for [Partials] elements, in which a launch of several blocks leaves its
-	// sums for a second launch. It is not needed for [pcrm.None].
+	// Partials holds [Partials] elements, in which a launch of several blocks leaves its sums
+	// for a second launch. It is not needed for [pcrm.None].
 	Partials uintptr
 
 	Chosen, Rejected, Delta Strided

@@ -45,8 +45,8 @@ def backend(request):
 def fake_device(monkeypatch):
     """Losses of CPU tensors take the path of CUDA tensors, from the choice of the backend on.
 
-    The fake driver's device memory is the host's, so that their addresses serve. What torch
-    would say of a stream is made up.
+    The fake driver's device memory is the host's, so host addresses work. The answers of
+    torch about a stream are invented.
     """
     from types import SimpleNamespace
 

@@ -32,15 +32,15 @@ def versions(python, names):
     ).stdout.split()
 
 
-def row(room):
+def row(framework):
     """Return the row of a framework, and whether all of its tests passed."""
-    name, package = FRAMEWORKS[room]
-    results = ROOT / "build" / "frameworks" / f"{room}.xml"
+    name, package = FRAMEWORKS[framework]
+    results = ROOT / "build" / "frameworks" / f"{framework}.xml"
     if not results.is_file():
-        raise SystemExit(f"{results.relative_to(ROOT)} is missing: run make test-{room} first")
+        raise SystemExit(f"{results.relative_to(ROOT)} is missing: run make test-{framework} first")
     suite = ElementTree.parse(results).getroot()[0]
     total, failures, errors, skipped = (int(suite.get(k, 0)) for k in ("tests", "failures", "errors", "skipped"))
-    found = versions(ROOT / f".venv-{room}" / "bin" / "python", (package, *WITH))
+    found = versions(ROOT / f".venv-{framework}" / "bin" / "python", (package, *WITH))
     cells = [f"{name} {found[0]}", *found[1:], total - failures - errors - skipped, failures + errors, skipped]
     return f"| {' | '.join(map(str, cells))} |", not failures + errors
 

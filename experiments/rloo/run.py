@@ -1,11 +1,11 @@
-"""RLOO against two reward models of `pcrm demo`, in its generated world, where every text has a true reward.
+"""RLOO against two reward models of `pcrm demo`, on its generated prompts, where every text has a known true reward.
 
     pcrm demo --out demo-out
     python experiments/rloo/run.py plain=demo-out/plain constrained=demo-out/constrained --out rloo-out
 
-A small policy learns to answer by TRL's SFTTrainer from the world's own responses; from it TRL's RLOO
-starts, with each reward model as the reward, the same prompts and the same seed. What comes out is in
---out, and the part of it that the repository keeps in results.csv and docs/experiments.md. Killed, the same command goes on.
+TRL's SFTTrainer first trains a small policy on generated responses. TRL's RLOO then starts from this policy, once with each
+reward model, with the same prompts and seed. All results are written to --out. The repository keeps a part of them in
+results.csv and docs/experiments.md. To resume an interrupted run, give the same command again.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer
 
-# The world's longest responses have about 110 tokens of the demo's tokenizer.
+# The longest generated responses have about 110 tokens of the demo's tokenizer.
 MAX_NEW_TOKENS = 112
-# Rows that the reward models' training has not seen: the demo's seed is 0.
+# A seed whose rows the reward models were not trained on: the demo's seed is 0.
 SFT_SEED, TRAIN_SEED, EVAL_SEED = 1, 2, 3
 EVAL_PROMPTS, EVAL_SAMPLES = 64, 8
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("proxies", metavar="NAME=MODEL", nargs="+", help="reward models of the demo")
+    parser.add_argument(
+        "proxies", metavar="NAME=MODEL", nargs="+", help="reward models written by pcrm demo, as NAME=FOLDER"
+    )
     parser.add_argument("--out", type=Path, required=True)
     here = Path(__file__).resolve().parent
     figure = here.parent.parent / "docs" / "experiments-rloo.svg"
-    parser.add_argument("--results", type=Path, default=here / "results.csv", help="where the rows of the steps go")
-    parser.add_argument("--figure", type=Path, default=figure, help="where their figure goes")
-    parser.add_argument("--steps", type=int, default=80, help="of RLOO (default: %(default)s)")
-    parser.add_argument(
-        "--sft-pairs", type=int, default=4000, help="pairs of responses to learn from (default: %(default)s)"
-    )
+    parser.add_argument("--results", type=Path, default=here / "results.csv", help="output: the rows of the steps")
+    parser.add_argument("--figure", type=Path, default=figure, help="output: the figure of the steps")
+    parser.add_argument("--steps", type=int, default=80, help="RLOO steps (default: %(default)s)")
+    parser.add_argument("--sft-pairs", type=int, default=4000, help="pairs of responses for SFT (default: %(default)s)")
     args = parser.parse_args()
     logging.disable_progress_bar()
     settings = rl.Settings(
@@ -94,7 +94,7 @@ def scored(name: str, proxy: RewardModel, prompts: list[str], pools: list[list[s
 
 
 def sft(tokenizer: Any, pairs: int, out: Path) -> None:
-    """A Llama with two layers of width 128 that answers as the world's responses do, good and bad ones alike."""
+    """Train a Llama with two layers of width 128 on generated responses, both good and bad."""
     rows = {(r["prompt"], r[side]) for r in world.generate(pairs, SFT_SEED) for side in ("chosen", "rejected")}
     set_seed(SFT_SEED)
     model = LlamaForCausalLM(

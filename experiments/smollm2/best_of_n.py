@@ -3,27 +3,29 @@
     python experiments/smollm2/best_of_n.py DATA --gguf FILE --encoder ENCODER --out DIR [--gold MODEL]
     python experiments/smollm2/best_of_n.py DATA --encoder ENCODER --out DIR --tables
 
-DATA is that of experiments/tldr/run.py, ENCODER the folder of all-MiniLM-L6-v2 for the cosine prior. MODEL is the gold
-reward model, `final` in the folder of benchmarks/rankings_epoch.py: SmolLM2 with all weights trained for an epoch on all
-human ratings of the train posts. Without it that command makes it first, in DIR/gold, which takes hours. Killed, the
-same command goes on. best_of_n.csv gets a row for each run and reading, best_of_n.md the tables, beside their figures.
+DATA is the folder of experiments/tldr/run.py. ENCODER is the folder of all-MiniLM-L6-v2, for the cosine prior. MODEL is the
+gold reward model, `final` in the folder of benchmarks/rankings_epoch.py: SmolLM2 with all weights, trained for an epoch on
+all human ratings of the train posts. Without --gold, the command first trains it in DIR/gold, which takes hours. To resume
+an interrupted run, give the same command again. The output is best_of_n.csv, with a row for each run and reading,
+best_of_n.md with the tables, and the figures.
 
-The policy answers each train post four times and each test post 64 times. Gold scores all of it. A proxy is trained on the
-comparisons between the four answers, labelled by the sign of gold's difference, as in arXiv 2310.02743: a draw from
-gold's own probabilities would add noise that depends on gold's scale, about which nothing is known. Of the labels
-0% or 25% are flipped, held-out ones too. A fifth of the train posts is held out. Their pairs choose the epoch, by NLL
-after a temperature so that no method's scale counts, and the temperature of each model. Nothing is chosen on test posts.
+The policy answers each train post four times and each test post 64 times, and the gold model scores all answers. A proxy is
+trained on the comparisons between the four answers, labeled by the sign of the difference in gold scores, as in
+arXiv 2310.02743. Labels drawn from gold's own probabilities would add noise that depends on gold's unknown scale. 0% or 25%
+of the labels are flipped, including the held-out ones. A fifth of the train posts is held out. Their pairs select the
+temperature of each model and its epoch. The epoch has the lowest NLL after the temperature, so that the scale of a method
+has no influence. Nothing is selected on test posts.
 
-A temperature changes no order, so best of n is the same with and without. It changes the softmax policy of a
-given coefficient b, and not the curve of gold against KL. NLL, Brier score, ECE and accuracy are those of disjoint pairs of a
-test post's answers, by unflipped labels.
+A temperature does not change the order of the answers, so best of n is the same with and without it. It changes the softmax
+policy at a given coefficient b, but not the curve of gold against KL. NLL, Brier score, ECE and accuracy are measured on
+disjoint pairs of answers to a test post, with labels that are not flipped.
 
-Hypotheses, before any run:
-1. At equal KL no method's gold differs from that of plain, since the constraint changes scale more than order.
-2. At equal b the constrained proxies move the policy less; plain + temperature moves it as little.
-3. With 25% flipped labels plain's gold falls at large n, and label smoothing, fixed and fitted priors fall less.
+Hypotheses, stated before any run:
+1. At equal KL, no method's gold differs from that of plain, because the constraint changes scale more than order.
+2. At equal b, the constrained proxies move the policy less; plain + temperature moves it equally little.
+3. With 25% flipped labels, plain's gold falls at large n; with label smoothing, fixed and fitted priors it falls less.
 4. Raw NLL of constrained models is lower than plain's, and not lower than that of plain + temperature.
-Methods whose NLL and accuracy differ by less than .01, over the whole 95% interval, count as equal, and so do policies
+Methods whose NLL and accuracy differ by less than .01, over the whole 95% interval, count as equal. So do policies
 whose gold differs by less than a tenth of gold's standard deviation within a post.
 """
 
@@ -80,25 +82,25 @@ CONDITIONS = {"0% flipped": Condition(), "25% flipped": Condition(flipped=0.25)}
 METHODS = {
     name: ALL_METHODS[name] for name in ("plain", "label smoothing 0.1", "fixed", "length ratio", "lexical", "cosine")
 }
-# Of the scores in the place of their scale: as they are, and divided by the temperature of the held-out pairs.
+# How scores are read: unchanged, or divided by the temperature fitted to the held-out pairs.
 READINGS = ("", " + temperature")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything. In minutes of a core: 50 to sample for test posts and 70 for train posts, where few answers
-    share a pass; 30 for states, 30 for gold's scores, and 2.5 for each of the 36 proxies.
+    """The sizes of the experiment. Time in minutes on one core: 50 to sample for test posts, 70 to sample for train posts
+    (where few answers share a pass), 30 for states, 30 for gold scores, and 2.5 for each of the 36 proxies.
 
     Attributes:
-        test_posts: All that there are.
-        train_posts: More than half of those that there are.
-        test_samples: Of each test post. Best of 64 is 3.2 nats away.
-        train_samples: Of each train post, which have six comparisons: 2,730 to train on, 684 held out.
-        new_tokens: Of a response at most.
-        epochs: After which the best one is taken.
-        posts_per_step, learning_rate: Of AdamW, as for the top layers of experiments/tldr, whose steps see half the posts.
-        seeds: Of the order, the score head, and the flips.
-        resamples: Of test posts.
+        test_posts: All test posts.
+        train_posts: More than half of all train posts.
+        test_samples: Answers to each test post. Best of 64 has a KL divergence of 3.2 nats.
+        train_samples: Answers to each train post, which give six comparisons: 2,730 to train on, 684 held out.
+        new_tokens: Maximum tokens of a response.
+        epochs: Epochs of training; the best one is used.
+        posts_per_step, learning_rate: For AdamW, as for the top layers of experiments/tldr, whose steps have half the posts.
+        seeds: Seeds of the order, the score head and the flips.
+        resamples: Bootstrap resamples of test posts.
     """
 
     test_posts: int = 102
@@ -114,7 +116,7 @@ class Sizes:
 
 
 SIZES = Sizes()
-# Where a table looks: n of best of n, KL and b of the softmax policies.
+# Points shown in the tables: n of best of n, KL and b of the softmax policies.
 COUNTS = tuple(2**i for i in range(7))
 SHOWN_COUNTS, SHOWN_KL, SHOWN_B = (4, 16, 64), (0.5, 1.0, 2.0), 0.5
 
@@ -152,7 +154,7 @@ def place(setup: Setup, what: str, split: str, i: int) -> Path:
 
 
 def sampled(setup: Setup, split: str, i: int, file: Path) -> None:
-    """Answers of the policy to a post, as token ids and as texts."""
+    """Answers of the policy to a post, as token ids and texts."""
     policy, n = models.policy(setup.policy), setup.sizes.test_samples if split == "test" else setup.sizes.train_samples
     ids = policy.sample(prompts(setup, split)[i], n, (split == "test", i), setup.sizes.new_tokens)
     found = {"ids": ids, "responses": [policy.response(row) for row in ids]}
@@ -186,7 +188,7 @@ def inputs_of(setup: Setup, split: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 @functools.cache
 def train_posts(setup: Setup) -> Posts:
-    """The answers to the train posts, rated by gold, with all comparisons of a post."""
+    """The answers to the train posts with their gold scores, and all comparisons of each post."""
     gold = np.concatenate(gold_scores(setup, "train"))
     texts = [answers(setup, "train", i) for i in range(len(prompts(setup, "train")))]
     post = np.repeat(np.arange(len(texts)), [len(row) for row in texts])
@@ -207,7 +209,7 @@ def data_of(setup: Setup) -> Data:
 
 
 def run(setup: Setup, condition: str, method: str, seed: int, file: Path) -> None:
-    """Train a proxy; keep the epoch whose held-out NLL is least, its scores of the pools, and its weights."""
+    """Train a proxy; keep the epoch with the lowest held-out NLL, its scores of the pools, and its weights."""
     sizes, drawn = setup.sizes, labels(data_of(setup), CONDITIONS[condition], seed)
     inputs = inputs_of(setup, "train")
     torch.manual_seed(seed)
@@ -259,7 +261,7 @@ class Read(NamedTuple):
 
 
 def curves_of(scores: Floats, gold: Sequence[Floats]) -> Floats:
-    """What `pcrm optimize` says of each pool: gold and proxy gain of best of n; KL, proxy and gold gain of softmax policies."""
+    """The results of `pcrm optimize` per pool: gold and proxy gain of best of n; KL, proxy and gold gain of softmax policies."""
     counts = [n for n in COUNTS if n <= scores.shape[1]]
     rows = []
     for one, values in zip(scores, gold, strict=True):
@@ -270,7 +272,7 @@ def curves_of(scores: Floats, gold: Sequence[Floats]) -> Floats:
 
 
 def optimization(curves: Floats) -> Floats:
-    """The columns of `OPTIMIZATION`, of the mean over posts."""
+    """The columns of `OPTIMIZATION` for the mean over posts."""
     mean = curves.mean(0)
     k = (len(mean) - 3 * len(COEFFICIENTS)) // 2
     gold = mean[:k]
@@ -303,7 +305,7 @@ def readings(file: Path, method: str, gold: Sequence[Floats]) -> list[Read]:
 
 
 def tables(setup: Setup, results: Path) -> None:
-    """best_of_n.csv, best_of_n.md and the figures, of the runs that are there."""
+    """Write best_of_n.csv, best_of_n.md and the figures of the finished runs."""
     gold = gold_scores(setup, "test")
     half = [len(g) // 2 for g in gold]
     by_pair: Any = SimpleNamespace(prompts=range(len(gold)), pair_post=np.repeat(np.arange(len(gold)), half))
@@ -342,13 +344,13 @@ def tables(setup: Setup, results: Path) -> None:
 
 
 def spread(gold: Sequence[Floats]) -> str:
-    """The unit that gold's gains are to be seen in."""
+    """The unit of the gains in gold reward."""
     sd = math.sqrt(np.mean([g.var(ddof=1) for g in gold]))
     return f"Gold's standard deviation within a test post is {sd:.3f}."
 
 
 def _figure(condition: str, curves: dict[str, list[Floats]], resamples: int) -> str:
-    """Best of n of each method, with intervals over test posts and seeds."""
+    """Plot best of n of each method, with intervals over test posts and seeds."""
     random, shown = np.random.default_rng(0), {}
     for method in METHODS:
         runs = curves[method]
@@ -369,7 +371,7 @@ def _figure(condition: str, curves: dict[str, list[Floats]], resamples: int) -> 
 
 
 def make(setup: Setup, encoder: str, jobs: int) -> None:
-    """Everything that is not there yet: answers, their gold scores and states, priors, proxies."""
+    """Compute everything that is missing: answers, their gold scores and states, priors, proxies."""
     for what, of_post in (("samples", sampled), ("gold-scores", gold_scored), ("states", frozen_states)):
         for split in ("train", "test"):
             posts = range(len(prompts(setup, split)))
@@ -378,7 +380,7 @@ def make(setup: Setup, encoder: str, jobs: int) -> None:
     if not (setup.out / "priors.npz").is_file():
         found = {name: prior.numpy() for name, prior in priors(train_posts(setup), encoder).items()}
         replace(setup.out / "priors.npz", lambda partial: np.savez(partial, **found))
-    # Seed by seed: whatever is there when it is stopped has all methods.
+    # Seed by seed, so that an interrupted run has all methods of each finished seed.
     wanted = [
         (setup, condition, method, seed, file_of(setup, condition, method, seed))
         for seed, condition, method in itertools.product(range(setup.sizes.seeds), CONDITIONS, METHODS)
@@ -387,7 +389,7 @@ def make(setup: Setup, encoder: str, jobs: int) -> None:
 
 
 def gold_model(data: Path, gguf: Path | None, out: Path) -> Path:
-    """Let benchmarks/rankings_epoch.py train it, or go on."""
+    """Train the gold model with benchmarks/rankings_epoch.py, or resume its training."""
     final = out / "gold" / "final"
     if not (out / "gold" / "done").is_file():
         if gguf is None:
@@ -400,14 +402,14 @@ def gold_model(data: Path, gguf: Path | None, out: Path) -> Path:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those that the experiments on SmolLM2 have in common."""
+    """Add the arguments that the SmolLM2 experiments share."""
     parser.add_argument("data", type=Path)
-    parser.add_argument("--gguf", type=Path, help="the weights of the policy, needed once")
-    parser.add_argument("--gold", type=Path, help="the gold reward model; trained if it is not given")
-    parser.add_argument("--out", type=Path, required=True, help="the folder of all pieces")
-    parser.add_argument("--results", type=Path, default=HERE, help="the folder of the CSV file, the tables and figures")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, each on one core")
-    parser.add_argument("--tables", action="store_true", help="make nothing but the tables")
+    parser.add_argument("--gguf", type=Path, help="weights of the policy; needed only for the first run")
+    parser.add_argument("--gold", type=Path, help="gold reward model (default: train one)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for all intermediate results")
+    parser.add_argument("--results", type=Path, default=HERE, help="folder for the CSV file, tables and figures")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of processes, each on one core")
+    parser.add_argument("--tables", action="store_true", help="only write the tables, without training")
 
 
 def setup_of(arguments: argparse.Namespace) -> Setup:
@@ -421,7 +423,7 @@ def setup_of(arguments: argparse.Namespace) -> Setup:
     )
     setup = Setup(data, out, gold, sizes)
     recipe = dataclasses.asdict(sizes) | {split: fingerprint(prompts(setup, split)) for split in ("train", "test")}
-    # Which runs there are changes none of the others.
+    # The number of runs does not affect any single run.
     del recipe["seeds"], recipe["resamples"]
     with (gold / "model.safetensors").open("rb") as weights:
         same_experiment(out, recipe | {"gold": hashlib.file_digest(weights, "sha256").hexdigest()})
@@ -431,7 +433,7 @@ def setup_of(arguments: argparse.Namespace) -> Setup:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument("--encoder", required=True, help="the folder of the encoder of the cosine prior")
+    parser.add_argument("--encoder", required=True, help="folder of the encoder for the cosine prior")
     arguments = parser.parse_args()
     setup = setup_of(arguments)
     if not arguments.tables:

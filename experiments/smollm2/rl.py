@@ -1,23 +1,25 @@
-"""RLOO of TRL with SmolLM2 as the policy, against proxies of best_of_n.py: what becomes of gold?
+"""TRL's RLOO with SmolLM2 as the policy, against proxies of best_of_n.py: what happens to the gold reward?
 
     python experiments/smollm2/rl.py DATA --gold MODEL --out DIR
     python experiments/smollm2/rl.py DATA --gold MODEL --out DIR --tables
 
-after best_of_n.py with the same DATA, MODEL and DIR, whose proxies of 25% flipped labels are the rewards: people disagree
-about as often on these summaries. Killed, the same command goes on, a run from the last of its twenty checkpoints.
-rl.csv gets a row a run, rl-steps.csv a row a step, rl.md the tables, beside a figure.
+Run best_of_n.py first, with the same DATA, MODEL and DIR. Its proxies with 25% flipped labels are the rewards, because human
+raters disagree about as often on these summaries. To resume an interrupted run from the last of its twenty checkpoints, give
+the same command again. The output is rl.csv with a row per run, rl-steps.csv with a row per step, rl.md with the tables, and a
+figure.
 
-The rewards: plain's scores; the same divided by their temperature; the same as PAR (arXiv 2502.18770), with the four answers
-of the policy as references; those of the cosine's model and of label smoothing. One seed is one proxy, one order of posts and
-one sequence of draws, for all rewards. The policy learns on short train posts, all weights, and is then asked for eight
-answers to each test post. KL is the mean of the log ratio of policy and reference over these answers.
+The rewards are plain's scores; plain's scores divided by their temperature; plain's scores with PAR (arXiv 2502.18770), whose
+references are four answers of the policy; the scores of the cosine model; and those of the label smoothing model. A seed sets
+the proxy, the order of posts and the random draws, for all rewards. All weights of the policy are trained, on short train
+posts. The policy then gives eight answers to each test post. KL is the mean log ratio of policy and reference over these answers.
 
-Hypotheses, before any run:
-1. Plain divided by its temperature does what cosine and label smoothing do: less KL and less length, and the gold of that KL.
+Hypotheses, stated before any run:
+1. Plain divided by its temperature behaves as cosine and label smoothing do: less KL, shorter answers, and the gold reward that
+   belongs to that KL.
 2. PAR loses less gold than plain at the same KL.
 3. Answers grow longer against every proxy.
 Rewards whose gold differs by less than a tenth of gold's standard deviation within a post, over the whole 95% interval, count
-as equal. `STEPS` and `BETA` were set before any gold score was looked at. BETA is TRL's default.
+as equal. `STEPS` and `BETA` were set before looking at any gold score. BETA is TRL's default.
 """
 
 from __future__ import annotations
@@ -57,18 +59,18 @@ CONDITION = "25% flipped"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything. A step takes a minute and a half on one core, and a run with its answers as many hours.
+    """The sizes of the experiment. A step takes 1.5 minutes on one core, and a run with its answers 1.5 hours.
     A process takes 5 GB of memory.
 
     Attributes:
-        steps, prompts, generations: Of RLOO; prompts and generations are those of a step.
-        batch_size: Responses in a pass.
-        learning_rate: Constant; a tenth of what reward models take, as is usual for policies.
+        steps, prompts, generations: RLOO steps; prompts and generations per step.
+        batch_size: Responses per pass.
+        learning_rate: Constant; a tenth of the rate of reward models, as is usual for policies.
         beta: Weight of the KL divergence in the reward.
-        post_tokens: Longer train posts are left out: of a step, nearly all goes into reading them.
-        answers: To each test post.
-        seeds: No more than best_of_n.py has.
-        window: Steps of a point of the figure.
+        post_tokens: Longer train posts are left out, because reading them takes most of a step.
+        answers: Answers to each test post.
+        seeds: At most as many as in best_of_n.py.
+        window: Steps per point of the figure.
     """
 
     steps: int = 40
@@ -89,7 +91,7 @@ SIZES = Sizes()
 
 @dataclass(frozen=True)
 class Kind:
-    """Which model scores, and what becomes of its scores: "", "temperature" or "par"."""
+    """The model that scores, and how its scores are transformed: "", "temperature" or "par"."""
 
     method: str
     then: str = ""
@@ -105,7 +107,7 @@ REWARDS = {
 
 
 class Proxy:
-    """A reward for TRL: of prompts as the policy reads them and of responses as text."""
+    """A reward function for TRL. It gets the prompts as the policy reads them, and the responses as text."""
 
     def __init__(self, setup: Setup, kind: Kind, seed: int, post_of: dict[str, str]) -> None:
         file = file_of(setup, CONDITION, kind.method, seed)
@@ -134,7 +136,7 @@ class Proxy:
 
     @torch.inference_mode()
     def scores(self, posts: Sequence[str], texts: Sequence[str]) -> Floats:
-        """As the model gives them. Each post is read once."""
+        """The scores of the model, not transformed. Each post is read once."""
         found = np.empty(len(posts))
         for post in dict.fromkeys(posts):
             at = [i for i, other in enumerate(posts) if other == post]
@@ -144,7 +146,7 @@ class Proxy:
 
 
 class Gold:
-    """The gold reward model for TRL."""
+    """The gold reward model as a reward function for TRL."""
 
     def __init__(self, setup: Setup, post_of: dict[str, str]) -> None:
         self._model, self._post_of = gold_of(setup.gold), post_of
@@ -160,7 +162,7 @@ def short_posts(setup: Setup, tokens: int) -> list[str]:
 
 
 def trained(setup: Setup, sizes: Sizes, reward: str, seed: int, file: Path) -> None:
-    """Train a policy; keep its steps and its answers to the test posts with all that is said of them."""
+    """Train a policy; keep its steps, and its answers to the test posts with all measurements."""
     reference = models.policy(setup.policy)
     post_of = {reference.prompt(post): post for post in short_posts(setup, sizes.post_tokens)}
     proxy = Proxy(setup, REWARDS[reward], seed, post_of)
@@ -201,7 +203,7 @@ COLUMNS = ("gold gain", "proxy gain, sd", "KL", "tokens", "tokens gained", "prox
 
 
 def columns_of(setup: Setup, sizes: Sizes, reward: str, seed: int, kept: dict[str, Any]) -> Floats:
-    """Of each test post, (posts, columns). The last two are Spearman's correlations over its answers."""
+    """The columns of each test post, (posts, columns). The last two are Spearman correlations over its answers."""
     pools = np.load(file_of(setup, CONDITION, REWARDS[reward].method, seed))["pools"].astype(np.float64)
     sd = float(np.sqrt(pools.var(1, ddof=1).mean()))
     rows = []
@@ -224,7 +226,7 @@ def columns_of(setup: Setup, sizes: Sizes, reward: str, seed: int, kept: dict[st
 
 
 def means(of_posts: Floats) -> Floats:
-    """Of the columns, without posts where a correlation is not defined."""
+    """Means of the columns, without posts where a correlation is undefined."""
     defined = np.isfinite(of_posts)
     with np.errstate(invalid="ignore"):
         return np.where(defined, of_posts, 0).sum(0) / defined.sum(0)
@@ -267,7 +269,7 @@ def tables(setup: Setup, sizes: Sizes, results: Path) -> None:
 
 
 def _figure(curves: dict[str, list[Floats]], window: int) -> str:
-    """Gold and proxy over KL of the steps, a point for each window of them; intervals are over its steps and seeds."""
+    """Plot gold and proxy over KL, one point per window of steps. Intervals are over steps and seeds."""
     shown, labels = {}, []
     for reward, runs in curves.items():
         steps = np.stack(runs)  # (seeds, steps, 3)

@@ -1,17 +1,17 @@
-"""Does the constraint calibrate better than one temperature does? The same models, read in several ways.
+"""Does the constraint calibrate better than a single temperature? The same models, with several readings of their scores.
 
     python experiments/tldr/control.py DATA --model ENCODER             # train what is missing, then the tables
     python experiments/tldr/control.py DATA --model ENCODER --tables    # the tables alone
 
-DATA and ENCODER are those of run.py. A fifth of the train posts is held out from every model. On their pairs a temperature
-is fitted, variants of a method are chosen, and the epoch of each reading: the one with the least negative log-likelihood
-(NLL). Nothing is chosen on test posts. A run is kept in --out/runs when it ends, so that the same command goes on after a
-kill. control.csv gets a row for each run and reading, and docs/experiments.md the tables.
+DATA and ENCODER are those of run.py. A fifth of the train posts is held out from every model. Their pairs are used to fit a
+temperature, and to select the variant of a method and the epoch of each reading, by the lowest negative log-likelihood (NLL).
+Nothing is selected on test posts. Each finished run is kept in --out/runs. To resume an interrupted run, give the same command
+again. The output is control.csv, with a row for each run and reading, and the tables in docs/experiments.md.
 
-Conditions: all pairs; labels flipped at random, held-out ones too, since a user would have no others; few pairs, with a
-quarter as many held out; and training that goes on for 3 and 8 times the epochs that were chosen.
+Conditions: all pairs; labels flipped at random, including the held-out ones, because a user would have no others; few pairs,
+with a quarter as many held out; and training for 3 and 8 times the selected number of epochs.
 
-Set before any run: methods whose NLL and accuracy differ by less than .01, over the whole 95% interval, count as equal.
+Decided before any run: methods whose NLL and accuracy differ by less than .01, over the whole 95% interval, count as equal.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ MARGIN = 0.01  # of equivalence, in NLL and in accuracy
 
 @dataclass(frozen=True)
 class Condition:
-    """What of the labels a model sees.
+    """The training data of a model.
 
     Attributes:
-        flipped: The share of pairs whose labels are exchanged.
-        pairs: How many pairs are trained on; None for all.
-        times: By what the chosen number of epochs is multiplied.
-        tiers: Those that it is run in.
+        flipped: The fraction of pairs with swapped labels.
+        pairs: The number of pairs to train on; None for all.
+        times: Multiplies the selected number of epochs.
+        tiers: The tiers with this condition.
     """
 
     flipped: float = 0.0
@@ -75,11 +75,11 @@ CONDITIONS = {
     "500 pairs": Condition(pairs=500),
     "2,000 pairs": Condition(pairs=2000),
     "3 times the epochs": Condition(times=3),
-    # In B that would be most of the work of the whole command.
+    # In B this would take most of the time of the command.
     "8 times the epochs": Condition(times=8, tiers="A"),
 }
 LONGEST = {"A": 8, "B": 4}  # epochs, without the multiples
-# Epochs without a lower NLL after which training ends.
+# Training ends after this many epochs without a lower NLL.
 PATIENCE = 3
 SEEDS = 10
 
@@ -92,13 +92,13 @@ METHODS: dict[str, Make] = {
     "lexical": fitted_now("lexical"),
     "cosine": fitted_now("cosine"),
 }
-# Of these the variant with the least NLL is taken, for each run.
+# For each run, the variant with the lowest NLL is used.
 TUNED = {"label smoothing, tuned": "label smoothing", "IPO, tuned": "IPO"}
 PRIOR = {"length ratio": "length_ratio", "lexical": "lexical", "cosine": "cosine"}
 
 
 class Labels(NamedTuple):
-    """The pairs of a condition: what is trained on, and pairs of held-out posts, each with its row in the data."""
+    """The pairs of a condition: training pairs and pairs of held-out posts, each with its row in the data."""
 
     trained: Data
     use: NDArray[np.int64]  # the posts that have pairs
@@ -107,7 +107,7 @@ class Labels(NamedTuple):
 
 
 def labels(data: Data, condition: Condition, seed: int) -> Labels:
-    """Draw the pairs and flip labels; the same for each method of a seed."""
+    """Draw the pairs and flip labels. All methods of a seed get the same."""
     posts, random = data.posts, np.random.default_rng([seed, 23])
     shuffled = np.random.default_rng(0).permutation(len(posts.prompts))
     of_held_out = np.isin(posts.pair_post, shuffled[: int(HELD_OUT * len(shuffled))])
@@ -134,13 +134,13 @@ def temperature(margins: Floats, feature: Floats | None = None) -> Floats:
         scaled = margins * np.exp(-columns @ w)
         return float(np.logaddexp(0, -scaled).mean()), (expit(-scaled) * scaled) @ columns / len(margins)
 
-    # Of margins that are worse than chance the best temperature is infinite.
+    # For margins worse than chance, the best temperature is infinite.
     bounds = [(-5.0, 5.0)] * columns.shape[1]
     return minimize(nll, np.zeros(columns.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
 
 
 class Pairs(NamedTuple):
-    """Margins and what a reading may know of their pairs."""
+    """Margins, and what a reading may use about their pairs."""
 
     margin: Floats
     similarity: Floats  # lexical
@@ -166,7 +166,7 @@ def by_similarity(held: Pairs, test: Pairs) -> tuple[Floats, Floats]:
 
 
 def own_link(held: Pairs, test: Pairs) -> tuple[Floats, Floats]:
-    """What the constrained loss itself says at its optimum: `pcrm.win_probability`, with odds of 1000 at most."""
+    """The win probability at the optimum of the constrained loss: `pcrm.win_probability`, with odds of at most 1000."""
     log_odds = []
     for pairs in (held, test):
         p = np.asarray(pcrm.win_probability(pairs.margin, np.broadcast_to(pairs.delta, pairs.margin.shape).copy()))
@@ -188,7 +188,7 @@ def nll(log_odds: Floats) -> float:
 
 
 class Run(NamedTuple):
-    """What a model says after each epoch."""
+    """The scores of a model after each epoch."""
 
     held: NDArray[np.float32]  # margins of held-out pairs, (epochs, H)
     test: NDArray[np.float32]  # margins of test pairs, (epochs, P)
@@ -202,7 +202,7 @@ def constraint_of(method: str, trained: Data) -> Constraint | None:
 
 
 def margins_of(model: nn.Module, inputs: tuple[torch.Tensor, ...], pairs: NDArray[np.int64]) -> Floats:
-    """The margin of each pair, (N, 2), of what the inputs hold; each summary is scored once."""
+    """The margin of each pair, (N, 2). Each summary of the inputs is scored once."""
     wanted, place = np.unique(pairs, return_inverse=True)
     chosen, rejected = score(model, tuple(x[torch.from_numpy(wanted)] for x in inputs))[place.reshape(pairs.shape)].T
     return chosen - rejected
@@ -254,7 +254,7 @@ def file_of(out: Path, tier: str, condition: str, method: str, seed: int) -> Pat
 
 
 class Read(NamedTuple):
-    """A run in one reading: what it says of the test pairs, and how it was chosen."""
+    """A run in one reading: its log odds of the test pairs, and how it was selected."""
 
     name: str
     epoch: int
@@ -263,7 +263,7 @@ class Read(NamedTuple):
 
 
 def readings(runs: dict[str, Run], similarities: tuple[Floats, Floats], times: int) -> Iterator[Read]:
-    """All readings of the runs of one seed, each at the epoch that its held-out NLL chooses, times `times`."""
+    """All readings of the runs of one seed, each at the epoch with the lowest held-out NLL, times `times`."""
     for method, found in runs.items():
         for suffix, reading in READINGS.items():
             if (suffix == ", its own link" and found.deltas is None) or ("similarity" in suffix and method != "plain"):
@@ -278,7 +278,7 @@ def readings(runs: dict[str, Run], similarities: tuple[Floats, Floats], times: i
 
 
 def tuned(found: list[Read]) -> list[Read]:
-    """The readings, with the best variant of each method in the place of its variants."""
+    """The readings, with only the best variant of each method."""
     kept = [r for r in found if not r.name.startswith(tuple(TUNED.values()))]
     for name, family in TUNED.items():
         for suffix in ("", " + temperature"):
@@ -304,13 +304,13 @@ def measures(log_odds: Floats) -> Floats:
 def half_width(by_seed: Floats, resampled: Floats, posts: int) -> Floats:
     """Half of the 95% interval of a mean over seeds, (columns,).
 
-    Two things vary. Test posts: a bootstrap of posts, of the mean over seeds. Seeds: their sample variance over their number.
-    The interval is Student's t with Satterthwaite's degrees of freedom, as few seeds tell little of their own variance.
+    Two things vary. For test posts: a bootstrap of the mean over seeds. For seeds: their sample variance divided by their number.
+    The interval uses Student's t with Satterthwaite's degrees of freedom, because a few seeds estimate their variance poorly.
 
     Args:
         by_seed: (seeds, columns).
         resampled: (resamples, columns).
-        posts: How many were resampled.
+        posts: The number of resampled posts.
     """
     n = len(by_seed)
     of_posts = resampled.var(0, ddof=1)
@@ -329,12 +329,12 @@ def differences(
     base: str = BASE,
     measure: Callable[[Floats], Floats] | None = None,
 ) -> dict[str, tuple[Floats, Floats]]:
-    """Each reading's measures less those of a base, and half of their 95% intervals, (columns,) each.
+    """The difference of each reading's measures from those of a base, and half of its 95% interval, (columns,) each.
 
     Args:
-        posts: Says of which post each element of a run is.
-        found: The runs of each reading, an array a seed.
-        measure: Takes the elements of a run or of a resample; `measures` by default.
+        posts: The post of each element of a run.
+        found: The runs of each reading, one array per seed.
+        measure: Applied to the elements of a run or of a resample; `measures` by default.
     """
     measure = measure or measures
     random = np.random.default_rng(0)
@@ -363,7 +363,7 @@ def table(
     columns: Sequence[str] = COLUMNS,
     measure: Callable[[Floats], Floats] | None = None,
 ) -> str:
-    """A table of a condition: the base itself, then each other reading less it, in bold where the interval excludes 0."""
+    """A table of a condition: the base, then the difference of each other reading, in bold if the interval excludes 0."""
     of_base = np.mean([(measure or measures)(x) for x in found[base]], 0)
     lines = [
         f"| {title}, {len(found[base])} seeds | {' | '.join(columns)} |",
@@ -380,7 +380,7 @@ def table(
 
 
 def tables(arguments: argparse.Namespace) -> None:
-    """control.csv, and the tables of the page, of the runs that are there."""
+    """Write control.csv and the tables of the page, from the finished runs."""
     train_data, test_data = (data_of(arguments.data, split, arguments.model) for split in ("train", "test"))
     rows, parts = [], []
     for tier, (name, condition) in itertools.product(arguments.tiers, CONDITIONS.items()):
@@ -427,14 +427,14 @@ def _loaded(file: Path, method: str, drawn: Labels, train_data: Data, test_data:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--model", required=True, help="the encoder's folder")
-    parser.add_argument("--tiers", default="AB", help="which of A and B")
+    parser.add_argument("--model", required=True, help="folder of the encoder")
+    parser.add_argument("--tiers", default="AB", help="tiers to run: A, B or both")
     parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS), metavar="CONDITION")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, each on one core")
-    parser.add_argument("--tables", action="store_true", help="train nothing")
-    parser.add_argument("--out", type=Path, default=HERE / "control", help="the folder of runs and control.csv")
-    parser.add_argument("--page", type=Path, default=PAGE, help="whose tables are replaced")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="number of seeds (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="parallel runs, each on one core")
+    parser.add_argument("--tables", action="store_true", help="only write the tables, without training")
+    parser.add_argument("--out", type=Path, default=HERE / "control", help="folder for the runs and control.csv")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page whose tables are replaced")
     arguments = parser.parse_args()
     arguments.model = str(Path(arguments.model))
     if not arguments.tables:
@@ -448,7 +448,7 @@ def _train(arguments: argparse.Namespace) -> None:
         inputs_of(data, split, tier, model)  # once, before the processes that read it from disk
     (arguments.out / "runs").mkdir(parents=True, exist_ok=True)
     trained = dict.fromkeys("all pairs" if CONDITIONS[c].times > 1 else c for c in arguments.conditions)
-    # Seed by seed: whatever is there when it is stopped has all methods.
+    # Seed by seed, so that an interrupted run has all methods of each finished seed.
     wanted = [
         (tier, condition, method, seed, file)
         for tier, seed, condition, method in itertools.product(

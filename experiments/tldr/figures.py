@@ -19,7 +19,7 @@ def _write(figure: Any, file: Path, title: str) -> None:
 
 
 def differences(file: Path, estimates: Estimates) -> None:
-    """What each method has more than plain, with its interval."""
+    """The difference of each method from plain, with its interval."""
     methods = [m for m in ALL if m in estimates and m != "plain"]
     base, base_resampled = estimates["plain"]
     with style.style():
@@ -42,7 +42,7 @@ def differences(file: Path, estimates: Estimates) -> None:
 
 
 def optimization(file: Path, found: Found) -> None:
-    """The softmax policies of tier B, or of what there is: what the proxy promises and what people's ratings say."""
+    """The softmax policies of tier B, or of tier A without B: proxy reward and human rating."""
     runs = found.get("B") or found["A"]
     with style.style():
         figure, axes = style.figure(1, 2.9, 1, 3)
@@ -66,7 +66,7 @@ def optimization(file: Path, found: Found) -> None:
 
 
 def margins(file: Path, train: Data, test: Data, rows: list[dict[str, Any]]) -> None:
-    """The picture of the README: the margin of each test pair against its prior, plain and constrained, of one seed."""
+    """The figure of the README: the margin of each test pair over its prior, plain and constrained, for one seed."""
     tier = max(row["tier"] for row in rows)
     scores = {row["method"]: np.array(row["scores"]) for row in rows if (row["tier"], row["seed"]) == (tier, 0)}
     chosen, rejected = test.posts.pairs.T

@@ -1,15 +1,15 @@
-"""How far reward models favor the longer summary, by the prior of their constraint.
+"""How much reward models favor the longer summary, by the prior of their constraint.
 
     python experiments/tldr/length_bias.py DATA --model ENCODER
 
-DATA and ENCODER are those of run.py. Two things are measured on the test pairs, with plain to compare with:
-Spearman's correlation of the margin with the difference in length (chosen less rejected, in
-characters), and accuracy where people prefer the shorter summary, or the longer one.
+DATA and ENCODER are those of run.py. Two quantities are measured on the test pairs and compared with plain: the Spearman
+correlation of the margin with the difference in length (chosen minus rejected, in characters), and the accuracy where human
+raters prefer the shorter or the longer summary.
 
-It does so for the kept scores of scores.parquet, whose constraints were fitted to two points, and
-for models of tier A that it trains with constraints as the trainers fit them by default, the
-lexical prior and a static encoder's cosine among them. That takes about four minutes of one core. It writes length_bias.csv, a row a run,
-and prints tables, whose intervals are those of tables.py, and how far the priors agree on the train pairs.
+Both are measured for the scores in scores.parquet, whose constraints were fitted to two points. They are also measured for
+models of tier A that this command trains, with the constraints that the trainers fit by default; these include the lexical
+prior and the cosine of a static encoder. The training takes about four minutes on one core. The output is length_bias.csv with
+a row per run, tables with intervals as in tables.py, and how far the priors agree on the train pairs.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ NOW = {"plain": ALL["plain"]} | {f"{name}, fitted": fitted_now(prior) for name, 
 
 @torch.inference_mode()
 def static_cosine(posts: Posts, model: str) -> torch.Tensor:
-    """Each pair's angular cosine by a static encoder, float64, (pairs,).
+    """The angular cosine of each pair by a static encoder, float64, (pairs,).
 
-    A token has what ENCODER makes of it alone, centered over all tokens here and weighted by its rank in the
-    vocabulary: about what model2vec distills, which keeps principal components as well.
+    The vector of a token is its embedding by ENCODER on its own, centered over all tokens here and weighted by its rank
+    in the vocabulary. This is close to the distillation of model2vec, which also applies a PCA.
     """
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     encoder = AutoModel.from_pretrained(model, use_safetensors=True, trust_remote_code=False).eval()
@@ -74,7 +74,7 @@ class Bias:
 
 
 def table(posts: Posts, runs: dict[str, list[Bias]]) -> list[str]:
-    """Each method's first column, and what all are more than plain's, with intervals; bold where they do not hold 0."""
+    """The first column of each method, and the differences of all columns from plain, in bold if the interval excludes 0."""
 
     def cell(form: str, value: float, low: float, high: float) -> str:
         text = form.format(value)
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, metavar="ENCODER")
     parser.add_argument("--out", type=Path, default=HERE / "length_bias.csv", help="default: %(default)s")
     parser.add_argument(
-        "--seeds", type=int, default=TIERS["A"].seeds, help="of the models it trains (default: %(default)s)"
+        "--seeds", type=int, default=TIERS["A"].seeds, help="seeds of the models to train (default: %(default)s)"
     )
     args = parser.parse_args()
     posts = read(args.data, "test")

@@ -1,4 +1,4 @@
-"""The methods that the experiment compares: each is a loss, and all else is the same."""
+"""The methods of the experiment. They differ only in their loss."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from torch import Tensor
 import pcrm
 from pcrm import Constraint, PCRMLoss
 
-# What the fitted constraints ask of alike and of unlike responses: win probabilities of .73
-# and .95. Of a fixed or random constraint, delta is between twice the one and twice the other.
+# The targets of the fitted constraints for similar and dissimilar responses: win probabilities of .73 and .95. The delta
+# of a fixed or random constraint is between twice the first and twice the second target.
 TARGETS = {"target_alike": 1.0, "target_unlike": 3.0}
 
 
 @dataclass(frozen=True)
 class Data:
-    """The pairs that a loss is made for: their priors by name, (pairs,) each."""
+    """The pairs of a loss: their priors by name, (pairs,) each."""
 
     posts: Posts
     priors: dict[str, Tensor]
@@ -57,7 +57,7 @@ def _published(prior: str) -> Make:
 def fit_two_points(similarities: Tensor) -> Constraint:
     """The curve of `TARGETS` at the 5 % and 95 % quantiles with the published beta2.
 
-    `Constraint.fit` was this when the results were made. It has fitted beta2 too since then.
+    This was `Constraint.fit` when the results were computed. Since then it also fits beta2.
     """
     alike, unlike = TARGETS.values()
     beta2 = 0.001
@@ -71,7 +71,7 @@ def _fitted(prior: str) -> Make:
 
 
 def fit_now(similarities: Tensor) -> Constraint:
-    """What the trainers do by default: `Constraint.fit` of the training data."""
+    """The default of the trainers: `Constraint.fit` on the training data."""
     alike, unlike = TARGETS.values()
     return Constraint.fit(similarities.numpy(), target_alike=alike, target_unlike=unlike)
 
@@ -90,7 +90,7 @@ def _random(constraint: Constraint) -> Make:
 
 
 def _by_pair(loss: Callable[..., Tensor], *numbers: Callable[[Posts], Any]) -> Make:
-    """A loss of the scores and of numbers that each pair has."""
+    """A loss of the scores and of one number per pair."""
 
     def make(data: Data) -> Loss:
         columns = [torch.as_tensor(of(data.posts)).float() for of in numbers]
@@ -100,7 +100,7 @@ def _by_pair(loss: Callable[..., Tensor], *numbers: Callable[[Posts], Any]) -> M
 
 
 def _dpo(loss: Callable[..., tuple[Tensor, Tensor, Tensor]], **settings: Any) -> Callable[..., Tensor]:
-    """A loss of DPO's as one of scores: they are the policy's log probabilities, and the reference's are 0."""
+    """A DPO loss applied to scores: they act as the policy's log probabilities, and those of the reference are 0."""
 
     def of_scores(chosen: Tensor, rejected: Tensor, *numbers: Tensor) -> Tensor:
         zeros = torch.zeros_like(chosen)
@@ -110,7 +110,7 @@ def _dpo(loss: Callable[..., tuple[Tensor, Tensor, Tensor]], **settings: Any) ->
 
 
 def ipo(target: float) -> Make:
-    """IPO's squared loss of m, which asks each pair for the same margin."""
+    """IPO's squared loss of m, whose target is the same margin for each pair."""
     return _by_pair(_dpo(ipo_loss, beta=1 / (2 * target)))
 
 
@@ -118,7 +118,7 @@ METHODS: dict[str, Make] = {
     "plain": plain(),
     "label smoothing .1": plain(label_smoothing=0.1),
     "centering .01": plain(center_rewards_coefficient=0.01),
-    # The larger of the paper's two scales; its four grades are those of the ratings' difference, 1, 2, 3, 4 or more.
+    # The larger of the paper's two scales. Its four grades correspond to rating differences of 1, 2, 3, and 4 or more.
     "Llama-2 margin": _by_pair(llama2_margin_loss, lambda posts: (posts.gap - 1).clip(0, 3)),
     "fixed, published": _fixed(Constraint.preset("tldr/fixed")),
     "fixed, fitted": _fixed(Constraint.fixed(sum(TARGETS.values()))),
@@ -130,8 +130,8 @@ METHODS: dict[str, Make] = {
     "cosine, fitted": _fitted("cosine"),
 }
 
-# Losses of other papers, for tier A alone. Those of DPO's z have m in its place; where they have
-# a target it is 2, or half of the ratings' difference, in the range of the fitted constraints.
+# Losses of other papers, for tier A only. Losses of DPO's z use m instead. Their target, if any, is 2 or half of the rating
+# difference, which is in the range of the fitted constraints.
 BASELINES: dict[str, Make] = {
     "L2 .01": _by_pair(functools.partial(l2_reward_loss, coefficient=0.01)),
     "IPO, target 2": ipo(2),
@@ -140,7 +140,7 @@ BASELINES: dict[str, Make] = {
         _dpo(rpo_distance_loss, beta=1.0, eta=0.5, distance="squared"), lambda posts: posts.gap
     ),
     "RPO KL, gap / 2": _by_pair(_dpo(rpo_distance_loss, beta=1.0, eta=0.5), lambda posts: posts.gap),
-    # In hundreds of characters: a summary that is longer by one has a margin of 1 for nothing.
+    # In hundreds of characters: a summary that is 100 characters longer gets a margin of 1 for its length alone.
     "R-DPO, 1 of 100 characters": _by_pair(
         _dpo(rdpo_loss, beta=1.0, alpha=0.01),
         *(lambda posts, side=side: posts.lengths[posts.pairs[:, side]] for side in (0, 1)),

@@ -1,4 +1,4 @@
-"""The posts, their summaries with people's ratings, and what the two backbones say of them."""
+"""The posts, their human-rated summaries, and the features of both backbones."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ FROZEN_LAYERS = 4
 class Posts:
     """Posts and their summaries, flat: summary i belongs to post `post[i]`.
 
-    `pairs` has the indices of the chosen and the rejected summary, and `gap` how much higher
-    the chosen one was rated (1 to 6).
+    `pairs` has the indices of the chosen and the rejected summary, and `gap` the difference of
+    their ratings (1 to 6).
     """
 
     prompts: list[str]
@@ -80,7 +80,7 @@ def read(folder: Path, split: str) -> Posts:
 
 
 def priors(posts: Posts, model: str) -> dict[str, torch.Tensor]:
-    """Each pair's similarity in [0, 1], float64: the length ratio in the encoder's tokens, the n-grams, the angular cosine."""
+    """The similarities of each pair in [0, 1], float64: length ratio in the encoder's tokens, lexical, angular cosine."""
     chosen, rejected = ([posts.responses[i] for i in posts.pairs[:, side]] for side in (0, 1))
     return {
         "length_ratio": pcrm.priors.of_texts(chosen, rejected, prior="length_ratio", tokenizer=model).double(),
@@ -90,7 +90,7 @@ def priors(posts: Posts, model: str) -> dict[str, torch.Tensor]:
 
 
 def embeddings(posts: Posts, model: str) -> torch.Tensor:
-    """What tier A reads of each summary, shape (summaries, 4 * width), float32.
+    """The inputs of tier A for each summary, shape (summaries, 4 * width), float32.
 
     With p and r the encoder's mean-pooled embeddings of post and summary: [p, r, p * r, |p - r|],
     each scaled to a variance of about 1 (an embedding has length 1).
@@ -102,11 +102,11 @@ def embeddings(posts: Posts, model: str) -> torch.Tensor:
 
 
 def states(posts: Posts, model: str, cache: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """What tier B reads: the encoder's hidden states after its fourth layer, bfloat16, and their mask.
+    """The inputs of tier B: the encoder's hidden states after its fourth layer, bfloat16, and their mask.
 
-    A summary's tokens are [CLS], the beginning of the post and [SEP] in 72 places, then the
-    summary and [SEP] in 55, what is shorter padded at the end; shapes (summaries, 127, width)
-    and (summaries, 127). Computed once and kept in `cache`.
+    The tokens of a summary are [CLS], the beginning of the post and [SEP] in 72 positions, then
+    the summary and [SEP] in 55 positions; shorter texts are padded at the end. The shapes are
+    (summaries, 127, width) and (summaries, 127). Computed once and kept in `cache`.
     """
     key = hashlib.sha256(json.dumps([content_hash(Path(model)), posts.prompts, posts.responses]).encode()).hexdigest()[
         :16

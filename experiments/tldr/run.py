@@ -1,13 +1,13 @@
-"""Reward models of human-rated summaries, each method with many seeds: one command, which can be killed and goes on.
+"""Reward models on human-rated summaries, with many seeds per method, in one command that can be interrupted and resumed.
 
     python experiments/tldr/run.py DATA --model ENCODER         # train what is missing, then the tables
-    python experiments/tldr/run.py DATA --model ENCODER --choose  # how the numbers of epochs were found
-    python experiments/tldr/run.py DATA --model ENCODER --tables  # the tables alone, of the kept scores
+    python experiments/tldr/run.py DATA --model ENCODER --choose  # choose the numbers of epochs
+    python experiments/tldr/run.py DATA --model ENCODER --tables  # only the tables, from the saved scores
     python experiments/tldr/run.py DATA --model ENCODER --rows DIR  # score files of the models, for pcrm report
 
-DATA is a folder with tldr_{train,test}_{pairs.jsonl.gz,ratings.jsonl}, ENCODER the folder of
-all-MiniLM-L6-v2. Each run's scores of the test summaries become a row of scores.parquet; from it
-come results.csv, a row a run, and the tables and figures of docs/experiments.md.
+DATA is a folder with tldr_{train,test}_{pairs.jsonl.gz,ratings.jsonl}. ENCODER is the folder of
+all-MiniLM-L6-v2. The scores of the test summaries by each run are a row of scores.parquet. From
+this file come results.csv, with a row per run, and the tables and figures of docs/experiments.md.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def model_of(tier: str, model: str, inputs: tuple[torch.Tensor, ...], seed: int)
 
 
 def trained(data: Path, model: str, tier: str, make: Make, seed: int) -> NDArray[np.float32]:
-    """The scores of the test summaries by a model that was trained on all train posts."""
+    """Train a model on all train posts, and return its scores of the test summaries."""
     torch.set_num_threads(1)  # a run a core: the same bits however many there are
     t, train_data, inputs = TIERS[tier], data_of(data, "train", model), inputs_of(data, "train", tier, model)
     network = model_of(tier, model, inputs, seed)
@@ -98,7 +98,7 @@ def trained(data: Path, model: str, tier: str, make: Make, seed: int) -> NDArray
 
 
 def one(data: Path, model: str, tier: str, method: str, seed: int) -> dict[str, Any]:
-    """A row of scores.parquet."""
+    """Compute a row of scores.parquet."""
     return {
         "tier": tier,
         "method": method,
@@ -108,7 +108,7 @@ def one(data: Path, model: str, tier: str, method: str, seed: int) -> dict[str, 
 
 
 def choose(data: Path, model: str, tier: str, method: str, seed: int) -> list[dict[str, Any]]:
-    """Rows of epochs.csv: pair accuracy on held-out train posts after each epoch of the longest training."""
+    """Compute the rows of epochs.csv: pair accuracy on held-out train posts after each epoch of the longest training."""
     torch.set_num_threads(1)
     t, train_data, inputs = TIERS[tier], data_of(data, "train", model), inputs_of(data, "train", tier, model)
     posts = train_data.posts
@@ -156,7 +156,7 @@ def _keep(rows: list[dict[str, Any]], file: Path) -> None:
 
 
 def _write_rows(folder: Path, data: Data, rows: list[dict[str, Any]]) -> None:
-    """Each method's scores of the test pairs and pools, of the last tier and seed 0: what `pcrm report` reads."""
+    """Write the scores of the test pairs and pools by each method, for the last tier and seed 0, as `pcrm report` reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     posts, tier = data.posts, max(row["tier"] for row in rows)
     lengths, offsets = posts.lengths, posts.offsets
@@ -178,15 +178,17 @@ def _write_rows(folder: Path, data: Data, rows: list[dict[str, Any]]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--model", required=True, help="the encoder's folder")
-    parser.add_argument("--tiers", default="AB", help="which of A and B")
+    parser.add_argument("--model", required=True, help="folder of the encoder")
+    parser.add_argument("--tiers", default="AB", help="tiers to run: A, B or both")
     parser.add_argument("--methods", nargs="+", choices=ALL, default=list(ALL), metavar="METHOD")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, each on one core")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="parallel runs, each on one core")
     parser.add_argument("--choose", action="store_true", help="write epochs.csv instead")
-    parser.add_argument("--tables", action="store_true", help="train nothing")
-    parser.add_argument("--rows", type=Path, metavar="DIR", help="write DIR/METHOD.jsonl of seed 0 and nothing else")
-    parser.add_argument("--out", type=Path, default=HERE, help="the folder of scores.parquet and results.csv")
-    parser.add_argument("--page", type=Path, default=PAGE, help="whose tables are replaced; figures lie beside it")
+    parser.add_argument("--tables", action="store_true", help="only write the tables, without training")
+    parser.add_argument("--rows", type=Path, metavar="DIR", help="only write DIR/METHOD.jsonl of seed 0")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of scores.parquet and results.csv")
+    parser.add_argument(
+        "--page", type=Path, default=PAGE, help="page whose tables are replaced; figures are written next to it"
+    )
     arguments = parser.parse_args()
     if arguments.rows:
         _write_rows(
@@ -219,7 +221,7 @@ def _train(arguments: argparse.Namespace) -> None:
     file = arguments.out / "scores.parquet"
     rows = [] if arguments.choose else kept(file)
     done = {(row["tier"], row["method"], row["seed"]) for row in rows}
-    # Seed by seed: whatever is there when it is stopped has all methods.
+    # Seed by seed, so that an interrupted run has all methods of each finished seed.
     wanted = [
         (tier, method, seed)
         for tier in arguments.tiers

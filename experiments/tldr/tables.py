@@ -1,10 +1,10 @@
-"""What the kept scores say: results.csv, and the tables of docs/experiments.md.
+"""The results from the saved scores: results.csv, and the tables of docs/experiments.md.
 
-Statistics of one run are those of `pcrm report` and `pcrm optimize`. Intervals are a mean over seeds
-plus and minus 1.96 standard deviations of a bootstrap that resamples test posts and, apart from
-them, seeds: they say how far other posts and other seeds may lead, not other data or other models.
-They are not the resamples' own quantiles, because a calibration error of a resample is on average
-larger than that of its data. Differences from plain are of the same posts and seeds in each resample.
+Statistics of one run are those of `pcrm report` and `pcrm optimize`. Intervals are the mean over seeds plus or minus 1.96
+standard deviations of a bootstrap that resamples test posts and, independently, seeds. They cover the variation between
+posts and between seeds, but not between data sets or models. They are not quantiles of the resamples, because the calibration
+error of a resample is on average larger than that of its data. Differences from plain use the same posts and seeds in each
+resample.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 
 RESAMPLES = 1000
 BEST_OF = 4
-# Of the softmax policies: from next to the reference to next to the highest score of each pool,
-# so close that a straight line between two of them will do.
+# Coefficients of the softmax policies, from almost the reference to almost the highest score of each pool. They are so
+# close together that linear interpolation between them is accurate.
 COEFFICIENTS = np.geomspace(50, 0.01, 80)
 COEFFICIENT, KL = 0.5, 0.5  # where the columns look: one penalty for all, and one divergence for all
 
@@ -56,12 +56,12 @@ COLUMNS = {
 
 SCORES = list(COLUMNS)[:7]
 OPTIMIZATION = list(COLUMNS)[7:]
-# What one looks at first, and whether more is better (1), less (-1) or neither (0).
+# The main columns, and whether higher is better (1), lower is better (-1) or neither (0).
 SHOWN = {"accuracy": 1, "spearman": 1, "best_of_4_rating": 1, "rl_rating_at_kl": 1, "margin_sd": 0, "ece": -1}
 
 
 class Measured(Protocol):
-    """One model's scores, and any columns of them on any resample of posts."""
+    """The scores of one model, and their columns on any resample of posts."""
 
     def columns(
         self, sample: NDArray[np.int64], pairs: NDArray[np.int64], responses: NDArray[np.int64]
@@ -69,7 +69,7 @@ class Measured(Protocol):
 
 
 class Run:
-    """One model's scores of the test summaries, and all columns of them on any resample of posts."""
+    """The scores of the test summaries by one model, and all their columns on any resample of posts."""
 
     def __init__(self, posts: Posts, scores: Floats) -> None:
         self.margins = scores[posts.pairs[:, 0]] - scores[posts.pairs[:, 1]]
@@ -87,7 +87,7 @@ class Run:
         self.curves = np.array(curves)  # (posts, 3, coefficients)
 
     def columns(self, sample: NDArray[np.int64], pairs: NDArray[np.int64], responses: NDArray[np.int64]) -> list[float]:
-        """In the order of COLUMNS; `sample` are posts, `pairs` and `responses` all that they have."""
+        """The columns in the order of COLUMNS. `sample` are posts; `pairs` and `responses` are all pairs and responses of these."""
         margins = self.margins[pairs]
         share, confidence, right, *_ = statistics.reliability(margins)
         kl, proxy, rating = self.curves[sample].mean(0)
@@ -112,13 +112,13 @@ class Run:
         ]
 
 
-# By method: the value of each column, and of each resample, (resamples, columns).
+# By method: the value of each column, and the values of each resample, (resamples, columns).
 Estimates = dict[str, tuple[Floats, Floats]]
 Found = dict[str, dict[str, list[Run]]]  # by tier and method
 
 
 def write(posts: Posts, rows: list[dict[str, Any]], results: Path, page: Path) -> tuple[Found, dict[str, Estimates]]:
-    """results.csv, and the tables of the page between their marks; returns what is in them, by tier."""
+    """Write results.csv and the tables of the page between their marks; return their contents by tier."""
     found: Found = {}
     for row in tqdm(rows, desc="statistics", disable=None):
         run = Run(posts, np.array(row["scores"], np.float64))
@@ -141,7 +141,7 @@ def write(posts: Posts, rows: list[dict[str, Any]], results: Path, page: Path) -
 
 
 def bootstrap(posts: Posts, runs: Mapping[str, Sequence[Measured]], resamples: int = RESAMPLES) -> Estimates:
-    """Means over seeds of all columns, as measured and resampled; the same resamples for each method."""
+    """Means over seeds of all columns, measured and resampled. All methods have the same resamples."""
     random = np.random.default_rng(0)
     of_pairs = [np.flatnonzero(posts.pair_post == p) for p in range(len(posts.prompts))]
     of_responses = [np.flatnonzero(posts.post == p) for p in range(len(posts.prompts))]
@@ -159,13 +159,13 @@ def bootstrap(posts: Posts, runs: Mapping[str, Sequence[Measured]], resamples: i
 
 
 def interval(value: Any, resampled: Floats) -> tuple[Any, Any]:
-    """95%: see above."""
+    """The 95% interval; see the module."""
     half = 1.96 * resampled.std(0)
     return value - half, value + half
 
 
 def table(estimates: Estimates, keys: Sequence[str]) -> str:
-    """These columns of all methods, with the interval of each."""
+    """A table of these columns for all methods, with intervals."""
 
     def cell(column: Column, value: float, low: float, high: float) -> str:
         return f"{value:.{column.digits}f} <small>{low:.{column.digits}f} to {high:.{column.digits}f}</small>"
@@ -174,7 +174,7 @@ def table(estimates: Estimates, keys: Sequence[str]) -> str:
 
 
 def differences(estimates: Estimates, keys: Sequence[str]) -> str:
-    """What each method has more than plain; bold where the interval does not hold 0."""
+    """A table of the differences from plain, in bold if the interval excludes 0."""
     base, base_resampled = estimates["plain"]
     less = {
         m: (value - base, resampled - base_resampled) for m, (value, resampled) in estimates.items() if m != "plain"
@@ -199,7 +199,7 @@ def _markdown(estimates: Estimates, keys: Sequence[str], cell: Callable[[Column,
 
 
 def replaced(text: str, name: str, body: str) -> str:
-    """The page with what stands between the marks of a name replaced."""
+    """Replace the text between the marks of a name in the page."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     before, rest = text.split(begin)
     return before + begin + body + "\n" + end + rest.split(end)[1]

@@ -18,7 +18,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Stop(Exception):
-    """No epoch after this one."""
+    """Raised to end training after this epoch."""
 
 
 class Head(nn.Module):
@@ -38,9 +38,9 @@ class TopLayers(nn.Module):
     """Tier B: the layers of a BERT encoder that lie above the frozen ones, then a linear head on [CLS].
 
     (N, T, width) states and their (N, T) mask -> (N,) rewards in float32. The layers compute in
-    the type of the states with float32 weights behind them. Of the last layer only [CLS] is
-    asked for, so it is all that is computed there; attention is written out because the backward
-    pass of torch's fused one takes twice as long on a CPU.
+    the dtype of the states, with float32 master weights. The last layer computes only [CLS],
+    because nothing else is used. Attention is written out, because the backward pass of torch's
+    fused attention takes twice as long on a CPU.
     """
 
     def __init__(self, model: str) -> None:
@@ -65,7 +65,7 @@ class TopLayers(nn.Module):
         return self._layer(self.layers[-1], states[:, :1], states, away).squeeze(1)
 
     def _layer(self, layer: Any, asking: Tensor, states: Tensor, away: Tensor) -> Tensor:
-        """A layer of BERT for the tokens `asking`, which look at `states`."""
+        """A layer of BERT for the tokens `asking`, which attend to `states`."""
 
         def linear(module: Any, x: Tensor) -> Tensor:
             return F.linear(x, module.weight.to(x.dtype), module.bias.to(x.dtype))
@@ -103,11 +103,11 @@ def train(
     constant: bool = False,
     after_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> None:
-    """Train on all pairs of the posts `use` (all by default), each summary encoded once a step.
+    """Train on all pairs of the posts `use` (all by default), each summary encoded once per step.
 
     AdamW with a weight decay of 0.01; the learning rate rises over the first tenth of the steps
-    and then falls linearly to 0. If it is `constant`, it rises over half of the first epoch and stays, so that each
-    epoch may be taken as the last. The loss of a step is the mean over its pairs. `after_epoch` may raise `Stop`.
+    and then falls linearly to 0. With `constant`, it rises over half of the first epoch and then stays constant, so that
+    any epoch can be the last. The loss of a step is the mean over its pairs. `after_epoch` may raise `Stop`.
     """
     order = np.random.default_rng(seed)
     torch.manual_seed(seed)

@@ -1,11 +1,11 @@
-"""How calibrated the kept scores are by sigmoid(margin), and as their own loss reads a margin.
+"""How well the saved scores are calibrated, with sigmoid(margin) and with the win probability of their own loss.
 
     python experiments/tldr/win_probability.py DATA --model ENCODER
 
-DATA and ENCODER are those of run.py. It reads scores.parquet and trains nothing. The confidence of a
+DATA and ENCODER are those of run.py. The command reads scores.parquet and trains nothing. The confidence of a
 model is the mean of max(P, 1 - P) over the test pairs, with P = sigmoid(margin), or
-`pcrm.win_probability` for the delta that the model was trained with. It prints tables, whose
-intervals are those of tables.py.
+`pcrm.win_probability` for the delta that the model was trained with. The command prints tables, with
+intervals as in tables.py.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tables import Floats, bootstrap, interval
 
 from pcrm import Constraint, win_probability
 
-# By method; what they are fitted to are the train pairs. A random constraint's delta depends on which
-# response is the chosen one, so that it has no such P.
+# By method, fitted to the train pairs. The delta of a random constraint depends on which response is the chosen one, so it
+# has no such P.
 CONSTRAINTS = {
     "plain": Constraint.fixed(math.inf),
     "fixed, published": Constraint.preset("tldr/fixed"),
@@ -62,7 +62,7 @@ def deltas(method: str, train: Data, test: Data) -> Floats:
 
 
 class Reading:
-    """The columns of one model's scores on any resample of posts."""
+    """The columns of the scores of one model, on any resample of posts."""
 
     def __init__(self, posts: Posts, scores: Floats, delta: Floats) -> None:
         self.margins, self.delta = scores[posts.pairs[:, 0]] - scores[posts.pairs[:, 1]], delta

@@ -243,7 +243,7 @@ func TestPlantedMistakesOfBatches(t *testing.T) {
 			}
 			return good(chosen, rejected, delta)
 		}},
-		{"margins in the place of the scores", "inputs: batch of 1", func(chosen, rejected, delta []float64) (float64, []float64, []float64, error) {
+		{"margins instead of the scores", "inputs: batch of 1", func(chosen, rejected, delta []float64) (float64, []float64, []float64, error) {
 			defer func() { chosen[0] -= rejected[0] }()
 			return good(chosen, rejected, delta)
 		}},

@@ -73,7 +73,7 @@ import (
 // The first part of each S covers the rounding of the exponentials, the logarithms and the
 // sum over the pairs. In float32 both tolerances are 17 units in the last place; the kernels
 // of package pcrm need 10. In float64, g is twice the kernels' 5e-15 for each of the two
-// terms, and r leaves room for adding thousands of pairs one by one.
+// terms, and r allows for adding thousands of pairs one by one.
 //
 // The second part covers the rounding of the margin. A backend computes m, and perhaps
 // delta - m, in its own precision, which moves m by at most 6 roundings of M. M is |m| and,

@@ -18,6 +18,9 @@ import torch
 # Names of tables of absolute positions. Tables of relative positions, such as DeBERTa's `rel_embeddings`, do not match.
 _POSITIONS = re.compile(r".*position_embeddings?|embed_positions|wpe")
 
+# A checkpoint's folder has at least one of these files.
+_OF_CHECKPOINTS = ("config.json", "adapter_config.json", "tokenizer_config.json", "tokenizer.json")
+
 
 class Positions(NamedTuple):
     """The maximum number of tokens of a model. None means no limit."""
@@ -44,7 +47,11 @@ def loading(name: str | os.PathLike[str], what: str = "it") -> Iterator[None]:
         text = " ".join(str(error).split())
         if not isinstance(error, (OSError, ValueError)):
             text = f"{type(error).__name__}: {text}"
-        where = "" if os.path.isdir(name) else "not a local folder, and not loaded from the hub: "
+        where = ""
+        if not os.path.isdir(name):
+            where = "not a local folder, and not loaded from the hub: "
+        elif not any(os.path.isfile(os.path.join(name, file)) for file in _OF_CHECKPOINTS):
+            text = f"the folder must contain a checkpoint ({', '.join(_OF_CHECKPOINTS)}), got none of its files"
         raise OSError(f"{name}: {what} cannot be loaded: {where}{text:.1000}") from None
 
 
@@ -103,17 +110,17 @@ def positions(model: Any) -> Positions:
     made_for = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(made_for, int) or made_for < 1:  # XLNet says -1
         made_for = None
-    rooms = []
+    limits = []
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Embedding) and _POSITIONS.fullmatch(name.rpartition(".")[2]):
             first = 0 if module.padding_idx is None else module.padding_idx + 1
-            rooms.append(module.num_embeddings - first - int(getattr(module, "offset", 0)))
+            limits.append(module.num_embeddings - first - int(getattr(module, "offset", 0)))
     for name, buffer in model.named_buffers():  # GPT-J's sinusoids
         if buffer.dim() == 2 and buffer.is_floating_point() and _POSITIONS.fullmatch(name.rpartition(".")[2]):
-            rooms.append(buffer.shape[0])
-    if rooms and made_for is not None:
-        rooms.append(made_for)
-    return Positions(made_for, min(rooms, default=None))
+            limits.append(buffer.shape[0])
+    if limits and made_for is not None:
+        limits.append(made_for)
+    return Positions(made_for, min(limits, default=None))
 
 
 def longest(name: str, model: Any, tokenizer_limit: int | None, max_length: int | None) -> int:

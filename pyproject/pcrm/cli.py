@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 
-from ._printable import printable
+from ._printable import printable, text_of
 
 # The commands by group, each with what it does and the extra that it needs.
 _GROUPS: dict[str, dict[str, tuple[str, str | None]]] = {
@@ -82,6 +82,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"pcrm {name}: {error}{hint}", file=sys.stderr)
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:  # commands that can resume say how
+        print(f"pcrm {name}: interrupted", file=sys.stderr)
+        return 130
     except RuntimeError as error:
         from ._engine.native import NativeLibraryError
 
@@ -92,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         if name in _TRAINING and not _is_ours(error):
             raise
         # The message may contain text from a file: escape control characters.
-        text = "\n".join(map(printable, str(error).split("\n")))
+        text = "\n".join(map(printable, text_of(error).split("\n")))
         print(f"pcrm {name}: {text}", file=sys.stderr)
     return 1
 

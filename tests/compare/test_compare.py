@@ -103,7 +103,7 @@ def test_an_adapter(tmp_path, tiny, capsys):
 @pytest.mark.slow
 @pytest.mark.usefixtures("trl_as_it_was")
 def test_an_encoder_whose_tokenizer_has_no_eos(tmp_path, rows, capsys):
-    """As BERT's: its sep_token ends texts. The head alone is missing from its weights, and nothing is said of that."""
+    """As BERT's: its sep_token ends texts. Only the head is missing from its weights, which is not reported."""
     from transformers import BertModel, PreTrainedTokenizerFast
 
     made = make_tokenizer(r["prompt"] + r["chosen"] for r in rows)
@@ -288,7 +288,7 @@ def test_interrupted(tmp_path, tiny, capsys, monkeypatch):
     write(tmp_path / "pairs.jsonl", some(60))
     out = tmp_path / "out"
     assert cli.main(["compare", str(tmp_path / "pairs.jsonl"), "--model", str(tiny), "--out", str(out)]) == 130
-    assert capsys.readouterr().err == f"\npcrm compare: interrupted; the same command continues from {out}\n"
+    assert capsys.readouterr().err == f"\npcrm compare: interrupted; give the same command again to resume from {out}\n"
 
 
 def test_split_by_prompt():

@@ -113,14 +113,14 @@ LINES = {
         | {"fit": "must have a column 's'"}
         | dict.fromkeys(
             ("to jsonl", "to parquet"),
-            r"(its keys are|got) '\\x1b\[2J\\x07' \(to leave out bad rows, add --on",
+            r"must have a key 'chosen', got '\\x1b\[2J\\x07'\. To leave out bad rows, add --on",
         ),
     ),
     "many keys": (
         json.dumps({f"key{i}": i for i in range(50_000)}).encode(),
         dict.fromkeys(("report", "check"), "key19 and 49980 more")
         | {"fit": "must have a column 's'"}
-        | dict.fromkeys(("to jsonl", "to parquet"), "chosen.* key19 and 49980 more"),
+        | dict.fromkeys(("to jsonl", "to parquet"), "must have a key 'chosen', got .* key19 and 49980 more"),
     ),
     "long line": (
         line() + b'{"chosen": "' + b"a" * (16 << 20) + b'"}',

@@ -242,7 +242,7 @@ def test_bad_rows(tmp_path, before, after, capsys):
     bad = [GOOD | {"ratings": [1, 2, 3]}, GOOD | {"responses": None}, GOOD | {"ratings": None}]
     source, out = write(tmp_path / f"in{before}", [GOOD, bad[0], TIE, *bad[1:], GOOD]), tmp_path / f"out{after}"
     place = f"{source}, " + ("line 2" if "jsonl" in before else "row 1")
-    error = f"{place}: ratings must have one number for each of the 2 responses, got 3 (to leave out bad rows, add --on-error skip)"
+    error = f"{place}: ratings must have one number for each of the 2 responses, got 3. To leave out bad rows, add --on-error skip"
     assert error in fails(capsys, source, out)
     assert not out.exists()
     assert pairs(source, out, "--on-error", "skip") == 0

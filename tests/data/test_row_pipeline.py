@@ -95,7 +95,7 @@ def test_what_a_kill_before_the_first_shard_leaves_is_no_hindrance(tmp_path, sou
             [{"x": 1}, {"x": 2, "square": 4}],
             "in.jsonl, line 2: must not have a column 'square', because this command adds one",
         ),
-        ([], "in.jsonl: holds no rows"),
+        ([], "in.jsonl: must have at least one row, got none"),
         ([{"x": None}], "at least one row must be good, got 1 bad rows. Nothing was written. The first: "),
     ],
 )

@@ -65,7 +65,7 @@ def cosine(x):
     return pcrm.priors.cosine(torch.stack([x, 2 * x], 1), torch.stack([x + 1, x], 1))
 
 
-DOORS = [pair, pair_with_one_delta, token, dpo, margin, lengths, delta, cosine]
+ENTRIES = [pair, pair_with_one_delta, token, dpo, margin, lengths, delta, cosine]
 NUMBERS = torch.tensor([0.1, 0.4, 0.7, 0.9])
 
 
@@ -93,20 +93,20 @@ def wrapped(request):
     }[request.param]
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_wrappers_are_computed_by_torch(wrapped, door, backend):
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_wrappers_are_computed_by_torch(wrapped, entry, backend):
     wrap, unwrap = wrapped
     x = wrap(NUMBERS)
-    if door is token and type(x).__name__ == "DTensor":  # torch cannot mix plain positions with it
+    if entry is token and type(x).__name__ == "DTensor":  # torch cannot mix plain positions with it
         with pytest.raises(TypeError, match=r"chosen_rewards must be .* got a DTensor .*full_tensor\(\)"):
-            door(x)
+            entry(x)
         return
-    torch.testing.assert_close(unwrap(door(x)) + 0, door(NUMBERS), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(unwrap(entry(x)) + 0, entry(NUMBERS), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("door", [pair, pair_with_one_delta, token, dpo, margin, lengths, delta])
-def test_zeros_that_are_not_written_out(door, backend):
-    torch.testing.assert_close(door(torch._efficientzerotensor((4,))), door(torch.zeros(4)))
+@pytest.mark.parametrize("entry", [pair, pair_with_one_delta, token, dpo, margin, lengths, delta])
+def test_zeros_that_are_not_written_out(entry, backend):
+    torch.testing.assert_close(entry(torch._efficientzerotensor((4,))), entry(torch.zeros(4)))
 
 
 def test_gradient_of_a_wrapper(backend):
@@ -134,13 +134,13 @@ def test_values_of_wrappers_are_looked_at_where_they_can_be():
             call(AsyncCollectiveTensor(bad))
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_fake_tensors_outside_of_their_mode(door, backend):
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_fake_tensors_outside_of_their_mode(entry, backend):
     """Like torch's own functions: some accept them, some refuse to mix them with real tensors."""
     with FakeTensorMode():
         x = torch.empty(4)
     try:
-        result = door(x)
+        result = entry(x)
     except TypeError as error:
         assert "got a FakeTensor" in str(error)
     else:

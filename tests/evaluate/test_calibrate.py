@@ -312,7 +312,9 @@ def test_bad_files(tmp_path, capsys):
     rows = pair_rows(3)
     out = tmp_path / "out.jsonl"
     assert "none.jsonl: no such file" in fails(capsys, tmp_path / "none.jsonl", out)
-    assert "empty.jsonl: holds no rows" in fails(capsys, write(tmp_path / "empty.jsonl", []), out)
+    assert "empty.jsonl: must have at least one row, got none" in fails(
+        capsys, write(tmp_path / "empty.jsonl", []), out
+    )
     texts = [{"chosen": "a", "rejected": "b"}]
     for name in ("texts.jsonl", "texts.parquet"):
         message = fails(capsys, write(tmp_path / name, texts), out)

@@ -83,7 +83,7 @@ def by_id(found):
     return named
 
 
-# Rows, the finding, its level, its count, and its examples same pair as lines with what is said of each.
+# Rows, the finding, its level, its count, and its examples: lines, with the message about each.
 FAULTS = {
     "no chosen": ([*PAIRS, {"prompt": "q", "rejected": "r"}], "unreadable_rows", "error", 1, {7: "must have the keys chosen and rejected, or responses with ratings or ranks, got prompt, rejected"}),
     "null": ([pair(0, chosen=None), *PAIRS], "unreadable_rows", "error", 1, {1: "chosen must be a text or a list of messages, got None"}),
@@ -220,7 +220,7 @@ def test_the_same_of_every_kind_of_file(run, tmp_path, suffix):
 
 
 LINE = json.dumps(PAIRS[0]).encode() + b"\n"
-# Files, and what is said of each: the id of the error and the start of its message or of its first example.
+# Files, and the finding in each: the id of the error and the start of its message or of its first example.
 BROKEN = {
     "binary.jsonl": (bytes(range(128, 256)) * 9, "unreadable_rows", "must be JSON: 'utf-8' codec can't decode byte 0x80"),
     "no-utf8.jsonl": (LINE + b'{"prompt": "q", "chosen": "\xff", "rejected": "r"}\n', "unreadable_rows", "must be JSON: 'utf-8' codec can't decode byte 0xff"),

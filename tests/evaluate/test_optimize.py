@@ -161,7 +161,7 @@ def test_scores_without_spread(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "pool.jsonl: holds no rows"),
+        ([], "pool.jsonl: must have at least one row, got none"),
         ([{"scores": [1, 2], "ratings": [1, 2]}, {"scores": [1]}],
          "pool.jsonl, line 2: must have a key 'ratings', got scores"),
         ([{"responses": ["a"], "ratings": [1]}], "pool.jsonl, line 1: must have a key 'scores', got responses, ratings"),
@@ -343,7 +343,7 @@ def test_samples_go_on_after_a_kill(tmp_path, tiny_policy):
             {"prompt": "a", "responses": ["b"]},
             "line 1: must not have a column 'responses', because this command adds one",
         ),
-        ({"prompt": "word " * 3000}, r"prompt must have at most \d+ tokens, so that .* has room for a response, got"),
+        ({"prompt": "word " * 3000}, r"prompt must have at most \d+ tokens, so that .* can add a response, got"),
     ],
 )
 def test_bad_prompts(tmp_path, tiny_policy, row, message):
@@ -467,7 +467,7 @@ def test_bad_rewards(tmp_path, tiny_policy, prompts):
 
     with pytest.raises(ValueError, match=re.escape("the proxy reward of response 1 must be finite, got nan")):
         rl.train(tiny_policy, prompts, broken, gold, tmp_path / "a", SETTINGS)
-    with pytest.raises(ValueError, match="prompts must have at least 2 elements, one step's worth, got 1"):
+    with pytest.raises(ValueError, match="prompts must have at least 2 elements, as many as a step uses, got 1"):
         rl.train(tiny_policy, prompts[:1], gold, gold, tmp_path / "b", SETTINGS)
 
 

@@ -537,7 +537,7 @@ def test_bad_files_and_arguments(tmp_path, capsys):
     good = write(tmp_path / "good.jsonl", pair_rows(3))
     empty = write(tmp_path / "empty.jsonl", [])
     for arguments, message in (
-        ([empty], "empty.jsonl: holds no rows"),
+        ([empty], "empty.jsonl: must have at least one row, got none"),
         ([tmp_path / "none.jsonl"], "none.jsonl: no such file"),
         ([good, "--preset", "alpaca/typo"], "preset must be one of alpaca/cosine"),
         (

@@ -375,7 +375,7 @@ def test_a_bad_row_first(tmp_path, tiny, capsys):
     message = f"{source}, line 1: must have a key 'responses', got a"
     assert message in fails(capsys, tiny, source, "--out", out)
     for rows, words in (
-        ([], "holds no rows"),
+        ([], "must have at least one row, got none"),
         (
             [{"a": 1}],
             "must have rows with chosen and rejected, responses or response. The first, line 1, has the keys a",
@@ -478,13 +478,15 @@ def test_bad_models_and_settings(tmp_path, tiny, tiny_policy, capsys):
     ):
         assert message in fails(capsys, tmp_path / name, source, "--out", out)
     for options, message in (
-        (["--batch-size", "0"], "batch_size must be in [1, 2**63), got 0"),
-        (["--max-length", "0"], "max_length must be in [1, 2**63), got 0"),
         (["--device", "abacus"], "device must be a torch device of this machine, got 'abacus': "),
         (["--device", "meta"], "device must be able to compute, got 'meta'"),
         (["--device", "meta:0", "--dtype", "bfloat16"], "device must be able to compute, got 'meta:0'"),
     ):
         assert message in fails(capsys, tiny, source, "--out", out, *options)
+    for flag in ("--batch-size", "--max-length"):
+        with pytest.raises(SystemExit, match="2"):
+            fails(capsys, tiny, source, "--out", out, flag, "0")
+        assert f"{flag} must be at least 1, got 0" in capsys.readouterr().err
     chat = write(tmp_path / "chat.jsonl", [{"response": [USER]}])
     message = f"response must be a text because the tokenizer of {tmp_path / 'mute'} has no chat template, got a list of messages. Save a"
     assert message in fails(capsys, tmp_path / "mute", chat, "--out", out, "--on-error", "skip")

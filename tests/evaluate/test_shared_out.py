@@ -249,7 +249,7 @@ def test_a_bad_row_of_another_process(tmp_path, monkeypatch, tiny, capfd):
     write(tmp_path / "pairs.jsonl", [*rows, {"response": 3}])  # the last in the order of texts, so the other process's
     done = subprocess.run([sys.executable, *TWO_PROCESSES, *line.split()], capture_output=True, text=True, timeout=200)
     assert done.returncode == 1
-    message = "pcrm score: pairs.jsonl, line 1101: response must be a text or a list of messages, got 3 (to leave out bad rows, add --on-error skip)"
+    message = "pcrm score: pairs.jsonl, line 1101: response must be a text or a list of messages, got 3. To leave out bad rows, add --on-error skip"
     assert done.stderr.count("must be a text") == 1 and message in done.stderr, done.stderr
     (shard,) = (tmp_path / "pairs-scores.jsonl.parts").glob("*-*.jsonl")
     before = shard.read_bytes()

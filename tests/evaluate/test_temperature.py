@@ -261,7 +261,7 @@ def test_no_temperature_is_best(tmp_path, capsys):
         (rows(1, -1), "the mean margin must be greater than 0 to fit a temperature, got 0 over 2 pairs"),
         (rows(0, 0), "the mean margin must be greater than 0 to fit a temperature, got 0 over 2 pairs"),
         (tied, "must have two responses to a prompt with different ratings, got none"),
-        ([], "holds no rows"),
+        ([], "must have at least one row, got none"),
         ([{"score": 1.0}], "must have rows with chosen_score and rejected_score, or scores and ratings"),
         ([{"scores": [1.0, 2.0]}], "must have rows with chosen_score and rejected_score, or scores and ratings"),
     ):

@@ -131,7 +131,7 @@ class Runs:
 
     Attributes:
         folder: Where the results are.
-        found: What each process said of each case.
+        found: What each process reported about each case.
     """
 
     def __init__(self, cases: list[Case], folder: Path, *launcher: str, **environment: str) -> None:

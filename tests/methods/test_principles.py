@@ -146,7 +146,7 @@ BAD = [
     (
         {"principles": ["a", {"text": "b", "name": "a"}]},
         {},
-        "principles[1] must have a name of its own, got 'a', the name of principles[0]",
+        "principles[1] must have a unique name, got 'a', as principles[0]",
     ),
     (
         {"principles": [{"text": "a", "score": 1}, "b"]},

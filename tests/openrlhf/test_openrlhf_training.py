@@ -52,7 +52,7 @@ class Job(NamedTuple):
     flags: tuple[str, ...] | None
     data: str = "plain.jsonl"
     attention: str = "eager"
-    script: str = ""  # in the place of a command line
+    script: str = ""  # instead of a command line
 
 
 @dataclass

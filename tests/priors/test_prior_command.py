@@ -200,7 +200,7 @@ def test_bad_files(tmp_path, capsys):
         ("cut.jsonl.gz", gzip.compress(lines([GOOD] * 1000))[:-20], "cut.jsonl.gz, after line 896: "),
         ("no.jsonl.gz", b"text", "no.jsonl.gz, after line 0: Not a gzipped file"),
         ("no.parquet", b"text" * 9, "no.parquet: "),
-        ("empty.jsonl", b" \n", "empty.jsonl: holds no rows"),
+        ("empty.jsonl", b" \n", "empty.jsonl: must have at least one row, got none"),
         ("prior.jsonl", lines([GOOD | {"prior": 1}]), "prior.jsonl, line 1: must not have a column 'prior', because"),
         ("rows.txt", b"a", "rows.txt: the file must end in .jsonl, .jsonl.gz, .json, .csv or .parquet"),
     ):
@@ -361,7 +361,7 @@ def test_what_fails_at_once_leaves_nothing(tmp_path, capsys):
     source = write(tmp_path / "in.jsonl", [{"chosen": "a"}])
     assert main(["prior", str(source), "--out", str(tmp_path / "out.jsonl")]) == 1
     error = capsys.readouterr().err
-    assert "line 1: must have a key 'rejected', got chosen (to leave out bad rows, add --on-error skip)" in error
+    assert "line 1: must have a key 'rejected', got chosen. To leave out bad rows, add --on-error skip" in error
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
 
@@ -434,7 +434,7 @@ def test_a_response_without_tokens(tmp_path, no_special_tokens, capsys, small_ba
     write(source, [row for row in rows if row["id"] != 19])
     error = fails(capsys, *argv)
     assert re.search(
-        rf"{source}, line 4: chosen (has no tokens for|has an all-zero embedding from) {no_special_tokens}.*: \'\' \(to leave out bad rows, add --on-error skip",
+        rf"{source}, line 4: chosen (has no tokens for|has an all-zero embedding from) {no_special_tokens}.*: \'\'\. To leave out bad rows, add --on-error skip",
         error,
     )
     write(source, rows)

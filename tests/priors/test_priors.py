@@ -294,6 +294,9 @@ def test_lexical(backend):
         pcrm.priors.lexical(["a", "b"], ["a", 3])
     with pytest.raises(ValueError, match="chosen and rejected must have the same length, got 2 and 1 texts"):
         pcrm.priors.lexical(["a", "b"], ["a"])
+    for single in ("a", None):
+        with pytest.raises(TypeError, match=f"rejected must be a sequence of texts, got {type(single).__name__}"):
+            pcrm.priors.lexical(["a"], single)
     with pytest.raises(ValueError, match=r"chosen\[0\] must be valid Unicode"):
         pcrm.priors.lexical(["\ud800"], ["a"])
 

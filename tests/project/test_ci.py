@@ -183,8 +183,8 @@ def test_no_test_imports_another():
         assert not modules & {name for words in imports for name in re.split(r"[., ]+", words)}, path.name
 
 
-def test_each_test_is_in_a_room():
-    """A room is named after a package of pcrm; two are of more than one package, and Unsloth needs none of its own."""
+def test_each_test_is_in_the_folder_of_a_package():
+    """Folders are named after packages of pcrm. `losses` and `project` test several packages, and Unsloth has no package."""
     packages = {path.parent.name.lstrip("_") for path in (ROOT / "pyproject" / "pcrm").glob("*/__init__.py")}
     files = sorted(TESTS.rglob("test_*.py"))
     assert {path.parent.relative_to(TESTS).as_posix() for path in files} <= packages | {"losses", "project", "unsloth"}

@@ -126,7 +126,7 @@ def test_nothing_is_loaded_from_elsewhere(site, pages):
 
 @pytest.mark.slow
 def test_no_broken_link(pages):
-    """By the built pages, and not by what MkDocs says of it."""
+    """Checks the built pages, not the messages of MkDocs."""
     forge = 0
     for path, page in pages.items():
         for link in page.links:

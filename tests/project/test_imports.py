@@ -79,19 +79,19 @@ def circle(edges):
     return None
 
 
-def test_no_circle_of_modules_or_rooms():
+def test_no_circle_of_modules_or_packages():
     edges = graph()
     assert len(edges) > 100 and "pcrm._engine.dispatch" in edges["pcrm.functional"]
     assert circle(edges) is None
-    rooms = {}
+    packages = {}
     for module, others in edges.items():
-        of = rooms.setdefault(room(module), set())
-        of |= {room(other) for other in others} - {room(module)}
-    assert rooms["pcrm.trl"] >= {"pcrm.settings", "pcrm.functional"}
-    assert circle(rooms) is None
+        of = packages.setdefault(package_of(module), set())
+        of |= {package_of(other) for other in others} - {package_of(module)}
+    assert packages["pcrm.trl"] >= {"pcrm.settings", "pcrm.functional"}
+    assert circle(packages) is None
 
 
-def room(module):
+def package_of(module):
     return ".".join(module.split(".")[:2])
 
 

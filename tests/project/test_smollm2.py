@@ -1,4 +1,4 @@
-"""experiments/smollm2, with a random Llama of three small layers in the place of SmolLM2, on posts of the generated world."""
+"""experiments/smollm2, with a random Llama of three small layers instead of SmolLM2, on posts of the generated world."""
 
 import csv
 import importlib.util

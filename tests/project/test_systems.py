@@ -112,8 +112,8 @@ for name in ("fork", "getuid", "geteuid", "sched_getaffinity", "sync", "mkfifo",
     delattr(os, name)
 import pcrm
 names = [module.name for module in pkgutil.walk_packages(pcrm.__path__, "pcrm.", onerror=lambda _: None)]
-seams = {"axolotl", "llamafactory", "openrlhf", "swift"}
-names = [n for n in names if n.split(".")[1] not in seams and "_native._bridge" not in n and "__main__" not in n]
+integrations = {"axolotl", "llamafactory", "openrlhf", "swift"}
+names = [n for n in names if n.split(".")[1] not in integrations and "_native._bridge" not in n and "__main__" not in n]
 for name in names:
     importlib.import_module(name)
 print(len(names), "fcntl" in sys.modules and sys.modules["fcntl"])

@@ -104,7 +104,7 @@ def through_openrlhf(case, _):
     return seen[0].prior, seen[0].constraint
 
 
-DOORS = {
+ENTRIES = {
     "python": through_python,
     "toml": through_toml,
     "fields": through_fields,
@@ -117,17 +117,17 @@ TEXTS = ("a text", "a truth value", "a fraction", "a number")
 
 
 # TRL creates about three hundred flags again for each file.
-@pytest.mark.parametrize("door", [pytest.param(d, marks=pytest.mark.slow if d == "yaml" else ()) for d in DOORS])
+@pytest.mark.parametrize("entry", [pytest.param(d, marks=pytest.mark.slow if d == "yaml" else ()) for d in ENTRIES])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_same_rules_through_every_door(case, door, tmp_path, capsys):
+def test_same_rules_through_every_entry(case, entry, tmp_path, capsys):
     if "error" not in case:
-        prior, constraint = DOORS[door](case, tmp_path)
+        prior, constraint = ENTRIES[entry](case, tmp_path)
         assert (prior, constraint) == (case["prior"], wanted(case))
         return
     with pytest.raises((TypeError, ValueError, SystemExit, argparse.ArgumentError)) as caught:
-        DOORS[door](case, tmp_path)
+        ENTRIES[entry](case, tmp_path)
     message = f"{caught.value} {capsys.readouterr().err}"
-    is_text = door in ("yaml", "flags", "openrlhf") and case["name"].endswith(TEXTS)
+    is_text = entry in ("yaml", "flags", "openrlhf") and case["name"].endswith(TEXTS)
     for word in case["error"][: 1 if is_text else None]:
         assert word in message
 

@@ -1,4 +1,4 @@
-"""What is said of a constraint that does nothing, and of one that most margins are over."""
+"""Messages about a constraint that has no effect, and about one that most margins exceed."""
 
 import math
 

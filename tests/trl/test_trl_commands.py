@@ -231,6 +231,9 @@ def test_run_a_module_and_a_script_with_arguments(tmp_path, monkeypatch, capsys)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["run", "nowhere.py"])
     assert "SCRIPT must be an existing file, got 'nowhere.py'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["run", "-m", "nowhere.at_all"])
+    assert "SCRIPT must be a module that Python can find, got 'nowhere.at_all'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -256,7 +259,8 @@ def test_run_a_module_and_a_script_with_arguments(tmp_path, monkeypatch, capsys)
             [],
         ),
         ("--model_name_or_path must be a checkpoint's folder", {"model_name_or_path": None}, []),
-        ("No such file or directory: 'nope.toml'", {"pcrm_config": "nope.toml"}, []),
+        ("nope.toml: no such file or directory", {"pcrm_config": "nope.toml"}, []),
+        ("got the folder / without config.json", {"model_name_or_path": "/"}, []),
     ],
 )
 def test_bad_arguments_end_before_anything_is_loaded(config, capsys, message, options, arguments):
@@ -270,7 +274,29 @@ def test_bad_arguments_end_before_anything_is_loaded(config, capsys, message, op
 def test_a_configuration_that_is_not_there(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["reward", "--config", "nope.yaml"])
-    assert "pcrm reward: error: [Errno 2] No such file or directory: 'nope.yaml'" in capsys.readouterr().err
+    assert "pcrm reward: error: nope.yaml: no such file or directory" in capsys.readouterr().err
+
+
+def test_a_configuration_that_is_not_yaml(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("a: [")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["reward", "--config", str(tmp_path / "run.yaml")])
+    assert "pcrm reward: error: --config must be a YAML file: while parsing" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "reason"), [("empty", "the folder empty without config.json"), ("no/such", "")])
+def test_a_model_that_is_not_there_ends_in_one_line(config, capsys, tmp_path, monkeypatch, name, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    file, _ = config("reward", "bad", model_name_or_path=name)
+    if reason:
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["reward", "--config", file])
+        assert reason in capsys.readouterr().err
+    else:
+        assert cli.main(["reward", "--config", file]) == 1
+        assert "pcrm reward: no/such: the model cannot be loaded: not a local folder" in capsys.readouterr().err
 
 
 def test_an_empty_file(config, tmp_path, capsys):
@@ -359,7 +385,7 @@ def test_an_interrupted_run_says_how_to_resume(config, monkeypatch, capsys):
 
     assert interrupted_at(1) == (
         130,
-        "pcrm reward: interrupted before the first checkpoint was saved (--save_steps). Run the same command to start again",
+        "pcrm reward: interrupted before the first checkpoint was saved (--save_steps). To start again, run the same command",
     )
     flags = ["--resume_from_checkpoint", str(out / "checkpoint-2")]
     message = f"pcrm reward: interrupted. To resume, run the same command with {' '.join(flags)}"

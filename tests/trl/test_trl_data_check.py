@@ -42,10 +42,10 @@ def test_trainers_say_what_is_wrong(kind, form, tiny, tiny_policy, pairs, tmp_pa
     folder = tiny if kind == "reward" else tiny_policy
     with caplog.at_level(logging.WARNING):
         trainer = build(kind, folder, tmp_path, FORMATS[form](pairs[:6]), eval_data=FORMATS[form](faulty(pairs)))
-        assert said(caplog) == [], "good training data, and nothing is said of the evaluation's"
+        assert said(caplog) == [], "the training data is good, and the evaluation data is not checked"
         build(kind, folder, tmp_path, trainer.train_dataset)
         build(kind, folder, tmp_path, FORMATS[form](faulty(pairs)).to_iterable_dataset())
-        assert said(caplog) == [], "token ids and streams are not looked at"
+        assert said(caplog) == [], "token ids and streams are not checked"
         build(kind, folder, tmp_path, FORMATS[form](faulty(pairs)))
     lines = said(caplog)
     assert all(line.startswith(FAULTY) and line.endswith(" Run `pcrm check` for details") for line in lines)

@@ -47,7 +47,7 @@ def run(
     try:
         output = work()
     except BadRowError as error:
-        raise ValueError(f"{error} (to leave out bad rows, add --on-error skip)") from None
+        raise ValueError(f"{error}. To leave out bad rows, add --on-error skip") from None
     except KeyboardInterrupt:
         kept = os.path.isdir(f"{out}.parts")
         done = f"give the same command again to resume from {out}.parts" if kept else "nothing was written"

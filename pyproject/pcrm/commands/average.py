@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+
+from ._parser import Parser
 
 _DESCRIPTION = """\
 Write the weighted mean of several checkpoints as a new checkpoint (WARM, arXiv 2401.12187):
@@ -14,21 +15,15 @@ computed in float64 and rounded once to the dtype of the checkpoints. They must 
 tensors, configuration and tokenizer. All other files come from the first model. DIR appears only
 when it is complete.
 """
-_EXAMPLES = """\
-examples:
-  pcrm average rm-seed0 rm-seed1 rm-seed2 --out rm-warm
-  pcrm average rm-a rm-b --out rm-mixed --weights 2 1
-"""
+_EXAMPLES = (
+    "pcrm average rm-seed0 rm-seed1 rm-seed2 --out rm-warm",
+    "pcrm average rm-a rm-b --out rm-mixed --weights 2 1",
+)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="pcrm average",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("models", metavar="RM", nargs="+", help="two or more folders with safetensors checkpoints")
+    parser = Parser("pcrm average", _DESCRIPTION, *_EXAMPLES)
+    parser.add_argument("models", metavar="RM", nargs="+", help="folders of safetensors checkpoints; at least two")
     parser.add_argument("--out", metavar="DIR", required=True, help="output: the folder to create")
     parser.add_argument(
         "--weights", metavar="W", type=float, nargs="+", help="one weight per RM, at least 0 (default: 1 each)"

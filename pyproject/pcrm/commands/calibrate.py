@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .._printable import printable
 from . import _rows
+from ._parser import Parser
 
 if TYPE_CHECKING:
     from ..data.resumable import ResumableOutput
@@ -38,11 +39,10 @@ Rows keep their order and their other columns. SCORES ends in .jsonl, .jsonl.gz,
 .parquet, or is a folder of `datasets`. OUT ends in .jsonl, .jsonl.gz or .parquet, or is a folder.
 An existing OUT is replaced at the end. To resume an interrupted run, give the same command again.
 """
-_EXAMPLES = """\
-examples:
-  pcrm calibrate scores.jsonl --out calibrated.jsonl
-  pcrm calibrate test.jsonl --method temperature --fit-on validation.jsonl --out tempered.jsonl
-"""
+_EXAMPLES = (
+    "pcrm calibrate scores.jsonl --out calibrated.jsonl",
+    "pcrm calibrate test.jsonl --method temperature --fit-on validation.jsonl --out tempered.jsonl",
+)
 
 # Options that only some methods have.
 _OF_LENGTH = ("feature", "tokenizer", "column", "frac", "alpha", "delta")
@@ -50,19 +50,14 @@ _OF_TEMPERATURE = ("fit_on", "fit_split", "model", "save")
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="pcrm calibrate",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("pcrm calibrate", _DESCRIPTION, *_EXAMPLES)
     parser.add_argument("scores", metavar="SCORES", help="rows with scores, as written by `pcrm score`")
     parser.add_argument("--out", required=True, help="output: the rows with their calibrated scores")
     parser.add_argument(
         "--method",
         choices=("lowess", "uniform", "penalty", "temperature"),
         default="lowess",
-        help="default: %(default)s",
+        help="see above (default: %(default)s)",
     )
     length = parser.add_argument_group("for --method lowess, uniform and penalty")
     length.add_argument(
@@ -79,17 +74,20 @@ def main(argv: list[str]) -> int:
     )
     length.add_argument(
         "--frac",
+        metavar="X",
         type=float,
         help="fraction of responses in each smoothing window, in (0, 1] (default: 2/3)",
     )
     length.add_argument(
         "--alpha",
+        metavar="X",
         type=float,
         help="fraction of b to subtract (default: 1); for a penalty, the cost of one unit of the feature (default for "
         "characters: 0.001)",
     )
     length.add_argument(
         "--delta",
+        metavar="X",
         type=float,
         help="for lowess, distance in the feature within which the curve is interpolated; 0 fits at each value "
         "(default: 0)",

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
 from .._printable import printable
+from ._parser import Parser
 
 _DESCRIPTION = """\
-Check pairs or rankings before training. Prints errors and warnings with what to do about them:
-rows that cannot be read, empty and identical responses, contradictory and repeated pairs, and
-more. Also shows how prompt and response are joined, lengths, what prefix sharing saves, and what a
-constraint would do. Reads the data once, in seconds, and needs no model.
+Check pairs or rankings before training. Print errors and warnings, each with a remedy, about rows
+that cannot be read, empty and identical responses, contradictory and repeated pairs, and more. Also
+print how prompt and response are joined, the lengths, what prefix sharing saves, and what a
+constraint would do. The command reads the data once, takes seconds, and needs no model.
 
 DATA and OTHER end in .jsonl, .jsonl.gz, .json, .csv or .parquet, or are folders of `datasets` or
 data sets on the hub. Rows are in TRL's formats: prompt, chosen and rejected; or prompt, responses
 and ratings (or ranks, where 1 is best). The exit status is 1 if there is an error, else 0.
 """
-_EXAMPLES = """\
-examples:
-  pcrm check train.jsonl test.jsonl
-  pcrm check train.jsonl --tokenizer Qwen/Qwen3-0.6B --max-length 1024
-"""
+_EXAMPLES = (
+    "pcrm check train.jsonl test.jsonl",
+    "pcrm check train.jsonl --tokenizer Qwen/Qwen3-0.6B --max-length 1024",
+)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="pcrm check",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("pcrm check", _DESCRIPTION, *_EXAMPLES)
     parser.add_argument("data", metavar="DATA", help="preference data")
     parser.add_argument(
         "other", metavar="OTHER", nargs="?", help="data that must not share prompts with DATA, such as test data"
@@ -67,8 +61,7 @@ def main(argv: list[str]) -> int:
         parser.error("--prior length_ratio requires --tokenizer")
     if args.other_split is not None and args.other is None:
         parser.error("--other-split requires OTHER")
-    if args.max_length is not None and args.max_length < 1:
-        parser.error(f"--max-length must be at least 1, got {args.max_length}")
+    parser.check_counts(args, "max_length")
 
     from ..data.sources import open_source
     from ..evaluate.check_data import check

@@ -13,11 +13,11 @@ compares three models on held-out prompts: plain, plain with its scores divided 
 temperature, and constrained. Write a report page, the scores and both models into a folder.
 
 DATA holds pairs (prompt, chosen, rejected) in TRL's formats: a file (.jsonl, .jsonl.gz, .json,
-.csv, .parquet), a folder of `datasets`, or a data set of the hub. Without --eval-data, a fifth of
+.csv, .parquet), a folder of `datasets`, or a data set on the hub. Without --eval-data, a fifth of
 the pairs is held out to evaluate on, as whole prompts. The temperature is fitted on further
 held-out prompts, never on the evaluation pairs.
 
-Interrupted, the same command continues: a finished model is not trained again.
+To resume an interrupted run, give the same command again. Finished models are not trained again.
 """
 _EXAMPLES = (
     "pcrm compare pairs.jsonl --model Qwen/Qwen3-0.6B",
@@ -28,16 +28,14 @@ _EXAMPLES = (
 def main(argv: list[str]) -> int:
     parser = Parser("pcrm compare", _DESCRIPTION, *_EXAMPLES)
     parser.add_argument("data", metavar="DATA", help="preference pairs")
-    parser.add_argument(
-        "--model", metavar="BASE", required=True, help="checkpoint to start from: a folder or a name on the hub"
-    )
+    parser.add_argument("--model", metavar="BASE", required=True, help="checkpoint to start from: folder or hub name")
     parser.add_argument(
         "--eval-data", metavar="DATA", help="pairs to evaluate on (default: a fifth of DATA, as whole prompts)"
     )
     parser.add_argument(
         "--split", default="train", help="split to read, if the data set has splits (default: %(default)s)"
     )
-    parser.add_argument("--eval-split", metavar="SPLIT", help="split of --eval-data (default: that of --split)")
+    parser.add_argument("--eval-split", metavar="SPLIT", help="split of --eval-data (default: the value of --split)")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, default=Path("compare-out"), help="output folder (default: %(default)s)"
     )
@@ -64,17 +62,20 @@ def main(argv: list[str]) -> int:
             "max-length",
             int,
             None,
-            "most tokens of prompt and response; longer pairs are left out (default: 1024, or less if the model takes fewer)",
+            "maximum tokens of prompt and response; longer pairs are left out (default: 1024, or the model's limit if that is less)",
         ),
-        ("pairs", int, None, "most pairs to train on (default: all)"),
-        ("lora", int, None, "train a LoRA adapter of this rank instead of all weights; needs peft"),
+        ("pairs", int, None, "maximum number of pairs to train on (default: all)"),
+        ("lora", int, None, "train a LoRA adapter of this rank instead of all weights; requires peft"),
         ("seed", int, 0, "seed of the split and the models"),
     ):
         note = "" if default is None else f" (default: {default:g})"
-        group.add_argument(f"--{name}", metavar="N", type=kind, default=default, help=text + note)
+        group.add_argument(
+            f"--{name}", metavar="N" if kind is int else "X", type=kind, default=default, help=text + note
+        )
     group.add_argument("--cpu", action="store_true", help="train on the CPU even if there is a GPU")
     settings = vars(parser.parse_args(argv))
     out: Path = settings.pop("out")
+    parser.check_folder("--out", out)
 
     from .._engine.native import library
 
@@ -85,6 +86,6 @@ def main(argv: list[str]) -> int:
     try:
         run.run(run.Settings(**settings), out)
     except KeyboardInterrupt:
-        print(f"\n{parser.prog}: interrupted; the same command continues from {out}", file=sys.stderr)
+        print(f"\n{parser.prog}: interrupted; give the same command again to resume from {out}", file=sys.stderr)
         return 130
     return 0

@@ -16,7 +16,7 @@ The constraint is fitted to the data: its target margin is --target-alike for si
 --target-unlike for dissimilar ones. The pairs come from a small world whose true reward is known.
 For your own pairs, use pcrm compare.
 
-Interrupted, the same command continues: a finished model is not trained again.
+To resume an interrupted run, give the same command again. Finished models are not trained again.
 """
 _EXAMPLES = (
     "pcrm demo",
@@ -35,7 +35,9 @@ def main(argv: list[str]) -> int:
         help="preference pairs in TRL's format (default: generated pairs with a known true reward)",
     )
     parser.add_argument(
-        "--model", metavar="PATH", help="checkpoint to start from (default: a small model with random weights)"
+        "--model",
+        metavar="PATH",
+        help="checkpoint to start from: folder or hub name (default: a small model with random weights)",
     )
     parser.add_argument(
         "--preset",
@@ -46,24 +48,26 @@ def main(argv: list[str]) -> int:
     for name, kind, default, text in (
         ("target-alike", float, 1.0, "target margin of similar responses"),
         ("target-unlike", float, 3.0, "target margin of dissimilar responses"),
-        ("pairs", int, 5000, "most pairs to train on"),
-        ("held-out", int, 2000, "about how many pairs to hold out, as whole prompts"),
+        ("pairs", int, 5000, "maximum number of pairs to train on"),
+        ("held-out", int, 2000, "approximate number of pairs to hold out, as whole prompts"),
         ("epochs", float, 4.0, "passes over the pairs"),
         ("learning-rate", float, None, "peak learning rate (default: 1e-3, or 2e-5 with --model)"),
         ("batch-size", int, 16, "pairs per step"),
-        ("max-length", int, 256, "most tokens of prompt and response; longer prompts lose their beginning"),
+        ("max-length", int, 256, "maximum tokens of prompt and response; longer prompts lose their beginning"),
         ("seed", int, 0, "seed of the data, the split and the models"),
     ):
         note = "" if default is None else f" (default: {default:g})"
-        parser.add_argument(f"--{name}", metavar="N", type=kind, default=default, help=text + note)
+        unit = "MARGIN" if name.startswith("target") else "N" if kind is int else "X"
+        parser.add_argument(f"--{name}", metavar=unit, type=kind, default=default, help=text + note)
     settings = vars(parser.parse_args(argv))
+    out: Path = settings.pop("out")
+    parser.check_folder("--out", out)
     print("loading torch and TRL", flush=True)
     from ..demo import run
 
-    out = settings.pop("out")
     try:
         run.run(run.Settings(**settings), out)
     except KeyboardInterrupt:
-        print(f"\n{parser.prog}: interrupted; the same command continues from {out}", file=sys.stderr)
+        print(f"\n{parser.prog}: interrupted; give the same command again to resume from {out}", file=sys.stderr)
         return 130
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .._engine.native import call, library
 from .._version import __version__
+from ._parser import Parser
 
 if TYPE_CHECKING:
     import torch
@@ -19,20 +19,14 @@ _DESCRIPTION = """\
 Show the available backends (Go core, CUDA driver and devices), or why one is not available, and
 test each backend against golden vectors. The exit status is 1 if a backend does not reproduce them.
 """
-_EXAMPLES = """\
-examples:
-  pcrm doctor
-  PCRM_BACKEND=torch pcrm doctor
-"""
+_EXAMPLES = (
+    "pcrm doctor",
+    "PCRM_BACKEND=torch pcrm doctor",
+)
 
 
 def main(argv: list[str]) -> int:
-    argparse.ArgumentParser(
-        prog="pcrm doctor",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args(argv)
+    Parser("pcrm doctor", _DESCRIPTION, *_EXAMPLES).parse_args(argv)
     import torch
 
     from .. import backends

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -13,30 +14,25 @@ from ..data.sources import Source, open_source
 from ..evaluate.fitted_constraint import plot_curve, read_similarities, summary_lines, win_probability
 from ..settings import COMPUTED_PRIORS, Constraint, margin_of
 from ..settings.fitted import write_toml
+from ._parser import Parser
 
 _DESCRIPTION = """\
 Fit a constraint to the column `prior` of a data set, which `pcrm prior` adds. The target margin is
---target-alike for alike pairs, --target-unlike for unlike pairs, and midway between the two for the
-median pair. Give targets as margins or as win probabilities, where margin = log(p / (1 - p)).
+--target-alike for similar pairs, --target-unlike for dissimilar pairs, and midway between the two
+for the median pair. Give targets as margins or as win probabilities, where margin = log(p / (1 - p)).
 
-The command prints the effect on the pairs, plots the curve, and writes a pcrm.toml, which
-pcrm.Constraint.from_toml and the trainers read. Prefer a lexical or cosine prior: models trained
+Print the effect on the pairs, plot the curve, and write a pcrm.toml, which the trainers and
+pcrm.Constraint.from_toml read. Prefer a lexical or cosine prior: models trained
 with the length ratio favor long responses more.
 """
-_EXAMPLES = """\
-examples:
-  pcrm fit with-prior.jsonl --target-alike 1 --target-unlike 3
-  pcrm fit with-prior.jsonl --win-alike 0.7 --win-unlike 0.95 --out win.toml
-"""
+_EXAMPLES = (
+    "pcrm fit with-prior.jsonl --target-alike 1 --target-unlike 3",
+    "pcrm fit with-prior.jsonl --win-alike 0.7 --win-unlike 0.95 --out win.toml",
+)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="pcrm fit",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("pcrm fit", _DESCRIPTION, *_EXAMPLES)
     parser.add_argument(
         "data",
         metavar="DATA",
@@ -44,8 +40,8 @@ def main(argv: list[str]) -> int:
         "data set on the hub",
     )
     for side, text in (
-        ("alike", "alike pairs, greater than 0"),
-        ("unlike", "unlike pairs, greater than that of alike pairs"),
+        ("alike", "similar pairs, greater than 0"),
+        ("unlike", "dissimilar pairs, greater than that of similar pairs"),
     ):
         target = parser.add_mutually_exclusive_group(required=True)
         target.add_argument(f"--target-{side}", type=float, metavar="MARGIN", help=f"target margin of {text}")
@@ -62,7 +58,7 @@ def main(argv: list[str]) -> int:
         nargs=2,
         default=(0.05, 0.95),
         metavar=("LOW", "HIGH"),
-        help="quantiles of the similarities that count as unlike and alike (default: 0.05 0.95)",
+        help="quantiles of the similarities that count as dissimilar and similar (default: 0.05 0.95)",
     )
     parser.add_argument(
         "--column", default="prior", metavar="NAME", help="column with the similarities (default: %(default)s)"
@@ -70,14 +66,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--prior",
         choices=(*COMPUTED_PRIORS, "column"),
-        help="prior to name in the toml. A trainer computes it for data without a column 'prior'; with `column`, such "
+        help="prior to name in the pcrm.toml. A trainer computes it for data without a column 'prior'; with `column`, such "
         "data is an error (default: the prior that `pcrm prior` recorded with DATA, else column)",
     )
     parser.add_argument(
         "--split", default="train", help="split to read, if the data set has splits (default: %(default)s)"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("pcrm.toml"), metavar="FILE", help="output: the toml (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("pcrm.toml"),
+        metavar="FILE",
+        help="output: the pcrm.toml (default: %(default)s)",
     )
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="output: the plot (default: --out with the suffix .png)"
@@ -94,7 +94,10 @@ def main(argv: list[str]) -> int:
             raise FileExistsError(f"{path}: already exists. Add --force to replace it")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"{path.parent}: no such folder")
-    import matplotlib  # noqa: F401  (fail before reading a large file)
+    from matplotlib.backend_bases import FigureCanvasBase  # fail before reading a large file
+
+    if plot.suffix[1:].lower() not in (endings := FigureCanvasBase.get_supported_filetypes()):
+        raise ValueError(f"--plot must end in one of .{', .'.join(sorted(endings))}, got {plot}")
 
     source = open_source(args.data, args.split)
     prior = _prior(source, args.column, args.prior)
@@ -102,9 +105,12 @@ def main(argv: list[str]) -> int:
     low, high = args.quantiles
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        constraint = Constraint.fit(
-            s, target_alike=args.target_alike, target_unlike=args.target_unlike, quantiles=(low, high)
-        )
+        try:
+            constraint = Constraint.fit(
+                s, target_alike=args.target_alike, target_unlike=args.target_unlike, quantiles=(low, high)
+            )
+        except ValueError as error:
+            raise ValueError(re.sub(r"\btarget_(alike|unlike)\b", r"--target-\1", str(error))) from None
     at = np.quantile(s, (high, low))
     pairs = f"{len(s):,} pairs of {args.data!r}, column {args.column!r}"
     goals = [
@@ -124,8 +130,8 @@ def main(argv: list[str]) -> int:
 def _win(text: str) -> float:
     try:
         return margin_of(float(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number in (0.5, 1), got {text!r}") from None
 
 
 def _prior(source: Source, column: str, asked: str | None) -> str:

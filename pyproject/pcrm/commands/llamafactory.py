@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 
+from ._parser import Parser
+
 _ABOUT = """\
-Run `llamafactory-cli train` with the prior-constrained loss, for `stage: rm` and `stage: dpo`. To use the
-loss, set `pref_loss: pcrm` or any of the keys below in the configuration. All other keys are
-LLaMA-Factory's own; `pcrm llamafactory train --help` lists them.
-"""
+Run `llamafactory-cli train` with the prior-constrained loss, for `stage: rm` and `stage: dpo`. To
+use the loss, set `pref_loss: pcrm` or any of the keys below in the configuration. All other keys
+are LLaMA-Factory's own; `pcrm llamafactory train --help` lists them.
 
-_EXAMPLES = """\
-examples:
-  pcrm llamafactory train reward.yaml
-  pcrm llamafactory train dpo.yaml pref_loss=pcrm pcrm_prior=lexical
+Start it with either launcher:
 
-launchers:
   one machine:  pcrm llamafactory train config.yaml [key=value ...]
   torchrun:     torchrun --nproc_per_node 8 -m pcrm.llamafactory train config.yaml
+
 As with llamafactory-cli, several GPUs or FORCE_TORCHRUN=1 start torchrun.
 """
+_EXAMPLES = (
+    "pcrm llamafactory train reward.yaml",
+    "pcrm llamafactory train dpo.yaml pref_loss=pcrm pcrm_prior=lexical",
+)
 
 
 def main(argv: list[str]) -> int:
     from ..llamafactory.keys import Keys
 
-    parser = argparse.ArgumentParser(
-        prog="pcrm llamafactory",
+    parser = Parser(
+        "pcrm llamafactory",
+        _ABOUT,
+        *_EXAMPLES,
         usage="pcrm llamafactory train config.yaml [key=value ...]",
-        description=_ABOUT,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("command", choices=("train",), help="LLaMA-Factory's command")

@@ -6,24 +6,25 @@ import argparse
 import itertools
 import os
 
+from .._printable import text_of
 from ..settings import PRIORS, SETTINGS, settings_of
 from ..training.arguments import hint
+from ._parser import Parser
 
 _ABOUT = """\
-Run OpenRLHF's command of that name with the prior-constrained loss. All flags except those below are
-OpenRLHF's own; `python -m openrlhf.cli.train_rm --help` lists them.
-"""
+Run OpenRLHF's train_rm or train_dpo with the prior-constrained loss. All flags except those below
+are OpenRLHF's own; `python -m openrlhf.cli.train_rm --help` lists them.
 
-_EXAMPLES = """\
-examples:
-  pcrm openrlhf train_rm --model.model_name_or_path BASE --data.dataset pairs.jsonl --data.prompt_key prompt
-  pcrm openrlhf train_dpo --pcrm.config pcrm.toml --pcrm.prefix_sharing --ds.attn_implementation sdpa ...
+Start it with any launcher:
 
-launchers:
   one process:  pcrm openrlhf train_rm ...
   DeepSpeed:    deepspeed --module pcrm.openrlhf train_rm ...
   torchrun:     torchrun --nproc_per_node 8 -m pcrm.openrlhf train_rm ...
 """
+_EXAMPLES = (
+    "pcrm openrlhf train_rm --model.model_name_or_path BASE --data.dataset pairs.jsonl ...",
+    "pcrm openrlhf train_dpo --pcrm.config pcrm.toml --data.dataset pairs.jsonl ...",
+)
 
 # If any of these is set, a launcher has started the processes of a job.
 _LAUNCHED = (
@@ -38,12 +39,11 @@ _LAUNCHED = (
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="pcrm openrlhf",
+    parser = Parser(
+        "pcrm openrlhf",
+        _ABOUT,
+        *_EXAMPLES,
         usage="pcrm openrlhf {train_rm,train_dpo} [--pcrm.NAME VALUE ...] [FLAGS OF OPENRLHF ...]",
-        description=_ABOUT,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("command", choices=("train_rm", "train_dpo"), help="OpenRLHF's command")
@@ -52,8 +52,8 @@ def main(argv: list[str]) -> int:
         (
             "prior",
             str,
-            f"similarity of the two responses: {', '.join(PRIORS)} (default: the preset's, else length_ratio; models "
-            "trained with length_ratio favor long responses more, so prefer a column of lexical or cosine priors)",
+            f"similarity of the two responses: {', '.join(PRIORS)} (default: the preset's, else length_ratio). Models "
+            "trained with length_ratio favor long responses more, so prefer a column of lexical or cosine priors",
         ),
         ("preset", str, "published setting, such as alpaca/length_ratio or dpo/length_ratio"),
         ("beta1", float, "beta1 of delta(s) = beta1 / (s + beta2) + beta3; overrides the preset's"),
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> int:
                 f"form in {given.config} must be 'pair', because OpenRLHF scores responses and not tokens, got {settings.form!r}"
             )
     except (TypeError, ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(text_of(error))
     if dpo and given.config is not None:
         # These replace OpenRLHF's defaults. A user's flag comes later and wins.
         rest = [f"--model.beta={settings.dpo_beta}", f"--model.label_smoothing={settings.label_smoothing}", *rest]
@@ -136,8 +136,8 @@ def _no_sharing(argv: list[str]) -> str | None:
     given, _ = parser.parse_known_args(argv)
     if given.packing:
         return (
-            "--ds.packing_samples (which ring attention requires) must not be set with --pcrm.prefix_sharing, got it: packed "
-            "samples need FlashAttention, which accepts no mask"
+            "--ds.packing_samples (which ring attention requires) must not be set with --pcrm.prefix_sharing: packed samples "
+            "need FlashAttention, which accepts no mask"
         )
     if given.attention is None or "flash" in given.attention:
         got = given.attention or "OpenRLHF's default, flash_attention_2"

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._printable import printable
+from ..evaluate import DTYPES
+from ._parser import Parser
 
 if TYPE_CHECKING:
     from ..evaluate.optimization.pools import Pools
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Measure reward over-optimization: the proxy reward (optimized) and gold reward (not optimized) of a
 policy over its KL divergence from the reference policy. The policies are best of n and the optimum
-of RL, both exact on pools of sampled responses, and with --rl a run of TRL's RLOO or GRPO. Writes
+of RL, both exact on pools of sampled responses, and with --rl a run of TRL's RLOO or GRPO. Write
 optimize.html, summary.json and the figures as SVG to DIR.
 
 POOL ends in .jsonl, .jsonl.gz, .json or .parquet, or is a folder of `datasets`. A row has
@@ -31,11 +33,10 @@ POOL ends in .jsonl, .jsonl.gz, .json or .parquet, or is a folder of `datasets`.
 To resume an interrupted run, give the same command again. With torchrun (see pcrm score), several
 GPUs score the responses. Only one process samples, and --rl requires a single process.
 """
-_EXAMPLES = """\
-examples:
-  pcrm optimize pool.jsonl --out optimize
-  pcrm optimize prompts.jsonl --policy POLICY --proxy plain=A --proxy constrained=B --gold GOLD --out optimize
-"""
+_EXAMPLES = (
+    "pcrm optimize pool.jsonl --out optimize",
+    "pcrm optimize prompts.jsonl --policy P --proxy plain=A --proxy constrained=B --gold G --out opt",
+)
 
 
 def main(argv: list[str]) -> int:
@@ -47,13 +48,8 @@ def main(argv: list[str]) -> int:
 
 def run(argv: list[str], processes: Processes) -> int:
     """The command, in the first process."""
-    parser = argparse.ArgumentParser(
-        prog="pcrm optimize",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("pools", metavar="POOL", nargs="+", help="FILE or NAME=FILE")
+    parser = Parser("pcrm optimize", _DESCRIPTION, *_EXAMPLES)
+    parser.add_argument("pools", metavar="POOL", nargs="+", help="pool of responses or prompts, as FILE or NAME=FILE")
     parser.add_argument("--out", metavar="DIR", required=True, help="output folder; existing files are replaced")
     parser.add_argument(
         "--proxy",
@@ -81,19 +77,26 @@ def run(argv: list[str], processes: Processes) -> int:
         "--coefficients",
         type=float,
         nargs="+",
-        metavar="B",
+        metavar="X",
         help="coefficients of the KL penalty (default: 10 to 0.01)",
     )
     models = parser.add_argument_group("reward models")
-    models.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: %(default)s)")
+    models.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the models (default: %(default)s)")
     models.add_argument(
         "--device", help="torch device of all models (default: a GPU per process, or the CPU without GPUs)"
     )
     models.add_argument(
-        "--batch-size", type=int, default=32, help="responses per pass, for all models (default: %(default)s)"
+        "--batch-size",
+        metavar="N",
+        type=int,
+        default=32,
+        help="responses per pass, for all models (default: %(default)s)",
     )
     models.add_argument(
-        "--max-length", type=int, help="maximum tokens of prompt and response (default: the limit of the model)"
+        "--max-length",
+        metavar="N",
+        type=int,
+        help="maximum tokens of prompt and response (default: the limit of model and tokenizer)",
     )
     models.add_argument(
         "--no-prefix-sharing",
@@ -102,23 +105,41 @@ def run(argv: list[str], processes: Processes) -> int:
     )
     policy = parser.add_argument_group("policy")
     policy.add_argument("--policy", metavar="MODEL", help="causal language model to sample from")
-    policy.add_argument("--samples", type=int, default=16, help="responses per prompt (default: %(default)s)")
     policy.add_argument(
-        "--max-new-tokens", type=int, default=128, help="maximum tokens of a response (default: %(default)s)"
+        "--samples", metavar="N", type=int, default=16, help="responses per prompt (default: %(default)s)"
     )
-    policy.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (default: %(default)s)")
-    policy.add_argument("--seed", type=int, default=0, help="seed of sampling and RL (default: %(default)s)")
+    policy.add_argument(
+        "--max-new-tokens",
+        metavar="N",
+        type=int,
+        default=128,
+        help="maximum tokens of a response (default: %(default)s)",
+    )
+    policy.add_argument(
+        "--temperature", metavar="X", type=float, default=1.0, help="sampling temperature (default: %(default)s)"
+    )
+    policy.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="seed of sampling and RL (default: %(default)s)"
+    )
     rl = parser.add_argument_group("RL")
     rl.add_argument("--rl", choices=("rloo", "grpo"), help="train the policy with TRL, once with each proxy as reward")
-    rl.add_argument("--steps", type=int, default=100, help="updates of the policy (default: %(default)s)")
-    rl.add_argument("--prompts", type=int, default=8, help="prompts per step (default: %(default)s)")
-    rl.add_argument("--generations", type=int, default=4, help="responses per prompt (default: %(default)s)")
+    rl.add_argument("--steps", metavar="N", type=int, default=100, help="updates of the policy (default: %(default)s)")
+    rl.add_argument("--prompts", metavar="N", type=int, default=8, help="prompts per step (default: %(default)s)")
     rl.add_argument(
-        "--beta", type=float, help="weight of the KL divergence (default: TRL's, 0.05 for RLOO, 0 for GRPO)"
+        "--generations", metavar="N", type=int, default=4, help="responses per prompt (default: %(default)s)"
     )
-    rl.add_argument("--learning-rate", type=float, help="constant learning rate of AdamW (default: TRL's)")
+    rl.add_argument(
+        "--beta",
+        metavar="X",
+        type=float,
+        help="weight of the KL divergence (default: TRL's, 0.05 for RLOO, 0 for GRPO)",
+    )
+    rl.add_argument("--learning-rate", metavar="X", type=float, help="constant learning rate of AdamW (default: TRL's)")
     args = parser.parse_args(argv)
-
+    parser.check_folder("--out", args.out)
+    parser.check_counts(
+        args, "batch_size", "max_length", "samples", "max_new_tokens", "steps", "prompts", "generations"
+    )
     if args.policy and not args.proxy:
         parser.error("--policy requires --proxy")
     if args.rl and not args.policy:

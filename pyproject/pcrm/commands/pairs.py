@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
 from . import _rows
+from ._parser import Parser
 
 if TYPE_CHECKING:
     from ..data.resumable import ResumableOutput
@@ -24,21 +24,15 @@ RANKINGS ends in .jsonl, .jsonl.gz, .json or .parquet, or is a folder of `datase
 on the hub. OUT ends in .jsonl, .jsonl.gz or .parquet, or is a folder. An existing OUT is replaced
 at the end. To resume an interrupted run, give the same command again; its shards are in OUT.parts.
 """
-_EXAMPLES = """\
-examples:
-  pcrm pairs rankings.jsonl --out pairs.jsonl
-  pcrm pairs rankings.jsonl --out pairs.parquet --on-error skip
-"""
+_EXAMPLES = (
+    "pcrm pairs rankings.jsonl --out pairs.jsonl",
+    "pcrm pairs rankings.jsonl --out pairs.parquet --on-error skip",
+)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="pcrm pairs",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("rankings", metavar="RANKINGS", help="the rankings")
+    parser = Parser("pcrm pairs", _DESCRIPTION, *_EXAMPLES)
+    parser.add_argument("rankings", metavar="RANKINGS", help="rankings")
     parser.add_argument("--out", required=True, help="output: the pairs")
     _rows.add_arguments(parser)
     args = parser.parse_args(argv)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
 from ..settings import COMPUTED_PRIORS
 from . import _rows
+from ._parser import Parser
 
 if TYPE_CHECKING:
     from ..data.resumable import ResumableOutput
@@ -23,20 +23,14 @@ the end. To resume an interrupted run, give the same command again; its shards a
 The settings of the prior are recorded for other commands: for Parquet in the schema's metadata
 under pcrm.prior, otherwise in the hidden file .OUT.prior.json next to OUT.
 """
-_EXAMPLES = """\
-examples:
-  pcrm prior pairs.jsonl --out with-prior.jsonl
-  pcrm prior pairs.jsonl --out with-prior.jsonl --prior cosine --model all-MiniLM-L6-v2
-"""
+_EXAMPLES = (
+    "pcrm prior pairs.jsonl --out with-prior.jsonl",
+    "pcrm prior pairs.jsonl --out with-prior.jsonl --prior cosine --model all-MiniLM-L6-v2",
+)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="pcrm prior",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("pcrm prior", _DESCRIPTION, *_EXAMPLES)
     parser.add_argument("source", metavar="IN", help="the preferences")
     parser.add_argument("--out", required=True, help="output: the preferences with their prior")
     parser.add_argument(
@@ -60,7 +54,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--tokenizer", metavar="PATH", help="tokenizer for --prior length_ratio: a checkpoint's folder or hub name"
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="texts per encoder pass (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", metavar="N", type=int, default=64, help="texts per encoder pass (default: %(default)s)"
+    )
     parser.add_argument("--device", help="torch device of the encoder (default: the GPU if there is one, else the CPU)")
     parser.add_argument(
         "--raw", action="store_true", help="use the cosine itself, clamped to [0, 1], instead of the angular cosine"
@@ -73,6 +69,7 @@ def main(argv: list[str]) -> int:
     )
     _rows.add_arguments(parser)
     args = parser.parse_args(argv)
+    parser.check_counts(args, "batch_size")
     if (args.prior == "cosine") != (args.model is not None):
         parser.error("--prior cosine requires --model (only cosine uses it)")
     if (args.prior == "length_ratio") != (args.tokenizer is not None):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-
 from .._printable import printable
 from ..data.prior_record import check_recorded
+from ._parser import Parser
 
 _DESCRIPTION = """\
 Print a table of a reward model's accuracy, margins, calibration and rank correlations. Write
@@ -21,21 +20,15 @@ SCORES end in .jsonl, .jsonl.gz, .json, .csv or .parquet, or are folders of `dat
 Several files are several models, side by side. NAME=FILE names a model; files with the same name
 belong to the same model.
 """
-_EXAMPLES = """\
-examples:
-  pcrm report scores.jsonl --out report --preset alpaca/length_ratio
-  pcrm report plain=plain.jsonl constrained=constrained.jsonl --out report
-"""
+_EXAMPLES = (
+    "pcrm report scores.jsonl --out report --preset alpaca/length_ratio",
+    "pcrm report plain=plain.jsonl constrained=constrained.jsonl --out report",
+)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="pcrm report",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("scores", metavar="SCORES", nargs="+", help="FILE or NAME=FILE")
+    parser = Parser("pcrm report", _DESCRIPTION, *_EXAMPLES)
+    parser.add_argument("scores", metavar="SCORES", nargs="+", help="rows with scores, as FILE or NAME=FILE")
     parser.add_argument("--out", metavar="DIR", required=True, help="output folder; existing files are replaced")
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--constraint", metavar="TOML", help="pcrm.toml with the curve to compare margins with")
@@ -46,7 +39,7 @@ def main(argv: list[str]) -> int:
         "--split", default="train", help="split to read, if the data set has splits (default: %(default)s)"
     )
     args = parser.parse_args(argv)
-
+    parser.check_folder("--out", args.out)
     from .._engine.native import library
 
     library()  # statistics need it: fails before the files are read

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib.util
 import os
 import runpy
 import sys
 from pathlib import Path
 
+from ._parser import Parser
+
 _ABOUT = """\
 Run a script that uses TRL, without changing it. The DPO trainer uses the constrained loss if its
-configuration sets `loss_type: [pcrm]`, and the reward trainer does if its configuration sets a field
-`pcrm_*`. Otherwise both train as TRL does.
+configuration sets `loss_type: [pcrm]`, and the reward trainer does if its configuration sets a
+`pcrm_*` field. Otherwise both train as TRL does.
 """
-_EXAMPLES = """\
-examples:
-  pcrm run train.py --config dpo.yaml
-  pcrm run -m trl.scripts.reward --config reward.yaml
-"""
+_EXAMPLES = (
+    "pcrm run train.py --config dpo.yaml",
+    "pcrm run -m trl.scripts.reward --config reward.yaml",
+)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="pcrm run",
-        usage="pcrm run [-m] SCRIPT [ARGUMENTS ...]",
-        description=_ABOUT,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("-m", action="store_true", help="treat SCRIPT as a module name")
-    parser.add_argument("script", metavar="SCRIPT", help="the script, or with -m the module")
+    parser = Parser("pcrm run", _ABOUT, *_EXAMPLES, usage="pcrm run [-m] SCRIPT [ARGUMENTS ...]")
+    parser.add_argument("-m", action="store_true", help="SCRIPT is the name of a module, as in python -m")
+    parser.add_argument("script", metavar="SCRIPT", help="Python file, or with -m a module")
     parser.add_argument("arguments", metavar="ARGUMENTS", nargs=argparse.REMAINDER, help="arguments of the script")
     args = parser.parse_args(argv)
     if not args.m and not os.path.isfile(args.script):
@@ -44,6 +40,12 @@ def main(argv: list[str]) -> int:
     sys.argv = [args.script, *args.arguments]
     if args.m:
         sys.path.insert(0, os.getcwd())
+        try:
+            found = importlib.util.find_spec(args.script)
+        except (ImportError, ValueError):  # the package of the module does not exist, or the name has no parts
+            found = None
+        if found is None:
+            parser.error(f"SCRIPT must be a module that Python can find, got {args.script!r}")
         runpy.run_module(args.script, run_name="__main__", alter_sys=True)
     else:
         sys.path.insert(0, os.path.dirname(os.path.abspath(args.script)))

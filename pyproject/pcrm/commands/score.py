@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..evaluate import DTYPES
 from . import _rows
+from ._parser import Parser
 
 if TYPE_CHECKING:
     from ..data.resumable import ResumableOutput
@@ -33,11 +33,10 @@ With torchrun, each process takes a part of the rows, and all rows of a prompt g
 process. Each process uses its own GPU, or the CPU if there is none. A run may resume with another
 number of processes.
 """
-_EXAMPLES = """\
-examples:
-  pcrm score reward-model pairs.jsonl --out scores.jsonl
-  torchrun --nproc_per_node 8 -m pcrm score reward-model pairs.jsonl --out scores.jsonl
-"""
+_EXAMPLES = (
+    "pcrm score reward-model pairs.jsonl --out scores.jsonl",
+    "torchrun --nproc_per_node 8 -m pcrm score reward-model pairs.jsonl --out scores.jsonl",
+)
 
 
 def main(argv: list[str]) -> int:
@@ -49,12 +48,7 @@ def main(argv: list[str]) -> int:
 
 def run(argv: list[str], processes: Processes) -> int:
     """The command, in the first process."""
-    parser = argparse.ArgumentParser(
-        prog="pcrm score",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("pcrm score", _DESCRIPTION, *_EXAMPLES)
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -64,6 +58,7 @@ def run(argv: list[str], processes: Processes) -> int:
     parser.add_argument("--out", required=True, help="output: the rows with their scores")
     parser.add_argument(
         "--max-length",
+        metavar="N",
         type=int,
         help="maximum tokens of prompt and response; a longer row is a bad row. Values above the default only work for "
         "models with relative, rotary or scaled positions (default: the limit of model and tokenizer)",
@@ -76,7 +71,9 @@ def run(argv: list[str], processes: Processes) -> int:
         "rounding (default: %(default)s)",
     )
     parser.add_argument("--device", help="torch device (default: a GPU per process, or the CPU without GPUs)")
-    parser.add_argument("--batch-size", type=int, default=32, help="responses per pass (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", metavar="N", type=int, default=32, help="responses per pass (default: %(default)s)"
+    )
     parser.add_argument(
         "--no-prefix-sharing",
         action="store_true",
@@ -85,7 +82,7 @@ def run(argv: list[str], processes: Processes) -> int:
     parser.add_argument(
         "--principles",
         metavar="FILE",
-        help="JSON list of principles (texts, or objects with text and name), or `column` for the column principles",
+        help="JSON list of principles (texts, or objects with text and name), or `column` to read the column principles",
     )
     parser.add_argument(
         "--principle-template",
@@ -94,6 +91,7 @@ def run(argv: list[str], processes: Processes) -> int:
     )
     _rows.add_arguments(parser)
     args = parser.parse_args(argv)
+    parser.check_counts(args, "batch_size", "max_length")
     if args.principle_template and not args.principles:
         parser.error("--principle-template requires --principles")
 

@@ -46,7 +46,7 @@ class Split:
 
 
 def read_pairs(name: str, split: str = "train") -> list[Row]:
-    """Read the preference pairs of a file, a folder or a data set of the hub.
+    """Read the preference pairs of a file, a folder or a data set on the hub.
 
     Args:
         name: See `pcrm.data.sources`.
@@ -151,7 +151,7 @@ def split_pairs(rows: list[Row], test: list[Row] | None, seed: int, most: int | 
 
 
 def write_pairs(path: Path, rows: list[Row]) -> None:
-    """Write rows as JSON lines, unless the file holds them already: scoring that continues wants the same file."""
+    """Write rows as JSON lines, unless the file already contains them, because resumed scoring needs an unchanged file."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")

@@ -154,7 +154,9 @@ def _split(settings: Settings) -> pairs.Split:
         kinds = [{key: type(row.get(key)) for key in ("prompt", "chosen", "prior")} for row in (rows[0], test[0])]
         for key in kinds[0]:
             if kinds[0][key] is not kinds[1][key]:
-                raise ValueError(f"{key} must be of one kind in {settings.data} and {settings.eval_data}, got two")
+                raise ValueError(
+                    f"{key} must be of one kind in {settings.data} and {settings.eval_data}, got two kinds"
+                )
     return pairs.split_pairs(rows, test, settings.seed, settings.pairs)
 
 
@@ -290,7 +292,7 @@ def _adapter(settings: Settings) -> Any:
     try:
         from peft import LoraConfig, TaskType
     except ModuleNotFoundError:
-        raise ValueError("--lora needs peft: pip install peft") from None
+        raise ValueError("--lora requires peft: pip install peft") from None
     return LoraConfig(
         task_type=TaskType.SEQ_CLS, r=settings.lora, lora_alpha=2 * settings.lora, target_modules="all-linear"
     )

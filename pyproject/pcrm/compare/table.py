@@ -1,4 +1,4 @@
-"""What `pcrm compare` says of its models: a table, and what follows from it in sentences."""
+"""The results of `pcrm compare`: a table of the models, and sentences that summarize it."""
 
 from __future__ import annotations
 

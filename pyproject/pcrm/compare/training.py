@@ -105,12 +105,12 @@ def train(
     """Train a reward model into a folder, and return it.
 
     Args:
-        folder: What is made. It appears at once, when all is done.
-        marker: The file in it that holds the recipe.
-        recipe: All that the model depends on, as JSON.
-        model, tokenizer, dataset: Those of the trainer.
+        folder: The output folder. It appears only when it is complete.
+        marker: The name of the file in the folder that holds the recipe.
+        recipe: Everything that the model depends on, as JSON.
+        model, tokenizer, dataset: The arguments of the trainer.
         checked: Called with the trainer before the first step.
-        peft_config: Of an adapter to train in the place of all weights.
+        peft_config: The configuration of an adapter to train instead of all weights.
         settings: Fields of `PCRMRewardConfig`.
     """
     scratch = folder.with_name(folder.name + ".part")

@@ -185,7 +185,7 @@ class RowPipeline(Generic[T]):
                 f"first: {first['place']}: {first['error']}"
             )
         if not output.rows:
-            raise ValueError(f"{self.source.name}: holds no rows")
+            raise ValueError(f"{self.source.name}: must have at least one row, got none")
         output.finish()
         return output
 
@@ -232,6 +232,6 @@ def kind_of_rows(source: Source, kinds: Iterable[tuple[str, ...]], wanted: str) 
                 return found
             if first is None:
                 place = batch.place(i).removeprefix(f"{source.name}, ")
-                got = f"a bad row: {row.message}" if isinstance(row, RowError) else f"the keys {listed(row)}"
-                first = f"must have rows with {wanted}. The first, {place}, has {got}"
-    raise ValueError(f"{source.name}: {first or 'holds no rows'}")
+                got = row.message if isinstance(row, RowError) else f"has the keys {listed(row)}"
+                first = f"must have rows with {wanted}. The first, {place}, {got}"
+    raise ValueError(f"{source.name}: {first or 'must have at least one row, got none'}")

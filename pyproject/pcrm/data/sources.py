@@ -45,7 +45,7 @@ _LINE_BYTES = _BATCH_BYTES
 
 
 def open_source(name: str | os.PathLike[str], split: str = "train") -> Source:
-    """Open a file, a folder or a data set of the hub as a source of rows.
+    """Open a file, a folder or a data set on the hub as a source of rows.
 
     Args:
         name: See the module.
@@ -63,9 +63,13 @@ def open_source(name: str | os.PathLike[str], split: str = "train") -> Source:
 
 
 def _opened(name: str, split: str) -> Source:
+    if not name:
+        raise ValueError("the name of a data set must not be empty, got ''")
     if name.endswith(ENDINGS):
         if not os.path.isfile(name):
-            raise FileNotFoundError(f"{name}: no such file")
+            raise FileNotFoundError(
+                f"{name}: {'must be a file, got a folder' if os.path.isdir(name) else 'no such file'}"
+            )
         if name.endswith(".parquet"):
             return _Parquet(name)
         if name.endswith(".csv"):
@@ -203,7 +207,7 @@ class _JsonLines(Source):
                 line = line.removeprefix(codecs.BOM_UTF8)
             if len(line) > _LINE_BYTES:
                 raise ValueError(
-                    f"{self.name}, line {number}: a line must have at most {_LINE_BYTES} bytes, this one is longer"
+                    f"{self.name}, line {number}: a line must have at most {_LINE_BYTES} bytes, got a longer one"
                 )
             yield line
 

@@ -82,8 +82,8 @@ class Encoder:
             for key in ("chosen", "rejected")
         ]
         # Both keep the same piece of the prompt, so they differ only in the response.
-        room = self.max_length - max(map(len, responses))
-        prompt = prompt[max(0, len(prompt) - room) :]
+        left = self.max_length - max(map(len, responses))
+        prompt = prompt[max(0, len(prompt) - left) :]
         return prompt + responses[0], prompt + responses[1]
 
 

@@ -41,7 +41,7 @@ def read_similarities(source: Source, column: str) -> Floats:
                 raise ValueError(f"{batch.place(i)}: {column} must be a number in [0, 1], got {value!r:.80}")
             found.append(float(value))
     if not found:
-        raise ValueError(f"{source.name}: holds no rows")
+        raise ValueError(f"{source.name}: must have at least one row, got none")
     return np.array(found)
 
 

@@ -183,7 +183,7 @@ def _read(name: str, paths: list[str], split: str) -> Scores:
             if not _plain(batch, columns):
                 _row_by_row(batch, columns)
     if not any(columns.pieces.get(k) for k in ("chosen", "scores", "single")):
-        raise ValueError(f"{', '.join(paths)}: holds no rows")
+        raise ValueError(f"{', '.join(paths)}: must have at least one row, got none")
     if len(set(columns.units.values())) > 1:
         a, b, *_ = {unit: place for place, unit in columns.units.items()}.items()
         raise ValueError(

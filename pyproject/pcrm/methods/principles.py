@@ -182,7 +182,7 @@ def parse(value: Any) -> list[Principle]:
         principle = _parsed(f"principles[{i}]", {"text": entry} if isinstance(entry, str) else entry)
         if (other := found.setdefault(principle.name, i)) != i:
             raise RowError(
-                f"principles[{i}] must have a name of its own, got {principle.name!r:.80}, the name of principles[{other}]"
+                f"principles[{i}] must have a unique name, got {principle.name!r:.80}, as principles[{other}]"
             )
         principles.append(principle)
     return principles

@@ -265,10 +265,10 @@ class _Sharing:
         pads = real.int().argmax(1, keepdim=True)  # number of pads before a row
         places = torch.arange(width) - pads  # position of each token in its row
         if bool((real != ((places >= 0) & (places < count))).any()):
-            raise ValueError("attention_mask must have no padding inside a row to share prefixes, got 1 0 1")
+            raise ValueError("attention_mask must not have padding inside a row to share prefixes, got 1 0 1")
         if positions is not None:
             if bool(((positions.cpu() != places) & real).any()):
-                raise ValueError("position_ids must count from 0 in each row to share prefixes, got others")
+                raise ValueError("position_ids must count from 0 in each row to share prefixes, got other positions")
         elif bool(pads.any()):
             raise ValueError(
                 "attention_mask must be padded on the right to share prefixes without position_ids, got a 1 after a 0: "

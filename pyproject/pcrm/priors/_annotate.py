@@ -64,6 +64,7 @@ def annotate(
         float32 in arrays and tables, and holds floats in lists.
 
     Raises:
+        TypeError: The batch has no columns.
         ValueError: The prior is unknown; a model or tokenizer is missing, or given for a prior that
             does not use it; a column is missing; or there is already a column `prior`.
         pcrm.data.preferences.RowError: A row is invalid, or the model has no embedding for a
@@ -72,6 +73,8 @@ def annotate(
         ImportError: transformers is not installed: pip install 'pcrm[encoders]'.
     """
     is_table, is_frame = hasattr(batch, "append_column"), hasattr(batch, "assign")
+    if not is_table and not is_frame and not hasattr(batch, "keys"):
+        raise TypeError(f"batch must be a mapping of columns, a table or a data frame, got {type(batch).__name__}")
     names = list(batch.column_names if is_table else batch.columns if is_frame else batch)
     if "prior" in names:
         raise ValueError(

@@ -30,9 +30,12 @@ def lexical(chosen: Sequence[str], rejected: Sequence[str], *, words: bool = Fal
         A float32 tensor of shape (B,), with values in [0, 1].
 
     Raises:
-        TypeError: An element is not a str; the message names its index.
+        TypeError: An argument is not a sequence of texts, or an element is not a str; the message names its index.
         ValueError: The numbers of texts differ, or a text is not valid Unicode.
     """
+    for name, texts in (("chosen", chosen), ("rejected", rejected)):
+        if isinstance(texts, (str, bytes)) or not hasattr(texts, "__len__"):
+            raise TypeError(f"{name} must be a sequence of texts, got {type(texts).__name__}")
     if len(chosen) != len(rejected):
         raise ValueError(f"chosen and rejected must have the same length, got {len(chosen)} and {len(rejected)} texts")
     native = chosen_library()

@@ -36,7 +36,7 @@ def annotate_file(
     After an interruption, the same call resumes the work.
 
     Args:
-        data: Preferences: a file, a folder or a data set of the hub; see `data.sources`.
+        data: Preferences: a file, a folder or a data set on the hub; see `data.sources`.
         out: The output; see `data.resumable`.
         prior: "length_ratio", "lexical" or "cosine".
         split: The split to read, if the data set has splits.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
+import yaml
 
+from .._pretrained import loading
+from .._printable import text_of
 from ..data.prior_record import check_recorded
 from ..data.sources import Source, open_source, read_rows
 from ..training.arguments import hint
@@ -26,18 +30,21 @@ from .reward import PCRMRewardTrainer
 # The endings of files that `--dataset_name` accepts.
 _FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 
+# The modules of transformers that find a checkpoint and read its configuration.
+_LOADERS = ("transformers.utils.hub", "transformers.configuration_utils", "transformers.models.auto.configuration_auto")
+
 _ABOUT = """\
 Train {what} with the prior-constrained loss. Accepts all flags of `trl {kind}`, and those of the constraint, --pcrm_*.
 With --config, the flags may be in a YAML file; flags on the command line override it.
+For several GPUs, run: accelerate launch -m pcrm {kind} --config {kind}.yaml
 
 --dataset_name is a .jsonl, .jsonl.gz, .json, .csv or .parquet file, a folder of `save_to_disk`, or a data set on the hub.
 Rows have the columns chosen and rejected, and prompt unless both begin with it; or prompt, responses and ratings (rankings).
 """
 _EXAMPLES = """\
 examples:
-  pcrm {kind} --model_name_or_path Qwen/Qwen3-0.6B --dataset_name pairs.jsonl --output_dir out --pcrm_prior lexical
+  pcrm {kind} --model_name_or_path Qwen/Qwen3-0.6B --dataset_name pairs.jsonl --pcrm_prior lexical
   pcrm {kind} --config {kind}.yaml --dry-run
-  accelerate launch -m pcrm {kind} --config {kind}.yaml
 """
 
 
@@ -63,7 +70,10 @@ def _more_formats_load() -> Iterator[None]:
         elif _is_saved(path, "state.json", "dataset_dict.json"):
             saved = datasets.load_from_disk(path)
         else:
-            return load(path, *args, split=split, streaming=streaming, **options)
+            try:
+                return load(path, *args, split=split, streaming=streaming, **options)
+            except (FileNotFoundError, ConnectionError) as error:  # a name that is not on the hub, or no connection
+                raise OSError(f"data set {path} cannot be loaded: {error}") from None
         if isinstance(saved, datasets.Dataset):
             saved = datasets.DatasetDict({"train": saved})
         if streaming:
@@ -85,6 +95,30 @@ def _check_file(source: Source) -> None:
     if columns is None:
         columns = next((list(row) for _, row in read_rows(source.name)), [])
     check_columns(columns, source.name)
+
+
+def _unusable(model: str) -> str | None:
+    """Return why a local folder is not a checkpoint, or None. Names on the hub are not checked."""
+    if not os.path.isdir(model):
+        return None
+    file = os.path.join(model, "config.json")
+    if not os.path.isfile(file):
+        adapter = os.path.isfile(os.path.join(model, "adapter_config.json"))
+        return None if adapter else f"the folder {model} without config.json"
+    try:
+        with open(file, encoding="utf-8") as opened:
+            json.load(opened)
+    except ValueError as error:
+        return f"{model}, whose config.json is not JSON: {error}"
+    return None
+
+
+def _is_of_loading(error: BaseException) -> bool:
+    """Whether transformers raised the error because it did not find a checkpoint or did not know its kind."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and at.tb_frame.f_globals.get("__name__") in _LOADERS
 
 
 def _use_record(arguments: Any, source: Source) -> None:
@@ -116,12 +150,12 @@ def _how_to_resume(output_dir: str) -> str:
     complete = [path.parent for path in Path(output_dir).glob("checkpoint-[0-9]*/trainer_state.json")]
     checkpoint = max(complete, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), default=None)
     if checkpoint is None:
-        return " before the first checkpoint was saved (--save_steps). Run the same command to start again"
+        return " before the first checkpoint was saved (--save_steps). To start again, run the same command"
     return f". To resume, run the same command with --resume_from_checkpoint {checkpoint}"
 
 
 def train(kind: Literal["reward", "dpo"], argv: list[str]) -> int:
-    """Run TRL's command of that name, always with the constrained loss; return the exit status.
+    """Run TRL's command of that name with the constrained loss, and return the exit status.
 
     It accepts all of TRL's flags, its YAML file, and the flags of the constraint. A data set may also be
     a folder written by `save_to_disk`, and `--dataset_name` may be a file. With `--dry-run`
@@ -155,8 +189,10 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> int:
         fail(message)
     try:
         arguments = parser.parse_args_and_config(argv, fail_with_unknown_args=False)
+    except yaml.YAMLError as error:
+        fail(f"--config must be a YAML file: {' '.join(str(error).split())}")
     except (ValueError, OSError) as error:
-        fail(error)
+        fail(f"{error} Add --use_cpu true" if "assign use_cpu" in str(error) else text_of(error))
     *arguments, others = arguments
     script_arguments, training_arguments, model_arguments, dataset_arguments = arguments
     if others.dry_run:
@@ -178,7 +214,9 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> int:
                 _check_file(source)
             _use_record(training_arguments, source)
         except (ValueError, OSError) as error:
-            fail(error)
+            fail(text_of(error))
+    if (message := _unusable(model_arguments.model_name_or_path)) is not None:
+        fail(f"--model_name_or_path must be a checkpoint's folder or its name on the hub, got {message}")
     # With both, TRL warns and uses the mixture.
     if name is not None and (is_file or _is_saved(name, "state.json")) and not dataset_arguments.datasets:
         from trl.scripts.utils import DatasetConfig
@@ -203,7 +241,12 @@ def train(kind: Literal["reward", "dpo"], argv: list[str]) -> int:
             resume = "" if others.dry_run else _how_to_resume(training_arguments.output_dir)
             print(f"{parser.prog}: interrupted{resume}", file=sys.stderr)
         return 130
+    except (OSError, ValueError) as error:
+        if not _is_of_loading(error):
+            raise
+        with loading(model_arguments.model_name_or_path, "the model"):
+            raise
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # TRL's script leaves this to the end of the process, when its threads may still be running.
+        # TRL's script does not do this. At the end of the process, threads of the group may still be running.
         torch.distributed.destroy_process_group()
     return 0

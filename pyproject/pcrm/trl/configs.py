@@ -163,9 +163,7 @@ class PCRMArguments(ConstraintArguments):
                 f"report_to must contain 'tensorboard' with pcrm_log_margins=True, which writes histograms to it, got {report_to}"
             )
         if not is_tensorboard_available():
-            raise ImportError(
-                "tensorboard must be installed with pcrm_log_margins=True, got no such module: pip install tensorboard"
-            )
+            raise ImportError("pcrm_log_margins=True requires tensorboard: pip install tensorboard")
 
     def _merged(self, name: str, of_file: float, default: float | None) -> None:
         """Set TRL's field of this name from the file, unless both are set."""

@@ -59,19 +59,19 @@ class PromptGroupedSampler(Sampler[int]):
         generator = torch.Generator().manual_seed(self.seed + self._round)
         drawn = iter(torch.randperm(len(self._pairs_of), generator=generator).tolist())
         waiting: list[list[int]] = []
-        room = self.batch_size
+        free = self.batch_size
         while True:
             waiting += [self._pairs_of[prompt] for prompt in islice(drawn, self._WAITING - len(waiting))]
             if not waiting:
                 return
-            fitting = [k for k, pairs in enumerate(waiting) if len(pairs) <= room]
-            begins = room == self.batch_size or not fitting
+            fitting = [k for k, pairs in enumerate(waiting) if len(pairs) <= free]
+            begins = free == self.batch_size or not fitting
             pairs = waiting.pop(0 if begins else max(fitting, key=lambda k: len(waiting[k])))
-            yield from pairs[:room]
-            if len(pairs) > room:
-                waiting.insert(0, pairs[room:])
-            room -= min(len(pairs), room)
-            room = room or self.batch_size
+            yield from pairs[:free]
+            if len(pairs) > free:
+                waiting.insert(0, pairs[free:])
+            free -= min(len(pairs), free)
+            free = free or self.batch_size
 
     def set_round(self, number: int) -> None:
         """Set the round, which determines the next order."""

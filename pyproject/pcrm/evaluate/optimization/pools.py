@@ -76,5 +76,5 @@ def columns(path: str, names: tuple[str, ...], split: str = "train") -> list[lis
                 )
             arrays.append(np.array(values))
     if not found[0]:
-        raise ValueError(f"{path}: holds no rows")
+        raise ValueError(f"{path}: must have at least one row, got none")
     return found

@@ -131,7 +131,7 @@ def train(
     out = Path(out)
     if len(prompts) < settings.prompts:
         raise ValueError(
-            f"prompts must have at least {settings.prompts} elements, one step's worth, got {len(prompts)}"
+            f"prompts must have at least {settings.prompts} elements, as many as a step uses, got {len(prompts)}"
         )
     tokenizer = load_tokenizer(policy, padding_side="left")
     if tokenizer.eos_token_id is None:

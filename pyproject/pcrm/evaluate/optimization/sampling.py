@@ -79,7 +79,7 @@ class Policy:
             eos_token_id=sorted({self.tokenizer.eos_token_id, *ends}),
         )
         positions = longest(self.name, self._model, None, None)
-        self._room = positions - max_new_tokens if positions else None
+        self._longest_prompt = positions - max_new_tokens if positions else None
         self.settings: dict[str, Any] = {
             "--policy": identity_of(self.name, self._model.config),
             "--max-new-tokens": max_new_tokens,
@@ -130,9 +130,9 @@ class Policy:
             raise RowError(f"prompt must be a text or a list of messages, got {prompt!r:.80}")
         if not ids:
             raise RowError("prompt must have at least one token, got none")
-        if self._room is not None and len(ids) > self._room:
+        if self._longest_prompt is not None and len(ids) > self._longest_prompt:
             raise RowError(
-                f"prompt must have at most {self._room} tokens, so that {self.name} has room for a response, got {len(ids)}"
+                f"prompt must have at most {self._longest_prompt} tokens, so that {self.name} can add a response, got {len(ids)}"
             )
         return ids
 
