@@ -3,8 +3,9 @@
 They accept the same shapes, dtypes, devices and reductions as `pcrm_loss` and `pcrm_dpo_loss`.
 Torch computes them under every backend, so second derivatives work too. In a graph of
 `torch.compile` the values of margins, gaps, offsets and lengths are not checked. Each loss is a
-function of a pair's margin and one extra number per pair; docs/baselines.md lists them in a table. Plain Bradley-Terry is `pcrm_loss` with
-delta = inf. Plain DPO is `pcrm_dpo_loss` with delta = inf, and `cdpo_loss` adds label smoothing.
+function of a pair's margin and one extra number per pair; docs/baselines.md lists them in a table.
+Plain Bradley-Terry is `pcrm_loss` with delta = inf. Plain DPO is `pcrm_dpo_loss` with delta = inf,
+and `cdpo_loss` adds label smoothing.
 Centering (arXiv 2312.09244) is the option `center_rewards_coefficient` of `pcrm_loss`.
 `pcrm.trace` does not record these losses.
 """
@@ -186,7 +187,7 @@ def odpo_loss(
         L = -log sigmoid(z - offset)
 
     with z as in `pcrm_dpo_loss`. With offset 0 this is the DPO loss. Source: arXiv 2402.10571,
-    where the offset is alpha times the logarithm of the difference between the scores of both responses.
+    where the offset is alpha times the logarithm of the difference between the two responses' scores.
 
     Args:
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps:

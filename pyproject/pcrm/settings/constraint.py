@@ -44,7 +44,6 @@ class Constraint:
         beta1: Scale of the curve, finite.
         beta2: Offset of the similarity, finite and at least 0.
         beta3: Offset of delta; +inf leaves all pairs unconstrained.
-
         floor: The smallest delta, greater than 0, or None for no floor.
         cap: The largest delta, greater than 0, or None for no cap.
         low, high, seed: Parameters of a random constraint. Use `Constraint.random` to set them.

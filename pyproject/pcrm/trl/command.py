@@ -38,8 +38,9 @@ Train {what} with the prior-constrained loss. Accepts all flags of `trl {kind}`,
 With --config, the flags may be in a YAML file; flags on the command line override it.
 For several GPUs, run: accelerate launch -m pcrm {kind} --config {kind}.yaml
 
---dataset_name is a .jsonl, .jsonl.gz, .json, .csv or .parquet file, a folder of `save_to_disk`, or a data set on the hub.
-Rows have the columns chosen and rejected, and prompt unless both begin with it; or prompt, responses and ratings (rankings).
+--dataset_name is a .jsonl, .jsonl.gz, .json, .csv or .parquet file, a folder written by `save_to_disk`, or a data set on
+the hub. Rows have the columns chosen and rejected, and prompt unless both begin with it; or, for rankings, the columns
+prompt, responses and ratings.
 """
 _EXAMPLES = """\
 examples:
