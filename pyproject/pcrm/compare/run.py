@@ -396,6 +396,6 @@ def _next(settings: Settings, out: Path, eos: str) -> str:
         flags |= {"--use_peft": "true", "--lora_r": str(settings.lora), "--lora_alpha": str(2 * settings.lora)}
         flags |= {"--lora_target_modules": "all-linear", "--lora_task_type": "SEQ_CLS"}
     if settings.cpu or not torch.cuda.is_available():
-        flags["--use_cpu"] = "true"
+        flags |= {"--use_cpu": "true", "--bf16": "false"}  # TRL's default is bfloat16, also on a CPU
     words = " ".join(f"{flag} {shlex.quote(value)}" for flag, value in flags.items())
     return f"  pcrm reward {words} --output_dir reward-model"
