@@ -16,7 +16,7 @@ library.
    no `floor`, no `cap` and `seed` 0.
 5. A value that the prior does not use is an error.
 6. Targets stand for a curve that is fitted to the training data. They are a margin or a win probability
-   for alike pairs and one for unlike pairs. Both sides must be given, without a preset or a value of a curve.
+   for similar pairs and one for dissimilar pairs. Both sides must be given, without a preset or a value of a curve.
 """
 
 from __future__ import annotations

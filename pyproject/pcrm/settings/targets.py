@@ -18,7 +18,7 @@ class Targets:
     training data.
 
     Args:
-        alike: The target margin of alike pairs, greater than 0, in units of the score.
+        alike: The target margin of similar pairs, greater than 0, in units of the score.
         unlike: The target margin of unlike pairs, finite and greater than `alike`.
 
     Raises:
