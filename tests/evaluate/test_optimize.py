@@ -220,7 +220,7 @@ def test_bad_arguments(tmp_path, capsys, monkeypatch, arguments, message):
     except SystemExit as exit:
         status = exit.code
     assert status in (1, 2)
-    assert capsys.readouterr().err.strip().endswith(message)
+    assert capsys.readouterr().err.strip().removesuffix("\nSee pcrm optimize --help").endswith(message)
 
 
 # Pools that reward models score.

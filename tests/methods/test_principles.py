@@ -268,7 +268,7 @@ def test_score_refuses(tmp_path, tiny, capsys):
     assert f"{source}, line 1: principles must be a list of texts or objects, got None" in fails()
     (tmp_path / "bad.txt").write_text("{prompt}")
     assert "template must contain {principles}, got '{prompt}'" in fails("--principle-template", tmp_path / "bad.txt")
-    assert "No such file" in fails("--principles", tmp_path / "none.json")
+    assert "none.json: no such file" in fails("--principles", tmp_path / "none.json")
     write(source, [{"chosen": "a b", "rejected": "a c", "principles": ["Be kind."]}])
     assert f"{source}, line 1: prompt is missing" in fails()
     write(source, [PAIR | {"principles": ["Be kind."], "scores_by_principle": []}])

@@ -302,7 +302,7 @@ def test_other_things_that_cannot():
     left = {name: x.flip(1) for name, x in inputs.items()}
     with pytest.raises(ValueError, match=r"^attention_mask must be padded on the right"):
         model(**left)
-    with pytest.raises(ValueError, match=r"^attention_mask must have no padding inside a row .*, got 1 0 1"):
+    with pytest.raises(ValueError, match=r"^attention_mask must not have padding inside a row .*, got 1 0 1"):
         model(inputs["input_ids"], inputs["attention_mask"].index_fill(1, torch.tensor([3]), 0))
     with pytest.raises(ValueError, match=r"^input_ids must be token ids to share prefixes, got None"):
         model(inputs_embeds=torch.zeros(1, 2, 32))

@@ -396,13 +396,20 @@ def test_an_interrupted_run_says_how_to_resume(config, monkeypatch, capsys):
     assert len(history(out)) == 6
 
 
-def test_errors_of_ours_are_a_line_and_others_have_their_traceback(config, capsys):
+def test_errors_of_ours_are_a_line_and_others_have_their_traceback(config, capsys, monkeypatch):
     file, _ = config("reward", "column", pcrm_prior="column", pcrm_preset="tldr/cosine")
     assert cli.main(["reward", "--config", file]) == 1
     error = capsys.readouterr().err
     assert error.splitlines()[-1].startswith("pcrm reward: ") and "prior" in error and "Traceback" not in error
     file, _ = config("reward", "nowhere", datasets=[{"path": "json", "data_files": "nowhere.jsonl"}])
-    with pytest.raises(FileNotFoundError):
+    assert cli.main(["reward", "--config", file]) == 1
+    assert "pcrm reward: data set nowhere.jsonl cannot be loaded: " in capsys.readouterr().err
+
+    def fail(*_):
+        raise ValueError("in training")
+
+    monkeypatch.setattr("trl.scripts.reward.main", fail)
+    with pytest.raises(ValueError, match="in training"):
         cli.main(["reward", "--config", file])
 
 

@@ -74,7 +74,7 @@ def _more_formats_load() -> Iterator[None]:
             try:
                 return load(path, *args, split=split, streaming=streaming, **options)
             except (FileNotFoundError, ConnectionError) as error:  # a name that is not on the hub, or no connection
-                raise OSError(f"data set {path} cannot be loaded: {error}") from None
+                raise OSError(f"data set {options.get('data_files') or path} cannot be loaded: {error}") from None
         if isinstance(saved, datasets.Dataset):
             saved = datasets.DatasetDict({"train": saved})
         if streaming:
