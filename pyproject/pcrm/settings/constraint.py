@@ -216,7 +216,7 @@ class Constraint:
             similarities: The priors of the training pairs, in [0, 1]: a one-dimensional sequence,
                 array or tensor.
             target_alike: The target margin of similar pairs, greater than 0, in units of the score.
-            target_unlike: The target margin of unlike pairs, finite and greater than `target_alike`.
+            target_unlike: The target margin of dissimilar pairs, finite and greater than `target_alike`.
             quantiles: The quantiles of the similarities that count as unlike and as alike,
                 interpolated linearly between elements.
 

@@ -12,14 +12,14 @@ from .. import _check
 
 @dataclass(frozen=True)
 class Targets:
-    """Target margins for alike and for unlike pairs.
+    """Target margins for similar and dissimilar pairs.
 
     A trainer calls `Constraint.fit` to turn them into a `Constraint`, using the similarities of its
     training data.
 
     Args:
         alike: The target margin of similar pairs, greater than 0, in units of the score.
-        unlike: The target margin of unlike pairs, finite and greater than `alike`.
+        unlike: The target margin of dissimilar pairs, finite and greater than `alike`.
 
     Raises:
         TypeError: A target is not a number.
