@@ -63,7 +63,7 @@ class PCRMLoss(torch.nn.Module):
 
         Args:
             similarities: The priors of all training pairs, not of one batch. As in `Constraint.fit`.
-            target_alike, target_unlike: The target margins of similar and of dissimilar pairs, as in `Constraint.fit`.
+            target_alike, target_unlike: The target margins of similar and dissimilar pairs, as in `Constraint.fit`.
             settings: The other arguments of `PCRMLoss`.
 
         Raises:
@@ -130,7 +130,7 @@ class PCRMDPOLoss(torch.nn.Module):
 
         Args:
             similarities: The priors of all training pairs, not of one batch. As in `Constraint.fit`.
-            target_alike, target_unlike: The target margins of similar and of dissimilar pairs, as in `Constraint.fit`.
+            target_alike, target_unlike: The target margins of similar and dissimilar pairs, as in `Constraint.fit`.
             settings: The other arguments of `PCRMDPOLoss`.
 
         Raises:

@@ -36,6 +36,7 @@ def test_a_command_that_is_nothing_like_another(capsys):
     assert said == "pcrm: 'zzz\\x1b[31m' is not a pcrm command. See pcrm --help\n"
 
 
+@pytest.mark.usefixtures("trl_as_it_was")
 @pytest.mark.parametrize("command", cli._COMMANDS)
 def test_help_ends_with_two_examples(capsys, command):
     with pytest.raises(SystemExit):

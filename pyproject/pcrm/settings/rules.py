@@ -9,8 +9,8 @@ library.
    you know what the column holds.
 3. A given value is used. A missing value comes from the preset or, without a preset, from the published
    setting for the task and the prior (`alpaca/<prior>` for reward models, `dpo/<prior>` for DPO).
-   If there is neither a preset nor any value of a curve, the default is target margins: 1 for
-   similar and 3 for dissimilar pairs.
+   If there is neither a preset nor any value of a curve, the default is target margins: 1 for similar
+   and 3 for dissimilar pairs.
 4. A value without a published setting must be given: `beta1` and `beta3` for a curve of `lexical`
    and `column`, `delta` for `fixed`, `low` and `high` for `random`. The other defaults are `beta2` 0.001,
    no `floor`, no `cap` and `seed` 0.

@@ -12,7 +12,7 @@ from .. import _check
 
 @dataclass(frozen=True)
 class Targets:
-    """Target margins for similar and for dissimilar pairs.
+    """Target margins for similar and dissimilar pairs.
 
     A trainer calls `Constraint.fit` to turn them into a `Constraint`, using the similarities of its
     training data.

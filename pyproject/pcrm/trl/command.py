@@ -34,7 +34,7 @@ _FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 _LOADERS = ("transformers.utils.hub", "transformers.configuration_utils", "transformers.models.auto.configuration_auto")
 
 _ABOUT = """\
-Train {what} with the prior-constrained loss. Accepts all flags of `trl {kind}`, and those of the constraint, --pcrm_*.
+Train {what} with the prior-constrained loss. Accept all flags of `trl {kind}`, and those of the constraint, --pcrm_*.
 With --config, the flags may be in a YAML file; flags on the command line override it.
 For several GPUs, run: accelerate launch -m pcrm {kind} --config {kind}.yaml
 
