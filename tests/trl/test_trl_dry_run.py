@@ -167,7 +167,7 @@ def test_priors_and_curves(tiny, tmp_path, rows, options, prior, curve):
 def test_streaming_data(kind, folder, tmp_path, rows):
     data = FORMATS["plain"](rows).to_iterable_dataset()
     text = dry_run.describe(build(kind, folder, tmp_path, data))
-    assert (entry(text, "train"), entry(text, "order")) == ("pairs, an iterable data set", "as they come")
+    assert (entry(text, "train"), entry(text, "order")) == ("pairs, an iterable data set", "as in the data set")
     assert entry(text, "steps") == "6 (max_steps)"
 
 
