@@ -312,7 +312,7 @@ BAD = {
     "twice": (lambda m: header_of(m / "model.safetensors", lambda h: h.rstrip()[:-1] + b',"model.norm.weight":{}}'), "{bad}/model.safetensors: header: \"model.norm.weight\" must not be repeated"),
     "no weights": (lambda m: (m / "model.safetensors").unlink(), "{bad}: must contain model.safetensors or model.safetensors.index.json"),
     "a path": (lambda m: ((m / "model.safetensors").rename(m.parent / "x.safetensors"), (m / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x.safetensors"}}')), "{bad}/model.safetensors.index.json: tensor \"a\": must be in a .safetensors file in the folder of the index, got \"../x.safetensors\""),
-    "no config": (lambda m: (m / "config.json").unlink(), "No such file or directory: '{bad}/config.json'"),
+    "no config": (lambda m: (m / "config.json").unlink(), "{bad}/config.json: no such file or directory"),
     "no JSON": (lambda m: (m / "config.json").write_text("{"), "{bad}/config.json: must be JSON: "),
     "deep JSON": (lambda m: (m / "config.json").write_text("[" * 10**6), "{bad}/config.json: must be JSON: "),
     "JSON of a list": (lambda m: (m / "config.json").write_text("[]"), "{bad}/config.json: must be a JSON object, got list"),
