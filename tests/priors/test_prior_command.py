@@ -121,7 +121,7 @@ def test_no_space(tmp_path, pairs):
 
     failed = subprocess.run(argv, capture_output=True, text=True, timeout=60, preexec_fn=limited)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
-    assert f"File too large. 400 rows are kept: give the same command again to resume: '{out}'" in failed.stderr
+    assert f"{out}: file too large. 400 rows are kept: give the same command again to resume" in failed.stderr
     assert not out.exists() and len(list((tmp_path / "out.jsonl.parts").glob("*.jsonl"))) == 20
     subprocess.run(argv, check=True, timeout=60)
     assert [row["chosen"] for row in read(out)] == [row["chosen"] for row in pairs]
