@@ -276,7 +276,7 @@ def test_priors(train, rows, name):
         ("dpo", (*OURS, "--packing", "true", "--attn_impl", "flash_attention_2"), {}, "--packing must be false"),
         ("dpo", (*OURS, "--padding_free", "true", "--attn_impl", "flash_attention_2"), {}, "--padding_free must be"),
         ("rm", OURS, {"data": "margin"}, "the data set must not have a column 'margin', which would shift the margin"),
-        ("rm", OURS, {"data": "wrong"}, "prior[7] is 1.5"),
+        ("rm", OURS, {"data": "wrong"}, "prior[7] must be in [0, 1], got 1.5"),
         (
             "rm",
             OURS,
