@@ -375,7 +375,11 @@ def test_a_script_of_ones_own(train):
     ("data", "flags", "message"),
     [
         ("margin.jsonl", (), "ValueError: margin must be the prior of each pair, got None"),
-        ("plain.jsonl", ("--model.margin_loss_enable",), "ValueError: margin must not be 0 for all pairs, got 0 for the first 64"),
+        (
+            "plain.jsonl",
+            ("--model.margin_loss_enable",),
+            "ValueError: margin must not be 0 for all pairs, got 0 for the first 64",
+        ),
         ("rating.jsonl", ("--model.margin_loss_enable",), "ValueError: margin[0] must be in [0, 1], got 3"),
     ],
 )
