@@ -143,7 +143,6 @@ def _quiet_libraries() -> Iterator[None]:
             datasets.enable_progress_bars()
         if others:
             transformers_logging.enable_progress_bar()
-        logging.getLogger("pcrm.trl.data_check").disabled = False
 
 
 def _split(settings: Settings) -> pairs.Split:
@@ -259,26 +258,30 @@ def _train(
 
     on_gpu = torch.cuda.is_available() and not settings.cpu
     # What is wrong with the pairs was said for the plain model, which has the same.
-    logging.getLogger("pcrm.trl.data_check").disabled = constraint is not None
-    training.train(
-        out / kind,
-        _MARKER,
-        recipe,
-        model,
-        tokenizer,
-        Dataset.from_list(columns),
-        checked,
-        _adapter(settings),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        max_length=length,
-        bf16=on_gpu,
-        use_cpu=not on_gpu,
-        gradient_checkpointing=on_gpu,
-        seed=settings.seed,
-        **training.constraint_fields(constraint, pcrm_prior="column"),
-    )
+    data_check = logging.getLogger("pcrm.trl.data_check")
+    data_check.disabled = constraint is not None
+    try:
+        training.train(
+            out / kind,
+            _MARKER,
+            recipe,
+            model,
+            tokenizer,
+            Dataset.from_list(columns),
+            checked,
+            _adapter(settings),
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            max_length=length,
+            bf16=on_gpu,
+            use_cpu=not on_gpu,
+            gradient_checkpointing=on_gpu,
+            seed=settings.seed,
+            **training.constraint_fields(constraint, pcrm_prior="column"),
+        )
+    finally:
+        data_check.disabled = False
     del model
     gc.collect()
     if on_gpu:
@@ -380,7 +383,7 @@ def _next(settings: Settings, out: Path, eos: str) -> str:
     Args:
         eos: What ended texts here.
     """
-    flags = {
+    options = {
         "--model_name_or_path": settings.model,
         "--dataset_name": settings.data,
         "--pcrm_config": str(out / "pcrm.toml"),
@@ -389,13 +392,13 @@ def _next(settings: Settings, out: Path, eos: str) -> str:
         "--per_device_train_batch_size": str(settings.batch_size),
     }
     if settings.max_length is not None:
-        flags["--max_length"] = str(settings.max_length)
+        options["--max_length"] = str(settings.max_length)
     if _pretrained.load_tokenizer(settings.model).eos_token != eos:
-        flags["--eos_token"] = eos
+        options["--eos_token"] = eos
     if settings.lora is not None:
-        flags |= {"--use_peft": "true", "--lora_r": str(settings.lora), "--lora_alpha": str(2 * settings.lora)}
-        flags |= {"--lora_target_modules": "all-linear", "--lora_task_type": "SEQ_CLS"}
+        options |= {"--use_peft": "true", "--lora_r": str(settings.lora), "--lora_alpha": str(2 * settings.lora)}
+        options |= {"--lora_target_modules": "all-linear", "--lora_task_type": "SEQ_CLS"}
     if settings.cpu or not torch.cuda.is_available():
-        flags |= {"--use_cpu": "true", "--bf16": "false"}  # TRL's default is bfloat16, also on a CPU
-    words = " ".join(f"{flag} {shlex.quote(value)}" for flag, value in flags.items())
+        options |= {"--use_cpu": "true", "--bf16": "false"}  # TRL's default is bfloat16, also on a CPU
+    words = " ".join(f"{option} {shlex.quote(value)}" for option, value in options.items())
     return f"  pcrm reward {words} --output_dir reward-model"

@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 
 from ..evaluate import statistics
 from ..evaluate.pages import page
+from ..training.binding import is_idle
+from ..training.metrics import PairSums
 
 Floats = NDArray[np.float64]
 
 # A model overfits if its training accuracy is this much above the upper end of the interval of its test accuracy. Near
 # 50% there is nothing that it could have learned by heart.
 _OVERFIT, _LEARNED = 0.1, 0.6
-# A constraint hardly acts if fewer pairs than this are over their targets, and its term pulls less than this as hard as
-# the ranking term pushes. The trainers warn by the same numbers (`training/binding.py`).
-_IDLE = 0.01
 
 _MINUS = "\N{MINUS SIGN}"
 
@@ -87,10 +86,6 @@ def _number(x: float | None, digits: int = 3) -> str:
     return "?" if x is None or math.isnan(x) else f"{round(x, digits) + 0:.{digits}f}".replace("-", _MINUS)
 
 
-def _sigmoid(x: Floats) -> Floats:
-    return np.exp(-np.logaddexp(0, -x))
-
-
 def difference(a: Floats, b: Floats, prompts: Sequence[str]) -> tuple[float, float, float]:
     """The mean of a - b over pairs, with the ends of its 95% interval: 1.96 standard errors over prompts.
 
@@ -154,11 +149,11 @@ def warnings(models: dict[str, Model], delta: Floats) -> list[str]:
                 f"The {name} model overfits: its accuracy is {_percent(m.train_accuracy)} on training pairs and "
                 f"{_percent(accuracy)} on test pairs. Train with fewer --epochs, a lower --learning-rate or more pairs."
             )
-    plain, constrained = models["plain"].margins, models["constrained"].margins
-    over = float((constrained > delta / 2).mean())
-    pull = float(_sigmoid(constrained - delta).sum() / _sigmoid(-constrained).sum())
-    if over < _IDLE and pull < _IDLE:
-        high = float(np.quantile(np.abs(plain), 0.9))
+    sums = PairSums()
+    sums.add(models["constrained"].margins, delta)
+    if is_idle(sums):
+        over = sums.over_target / sums.bounded
+        high = float(np.quantile(np.abs(models["plain"].margins), 0.9))
         remedy = f"Set lower targets, such as --target-alike {high / 3:.2g} --target-unlike {high:.2g}"
         lines.append(
             f"The constraint hardly acts: {_percent(over)} of the test margins are over their targets, which are "

@@ -276,7 +276,21 @@ class _Tables(Source):
                 yield piece.slice(max(0, start - row))
 
 
-class _Parquet(_Tables):
+class _TableFile(_Tables):
+    """A file whose columns are known before its rows are read."""
+
+    _schema: pa.Schema
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return _file_identity(self.name)
+
+    @property
+    def columns(self) -> list[str] | None:
+        return self._schema.names
+
+
+class _Parquet(_TableFile):
     def __init__(self, name: str) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -290,14 +304,6 @@ class _Parquet(_Tables):
                 raise
             raise ValueError(f"{name}: {error}") from None
         self.total = self._metadata.num_rows
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return _file_identity(self.name)
-
-    @property
-    def columns(self) -> list[str] | None:
-        return self._schema.names
 
     @property
     def prior(self) -> dict[str, Any] | None:
@@ -325,21 +331,13 @@ class _Parquet(_Tables):
                     row += size
 
 
-class _Csv(_Tables):
+class _Csv(_TableFile):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         try:
             self._schema, self.total = csv_schema(name)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return _file_identity(self.name)
-
-    @property
-    def columns(self) -> list[str] | None:
-        return self._schema.names
 
     def tables(self, start: int) -> Iterator[tuple[int, pa.Table]]:
         row = 0

@@ -18,6 +18,11 @@ _NEARLY_NONE = 0.01
 _MOST = 0.5
 
 
+def is_idle(sums: PairSums) -> bool:
+    """Whether the model trains nearly as if it had no constraint."""
+    return sums.over_target < _NEARLY_NONE * sums.bounded and sums.relative_pull < _NEARLY_NONE
+
+
 class BindingCheck:
     """Warn once if the constraint has no effect, and once if most margins exceed their ceilings.
 
@@ -55,7 +60,7 @@ class BindingCheck:
 
     def _judged(self, sums: PairSums, of: str) -> tuple[str, str | None]:
         known = f"over {sums.bounded:,} {of} pairs the mean margin is {sums.margin / sums.bounded:.3g} and"
-        if sums.over_target < _NEARLY_NONE * sums.bounded and sums.relative_pull < _NEARLY_NONE:
+        if is_idle(sums):
             return "idle", (
                 f"the constraint is not binding: {known} {_range('target', sums, 0.5)}. The model trains as if "
                 f"unconstrained. {self._remedy('lower')}, or train longer"
