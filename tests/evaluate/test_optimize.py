@@ -399,6 +399,37 @@ def test_steps_are_those_of_the_stock_trainer(tmp_path, tiny, tiny_policy, promp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_the_responses_of_a_prompt_share_it(tmp_path, tiny, tiny_policy, prompts, algorithm, monkeypatch):
+    """The steps are those without sharing, up to rounding, and fewer tokens go through the layers."""
+    from transformers import AutoModelForCausalLM
+
+    long = [" ".join([prompt] * 12) for prompt in prompts]
+    settings = rl.Settings(**(vars(SETTINGS) | {"algorithm": algorithm, "beta": 0.1, "learning_rate": 1e-3}))
+    found, tokens = [], []
+
+    def counted(*args, **kwargs):
+        model = AutoModelForCausalLM.from_pretrained(tiny_policy, dtype=torch.float32)
+
+        def count(layer, args, kwargs):
+            if kwargs.get("past_key_values") is None:  # not a pass that generates
+                tokens[-1] += args[0].shape[:2].numel()
+
+        model.model.layers[0].register_forward_pre_hook(count, with_kwargs=True)
+        return model
+
+    monkeypatch.setattr(rl, "load_model", counted)
+    for shares in (True, False):
+        tokens.append(0)
+        where = tmp_path / f"{shares}"
+        found.append(rl.train(tiny_policy, long, RewardModel(tiny), gold, where, settings, prefix_sharing=shares))
+    for ours, plain in zip(*found, strict=True):
+        assert vars(ours) == pytest.approx(vars(plain), rel=1e-4, abs=1e-6)
+    # Fewer even with the first passes, which are computed both ways to compare them.
+    assert tokens[0] < tokens[1]
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_after_a_kill(tmp_path, tiny, tiny_policy, prompts):
     proxy = RewardModel(tiny)
     whole = rl.train(tiny_policy, prompts, proxy, gold, tmp_path / "whole", SETTINGS)

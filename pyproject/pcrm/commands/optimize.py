@@ -101,7 +101,7 @@ def run(argv: list[str], processes: Processes) -> int:
     models.add_argument(
         "--no-prefix-sharing",
         action="store_true",
-        help="compute the prompt again for each of its responses, as in training",
+        help="compute the prompt again for each of its responses, also in RL",
     )
     policy = parser.add_argument_group("policy")
     policy.add_argument("--policy", metavar="MODEL", help="causal language model to sample from")
@@ -272,7 +272,8 @@ def _computed(
     runs = {}
     for name, model in proxies.items():
         folder = out / "rl" / name
-        steps = rl.train(args.policy, prompts, model, gold, folder, settings, device=args.device, name=name)
+        how = {"device": args.device, "name": name, "prefix_sharing": not args.no_prefix_sharing}
+        steps = rl.train(args.policy, prompts, model, gold, folder, settings, **how)
         after = sampled(str(folder / "policy"), folder / "pool.jsonl")
         runs[name] = Run(
             settings,

@@ -25,6 +25,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from ... import _check
 from ..._pretrained import load_model, load_tokenizer
 from ..._printable import printable
+from ...prefix_sharing import enable, why_not
 from ..reward_model import identity_of
 from .cached import make_once
 
@@ -108,6 +109,7 @@ def train(
     *,
     device: str | None = None,
     name: str = "RL",
+    prefix_sharing: bool = True,
 ) -> list[Step]:
     """Train a policy on the rewards of a proxy, and record the gold values of its responses.
 
@@ -119,6 +121,8 @@ def train(
         policy: The folder or hub name of a causal language model with its tokenizer.
         prompts: Texts or lists of messages, at least as many as one step needs.
         proxy, gold: Called with lists of prompts and responses. They return finite numbers.
+        prefix_sharing: Whether log probabilities of the responses to a prompt are computed with the prompt only once
+            (`pcrm.prefix_sharing`), if the policy supports it. They are the same up to rounding.
 
     Returns:
         One Step per update, in order.
@@ -139,17 +143,19 @@ def train(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model: Any = load_model(AutoModelForCausalLM, policy, dtype=torch.float32)
+    shares = prefix_sharing and why_not(model) is None
     recipe = dataclasses.asdict(settings) | {
         "policy": identity_of(os.fspath(policy), model.config),
         "prompts": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
         "proxy": _identity(proxy),
         "gold": _identity(gold),
+        "prefix_sharing": shares,
     }
 
     def make() -> None:
         scratch = out / "run"
         _check_same(scratch, recipe)
-        steps, trainer = _run(model, tokenizer, prompts, proxy, gold, scratch, settings, device, name)
+        steps, trainer = _run(model, tokenizer, prompts, proxy, gold, scratch, settings, device, name, shares)
         trainer.save_model(str(out / "policy.part"))
         shutil.rmtree(out / "policy", ignore_errors=True)
         (out / "policy.part").rename(out / "policy")
@@ -200,6 +206,7 @@ def _run(
     settings: Settings,
     device: str | None,
     name: str,
+    shares: bool,
 ) -> tuple[list[Step], Any]:
     config, trainer_class = _TRAINERS[settings.algorithm]
     total = settings.prompts * settings.generations
@@ -237,6 +244,10 @@ def _run(
             callbacks=[recorder],
         )
         trainer.remove_callback(PrinterCallback)
+        if shares:
+            for one in (model, getattr(trainer, "ref_model", None)):
+                if one is not None:
+                    _share(trainer.accelerator.unwrap_model(one))
         checkpoint = _last_checkpoint(folder)
         if checkpoint is not None:
             state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
@@ -249,6 +260,19 @@ def _run(
         length = entry["completions/mean_length"]
         steps.append(Step(step, **values, kl=entry["kl"] * length if "kl" in entry else None, length=length))
     return steps, trainer
+
+
+def _share(model: Any) -> None:
+    """Enable prefix sharing. TRL pads prompts on the left and gives no position ids, which prefix sharing needs."""
+
+    def count(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        mask = kwargs.get("attention_mask")
+        if mask is None or kwargs.get("use_cache") or kwargs.get("position_ids") is not None:
+            return None  # generation
+        return args, kwargs | {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+
+    model.base_model.register_forward_pre_hook(count, with_kwargs=True)
+    enable(model)
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
