@@ -6,8 +6,8 @@
 DATA is the folder of experiments/tldr/run.py. ENCODER is the folder of all-MiniLM-L6-v2, for the cosine prior. MODEL is the
 gold reward model, `final` in the folder of benchmarks/rankings_epoch.py: SmolLM2 with all weights, trained for an epoch on
 all human ratings of the train posts. Without --gold, the command first trains it in DIR/gold, which takes hours. To resume
-an interrupted run, give the same command again. The output is best_of_n.csv, with a row for each run and reading,
-best_of_n.md with the tables, and the figures.
+an interrupted run, give the same command again. The output is best_of_n.csv, with a row for each run and reading, and the
+tables and figures of docs/experiments-smollm2.md.
 
 The policy answers each train post four times and each test post 64 times, and the gold model scores all answers. A proxy is
 trained on the comparisons between the four answers, labeled by the sign of the difference in gold scores, as in
@@ -73,11 +73,12 @@ from pcrm.evaluate.pages import style
 from pcrm.evaluate.reward_model import RewardModel
 from posts import Posts, priors, read
 from safetensors.torch import load_file, save_file
-from tables import COEFFICIENTS
+from tables import COEFFICIENTS, replaced
 from tiers import score, train
 
 Floats = NDArray[np.float64]
 
+PAGE = HERE.parents[1] / "docs" / "experiments-smollm2.md"
 CONDITIONS = {"0% flipped": Condition(), "25% flipped": Condition(flipped=0.25)}
 METHODS = {
     name: ALL_METHODS[name] for name in ("plain", "label smoothing 0.1", "fixed", "length ratio", "lexical", "cosine")
@@ -88,14 +89,14 @@ READINGS = ("", " + temperature")
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of the experiment. Time in minutes on one core: 50 to sample for test posts, 70 to sample for train posts
-    (where few answers share a pass), 30 for states, 30 for gold scores, and 2.5 for each of the 36 proxies.
+    """The sizes of the experiment. Time in minutes on one core: 50 to sample for test posts, 40 to sample for train posts
+    (where few answers share a pass), 20 for states, 20 for gold scores, and 1.5 for each of the 36 proxies.
 
     Attributes:
         test_posts: All test posts.
         train_posts: More than half of all train posts.
         test_samples: Answers to each test post. Best of 64 has a KL divergence of 3.2 nats.
-        train_samples: Answers to each train post, which give six comparisons: 2,730 to train on, 684 held out.
+        train_samples: Answers to each train post, which give six comparisons: 1,536 to train on, 384 held out.
         new_tokens: Maximum tokens of a response.
         epochs: Epochs of training; the best one is used.
         posts_per_step, learning_rate: For AdamW, as for the top layers of experiments/tldr, whose steps have half the posts.
@@ -156,7 +157,7 @@ def place(setup: Setup, what: str, split: str, i: int) -> Path:
 def sampled(setup: Setup, split: str, i: int, file: Path) -> None:
     """Answers of the policy to a post, as token ids and texts."""
     policy, n = models.policy(setup.policy), setup.sizes.test_samples if split == "test" else setup.sizes.train_samples
-    ids = policy.sample(prompts(setup, split)[i], n, (split == "test", i), setup.sizes.new_tokens)
+    (ids,) = policy.sample([prompts(setup, split)[i]], n, (split == "test", i), setup.sizes.new_tokens)
     found = {"ids": ids, "responses": [policy.response(row) for row in ids]}
     replace(file, lambda partial: partial.write_text(json.dumps(found)))
 
@@ -291,6 +292,14 @@ OPTIMIZATION = (
 )
 
 
+# What depends only on the order of the scores, and what depends on their scale.
+ORDER, SCALE = OPTIMIZATION[:-3], OPTIMIZATION[-3:]
+
+
+def columns_of(which: Sequence[str], curves: Floats) -> Floats:
+    return optimization(curves)[[OPTIMIZATION.index(name) for name in which]]
+
+
 def readings(file: Path, method: str, gold: Sequence[Floats]) -> list[Read]:
     kept = np.load(file)
     pools = kept["pools"].astype(np.float64)
@@ -304,8 +313,8 @@ def readings(file: Path, method: str, gold: Sequence[Floats]) -> list[Read]:
     return found
 
 
-def tables(setup: Setup, results: Path) -> None:
-    """Write best_of_n.csv, best_of_n.md and the figures of the finished runs."""
+def tables(setup: Setup, results: Path, page: Path) -> None:
+    """Write best_of_n.csv, and the tables and figures of the page, from the finished runs."""
     gold = gold_scores(setup, "test")
     half = [len(g) // 2 for g in gold]
     by_pair: Any = SimpleNamespace(prompts=range(len(gold)), pair_post=np.repeat(np.arange(len(gold)), half))
@@ -330,17 +339,18 @@ def tables(setup: Setup, results: Path) -> None:
         odds = {name: [one.log_odds for one in runs] for name, runs in found.items()}
         parts.append(table(condition, odds, differences(by_pair, odds, setup.sizes.resamples)))
         curves = {name: [one.curves for one in runs] for name, runs in found.items()}
-        for base in (BASE, "plain"):
-            how: dict[str, Any] = {"base": base, "measure": optimization}
-            less = differences(by_post, curves, setup.sizes.resamples, **how)
-            parts.append(table(condition, curves, less, columns=OPTIMIZATION, **how))
-        picture = results / f"best_of_n-{condition.split('%')[0]}.svg"
+        ranked = {name: curves[name] for name in METHODS}  # a temperature changes nothing here
+        for base, which, shown in (("plain", ORDER, ranked), (BASE, SCALE, curves)):
+            measure = functools.partial(columns_of, which)
+            less = differences(by_post, shown, setup.sizes.resamples, base=base, measure=measure)
+            parts.append(table(condition, shown, less, base=base, columns=which, measure=measure))
+        picture = page.with_name(f"{page.stem}-{condition.split('%')[0]}.svg")
         picture.write_text(style.standalone(_figure(condition, curves, setup.sizes.resamples)))
     with (results / "best_of_n.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["condition", "reading", "seed", "epoch", "temperature", *COLUMNS, *OPTIMIZATION])
         writer.writerows(rows)
-    (results / "best_of_n.md").write_text("\n\n".join([spread(gold), *parts]) + "\n")
+    page.write_text(replaced(page.read_text(), "best of n", "\n\n".join([spread(gold), *parts])))
 
 
 def spread(gold: Sequence[Floats]) -> str:
@@ -407,7 +417,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gguf", type=Path, help="weights of the policy; needed only for the first run")
     parser.add_argument("--gold", type=Path, help="gold reward model (default: train one)")
     parser.add_argument("--out", type=Path, required=True, help="folder for all intermediate results")
-    parser.add_argument("--results", type=Path, default=HERE, help="folder for the CSV file, tables and figures")
+    parser.add_argument("--results", type=Path, default=HERE, help="folder for the CSV files")
+    parser.add_argument(
+        "--page", type=Path, default=PAGE, help="page whose tables are replaced; figures are written next to it"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of processes, each on one core")
     parser.add_argument("--tables", action="store_true", help="only write the tables, without training")
 
@@ -438,7 +451,7 @@ def main() -> None:
     setup = setup_of(arguments)
     if not arguments.tables:
         make(setup, arguments.encoder, arguments.jobs)
-    tables(setup, arguments.results)
+    tables(setup, arguments.results, arguments.page)
 
 
 if __name__ == "__main__":

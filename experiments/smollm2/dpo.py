@@ -5,14 +5,14 @@
 
 DATA, MODEL and DIR are those of best_of_n.py. If its answers to the test posts are missing, they are computed first. To resume
 an interrupted run after its last finished policy, give the same command again. The output is dpo.csv, with a row for each run
-and reading, and dpo.md with the tables.
+and reading, and the tables of docs/experiments-smollm2.md.
 
 The implicit reward of a response is beta times the log ratio of policy and reference. Stock DPO is the plain loss of the
 margins of these rewards, and cDPO is the same loss with smoothed labels. PCRM-DPO is the constrained loss with the length
 ratio in the policy's tokens, once with the published curve and once with a curve fitted to the default targets of the
 trainers. A step has all comparisons of some posts; prompts and summaries go through the model once each. Only the top layers
-are trained, for one epoch. A fifth of the train posts is held out for temperatures. The trained policy then answers each test
-post.
+are trained, for one epoch. A fifth of the train posts is held out for temperatures. The trained policy then answers 51
+test posts.
 
 Hypotheses, stated before any run:
 1. Accuracy on test pairs is equal, and so is NLL after a temperature.
@@ -47,6 +47,7 @@ from models import make_each, padded, replace
 from numpy.typing import NDArray
 from posts import Posts
 from rl import means
+from tables import replaced
 from tiers import score, train
 from torch import Tensor, nn
 
@@ -72,7 +73,7 @@ class Sizes:
         beta: TRL's default.
         learning_rate: For AdamW; a tenth of the rate of reward models, as is usual for policies.
         posts_per_step: About 35 comparisons.
-        answers: Answers to each test post.
+        test_posts, answers: The first test posts, and the answers to each of them. All test posts count for the rewards.
     """
 
     layers: int = 6
@@ -80,8 +81,9 @@ class Sizes:
     learning_rate: float = 1e-5
     posts_per_step: int = 2
     epochs: int = 1
+    test_posts: int = 51
     answers: int = 8
-    seeds: int = 3
+    seeds: int = 2
     resamples: int = 1000
 
 
@@ -172,9 +174,9 @@ def run(setup: Setup, sizes: Sizes, method: str, seed: int, file: Path) -> None:
     held = margins_of(model, inputs, drawn.held)
     of_test = score(model, test_inputs)
     policy, reference, gold = model.policy, models.policy(setup.policy), gold_of(setup.gold)
-    rows = []
-    for i, post in enumerate(prompts(setup, "test")):
-        ids = policy.sample(post, sizes.answers, (3, seed, i), setup.sizes.new_tokens)
+    posts, rows = prompts(setup, "test")[: sizes.test_posts], []
+    answers = policy.answers(posts, sizes.answers, (3, seed), setup.sizes.new_tokens)
+    for post, ids in zip(posts, answers, strict=True):
         texts = [policy.response(row) for row in ids]
         ratio = policy.log_probabilities(post, ids) - reference.log_probabilities(post, ids)
         scores = gold([post] * len(texts), texts).tolist()
@@ -191,8 +193,8 @@ def columns_of(setup: Setup, sizes: Sizes, kept: dict[str, Any]) -> Floats:
     """The columns of each test post, (posts, columns)."""
     posts = rated(setup, "test")
     ratios = np.array(kept["rewards"]) / sizes.beta
-    rows = []
-    for i, (of_post, gold) in enumerate(zip(kept["posts"], gold_scores(setup, "test"), strict=True)):
+    rows, n = [], len(kept["posts"])
+    for i, (of_post, gold) in enumerate(zip(kept["posts"], gold_scores(setup, "test")[:n], strict=True)):
         before = json.loads(place(setup, "samples", "test", i).read_text())["ids"]
         pairs = ratios[posts.pairs[posts.pair_post == i]]
         tokens = float(np.mean(of_post["tokens"]))
@@ -202,7 +204,7 @@ def columns_of(setup: Setup, sizes: Sizes, kept: dict[str, Any]) -> Floats:
     return np.array(rows)
 
 
-def tables(setup: Setup, sizes: Sizes, results: Path) -> None:
+def tables(setup: Setup, sizes: Sizes, results: Path, page: Path) -> None:
     posts = rated(setup, "test")
     rows = []
     odds: dict[str, list[Floats]] = {}
@@ -230,11 +232,12 @@ def tables(setup: Setup, sizes: Sizes, results: Path) -> None:
         return
     less = differences(posts, odds, sizes.resamples, base=BASE)
     parts = [table("test pairs", odds, less, base=BASE)]
-    by_post: Any = SimpleNamespace(prompts=posts.prompts, pair_post=np.arange(len(posts.prompts)))
+    n = len(next(iter(found.values()))[0])
+    by_post: Any = SimpleNamespace(prompts=range(n), pair_post=np.arange(n))
     how: dict[str, Any] = {"base": "DPO", "measure": means}
     less = differences(by_post, found, sizes.resamples, **how)
     parts.append(table("test posts", found, less, columns=POLICY_COLUMNS, **how))
-    (results / "dpo.md").write_text("\n\n".join(parts) + "\n")
+    page.write_text(replaced(page.read_text(), "DPO", "\n\n".join(parts)))
 
 
 def file_of(setup: Setup, method: str, seed: int) -> Path:
@@ -260,7 +263,7 @@ def main() -> None:
             for seed, method in itertools.product(range(sizes.seeds), METHODS)
         ]
         make_each(run, runs, arguments.jobs, "policies")
-    tables(setup, sizes, arguments.results)
+    tables(setup, sizes, arguments.results, arguments.page)
 
 
 if __name__ == "__main__":

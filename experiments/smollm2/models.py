@@ -50,6 +50,9 @@ INSTRUCTION = "Summarize this post in one or two short sentences, as its author 
 # 90% of the human-written summaries are at most this long.
 NEW_TOKENS = 48
 
+# Posts in a pass of `Policy.answers`.
+POSTS_AT_ONCE = 8
+
 # The number of top layers that a proxy trains. Two layers cost one whole layer, and the computation of the last token in
 # the other. With four times as many layers, a run would take a quarter of an hour instead of minutes.
 TOP_LAYERS = 2
@@ -150,25 +153,42 @@ class Policy:
         return as_summary(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     @torch.inference_mode()
-    def sample(self, post: str, samples: int, seed: Sequence[int], new_tokens: int = NEW_TOKENS) -> list[list[int]]:
-        """Sample responses from the model's own distribution, as token ids. The prompt is read once."""
-        ids = self._ids(self.prompt(post))[None]
-        cache = DynamicCache(config=self.model.config)
+    def sample(
+        self, posts: Sequence[str], samples: int, seed: Sequence[int], new_tokens: int = NEW_TOKENS
+    ) -> list[list[list[int]]]:
+        """Sample responses to each post from the model's own distribution, as token ids. Each prompt is read once."""
+        prompts = [self._ids(self.prompt(post)) for post in posts]
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        ids, mask = padded([prompt.flip(0) for prompt in prompts], pad)
+        ids, mask = ids.flip(1), mask.flip(1)  # padded on the left
+        cache = DynamicCache(config=self.model.config)
         how = GenerationConfig(
             max_new_tokens=new_tokens, do_sample=True, top_k=0, top_p=1.0, eos_token_id=end, pad_token_id=pad
         )
         with torch.random.fork_rng([]), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of names that transformers changes
             torch.manual_seed(int(np.random.SeedSequence(tuple(seed)).generate_state(1)[0]))
-            self.model.base_model(ids[:, :-1], past_key_values=cache, use_cache=True)
-            cache.batch_repeat_interleave(samples)
-            ids = ids.repeat(samples, 1)
-            out = self.model.generate(
-                ids, attention_mask=torch.ones_like(ids), past_key_values=cache, generation_config=how
+            places = (mask.cumsum(1) - 1).clamp(min=0)
+            self.model.base_model(
+                ids[:, :-1],
+                attention_mask=mask[:, :-1],
+                position_ids=places[:, :-1],
+                past_key_values=cache,
+                use_cache=True,
             )
+            cache.batch_repeat_interleave(samples)
+            ids, mask = (x.repeat_interleave(samples, 0) for x in (ids, mask))
+            out = self.model.generate(ids, attention_mask=mask, past_key_values=cache, generation_config=how)
         rows = out[:, ids.shape[1] :].tolist()
-        return [row[: row.index(end) + 1] if end in row else row for row in rows]
+        rows = [row[: row.index(end) + 1] if end in row else row for row in rows]
+        return [rows[i : i + samples] for i in range(0, len(rows), samples)]
+
+    def answers(
+        self, posts: Sequence[str], samples: int, seed: Sequence[int], new_tokens: int
+    ) -> list[list[list[int]]]:
+        """`sample` for any number of posts, several at a time: reading the weights is most of the time of a token."""
+        parts = [posts[i : i + POSTS_AT_ONCE] for i in range(0, len(posts), POSTS_AT_ONCE)]
+        return [rows for k, part in enumerate(parts) for rows in self.sample(part, samples, (*seed, k), new_tokens)]
 
     @torch.inference_mode()
     def log_probabilities(self, post: str, responses: Sequence[Sequence[int]]) -> NDArray[np.float64]:

@@ -5,13 +5,13 @@
 
 Run best_of_n.py first, with the same DATA, MODEL and DIR. Its proxies with 25% flipped labels are the rewards, because human
 raters disagree about as often on these summaries. To resume an interrupted run from the last of its twenty checkpoints, give
-the same command again. The output is rl.csv with a row per run, rl-steps.csv with a row per step, rl.md with the tables, and a
-figure.
+the same command again. The output is rl.csv with a row per run, rl-steps.csv with a row per step, and the tables and the figure
+of docs/experiments-smollm2.md.
 
 The rewards are plain's scores; plain's scores divided by their temperature; plain's scores with PAR (arXiv 2502.18770), whose
 references are four answers of the policy; the scores of the cosine model; and those of the label smoothing model. A seed sets
 the proxy, the order of posts and the random draws, for all rewards. All weights of the policy are trained, on short train
-posts. The policy then gives eight answers to each test post. KL is the mean log ratio of policy and reference over these answers.
+posts. The policy then gives eight answers to each of 51 test posts. KL is the mean log ratio of policy and reference over these answers.
 
 Hypotheses, stated before any run:
 1. Plain divided by its temperature behaves as cosine and label smoothing do: less KL, shorter answers, and the gold reward that
@@ -51,6 +51,7 @@ from pcrm.evaluate.optimization import rl as optimization
 from pcrm.evaluate.pages import style
 from pcrm.methods.rl_rewards import par
 from safetensors.torch import load_file
+from tables import replaced
 
 Floats = NDArray[np.float64]
 
@@ -59,7 +60,7 @@ CONDITION = "25% flipped"
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of the experiment. A step takes 1.5 minutes on one core, and a run with its answers 1.5 hours.
+    """The sizes of the experiment. On one core, a run takes TODO minutes, of which TODO are for its answers.
     A process takes 5 GB of memory.
 
     Attributes:
@@ -67,22 +68,23 @@ class Sizes:
         batch_size: Responses per pass.
         learning_rate: Constant; a tenth of the rate of reward models, as is usual for policies.
         beta: Weight of the KL divergence in the reward.
-        post_tokens: Longer train posts are left out, because reading them takes most of a step.
-        answers: Answers to each test post.
+        post_tokens: Longer train posts are left out, because reading them takes most of a step. 38 are left.
+        test_posts, answers: The first test posts, and the answers to each of them.
         seeds: At most as many as in best_of_n.py.
         window: Steps per point of the figure.
     """
 
-    steps: int = 40
-    prompts: int = 4
+    steps: int = 24
+    prompts: int = 2
     generations: int = 4
     batch_size: int = 8
     learning_rate: float = 1e-5
     beta: float = 0.05
-    post_tokens: int = 220
+    post_tokens: int = 180
+    test_posts: int = 51
     answers: int = 8
     seeds: int = 2
-    window: int = 8
+    window: int = 4
     resamples: int = 1000
 
 
@@ -181,9 +183,9 @@ def trained(setup: Setup, sizes: Sizes, reward: str, seed: int, file: Path) -> N
         setup.policy, list(post_of), proxy, Gold(setup, post_of), work, settings, device="cpu", name=work.name
     )
     policy, gold = models.Policy(work / "policy"), gold_of(setup.gold)
-    rows = []
-    for i, post in enumerate(prompts(setup, "test")):
-        ids = policy.sample(post, sizes.answers, (2, seed, i), setup.sizes.new_tokens)
+    posts, rows = prompts(setup, "test")[: sizes.test_posts], []
+    answers = policy.answers(posts, sizes.answers, (2, seed), setup.sizes.new_tokens)
+    for post, ids in zip(posts, answers, strict=True):
         texts = [policy.response(row) for row in ids]
         ratio = policy.log_probabilities(post, ids) - reference.log_probabilities(post, ids)
         found = {
@@ -204,10 +206,11 @@ COLUMNS = ("gold gain", "proxy gain, sd", "KL", "tokens", "tokens gained", "prox
 
 def columns_of(setup: Setup, sizes: Sizes, reward: str, seed: int, kept: dict[str, Any]) -> Floats:
     """The columns of each test post, (posts, columns). The last two are Spearman correlations over its answers."""
-    pools = np.load(file_of(setup, CONDITION, REWARDS[reward].method, seed))["pools"].astype(np.float64)
+    n = len(kept["posts"])
+    pools = np.load(file_of(setup, CONDITION, REWARDS[reward].method, seed))["pools"][:n].astype(np.float64)
     sd = float(np.sqrt(pools.var(1, ddof=1).mean()))
     rows = []
-    for i, (of_post, pool, gold) in enumerate(zip(kept["posts"], pools, gold_scores(setup, "test"), strict=True)):
+    for i, (of_post, pool, gold) in enumerate(zip(kept["posts"], pools, gold_scores(setup, "test")[:n], strict=True)):
         before = json.loads(best_of_n.place(setup, "samples", "test", i).read_text())["ids"]
         proxy, after, tokens = (np.array(of_post[key], np.float64) for key in ("proxy", "gold", "tokens"))
         length = float(tokens.mean())
@@ -232,7 +235,7 @@ def means(of_posts: Floats) -> Floats:
         return np.where(defined, of_posts, 0).sum(0) / defined.sum(0)
 
 
-def tables(setup: Setup, sizes: Sizes, results: Path) -> None:
+def tables(setup: Setup, sizes: Sizes, results: Path, page: Path) -> None:
     rows, steps, parts = [], [], []
     found: dict[str, list[Floats]] = {}
     curves: dict[str, list[Floats]] = {}
@@ -258,14 +261,15 @@ def tables(setup: Setup, sizes: Sizes, results: Path) -> None:
         writer = csv.DictWriter(file, list(steps[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(steps)
-    posts: Any = SimpleNamespace(prompts=range(setup.sizes.test_posts), pair_post=np.arange(setup.sizes.test_posts))
+    n = min(sizes.test_posts, setup.sizes.test_posts)
+    posts: Any = SimpleNamespace(prompts=range(n), pair_post=np.arange(n))
     for base in ("plain", "plain / temperature"):
         how: dict[str, Any] = {"base": base, "measure": means}
         less = differences(posts, found, sizes.resamples, **how)
         parts.append(table(f"{sizes.steps} steps", found, less, columns=COLUMNS, **how))
     lead = spread(gold_scores(setup, "test"))
-    (results / "rl.md").write_text("\n\n".join([lead, *parts]) + "\n")
-    (results / "rl.svg").write_text(style.standalone(_figure(curves, sizes.window)))
+    page.write_text(replaced(page.read_text(), "RL", "\n\n".join([lead, *parts])))
+    page.with_name(f"{page.stem}-rl.svg").write_text(style.standalone(_figure(curves, sizes.window)))
 
 
 def _figure(curves: dict[str, list[Floats]], window: int) -> str:
@@ -309,7 +313,7 @@ def main() -> None:
             for seed, reward in itertools.product(range(sizes.seeds), REWARDS)
         ]
         make_each(trained, wanted, arguments.jobs, "policies")
-    tables(setup, sizes, arguments.results)
+    tables(setup, sizes, arguments.results, arguments.page)
 
 
 if __name__ == "__main__":

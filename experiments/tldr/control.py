@@ -6,7 +6,7 @@
 DATA and ENCODER are those of run.py. A fifth of the train posts is held out from every model. Their pairs are used to fit a
 temperature, and to select the variant of a method and the epoch of each reading, by the lowest negative log-likelihood (NLL).
 Nothing is selected on test posts. Each finished run is kept in --out/runs. To resume an interrupted run, give the same command
-again. The output is control.csv, with a row for each run and reading, and the tables in docs/experiments.md.
+again. The output is control.csv, with a row for each run and reading, and the tables in docs/experiments-temperature.md.
 
 Conditions: all pairs; labels flipped at random, including the held-out ones, because a user would have no others; few pairs,
 with a quarter as many held out; and training for 3 and 8 times the selected number of epochs.
@@ -34,7 +34,7 @@ from methods import TARGETS, Data, Make, constrained, fit_now, fitted_now, ipo, 
 from numpy.typing import NDArray
 from pcrm.evaluate import statistics
 from posts import Posts
-from run import HELD_OUT, HERE, PAGE, TIERS, data_of, inputs_of, model_of
+from run import HELD_OUT, HERE, TIERS, data_of, inputs_of, model_of
 from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import t as student
@@ -46,6 +46,7 @@ from tqdm.auto import tqdm
 import pcrm
 from pcrm import Constraint
 
+PAGE = HERE.parent.parent / "docs" / "experiments-temperature.md"
 MARGIN = 0.01  # of equivalence, in NLL and in accuracy
 
 

@@ -24,13 +24,14 @@ def make_small():
         batch_size=2,
         learning_rate=1e-3,
         post_tokens=1000,
-        answers=3,
+        test_posts=4,
+        answers=10,
         seeds=1,
         window=2,
         resamples=20,
     )
     rl.REWARDS = {name: kind for name, kind in rl.REWARDS.items() if kind.method == "plain"}
-    dpo.SIZES = dpo.Sizes(layers=2, learning_rate=1e-3, answers=3, seeds=2, resamples=20)
+    dpo.SIZES = dpo.Sizes(layers=2, learning_rate=1e-3, test_posts=4, answers=3, seeds=2, resamples=20)
     dpo.METHODS = {name: dpo.METHODS[name] for name in ("DPO", "PCRM-DPO, fitted")}
     return best_of_n, rl, dpo
 

@@ -88,8 +88,8 @@ def test_answers_and_their_log_probabilities(world):
 
     policy = models.Policy(world / "policy")
     post = "Some words of a post.\n\nTL;DR:"
-    ids = policy.sample(post, 6, (0, 1), new_tokens=7)
-    assert ids == policy.sample(post, 6, (0, 1), new_tokens=7) != policy.sample(post, 6, (0, 2), new_tokens=7)
+    (ids,) = policy.sample([post], 6, (0, 1), new_tokens=7)
+    assert [ids] == policy.sample([post], 6, (0, 1), new_tokens=7) != policy.sample([post], 6, (0, 2), new_tokens=7)
     end = policy.tokenizer.eos_token_id
     assert all(0 < len(row) <= 7 and end not in row[:-1] for row in ids)
     prompt = policy.tokenizer(policy.prompt(post), add_special_tokens=False)["input_ids"]
@@ -104,18 +104,33 @@ def test_answers_and_their_log_probabilities(world):
 
 
 def test_answers_are_of_the_models_distribution(world):
-    """The mean log probability of 4,000 first tokens is the model's negative entropy, within four standard errors."""
+    """The mean log probability of 4,000 first tokens is the model's negative entropy, within four standard errors, also of a
+    post that is padded."""
     import models
 
     policy = models.Policy(world / "policy")
-    post = "Other words.\n\nTL;DR:"
-    first = np.array([row[0] for row in policy.sample(post, 4000, (3,), new_tokens=1)])
-    with torch.no_grad():
-        logs = policy.model(policy._ids(policy.prompt(post))[None]).logits[0, -1].double().log_softmax(-1).numpy()
-    p = np.exp(logs)
-    mean = (p * logs).sum()
-    sd = np.sqrt((p * logs**2).sum() - mean**2)
-    assert abs(logs[first].mean() - mean) < 4 * sd / np.sqrt(4000)
+    posts = ["Other words.\n\nTL;DR:", "Words of a post that is longer than the other one.\n\nTL;DR:"]
+    for post, rows in zip(posts, policy.sample(posts, 4000, (3,), new_tokens=1), strict=True):
+        first = np.array([row[0] for row in rows])
+        with torch.no_grad():
+            logs = policy.model(policy._ids(policy.prompt(post))[None]).logits[0, -1].double().log_softmax(-1).numpy()
+        p = np.exp(logs)
+        mean = (p * logs).sum()
+        sd = np.sqrt((p * logs**2).sum() - mean**2)
+        assert abs(logs[first].mean() - mean) < 4 * sd / np.sqrt(4000)
+
+
+def test_answers_to_several_posts(world):
+    """Several posts at a time, padded, and each answer is one to its own post."""
+    import models
+
+    policy = models.Policy(world / "policy")
+    posts = [" ".join(["word"] * n) for n in range(1, 20)]
+    found = policy.answers(posts, 3, (1,), 5)
+    assert found == policy.answers(posts, 3, (1,), 5) != policy.answers(posts, 3, (2,), 5)
+    assert [len(rows) for rows in found] == [3] * 19 and len(posts) > 2 * models.POSTS_AT_ONCE
+    # The answers of a pass do not depend on the others.
+    assert found[:8] == policy.sample(posts[:8], 3, (1, 0), 5)
 
 
 def run_main_killed(module, arguments, at):
@@ -178,20 +193,7 @@ def test_best_of_n(world, tmp_path, monkeypatch):
 
     # The second run of all finds everything.
     before = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if "results" not in file.parts}
-    called(
-        best_of_n,
-        [
-            str(world / "data"),
-            "--tables",
-            *arguments[1:3],
-            "--out",
-            str(whole),
-            *encoder,
-            "--results",
-            str(whole / "results"),
-        ],
-        monkeypatch,
-    )
+    called(best_of_n, ["--tables", *arguments_of(world, whole), *encoder], monkeypatch)
     assert {file: file.stat().st_mtime_ns for file in whole.rglob("*") if "results" not in file.parts} == before
 
     with (whole / "results" / "best_of_n.csv").open() as file:
@@ -213,9 +215,9 @@ def test_best_of_n(world, tmp_path, monkeypatch):
             assert float(row[f"{name}, b = 0.5"]) == pytest.approx(value[0, 0], rel=5e-3, abs=1e-4)
     # A temperature changes no order.
     assert rows[0]["gold, best of 4"] == rows[1]["gold, best of 4"] and rows[0]["accuracy"] == rows[1]["accuracy"]
-    text = (whole / "results" / "best_of_n.md").read_text()
-    assert text.count("| plain + temperature |") == 6 and text.count("| 25% flipped, 2 seeds |") == 3
-    assert {file.name for file in (whole / "results").glob("*.svg")} == {"best_of_n-0.svg", "best_of_n-25.svg"}
+    text = (whole / "results" / "page.md").read_text()
+    assert text.count("| plain + temperature |") == 4 and text.count("| 25% flipped, 2 seeds |") == 3
+    assert {file.name for file in (whole / "results").glob("*.svg")} == {"page-0.svg", "page-25.svg"}
 
     # Pieces of other sizes are not mixed.
     monkeypatch.setattr(best_of_n, "SIZES", best_of_n.Sizes(test_samples=2))
@@ -236,7 +238,11 @@ def made(world, tmp_path_factory):
 
 def arguments_of(world, out):
     command = [str(world / "data"), "--gold", str(world / "gold"), "--out", str(out), "--results", str(out / "results")]
-    return [*command, "--jobs", "1"]
+    page = out / "results" / "page.md"
+    if not page.is_file():
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text("".join(f"<!-- {mark} -->\n<!-- end of {mark} -->\n" for mark in ("best of n", "RL", "DPO")))
+    return [*command, "--page", str(page), "--jobs", "1"]
 
 
 def test_rl(world, made, tmp_path, monkeypatch):
@@ -263,14 +269,15 @@ def test_rl(world, made, tmp_path, monkeypatch):
     gold = best_of_n.RewardModel(world / "gold")
     setup = best_of_n.Setup(world / "data", whole, world / "gold", best_of_n.SIZES)
     posts = best_of_n.prompts(setup, "test")
-    for post, of_post in zip(posts, kept, strict=True):
-        np.testing.assert_allclose(of_post["gold"], gold([post] * 3, of_post["texts"]), rtol=1e-4, atol=1e-5)
-    before = np.mean([np.load(file).mean() for file in (whole / "gold-scores" / "test").iterdir()])
+    assert len(kept) == 4 < len(posts)
+    for post, of_post in zip(posts[:4], kept, strict=True):
+        np.testing.assert_allclose(of_post["gold"], gold([post] * 10, of_post["texts"]), rtol=1e-4, atol=1e-5)
+    before = np.mean([np.load(file).mean() for file in sorted((whole / "gold-scores" / "test").iterdir())[:4]])
     gain = np.mean([of_post["gold"] for of_post in kept]) - before
     assert float(rows[0]["gold gain"]) == pytest.approx(gain, abs=2e-5)
     # It learned something, and the estimate of the divergence says so.
     assert float(rows[0]["KL"]) > 0.01
-    assert "| 4 steps, 1 seeds | gold gain |" in (whole / "results" / "rl.md").read_text()
+    assert "| 4 steps, 1 seeds | gold gain |" in (whole / "results" / "page.md").read_text()
 
     post_of = {"<prompt>": best_of_n.prompts(setup, "train")[1]}
     proxies = [rl.Proxy(setup, kind, 0, post_of) for kind in rl.REWARDS.values()]
@@ -307,7 +314,7 @@ def test_dpo(world, made, tmp_path, monkeypatch):
     assert float(rows[0]["accuracy"]) == pytest.approx(np.mean(margins > 0), abs=1e-5)
     assert float(rows[0]["NLL"]) == pytest.approx(np.logaddexp(0, -margins).mean(), abs=1e-5)
     assert rewards.std() > 1e-3
-    text = (whole / "results" / "dpo.md").read_text()
+    text = (whole / "results" / "page.md").read_text()
     assert "| DPO + temperature |" in text and "| test posts, 2 seeds | KL |" in text
 
     # Before training all rewards are 0; beta times the difference of log probabilities after a change.
