@@ -7,6 +7,7 @@ rest of the code uses. A bool is never a number here: `True` in place of a numbe
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Iterable
 from decimal import Decimal
@@ -86,6 +87,13 @@ def integer(name: str, value: Any, low: int = 0, high: int = 2**63) -> int:
     if not low <= value < high:
         raise ValueError(f"{name} must be in [{low}, 2**{high.bit_length() - 1}), got {value}")
     return value
+
+
+def path(name: str, value: Any) -> str:
+    """Return a path, or a name that stands for one, as a string."""
+    if isinstance(value, (str, os.PathLike)):
+        return str(os.fspath(value))
+    raise TypeError(f"{name} must be a str or a path, got {value!r:.80}")
 
 
 def array(name: str, values: Any) -> Any:

@@ -83,7 +83,7 @@ class PCRMLoss(torch.nn.Module):
         Raises:
             TypeError, ValueError: As in `pcrm_loss` and `Constraint.delta`. Also if the prior is missing.
         """
-        delta, origin = delta_of(self.constraint, prior)
+        delta, origin = delta_of(self.constraint, prior, chosen_rewards)
         return pcrm_loss(chosen_rewards, rejected_rewards, delta, origin=origin, **self.settings)
 
     def extra_repr(self) -> str:
@@ -157,7 +157,7 @@ class PCRMDPOLoss(torch.nn.Module):
             TypeError, ValueError: As in `pcrm_dpo_loss` and `Constraint.delta`. Also if the prior is missing.
         """
         logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
-        delta, origin = delta_of(self.constraint, prior)
+        delta, origin = delta_of(self.constraint, prior, policy_chosen_logps)
         return pcrm_dpo_loss(*logps, delta, origin=origin, **self.settings)
 
     def extra_repr(self) -> str:
@@ -174,14 +174,22 @@ def _checked(constraint: Constraint) -> Constraint:
     return constraint
 
 
-def delta_of(constraint: Constraint, prior: torch.Tensor | None) -> tuple[torch.Tensor | float, Origin]:
-    """Return the delta of a batch, and the prior and constraint it comes from, for the loss to record."""
+def delta_of(
+    constraint: Constraint, prior: torch.Tensor | None, chosen: torch.Tensor | None = None
+) -> tuple[torch.Tensor | float, Origin]:
+    """Return the delta of a batch, and the prior and constraint it comes from, for the loss to record.
+
+    If `chosen` is given, the prior must be one number or have its shape.
+    """
     if constraint.is_fixed:
         return constraint.delta(1.0), Origin(None, constraint.recorded)
     if prior is None:
         raise ValueError("prior is missing: pass the prior of each pair (only a fixed constraint works without it)")
     if not isinstance(prior, torch.Tensor):
         prior = torch.as_tensor(_check.array("prior", prior) if hasattr(prior, "__array_interface__") else prior)
+    wanted = getattr(chosen, "shape", prior.shape)
+    if prior.dim() > 0 and prior.shape != wanted:
+        raise ValueError(f"prior must have shape {tuple(wanted)} or be one number, got shape {tuple(prior.shape)}")
     return constraint.delta(prior), Origin(prior, constraint.recorded)
 
 

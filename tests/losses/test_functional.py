@@ -528,8 +528,10 @@ def test_module(backend):
         loss_fn(chosen, rejected)
     with pytest.raises(ValueError, match=r"similarities\[1\] must be in \[0, 1\], got 1.5"):
         loss_fn(chosen, rejected, torch.tensor([0.0, 1.5, 1.0]))
-    with pytest.raises(ValueError, match=r"delta must have shape \(3,\) or be one number, got shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"prior must have shape \(3,\) or be one number, got shape \(2,\)"):
         loss_fn(chosen, rejected, prior[:2])
+    with pytest.raises(ValueError, match=r"prior must have shape \(3,\) or be one number, got shape \(3, 1\)"):
+        pcrm.PCRMDPOLoss(constraint)(chosen, chosen, rejected, rejected, prior[:, None])
     with pytest.raises(TypeError, match=r"constraint must be a pcrm\.Constraint, got float"):
         pcrm.PCRMLoss(4.5)
     nan = torch.tensor([math.nan, 0.0, 0.0])

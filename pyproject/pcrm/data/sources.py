@@ -24,6 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from .. import _check
 from .arrow_rows import table_fault
 from .batches import Batch, LineBatch, Row, TableBatch
 from .csv_tables import csv_schema, csv_tables
@@ -57,7 +58,7 @@ def open_source(name: str | os.PathLike[str], split: str = "train") -> Source:
             message has the reason.
         ModuleNotFoundError: pyarrow or datasets is not installed: pip install 'pcrm[data]'.
     """
-    source = _opened(os.fspath(name), split)
+    source = _opened(_check.path("name", name), split)
     source.split = split
     return source
 

@@ -69,7 +69,7 @@ class RewardModel:
         prefix_sharing: bool = True,
     ) -> None:
         self.dtype = _check.one_of("dtype", dtype, DTYPES)
-        self.name, self.batch_size = os.fspath(model), _check.integer("batch_size", batch_size, 1)
+        self.name, self.batch_size = _check.path("model", model), _check.integer("batch_size", batch_size, 1)
         if max_length is not None:
             max_length = _check.integer("max_length", max_length, 1)
         self._compute_dtype = getattr(torch, dtype)

@@ -78,15 +78,15 @@ class Encoder:
         batch_size = _check.integer("batch_size", batch_size, 1)
         if max_length is not None:
             max_length = _check.integer("max_length", max_length, 1)
+        self.model = _check.path("model", model)
         self._arguments = {
-            "model": os.fspath(model),
+            "model": self.model,
             "pooling": pooling,
             "device": device,
             "batch_size": batch_size,
             "max_length": max_length,
-            "cache": cache if isinstance(cache, bool) else os.fspath(cache),
+            "cache": cache if isinstance(cache, bool) else _check.path("cache", cache),
         }
-        self.model = os.fspath(model)
         self.batch_size = batch_size
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         modules = _modules(self.model)

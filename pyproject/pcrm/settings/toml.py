@@ -51,7 +51,7 @@ def read(path: str | os.PathLike[str]) -> Document:
     Raises:
         OSError, ValueError: As in `load_config`, except for errors in the meaning of `[constraint]`.
     """
-    name = os.fspath(path)
+    name = _check.path("path", path)
     text = _text(path, name)
     try:
         tables = tomllib.loads(text, parse_float=_float)

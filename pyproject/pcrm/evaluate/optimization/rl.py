@@ -131,7 +131,7 @@ def train(
         OSError: The policy does not exist.
         ValueError: There are too few prompts; a reward is not finite; the tokenizer of the policy has no EOS token.
     """
-    settings = settings or Settings()
+    settings, policy = settings or Settings(), _check.path("policy", policy)
     out = Path(out)
     if len(prompts) < settings.prompts:
         raise ValueError(
@@ -139,13 +139,13 @@ def train(
         )
     tokenizer = load_tokenizer(policy, padding_side="left")
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{os.fspath(policy)}: the tokenizer must have an eos_token, got none")
+        raise ValueError(f"{policy}: the tokenizer must have an eos_token, got none")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model: Any = load_model(AutoModelForCausalLM, policy, dtype=torch.float32)
     shares = prefix_sharing and why_not(model) is None
     recipe = dataclasses.asdict(settings) | {
-        "policy": identity_of(os.fspath(policy), model.config),
+        "policy": identity_of(policy, model.config),
         "prompts": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
         "proxy": _identity(proxy),
         "gold": _identity(gold),

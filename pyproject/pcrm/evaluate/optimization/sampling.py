@@ -57,7 +57,7 @@ class Policy:
 
         max_new_tokens = _check.integer("max_new_tokens", max_new_tokens, 1)
         temperature = _check.positive("temperature", temperature)
-        self.name, self.batch_size = os.fspath(model), _check.integer("batch_size", batch_size, 1)
+        self.name, self.batch_size = _check.path("model", model), _check.integer("batch_size", batch_size, 1)
         self.tokenizer = load_tokenizer(self.name, padding_side="left")
         if self.tokenizer.eos_token_id is None:
             raise ValueError(f"{self.name}: the tokenizer must have an eos_token, got none")
