@@ -4,7 +4,7 @@
     python experiments/smollm2/rl.py DATA --gold MODEL --out DIR --tables
 
 Run best_of_n.py first, with the same DATA, MODEL and DIR. Its proxies with 25% flipped labels are the rewards, because human
-raters disagree about as often on these summaries. To resume an interrupted run from the last of its twenty checkpoints, give
+raters disagree about as often on these summaries. To resume an interrupted run from its last checkpoint, give
 the same command again. The output is rl.csv with a row per run, rl-steps.csv with a row per step, and the tables and the figure
 of docs/experiments-smollm2.md.
 
@@ -56,6 +56,7 @@ from tables import replaced
 Floats = NDArray[np.float64]
 
 CONDITION = "25% flipped"
+CHECKPOINTS = 6  # each of 1.6 GB
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,15 @@ def trained(setup: Setup, sizes: Sizes, reward: str, seed: int, file: Path) -> N
     )
     work = file.with_suffix("")
     steps = optimization.train(
-        setup.policy, list(post_of), proxy, Gold(setup, post_of), work, settings, device="cpu", name=work.name
+        setup.policy,
+        list(post_of),
+        proxy,
+        Gold(setup, post_of),
+        work,
+        settings,
+        device="cpu",
+        name=work.name,
+        checkpoints=CHECKPOINTS,
     )
     policy, gold = models.Policy(work / "policy"), gold_of(setup.gold)
     posts, rows = prompts(setup, "test")[: sizes.test_posts], []

@@ -364,20 +364,28 @@ def table(
     columns: Sequence[str] = COLUMNS,
     measure: Callable[[Floats], Floats] | None = None,
 ) -> str:
-    """A table of a condition: the base, then the difference of each other reading, in bold if the interval excludes 0."""
+    """A table of a condition: the base, then the difference of each other reading, in bold if the interval excludes 0. A
+    single seed has no interval."""
     of_base = np.mean([(measure or measures)(x) for x in found[base]], 0)
     lines = [
-        f"| {title}, {len(found[base])} seeds | {' | '.join(columns)} |",
+        f"| {title}, {_seeds(len(found[base]))} | {' | '.join(columns)} |",
         f"|---{'|---' * len(columns)}|",
         f"| {base} | {' | '.join(f'{value:.3f}' for value in of_base)} |",
     ]
     for name, (value, half) in less.items():
         cells = []
         for v, h in zip(value, half, strict=True):
-            text = f"{v:+.3f}" if abs(v) <= h or np.isnan(h) else f"**{v:+.3f}**"
+            if np.isnan(h):  # a single seed
+                cells.append(f"{v:+.3f}")
+                continue
+            text = f"{v:+.3f}" if abs(v) <= h else f"**{v:+.3f}**"
             cells.append(f"{text} <small>{v - h:+.3f} to {v + h:+.3f}</small>")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _seeds(n: int) -> str:
+    return "1 seed" if n == 1 else f"{n} seeds"
 
 
 def tables(arguments: argparse.Namespace) -> None:

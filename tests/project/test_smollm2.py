@@ -277,7 +277,7 @@ def test_rl(world, made, tmp_path, monkeypatch):
     assert float(rows[0]["gold gain"]) == pytest.approx(gain, abs=2e-5)
     # It learned something, and the estimate of the divergence says so.
     assert float(rows[0]["KL"]) > 0.01
-    assert "| 4 steps, 1 seeds | gold gain |" in (whole / "results" / "page.md").read_text()
+    assert "| 4 steps, 1 seed | gold gain |" in (whole / "results" / "page.md").read_text()
 
     post_of = {"<prompt>": best_of_n.prompts(setup, "train")[1]}
     proxies = [rl.Proxy(setup, kind, 0, post_of) for kind in rl.REWARDS.values()]

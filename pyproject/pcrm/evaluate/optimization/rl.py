@@ -110,11 +110,12 @@ def train(
     device: str | None = None,
     name: str = "RL",
     prefix_sharing: bool = True,
+    checkpoints: int = 20,
 ) -> list[Step]:
     """Train a policy on the rewards of a proxy, and record the gold values of its responses.
 
     Writes `policy`, the trained checkpoint, and `steps.csv` to `out`. After a kill, the same call resumes from the last
-    checkpoint; there are twenty per run. A finished run is read from its files. For a proxy or gold that is not a
+    checkpoint. A finished run is read from its files. For a proxy or gold that is not a
     `RewardModel`, only its name decides whether it is the same run.
 
     Args:
@@ -123,6 +124,7 @@ def train(
         proxy, gold: Called with lists of prompts and responses. They return finite numbers.
         prefix_sharing: Whether log probabilities of the responses to a prompt are computed with the prompt only once
             (`pcrm.prefix_sharing`), if the policy supports it. They are the same up to rounding.
+        checkpoints: How many to write in a run, in equal distances. Each takes three times the space of the policy.
 
     Returns:
         One Step per update, in order.
@@ -132,6 +134,7 @@ def train(
         ValueError: There are too few prompts; a reward is not finite; the tokenizer of the policy has no EOS token.
     """
     settings, policy = settings or Settings(), _check.path("policy", policy)
+    every = max(1, settings.steps // _check.integer("checkpoints", checkpoints, 1))
     out = Path(out)
     if len(prompts) < settings.prompts:
         raise ValueError(
@@ -155,7 +158,7 @@ def train(
     def make() -> None:
         scratch = out / "run"
         _check_same(scratch, recipe)
-        steps, trainer = _run(model, tokenizer, prompts, proxy, gold, scratch, settings, device, name, shares)
+        steps, trainer = _run(model, tokenizer, prompts, proxy, gold, scratch, settings, device, name, shares, every)
         trainer.save_model(str(out / "policy.part"))
         shutil.rmtree(out / "policy", ignore_errors=True)
         (out / "policy.part").rename(out / "policy")
@@ -207,6 +210,7 @@ def _run(
     device: str | None,
     name: str,
     shares: bool,
+    every: int,
 ) -> tuple[list[Step], Any]:
     config, trainer_class = _TRAINERS[settings.algorithm]
     total = settings.prompts * settings.generations
@@ -227,7 +231,7 @@ def _run(
             use_cpu=device == "cpu" or (device is None and not torch.cuda.is_available()),
             gradient_checkpointing=False,
             logging_steps=1,
-            save_steps=max(1, settings.steps // 20),
+            save_steps=every,
             save_total_limit=2,  # the previous one is needed if the last is incomplete
             report_to="none",
             seed=settings.seed,
