@@ -66,7 +66,7 @@ BASE = "DPO + temperature"
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of the experiment. A run takes 45 minutes on one core: 16 to train, the rest to sample and score answers.
+    """The sizes of the experiment. A run takes half an hour on one core: 16 minutes to train, the rest to sample and score answers.
 
     Attributes:
         layers: Number of top layers to train. All thirty would take twice the time.

@@ -61,7 +61,7 @@ CHECKPOINTS = 6  # each of 1.6 GB
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of the experiment. On one core, a run takes TODO minutes, of which TODO are for its answers.
+    """The sizes of the experiment. On one core, a run takes half an hour, of which ten minutes are for its answers.
     A process takes 5 GB of memory.
 
     Attributes:

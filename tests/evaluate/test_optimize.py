@@ -430,6 +430,44 @@ def test_the_responses_of_a_prompt_share_it(tmp_path, tiny, tiny_policy, prompts
 
 
 @pytest.mark.slow
+def test_a_policy_that_cannot_share(tmp_path, tiny_policy, prompts):
+    """OPT's head bypasses the decoder that the hooks are on: it is trained without sharing, and a warning says so."""
+    from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
+    config = OPTConfig(
+        vocab_size=len(tokenizer), hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2,
+        word_embed_proj_dim=16, max_position_embeddings=512, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
+    tokenizer.save_pretrained(tmp_path / "opt")
+    settings = rl.Settings(**(vars(SETTINGS) | {"steps": 1}))
+    with pytest.warns(RuntimeWarning, match="opt is trained without prefix sharing, which is slower: .*OPTForCausalLM"):
+        steps = rl.train(tmp_path / "opt", prompts, gold, gold, tmp_path / "run", settings)
+    assert len(steps) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resumed", [1, 20])
+def test_a_run_goes_on_with_other_checkpoints(tmp_path, tiny_policy, prompts, resumed):
+    """How often a run was saved changes nothing of it."""
+    whole = rl.train(tiny_policy, prompts, gold, gold, tmp_path / "whole", SETTINGS)
+    calls = []
+
+    def counted(asked, answers):
+        calls.append(asked)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return gold(asked, answers)
+
+    with pytest.raises(KeyboardInterrupt):
+        rl.train(tiny_policy, prompts, gold, counted, tmp_path / "run", SETTINGS, checkpoints=20)
+    assert rl.train(tiny_policy, prompts, gold, counted, tmp_path / "run", SETTINGS, checkpoints=resumed) == whole
+    assert len(calls) == 4
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_after_a_kill(tmp_path, tiny, tiny_policy, prompts):
     proxy = RewardModel(tiny)
     whole = rl.train(tiny_policy, prompts, proxy, gold, tmp_path / "whole", SETTINGS)

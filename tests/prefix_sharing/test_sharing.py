@@ -166,6 +166,16 @@ def test_checkpointing():
     assert_shared_is_plain(model, batch())
 
 
+def test_a_token_whose_state_is_0():
+    """0 of 0 is no difference. An embedding of zeros stays 0 in all layers of Llama, which have no biases."""
+    model = make()
+    model.get_input_embeddings().weight.data[7] = 0
+    ids = torch.full((2, 20), 7)
+    with torch.no_grad(), share_prefixes(model):
+        found = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    assert torch.equal(found, torch.zeros_like(found))
+
+
 def test_dropout_does_not_fail_the_comparison():
     model = make(attention_dropout=0.5).train()
     with share_prefixes(model):

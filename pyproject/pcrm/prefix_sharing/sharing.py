@@ -316,7 +316,8 @@ class _Sharing:
             plain, shared = plain[mask.bool()], shared[mask.bool()]
         finite = plain.isfinite().all(-1)  # ignore non-finite states, which the model itself produces
         plain, shared = plain[finite].double(), shared[finite].double()
-        apart = max(((shared - plain).norm(dim=-1) / plain.norm(dim=-1)).tolist(), default=0.0)
+        size = plain.norm(dim=-1).clamp(min=torch.finfo(plain.dtype).tiny)  # the state of a token may be 0
+        apart = max(((shared - plain).norm(dim=-1) / size).tolist(), default=0.0)
         units = _UNITS if torch.finfo(dtype).bits >= 32 else _UNITS_OF_HALF
         most = units * torch.finfo(dtype).eps * self._config.num_hidden_layers**0.5
         if not apart <= most:

@@ -25,7 +25,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from ... import _check
 from ..._pretrained import load_model, load_tokenizer
 from ..._printable import printable
-from ...prefix_sharing import enable, why_not
+from ...prefix_sharing import PrefixSharingError, enable, share_prefixes, why_not
 from ..reward_model import identity_of
 from .cached import make_once
 
@@ -146,7 +146,7 @@ def train(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model: Any = load_model(AutoModelForCausalLM, policy, dtype=torch.float32)
-    shares = prefix_sharing and why_not(model) is None
+    shares = prefix_sharing and _can_share(policy, model)
     recipe = dataclasses.asdict(settings) | {
         "policy": identity_of(policy, model.config),
         "prompts": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
@@ -266,8 +266,27 @@ def _run(
     return steps, trainer
 
 
+def _can_share(name: str, model: Any) -> bool:
+    """Whether a model supports prefix sharing. Two equal rows are computed both ways, because no configuration says it all."""
+    if why_not(model) is not None:
+        return False
+    try:
+        with torch.no_grad(), share_prefixes(model):
+            ids = torch.zeros(2, 16, dtype=torch.long)
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except PrefixSharingError as error:
+        warnings.warn(
+            f"{name} is trained without prefix sharing, which is slower: {error}", RuntimeWarning, stacklevel=3
+        )
+        return False
+    return True
+
+
 def _share(model: Any) -> None:
-    """Enable prefix sharing. TRL pads prompts on the left and gives no position ids, which prefix sharing needs."""
+    """Enable prefix sharing. TRL pads prompts on the left and gives no position ids, which prefix sharing needs.
+
+    Learned positions then also count as they do in generation; TRL's own passes count the padding.
+    """
 
     def count(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mask = kwargs.get("attention_mask")
