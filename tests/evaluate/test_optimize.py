@@ -449,25 +449,6 @@ def test_a_policy_that_cannot_share(tmp_path, tiny_policy, prompts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("resumed", [1, 20])
-def test_a_run_goes_on_with_other_checkpoints(tmp_path, tiny_policy, prompts, resumed):
-    """How often a run was saved changes nothing of it."""
-    whole = rl.train(tiny_policy, prompts, gold, gold, tmp_path / "whole", SETTINGS)
-    calls = []
-
-    def counted(asked, answers):
-        calls.append(asked)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return gold(asked, answers)
-
-    with pytest.raises(KeyboardInterrupt):
-        rl.train(tiny_policy, prompts, gold, counted, tmp_path / "run", SETTINGS, checkpoints=20)
-    assert rl.train(tiny_policy, prompts, gold, counted, tmp_path / "run", SETTINGS, checkpoints=resumed) == whole
-    assert len(calls) == 4
-
-
-@pytest.mark.slow
 def test_a_run_goes_on_after_a_kill(tmp_path, tiny, tiny_policy, prompts):
     proxy = RewardModel(tiny)
     whole = rl.train(tiny_policy, prompts, proxy, gold, tmp_path / "whole", SETTINGS)
@@ -483,7 +464,9 @@ def test_a_run_goes_on_after_a_kill(tmp_path, tiny, tiny_policy, prompts):
         rl.train(tiny_policy, prompts, proxy, counted, tmp_path / "killed", SETTINGS)
     # The last checkpoint was not finished: the one before it counts.
     (tmp_path / "killed" / "run" / "checkpoint-2" / "trainer_state.json").write_text("{")
-    assert rl.train(tiny_policy, prompts, proxy, counted, tmp_path / "killed", SETTINGS) == whole
+    # How often a run is saved changes nothing of it.
+    resumed = rl.train(tiny_policy, prompts, proxy, counted, tmp_path / "killed", SETTINGS, checkpoints=1)
+    assert resumed == whole
     assert len(calls) == 5
     for a, b in zip(*(load(tmp_path / run / "policy").values() for run in ("whole", "killed")), strict=True):
         assert torch.equal(a, b)
