@@ -6,8 +6,9 @@
 DATA is the folder of experiments/tldr/run.py. ENCODER is the folder of all-MiniLM-L6-v2, for the cosine prior. MODEL is the
 gold reward model, `final` in the folder of benchmarks/rankings_epoch.py: SmolLM2 with all weights, trained for an epoch on
 all human ratings of the train posts. Without --gold, the command first trains it in DIR/gold, which takes hours. To resume
-an interrupted run, give the same command again. The output is best_of_n.csv, with a row for each run and reading, and the
-tables and figures of docs/experiments-smollm2.md.
+an interrupted run, give the same command again. The output is best_of_n.csv, with a row for each run and reading, the tables
+and figures of docs/experiments-smollm2.md, and best_of_n.npz. It has gold's scores of the answers to each test post, (posts, answers),
+and for each run, CONDITION/METHOD/SEED, the proxy's scores of them (`pools`) and its held-out margins (`held`).
 
 The policy answers each train post four times and each test post 64 times, and the gold model scores all answers. A proxy is
 trained on the comparisons between the four answers, labeled by the sign of the difference in gold scores, as in
@@ -320,6 +321,7 @@ def tables(setup: Setup, results: Path, page: Path) -> None:
     by_pair: Any = SimpleNamespace(prompts=range(len(gold)), pair_post=np.repeat(np.arange(len(gold)), half))
     by_post: Any = SimpleNamespace(prompts=range(len(gold)), pair_post=np.arange(len(gold)))
     rows, parts = [], []
+    scores: dict[str, Any] = {"gold": np.array(gold, np.float32)}
     results.mkdir(parents=True, exist_ok=True)
     for condition in CONDITIONS:
         found: dict[str, list[Read]] = {}
@@ -328,7 +330,10 @@ def tables(setup: Setup, results: Path, page: Path) -> None:
             if not all(file.is_file() for file in files.values()):
                 continue
             for method, file in files.items():
-                epoch = int(np.argmin(np.load(file)["losses"])) + 1
+                kept = np.load(file)
+                epoch = int(np.argmin(kept["losses"])) + 1
+                for what in ("pools", "held"):
+                    scores[f"{condition}/{method}/{seed}/{what}"] = kept[what].astype(np.float32)
                 for one in readings(file, method, gold):
                     found.setdefault(one.name, []).append(one)
                     values = [*measures(one.log_odds), *optimization(one.curves)]
@@ -346,6 +351,7 @@ def tables(setup: Setup, results: Path, page: Path) -> None:
             parts.append(table(condition, shown, less, base=base, columns=which, measure=measure))
         picture = page.with_name(f"{page.stem}-{condition.split('%')[0]}.svg")
         picture.write_text(style.standalone(_figure(condition, curves, setup.sizes.resamples)))
+    np.savez_compressed(results / "best_of_n.npz", **scores)
     with (results / "best_of_n.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["condition", "reading", "seed", "epoch", "temperature", *COLUMNS, *OPTIMIZATION])

@@ -213,6 +213,10 @@ def test_best_of_n(world, tmp_path, monkeypatch):
         for name, value in (("KL", soft.kl), ("proxy", soft.proxy_gain), ("gold", soft.gold_gain)):
             # Between two of 80 coefficients a straight line misses a curve by a thousandth.
             assert float(row[f"{name}, b = 0.5"]) == pytest.approx(value[0, 0], rel=5e-3, abs=1e-4)
+    scores = np.load(whole / "results" / "best_of_n.npz")
+    assert scores["0% flipped/plain/0/pools"].shape == scores["gold"].shape == (len(gold), 4)
+    np.testing.assert_allclose(scores["0% flipped/plain/0/held"], kept["held"], rtol=1e-6)
+    np.testing.assert_allclose(scores["gold"], gold, rtol=1e-6)
     # A temperature changes no order.
     assert rows[0]["gold, best of 4"] == rows[1]["gold, best of 4"] and rows[0]["accuracy"] == rows[1]["accuracy"]
     text = (whole / "results" / "page.md").read_text()
