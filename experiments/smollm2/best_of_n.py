@@ -43,7 +43,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -301,8 +301,7 @@ def columns_of(which: Sequence[str], curves: Floats) -> Floats:
     return optimization(curves)[[OPTIMIZATION.index(name) for name in which]]
 
 
-def readings(file: Path, method: str, gold: Sequence[Floats]) -> list[Read]:
-    kept = np.load(file)
+def readings(kept: Mapping[str, Floats], method: str, gold: Sequence[Floats]) -> list[Read]:
     pools = kept["pools"].astype(np.float64)
     sign = np.concatenate([np.sign(g[0::2] - g[1::2]) for g in gold])
     margins = np.concatenate([row[0::2] - row[1::2] for row in pools]) * sign
@@ -330,11 +329,11 @@ def tables(setup: Setup, results: Path, page: Path) -> None:
             if not all(file.is_file() for file in files.values()):
                 continue
             for method, file in files.items():
-                kept = np.load(file)
+                kept = dict(np.load(file))
                 epoch = int(np.argmin(kept["losses"])) + 1
                 for what in ("pools", "held"):
                     scores[f"{condition}/{method}/{seed}/{what}"] = kept[what].astype(np.float32)
-                for one in readings(file, method, gold):
+                for one in readings(kept, method, gold):
                     found.setdefault(one.name, []).append(one)
                     values = [*measures(one.log_odds), *optimization(one.curves)]
                     numbers = [f"{value:.5f}" for value in (math.exp(one.log_temperature), *values)]
@@ -382,7 +381,7 @@ def _figure(condition: str, curves: dict[str, list[Floats]], resamples: int) -> 
     title = f"Best of n, {condition} labels"
     with style.style():
         return figures.policies(
-            title, title, "", shown, [str(n) for n in COUNTS[: len(next(iter(shown.values()))[0])]]
+            "best-of-n", title, "", shown, [str(n) for n in COUNTS[: len(next(iter(shown.values()))[0])]]
         ).svg
 
 

@@ -121,7 +121,7 @@ def test_answers_are_of_the_models_distribution(world):
 
 
 def test_answers_to_several_posts(world):
-    """Several posts at a time, padded, and each answer is one to its own post."""
+    """Any number of posts, eight in a pass."""
     import models
 
     policy = models.Policy(world / "policy")
@@ -131,6 +131,14 @@ def test_answers_to_several_posts(world):
     assert [len(rows) for rows in found] == [3] * 19 and len(posts) > 2 * models.POSTS_AT_ONCE
     # The answers of a pass do not depend on the others.
     assert found[:8] == policy.sample(posts[:8], 3, (1, 0), 5)
+
+    # With logits this far apart, an answer is the most likely token after each prefix, without padding and without a cache.
+    with torch.no_grad():
+        policy.model.base_model.norm.weight *= 1000
+        for post, rows in zip(posts, policy.answers(posts, 3, (1,), 5), strict=True):
+            ids, start = policy.row(post, rows[0])
+            likely = policy.model(ids[None, :-1]).logits[0, start - 1 :].argmax(-1)
+            assert rows == [likely.tolist()] * 3
 
 
 def run_main_killed(module, arguments, at):
