@@ -222,7 +222,7 @@ def test_prior_of_a_call_that_came_to_nothing(tmp_path, backend):
         with torch.no_grad():
             loss(chosen, rejected, torch.rand(3))
         pcrm_loss(chosen, rejected, delta)
-        with pytest.raises(ValueError, match="delta must have shape"):
+        with pytest.raises(ValueError, match="prior must have shape"):
             loss(chosen, rejected, torch.rand(2))
         pcrm_loss(chosen, rejected, delta)
         loss(chosen, rejected, torch.tensor(0.5))  # one prior for all
