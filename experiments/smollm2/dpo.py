@@ -11,8 +11,8 @@ The implicit reward of a response is beta times the log ratio of policy and refe
 margins of these rewards, and cDPO is the same loss with smoothed labels. PCRM-DPO is the constrained loss with the length
 ratio in the policy's tokens, once with the published curve and once with a curve fitted to the default targets of the
 trainers. A step has all comparisons of some posts; prompts and summaries go through the model once each. Only the top layers
-are trained, for one epoch. A fifth of the train posts is held out for temperatures. The trained policy then answers 51
-test posts.
+are trained, for one epoch, and the states below them are computed once for all runs. A fifth of the train posts is held out
+for temperatures. The trained policy then answers 51 test posts.
 
 Hypotheses, stated before any run:
 1. Accuracy on test pairs is equal, and so is NLL after a temperature.
@@ -30,23 +30,26 @@ import functools
 import itertools
 import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import best_of_n
 import models
 import numpy as np
 import torch
+import torch.nn.functional as F
 from best_of_n import Setup, add_arguments, gold_of, gold_scores, place, posts_of, prompts, setup_of
 from control import COLUMNS, Condition, differences, fitted_now, labels, margins_of, measures, table, temperature
 from methods import METHODS as PUBLISHED
 from methods import Data, plain
-from models import make_each, padded, replace
+from models import make_each, replace
 from numpy.typing import NDArray
 from posts import Posts
 from rl import means
+from safetensors.torch import load_file, save_file
 from tables import replaced
 from tiers import score, train
 from torch import Tensor, nn
@@ -90,21 +93,100 @@ class Sizes:
 SIZES = Sizes()
 
 
-class ImplicitReward(nn.Module):
-    """Implicit rewards (N,) from ids (N, T), their mask, the starts of the responses and their reference log probabilities."""
+class Tree(NamedTuple):
+    """A prompt and its responses as one sequence. Each response attends to the prompt and to itself.
 
-    def __init__(self, folder: Path, layers: int, beta: float) -> None:
+    Attributes:
+        ids: The prompt, then each response without its last token, (T,).
+        positions: The position of each token in its own row, (1, T).
+        mask: What each token attends to, (1, 1, T, T).
+        predicted_at: Where each response token is predicted, (R,).
+        targets: The response tokens, (R,).
+        response: The response of each of them, (R,).
+    """
+
+    ids: Tensor
+    positions: Tensor
+    mask: Tensor
+    predicted_at: Tensor
+    targets: Tensor
+    response: Tensor
+
+
+def tree_of(prompt: Tensor, responses: Sequence[Sequence[int]]) -> Tree:
+    n, lengths = len(prompt), torch.tensor([len(row) for row in responses])
+    inputs = [torch.tensor(row[:-1], dtype=torch.long) for row in responses]
+    owner = torch.cat([torch.full((n,), -1), torch.arange(len(responses)).repeat_interleave(lengths - 1)])
+    positions = torch.cat([torch.arange(n), *(n + torch.arange(len(row)) for row in inputs)])
+    mask = ((owner == -1) | (owner == owner[:, None])).tril()
+    begins = n + torch.cumsum(lengths - 1, 0) - (lengths - 1)
+    # The last token of the prompt predicts the first token of every response.
+    places = [
+        torch.cat([torch.tensor([n - 1]), begin + torch.arange(len(row))])
+        for begin, row in zip(begins.tolist(), inputs, strict=True)
+    ]
+    return Tree(
+        torch.cat([prompt, *inputs]),
+        positions[None],
+        mask[None, None],
+        torch.cat(places),
+        torch.cat([torch.tensor(row) for row in responses]),
+        torch.arange(len(responses)).repeat_interleave(lengths),
+    )
+
+
+def below(model: Any, layers: int, tree: Tree) -> Tensor:
+    """The states below the top layers, (1, T, width)."""
+    base = model.base_model
+    return _through(base, base.layers[: len(base.layers) - layers], base.embed_tokens(tree.ids[None]), tree)
+
+
+def log_probabilities(model: Any, layers: int, states: Tensor, tree: Tree) -> Tensor:
+    """The log probability of each response, summed over tokens, from the states below the top layers."""
+    base = model.base_model
+    hidden = base.norm(_through(base, base.layers[len(base.layers) - layers :], states, tree))
+    losses = F.cross_entropy(model.lm_head(hidden[0, tree.predicted_at]), tree.targets, reduction="none")
+    return torch.zeros(int(tree.response[-1]) + 1).index_add(0, tree.response, -losses)
+
+
+def _through(base: Any, layers: Iterable[nn.Module], states: Tensor, tree: Tree) -> Tensor:
+    positions = base.rotary_emb(states, tree.positions)
+    for layer in layers:
+        states = layer(states, attention_mask=tree.mask, position_embeddings=positions)
+    return states
+
+
+class ImplicitReward(nn.Module):
+    """Implicit rewards, beta times the log ratio of policy and reference, of summaries given by their indices, (N,) -> (N,).
+
+    Args:
+        folder: The policy before training, which is the reference.
+        layers: Number of top layers to train.
+        beta: Scale of the rewards.
+        files: What `lower_states` kept of each post. The indices count all summaries of the first post, then of the next.
+    """
+
+    def __init__(self, folder: Path, layers: int, beta: float, files: Sequence[Path]) -> None:
         super().__init__()
         self.policy = models.Policy(folder)
-        self.model, self.beta = self.policy.model, beta
+        self.model, self.layers, self.beta, self.files = self.policy.model, layers, beta, files
         self.model.requires_grad_(False)
         for part in (*self.model.base_model.layers[-layers:], self.model.base_model.norm):
             part.requires_grad_(True)
+        sizes = [len(load_file(file)["reference"]) for file in files]
+        self.ends = np.cumsum(sizes)
 
-    def forward(self, ids: Tensor, mask: Tensor, starts: Tensor, reference: Tensor) -> Tensor:
-        longest = int(mask.sum(1).max())
-        found = models.log_probabilities(self.model, ids[:, :longest], mask[:, :longest], starts)
-        return self.beta * (found - reference)
+    def forward(self, which: Tensor) -> Tensor:
+        posts = np.searchsorted(self.ends, which.numpy(), side="right")
+        found = {p: self._of_post(p) for p in dict.fromkeys(posts.tolist())}
+        # From the end, so that the first post needs no special case.
+        return torch.stack([found[p][i - self.ends[p]] for p, i in zip(posts.tolist(), which.tolist(), strict=True)])
+
+    def _of_post(self, p: int) -> Tensor:
+        kept = load_file(self.files[p])
+        tree = Tree(*(kept[name] for name in Tree._fields))
+        found = log_probabilities(self.model, self.layers, kept["states"], tree)
+        return self.beta * (found - kept["reference"])
 
 
 def rated(setup: Setup, split: str) -> Posts:
@@ -122,29 +204,34 @@ def rated(setup: Setup, split: str) -> Posts:
     )
 
 
-def reference_of(setup: Setup, split: str, i: int, file: Path) -> None:
-    """The log probabilities of a post's summaries under the policy before training."""
+@torch.inference_mode()
+def lower_states(setup: Setup, layers: int, split: str, i: int, file: Path) -> None:
+    """Keep what training needs of a post: its summaries as a tree, their states, and their reference log probabilities."""
     posts, policy = rated(setup, split), models.policy(setup.policy)
     texts = posts.responses[posts.offsets[i] : posts.offsets[i + 1]]
-    found = policy.log_probabilities(posts.prompts[i], [policy.summary(text) for text in texts])
-    replace(file, lambda partial: np.save(partial, found))
+    tree = policy_tree(policy, posts.prompts[i], [policy.summary(text) for text in texts])
+    states = below(policy.model, layers, tree)
+    reference = log_probabilities(policy.model, layers, states, tree)
+    kept = tree._asdict() | {"states": states, "reference": reference}
+    replace(file, lambda partial: save_file({k: v.contiguous() for k, v in kept.items()}, partial))
 
 
-@functools.cache
-def inputs_of(setup: Setup, split: str) -> tuple[Tensor, ...]:
-    """The inputs of `ImplicitReward` for each summary."""
-    posts, policy = rated(setup, split), models.policy(setup.policy)
-    pairs = [
-        policy.row(posts.prompts[p], policy.summary(text)) for p, text in zip(posts.post, posts.responses, strict=True)
-    ]
-    rows, starts = zip(*pairs, strict=True)
-    ids, mask = padded(rows, policy.tokenizer.pad_token_id)
-    found = [np.load(reference_file(setup, split, i)) for i in range(len(posts.prompts))]
-    return ids, mask, torch.tensor(starts), torch.from_numpy(np.concatenate(found)).float()
+def policy_tree(policy: models.Policy, post: str, responses: Sequence[Sequence[int]]) -> Tree:
+    row, n = policy.row(post, responses[0])
+    return tree_of(row[:n], responses)
 
 
-def reference_file(setup: Setup, split: str, i: int) -> Path:
-    return setup.out / "reference" / split / f"{i:04}.npy"
+@torch.inference_mode()
+def kl(model: ImplicitReward, reference: models.Policy, post: str, responses: Sequence[Sequence[int]]) -> list[float]:
+    """The log ratio of policy and reference of each response. They share the states below the trained layers."""
+    tree = policy_tree(reference, post, responses)
+    states = below(reference.model, model.layers, tree)
+    after, before = (log_probabilities(m, model.layers, states, tree) for m in (model.model, reference.model))
+    return (after - before).tolist()
+
+
+def files_of(setup: Setup, split: str) -> list[Path]:
+    return [setup.out / "reference" / split / f"{i:04}.safetensors" for i in range(len(prompts(setup, split)))]
 
 
 @functools.cache
@@ -158,8 +245,11 @@ def data_of(setup: Setup) -> Data:
 def run(setup: Setup, sizes: Sizes, method: str, seed: int, file: Path) -> None:
     """Train a policy; keep its implicit rewards of the human-rated summaries, and its answers with their measurements."""
     drawn = labels(data_of(setup), Condition(), seed)
-    inputs, test_inputs = inputs_of(setup, "train"), inputs_of(setup, "test")
-    model = ImplicitReward(setup.policy, sizes.layers, sizes.beta)
+    model = ImplicitReward(
+        setup.policy, sizes.layers, sizes.beta, [file for split in ("train", "test") for file in files_of(setup, split)]
+    )
+    n, m = (len(rated(setup, split).responses) for split in ("train", "test"))
+    inputs, test_inputs = (torch.arange(n),), (torch.arange(n, n + m),)
     train(
         model,
         inputs,
@@ -178,10 +268,9 @@ def run(setup: Setup, sizes: Sizes, method: str, seed: int, file: Path) -> None:
     answers = policy.answers(posts, sizes.answers, (3, seed), setup.sizes.new_tokens)
     for post, ids in zip(posts, answers, strict=True):
         texts = [policy.response(row) for row in ids]
-        ratio = policy.log_probabilities(post, ids) - reference.log_probabilities(post, ids)
         scores = gold([post] * len(texts), texts).tolist()
         tokens = [len(row) for row in ids]
-        rows.append({"texts": texts, "tokens": tokens, "kl": ratio.tolist(), "gold": scores})
+        rows.append({"texts": texts, "tokens": tokens, "kl": kl(model, reference, post, ids), "gold": scores})
     kept = {"held": held.tolist(), "rewards": of_test.tolist(), "posts": rows}
     replace(file, lambda partial: partial.write_text(json.dumps(kept)))
 
@@ -255,9 +344,8 @@ def main() -> None:
             wanted = [(setup, "test", i, place(setup, what, "test", i)) for i in n]
             make_each(of_post, wanted, arguments.jobs, f"{what}, test")
         for split in ("train", "test"):
-            n = range(len(prompts(setup, split)))
-            wanted = [(setup, split, i, reference_file(setup, split, i)) for i in n]
-            make_each(reference_of, wanted, arguments.jobs, f"reference, {split}")
+            wanted = [(setup, sizes.layers, split, i, file) for i, file in enumerate(files_of(setup, split))]
+            make_each(lower_states, wanted, arguments.jobs, f"reference, {split}")
         runs = [
             (setup, sizes, method, seed, file_of(setup, method, seed))
             for seed, method in itertools.product(range(sizes.seeds), METHODS)

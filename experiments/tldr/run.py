@@ -74,9 +74,11 @@ def inputs_of(data: Path, split: str, tier: str, model: str) -> tuple[torch.Tens
     return (embeddings(posts, model),) if tier == "A" else states(posts, model, CACHE)
 
 
-def model_of(tier: str, model: str, inputs: tuple[torch.Tensor, ...], seed: int) -> torch.nn.Module:
+def model_of(
+    tier: str, model: str, inputs: tuple[torch.Tensor, ...], seed: int, dtype: torch.dtype | None = None
+) -> torch.nn.Module:
     torch.manual_seed(seed)
-    return Head(inputs[0].shape[1]) if tier == "A" else TopLayers(model)
+    return Head(inputs[0].shape[1]) if tier == "A" else TopLayers(model, dtype)
 
 
 def trained(data: Path, model: str, tier: str, make: Make, seed: int) -> NDArray[np.float32]:

@@ -38,13 +38,14 @@ class TopLayers(nn.Module):
     """Tier B: the layers of a BERT encoder that lie above the frozen ones, then a linear head on [CLS].
 
     (N, T, width) states and their (N, T) mask -> (N,) rewards in float32. The layers compute in
-    the dtype of the states, with float32 master weights. The last layer computes only [CLS],
+    `dtype`, by default that of the states, with float32 master weights. The last layer computes only [CLS],
     because nothing else is used. Attention is written out, because the backward pass of torch's
     fused attention takes twice as long on a CPU.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, dtype: torch.dtype | None = None) -> None:
         super().__init__()
+        self.dtype = dtype
         encoder: Any = AutoModel.from_pretrained(
             model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
@@ -59,6 +60,7 @@ class TopLayers(nn.Module):
 
     def hidden(self, states: Tensor, mask: Tensor) -> Tensor:
         """The last layer's state of [CLS], (N, width)."""
+        states = states.to(self.dtype or states.dtype)
         away = torch.zeros(mask.shape, dtype=states.dtype).masked_fill(~mask, -math.inf)[:, None, None, :]
         for layer in self.layers[:-1]:
             states = self._layer(layer, states, states, away)
