@@ -61,6 +61,12 @@ def test_top_layers_are_the_encoders(data):
                 torch.nn.functional.pad(want.hidden_states[4], (0, 0, 0, 3)), torch.arange(width + 3)[None] < width
             )
         torch.testing.assert_close(got, want.last_hidden_state[:, 0], rtol=0, atol=1e-5)
+    # The layers compute in the dtype that was asked for, whatever the dtype of the states.
+    some_states, mask = found["states"][:2], found["mask"][:2]
+    with torch.no_grad():
+        want = model.hidden(some_states.float(), mask)
+        assert torch.equal(tiers.TopLayers(MODEL, torch.float32).eval().hidden(some_states, mask), want)
+        assert not torch.equal(model.hidden(some_states, mask).float(), want)
 
 
 def test_training_sees_each_pair_once_an_epoch(data):
