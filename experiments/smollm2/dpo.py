@@ -275,7 +275,7 @@ def run(setup: Setup, sizes: Sizes, method: str, seed: int, file: Path) -> None:
     replace(file, lambda partial: partial.write_text(json.dumps(kept)))
 
 
-POLICY_COLUMNS = ("KL", "log ratio of chosen", "log ratio of rejected", "tokens", "tokens gained", "gold gain")
+POLICY_COLUMNS = ("KL", "log ratio of chosen", "log ratio of rejected", "tokens gained", "gold gain")
 
 
 def columns_of(setup: Setup, sizes: Sizes, kept: dict[str, Any]) -> Floats:
@@ -286,10 +286,9 @@ def columns_of(setup: Setup, sizes: Sizes, kept: dict[str, Any]) -> Floats:
     for i, (of_post, gold) in enumerate(zip(kept["posts"], gold_scores(setup, "test")[:n], strict=True)):
         before = json.loads(place(setup, "samples", "test", i).read_text())["ids"]
         pairs = ratios[posts.pairs[posts.pair_post == i]]
-        tokens = float(np.mean(of_post["tokens"]))
-        gained = tokens - np.mean([len(row) for row in before])
+        gained = np.mean(of_post["tokens"]) - np.mean([len(row) for row in before])
         chosen, rejected = pairs.mean(0) if len(pairs) else (np.nan, np.nan)
-        rows.append([np.mean(of_post["kl"]), chosen, rejected, tokens, gained, np.mean(of_post["gold"]) - gold.mean()])
+        rows.append([np.mean(of_post["kl"]), chosen, rejected, gained, np.mean(of_post["gold"]) - gold.mean()])
     return np.array(rows)
 
 

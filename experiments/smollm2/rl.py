@@ -72,7 +72,6 @@ class Sizes:
         post_tokens: Longer train posts are left out, because reading them takes most of a step. 38 are left.
         test_posts, answers: The first test posts, and the answers to each of them.
         seeds: At most as many as in best_of_n.py.
-        window: Steps per point of the figure.
     """
 
     steps: int = 24
@@ -85,7 +84,6 @@ class Sizes:
     test_posts: int = 51
     answers: int = 8
     seeds: int = 2
-    window: int = 4
     resamples: int = 1000
 
 
@@ -210,7 +208,7 @@ def trained(setup: Setup, sizes: Sizes, reward: str, seed: int, file: Path) -> N
     shutil.rmtree(work)  # half a gigabyte that nothing reads again
 
 
-COLUMNS = ("gold gain", "proxy gain, sd", "KL", "tokens", "tokens gained", "proxy with length", "gold with length")
+COLUMNS = ("gold gain", "proxy gain, sd", "KL", "tokens gained", "proxy with length", "gold with length")
 
 
 def columns_of(setup: Setup, sizes: Sizes, reward: str, seed: int, kept: dict[str, Any]) -> Floats:
@@ -222,14 +220,12 @@ def columns_of(setup: Setup, sizes: Sizes, reward: str, seed: int, kept: dict[st
     for i, (of_post, pool, gold) in enumerate(zip(kept["posts"], pools, gold_scores(setup, "test")[:n], strict=True)):
         before = json.loads(best_of_n.place(setup, "samples", "test", i).read_text())["ids"]
         proxy, after, tokens = (np.array(of_post[key], np.float64) for key in ("proxy", "gold", "tokens"))
-        length = float(tokens.mean())
         rows.append(
             [
                 after.mean() - gold.mean(),
                 (proxy.mean() - pool.mean()) / sd,
                 np.mean(of_post["kl"]),
-                length,
-                length - np.mean([len(row) for row in before]),
+                tokens.mean() - np.mean([len(row) for row in before]),
                 statistics.spearman(proxy, tokens),
                 statistics.spearman(after, tokens),
             ]
@@ -247,7 +243,6 @@ def means(of_posts: Floats) -> Floats:
 def tables(setup: Setup, sizes: Sizes, results: Path, page: Path) -> None:
     rows, steps, parts = [], [], []
     found: dict[str, list[Floats]] = {}
-    curves: dict[str, list[Floats]] = {}
     for seed in range(sizes.seeds):
         files = {reward: place(setup, reward, seed) for reward in REWARDS}
         if not all(file.is_file() for file in files.values()):
@@ -258,8 +253,6 @@ def tables(setup: Setup, sizes: Sizes, results: Path, page: Path) -> None:
             found.setdefault(reward, []).append(of_posts)
             rows.append([reward, seed, *(f"{value:.5f}" for value in means(of_posts))])
             steps += [{"reward": reward, "seed": seed} | step for step in kept["steps"]]
-            curve = [[step[key] for key in ("kl", "proxy_mean", "gold_mean")] for step in kept["steps"]]
-            curves.setdefault(reward, []).append(np.array(curve))
     results.mkdir(parents=True, exist_ok=True)
     with (results / "rl.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -276,28 +269,35 @@ def tables(setup: Setup, sizes: Sizes, results: Path, page: Path) -> None:
         how: dict[str, Any] = {"base": base, "measure": means}
         less = differences(posts, found, sizes.resamples, **how)
         parts.append(table(f"{sizes.steps} steps", found, less, columns=COLUMNS, **how))
-    lead = spread(gold_scores(setup, "test"))
+    gold, kl = (np.array([float(row[2 + COLUMNS.index(name)]) for row in rows]) for name in ("gold gain", "KL"))
+    together = (
+        f"Over the {len(rows)} runs, Spearman's correlation of gold gain and KL is {statistics.spearman(gold, kl):.2f}."
+    )
+    lead = f"{spread(gold_scores(setup, 'test'))} {together}"
     page.write_text(replaced(page.read_text(), "RL", "\n\n".join([lead, *parts])))
-    page.with_name(f"{page.stem}-rl.svg").write_text(style.standalone(_figure(curves, sizes.window)))
+    page.with_name(f"{page.stem}-rl.svg").write_text(style.standalone(_figure(found)))
 
 
-def _figure(curves: dict[str, list[Floats]], window: int) -> str:
-    """Plot gold and proxy over KL, one point per window of steps. Intervals are over steps and seeds."""
-    shown, labels = {}, []
-    for reward, runs in curves.items():
-        steps = np.stack(runs)  # (seeds, steps, 3)
-        steps = steps - np.array([0.0, *steps[:, 0, 1:].mean(0)])
-        points = []
-        for begin in range(0, steps.shape[1] - window + 1, window):
-            part = steps[:, begin : begin + window].reshape(-1, 3)
-            value, half = part.mean(0), 1.96 * part.std(0, ddof=1) / math.sqrt(len(part))
-            points.append(np.stack([value, value - half, value + half], 1))
-        kl, proxy, gold = np.stack(points).transpose(1, 0, 2)
-        shown[reward] = np.maximum(kl, 0), proxy, gold
-        labels = [str((k + 1) * window) for k in range(len(points))]
-    title = "RLOO: gain over the first step"
+def _figure(found: dict[str, list[Floats]]) -> str:
+    """Plot what each run gained over its KL, with 95% intervals over test posts."""
+    order, title = list(found), "RLOO: gains of each run over its KL divergence"
+    gold, proxy, kl = (COLUMNS.index(name) for name in ("gold gain", "proxy gain, sd", "KL"))
     with style.style():
-        return figures.policies("rl", title, "", shown, labels).svg
+        figure, axes = style.figure(1, 3.1, 1, 2)
+        for ax, column, label in zip(axes, (proxy, gold), ("proxy reward, sd", "gold reward"), strict=True):
+            ax.axhline(0, color=style.MUTED, linewidth=0.8, zorder=1)
+            for i, runs in enumerate(found.values()):
+                for of_posts in runs:
+                    x, y = of_posts[:, kl], of_posts[:, column]
+                    half = [1.96 * v.std(ddof=1) / math.sqrt(len(v)) for v in (x, y)]
+                    ax.errorbar(
+                        x.mean(), y.mean(), half[1], half[0], fmt="o", color=style.color(i), markersize=5, linewidth=0.8
+                    )
+            ax.set_xlim(0)
+            ax.set_xlabel("KL divergence from the reference policy, nats")
+            ax.set_ylabel(f"gain in {label}")
+        figures.legend(figure, order, order)
+        return style.svg(figure, "rl", title)
 
 
 def place(setup: Setup, reward: str, seed: int) -> Path:

@@ -27,7 +27,6 @@ def make_small():
         test_posts=4,
         answers=10,
         seeds=1,
-        window=2,
         resamples=20,
     )
     rl.REWARDS = {name: kind for name, kind in rl.REWARDS.items() if kind.method == "plain"}
