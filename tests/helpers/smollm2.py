@@ -30,7 +30,7 @@ def make_small():
         resamples=20,
     )
     rl.REWARDS = {name: kind for name, kind in rl.REWARDS.items() if kind.method == "plain"}
-    dpo.SIZES = dpo.Sizes(layers=2, learning_rate=1e-3, test_posts=4, answers=3, seeds=2, resamples=20)
+    dpo.SIZES = dpo.Sizes(layers=2, learning_rates=(1e-3, 1e-4), test_posts=4, answers=3, seeds=2, resamples=20)
     dpo.METHODS = {name: dpo.METHODS[name] for name in ("DPO", "PCRM-DPO, fitted")}
     return best_of_n, rl, dpo
 

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 import json
 import shutil
 import sys
@@ -310,7 +311,7 @@ def test_dpo(world, made, tmp_path, monkeypatch):
     called(dpo, arguments_of(world, whole), monkeypatch)
     # As if it had been killed in the second run: the same bits.
     before = bits(whole)
-    for name in ("reference/test/0004.safetensors", "dpo/PCRM-DPO_fitted-0.json", "dpo/DPO-1.json"):
+    for name in ("reference/test/0004.safetensors", "dpo/0.001-PCRM-DPO_fitted-0.json", "dpo/0.0001-DPO-1.json"):
         (whole / name).unlink()
     called(dpo, arguments_of(world, whole), monkeypatch)
     assert bits(whole) == before
@@ -318,16 +319,21 @@ def test_dpo(world, made, tmp_path, monkeypatch):
     with (whole / "results" / "dpo.csv").open() as file:
         rows = list(csv.DictReader(file))
     readings = [f"{m}{r}" for m in ("DPO", "PCRM-DPO, fitted") for r in ("", " + temperature")]
-    assert [(row["seed"], row["reading"]) for row in rows] == [(s, r) for s in "01" for r in readings]
+    assert [(row["learning_rate"], row["seed"], row["reading"]) for row in rows] == list(
+        itertools.product(("0.001", "0.0001"), "01", readings)
+    )
     setup = best_of_n.Setup(world / "data", whole, world / "gold", best_of_n.SIZES)
-    posts, kept = dpo.rated(setup, "test"), json.loads((whole / "dpo" / "DPO-0.json").read_text())
+    posts, kept = dpo.rated(setup, "test"), json.loads((whole / "dpo" / "0.001-DPO-0.json").read_text())
     rewards = np.array(kept["rewards"])
     margins = rewards[posts.pairs[:, 0]] - rewards[posts.pairs[:, 1]]
     assert float(rows[0]["accuracy"]) == pytest.approx(np.mean(margins > 0), abs=1e-5)
     assert float(rows[0]["NLL"]) == pytest.approx(np.logaddexp(0, -margins).mean(), abs=1e-5)
     assert rewards.std() > 1e-3
+    assert float(rows[0]["margin, sd"]) == pytest.approx(margins.std(), abs=1e-5)
+    # A lower rate learns less.
+    assert 0 < float(rows[8]["margin, sd"]) < 0.5 * float(rows[0]["margin, sd"])
     text = (whole / "results" / "page.md").read_text()
-    assert "| DPO + temperature |" in text and "| test posts, 2 seeds | KL |" in text
+    assert "| DPO + temperature |" in text and "| learning rate 0.0001, test posts, 2 seeds | KL |" in text
 
     # Before training all rewards are 0; beta times the difference of log probabilities after a change.
     model = dpo.ImplicitReward(setup.policy, dpo.SIZES.layers, 0.5, dpo.files_of(setup, "test")).eval()
