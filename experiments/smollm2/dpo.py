@@ -51,6 +51,7 @@ from models import make_each, replace
 from numpy.typing import NDArray
 from posts import Posts
 from rl import means
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tables import replaced
 from tiers import score, train
@@ -175,8 +176,7 @@ class ImplicitReward(nn.Module):
         self.model.requires_grad_(False)
         for part in (*self.model.base_model.layers[-layers:], self.model.base_model.norm):
             part.requires_grad_(True)
-        sizes = [len(load_file(file)["reference"]) for file in files]
-        self.ends = np.cumsum(sizes)
+        self.ends = np.cumsum([_summaries(file) for file in files])
 
     def forward(self, which: Tensor) -> Tensor:
         posts = np.searchsorted(self.ends, which.numpy(), side="right")
@@ -189,6 +189,12 @@ class ImplicitReward(nn.Module):
         tree = Tree(*(kept[name] for name in Tree._fields))
         found = log_probabilities(self.model, self.layers, kept["states"], tree)
         return self.beta * (found - kept["reference"])
+
+
+def _summaries(file: Path) -> int:
+    """The number of summaries of a post, without reading its states."""
+    with safe_open(file, "pt") as kept:
+        return kept.get_slice("reference").get_shape()[0]
 
 
 def rated(setup: Setup, split: str) -> Posts:
@@ -316,7 +322,7 @@ def tables(setup: Setup, sizes: Sizes, results: Path, page: Path) -> None:
                     values = (math.exp(log_t), *pair_measures(margins), *means(of_posts))
                     rows.append([f"{rate:g}", f"{method}{suffix}", seed, *(f"{value:.5f}" for value in values)])
         if found:
-            parts += [*_tables(f"learning rate {rate:g}", posts, odds, found, sizes.resamples)]
+            parts += _tables(f"learning rate {rate:g}", posts, odds, found, sizes.resamples)
     results.mkdir(parents=True, exist_ok=True)
     with (results / "dpo.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

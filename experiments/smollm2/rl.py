@@ -269,10 +269,10 @@ def tables(setup: Setup, sizes: Sizes, results: Path, page: Path) -> None:
         how: dict[str, Any] = {"base": base, "measure": means}
         less = differences(posts, found, sizes.resamples, **how)
         parts.append(table(f"{sizes.steps} steps", found, less, columns=COLUMNS, **how))
-    gold, kl = (np.array([float(row[2 + COLUMNS.index(name)]) for row in rows]) for name in ("gold gain", "KL"))
-    together = (
-        f"Over the {len(rows)} runs, Spearman's correlation of gold gain and KL is {statistics.spearman(gold, kl):.2f}."
-    )
+    by_run = np.array([means(of_posts) for runs in found.values() for of_posts in runs])
+    gold, kl = (by_run[:, COLUMNS.index(name)] for name in ("gold gain", "KL"))
+    correlation = statistics.spearman(gold, kl)
+    together = f"Over the {len(by_run)} runs, Spearman's correlation of gold gain and KL is {correlation:.2f}."
     lead = f"{spread(gold_scores(setup, 'test'))} {together}"
     page.write_text(replaced(page.read_text(), "RL", "\n\n".join([lead, *parts])))
     page.with_name(f"{page.stem}-rl.svg").write_text(style.standalone(_figure(found)))
