@@ -42,13 +42,13 @@ import best_of_n
 import models
 import numpy as np
 import torch
-import torch.nn.functional as F
 from best_of_n import Setup, add_arguments, gold_of, gold_scores, place, posts_of, prompts, setup_of
 from control import COLUMNS, Condition, differences, fitted_now, labels, margins_of, measures, table, temperature
 from methods import METHODS as PUBLISHED
 from methods import Data, plain
-from models import make_each, replace
+from models import make_each, padded, replace
 from numpy.typing import NDArray
+from pcrm.prefix_sharing.plan import pack
 from posts import Posts
 from rl import means
 from safetensors import safe_open
@@ -96,66 +96,47 @@ class Sizes:
 SIZES = Sizes()
 
 
-class Tree(NamedTuple):
-    """A prompt and its responses as one sequence. Each response attends to the prompt and to itself.
+class Summaries(NamedTuple):
+    """The responses to a post, each after its prompt, and the packed sequence that has the prompt once.
 
     Attributes:
-        ids: The prompt, then each response without its last token, (T,).
-        positions: The position of each token in its own row, (1, T).
-        mask: What each token attends to, (1, 1, T, T).
-        predicted_at: Where each response token is predicted, (R,).
-        targets: The response tokens, (R,).
-        response: The response of each of them, (R,).
+        ids, lengths, starts: The rows (N, T), their lengths and where their responses begin, (N,).
+        positions, ends, gather: Of the packed sequence, as in `pcrm.prefix_sharing.plan.Packed`.
+        states: The states of the packed sequence below the trained layers, (1, W, width).
     """
 
     ids: Tensor
+    lengths: Tensor
+    starts: Tensor
     positions: Tensor
-    mask: Tensor
-    predicted_at: Tensor
-    targets: Tensor
-    response: Tensor
+    ends: Tensor
+    gather: Tensor
+    states: Tensor
 
 
-def tree_of(prompt: Tensor, responses: Sequence[Sequence[int]]) -> Tree:
-    n, lengths = len(prompt), torch.tensor([len(row) for row in responses])
-    inputs = [torch.tensor(row[:-1], dtype=torch.long) for row in responses]
-    owner = torch.cat([torch.full((n,), -1), torch.arange(len(responses)).repeat_interleave(lengths - 1)])
-    positions = torch.cat([torch.arange(n), *(n + torch.arange(len(row)) for row in inputs)])
-    mask = ((owner == -1) | (owner == owner[:, None])).tril()
-    begins = n + torch.cumsum(lengths - 1, 0) - (lengths - 1)
-    # The last token of the prompt predicts the first token of every response.
-    places = [
-        torch.cat([torch.tensor([n - 1]), begin + torch.arange(len(row))])
-        for begin, row in zip(begins.tolist(), inputs, strict=True)
-    ]
-    return Tree(
-        torch.cat([prompt, *inputs]),
-        positions[None],
-        mask[None, None],
-        torch.cat(places),
-        torch.cat([torch.tensor(row) for row in responses]),
-        torch.arange(len(responses)).repeat_interleave(lengths),
-    )
+def summaries_of(policy: models.Policy, layers: int, post: str, responses: Sequence[Sequence[int]]) -> Summaries:
+    rows, starts = zip(*(policy.row(post, ids) for ids in responses), strict=True)
+    ids, mask = padded(rows, policy.tokenizer.pad_token_id)
+    packed, base = pack(ids, mask.sum(1)), policy.model.base_model
+    below = base.layers[: len(base.layers) - layers]
+    states = _through(base, below, base.embed_tokens(packed.ids), packed.positions, packed.ends)
+    return Summaries(ids, mask.sum(1), torch.tensor(starts), packed.positions, packed.ends, packed.gather, states)
 
 
-def below(model: Any, layers: int, tree: Tree) -> Tensor:
-    """The states below the top layers, (1, T, width)."""
+def log_probabilities(model: Any, layers: int, of: Summaries) -> Tensor:
+    """The log probability of each response, summed over tokens, (N,)."""
     base = model.base_model
-    return _through(base, base.layers[: len(base.layers) - layers], base.embed_tokens(tree.ids[None]), tree)
+    above = base.layers[len(base.layers) - layers :]
+    hidden = base.norm(_through(base, above, of.states, of.positions, of.ends))
+    return models.log_probabilities_of(model, hidden.flatten(0, 1)[of.gather], of.ids, of.lengths, of.starts)
 
 
-def log_probabilities(model: Any, layers: int, states: Tensor, tree: Tree) -> Tensor:
-    """The log probability of each response, summed over tokens, from the states below the top layers."""
-    base = model.base_model
-    hidden = base.norm(_through(base, base.layers[len(base.layers) - layers :], states, tree))
-    losses = F.cross_entropy(model.lm_head(hidden[0, tree.predicted_at]), tree.targets, reduction="none")
-    return torch.zeros(int(tree.response[-1]) + 1).index_add(0, tree.response, -losses)
-
-
-def _through(base: Any, layers: Iterable[nn.Module], states: Tensor, tree: Tree) -> Tensor:
-    positions = base.rotary_emb(states, tree.positions)
+def _through(base: Any, layers: Iterable[nn.Module], states: Tensor, positions: Tensor, ends: Tensor) -> Tensor:
+    at = torch.arange(states.shape[1])
+    mask = (at <= at[:, None]) & (at[:, None] < ends[:, None, None, :])
+    turned = base.rotary_emb(states, positions)
     for layer in layers:
-        states = layer(states, attention_mask=tree.mask, position_embeddings=positions)
+        states = layer(states, attention_mask=mask, position_embeddings=turned)
     return states
 
 
@@ -186,9 +167,8 @@ class ImplicitReward(nn.Module):
 
     def _of_post(self, p: int) -> Tensor:
         kept = load_file(self.files[p])
-        tree = Tree(*(kept[name] for name in Tree._fields))
-        found = log_probabilities(self.model, self.layers, kept["states"], tree)
-        return self.beta * (found - kept["reference"])
+        reference = kept.pop("reference")
+        return self.beta * (log_probabilities(self.model, self.layers, Summaries(**kept)) - reference)
 
 
 def _summaries(file: Path) -> int:
@@ -214,27 +194,19 @@ def rated(setup: Setup, split: str) -> Posts:
 
 @torch.inference_mode()
 def lower_states(setup: Setup, layers: int, split: str, i: int, file: Path) -> None:
-    """Keep what training needs of a post: its summaries as a tree, their states, and their reference log probabilities."""
+    """Keep the summaries of a post, with their log probabilities under the policy before training."""
     posts, policy = rated(setup, split), models.policy(setup.policy)
     texts = posts.responses[posts.offsets[i] : posts.offsets[i + 1]]
-    tree = policy_tree(policy, posts.prompts[i], [policy.summary(text) for text in texts])
-    states = below(policy.model, layers, tree)
-    reference = log_probabilities(policy.model, layers, states, tree)
-    kept = tree._asdict() | {"states": states, "reference": reference}
+    found = summaries_of(policy, layers, posts.prompts[i], [policy.summary(text) for text in texts])
+    kept = found._asdict() | {"reference": log_probabilities(policy.model, layers, found)}
     replace(file, lambda partial: save_file({k: v.contiguous() for k, v in kept.items()}, partial))
-
-
-def policy_tree(policy: models.Policy, post: str, responses: Sequence[Sequence[int]]) -> Tree:
-    row, n = policy.row(post, responses[0])
-    return tree_of(row[:n], responses)
 
 
 @torch.inference_mode()
 def kl(model: ImplicitReward, reference: models.Policy, post: str, responses: Sequence[Sequence[int]]) -> list[float]:
     """The log ratio of policy and reference of each response. They share the states below the trained layers."""
-    tree = policy_tree(reference, post, responses)
-    states = below(reference.model, model.layers, tree)
-    after, before = (log_probabilities(m, model.layers, states, tree) for m in (model.model, reference.model))
+    found = summaries_of(reference, model.layers, post, responses)
+    after, before = (log_probabilities(m, model.layers, found) for m in (model.model, reference.model))
     return (after - before).tolist()
 
 

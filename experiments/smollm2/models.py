@@ -211,10 +211,15 @@ class Policy:
 
 
 def log_probabilities(model: Any, ids: Tensor, mask: Tensor, starts: Tensor) -> Tensor:
-    """The log probability of each row from its start on, summed over tokens, (N,). Other tokens skip the language-model head."""
+    """The log probability of each row from its start on, summed over tokens, (N,)."""
     hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    return log_probabilities_of(model, hidden, ids, mask.sum(1), starts)
+
+
+def log_probabilities_of(model: Any, hidden: Tensor, ids: Tensor, lengths: Tensor, starts: Tensor) -> Tensor:
+    """`log_probabilities` from the last hidden states (N, T, width). Other tokens skip the language-model head."""
     found = []
-    for row, states, start, end in zip(ids, hidden, starts.tolist(), mask.sum(1).tolist(), strict=True):
+    for row, states, start, end in zip(ids, hidden, starts.tolist(), lengths.tolist(), strict=True):
         logits = model.lm_head(states[start - 1 : end - 1])
         found.append(-F.cross_entropy(logits, row[start:end], reduction="sum"))
     return torch.stack(found)
